@@ -1,0 +1,1 @@
+"""The kernel side: C sources, shipped as package data. There is no Python here."""

@@ -1,0 +1,1 @@
+"""The click commands: one module a command; a command prints only what the library returns."""

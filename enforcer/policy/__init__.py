@@ -1,0 +1,1 @@
+"""What a policy means: language, reference evaluator, match tables."""
