@@ -1,0 +1,132 @@
+"""A network namespace by name: run programs in it, make sockets in it, set it up.
+
+Entering is setns(CLONE_NEWNET) alone. ``ip netns exec`` would also give the program a /sys of its own,
+where the BPF file system's pins are not to be seen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from enforcer.errors import EnforcerError
+
+Result = TypeVar("Result")
+
+RUN_NETNS = Path("/run/netns")
+CLONE_NEWNET = 0x40000000
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LabError(EnforcerError):
+    """The lab could not be built, or one of its programs did not do what it should."""
+
+
+def execute(
+    argv: Iterable[str], text: str | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end and return it with its output; LabError if ``check`` and it failed."""
+    argv = list(argv)
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise LabError(f"{' '.join(argv)}: exit code {done.returncode}: {said}")
+    return done
+
+
+class Namespace:
+    """One named network namespace, as ``ip netns`` knows it."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.path = RUN_NETNS / name
+
+    def __repr__(self) -> str:
+        return f"Namespace({self.name!r})"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a namespace of this name is there."""
+        return self.path.exists()
+
+    def command(self, argv: Iterable[str]) -> list[str]:
+        """The arguments that run ``argv`` in here; nsenter execs, so the process id stays the program's."""
+        return ["nsenter", f"--net={self.path}", "--", *argv]
+
+    def run(
+        self, *argv: str, text: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program in here to its end."""
+        return execute(self.command(argv), text, check)
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call ``function`` in here, in a thread of its own, so that the caller's thread never moves."""
+
+        def enter() -> Result:
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if _libc.setns(handle, CLONE_NEWNET):
+                    error = ctypes.get_errno()
+                    raise OSError(error, os.strerror(error), str(self.path))
+            finally:
+                os.close(handle)
+            return function()
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(enter).result()
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """A socket of this namespace: a socket stays where it was made, whoever uses it."""
+        return self.call(lambda: socket.socket(family, kind, protocol))
+
+    def ip(self, *lines: str) -> None:
+        """Carry out lines of ip(8), in order, as one batch; LabError names the first that fails."""
+        execute(["ip", "-n", self.name, "-batch", "-"], "\n".join(lines) + "\n")
+
+    def sysctl(self, key: str, value: str | int) -> None:
+        """Set one setting of the network, such as ``net.ipv4.ip_forward``."""
+        path = Path("/proc/sys") / key.replace(".", "/")
+        self.call(lambda: path.write_text(f"{value}\n", encoding="ascii"))
+
+    def sysctls(self, settings: dict[str, str | int]) -> None:
+        """Set several, in one visit."""
+
+        def write() -> None:
+            for key, value in settings.items():
+                (Path("/proc/sys") / key.replace(".", "/")).write_text(f"{value}\n", encoding="ascii")
+
+        self.call(write)
+
+    def offload(self, interface: str, on: bool) -> None:
+        """Switch checksum and segmentation offloads of an interface, all together."""
+        features = ("rx", "tx", "sg", "tso", "gso", "gro")
+        state = "on" if on else "off"
+        self.run("ethtool", "-K", interface, *(word for feature in features for word in (feature, state)))
+
+    def cookie(self) -> int:
+        """The kernel's number for this namespace, never used twice while the machine runs."""
+        with self.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+            return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+
+
+def processes_in(namespaces: Iterable[Namespace]) -> list[int]:
+    """Ids of all processes in these namespaces, except the caller's own."""
+    inodes = {namespace.path.stat().st_ino for namespace in namespaces if namespace.exists}
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if (entry / "ns/net").stat().st_ino in inodes:
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found
