@@ -1,0 +1,311 @@
+"""Netlink's framing, done with ``struct``: a socket, messages, attributes, and refusals as our errors.
+
+pyroute2 encodes what has many shapes (nftables, filters, links); this module carries the bytes. There are
+three reasons not to leave that to pyroute2's sockets. A batch that the kernel refuses as a whole (no
+CAP_NET_ADMIN, a failing commit) is answered with the number of its first message, on which pyroute2 does
+not wait, so that it would wait for ever. 4,000 addresses are one system call per hundred here. And importing
+pyroute2 takes 0.15 s, which a command that only shows something should not pay.
+
+Formats: include/uapi/linux/netlink.h. Everything acts in the calling process's network namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Self
+
+from enforcer.errors import EnforcerError, KernelError, PrivilegeError
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+
+REQUEST = 0x1
+ACK = 0x4
+DUMP = 0x300
+EXCL = 0x200
+CREATE = 0x400
+REPLACE = 0x100
+APPEND = 0x800
+
+NLMSG_ERROR = 0x2
+NLMSG_DONE = 0x3
+NLM_F_CAPPED = 0x100
+NLM_F_ACK_TLVS = 0x200
+NLMSGERR_ATTR_MSG = 1
+
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+
+SOL_NETLINK = 270
+SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; past net.core.wmem_max
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+NETLINK_GET_STRICT_CHK = 12
+
+HEADER = struct.Struct("=IHHII")
+ATTRIBUTE = struct.Struct("=HH")
+
+# Answers to this many requests fit into the smallest default receive buffer (212,992 bytes, ~800 each).
+REQUESTS_PER_SEND = 100
+RECEIVE_SIZE = 1 << 18
+SEND_BUFFER_SLACK = 1 << 16
+ANSWER_TIMEOUT_S = 30
+
+# Our sockets' port numbers are this prefix over 22 bits of process number and 2 of a counter, so that
+# whoever watches netlink events can tell this program's own changes from other people's.
+PORT_PREFIX = 0xE9
+PORTS_PER_PROCESS = 4
+
+
+class Message(NamedTuple):
+    """A request without its number and sender, which :class:`Channel` fills in."""
+
+    kind: int
+    flags: int
+    payload: bytes
+
+
+class Refusal(NamedTuple):
+    """What the kernel answered to the message at ``position`` of those sent: errno, and its words if any."""
+
+    position: int
+    code: int
+    detail: str
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
+    return ATTRIBUTE.pack(len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute made of attributes."""
+    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
+
+
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """The attributes in ``data`` from ``offset``, by type without flags; of several alike the last one."""
+    found = {}
+    end = len(data)
+    while offset + 4 <= end:
+        length, kind = ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            break
+        found[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def text(value: bytes) -> str:
+    """A zero-terminated string attribute."""
+    return value.partition(b"\0")[0].decode(errors="replace")
+
+
+def failure(operation: str, code: int, detail: str = "") -> EnforcerError:
+    """The error for an operation ("adding 203.0.113.10 to out0") refused with the errno ``code``."""
+    reason = os.strerror(code) + (f": {detail}" if detail else "")
+    if code in (errno.EPERM, errno.EACCES):
+        hint = "run it as root, or with CAP_NET_ADMIN in this network namespace"
+        return PrivilegeError(f"{operation}: {reason}", hint)
+    return KernelError(f"{operation}: {reason}", _HINTS.get(code))
+
+
+_HINTS = {
+    errno.EOPNOTSUPP: "this kernel lacks the feature; a kernel module may be missing",
+    errno.EPROTONOSUPPORT: "this kernel lacks the feature; a kernel module may be missing",
+    errno.ENODEV: "there is no such interface in this network namespace (any more)",
+    errno.ENOMEM: "the kernel is out of memory for this",
+    errno.ENOBUFS: "the kernel is out of buffers for this; try again",
+}
+
+
+def is_own_port(port: int) -> bool:
+    """Whether a netlink message's sender is a :class:`Channel` of this program (of whatever process)."""
+    return port >> 24 == PORT_PREFIX
+
+
+class Channel:
+    """A netlink socket with blocking requests; a context manager.
+
+    ``operation`` names in errors what is being done. Not to be shared between threads.
+    """
+
+    def __init__(self, family: int, operation: str) -> None:
+        self.operation = operation
+        self._sequence = 0
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+        except OSError as error:
+            raise failure(operation, error.errno or 0) from error
+        self.port = self._bind()
+        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
+        # The kernel answers a request before sendmsg returns: only a bug of ours can make this expire.
+        self._socket.settimeout(ANSWER_TIMEOUT_S)
+
+    def _bind(self) -> int:
+        for counter in range(PORTS_PER_PROCESS):
+            port = PORT_PREFIX << 24 | counter << 22 | os.getpid() & 0x3FFFFF
+            try:
+                self._socket.bind((port, 0))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise failure(self.operation, error.errno or 0) from error
+            else:
+                return port
+        self._socket.bind((0, 0))  # works as well; only the events lack our prefix
+        port, _ = self._socket.getsockname()
+        return int(port)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def dump(self, kind: int, payload: bytes, *, strict: bool = False) -> Iterator[bytes]:
+        """The payloads of all messages of a dump.
+
+        ``strict`` makes an rtnetlink dump honour the filters in its header. Something that changed meanwhile
+        may be missing or twice, as with any netlink dump.
+        """
+        if strict:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        number = self._send([Message(kind, REQUEST | DUMP, payload)])
+        while True:
+            for answer, flags, sequence, data, offset, length in self._messages():
+                if sequence != number:
+                    continue
+                if answer == NLMSG_DONE:
+                    self._check_done(data, offset)
+                    return
+                if answer == NLMSG_ERROR:
+                    raise failure(self.operation, *_error(data, offset, length, flags))
+                yield data[offset + HEADER.size : offset + length]
+
+    def _check_done(self, data: bytes, offset: int) -> None:
+        (code,) = struct.unpack_from("=i", data, offset + 16)
+        if code < 0:
+            raise failure(self.operation, -code)
+
+    def ask(self, messages: Sequence[Message]) -> list[bytes | int]:
+        """For each request its answer's payload, or the errno of its refusal (0: an empty success).
+
+        The messages must ask for acknowledgements.
+        """
+        results: list[bytes | int] = [0] * len(messages)
+        for index, answer in self._answers(messages):
+            if isinstance(answer, Refusal):
+                results[index] = answer.code or results[index]
+            else:
+                results[index] = answer
+        return results
+
+    def change(self, messages: Sequence[Message]) -> list[Refusal]:
+        """Make independent changes and return those that were refused, in the messages' order.
+
+        The messages must ask for acknowledgements.
+        """
+        answers = (answer for _, answer in self._answers(messages))
+        return [answer for answer in answers if isinstance(answer, Refusal) and answer.code]
+
+    def _answers(self, messages: Sequence[Message]) -> Iterator[tuple[int, bytes | Refusal]]:
+        """Answers, with their message's index, until every message has its acknowledgement."""
+        for start in range(0, len(messages), REQUESTS_PER_SEND):
+            chunk = messages[start : start + REQUESTS_PER_SEND]
+            first = self._send(chunk)
+            unanswered = len(chunk)
+            while unanswered:
+                for kind, flags, sequence, data, offset, length in self._messages():
+                    if not 0 <= sequence - first < len(chunk):
+                        continue
+                    index = start + sequence - first
+                    if kind == NLMSG_ERROR:
+                        unanswered -= 1
+                        yield index, Refusal(index, *_error(data, offset, length, flags))
+                    else:
+                        yield index, data[offset + HEADER.size : offset + length]
+
+    def transact(self, messages: Sequence[Message]) -> list[Refusal]:
+        """Send everything in one datagram and return what was refused; nothing refused is success.
+
+        The last message but one must ask for an acknowledgement. nfnetlink has queued all its answers when
+        the call returns; a batch refused as a whole is answered with the first message's number
+        (net/netfilter/nfnetlink.c).
+        """
+        size = sum(len(message.payload) + HEADER.size for message in messages)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size + SEND_BUFFER_SLACK)
+        except OSError as error:
+            raise failure(self.operation, error.errno or 0) from error
+        first = self._send(messages)
+        acknowledged = False
+        refused: list[Refusal] = []
+        self._socket.setblocking(False)
+        try:
+            while True:
+                for kind, flags, sequence, data, offset, length in self._messages():
+                    index = sequence - first
+                    if kind == NLMSG_ERROR and 0 <= index < len(messages):
+                        answer = Refusal(index, *_error(data, offset, length, flags))
+                        acknowledged = acknowledged or index == len(messages) - 2
+                        if answer.code:
+                            refused.append(answer)
+        except BlockingIOError:
+            pass
+        finally:
+            self._socket.settimeout(ANSWER_TIMEOUT_S)
+        if not acknowledged and not refused:
+            raise KernelError(f"{self.operation}: the kernel did not answer")
+        return refused
+
+    def _messages(self) -> Iterator[tuple[int, int, int, bytes, int, int]]:
+        data = self._receive()
+        offset, end = 0, len(data)
+        while offset + 16 <= end:
+            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+            yield kind, flags, sequence, data, offset, length
+            offset += (length + 3) & ~3
+
+    def _send(self, messages: Sequence[Message]) -> int:
+        first = self._sequence + 1
+        parts = []
+        for number, (kind, flags, payload) in enumerate(messages, first):
+            parts.append(HEADER.pack(len(payload) + 16, kind, flags, number, self.port))
+            parts.append(payload)
+        self._sequence += len(messages)
+        try:
+            self._socket.sendto(b"".join(parts), (0, 0))
+        except OSError as error:
+            raise failure(self.operation, error.errno or 0) from error
+        return first
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(RECEIVE_SIZE)
+        except BlockingIOError:
+            raise
+        except TimeoutError as error:
+            raise KernelError(f"{self.operation}: no answer within {ANSWER_TIMEOUT_S} s") from error
+        except OSError as error:
+            raise failure(self.operation, error.errno or 0) from error
+
+
+def _error(data: bytes, offset: int, length: int, flags: int) -> tuple[int, str]:
+    """errno (0: an acknowledgement) and the kernel's words of the NLMSG_ERROR at ``offset``."""
+    (code,) = struct.unpack_from("=i", data, offset + 16)
+    if not flags & NLM_F_ACK_TLVS:
+        return -code, ""
+    echoed = 16
+    if not flags & NLM_F_CAPPED:
+        (echoed,) = struct.unpack_from("=I", data, offset + 20)
+    found = attributes(data[offset + 20 + ((echoed + 3) & ~3) : offset + length])
+    return -code, text(found.get(NLMSGERR_ATTR_MSG, b""))

@@ -1,0 +1,68 @@
+"""What the nftables table shall hold, as plain values: no kernel in here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
+# Part of every digest: raised when chains or rules change, so that an upgrade rebuilds the table.
+LAYOUT = 1
+
+COUNTERS = ("unsolicited", "conntrack_invalid", "unmarked", "inbound", "untranslatable")
+
+
+@dataclass(frozen=True)
+class Ruleset:
+    """The table's contents.
+
+    ``mark_mask`` selects our bits of the packet mark; all of them set means "refused". The keys of
+    ``source4`` and ``source6`` are values of ``mark & mark_mask``, not shifted, and say what a packet's
+    source becomes; an IPv6 client keeps its host bits within the range. What is addressed to ``dedicated4``
+    or ``dedicated6`` and belongs to no flow is dropped.
+    """
+
+    mark_mask: int
+    inside: tuple[str, ...]
+    outside: tuple[str, ...]
+    source4: Mapping[int, IPv4Address] = field(default_factory=dict)
+    source6: Mapping[int, IPv6Network] = field(default_factory=dict)
+    dedicated4: frozenset[IPv4Address] = frozenset()
+    dedicated6: frozenset[IPv6Network] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mark_mask <= 0xFFFFFFFF:
+            raise ValueError(f"mark mask {self.mark_mask:#x} is not within 0x1 to 0xffffffff")
+        for mark in (*self.source4, *self.source6):
+            if not mark or mark & ~self.mark_mask or mark == self.mark_mask:
+                raise ValueError(f"mark {mark:#x} is 0, all ones, or outside the mask {self.mark_mask:#x}")
+
+    def digest(self) -> str:
+        """32 hexadecimal digits that are equal for equal contents, whatever the order they were given in."""
+        parts = [
+            f"{LAYOUT} {self.mark_mask:x}",
+            " ".join(sorted(set(self.inside))),
+            " ".join(sorted(set(self.outside))),
+            " ".join(f"{mark:x}={address}" for mark, address in sorted(self.source4.items())),
+            " ".join(f"{mark:x}={network}" for mark, network in sorted(self.source6.items())),
+            " ".join(str(address) for address in sorted(self.dedicated4)),
+            " ".join(str(network) for network in sorted(self.dedicated6)),
+        ]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def intervals(networks: frozenset[IPv6Network]) -> list[tuple[int, int]]:
+    """First address and the address past the last, ascending; what touches or overlaps is one interval."""
+    merged: list[tuple[int, int]] = []
+    for network in sorted(networks):
+        first = int(network.network_address)
+        past = int(network.broadcast_address) + 1
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], past))
+        else:
+            merged.append((first, past))
+    return merged
+
+
+LAST_IPV6 = int(IPv6Address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
