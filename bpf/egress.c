@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The kernel side of the enforcer, from a packet's arrival to its departure:
+ *
+ *   from_client   TC ingress, inside    which egress, and is there room?      → the mark
+ *   (kernel)      route, nft: refuse, forward, translate by the mark
+ *   to_origin     TC egress, outside    the last guard: no source but the planned ones
+ *   from_origin   TC ingress, outside   neighbour solicitations for on-link ranges
+ *   to_client     TC egress, inside     follows the flow's replies
+ *
+ * and three programs that user space runs with BPF_PROG_TEST_RUN: explain, reap, forget.
+ */
+#include <uapi/linux/pkt_cls.h>
+#include "maps.h"
+#include "tally.h"
+#include "packet.h"
+#include "route.h"
+#include "policy.h"
+#include "origin.h"
+#include "flow.h"
+#include "neighbour.h"
+
+/* The next filter, if there is one, has its say too. */
+#define PASS TC_ACT_UNSPEC
+
+enum {
+	MARK_REFUSED = 0xffffffff,
+};
+
+static __always_inline struct settings *get_settings(void)
+{
+	int zero = 0;
+
+	return settings.lookup(&zero);
+}
+
+/* Mark value 0 is "not ours", slot + 1 a slot, all ones "refused" (ARCHITECTURE.md, Mark). */
+static __always_inline void set_mark(struct __sk_buff *skb, const struct settings *s, u32 value)
+{
+	skb->mark = (skb->mark & ~s->mark_mask) | ((value << s->mark_shift) & s->mark_mask);
+}
+
+static __always_inline int refuse(struct __sk_buff *skb, const struct settings *s, u32 reason)
+{
+	count(reason, 1);
+	set_mark(skb, s, MARK_REFUSED);
+	return PASS;
+}
+
+static __always_inline int block(u32 reason)
+{
+	count(reason, 0);
+	return TC_ACT_SHOT;
+}
+
+/* The flow that an ICMP error from a client is about: the packet inside came from the origin. */
+static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const struct packet *p)
+{
+	struct flow_key key = {};
+	u32 inner = p->transport + 8;
+	u32 ports;
+
+	if (p->family == IPV4) {
+		struct iphdr ip;
+
+		if ((p->icmp_type != ICMP_DEST_UNREACH && p->icmp_type != ICMP_TIME_EXCEEDED &&
+		     p->icmp_type != ICMP_PARAMETERPROB) || load(skb, inner, &ip, sizeof(ip)) < 0)
+			return 0;
+		key.protocol = ip.protocol;
+		map_ipv4(key.client, ip.daddr);
+		map_ipv4(key.origin, ip.saddr);
+		inner += ip.ihl * 4;
+	} else {
+		struct ipv6hdr ip;
+
+		if (p->icmp_type >= ICMPV6_FIRST_QUERY || load(skb, inner, &ip, sizeof(ip)) < 0)
+			return 0;
+		key.protocol = ip.nexthdr;
+		copy_address(key.client, ip.daddr.in6_u.u6_addr32);
+		copy_address(key.origin, ip.saddr.in6_u.u6_addr32);
+		inner += sizeof(ip);
+	}
+	if (load(skb, inner, &ports, sizeof(ports)) < 0)
+		return 0;
+	key.origin_port = ports & 0xffff;
+	key.client_port = ports >> 16;
+	return flows.lookup(&key);
+}
+
+static __always_inline int follow_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
+				       struct flow *flow, u64 now)
+{
+	set_mark(skb, s, flow->slot + 1);
+	count(flow->reason, 0);
+	pass_packet(skb, flow, p, ORIGINAL, now);
+	return PASS;
+}
+
+/* TCP and UDP are flows; the rest is only given its address, packet by packet. */
+static __always_inline int open_flow(struct __sk_buff *skb, const struct settings *s, struct packet *p, u64 now)
+{
+	struct verdict v = {};
+	int reason = route(skb, p);
+
+	if (reason) {
+		count(reason, 0);
+		return PASS;
+	}
+	if (!begins(p))
+		return block(REASON_OUT_OF_STATE);
+	classify(s, p, &v, true);
+	if (v.reason == REASON_ICMP) {
+		struct flow *about = flow_of_error(skb, p);
+
+		if (about) {
+			v.reason = REASON_ICMP_ERROR;
+			v.slot = about->slot;
+		}
+	}
+	if (v.reason >= REASON_MALFORMED)
+		return block(v.reason);
+	if (v.reason >= REASON_LIMIT)
+		return refuse(skb, s, v.reason);
+	if (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP) {
+		reason = admit(&p->tuple, &v, s->limit, now);
+		if (reason)
+			return refuse(skb, s, reason);
+		if (enter(skb, p, &v, now)) {
+			struct flow *flow = flows.lookup(&p->tuple);
+
+			give_back(&p->tuple, v.source);
+			return flow ? follow_flow(skb, s, p, flow, now) : refuse(skb, s, REASON_FLOWS_FULL);
+		}
+		if (v.policy) {
+			struct hits *hits = policy_hits.lookup(&v.policy);
+
+			if (hits) {
+				__sync_fetch_and_add(&hits->flows, 1);
+				hits->last = now;
+			}
+		}
+		count(v.reason, 1);
+	} else {
+		count(v.reason, 0);
+	}
+	set_mark(skb, s, v.slot + 1);
+	return PASS;
+}
+
+int from_client(struct __sk_buff *skb)
+{
+	struct settings *s = get_settings();
+	struct packet p = {};
+	struct flow *flow;
+	u64 now;
+	int reason;
+
+	if (!s || !s->ready)
+		return block(REASON_NOT_READY);
+	/* Whatever mark came along, ours starts empty. */
+	set_mark(skb, s, 0);
+	reason = parse(skb, &p);
+	if (reason == REASON_MALFORMED || reason == REASON_TINY_FRAGMENT)
+		return block(reason);
+	if (reason) {
+		count(reason, 0);
+		return PASS;
+	}
+	now = bpf_ktime_get_ns();
+	flow = flows.lookup(&p.tuple);
+	if (flow && reopens(flow, &p)) {
+		flows.delete(&p.tuple);
+		flow = 0;
+	}
+	return flow ? follow_flow(skb, s, &p, flow, now) : open_flow(skb, s, &p, now);
+}
+
+int to_client(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct flow_key reply;
+	struct flow *flow;
+
+	if (parse(skb, &p) || (p.tuple.protocol != IPPROTO_TCP && p.tuple.protocol != IPPROTO_UDP))
+		return PASS;
+	reply = p.tuple;
+	copy_address(p.tuple.client, reply.origin);
+	copy_address(p.tuple.origin, reply.client);
+	p.tuple.client_port = reply.origin_port;
+	p.tuple.origin_port = reply.client_port;
+	flow = flows.lookup(&p.tuple);
+	if (!flow)
+		return PASS;
+	count(REASON_REPLY, 0);
+	pass_packet(skb, flow, &p, REPLY, bpf_ktime_get_ns());
+	return PASS;
+}
+
+int to_origin(struct __sk_buff *skb)
+{
+	u32 ifindex = skb->ingress_ifindex;
+	struct interface *in = interfaces.lookup(&ifindex);
+	struct settings *s = get_settings();
+	struct packet p = {};
+	struct egress *egress;
+	struct source *planned;
+	u32 slot, wrong = 0;
+	int i;
+
+	/* The gateway's own packets came in by no interface; ARP is nobody's. */
+	if (!in || in->role != INSIDE)
+		return PASS;
+	if (!s)
+		return block(REASON_LEAK);
+	if (skb->protocol == be16(ETH_P_IP)) {
+		if (parse_ipv4(skb, &p))
+			return block(REASON_LEAK);
+	} else if (skb->protocol == be16(ETH_P_IPV6)) {
+		struct ipv6hdr ip;
+
+		if (load(skb, 0, &ip, sizeof(ip)) < 0)
+			return block(REASON_LEAK);
+		p.family = IPV6;
+		copy_address(p.tuple.client, ip.saddr.in6_u.u6_addr32);
+	} else {
+		return block(REASON_LEAK);
+	}
+	slot = ((skb->mark & s->mark_mask) >> s->mark_shift) - 1;
+	egress = egresses.lookup(&slot);
+	if (!egress)
+		return block(REASON_LEAK);
+	planned = &egress->source[p.family & 1];
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		wrong |= (p.tuple.client[i] & planned->mask[i]) ^ planned->prefix[i];
+	if (wrong || !planned->planned)
+		return block(REASON_LEAK);
+	return PASS;
+}
+
+int from_origin(struct __sk_buff *skb)
+{
+	if (!answer_solicitation(skb))
+		return PASS;
+	count(REASON_NEIGHBOUR, 0);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/*
+ * explain: what from_client would do with this packet, decided by the same functions, with nothing
+ * entered, counted or sent. The verdict overwrites the packet's first bytes.
+ */
+int explain(struct __sk_buff *skb)
+{
+	struct settings *s = get_settings();
+	struct packet p = {};
+	struct verdict v = {};
+	int reason;
+
+	if (!s || !s->ready) {
+		v.reason = REASON_NOT_READY;
+	} else {
+		reason = parse(skb, &p);
+		if (!reason)
+			reason = route(skb, &p);
+		v.reason = reason;
+		if (!reason)
+			classify(s, &p, &v, false);
+		v.limit = s->limit;
+		if (v.reason < REASON_LIMIT && (p.tuple.protocol == IPPROTO_TCP || p.tuple.protocol == IPPROTO_UDP)) {
+			v.active = active_at(&p.tuple, v.source);
+			if (v.active >= v.limit)
+				v.reason = REASON_LIMIT;
+		}
+	}
+	return bpf_skb_store_bytes(skb, 0, &v, sizeof(v), 0);
+}
+
+enum {
+	KEYS_AT = 14,            /* BPF_PROG_TEST_RUN wants an Ethernet header first */
+	REAP_BATCH = 64,
+	REAP_UNKNOWN = 1,        /* mark: conntrack doesn't know these, idle or not */
+};
+
+/* reap: deletes those of the flows named in the packet that are idle beyond their timeout. */
+int reap(struct __sk_buff *skb)
+{
+	u64 now = bpf_ktime_get_ns();
+	int i, reaped = 0;
+
+	for (i = 0; i < REAP_BATCH; i++) {
+		struct flow_key key;
+		struct flow *flow;
+		bool give = false, gone = false;
+		int state;
+		u64 *limit;
+		u32 source[4];
+
+		if (bpf_skb_load_bytes(skb, KEYS_AT + i * sizeof(key), &key, sizeof(key)) < 0)
+			break;
+		flow = flows.lookup(&key);
+		if (!flow)
+			continue;
+		state = flow->timeout;
+		limit = timeouts.lookup(&state);
+		if (!limit)
+			continue;
+		bpf_spin_lock(&flow->lock);
+		if ((skb->mark == REAP_UNKNOWN && !flow->replied) || flow->seen + *limit < now) {
+			give = flow->counted;
+			flow->counted = 0;
+			gone = true;
+		}
+		bpf_spin_unlock(&flow->lock);
+		if (!gone)
+			continue;
+		copy_address(source, flow->source);
+		flows.delete(&key);
+		if (give)
+			give_back(&key, source);
+		reaped++;
+	}
+	return reaped;
+}
+
+/* forget: deletes those of the origins named in the packet that have no live flow. */
+int forget(struct __sk_buff *skb)
+{
+	int i, forgotten = 0;
+
+	for (i = 0; i < REAP_BATCH; i++) {
+		struct origin_key key;
+		struct origin *origin;
+		bool gone = false;
+
+		if (bpf_skb_load_bytes(skb, KEYS_AT + i * sizeof(key), &key, sizeof(key)) < 0)
+			break;
+		origin = origins.lookup(&key);
+		if (!origin)
+			continue;
+		bpf_spin_lock(&origin->lock);
+		if (!origin->active) {
+			origin->dead = 1;
+			gone = true;
+		}
+		bpf_spin_unlock(&origin->lock);
+		if (!gone)
+			continue;
+		origins.delete(&key);
+		forgotten++;
+	}
+	return forgotten;
+}

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Every map, and every structure that user space reads or writes. User space takes the layouts from
+ * BCC's map descriptions, so this file is their only definition.
+ *
+ * Addresses are 16 bytes in network order; IPv4 is in its mapped form ::ffff:a.b.c.d (RFC 4291,
+ * 2.5.5.2), so that one code path serves both families. Ports are in network order. Times are
+ * nanoseconds of CLOCK_MONOTONIC. PIN_DIRECTORY, FLOWS and ORIGINS come from the compiler's flags.
+ */
+
+#define PINNED(type, key, value, name, entries, flags) \
+	BPF_TABLE_PINNED(type, key, value, name, entries, PIN_DIRECTORY "/" #name, flags)
+
+enum {
+	SLOTS = 16384,           /* egress IPs; slot 0 is the shared addresses */
+	POLICIES = 16384,        /* policy ids; id 0 is "no policy" */
+	RULES = 4096,
+	RULE_WORDS = RULES / 64,
+	NEAREST_BUCKETS = 1024,
+	CLIENTS = 65536,
+	INTERFACES = 1024,
+	ON_LINK_RANGES = SLOTS,
+	NO_SLOT = 0xffffffff,
+};
+
+enum direction { ORIGINAL, REPLY };
+enum family { IPV4, IPV6, FAMILIES };
+
+/* An address family's way out of one egress IP: source = prefix | (client & ~mask). For IPv4 the mask
+ * is all ones; for an IPv6 range the client's host bits select the address (nft_nat.c,
+ * nft_nat_setup_netmap, does the same to the packet). */
+struct source {
+	u32 prefix[4];
+	u32 mask[4];
+	u32 planned;             /* this gateway is to use it */
+	u32 available;           /* and holds it just now */
+};
+
+struct egress {
+	struct source source[FAMILIES];
+};
+PINNED("array", int, struct egress, egresses, SLOTS, 0);
+
+struct settings {
+	u32 mark_mask;
+	u32 mark_shift;
+	u32 limit;               /* connections per (source, protocol, origin address, origin port) */
+	u32 bank;                /* which of the two policy banks is in force */
+	u32 proxy_tcp;
+	u32 proxy_udp;
+	u32 ready;               /* 0: the tables are not filled, nothing may leave */
+};
+PINNED("array", int, struct settings, settings, 1, 0);
+
+enum role { NO_ROLE, INSIDE, OUTSIDE };
+struct interface {
+	u32 role;
+	u8 mac[6];               /* what a neighbour solicitation is answered with */
+	u16 ethernet;            /* 1: frames carry an Ethernet header */
+};
+PINNED("hash", u32, struct interface, interfaces, INTERFACES, 0);
+
+/* One connection, by its original tuple. */
+struct flow_key {
+	u32 client[4];
+	u32 origin[4];
+	u16 client_port;
+	u16 origin_port;
+	u8 protocol;
+	u8 pad[3];
+};
+
+/* conntrack's states (nf_conntrack_tcp.h), and the two of UDP. A flow's `timeout` is a state, or
+ * UNACKNOWLEDGED: conntrack's shorter timeout while data is unacknowledged. */
+enum state {
+	UDP_UNREPLIED,
+	UDP_STREAM,
+	SYN_SENT,
+	SYN_RECV,
+	ESTABLISHED,
+	FIN_WAIT,
+	CLOSE_WAIT,
+	LAST_ACK,
+	TIME_WAIT,
+	CLOSE,
+	SYN_SENT2,
+	UNACKNOWLEDGED,
+	TIMEOUTS,
+};
+
+struct flow {
+	struct bpf_spin_lock lock;  /* guards everything but the counters */
+	u32 slot;
+	u32 policy;
+	u32 reason;
+	u32 source[4];           /* the egress address */
+	u64 created;
+	u64 seen;
+	u64 packets[2];          /* by direction */
+	u64 bytes[2];
+	u32 end[2];              /* highest sequence number + 1 that this side sent */
+	u32 acked[2];            /* highest acknowledgement that this side sent */
+	u32 last_end;            /* end of the last segment, if that was a plain ACK */
+	u8 last_ack;             /* 1 + direction of the last segment if it was a plain ACK, else 0 */
+	u8 has_acked;            /* bit per direction: acked[] is valid */
+	u8 unacked;              /* bit per direction: data of this side awaits its acknowledgement */
+	u8 state;
+	u8 timeout;
+	u8 counted;              /* 1: the origin's counter includes this flow */
+	u8 replied;
+	u8 pad;
+};
+PINNED("hash", struct flow_key, struct flow, flows, FLOWS, 0);
+
+/* The domain in which source ports must be unique, and the key of the limit. */
+struct origin_key {
+	u32 source[4];
+	u32 origin[4];
+	u16 origin_port;
+	u8 protocol;
+	u8 pad;
+};
+
+struct origin {
+	struct bpf_spin_lock lock;
+	u32 active;
+	u32 peak;
+	u32 slot;
+	u32 dead;                /* 1: being deleted, look it up again */
+	u32 pad;
+	u64 total;
+	u64 refused;
+	u64 used;
+};
+PINNED("hash", struct origin_key, struct origin, origins, ORIGINS, 0);
+
+/* Which egress a client without a matching policy stays on. Losing an entry costs nothing but this
+ * stickiness, so it may be an LRU; flows and origins may not. */
+struct client_key {
+	u32 client[4];
+};
+PINNED("lru_hash", struct client_key, u32, clients, CLIENTS, 0);
+PINNED("array", int, u32, nearest, NEAREST_BUCKETS * 2, 0);   /* bucket * FAMILIES + family → slot */
+
+struct prefix_key {
+	u32 length;
+	u32 address[4];
+};
+PINNED("lpm_trie", struct prefix_key, u32, on_link, ON_LINK_RANGES, BPF_F_NO_PREALLOC);
+
+/* The policy banks: two of each inner map, of which settings.bank says the one in force. User space
+ * makes the inner maps; these are their values. */
+struct destination {
+	u32 set;
+	u32 private_network;
+};
+struct rule_set {
+	u64 summary;             /* bit w: words[w] is not 0 */
+	u64 words[RULE_WORDS];
+};
+struct rule {
+	u32 policy;
+	u32 slot[FAMILIES];
+	u32 fallback[FAMILIES];  /* NO_SLOT: refuse */
+};
+PINNED("array_of_maps", int, u32, source_prefixes, 2, 0);
+PINNED("array_of_maps", int, u32, destination_prefixes, 2, 0);
+PINNED("array_of_maps", int, u32, port_sets, 2, 0);
+PINNED("array_of_maps", int, u32, protocol_sets, 2, 0);
+PINNED("array_of_maps", int, u32, rule_sets, 2, 0);
+PINNED("array_of_maps", int, u32, rules, 2, 0);
+/* Not used by the programs: gives user space the layouts of the inner maps' values. */
+struct bank_layout {
+	struct prefix_key prefix;
+	struct destination destination;
+	struct rule_set set;
+	struct rule rule;
+};
+BPF_ARRAY(bank_layouts, struct bank_layout, 1);
+
+struct tally {
+	u64 packets;
+	u64 flows;
+};
+PINNED("percpu_array", int, struct tally, reasons, 128, 0);
+struct hits {
+	u64 flows;
+	u64 last;
+};
+PINNED("array", int, struct hits, policy_hits, POLICIES, 0);
+PINNED("array", int, u64, timeouts, TIMEOUTS, 0);

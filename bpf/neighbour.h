@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Answers neighbour solicitations for egress ranges that are on-link (RFC 4861, 7.2.4). The kernel
+ * proxies single addresses only (ndisc.c, pndisc_is_router), a range has too many of them.
+ */
+
+enum {
+	ND_SOLICIT = 135,
+	ND_ADVERT = 136,
+	ND_TARGET_LL_ADDR = 2,
+};
+
+struct advertisement {
+	struct ipv6hdr ip;
+	u8 type;
+	u8 code;
+	u16 checksum;
+	u32 flags;
+	u32 target[4];
+	u8 option;
+	u8 option_length;
+	u8 mac[6];
+};
+
+enum {
+	MESSAGE = sizeof(struct advertisement) - sizeof(struct ipv6hdr),
+};
+
+static __always_inline bool is_on_link(const u32 *target)
+{
+	struct prefix_key key = { .length = 128 };
+
+	copy_address(key.address, target);
+	return on_link.lookup(&key) != 0;
+}
+
+static __always_inline u16 fold(s64 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* True: the packet has become the answer, and goes back where it came from. */
+static __always_inline bool answer_solicitation(struct __sk_buff *skb)
+{
+	struct advertisement a;
+	struct ethhdr ethernet;
+	struct {
+		u32 source[4], destination[4], length, next;
+	} pseudo = { .length = be32(MESSAGE), .next = be32(IPPROTO_ICMPV6) };
+	u32 ifindex = skb->ifindex;
+	struct interface *interface;
+	bool unspecified;
+
+	if (skb->protocol != be16(ETH_P_IPV6))
+		return false;
+	/* A solicitation may end after its target, 8 bytes before the advertisement does. */
+	if (load(skb, 0, &a, sizeof(a) - 8) < 0)
+		return false;
+	if (a.ip.nexthdr != IPPROTO_ICMPV6 || a.type != ND_SOLICIT || a.code || a.ip.hop_limit != 255)
+		return false;
+	interface = interfaces.lookup(&ifindex);
+	if (!interface || !interface->ethernet || !is_on_link(a.target) ||
+	    bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0)
+		return false;
+
+	copy_address(pseudo.source, a.target);
+	unspecified = !(a.ip.saddr.in6_u.u6_addr32[0] | a.ip.saddr.in6_u.u6_addr32[1] |
+			a.ip.saddr.in6_u.u6_addr32[2] | a.ip.saddr.in6_u.u6_addr32[3]);
+	if (unspecified) {
+		/* Duplicate address detection: the answer goes to all nodes, ff02::1 (7.2.4). Its Ethernet
+		 * address is built from 33:33:ff:… that the solicitation came to (RFC 2464, 7). */
+		pseudo.destination[0] = be32(0xff020000);
+		pseudo.destination[3] = be32(1);
+		ethernet.h_dest[2] = 0;
+		ethernet.h_dest[3] = 0;
+		ethernet.h_dest[4] = 0;
+		ethernet.h_dest[5] = 1;
+	} else {
+		copy_address(pseudo.destination, a.ip.saddr.in6_u.u6_addr32);
+		__builtin_memcpy(ethernet.h_dest, ethernet.h_source, 6);
+	}
+	__builtin_memcpy(ethernet.h_source, interface->mac, 6);
+	copy_address(a.ip.saddr.in6_u.u6_addr32, pseudo.source);
+	copy_address(a.ip.daddr.in6_u.u6_addr32, pseudo.destination);
+	a.ip.payload_len = be16(MESSAGE);
+	a.type = ND_ADVERT;
+	a.checksum = 0;
+	/* Router, and override; solicited unless nobody is named to have asked. */
+	a.flags = unspecified ? be32(0xa0000000) : be32(0xe0000000);
+	a.option = ND_TARGET_LL_ADDR;
+	a.option_length = 1;
+	__builtin_memcpy(a.mac, interface->mac, 6);
+
+	s64 sum = bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0);
+	u32 message[MESSAGE / 4];
+
+	__builtin_memcpy(message, &a.type, MESSAGE);
+	sum = bpf_csum_diff(0, 0, message, MESSAGE, sum);
+	a.checksum = fold(sum);
+	return bpf_skb_change_tail(skb, sizeof(ethernet) + sizeof(a), 0) == 0 &&
+	       bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0) == 0 &&
+	       bpf_skb_store_bytes(skb, sizeof(ethernet), &a, sizeof(a), 0) == 0;
+}

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* From bytes to a packet: both families into one structure. */
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
+
+#define be16(x) __builtin_bswap16(x)
+#define be32(x) __builtin_bswap32(x)
+
+enum {
+	PULL = 192,              /* bytes made linear when a header is not */
+	EXTENSION_HEADERS = 6,   /* IPv6 extension headers followed; a chain of more is malformed */
+	IP_DONT_FRAGMENT = 0x4000,
+	IP_MORE_FRAGMENTS = 0x2000,
+	IP_OFFSET = 0x1fff,
+	IP6_OFFSET = 0xfff8,
+	IP6_MORE = 1,
+	ICMP_DEST_UNREACH = 3,
+	ICMP_TIME_EXCEEDED = 11,
+	ICMP_PARAMETERPROB = 12,
+	ICMPV6_FIRST_QUERY = 128, /* below it: errors (RFC 4443, 2.1) */
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_ACK = 0x10,
+	NEXTHDR_HOP = 0,
+	NEXTHDR_ROUTING = 43,
+	NEXTHDR_FRAGMENT = 44,
+	NEXTHDR_AUTH = 51,
+	NEXTHDR_DEST = 60,
+	MAPPED = 0xffff0000,     /* third word of ::ffff:a.b.c.d as loaded on a little-endian machine */
+};
+
+struct packet {
+	struct flow_key tuple;
+	u32 family;              /* IPV4 or IPV6 */
+	u32 tos;                 /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
+	u32 total;               /* length from the network header on, by the IP header */
+	u32 transport;           /* offset of the transport header from the network header */
+	u8 hop_limit;
+	u8 dont_fragment;
+	u8 fragment;             /* any fragment */
+	u8 later_fragment;       /* one without the transport header */
+	u8 icmp_type;
+	u8 tcp_flags;
+	u32 payload;             /* bytes of TCP payload */
+	u32 seq;                 /* host order */
+	u32 ack;
+};
+
+/* `length` bytes at `offset` from the network header. 0, or negative if the packet is shorter. */
+static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, u32 length)
+{
+	if (bpf_skb_load_bytes_relative(skb, offset, to, length, BPF_HDR_START_NET) == 0)
+		return 0;
+	/* The helper reads the linear part alone. Pulling may copy the packet, so only when needed. */
+	bpf_skb_pull_data(skb, skb->len < PULL ? skb->len : PULL);
+	return bpf_skb_load_bytes_relative(skb, offset, to, length, BPF_HDR_START_NET);
+}
+
+static __always_inline bool is_icmp(const struct packet *p)
+{
+	return p->tuple.protocol == (p->family == IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+}
+
+/* A GSO packet of over 65,535 bytes (BIG TCP) has length 0 in its header. */
+static __always_inline u32 total_length(struct __sk_buff *skb, u32 said)
+{
+	return !said && skb->gso_segs ? skb->len - ETH_HLEN : said;
+}
+
+static __always_inline void map_ipv4(u32 *address, u32 ipv4)
+{
+	address[0] = 0;
+	address[1] = 0;
+	address[2] = MAPPED;
+	address[3] = ipv4;
+}
+
+static __always_inline void copy_address(u32 *to, const u32 *from)
+{
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
+}
+
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	struct iphdr ip;
+	u16 fragment;
+
+	if (load(skb, 0, &ip, sizeof(ip)) < 0)
+		return REASON_MALFORMED;
+	p->total = total_length(skb, be16(ip.tot_len));
+	p->transport = ip.ihl * 4;
+	if (ip.version != 4 || ip.ihl < 5 || p->total < p->transport)
+		return REASON_MALFORMED;
+	fragment = be16(ip.frag_off);
+	p->family = IPV4;
+	p->tos = ip.tos;
+	p->hop_limit = ip.ttl;
+	p->dont_fragment = (fragment & IP_DONT_FRAGMENT) != 0;
+	p->fragment = (fragment & (IP_OFFSET | IP_MORE_FRAGMENTS)) != 0;
+	p->later_fragment = (fragment & IP_OFFSET) != 0;
+	p->tuple.protocol = ip.protocol;
+	map_ipv4(p->tuple.client, ip.saddr);
+	map_ipv4(p->tuple.origin, ip.daddr);
+	return 0;
+}
+
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6hdr ip;
+	u32 first_word;
+	u32 offset = sizeof(ip);
+	u8 next;
+	int i;
+
+	if (load(skb, 0, &ip, sizeof(ip)) < 0 || ip.version != 6)
+		return REASON_MALFORMED;
+	load(skb, 0, &first_word, sizeof(first_word));
+	p->family = IPV6;
+	p->tos = first_word & be32(0x0fffffff);
+	p->hop_limit = ip.hop_limit;
+	p->dont_fragment = 1;
+	copy_address(p->tuple.client, ip.saddr.in6_u.u6_addr32);
+	copy_address(p->tuple.origin, ip.daddr.in6_u.u6_addr32);
+	p->total = be16(ip.payload_len) ? sizeof(ip) + be16(ip.payload_len) :
+					  total_length(skb, 0) ?: sizeof(ip);
+	next = ip.nexthdr;
+	for (i = 0; i < EXTENSION_HEADERS; i++) {
+		u8 header[8];
+
+		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_DEST &&
+		    next != NEXTHDR_FRAGMENT && next != NEXTHDR_AUTH)
+			break;
+		if (load(skb, offset, header, sizeof(header)) < 0)
+			return REASON_MALFORMED;
+		if (next == NEXTHDR_FRAGMENT) {
+			u16 place = (u16)header[2] << 8 | header[3];
+
+			/* Offset 0 and nothing to follow is an atomic fragment (RFC 6946): a whole packet. */
+			p->fragment = (place & (IP6_OFFSET | IP6_MORE)) != 0;
+			p->later_fragment = (place & IP6_OFFSET) != 0;
+			offset += 8;
+		} else if (next == NEXTHDR_AUTH) {
+			offset += (header[1] + 2) * 4;
+		} else {
+			offset += (header[1] + 1) * 8;
+		}
+		next = header[0];
+		if (p->later_fragment)
+			break;
+	}
+	if (i == EXTENSION_HEADERS)
+		return REASON_MALFORMED;
+	p->tuple.protocol = next;
+	p->transport = offset;
+	return offset > p->total ? REASON_MALFORMED : 0;
+}
+
+static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *p)
+{
+	u32 left = p->total - p->transport;
+	int too_short = p->fragment ? REASON_TINY_FRAGMENT : REASON_MALFORMED;
+
+	if (p->tuple.protocol == IPPROTO_TCP) {
+		struct tcphdr tcp;
+		u8 flags;
+
+		if (load(skb, p->transport, &tcp, sizeof(tcp)) < 0 || left < sizeof(tcp))
+			return too_short;
+		load(skb, p->transport + 13, &flags, 1);
+		if (tcp.doff < 5 || tcp.doff * 4 > left)
+			return too_short;
+		p->tuple.client_port = tcp.source;
+		p->tuple.origin_port = tcp.dest;
+		p->tcp_flags = flags;
+		p->payload = left - tcp.doff * 4;
+		p->seq = be32(tcp.seq);
+		p->ack = be32(tcp.ack_seq);
+	} else if (p->tuple.protocol == IPPROTO_UDP) {
+		struct udphdr udp;
+
+		if (load(skb, p->transport, &udp, sizeof(udp)) < 0 || left < sizeof(udp))
+			return too_short;
+		p->tuple.client_port = udp.source;
+		p->tuple.origin_port = udp.dest;
+	} else if (is_icmp(p)) {
+		if (load(skb, p->transport, &p->icmp_type, 1) < 0 || left < 8)
+			return too_short;
+	}
+	return 0;
+}
+
+/* 0 and the packet, or the reason why there is none. */
+static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
+{
+	int reason;
+
+	if (skb->protocol != be16(ETH_P_IP) && skb->protocol != be16(ETH_P_IPV6))
+		return REASON_NOT_IP;
+	if (skb->pkt_type == 3 /* PACKET_OTHERHOST */)
+		return REASON_NOT_IP;
+	reason = skb->protocol == be16(ETH_P_IP) ? parse_ipv4(skb, p) : parse_ipv6(skb, p);
+	if (reason)
+		return reason;
+	if (p->later_fragment)
+		return REASON_LATER_FRAGMENT;
+	return parse_transport(skb, p);
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Every way that a packet can end, once, for C and for Python (enforcer/datapath/reasons.py reads
+ * this file). REASON(number, NAME, verdict, description)
+ *
+ *   verdict  dedicated, shared   translated onto an egress address
+ *            refused             answered with a TCP reset or ICMP "administratively prohibited"
+ *            blocked             dropped in silence
+ *            passed              not egress: left to the kernel as if we weren't here
+ *
+ * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF.
+ */
+REASON(1, POLICY, dedicated, "a policy names this egress IP")
+REASON(2, FALLBACK, dedicated, "the policy's primary egress IP is unavailable, its fallback is used")
+REASON(3, NEAREST, dedicated, "no policy matches: the nearest dedicated egress IP")
+REASON(10, DEFAULT, shared, "a policy says egress: default")
+REASON(11, FALLBACK_SHARED, shared, "the policy's primary egress IP is unavailable, its fallback is the shared address")
+REASON(12, DNS, shared, "DNS is always shared")
+REASON(13, ICMP, shared, "ICMP and ICMPv6 are always shared")
+REASON(14, TUNNEL, shared, "the destination is a private network")
+REASON(15, TCP_OFF, shared, "TCP is not proxied here")
+REASON(16, UDP_OFF, shared, "UDP is not proxied here")
+REASON(17, PROTOCOL, shared, "neither TCP, UDP nor ICMP: not proxied")
+REASON(18, ICMP_ERROR, shared, "an ICMP error about a live flow: it leaves with that flow's address (RFC 5508)")
+REASON(20, LIMIT, refused, "the origin has as many connections from this egress address as the limit allows")
+REASON(21, UNAVAILABLE, refused, "the egress IP is unavailable and there is no fallback")
+REASON(22, FLOWS_FULL, refused, "the flow table is full (limits.flows)")
+REASON(23, ORIGINS_FULL, refused, "the table of origins is full (limits.origins)")
+REASON(30, MALFORMED, blocked, "the packet's headers are inconsistent or cut short")
+REASON(31, TINY_FRAGMENT, blocked, "a first fragment too short for its transport header (RFC 1858)")
+REASON(32, OUT_OF_STATE, blocked, "a TCP segment of no live flow that cannot begin one")
+REASON(33, LEAK, blocked, "came from inside and would have left with a source that is not planned")
+REASON(34, NOT_READY, blocked, "the enforcer's tables are not filled yet")
+REASON(40, LOCAL, passed, "to the gateway itself, or multicast or broadcast")
+REASON(41, INSIDE, passed, "leaves by an interface that is not outside")
+REASON(42, UNROUTED, passed, "no route: the kernel answers")
+REASON(43, TTL, passed, "TTL or hop limit used up: the kernel answers")
+REASON(44, TOO_BIG, passed, "larger than the path's MTU and not to be fragmented: the kernel answers")
+REASON(45, LATER_FRAGMENT, passed, "a later fragment: follows its first one through reassembly")
+REASON(46, NOT_IP, passed, "not IP (ARP, for one), or not addressed to this machine")
+REASON(50, REPLY, passed, "from an origin to a client, of a live flow")
+REASON(51, NEIGHBOUR, passed, "a neighbour solicitation for an on-link egress range, answered")
+REASON(70, UNSOLICITED, blocked, "arrived for an egress address and belongs to no flow")
+REASON(71, CONNTRACK_INVALID, blocked, "conntrack calls it INVALID, so it would not be translated")
+REASON(72, UNMARKED, blocked, "from inside to outside without having been classified")
+REASON(73, INBOUND, blocked, "a connection opened from outside towards an inside network")
+REASON(74, UNTRANSLATABLE, blocked, "its mark names no egress address")

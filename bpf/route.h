@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Only what leaves by an outside interface is egress: the kernel's own routing says where it goes. */
+
+/* 0: the packet will leave by an outside interface. Else the reason why it is not ours to decide. */
+static __always_inline int route(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_fib_lookup fib = {};
+	struct interface *out;
+	u32 ifindex;
+	long result;
+
+	fib.ifindex = skb->ifindex;
+	fib.l4_protocol = p->tuple.protocol;
+	fib.sport = p->tuple.client_port;
+	fib.dport = p->tuple.origin_port;
+	/* A GSO packet is cut to the MTU later; 0 leaves the check to its segments' size. */
+	fib.tot_len = skb->gso_segs > 1 ? 0 : p->total;
+	if (p->family == IPV4) {
+		fib.family = 2 /* AF_INET */;
+		fib.tos = p->tos;
+		fib.ipv4_src = p->tuple.client[3];
+		fib.ipv4_dst = p->tuple.origin[3];
+	} else {
+		fib.family = 10 /* AF_INET6 */;
+		fib.flowinfo = p->tos;
+		copy_address(fib.ipv6_src, p->tuple.client);
+		copy_address(fib.ipv6_dst, p->tuple.origin);
+	}
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
+		return REASON_LOCAL;
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH &&
+	    result != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return REASON_UNROUTED;
+	ifindex = fib.ifindex;
+	out = interfaces.lookup(&ifindex);
+	if (!out || out->role != OUTSIDE)
+		return REASON_INSIDE;
+	/* What the kernel will not forward must not be admitted: conntrack never gets to know of it. */
+	if (p->hop_limit <= 1)
+		return REASON_TTL;
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED && p->dont_fragment && !p->fragment)
+		return REASON_TOO_BIG;
+	return 0;
+}

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Nothing ends without a name: the counters of reasons. */
+
+enum reason {
+#define REASON(number, name, verdict, description) REASON_##name = number,
+#include "reasons.h"
+#undef REASON
+};
+
+static __always_inline void count(u32 reason, u32 flows)
+{
+	int key = reason;
+	struct tally *tally = reasons.lookup(&key);
+
+	if (tally) {
+		tally->packets += 1;
+		tally->flows += flows;
+	}
+}

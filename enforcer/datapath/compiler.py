@@ -1,0 +1,148 @@
+"""BCC, in this module only: the C sources to loaded programs and pinned maps.
+
+A process that has used BCC holds some 150 MB of compiler, so this runs in a child that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from enforcer.errors import KernelError, PrivilegeError
+
+PROGRAMS = ("from_client", "to_client", "to_origin", "from_origin", "explain", "reap", "forget")
+_UAPI = Path("/usr/include")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Loaded programs by name (file descriptors) and BCC's descriptions of maps and inner values."""
+
+    programs: dict[str, int]
+    layouts: dict[str, dict[str, Any]]
+    module: object  # BCC's; the descriptors are closed when it is collected
+
+
+def sources() -> list[Path]:
+    """The C sources, for a digest."""
+    root = Path(str(files("enforcer.bpf")))
+    return sorted([*root.glob("*.[ch]"), *root.glob("include/**/*.h")])
+
+
+def _one_text(root: Path) -> str:
+    """egress.c with our own headers put in place: BCC rewrites map accesses in the main file alone."""
+
+    def put_in(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f'#line 1 "{name}"\n{(root / name).read_text()}'
+
+    text = (root / "egress.c").read_text()
+    head, _, rest = text.partition('#include "maps.h"')
+    last = rest.rindex('#include "')
+    body_at = rest.index("\n", last) + 1
+    includes = re.sub(r'^#include "(\w+\.h)"$', put_in, '#include "maps.h"' + rest[:body_at], flags=re.MULTILINE)
+    line = (head + '#include "maps.h"' + rest[:body_at]).count("\n") + 1
+    return f'{head}{includes}#line {line} "egress.c"\n{rest[body_at:]}'
+
+
+def _header_tree(root: Path) -> None:
+    """What BCC wants in place of kernel headers: our few lines, and the UAPI headers of linux-libc-dev."""
+    if not (_UAPI / "linux/bpf.h").exists():
+        raise KernelError("the kernel's UAPI headers are missing", "Install them: apt-get install linux-libc-dev")
+    ours = Path(str(files("enforcer.bpf"))) / "include/linux"
+    uapi = root / "include/uapi/linux"
+    uapi.mkdir(parents=True)
+    (root / "include/linux").mkdir()
+    for header in ours.iterdir():
+        (root / "include/linux" / header.name).symlink_to(header)
+    for header in (_UAPI / "linux").iterdir():
+        if header.name in ("bpf.h", "bpf_common.h"):
+            (uapi / header.name).touch()  # BCC brings its own
+        else:
+            (uapi / header.name).symlink_to(header)
+    multiarch = _UAPI / f"{platform.machine()}-linux-gnu/asm"
+    (root / "include/uapi/asm").symlink_to(multiarch if multiarch.exists() else _UAPI / "asm")
+    (root / "include/uapi/asm-generic").symlink_to(_UAPI / "asm-generic")
+    page = root / "arch/x86/include/asm/page.h"
+    page.parent.mkdir(parents=True)
+    page.touch()
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[list[str]]:
+    """clang and the verifier write to file descriptor 2; their words belong into our error."""
+    said: list[str] = []
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            sink.seek(0)
+            said.append(sink.read().decode(errors="replace"))
+
+
+def _fail(what: str, said: list[str], error: Exception) -> KernelError | PrivilegeError:
+    text = "".join(said).strip() or str(error)
+    if re.search(r"Operation not permitted", f"{text} {error}"):
+        return PrivilegeError(f"{what}: not permitted", "Run as root, or with CAP_BPF and CAP_NET_ADMIN.")
+    if "Function not implemented" in text or "Invalid argument" in text and "BPF" not in text:
+        return KernelError(f"{what}: this kernel does not support it", text[-2000:])
+    return KernelError(f"{what}: {error}", text[-4000:])
+
+
+def compile_programs(pin_directory: Path, flows: int, origins: int, defines: tuple[str, ...] = ()) -> Compiled:
+    """Compiles and loads every program; maps that are pinned in ``pin_directory`` are used, others are made there.
+
+    Raises KernelError with the compiler's or the verifier's words, PrivilegeError.
+    """
+    with tempfile.TemporaryDirectory(prefix="enforcer-headers-") as headers:
+        _header_tree(Path(headers))
+        os.environ["BCC_KERNEL_SOURCE"] = headers
+        try:
+            from bcc import BPF, lib
+        except ImportError as error:
+            raise KernelError("BCC is not installed", "Install it: apt-get install python3-bpfcc") from error
+        root = Path(str(files("enforcer.bpf")))
+        flags = [
+            f"-I{root}",
+            f'-DPIN_DIRECTORY="{pin_directory}"',
+            f"-DFLOWS={flows}",
+            f"-DORIGINS={origins}",
+            *defines,
+        ]
+        with _captured_stderr() as said:
+            try:
+                module = BPF(text=_one_text(root), cflags=flags)
+                programs = {name: module.load_func(name, BPF.SCHED_CLS).fd for name in PROGRAMS}
+            except Exception as error:  # BCC raises nothing better
+                failure: Exception = error
+            else:
+                return Compiled(programs, _describe(module, lib), module)
+        raise _fail("compiling or loading the BPF programs", said, failure)
+
+
+def _describe(module: Any, lib: Any) -> dict[str, dict[str, Any]]:
+    layouts = {}
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    for number in range(lib.bpf_num_tables(module.module)):
+        name = lib.bpf_table_name(ctypes.c_void_p(module.module), ctypes.c_size_t(number))
+        layouts[name.decode()] = {
+            "key": json.loads(lib.bpf_table_key_desc(module.module, name)),
+            "value": json.loads(lib.bpf_table_leaf_desc(module.module, name)),
+        }
+    return layouts

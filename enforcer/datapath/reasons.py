@@ -1,0 +1,39 @@
+"""The reasons of bpf/reasons.h, read from it: one list for C and for Python."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+_LINE = re.compile(r'^REASON\((\d+), (\w+), (\w+), "([^"]*)"\)', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One way that a packet can end.
+
+    ``verdict`` is dedicated, shared, refused, blocked or passed.
+    """
+
+    number: int
+    name: str
+    verdict: str
+    description: str
+
+
+@cache
+def reasons() -> dict[int, Reason]:
+    """All reasons by number; names are in the form that commands show (``tiny-fragment``)."""
+    text = files("enforcer.bpf").joinpath("reasons.h").read_text()
+    return {
+        int(number): Reason(int(number), name.lower().replace("_", "-"), verdict, description)
+        for number, name, verdict, description in _LINE.findall(text)
+    }
+
+
+@cache
+def by_name() -> dict[str, Reason]:
+    """All reasons by name."""
+    return {reason.name: reason for reason in reasons().values()}

@@ -1,0 +1,128 @@
+"""bpf(2) itself, through ctypes: what inspection needs, without BCC and its 150 MB of compiler.
+
+Attribute layouts are those of ``union bpf_attr`` in the kernel's include/uapi/linux/bpf.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from dataclasses import dataclass
+
+from enforcer.errors import KernelError, PrivilegeError
+
+_SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
+_ATTRIBUTE_SIZE = 144
+
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
+OBJ_PIN, OBJ_GET, PROG_TEST_RUN, OBJ_GET_INFO = 6, 7, 10, 15
+MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
+
+ANY, NOEXIST, EXIST = 0, 1, 2
+
+HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 6, 9, 11, 12
+F_NO_PREALLOC, F_INNER_MAP = 1, 0x1000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(command: int, attributes: bytes | bytearray) -> int:
+    """One bpf(2) call; ``attributes`` is padded with zeros. Raises OSError."""
+    buffer = (ctypes.c_char * _ATTRIBUTE_SIZE).from_buffer(
+        attributes if isinstance(attributes, bytearray) else bytearray(attributes.ljust(_ATTRIBUTE_SIZE, b"\0"))
+    )
+    result = int(_libc.syscall(_SYSCALL[platform.machine()], command, buffer, _ATTRIBUTE_SIZE))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def explain_error(error: OSError, doing: str) -> KernelError | PrivilegeError:
+    """The tree's error for an OSError of bpf(2)."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return PrivilegeError(
+            f"{doing}: not permitted", "Run as root, or with the capabilities CAP_BPF and CAP_NET_ADMIN."
+        )
+    if error.errno == errno.ENOSYS:
+        return KernelError(f"{doing}: this kernel has no BPF", "A kernel with CONFIG_BPF_SYSCALL=y is needed.")
+    return KernelError(f"{doing}: {error.strerror} ({errno.errorcode.get(error.errno or 0, error.errno)})")
+
+
+def address(buffer: object) -> int:
+    """Where a ctypes buffer lies."""
+    return ctypes.addressof(buffer)  # type: ignore[arg-type]
+
+
+def pin(fd: int, path: str) -> None:
+    """Pins a map or program."""
+    name = ctypes.create_string_buffer(path.encode())
+    call(OBJ_PIN, struct.pack("<QII", address(name), fd, 0))
+
+
+def get(path: str) -> int:
+    """A file descriptor of what is pinned at ``path``. Raises OSError."""
+    name = ctypes.create_string_buffer(path.encode())
+    return call(OBJ_GET, struct.pack("<QII", address(name), 0, 0))
+
+
+def create_map(kind: int, key_size: int, value_size: int, entries: int, flags: int = 0, inner: int = 0) -> int:
+    """A new map's file descriptor."""
+    return call(MAP_CREATE, struct.pack("<IIIIIII", kind, key_size, value_size, entries, flags, inner, 0))
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """What must be equal for a pinned map to be the one that the programs expect."""
+
+    kind: int
+    id: int
+    key_size: int
+    value_size: int
+    entries: int
+    flags: int
+
+
+def _info(fd: int, size: int) -> bytes:
+    buffer = ctypes.create_string_buffer(size)
+    call(OBJ_GET_INFO, struct.pack("<IIQ", fd, size, address(buffer)))
+    return buffer.raw
+
+
+def map_info(fd: int) -> MapInfo:
+    """``struct bpf_map_info`` of a map."""
+    return MapInfo(*struct.unpack_from("<6I", _info(fd, 88)))
+
+
+def program_info(fd: int) -> tuple[int, str]:
+    """A program's id and its tag, 16 hexadecimal digits."""
+    _, identifier, tag = struct.unpack_from("<II8s", _info(fd, 232))
+    return identifier, tag.hex()
+
+
+def test_run(
+    fd: int, data: bytes, *, ifindex: int = 0, mark: int = 0, repeat: int = 1
+) -> tuple[int, bytes, int]:
+    """BPF_PROG_TEST_RUN of a TC program: (return value, the packet after, nanoseconds a run).
+
+    ``ifindex`` is the interface that the packet seems to have arrived on.
+    """
+    source = ctypes.create_string_buffer(data, len(data))
+    target = ctypes.create_string_buffer(len(data) + 256)
+    context = bytearray(192)  # struct __sk_buff: mark at 8, ifindex at 40
+    struct.pack_into("<I", context, 8, mark)
+    struct.pack_into("<I", context, 40, ifindex)
+    context_in = ctypes.create_string_buffer(bytes(context), len(context))
+    attributes = bytearray(_ATTRIBUTE_SIZE)
+    struct.pack_into(
+        "<IIIIQQIIIIQQ", attributes, 0,
+        fd, 0, len(data), len(target), address(source), address(target),
+        repeat, 0, len(context), 0, address(context_in), 0,
+    )  # fmt: skip
+    call(PROG_TEST_RUN, attributes)
+    result, _, size = struct.unpack_from("<III", attributes, 4)
+    (duration,) = struct.unpack_from("<I", attributes, 36)
+    return result, target.raw[:size], duration
