@@ -108,16 +108,18 @@ def text(value: bytes) -> str:
 def failure(operation: str, code: int, detail: str = "") -> EnforcerError:
     """The error for an operation ("adding 203.0.113.10 to out0") refused with the errno ``code``."""
     reason = os.strerror(code) + (f": {detail}" if detail else "")
-    if code in (errno.EPERM, errno.EACCES):
+    if code == errno.EPERM:
         hint = "run it as root, or with CAP_NET_ADMIN in this network namespace"
         return PrivilegeError(f"{operation}: {reason}", hint)
     return KernelError(f"{operation}: {reason}", _HINTS.get(code))
 
 
 _HINTS = {
+    errno.EACCES: "IPv6 may be switched off on the interface (net.ipv6.conf.*.disable_ipv6)",
     errno.EOPNOTSUPP: "this kernel lacks the feature; a kernel module may be missing",
     errno.EPROTONOSUPPORT: "this kernel lacks the feature; a kernel module may be missing",
     errno.ENODEV: "there is no such interface in this network namespace (any more)",
+    errno.ENETDOWN: "bring the interface up first (local routes need lo up)",
     errno.ENOMEM: "the kernel is out of memory for this",
     errno.ENOBUFS: "the kernel is out of buffers for this; try again",
 }

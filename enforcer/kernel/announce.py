@@ -1,0 +1,75 @@
+"""Telling the neighbours that an address is here now: gratuitous ARP, unsolicited neighbour advertisements.
+
+Sent through packet sockets, so that addresses need not be bound and the packets pass no netfilter. Only the
+standard library.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
+
+from enforcer.kernel import netlink
+
+ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
+ARPHRD_ETHER, ARP_REQUEST = 1, 1
+BROADCAST = b"\xff" * 6
+ICMPV6, NEIGHBOUR_ADVERTISEMENT, ROUTER_FLAG, OVERRIDE_FLAG = 58, 136, 0x80000000, 0x20000000
+TARGET_LINK_LAYER_ADDRESS = 2
+ALL_NODES = IPv6Address("ff02::1")
+ALL_NODES_MAC = bytes.fromhex("333300000001")  # RFC 2464, 7
+HOP_LIMIT = 255  # RFC 4861, 7.1.2: others are not listened to
+
+
+def announce(interface: str, addresses: Iterable[IPv4Address | IPv6Address]) -> int:
+    """Send one announcement for each address on ``interface``; returns how many were sent.
+
+    An interface that is not Ethernet (a tunnel) has no neighbours to tell: 0. RFC 5227 and RFC 4861 allow
+    repeating; the caller does that when it wants.
+    """
+    operation = f"announcing addresses on {interface}"
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender:
+            sender.bind((interface, 0))
+            _, _, _, hardware, mac = sender.getsockname()
+            if hardware != ARPHRD_ETHER:
+                return 0
+            count = 0
+            for address in addresses:
+                sender.send(
+                    arp(mac, address) if isinstance(address, IPv4Address) else advertisement(mac, address)
+                )
+                count += 1
+            return count
+    except OSError as error:
+        raise netlink.failure(operation, error.errno or errno.EIO) from error
+
+
+def arp(mac: bytes, address: IPv4Address) -> bytes:
+    """The frame of an ARP announcement (RFC 5227, 2.3): a request for one's own address."""
+    ethernet = BROADCAST + mac + struct.pack(">H", ETH_P_ARP)
+    header = struct.pack(">HHBBH", ARPHRD_ETHER, ETH_P_IP, 6, 4, ARP_REQUEST)
+    return ethernet + header + mac + address.packed + bytes(6) + address.packed
+
+
+def advertisement(mac: bytes, address: IPv6Address) -> bytes:
+    """The frame of an unsolicited neighbour advertisement (RFC 4861, 7.2.6), which replaces what was known."""
+    option = struct.pack(">BB", TARGET_LINK_LAYER_ADDRESS, 1) + mac
+    flags = ROUTER_FLAG | OVERRIDE_FLAG
+    body = struct.pack(">BBHI", NEIGHBOUR_ADVERTISEMENT, 0, 0, flags) + address.packed + option
+    pseudo = address.packed + ALL_NODES.packed + struct.pack(">II", len(body), ICMPV6)
+    checksum = _checksum(pseudo + body)
+    body = body[:2] + struct.pack(">H", checksum) + body[4:]
+    ipv6 = struct.pack(">IHBB", 6 << 28, len(body), ICMPV6, HOP_LIMIT) + address.packed + ALL_NODES.packed
+    return ALL_NODES_MAC + mac + struct.pack(">H", ETH_P_IPV6) + ipv6 + body
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of an even number of bytes."""
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

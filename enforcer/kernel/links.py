@@ -1,0 +1,77 @@
+"""Network interfaces: what there is, and the one flag that is set on them."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+
+from enforcer.kernel import addresses, netlink
+from enforcer.kernel.addresses import Interface
+from enforcer.kernel.netlink import ACK, REQUEST, Channel, Message
+
+# include/uapi/linux/rtnetlink.h, if_link.h, if.h, if_arp.h
+RTM_NEWLINK, RTM_GETLINK = 16, 18
+IFLA_IFNAME, IFLA_MTU = 3, 4
+IFF_UP, IFF_ALLMULTI = 0x1, 0x200
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
+INFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, hardware type, index, flags, change mask
+
+ETHERNET_HEADER = 14
+
+
+@dataclass(frozen=True)
+class Link:
+    """One interface; ``header`` is the length of its packets' link-layer header: 14 (Ethernet) or 0 (none)."""
+
+    name: str
+    index: int
+    header: int
+    up: bool
+    mtu: int
+    allmulti: bool
+    addresses: tuple[Interface, ...]
+
+
+def links() -> dict[str, Link]:
+    """All interfaces by name."""
+    held: dict[str, list[Interface]] = {}
+    for name, interface in addresses.held():
+        held.setdefault(name, []).append(interface)
+    found = {}
+    with Channel(netlink.NETLINK_ROUTE, "reading the interfaces") as channel:
+        for message in channel.dump(RTM_GETLINK, INFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            _, hardware, index, flags, _ = INFO.unpack_from(message)
+            parts = netlink.attributes(message, INFO.size)
+            name = netlink.text(parts[IFLA_IFNAME])
+            (mtu,) = struct.unpack("=I", parts[IFLA_MTU])
+            found[name] = Link(
+                name=name,
+                index=index,
+                # The kernel gives the loopback interface an Ethernet header, of zeroes.
+                header=ETHERNET_HEADER if hardware in (ARPHRD_ETHER, ARPHRD_LOOPBACK) else 0,
+                up=bool(flags & IFF_UP),
+                mtu=mtu,
+                allmulti=bool(flags & IFF_ALLMULTI),
+                addresses=tuple(sorted(held.get(name, ()), key=lambda address: (address.version, address))),
+            )
+    return found
+
+
+def set_allmulti(name: str, on: bool) -> bool:
+    """Make the interface take in all multicast, or only what was joined; True if that was a change.
+
+    Neighbour solicitations for an IPv6 range arrive at as many multicast groups as the range has addresses.
+    """
+    link = links().get(name)
+    operation = f"{'setting' if on else 'unsetting'} allmulti on {name}"
+    if link is None:
+        raise netlink.failure(operation, errno.ENODEV)
+    if link.allmulti is on:
+        return False
+    payload = INFO.pack(socket.AF_UNSPEC, 0, link.index, IFF_ALLMULTI if on else 0, IFF_ALLMULTI)
+    with Channel(netlink.NETLINK_ROUTE, operation) as channel:
+        for refusal in channel.change([Message(RTM_NEWLINK, REQUEST | ACK, payload)]):
+            raise netlink.failure(operation, refusal.code, refusal.detail)
+    return True

@@ -1,0 +1,70 @@
+"""The network namespace of this process: entering one by name, and what identifies it.
+
+Only the standard library: commands use this before anything else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from pathlib import Path
+
+from enforcer.errors import KernelError, PrivilegeError, UsageError
+
+DIRECTORY = Path("/run/netns")  # where ip-netns(8) keeps the names
+CLONE_NEWNET = 0x40000000
+SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
+
+
+def enter(name: str) -> None:
+    """Move this process into the network namespace ``name`` (of ``ip netns``, or a path).
+
+    Only the network namespace changes, not mounts: ``ip netns exec`` would hide bpffs behind a /sys of its
+    own. Call it before threads are started: it moves the calling thread and those started later.
+    """
+    path = Path(name) if "/" in name else DIRECTORY / name
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        hint = f"there are: {', '.join(names())}" if names() else "`ip netns list` shows none"
+        raise UsageError(f"there is no network namespace {name} ({path})", hint) from error
+    except OSError as error:
+        raise UsageError(f"cannot open the network namespace {name} ({path}): {error.strerror}") from error
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(descriptor, CLONE_NEWNET):
+            _refused(name, path, ctypes.get_errno())
+    finally:
+        os.close(descriptor)
+
+
+def _refused(name: str, path: Path, code: int) -> None:
+    if code == errno.EPERM:
+        message = f"entering the network namespace {name}: {os.strerror(code)}"
+        raise PrivilegeError(message, "run it as root: this needs CAP_SYS_ADMIN")
+    if code == errno.EINVAL:
+        raise UsageError(f"{path} is not a network namespace")
+    raise KernelError(f"entering the network namespace {name}: {os.strerror(code)}")
+
+
+def names() -> list[str]:
+    """The named network namespaces of this machine, sorted."""
+    try:
+        return sorted(entry.name for entry in DIRECTORY.iterdir())
+    except OSError:
+        return []
+
+
+def netns_cookie() -> int:
+    """The 64-bit number of this process's network namespace, unique until the next boot."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+        try:
+            value = any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        except OSError as error:
+            message = f"reading the network namespace's cookie: {error.strerror}"
+            raise KernelError(message, "this needs Linux 5.14 or later") from error
+    (cookie,) = struct.unpack("=Q", value)
+    return int(cookie)

@@ -1,0 +1,63 @@
+"""Kernel settings under /proc/sys, of this network namespace where the kernel keeps them by namespace.
+
+Names are written with slashes or dots; with dots only where no part of the name holds one (an interface
+called ``eth0.5`` needs slashes), as sysctl(8) has it. Only the standard library.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from enforcer.errors import KernelError, PrivilegeError
+
+ROOT = Path("/proc/sys")
+CONNTRACK = "net/netfilter"
+
+
+def _path(name: str) -> Path:
+    return ROOT / (name if "/" in name else name.replace(".", "/"))
+
+
+def read(name: str) -> str:
+    """The value, without the line's end."""
+    try:
+        return _path(name).read_text().rstrip("\n")
+    except OSError as error:
+        raise _failure("reading", name, error) from error
+
+
+def write(name: str, value: str) -> None:
+    """Set the value; one that the kernel does not take is an error and changes nothing."""
+    try:
+        _path(name).write_text(value)
+    except OSError as error:
+        raise _failure(f"setting to {value!r}", name, error) from error
+
+
+def _failure(what: str, name: str, error: OSError) -> KernelError | PrivilegeError:
+    message = f"{what} the kernel setting {name}: {error.strerror}"
+    if error.errno == errno.ENOENT:
+        module = "nf_conntrack is not loaded" if "netfilter" in name else "no such interface or module"
+        return KernelError(message, f"the kernel has no such setting here ({module}?)")
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return PrivilegeError(message, "run it as root; some settings exist only in the initial namespace")
+    if error.errno == errno.EROFS:
+        return KernelError(message, f"{ROOT} is mounted read-only here")
+    return KernelError(message)
+
+
+def conntrack_timeouts() -> dict[str, float]:
+    """After how many seconds without a packet conntrack forgets a connection, by protocol and state.
+
+    Keys are the settings' names without ``nf_conntrack_`` and ``timeout``: ``tcp_established``, ``udp``,
+    ``udp_stream``, …
+    """
+    found = {}
+    for entry in sorted((ROOT / CONNTRACK).glob("nf_conntrack_*_timeout*")):
+        protocol, _, state = entry.name.removeprefix("nf_conntrack_").partition("_timeout")
+        if protocol in ("tcp", "udp"):
+            found[protocol + state] = float(read(f"{CONNTRACK}/{entry.name}"))
+    if not found:
+        raise KernelError("this kernel tracks no connections here", "load the module nf_conntrack")
+    return found
