@@ -1,0 +1,254 @@
+"""What is wrong between entries that are each right by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+from enforcer.config.document import Way
+from enforcer.config.draft import Draft
+from enforcer.config.fields import UNSPECIFIED
+from enforcer.config.messages import listed, nearest
+from enforcer.config.models import Configuration, PolicyEgress
+from enforcer.errors import Fault
+from enforcer.policy.language import ExpressionError
+from enforcer.policy.rules import MAX_RULES, TooManyRulesError, rules_of
+
+
+def check(draft: Draft, interfaces: Collection[str] | None) -> None:
+    """Note every fault between entries; ``interfaces`` are the names that exist (None: not checked)."""
+    _check_location(draft, ("location",), draft.values.get("location"))
+    _check_interfaces(draft, interfaces)
+    _check_egress_ips(draft)
+    _check_blocks(draft)
+    _check_mark_mask(draft)
+    _check_policies(draft)
+    _check_traffic(draft)
+
+
+def _check_location(draft: Draft, way: Way, location: str | None) -> None:
+    known = draft.document.data.get("locations")
+    if location is not None and isinstance(known, dict) and known and location not in known:
+        draft.fault(way, "is no key of `locations`", nearest(location, known))
+
+
+def _check_interfaces(draft: Draft, existing: Collection[str] | None) -> None:
+    seen: dict[str, Way] = {}
+    for side in ("inside", "outside"):
+        for index, name in enumerate(draft.interfaces.get(side, ())):
+            way = ("interfaces", side, index)
+            first = seen.setdefault(name, way)
+            if first[1] != side:
+                draft.fault(way, "stands on both sides", "an interface that is not inside as well")
+            elif first != way:
+                draft.fault(way, "stands here twice", "each interface once")
+            elif existing is not None and name not in existing:
+                draft.fault(way, "does not exist", nearest(name, sorted(set(existing) - {"lo"})))
+
+
+def _check_unique(draft: Draft, entries: dict[int, dict[str, Any]], key: str, field: str, noun: str) -> None:
+    seen: dict[Any, int] = {}
+    for index, fields in entries.items():
+        if field in fields:
+            first = seen.setdefault(fields[field], index)
+            if first != index:
+                line = draft.line((key, first, field))
+                draft.fault((key, index, field), f"stands on line {line} already", f"{noun} of its own")
+
+
+def _check_egress_ips(draft: Draft) -> None:
+    _check_unique(draft, draft.egress_ips, "egress_ips", "name", "a name")
+    for index, fields in draft.egress_ips.items():
+        _check_location(draft, ("egress_ips", index, "location"), fields.get("location"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Addresses that one entry claims. ``rank`` decides which of two overlapping entries is faulted."""
+
+    network: IPv4Network | IPv6Network
+    way: Way
+    owner: str
+    rank: int
+
+    @property
+    def sort_key(self) -> tuple[int, int, int]:
+        return self.network.version, int(self.network.network_address), self.network.prefixlen
+
+
+def _single(address: IPv4Address | IPv6Address) -> IPv4Network | IPv6Network:
+    return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
+
+
+def _blocks(draft: Draft) -> Iterator[_Block]:
+    for index, fields in draft.egress_ips.items():
+        name = fields.get("name", f"egress_ips[{index}]")
+        for family in ("ipv4", "ipv6"):
+            if family in fields:
+                value = fields[family]
+                network = value if isinstance(value, IPv6Network) else _single(value)
+                yield _Block(network, ("egress_ips", index, family), f"the egress IP {name}", 0)
+    for family, address in draft.shared.items():
+        yield _Block(_single(address), ("shared", family), "the shared address", 1)
+    for index, network in draft.private_networks.items():
+        yield _Block(network, ("private_networks", index), "a private network", 2)
+
+
+def _check_blocks(draft: Draft) -> None:
+    """Find overlaps: in order of address, every block that contains the present one is still on the stack."""
+    clashes: dict[Way, list[tuple[_Block, _Block]]] = {}
+    stack: list[_Block] = []
+    for block in sorted(_blocks(draft), key=lambda each: each.sort_key):
+        while stack and not _contains(stack[-1].network, block.network):
+            stack.pop()
+        for outer in stack:
+            first, second = sorted((outer, block), key=lambda each: (each.rank, each.way[1]))
+            if first.rank == second.rank == 2 and first.network != second.network:
+                continue  # a private network inside another one is only said twice
+            clashes.setdefault(second.way, []).append((first, second))
+        stack.append(block)
+    for way, pairs in clashes.items():
+        first, second = min(pairs, key=lambda pair: draft.line(pair[0].way))
+        more = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
+        draft.fault(way, _clash(draft, first, second) + more, _remedy(second))
+
+
+def _contains(outer: IPv4Network | IPv6Network, inner: IPv4Network | IPv6Network) -> bool:
+    if outer.version != inner.version or outer.prefixlen > inner.prefixlen:
+        return False
+    shift = outer.max_prefixlen - outer.prefixlen
+    return int(outer.network_address) >> shift == int(inner.network_address) >> shift
+
+
+def _clash(draft: Draft, first: _Block, second: _Block) -> str:
+    where = f"{first.owner} (line {draft.line(first.way)})"
+    if first.network == second.network:
+        return f"is also {where}" if first.rank else f"belongs to {where} already"
+    if first.network.num_addresses == 1:
+        return f"contains {first.network.network_address}, {where}"
+    if second.network.num_addresses == 1:
+        return f"lies in {first.network} of {where}"
+    return f"overlaps {first.network} of {where}"
+
+
+def _remedy(block: _Block) -> str:
+    if block.rank == 0:
+        return "an address of its own" if block.network.version == 4 else "a range that overlaps no other"
+    return (
+        "an address that is not dedicated" if block.rank == 1 else "a prefix without egress addresses, once"
+    )
+
+
+def _check_mark_mask(draft: Draft) -> None:
+    mask = draft.values.get("mark_mask", Configuration.model_fields["mark_mask"].default)
+    if mask is None:
+        return
+    width = mask.bit_count()
+    # 0 is foreign traffic, 1 the shared address, all ones a refusal: the others are egress IPs.
+    most = (1 << width) - 3
+    count = len(draft.egress_ips)
+    if count > most:
+        needed = (count + 2).bit_length()
+        way = ("mark_mask",) if "mark_mask" in draft.document.data else ("egress_ips",)
+        draft.fault(
+            way,
+            f"is too narrow: {width} bits tell {most:,} egress IPs apart, here are {count:,}",
+            f"{needed} bits, such as 0x{(1 << needed) - 1:x}",
+        )
+
+
+def _check_policies(draft: Draft) -> None:
+    _check_unique(draft, draft.policies, "policies", "name", "a name")
+    _check_unique(draft, draft.policies, "policies", "precedence", "a precedence")
+    owners: dict[Any, int] = {}
+    for index, fields in draft.egress_ips.items():
+        for family in ("ipv4", "ipv6"):
+            if family in fields:
+                owners.setdefault(fields[family], index)
+    for index, fields in draft.policies.items():
+        if isinstance(fields.get("egress"), PolicyEgress):
+            _check_policy_egress(draft, ("policies", index, "egress"), fields["egress"], owners)
+
+
+def _check_policy_egress(draft: Draft, way: Way, egress: PolicyEgress, owners: dict[Any, int]) -> None:
+    if egress.ipv4 is None and egress.ipv6 is None:
+        draft.fault(way, "names no egress IP", "`default`, or one of the keys ipv4 and ipv6")
+        return
+    for field, value in egress:
+        if value is not None and value not in owners and (field, value) != ("ipv4_fallback", UNSPECIFIED):
+            _note_unowned(draft, (*way, field), field, value)
+    primary = egress.ipv4 if egress.ipv4 is not None else egress.ipv6
+    fallback = egress.ipv4_fallback
+    if fallback in owners and owners[fallback] == owners.get(primary):
+        draft.fault(
+            (*way, "ipv4_fallback"), "is the policy's own egress IP", "another egress IP, or 0.0.0.0 (shared)"
+        )
+
+
+def _note_unowned(draft: Draft, way: Way, field: str, value: IPv4Address | IPv6Network) -> None:
+    if value == draft.shared.get("ipv4"):
+        right = "0.0.0.0 for it" if field == "ipv4_fallback" else "`egress: default` for it"
+        draft.fault(way, "is the shared address", right)
+        return
+    family = "ipv6" if isinstance(value, IPv6Network) else "ipv4"
+    known = {each[family]: each.get("name") for each in draft.egress_ips.values() if family in each}
+    for block, name in known.items():
+        if isinstance(value, IPv6Network) and value.overlaps(block):
+            draft.fault(way, f"is not the range of {name}", str(block))
+            return
+    if all(family in each for each in draft.egress_ips.values()):
+        # Otherwise the entry that owns it may be the one that is reported already.
+        draft.fault(way, "belongs to no egress IP", nearest(str(value), map(str, known)))
+
+
+def _check_traffic(draft: Draft) -> None:
+    """Parse every expression and count the rules that the enabled ones need in the match tables."""
+    total, largest = 0, (0, -1)
+    for index, fields in draft.policies.items():
+        way = ("policies", index, "traffic")
+        if "traffic" not in fields:
+            continue
+        try:
+            rules = len(rules_of(fields["traffic"]))
+        except ExpressionError as error:
+            place = draft.document.place_in(way, error.column - 1)
+            draft.faults.append(
+                Fault(draft.name, place.line, f"policies[{index}].traffic: {error.message}", place.column)
+            )
+        except TooManyRulesError as error:
+            draft.note(way, f"policies[{index}].traffic: {error}")
+        else:
+            if fields.get("enabled", True):
+                total += rules
+                largest = max(largest, (rules, index))
+    if total > MAX_RULES:
+        rules, index = largest
+        draft.note(
+            ("policies",),
+            f"policies: need {total:,} rules, policies[{index}] alone {rules:,}; expected {MAX_RULES:,} "
+            "at most: write one `in {…}` for several `or`, or merge policies",
+        )
+
+
+def warnings(draft: Draft) -> Iterator[tuple[Way, str]]:
+    """Say what is allowed and probably not meant."""
+    places: dict[tuple[str, str], None] = {}
+    for fields in draft.egress_ips.values():
+        place = draft.locations[fields["location"]]
+        places[place["country"], place["city"]] = None
+    if len(places) < 2:
+        cities = listed(city for _, city in places)
+        yield (
+            ("egress_ips",),
+            f"egress_ips: all in one city ({cities}); expected two egress IPs at least, in different "
+            "cities, so that one can take over from the other",
+        )
+    location = draft.values["location"]
+    if all(fields["location"] != location for fields in draft.egress_ips.values()):
+        yield (
+            ("egress_ips",),
+            f"egress_ips: none at {location}, where this gateway stands; expected one at least, for "
+            "traffic that no policy matches",
+        )

@@ -1,0 +1,293 @@
+"""The types of single fields: each reads one value of the file and says what would be right instead."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
+from typing import Annotated
+
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+UNSPECIFIED = IPv4Address("0.0.0.0")
+
+# Special-purpose blocks (RFC 6890) that never are the source of a packet on the internet. Private and
+# documentation addresses are left to the operator: a gateway may stand behind another translation.
+_NEVER_A_SOURCE = {
+    "this network": IPv4Network("0.0.0.0/8"),
+    "loopback": IPv4Network("127.0.0.0/8"),
+    "link-local": IPv4Network("169.254.0.0/16"),
+    "multicast": IPv4Network("224.0.0.0/4"),
+    "reserved": IPv4Network("240.0.0.0/4"),
+}
+_NEVER_A_SOURCE6 = {
+    "loopback or unspecified": IPv6Network("::/96"),
+    "IPv4-mapped": IPv6Network("::ffff:0:0/96"),
+    "link-local": IPv6Network("fe80::/10"),
+    "multicast": IPv6Network("ff00::/8"),
+}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_IFNAMSIZ = 16
+
+
+def _wrong(wrong: str, right: str) -> PydanticCustomError:
+    """Make the error of a value: what is wrong with it, and what would be right."""
+    return PydanticCustomError("wrong_value", "{wrong}; expected {right}", {"wrong": wrong, "right": right})
+
+
+def _parse_address(value: object, right: str) -> IPv4Address | IPv6Address:
+    if isinstance(value, IPv4Address | IPv6Address):
+        return value
+    if not isinstance(value, str):
+        raise _wrong(f"is {type_name(value)}", right)
+    try:
+        return ip_address(value)
+    except ValueError:
+        pass
+    try:
+        prefix = ip_interface(value)
+    except ValueError:
+        raise _wrong("is not an IP address", right) from None
+    raise _wrong(f"is a prefix of {prefix.network.num_addresses} addresses", right)
+
+
+def _ipv4(value: object, right: str) -> IPv4Address:
+    if isinstance(value, str) and ":" in value:
+        raise _wrong("is an IPv6 range in an IPv4 field" if "/" in value else "is an IPv6 address", right)
+    address = _parse_address(value, right)
+    if isinstance(address, IPv6Address):
+        raise _wrong("is an IPv6 address", right)
+    return address
+
+
+def _dedicated_ipv4(value: object) -> IPv4Address:
+    right = "one IPv4 address, such as 203.0.113.10"
+    address = _ipv4(value, right)
+    for kind, network in _NEVER_A_SOURCE.items():
+        if address in network:
+            raise _wrong(f"is a {kind} address ({network})", right)
+    return address
+
+
+def _primary_ipv4(value: object) -> IPv4Address:
+    right = "the IPv4 address of an egress IP, such as 203.0.113.10"
+    address = _ipv4(value, right)
+    if address == UNSPECIFIED:
+        raise _wrong("means the shared address, which only ipv4_fallback may name", "`egress: default`")
+    return address
+
+
+def _fallback_ipv4(value: object) -> IPv4Address:
+    return _ipv4(value, "the IPv4 address of another egress IP, or 0.0.0.0 for the shared address")
+
+
+def _check_source6(network: IPv6Network, noun: str, right: str) -> None:
+    for kind, special in _NEVER_A_SOURCE6.items():
+        if network.overlaps(special):
+            raise _wrong(f"is {noun} with {kind} addresses ({special})", right)
+
+
+def _shared_ipv6(value: object) -> IPv6Address:
+    right = "one IPv6 address, such as 2001:db8:ffff::1"
+    address = _parse_address(value, right)
+    if isinstance(address, IPv4Address):
+        raise _wrong("is an IPv4 address", right)
+    if address.scope_id is not None:
+        raise _wrong("has a zone", right)
+    _check_source6(IPv6Network(address), "an address in the block", right)
+    return address
+
+
+def _network(value: object, right: str) -> IPv4Network | IPv6Network:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    if not isinstance(value, str):
+        raise _wrong(f"is {type_name(value)}", right)
+    try:
+        prefix = ip_interface(value)
+    except ValueError:
+        raise _wrong("is not an IP prefix", right) from None
+    if isinstance(prefix, IPv6Address) and prefix.scope_id is not None:
+        raise _wrong("has a zone", right)
+    if prefix.ip != prefix.network.network_address:
+        raise _wrong(f"has bits set after the first {prefix.network.prefixlen}", str(prefix.network))
+    return prefix.network
+
+
+def _range6(value: object) -> IPv6Network:
+    right = "an IPv6 range, such as 2001:db8:1::/64"
+    network = _network(value, right)
+    if isinstance(network, IPv4Network):
+        raise _wrong("is IPv4 in an IPv6 field", right)
+    return network
+
+
+def _dedicated_range6(value: object) -> IPv6Network:
+    network = _range6(value)
+    _check_source6(network, "a range", "an IPv6 range, such as 2001:db8:1::/64")
+    return network
+
+
+def _private_network(value: object) -> IPv4Network | IPv6Network:
+    return _network(value, "a prefix, such as 10.20.0.0/16 or fd20::/48")
+
+
+def _name(value: object) -> str:
+    right = "letters, digits, '.', '_' and '-', 63 at most, beginning with a letter or digit"
+    if not isinstance(value, str):
+        raise _wrong(f"is {type_name(value)}", f'{right} (quote it: "{value}")')
+    if not _NAME.fullmatch(value):
+        raise _wrong("is empty" if not value else "is not a name", right)
+    return value
+
+
+def _egress_name(value: object) -> str:
+    name = _name(value)
+    if name in ("shared", "default"):
+        raise _wrong("is reserved: it stands for the shared address", "another name")
+    return name
+
+
+def _title(value: object) -> str:
+    right = "1 to 128 printable characters"
+    if not isinstance(value, str):
+        raise _wrong(f"is {type_name(value)}", f'{right} (quote it: "{value}")')
+    if not value.strip() or len(value) > 128 or not value.isprintable() or value != value.strip():
+        wrong = (
+            "is empty"
+            if not value.strip()
+            else "is too long, or has blanks at its ends or unprintable characters"
+        )
+        raise _wrong(wrong, right)
+    return value
+
+
+def _interface(value: object) -> str:
+    """Check as dev_valid_name() of net/core/dev.c does; ``lo`` can be neither side of a gateway."""
+    right = "the name of a network interface, 15 bytes at most, such as eth0"
+    if not isinstance(value, str):
+        raise _wrong(f"is {type_name(value)}", f'{right} (quote it: "{value}")')
+    if not value or value in (".", "..") or len(value.encode()) >= _IFNAMSIZ or re.search(r"[\s/:]", value):
+        raise _wrong("is no valid interface name", right)
+    if value == "lo":
+        raise _wrong("is the loopback interface", "an interface that forwards traffic")
+    return value
+
+
+def _country(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[A-Z]{2}", value):
+        raise _wrong("is no country code", "two capital letters (ISO 3166), such as US")
+    return value
+
+
+def _mark_mask(value: object) -> int:
+    right = "contiguous bits, 8 at least, within 32, such as 0x0000ffff"
+    if isinstance(value, str):
+        if not re.fullmatch("0[xX][0-9a-fA-F]{1,8}", value):
+            raise _wrong("is not a mask", right)
+        value = int(value, 16)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong(f"is {type_name(value)}", right)
+    if not 0 < value <= 0xFFFFFFFF:
+        raise _wrong("does not fit into 32 bits", right)
+    ones = value >> ((value & -value).bit_length() - 1)
+    if ones & (ones + 1):
+        raise _wrong("has a gap between its bits", right)
+    if ones.bit_length() < 8:
+        raise _wrong(f"is {ones.bit_length()} bits wide", right)
+    return value
+
+
+def _traffic(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _wrong(f"is {type_name(value)}", "an expression, such as 'net.dst.port in {80 443}'")
+    return value
+
+
+def type_name(value: object) -> str:
+    """Name a YAML value's kind for a message, with its article."""
+    names: dict[type, str] = {
+        type(None): "empty",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        tuple: "a list",
+        dict: "a group of keys",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+_TEXT = PlainSerializer(str, return_type=str, when_used="json")
+_PREFIX = "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"
+
+DedicatedIPv4 = Annotated[
+    IPv4Address, PlainValidator(_dedicated_ipv4), _TEXT, WithJsonSchema({"type": "string", "format": "ipv4"})
+]
+PrimaryIPv4 = Annotated[
+    IPv4Address, PlainValidator(_primary_ipv4), _TEXT, WithJsonSchema({"type": "string", "format": "ipv4"})
+]
+FallbackIPv4 = Annotated[
+    IPv4Address, PlainValidator(_fallback_ipv4), _TEXT, WithJsonSchema({"type": "string", "format": "ipv4"})
+]
+SharedIPv6 = Annotated[
+    IPv6Address, PlainValidator(_shared_ipv6), _TEXT, WithJsonSchema({"type": "string", "format": "ipv6"})
+]
+Range6 = Annotated[
+    IPv6Network, PlainValidator(_range6), _TEXT, WithJsonSchema({"type": "string", "pattern": _PREFIX})
+]
+DedicatedRange6 = Annotated[
+    IPv6Network,
+    PlainValidator(_dedicated_range6),
+    _TEXT,
+    WithJsonSchema({"type": "string", "pattern": _PREFIX}),
+]
+PrivateNetwork = Annotated[
+    IPv4Network | IPv6Network,
+    PlainValidator(_private_network),
+    _TEXT,
+    WithJsonSchema({"type": "string", "pattern": _PREFIX}),
+]
+Name = Annotated[
+    str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
+]
+EgressName = Annotated[
+    str,
+    PlainValidator(_egress_name),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^{_NAME.pattern}$", "not": {"enum": ["shared", "default"]}},
+    ),
+]
+Title = Annotated[
+    str, PlainValidator(_title), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 128})
+]
+InterfaceName = Annotated[
+    str,
+    PlainValidator(_interface),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": _IFNAMSIZ - 1, "pattern": r"^[^\s/:]+$"}),
+]
+Country = Annotated[
+    str, PlainValidator(_country), WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$"})
+]
+MarkMask = Annotated[
+    int,
+    PlainValidator(_mark_mask),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0xFF, "maximum": 0xFFFFFFFF},
+                {"type": "string", "pattern": "^0[xX][0-9a-fA-F]{1,8}$"},
+            ]
+        }
+    ),
+]
+Traffic = Annotated[
+    str, PlainValidator(_traffic), WithJsonSchema({"type": ["string", "null"], "maxLength": 65536})
+]
+Latitude = Annotated[float, Field(strict=True, ge=-90, le=90, allow_inf_nan=False)]
+Longitude = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]
+Switch = Annotated[bool, Field(strict=True)]

@@ -1,0 +1,26 @@
+"""From a file to a :class:`Configuration`, or to all that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from enforcer.config import checks, document
+from enforcer.config.draft import draft
+from enforcer.config.models import Configuration
+from enforcer.errors import ConfigError, Fault
+
+
+def load(path: Path, *, interfaces: Collection[str] | None = None) -> Configuration:
+    """Read and check a configuration file; ConfigError with every fault in it.
+
+    ``interfaces`` are the names of the interfaces that exist; None leaves that unchecked.
+    """
+    found = draft(document.read(path), str(path))
+    checks.check(found, interfaces)
+    if found.faults:
+        raise ConfigError(found.faults)
+    configuration = Configuration(**found.values)
+    notes = [(found.document.key_place(way), message) for way, message in checks.warnings(found)]
+    configuration._warnings = tuple(Fault(str(path), at.line, message, at.column) for at, message in notes)
+    return configuration
