@@ -36,7 +36,7 @@ from enforcer.policy.expression import (
 )
 
 MAX_LENGTH = 64 << 10  # characters
-MAX_NESTING = 200  # parentheses and `not`
+MAX_NESTING = 100  # parentheses and `not`
 
 PROTOCOLS = {"tcp": frozenset({6}), "udp": frozenset({17}), "icmp": frozenset({1, 58})}
 """Names and numbers; ``icmp`` is ICMPv6 as well, so that a rule means the same in both families."""

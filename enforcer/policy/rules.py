@@ -57,7 +57,9 @@ def _boxes(expression: Expression, negated: bool) -> list[Box]:
         case Not(operand):
             return _boxes(operand, not negated)
         case And(operands) | Or(operands):
-            parts = (_boxes(operand, negated) for operand in operands)
+            parts = []
+            for operand in operands:  # a loop: one frame per level of nesting
+                parts.append(_boxes(operand, negated))
             return _all(parts) if isinstance(expression, And) is not negated else _any(parts)
         case AddressIn(side, networks):
             chosen = sets.addresses(networks)
@@ -88,7 +90,7 @@ def _both(one: Box, two: Box) -> Box:
     )
 
 
-def _all(parts: Iterable[list[Box]]) -> list[Box]:
+def _all(parts: list[list[Box]]) -> list[Box]:
     """Intersect unions; the small ones first, so that what is empty is seen early."""
     boxes = [Box()]
     for part in sorted(parts, key=len):
@@ -98,7 +100,7 @@ def _all(parts: Iterable[list[Box]]) -> list[Box]:
     return boxes
 
 
-def _any(parts: Iterable[list[Box]]) -> list[Box]:
+def _any(parts: list[list[Box]]) -> list[Box]:
     return _joined(box for part in parts for box in part)
 
 

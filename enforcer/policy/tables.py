@@ -1,0 +1,166 @@
+"""Match tables: all policies as four look-ups whose bit sets, AND-ed, name the first rule that matches.
+
+A look-up of one dimension gives a class number, and the class the set of rules that match there. Few classes
+are distinct, so the kernel holds each set once, and the trie's values stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import TypeVar
+
+from enforcer.policy.reference import Rule, Tuple5, in_order
+from enforcer.policy.rules import MAX_RULES, Box, TooManyRulesError, rules_of
+from enforcer.policy.sets import ROOT4, ROOT6, AddressSet, PortSet, Prefix, ProtocolSet, covers
+
+T = TypeVar("T")
+
+Bits = int
+"""A set of rules: bit r is rule r."""
+
+_MAPPED = 0xFFFF << 32  # ::ffff:0:0, where the kernel's maps keep IPv4
+
+
+@dataclass(frozen=True)
+class MatchTables:
+    """What the kernel looks up; class 0 is the empty set of rules."""
+
+    rules: tuple[int, ...]
+    """Rule → index of its policy among all policies (the disabled ones included) in ascending precedence."""
+    sets: tuple[Bits, ...]
+    """Class → rules."""
+    source: tuple[tuple[IPv6Network, int], ...]
+    """Prefix → class, for longest-prefix match; ::/0 and ::ffff:0:0/96 (all of IPv4) are always there."""
+    destination: tuple[tuple[IPv6Network, int], ...]
+    """As ``source``."""
+    ports: tuple[tuple[int, int, int], ...]
+    """First port, last port, class: in order, without gaps from 0 to 65535."""
+    protocols: tuple[int, ...]
+    """Protocol number → class: 256 entries."""
+
+    @cached_property
+    def _tries(self) -> tuple[_Trie, _Trie]:
+        return _Trie(self.source), _Trie(self.destination)
+
+    def decide(self, packet: Tuple5) -> int | None:
+        """Walk the tables as the kernel does; the index of the policy as in ``rules``, None for no match."""
+        source, destination = self._tries
+        port = next(number for first, last, number in self.ports if first <= packet.dst_port <= last)
+        found = (
+            self.sets[source.find(packet.src)]
+            & self.sets[destination.find(packet.dst)]
+            & self.sets[port]
+            & self.sets[self.protocols[packet.protocol]]
+        )
+        return self.rules[(found & -found).bit_length() - 1] if found else None
+
+
+class _Trie:
+    def __init__(self, entries: Sequence[tuple[IPv6Network, int]]):
+        self.lengths: dict[int, dict[int, int]] = {}
+        for network, number in sorted(entries, key=lambda entry: -entry[0].prefixlen):
+            shift = 128 - network.prefixlen
+            self.lengths.setdefault(shift, {})[int(network.network_address) >> shift] = number
+
+    def find(self, address: IPv4Address | IPv6Address) -> int:
+        value = int(address) | (_MAPPED if address.version == 4 else 0)
+        return next(table[value >> shift] for shift, table in self.lengths.items() if value >> shift in table)
+
+
+def compile_tables(policies: Iterable[Rule]) -> MatchTables:
+    """Compile all enabled policies; ExpressionError, TooManyRulesError."""
+    boxes: list[Box] = []
+    rules: list[int] = []
+    needs: list[tuple[int, str]] = []
+    for index, policy in enumerate(in_order(policies)):
+        if policy.enabled:
+            found = rules_of(policy.traffic)
+            boxes += found
+            rules += [index] * len(found)
+            needs.append((len(found), policy.name))
+    if len(boxes) > MAX_RULES:
+        largest = ", ".join(f"{name} {count:,}" for count, name in sorted(needs, reverse=True)[:3])
+        raise TooManyRulesError(f"{len(boxes):,} rules, {MAX_RULES:,} at most; most are needed by: {largest}")
+    classes = {0: 0}
+    source = _address_table(_grouped(box.source for box in boxes), classes)
+    destination = _address_table(_grouped(box.destination for box in boxes), classes)
+    ports = _port_table(_grouped(box.ports for box in boxes), classes)
+    protocols = _protocol_table(_grouped(box.protocols for box in boxes), classes)
+    return MatchTables(tuple(rules), tuple(classes), source, destination, ports, protocols)
+
+
+def _grouped(values: Iterable[T]) -> dict[T, Bits]:
+    """Give each distinct set and the rules that have it."""
+    groups: dict[T, Bits] = {}
+    for rule, value in enumerate(values):
+        groups[value] = groups.get(value, 0) | 1 << rule
+    return groups
+
+
+def _class(bits: Bits, classes: dict[Bits, int]) -> int:
+    return classes.setdefault(bits, len(classes))
+
+
+def _address_table(
+    groups: dict[AddressSet, Bits], classes: dict[Bits, int]
+) -> tuple[tuple[IPv6Network, int], ...]:
+    """Resolve inheritance: a prefix has what the one above has, but for the rules that name it."""
+    members: dict[Prefix, Bits] = {}
+    strangers: dict[Prefix, Bits] = {}
+    for entries, rules in groups.items():
+        for prefix, member in entries:
+            named = members if member else strangers
+            named[prefix] = named.get(prefix, 0) | rules
+    table = []
+    above: list[tuple[Prefix, Bits]] = []
+    for prefix in sorted(members.keys() | strangers.keys() | {ROOT4, ROOT6}):
+        while above and not covers(above[-1][0], prefix):
+            above.pop()
+        inherited = above[-1][1] if above else 0
+        bits = (inherited & ~strangers.get(prefix, 0)) | members.get(prefix, 0)
+        if not above or bits != inherited:
+            above.append((prefix, bits))
+            table.append((_network(prefix), _class(bits, classes)))
+    return tuple(table)
+
+
+def _network(prefix: Prefix) -> IPv6Network:
+    family, first, length = prefix
+    return IPv6Network((first, length) if family == 6 else (_MAPPED | first, 96 + length))
+
+
+def _port_table(groups: dict[PortSet, Bits], classes: dict[Bits, int]) -> tuple[tuple[int, int, int], ...]:
+    toggles: dict[int, Bits] = {0: 0}
+    for ranges, rules in groups.items():
+        for first, last in ranges:
+            toggles[first] = toggles.get(first, 0) ^ rules
+            toggles[last + 1] = toggles.get(last + 1, 0) ^ rules
+    toggles.pop(0x10000, None)
+    starts = sorted(toggles)
+    table: list[tuple[int, int, int]] = []
+    bits = 0
+    for start, following in zip(starts, [*starts[1:], 0x10000], strict=True):
+        bits ^= toggles[start]
+        number = _class(bits, classes)
+        first = table.pop()[0] if table and table[-1][2] == number else start
+        table.append((first, following - 1, number))
+    return tuple(table)
+
+
+def _protocol_table(groups: dict[ProtocolSet, Bits], classes: dict[Bits, int]) -> tuple[int, ...]:
+    table = []
+    for protocol in range(256):
+        bits = 0
+        for numbers, rules in groups.items():
+            if numbers >> protocol & 1:
+                bits |= rules
+        table.append(_class(bits, classes))
+    return tuple(table)
+
+
+def unreachable(policies: Iterable[Rule]) -> list[str]:
+    """Name the enabled policies that no packet can match, whatever stands before them."""
+    return [policy.name for policy in in_order(policies) if policy.enabled and not rules_of(policy.traffic)]
