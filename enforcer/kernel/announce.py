@@ -56,7 +56,7 @@ def arp(mac: bytes, address: IPv4Address) -> bytes:
 
 
 def advertisement(mac: bytes, address: IPv6Address) -> bytes:
-    """The frame of an unsolicited neighbour advertisement (RFC 4861, 7.2.6), which replaces what was known."""
+    """The frame of an unsolicited neighbour advertisement (RFC 4861, 7.2.6) that replaces what is known."""
     option = struct.pack(">BB", TARGET_LINK_LAYER_ADDRESS, 1) + mac
     flags = ROUTER_FLAG | OVERRIDE_FLAG
     body = struct.pack(">BBHI", NEIGHBOUR_ADVERTISEMENT, 0, 0, flags) + address.packed + option

@@ -23,7 +23,7 @@ ETHERNET_HEADER = 14
 
 @dataclass(frozen=True)
 class Link:
-    """One interface; ``header`` is the length of its packets' link-layer header: 14 (Ethernet) or 0 (none)."""
+    """One interface; ``header`` is its packets' link-layer header in bytes: 14 (Ethernet) or 0 (none)."""
 
     name: str
     index: int

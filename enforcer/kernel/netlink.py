@@ -199,42 +199,32 @@ class Channel:
             raise failure(self.operation, -code)
 
     def ask(self, messages: Sequence[Message]) -> list[bytes | int]:
-        """For each request its answer's payload, or the errno of its refusal (0: an empty success).
-
-        The messages must ask for acknowledgements.
-        """
-        results: list[bytes | int] = [0] * len(messages)
-        for index, answer in self._answers(messages):
-            if isinstance(answer, Refusal):
-                results[index] = answer.code or results[index]
-            else:
-                results[index] = answer
-        return results
+        """For each request, which must not ask for an acknowledgement, its answer or its refusal's errno."""
+        answers = self._answers(messages)
+        return [answer.code if isinstance(answer, Refusal) else answer for answer in answers]
 
     def change(self, messages: Sequence[Message]) -> list[Refusal]:
         """Make independent changes and return those that were refused, in the messages' order.
 
         The messages must ask for acknowledgements.
         """
-        answers = (answer for _, answer in self._answers(messages))
-        return [answer for answer in answers if isinstance(answer, Refusal) and answer.code]
+        return [answer for answer in self._answers(messages) if isinstance(answer, Refusal) and answer.code]
 
-    def _answers(self, messages: Sequence[Message]) -> Iterator[tuple[int, bytes | Refusal]]:
-        """Answers, with their message's index, until every message has its acknowledgement."""
+    def _answers(self, messages: Sequence[Message]) -> Iterator[bytes | Refusal]:
+        """The one answer to each message, in the messages' order."""
         for start in range(0, len(messages), REQUESTS_PER_SEND):
             chunk = messages[start : start + REQUESTS_PER_SEND]
             first = self._send(chunk)
-            unanswered = len(chunk)
-            while unanswered:
+            answered = 0
+            while answered < len(chunk):
                 for kind, flags, sequence, data, offset, length in self._messages():
                     if not 0 <= sequence - first < len(chunk):
                         continue
-                    index = start + sequence - first
+                    answered += 1
                     if kind == NLMSG_ERROR:
-                        unanswered -= 1
-                        yield index, Refusal(index, *_error(data, offset, length, flags))
+                        yield Refusal(start + sequence - first, *_error(data, offset, length, flags))
                     else:
-                        yield index, data[offset + HEADER.size : offset + length]
+                        yield data[offset + HEADER.size : offset + length]
 
     def transact(self, messages: Sequence[Message]) -> list[Refusal]:
         """Send everything in one datagram and return what was refused; nothing refused is success.

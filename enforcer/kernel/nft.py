@@ -92,7 +92,7 @@ def _name(kind: int, name: str) -> bytes:
 
 
 def _table(channel: Channel) -> bytes | None:
-    request = Message(GETTABLE, REQUEST | ACK, NFGEN + _name(NFTA_TABLE_NAME, TABLE))
+    request = Message(GETTABLE, REQUEST, NFGEN + _name(NFTA_TABLE_NAME, TABLE))
     (answer,) = channel.ask([request])
     if isinstance(answer, bytes):
         return answer
