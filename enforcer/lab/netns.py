@@ -20,6 +20,7 @@ from enforcer.errors import EnforcerError
 Result = TypeVar("Result")
 
 RUN_NETNS = Path("/run/netns")
+PATIENCE = 120.0  # seconds
 CLONE_NEWNET = 0x40000000
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 
@@ -33,9 +34,15 @@ class LabError(EnforcerError):
 def execute(
     argv: Iterable[str], text: str | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end and return it with its output; LabError if ``check`` and it failed."""
+    """Run a program to its end and return it with its output; LabError if ``check`` and it failed.
+
+    LabError too if it takes longer than PATIENCE: nothing in a lab may hang.
+    """
     argv = list(argv)
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise LabError(f"{' '.join(argv)}: not done after {PATIENCE:.0f} s") from None
     if check and done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise LabError(f"{' '.join(argv)}: exit code {done.returncode}: {said}")

@@ -67,11 +67,15 @@ class Program:
         """Whether it was started and has not ended."""
         return self.process is not None and self.process.poll() is None
 
+    def command(self) -> list[str]:
+        """The arguments that start it from anywhere."""
+        return self.namespace.command(self.argv)
+
     def launch(self) -> Self:
         """Start it without waiting."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                self.namespace.command(self.argv),
+                self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

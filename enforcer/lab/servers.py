@@ -216,7 +216,7 @@ class Iperf(Program):
             stop_signal=signal.SIGINT,
         )
 
-    def measure(self, client: Namespace, address: str, *options: str, seconds: float = 1) -> dict[str, Any]:
+    def measure(self, client: Namespace, address: str, *options: str, seconds: int = 1) -> dict[str, Any]:
         """Run the client against it and return iperf3's JSON result."""
         done = client.run("iperf3", "-c", address, "-J", "-t", str(seconds), *options, check=False)
         result: dict[str, Any] = json.loads(done.stdout or "{}")

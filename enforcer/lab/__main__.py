@@ -1,0 +1,86 @@
+"""``python -m enforcer.lab up`` leaves a lab standing to play in; ``… down`` takes it away."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from enforcer.errors import EnforcerError
+from enforcer.lab import features
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.netns import LabError
+from enforcer.lab.services import Services
+from enforcer.lab.topology import CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, Lab
+
+prefix_option = click.option(
+    "--prefix", default="lab", show_default=True, help="Start of the namespaces' names."
+)
+
+
+@click.group()
+def main() -> None:
+    """A gateway, two clients' networks, two origins, a resolver and a private network, in namespaces."""
+
+
+@main.command()
+@prefix_option
+@click.option("--bare", is_flag=True, help="Do not start the enforcer on the gateway.")
+def up(prefix: str, bare: bool) -> None:
+    """Build the lab, start its servers and the enforcer, and say how to play in it."""
+    if lacking := features.missing():
+        raise LabError(f"the lab needs {'; '.join(lacking)}")
+    lab = Lab(prefix).up()
+    try:
+        Services(lab).start()
+        gateway = Gateway(lab)
+        if not bare:
+            gateway.start()
+    except BaseException:
+        lab.down()
+        raise
+    click.echo(guide(lab, gateway))
+
+
+@main.command()
+@prefix_option
+def down(prefix: str) -> None:
+    """Take the lab away: its processes, namespaces, pins and files."""
+    Lab(prefix).down()
+
+
+def guide(lab: Lab, gateway: Gateway) -> str:
+    """How to play in a standing lab."""
+    enforcer = " ".join(gateway.enforcer)
+    client = f"nsenter --net={lab.client.path}"
+    state = f"runs (pid {gateway.pid})" if gateway.alive else f"is not started: {enforcer} run"
+    again = "make lab-down" if lab.prefix == "lab" else f"python -m enforcer.lab down --prefix {lab.prefix}"
+    return f"""\
+The lab stands. The enforcer on its gateway {state}
+
+  be the client            {client} bash
+  ask an origin            {client} curl http://{ORIGIN1[4]}/          (policy bank: leaves from 203.0.113.10)
+                           {client} curl http://[{ORIGIN1[6]}]/
+  policy shop: shared      {client} curl -k https://{ORIGIN2[4]}:8443/
+  fallback, refusal        {client} curl http://{ORIGIN2[4]}:8081/     (and :8082)
+  DNS, ping, private       {client} dig @{RESOLVER[4]} bank.lab
+                           {client} ping {ORIGIN1[4]}
+                           {client} curl http://{PRIVATE[4]}/
+  the other inside network {client} nc {CLIENT2[4]} 9000
+  the gateway itself       {client} dig @{GATEWAY[4]} www.lab
+  what the wire shows      nsenter --net={lab.net.path} tcpdump -ni gw0
+
+  the enforcer's view      {enforcer} status
+                           {enforcer} flows
+  its configuration        {gateway.config}
+  logs of all servers      {lab.directory}
+
+Take it away with: {again}"""
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EnforcerError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,49 @@
+"""Fixtures of tests with real traffic: a lab for each test module, and the enforcer on its gateway."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from enforcer.lab import features
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.services import Services
+from enforcer.lab.topology import Lab, stale_labs
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def machine() -> None:
+    """Skip where the lab cannot be built, with what is missing; clear away what killed runs left."""
+    lacking = features.missing()
+    if lacking:
+        pytest.skip(f"missing: {'; '.join(lacking)}")
+    for prefix in stale_labs():
+        Lab(prefix).down()
+
+
+@pytest.fixture(scope="module")
+def lab(machine: None) -> Iterator[Lab]:
+    """The module's lab: namespaces, links and routes, no programs."""
+    with Lab(f"lab{os.getpid()}-{next(_numbers)}") as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def services(lab: Lab) -> Iterator[Services]:
+    """All servers of the lab, running."""
+    with Services(lab) as running:
+        yield running
+
+
+@pytest.fixture
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    """The enforcer with the lab's configuration, not started; everything of its is gone afterwards."""
+    gateway = Gateway(lab)
+    yield gateway
+    gateway.stop()
+    gateway.run("down", check=False)
