@@ -52,30 +52,38 @@ def down(prefix: str) -> None:
 def guide(lab: Lab, gateway: Gateway) -> str:
     """How to play in a standing lab."""
     enforcer = " ".join(gateway.enforcer)
-    client = f"nsenter --net={lab.client.path}"
-    state = f"runs (pid {gateway.pid})" if gateway.alive else f"is not started: {enforcer} run"
-    again = "make lab-down" if lab.prefix == "lab" else f"python -m enforcer.lab down --prefix {lab.prefix}"
+    state = f"runs (pid {gateway.pid})." if gateway.alive else f"is not started:\n  {enforcer} run"
+    again = (
+        "make lab-down"
+        if lab.prefix == "lab"
+        else f"{sys.executable} -m enforcer.lab down --prefix {lab.prefix}"
+    )
     return f"""\
 The lab stands. The enforcer on its gateway {state}
 
-  be the client            {client} bash
-  ask an origin            {client} curl http://{ORIGIN1[4]}/          (policy bank: leaves from 203.0.113.10)
-                           {client} curl http://[{ORIGIN1[6]}]/
-  policy shop: shared      {client} curl -k https://{ORIGIN2[4]}:8443/
-  fallback, refusal        {client} curl http://{ORIGIN2[4]}:8081/     (and :8082)
-  DNS, ping, private       {client} dig @{RESOLVER[4]} bank.lab
-                           {client} ping {ORIGIN1[4]}
-                           {client} curl http://{PRIVATE[4]}/
-  the other inside network {client} nc {CLIENT2[4]} 9000
-  the gateway itself       {client} dig @{GATEWAY[4]} www.lab
-  what the wire shows      nsenter --net={lab.net.path} tcpdump -ni gw0
+Be the client:
+  nsenter --net={lab.client.path} bash
 
-  the enforcer's view      {enforcer} status
-                           {enforcer} flows
-  its configuration        {gateway.config}
-  logs of all servers      {lab.directory}
+and ask, as the client:
+  curl http://{ORIGIN1[4]}/                     policy bank: leaves from 203.0.113.10
+  curl http://[{ORIGIN1[6]}]/                   the same in IPv6: from 2001:db8:1::/64
+  curl http://{ORIGIN2[4]}/                     no policy: the nearest dedicated egress
+  curl -k https://{ORIGIN2[4]}:8443/            policy shop: the shared address
+  curl http://{ORIGIN2[4]}:8081/                policy travel: the fallback, 203.0.113.11
+  curl http://{ORIGIN2[4]}:8082/                policy abroad: refused
+  dig @{RESOLVER[4]} bank.lab                 DNS: the shared address, as the resolver's log shows
+  ping {ORIGIN1[4]}                             ICMP: the shared address
+  curl http://{PRIVATE[4]}/                       a private network: the shared address
+  head -1 < /dev/tcp/{CLIENT2[4]}/9000             the other inside network: untouched
+  dig @{GATEWAY[4]} www.lab                        the gateway's own resolver: untouched
 
-Take it away with: {again}"""
+See what happens:
+  {enforcer} status
+  {enforcer} flows
+  nsenter --net={lab.net.path} tcpdump -ni gw0
+
+Configuration: {gateway.config}    Logs of all servers: {lab.directory}
+Take it away:  {again}"""
 
 
 if __name__ == "__main__":

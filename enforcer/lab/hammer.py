@@ -305,8 +305,13 @@ def carry_out(worker: Client | Origin, line: str) -> bool:
 def raise_file_limit() -> None:
     """Allow as many files as the system lets us have, up to FILES."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if hard == resource.RLIM_INFINITY or hard >= FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main(role: str, *arguments: str) -> None:

@@ -16,7 +16,7 @@ from typing import Self
 
 from enforcer.lab.netns import LabError, Namespace
 
-PATIENCE = 15.0  # seconds; generous, as two cores may be building and testing at once
+PATIENCE = 60.0  # seconds; a server in an emulated machine takes many to start
 
 # Loopback of each family, as a program in the namespace is reached.
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}

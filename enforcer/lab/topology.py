@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from enforcer.lab import configuration
 from enforcer.lab.configuration import Document
@@ -52,6 +52,9 @@ SERVERS = {
     "resolver": (RESOLVER, "198.18.53.1", "2001:db8:53::1"),
     "private": (PRIVATE, "10.20.0.1", "fd20::1"),
 }
+
+# Ctrl-C raises KeyboardInterrupt by itself; these are made to raise SystemExit, so that __exit__ runs.
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 _SETTINGS: dict[str, str | int] = {
     # The greater of all and the interface's own counts, and an interface starts as default says.
@@ -101,19 +104,20 @@ class Lab:
         self.origin2 = self.namespaces["origin2"]
         self.resolver = self.namespaces["resolver"]
         self.private = self.namespaces["private"]
-        self._sigterm: object = None
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):  # not the main thread: no signals come here
-            self._sigterm = signal.signal(signal.SIGTERM, _exit_on_signal)
+            self._handlers = {number: signal.signal(number, _exit_on_signal) for number in _ENDING}
         return self.up()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.down()
-        if self._sigterm is not None:
-            signal.signal(signal.SIGTERM, self._sigterm)  # type: ignore[arg-type]
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def up(self) -> Self:
         """Build the namespaces, links, addresses and routes, after removing a stale lab of this name."""
@@ -130,11 +134,8 @@ class Lab:
         with _uninterrupted():
             _end(list(self.namespaces.values()))
             if self.gw.exists:
-                # Two spellings of the directory: with and without leading zeros.
-                cookie = self.gw.cookie()
-                for name in (f"{cookie:x}", f"{cookie:016x}"):
-                    for root in ("/sys/fs/bpf/enforcer", "/run/enforcer"):
-                        shutil.rmtree(Path(root) / name, ignore_errors=True)
+                for root in ("/sys/fs/bpf/enforcer", "/run/enforcer"):
+                    shutil.rmtree(Path(root) / f"{self.gw.cookie():x}", ignore_errors=True)
             gone = [namespace.name for namespace in self.namespaces.values() if namespace.exists]
             if gone:
                 execute(["ip", "-force", "-batch", "-"], "".join(f"netns del {name}\n" for name in gone))
@@ -290,8 +291,8 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block has ended: half a teardown helps nobody."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Hold Ctrl-C and its like back until the block has ended: half a teardown helps nobody."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDING})
     try:
         yield
     finally:

@@ -245,7 +245,7 @@ def test_it_builds_fast_twice_and_leaves_nothing(own_lab: Lab) -> None:
     own_lab.down()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_lab_is_taken_away(own_lab: Lab, number: signal.Signals) -> None:
     script = (
         "import time; from enforcer.lab.topology import Lab; from enforcer.lab.program import Program\n"
