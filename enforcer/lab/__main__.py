@@ -58,6 +58,20 @@ def guide(lab: Lab, gateway: Gateway) -> str:
         if lab.prefix == "lab"
         else f"{sys.executable} -m enforcer.lab down --prefix {lab.prefix}"
     )
+    questions = [
+        (f"curl http://{ORIGIN1[4]}/", "policy bank: leaves from 203.0.113.10"),
+        (f"curl http://[{ORIGIN1[6]}]/", "the same in IPv6: from 2001:db8:1::/64"),
+        (f"curl http://{ORIGIN2[4]}/", "no policy: the nearest dedicated egress"),
+        (f"curl -k https://{ORIGIN2[4]}:8443/", "policy shop: the shared address"),
+        (f"curl http://{ORIGIN2[4]}:8081/", "policy travel: the fallback, 203.0.113.11"),
+        (f"curl http://{ORIGIN2[4]}:8082/", "policy abroad: refused"),
+        (f"dig @{RESOLVER[4]} bank.lab", "DNS: the shared address, as the resolver's log shows"),
+        (f"ping {ORIGIN1[4]}", "ICMP: the shared address"),
+        (f"curl http://{PRIVATE[4]}/", "a private network: the shared address"),
+        (f"head -1 < /dev/tcp/{CLIENT2[4]}/9000", "the other inside network: untouched"),
+        (f"dig @{GATEWAY[4]} www.lab", "the gateway's own resolver: untouched"),
+    ]
+    asks = "\n".join(f"  {command:<36} {meaning}" for command, meaning in questions)
     return f"""\
 The lab stands. The enforcer on its gateway {state}
 
@@ -65,17 +79,7 @@ Be the client:
   nsenter --net={lab.client.path} bash
 
 and ask, as the client:
-  curl http://{ORIGIN1[4]}/                     policy bank: leaves from 203.0.113.10
-  curl http://[{ORIGIN1[6]}]/                   the same in IPv6: from 2001:db8:1::/64
-  curl http://{ORIGIN2[4]}/                     no policy: the nearest dedicated egress
-  curl -k https://{ORIGIN2[4]}:8443/            policy shop: the shared address
-  curl http://{ORIGIN2[4]}:8081/                policy travel: the fallback, 203.0.113.11
-  curl http://{ORIGIN2[4]}:8082/                policy abroad: refused
-  dig @{RESOLVER[4]} bank.lab                 DNS: the shared address, as the resolver's log shows
-  ping {ORIGIN1[4]}                             ICMP: the shared address
-  curl http://{PRIVATE[4]}/                       a private network: the shared address
-  head -1 < /dev/tcp/{CLIENT2[4]}/9000             the other inside network: untouched
-  dig @{GATEWAY[4]} www.lab                        the gateway's own resolver: untouched
+{asks}
 
 See what happens:
   {enforcer} status
