@@ -13,7 +13,7 @@ from enforcer.kernel.netlink import ACK, REQUEST, Channel, Message
 
 # include/uapi/linux/rtnetlink.h, if_link.h, if.h, if_arp.h
 RTM_NEWLINK, RTM_GETLINK = 16, 18
-IFLA_IFNAME, IFLA_MTU = 3, 4
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
 IFF_UP, IFF_ALLMULTI = 0x1, 0x200
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 INFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, hardware type, index, flags, change mask
@@ -32,6 +32,7 @@ class Link:
     mtu: int
     allmulti: bool
     addresses: tuple[Interface, ...]
+    mac: bytes = bytes(6)
 
 
 def links() -> dict[str, Link]:
@@ -55,6 +56,7 @@ def links() -> dict[str, Link]:
                 mtu=mtu,
                 allmulti=bool(flags & IFF_ALLMULTI),
                 addresses=tuple(sorted(held.get(name, ()), key=lambda address: (address.version, address))),
+                mac=parts.get(IFLA_ADDRESS, b"")[:6].ljust(6, b"\0"),
             )
     return found
 

@@ -35,6 +35,18 @@ def write(name: str, value: str) -> None:
         raise _failure(f"setting to {value!r}", name, error) from error
 
 
+def followers(name: str) -> list[str]:
+    """The settings of single interfaces that writing this one sets too (ip-sysctl.rst, "forwarding")."""
+    family = {"net/ipv4/ip_forward": "ipv4", "net/ipv6/conf/all/forwarding": "ipv6"}.get(name)
+    if family is None:
+        return []
+    return sorted(
+        f"net/{family}/conf/{path.parent.name}/forwarding"
+        for path in (ROOT / "net" / family / "conf").glob("*/forwarding")
+        if path.parent.name != "all"
+    )
+
+
 def _failure(what: str, name: str, error: OSError) -> KernelError | PrivilegeError:
     message = f"{what} the kernel setting {name}: {error.strerror}"
     if error.errno == errno.ENOENT:

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import Any
+
+import pytest
+
+from enforcer.errors import KernelError, PrivilegeError
+from enforcer.kernel import addresses, conntrack, nft
+from enforcer.kernel.ruleset import COUNTERS, Ruleset, intervals
+
+from .conftest import Lab, inside, run
+
+BANK4, NEAR4, SHARED4 = (IPv4Address(f"203.0.113.{n}") for n in (10, 11, 1))
+BANK6, NEAR6, SHARED6 = (IPv6Network(n) for n in ("2001:db8:1::/64", "2001:db8:2::/64", "2001:db8:f::1/128"))
+PORTS = {"shared": 8001, "bank": 8002, "near": 8003, "missing": 8004, "refused": 8005, "unmarked": 8006}
+every_mask = pytest.mark.parametrize("gateway", [1, 1 << 8, 1 << 16], indirect=True, ids=hex)
+
+
+def ruleset(unit: int = 1) -> Ruleset:
+    """``unit`` is the lowest bit of the mask: slot 0 is mark 1 · unit."""
+    return Ruleset(
+        mark_mask=0xFFFF * unit,
+        inside=("in0", "in1"),
+        outside=("out0",),
+        source4={1 * unit: SHARED4, 2 * unit: BANK4, 3 * unit: NEAR4},
+        source6={1 * unit: SHARED6, 2 * unit: BANK6, 3 * unit: NEAR6},
+        dedicated4=frozenset({BANK4, NEAR4}),
+        dedicated6=frozenset({BANK6, NEAR6}),
+    )
+
+
+def big(count: int) -> Ruleset:
+    four, six = int(IPv4Address("203.0.0.0")), int(IPv6Address("2001:db8::"))
+    source4 = {i + 2: IPv4Address(four + i) for i in range(count)}
+    source6 = {i + 2: IPv6Network((six + (i << 65), 64)) for i in range(count)}
+    dedicated4, dedicated6 = frozenset(source4.values()), frozenset(source6.values())
+    return Ruleset(0xFFFF, ("in0",), ("out0",), source4, source6, dedicated4, dedicated6)
+
+
+def mark_by_port(unit: int) -> None:
+    """What the datapath does, by destination port; bits outside the mask are set too."""
+    values = {"shared": 1, "bank": 2, "near": 3, "missing": 9, "refused": 0xFFFF, "unmarked": 0}
+    other = 0xFFFFFFFF & ~(0xFFFF * unit)
+    elements = ", ".join(f"{PORTS[name]} : {value * unit | other}" for name, value in values.items())
+    run("nft add table inet marker")
+    run("nft add chain inet marker pre '{ type filter hook prerouting priority -310; }'")
+    run(f"nft add map inet marker ports '{{ type inet_service : mark; elements = {{ {elements} }}; }}'")
+    run("nft add rule inet marker pre iifname in0 meta mark set th dport map @ports")
+
+
+@pytest.fixture
+def gateway(request: pytest.FixtureRequest, lab: Lab) -> Lab:
+    unit = getattr(request, "param", 1)
+    nft.apply(ruleset(unit))
+    mark_by_port(unit)
+    addresses.add_ranges([BANK6, NEAR6, SHARED6])
+    with inside(lab.origin):
+        run("ip route add 203.0.113.0/24 via 10.2.0.1")
+    return lab
+
+
+def listed(kind: str) -> dict[str, Any]:
+    objects = json.loads(run("nft -j list table inet enforcer"))["nftables"]
+    return {entry[kind]["name"]: entry[kind] for entry in objects if kind in entry}
+
+
+def test_the_kernel_holds_what_was_asked(netns: str) -> None:
+    wanted = ruleset()
+    nft.apply(wanted)
+    assert nft.installed() == wanted.digest()
+    assert wanted.digest() in run("nft list table inet enforcer")
+    sets, maps = listed("set"), listed("map")
+    assert sorted(sets["inside"]["elem"]) == ["in0", "in1"]
+    assert sets["outside"]["elem"] == ["out0"]
+    assert sorted(sets["dedicated4"]["elem"]) == [str(BANK4), str(NEAR4)]
+    prefixes = [entry["prefix"] for entry in sets["dedicated6"]["elem"]]
+    assert prefixes == [{"addr": str(n.network_address), "len": n.prefixlen} for n in (BANK6, NEAR6)]
+    assert sorted(maps["source4"]["elem"]) == [[1, str(SHARED4)], [2, str(BANK4)], [3, str(NEAR4)]]
+    assert len(maps["source6"]["elem"]) == 3
+    chains = {name: (chain.get("hook"), chain.get("prio")) for name, chain in listed("chain").items()}
+    assert chains == {
+        "refuse": ("prerouting", -300),
+        "reject_flow": (None, None),
+        "guard": ("prerouting", -50),
+        "forward": ("forward", 0),
+        "translate": ("postrouting", 90),
+    }
+    assert set(listed("counter")) == set(COUNTERS)
+
+
+def test_each_operation_twice(netns: str) -> None:
+    assert nft.installed() is None
+    assert nft.counters() == {}
+    assert nft.remove() is False
+    nft.apply(ruleset())
+    before = run("nft -s list table inet enforcer")
+    nft.apply(ruleset())
+    assert run("nft -s list table inet enforcer") == before
+    assert nft.remove() is True
+    assert nft.remove() is False
+    assert nft.installed() is None
+
+
+def test_other_peoples_tables_stay(netns: str) -> None:
+    run("nft add table inet other")
+    run("nft add table ip enforcer")
+    nft.apply(ruleset())
+    nft.remove()
+    assert run("nft list tables").split("\n") == ["table inet other", "table ip enforcer", ""]
+
+
+def test_a_table_without_our_comment_has_no_digest(netns: str) -> None:
+    run("nft add table inet enforcer")
+    assert nft.installed() == ""
+    nft.apply(ruleset())
+    assert nft.installed() == ruleset().digest()
+
+
+def test_empty_maps(netns: str) -> None:
+    nft.apply(Ruleset(0xFF, ("in0",), ("out0",)))
+    assert set(listed("map")) == {"source4", "source6"}
+
+
+def test_a_bad_element_applies_nothing(netns: str) -> None:
+    nft.apply(ruleset())
+    before = run("nft list table inet enforcer")
+    bad = replace(ruleset(), outside=("longer-than-any-interface",))
+    with pytest.raises(KernelError, match="elements of set outside: Invalid argument"):
+        nft.apply(bad)
+    assert run("nft list table inet enforcer") == before
+    nft.remove()
+    with pytest.raises(KernelError):
+        nft.apply(bad)
+    assert run("nft list ruleset") == ""
+
+
+def test_without_privilege_nothing_hangs(netns: str) -> None:
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setuid(65534)
+            nft.apply(ruleset())
+        except PrivilegeError as error:
+            code = 0 if "CAP_NET_ADMIN" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert nft.installed() is None
+
+
+def test_digest() -> None:
+    one, other = ruleset(), ruleset()
+    turned = replace(one, inside=("in1", "in0"), source4=dict(reversed(list(one.source4.items()))))
+    assert one.digest() == other.digest() == turned.digest()
+    different = [
+        ruleset(256),
+        replace(one, inside=("in0",)),
+        replace(one, outside=("out1",)),
+        replace(one, source4={1: BANK4}),
+        replace(one, source6={1: BANK6}),
+        replace(one, dedicated4=frozenset({BANK4})),
+        replace(one, dedicated6=frozenset({BANK6})),
+    ]
+    assert len({entry.digest() for entry in (one, *different)}) == 8
+
+
+@pytest.mark.parametrize("mark", [0, 0xFFFF, 0x10000, 0x1F])
+def test_marks_that_cannot_be(mark: int) -> None:
+    mask = 0xFFFF if mark != 0x1F else 0xFF0
+    with pytest.raises(ValueError, match="mark"):
+        Ruleset(mask, ("in0",), ("out0",), source4={mark: BANK4})
+
+
+def test_intervals_merge_neighbours() -> None:
+    networks = {
+        IPv6Network(n) for n in ("2001:db8::/65", "2001:db8:0:0:8000::/65", "2001:db8:1::/64", "ffff::/16")
+    }
+    first = int(IPv6Address("2001:db8::"))
+    other = int(IPv6Address("2001:db8:1::"))
+    last = (int(IPv6Address("ffff::")), 1 << 128)
+    assert intervals(frozenset(networks)) == [(first, first + (1 << 64)), (other, other + (1 << 64)), last]
+
+
+def test_adjacent_ranges_and_the_end_of_the_address_space(netns: str) -> None:
+    networks = frozenset(IPv6Network(n) for n in ("::/64", "2001:db8::/64", "2001:db8:0:1::/64", "ffff::/16"))
+    nft.apply(replace(ruleset(), dedicated6=networks))
+    found = [entry["prefix"] for entry in listed("set")["dedicated6"]["elem"]]
+    assert [f"{entry['addr']}/{entry['len']}" for entry in found] == ["::/64", "2001:db8::/63", "ffff::/16"]
+
+
+def test_counters_survive_a_change(netns: str) -> None:
+    start = {name: (number, number * 100) for number, name in enumerate(COUNTERS, 1)}
+    nft.apply(ruleset(), start)
+    assert nft.counters() == start
+    nft.apply(ruleset(256))
+    assert nft.counters() == start
+    nft.apply(ruleset(256), {})
+    assert nft.counters() == dict.fromkeys(COUNTERS, (0, 0))
+
+
+def test_4000_egress_ips(netns: str, capsys: pytest.CaptureFixture[str]) -> None:
+    large = big(4000)
+    nft.apply(large)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        nft.apply(large)
+        times.append(time.perf_counter() - start)
+    with capsys.disabled():
+        print(f"\n4,000 egress IPs applied in {min(times):.3f} s (best of {len(times)})")
+    sets, maps = listed("set"), listed("map")
+    counts = [len(entry["elem"]) for entry in (sets["dedicated4"], sets["dedicated6"], *maps.values())]
+    assert counts == [4000] * 4
+    assert min(times) < 1
+
+
+def test_reading_imports_no_pyroute2() -> None:
+    modules = (
+        "nft, netlink, ruleset, addresses, links, filters, watch, sysctl, namespace, conntrack, announce"
+    )
+    code = f"import sys; from enforcer.kernel import {modules}; print('pyroute2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@every_mask
+@pytest.mark.parametrize("name", ["shared", "bank", "near"])
+def test_the_mark_decides_the_source(gateway: Lab, family: int, name: str) -> None:
+    with (
+        gateway.listener(family, PORTS[name]) as listener,
+        gateway.open(gateway.client, family, socket.SOCK_STREAM) as client,
+    ):
+        client.connect((gateway.ORIGIN[family], PORTS[name]))
+        accepted, peer = listener.accept()
+        with accepted:
+            client.sendall(b"ping")
+            assert accepted.recv(4) == b"ping"
+            accepted.sendall(b"pong")
+            assert client.recv(4) == b"pong"
+        here = client.getsockname()
+        if family == socket.AF_INET:
+            assert peer[0] == str({"shared": SHARED4, "bank": BANK4, "near": NEAR4}[name])
+        else:
+            network = {"shared": SHARED6, "bank": BANK6, "near": NEAR6}[name]
+            host = int(IPv6Address(here[0])) & int(network.hostmask)
+            assert peer[0] == str(IPv6Address(int(network.network_address) | host))
+    (entry,) = [e for e in conntrack.entries(family) if e.original.destination_port == PORTS[name]]
+    assert entry.original.source_port == here[1]
+    assert entry.reply.destination_port == peer[1]
+    assert not any(packets for packets, _ in nft.counters().values())
+
+
+@every_mask
+def test_refused_tcp_is_reset_at_once(gateway: Lab, family: int) -> None:
+    with (
+        gateway.listener(family, PORTS["refused"]),
+        gateway.open(gateway.client, family, socket.SOCK_STREAM) as client,
+    ):
+        start = time.perf_counter()
+        with pytest.raises(ConnectionRefusedError):
+            client.connect((gateway.ORIGIN[family], PORTS["refused"]))
+        assert time.perf_counter() - start < 0.5
+    assert not [e for e in conntrack.entries() if e.original.destination_port == PORTS["refused"]]
+
+
+def test_refused_udp_is_administratively_prohibited(gateway: Lab, family: int) -> None:
+    with gateway.open(gateway.client, family, socket.SOCK_DGRAM) as client:
+        level, option = (
+            (socket.IPPROTO_IP, 11) if family == socket.AF_INET else (socket.IPPROTO_IPV6, 25)
+        )  # IP_RECVERR, IPV6_RECVERR
+        client.setsockopt(level, option, 1)
+        client.connect((gateway.ORIGIN[family], PORTS["refused"]))
+        client.send(b"hello")
+        with pytest.raises(OSError, match=r"No route to host|Permission denied"):
+            client.recv(10)
+        _, ancillary, _, _ = client.recvmsg(100, 512, socket.MSG_ERRQUEUE)
+        kind, code = struct.unpack_from("=BB", ancillary[0][2], 5)  # struct sock_extended_err
+        assert (kind, code) == ((3, 13) if family == socket.AF_INET else (1, 1))
+
+
+def count_of(name: str) -> int:
+    return nft.counters()[name][0]
+
+
+@pytest.mark.parametrize(("port", "counter"), [("unmarked", "unmarked"), ("missing", "untranslatable")])
+def test_what_has_no_source_does_not_leave(gateway: Lab, family: int, port: str, counter: str) -> None:
+    with (
+        gateway.listener(family, PORTS[port], socket.SOCK_DGRAM) as listener,
+        gateway.open(gateway.client, family, socket.SOCK_DGRAM) as client,
+    ):
+        for expected in (1, 2):
+            client.sendto(b"hello", (gateway.ORIGIN[family], PORTS[port]))
+            assert count_of(counter) == expected
+        listener.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            listener.recv(10)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_arrives_unasked_gets_silence(gateway: Lab, family: int, held: bool) -> None:
+    target = str(BANK4) if family == socket.AF_INET else str(BANK6[77])
+    if held:
+        run(f"ip addr add {target} dev out0 {'' if family == socket.AF_INET else 'nodad'}")
+    with (
+        inside(gateway.gateway),
+        socket.socket(family, socket.SOCK_STREAM) as service,
+        gateway.open(gateway.origin, family, socket.SOCK_STREAM) as outsider,
+    ):
+        service.bind(("", 22))
+        service.listen()
+        if family == socket.AF_INET6:
+            with inside(gateway.origin):
+                run(f"ip -6 route replace {BANK6} via fd02::1")
+        outsider.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            outsider.connect((target, 22))
+    assert count_of("unsolicited") >= 1
+
+
+def test_nothing_new_enters(gateway: Lab, family: int) -> None:
+    with (
+        gateway.open(gateway.origin, family, socket.SOCK_DGRAM) as outsider,
+        gateway.open(gateway.client, family, socket.SOCK_DGRAM) as client,
+    ):
+        client.bind((gateway.CLIENT[family], 5353))
+        outsider.sendto(b"hello", (gateway.CLIENT[family], 5353))
+        assert count_of("inbound") == 1
+        client.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.recv(10)
+
+
+def test_what_conntrack_calls_invalid_does_not_leave(gateway: Lab, family: int) -> None:
+    # A TCP segment with a wrong checksum.
+    segment = struct.pack(">HHIIBBHHH", 1234, PORTS["bank"], 1, 1, 5 << 4, 0x10, 1000, 0x1234, 0)
+    with gateway.open(gateway.client, family, socket.SOCK_RAW, socket.IPPROTO_TCP) as client:
+        client.sendto(segment, (gateway.ORIGIN[family], 0))
+    assert count_of("conntrack_invalid") == 1
+
+
+def test_live_connections_keep_their_source(gateway: Lab, family: int) -> None:
+    with (
+        gateway.listener(family, PORTS["bank"]) as listener,
+        gateway.open(gateway.client, family, socket.SOCK_STREAM) as client,
+    ):
+        client.connect((gateway.ORIGIN[family], PORTS["bank"]))
+        accepted, peer = listener.accept()
+        with accepted:
+            nft.apply(replace(ruleset(), source4={2: NEAR4}, source6={2: NEAR6}))
+            client.sendall(b"ping")
+            assert accepted.recv(4) == b"ping"
+            with gateway.open(gateway.client, family, socket.SOCK_STREAM) as second:
+                second.connect((gateway.ORIGIN[family], PORTS["bank"]))
+                again, other = listener.accept()
+                again.close()
+            assert other[0] != peer[0]

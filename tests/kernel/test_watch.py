@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface
+
+import pytest
+
+from enforcer.kernel import addresses, nft
+from enforcer.kernel.ruleset import Ruleset
+from enforcer.kernel.watch import Watch
+
+from .conftest import new_namespace, run
+
+
+@pytest.fixture
+def watch(netns: str) -> Iterator[Watch]:
+    run("ip link add out0 type veth peer name far0")
+    run("ip link set out0 up")
+    with Watch() as opened:
+        yield opened
+
+
+def readable(watch: Watch) -> bool:
+    return bool(select.select([watch], [], [], 0)[0])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ip addr add 203.0.113.10/32 dev out0",
+        "ip addr add 2001:db8::1/128 dev out0 nodad",
+        "ip route add 198.51.100.0/24 dev out0",
+        "ip route add 2001:db8:5::/64 dev out0",
+        "ip link set out0 down",
+    ],
+)
+def test_changes_of_routes(watch: Watch, command: str) -> None:
+    watch.drain()
+    assert not readable(watch)
+    run(command)
+    assert readable(watch)
+    assert "route" in watch.drain()
+    assert watch.drain() == set()
+
+
+def test_changes_of_filters(watch: Watch) -> None:
+    watch.drain()
+    run("tc qdisc add dev out0 clsact")
+    assert watch.drain() == {"filter"}
+    run("tc filter add dev out0 ingress bpf bytecode '1,6 0 0 0,'")
+    assert "filter" in watch.drain()
+
+
+def test_our_own_changes_of_nftables_are_silent(watch: Watch) -> None:
+    watch.drain()
+    nft.apply(Ruleset(0xFFFF, ("in0",), ("out0",)))
+    nft.apply(Ruleset(0xFFFF, ("in1",), ("out0",)))
+    nft.remove()
+    assert watch.drain() == set()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "nft flush ruleset",
+        "nft delete table inet enforcer",
+        "nft flush chain inet enforcer forward",
+        "nft add element inet enforcer dedicated4 '{ 203.0.113.9 }'",
+        "nft flush map inet enforcer source4",
+    ],
+)
+def test_other_peoples_changes_of_our_table(watch: Watch, command: str) -> None:
+    nft.apply(Ruleset(0xFFFF, ("in0",), ("out0",), {1: IPv4Address("203.0.113.1")}))
+    watch.drain()
+    run(command)
+    assert watch.drain() == {"nft"}
+
+
+def test_other_tables_are_no_matter(watch: Watch) -> None:
+    nft.apply(Ruleset(0xFFFF, ("in0",), ("out0",)))
+    watch.drain()
+    run("nft add table inet other")
+    run("nft add table ip enforcer")
+    assert watch.drain() == set()
+
+
+def test_other_namespaces_are_no_matter(watch: Watch) -> None:
+    watch.drain()
+    with new_namespace("other") as other:
+        run(f"ip -n {other} addr add 203.0.113.10/32 dev lo")
+        assert watch.drain() == set()
+
+
+def test_an_overflow_is_every_event(watch: Watch) -> None:
+    watch.drain()
+    addresses.add([("out0", IPv4Interface((0x0A000000 + number, 32))) for number in range(3000)])
+    assert watch.drain() == {"route", "filter"}
+    assert watch.drain() == set()
