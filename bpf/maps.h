@@ -149,7 +149,7 @@ struct prefix_key {
 PINNED("lpm_trie", struct prefix_key, u32, on_link, ON_LINK_RANGES, BPF_F_NO_PREALLOC);
 
 /* The policy banks: two of each inner map, of which settings.bank says the one in force. User space
- * makes the inner maps; these are their values. */
+ * makes the inner maps like these prototypes, with as many elements as it needs. */
 struct destination {
 	u32 set;
 	u32 private_network;
@@ -163,20 +163,16 @@ struct rule {
 	u32 slot[FAMILIES];
 	u32 fallback[FAMILIES];  /* NO_SLOT: refuse */
 };
-PINNED("array_of_maps", int, u32, source_prefixes, 2, 0);
-PINNED("array_of_maps", int, u32, destination_prefixes, 2, 0);
-PINNED("array_of_maps", int, u32, port_sets, 2, 0);
-PINNED("array_of_maps", int, u32, protocol_sets, 2, 0);
-PINNED("array_of_maps", int, u32, rule_sets, 2, 0);
-PINNED("array_of_maps", int, u32, rules, 2, 0);
-/* Not used by the programs: gives user space the layouts of the inner maps' values. */
-struct bank_layout {
-	struct prefix_key prefix;
-	struct destination destination;
-	struct rule_set set;
-	struct rule rule;
-};
-BPF_ARRAY(bank_layouts, struct bank_layout, 1);
+#define BANKS(name, type, key, value, flags)                              \
+	BPF_F_TABLE(type, key, value, name##_inner, 1, flags);            \
+	PINNED("array_of_maps$" #name "_inner", int, u32, name, 2, 0)
+
+BANKS(source_prefixes, "lpm_trie", struct prefix_key, u32, BPF_F_NO_PREALLOC);
+BANKS(destination_prefixes, "lpm_trie", struct prefix_key, struct destination, BPF_F_NO_PREALLOC);
+BANKS(port_sets, "array", u32, u32, BPF_F_INNER_MAP);
+BANKS(protocol_sets, "array", u32, u32, BPF_F_INNER_MAP);
+BANKS(rule_sets, "array", u32, struct rule_set, BPF_F_INNER_MAP);
+BANKS(rules, "array", u32, struct rule, BPF_F_INNER_MAP);
 
 struct tally {
 	u64 packets;

@@ -15,19 +15,38 @@ from enforcer.kernel.netlink import ACK, REQUEST, Channel, Message
 RTM_NEWLINK, RTM_GETLINK = 16, 18
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
 IFF_UP, IFF_ALLMULTI = 0x1, 0x200
+# Hardware types by the length of the header; the loopback interface has an Ethernet header, of zeroes.
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
+ARPHRD_PPP, ARPHRD_RAWIP, ARPHRD_TUNNEL, ARPHRD_TUNNEL6, ARPHRD_SIT = 512, 519, 768, 769, 776
+ARPHRD_IPGRE, ARPHRD_IP6GRE, ARPHRD_NONE = 778, 823, 0xFFFE
 INFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, hardware type, index, flags, change mask
 
-ETHERNET_HEADER = 14
+HEADERS = dict.fromkeys((ARPHRD_ETHER, ARPHRD_LOOPBACK), 14) | dict.fromkeys(
+    (
+        ARPHRD_PPP,
+        ARPHRD_RAWIP,
+        ARPHRD_TUNNEL,
+        ARPHRD_TUNNEL6,
+        ARPHRD_SIT,
+        ARPHRD_IPGRE,
+        ARPHRD_IP6GRE,
+        ARPHRD_NONE,
+    ),
+    0,
+)
 
 
 @dataclass(frozen=True)
 class Link:
-    """One interface; ``header`` is its packets' link-layer header in bytes: 14 (Ethernet) or 0 (none)."""
+    """One interface.
+
+    ``header`` is its packets' link-layer header in bytes: 14 (Ethernet), 0 (tun, WireGuard, tunnels), or None
+    for a kind of link that this program doesn't know.
+    """
 
     name: str
     index: int
-    header: int
+    header: int | None
     up: bool
     mtu: int
     allmulti: bool
@@ -42,7 +61,7 @@ def links() -> dict[str, Link]:
         held.setdefault(name, []).append(interface)
     found = {}
     with Channel(netlink.NETLINK_ROUTE, "reading the interfaces") as channel:
-        for message in channel.dump(RTM_GETLINK, INFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        for message in channel.snapshot(RTM_GETLINK, INFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
             _, hardware, index, flags, _ = INFO.unpack_from(message)
             parts = netlink.attributes(message, INFO.size)
             name = netlink.text(parts[IFLA_IFNAME])
@@ -50,8 +69,7 @@ def links() -> dict[str, Link]:
             found[name] = Link(
                 name=name,
                 index=index,
-                # The kernel gives the loopback interface an Ethernet header, of zeroes.
-                header=ETHERNET_HEADER if hardware in (ARPHRD_ETHER, ARPHRD_LOOPBACK) else 0,
+                header=HEADERS.get(hardware),
                 up=bool(flags & IFF_UP),
                 mtu=mtu,
                 allmulti=bool(flags & IFF_ALLMULTI),

@@ -1,0 +1,130 @@
+"""Applies a configuration file to the gateway of this network namespace.
+
+Run as a process of its own (`python -m enforcer.apply`), which ends when it is done: with it go the
+compiler and the validating library, 200 MB that a daemon at rest has no use for. The result is one JSON
+document on stdout: {"operations": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from enforcer.config import SHARED, Configuration, load
+from enforcer.datapath.banks import NO_SLOT, Action
+from enforcer.desired import Desired, desired, tables_digest
+from enforcer.errors import EnforcerError
+from enforcer.gateway import Bank, Gateway
+from enforcer.instance import Instance
+from enforcer.kernel import links
+from enforcer.kernel.namespace import netns_cookie
+from enforcer.plan import Operation, plan
+from enforcer.policy.tables import compile_tables
+from enforcer.state import LAST_POLICY, LAST_SLOT, State, assign
+
+
+@dataclass(frozen=True)
+class Target:
+    """A configuration made ready: what the kernel shall hold, and the state that says so."""
+
+    config: Configuration
+    wanted: Desired
+    bank: Bank
+    state: State
+
+
+def target(config: Configuration, file: str, before: State | None) -> Target:
+    """Compiles a configuration; numbers go on from the state before. Touches nothing."""
+    known = before or State()
+    content = config.model_dump(mode="json")
+    slots = assign((egress.name for egress in config.egress_ips), _unmoved(content, known), LAST_SLOT)
+    policies = assign((policy.name for policy in config.policies), known.policies, LAST_POLICY)
+    wanted = desired(content, slots)
+    state = replace(
+        known,
+        since=known.since or time.time(),
+        config_file=file,
+        config=content,
+        slots=slots,
+        policies=policies,
+        tables=tables_digest(content, slots, policies),
+        undo=list(known.undo),
+    )
+    actions = [_action(config, policy, slots, policies) for policy in config.ordered_policies()]
+    bank = Bank(compile_tables(config.policies), actions, config.private_networks)
+    return Target(config, wanted, bank, state)
+
+
+def _unmoved(content: dict[str, Any], known: State) -> dict[str, int]:
+    """Slots of egress IPs that still have the same addresses; another address is another egress IP."""
+    before = {entry["name"]: (entry["ipv4"], entry["ipv6"]) for entry in known.config.get("egress_ips", ())}
+    now = {entry["name"]: (entry["ipv4"], entry["ipv6"]) for entry in content["egress_ips"]}
+    return {
+        name if now.get(name, before.get(name)) == before.get(name) else f"{name} (slot {slot})": slot
+        for name, slot in known.slots.items()
+    }
+
+
+def _action(config: Configuration, policy: Any, slots: dict[str, int], policies: dict[str, int]) -> Action:
+    egress = config.resolve(policy)
+    number = policies[policy.name]
+    if egress.shared or egress.primary4 is None or egress.primary6 is None:
+        return Action(number, (0, 0), (NO_SLOT, NO_SLOT))
+    if egress.fallback is None:
+        fallback = NO_SLOT
+    else:
+        fallback = 0 if egress.fallback == SHARED else slots[egress.fallback]
+    return Action(number, (slots[egress.primary4], slots[egress.primary6]), (fallback, fallback))
+
+
+def planned(gateway: Gateway, aim: Target) -> list[Operation]:
+    """The operations that applying would take."""
+    return plan(aim.wanted, gateway.actual(aim.wanted), gateway.previous, aim.state.tables)
+
+
+def apply_file(file: Path) -> dict[str, list[str]]:
+    """Applies the file, or changes nothing: after a failure what was in force before is put back."""
+    config = load(file, interfaces=links.links())
+    instance = Instance(netns_cookie())
+    with instance.change_lock():
+        gateway = Gateway(instance)
+        aim = target(config, str(file), gateway.state)
+        operations = planned(gateway, aim)
+        before = gateway.state
+        try:
+            gateway.apply(operations, aim.wanted, aim.bank, aim.state)
+        except EnforcerError:
+            _put_back(gateway, before)
+            raise
+        gateway.drop_stale_pins()
+    return {
+        "operations": [str(operation) for operation in operations],
+        "warnings": [str(warning) for warning in config.warnings],
+    }
+
+
+def _put_back(gateway: Gateway, before: State | None) -> None:
+    if before is None or not before.config:
+        gateway.down()
+        return
+    gateway.state = before
+    aim = target(Configuration.model_validate(before.config), before.config_file, before)
+    gateway.apply(planned(gateway, aim), aim.wanted, aim.bank, aim.state)
+
+
+def main(arguments: list[str]) -> int:
+    """The process's entry: one argument, the file."""
+    try:
+        result: dict[str, Any] = dict(apply_file(Path(arguments[0])))
+    except EnforcerError as error:
+        result = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    json.dump(result, sys.stdout)
+    return 0 if "error" not in result else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

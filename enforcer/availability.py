@@ -1,0 +1,139 @@
+"""What of the desired is there just now, written into the maps: interfaces, egress addresses, timeouts.
+
+The daemon calls this at every change of addresses, routes and interfaces; the programs act on the next packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from enforcer.datapath.address import mapped, mask_words, pack, words
+from enforcer.datapath.banks import prefix_of
+from enforcer.datapath.maps import Map, Maps
+from enforcer.desired import Desired, Egress
+from enforcer.kernel import addresses, links, sysctl
+from enforcer.policy.nearest import buckets
+
+NO_SLOT = 0xFFFFFFFF
+INSIDE, OUTSIDE = 1, 2
+BUCKETS = 1024
+_FAMILIES = 2
+
+# enum state of bpf/maps.h: conntrack's names of the timeouts by position.
+TIMEOUTS = (
+    "udp",
+    "udp_stream",
+    "tcp_syn_sent",
+    "tcp_syn_recv",
+    "tcp_established",
+    "tcp_fin_wait",
+    "tcp_close_wait",
+    "tcp_last_ack",
+    "tcp_time_wait",
+    "tcp_close",
+    "tcp_syn_sent",
+    "tcp_unacknowledged",
+)
+# A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
+# translation still holds. conntrack counts in jiffies of up to 10 ms.
+GRACE = 1.0
+
+
+class Sources:
+    """The egress addresses and ranges of a gateway, for `in` with 16-byte addresses."""
+
+    def __init__(self, wanted: Desired):
+        self._single = {pack(wanted.shared4), pack(wanted.shared6)}
+        self._single |= {pack(egress.ipv4) for egress in wanted.ours}
+        self._ranges: dict[int, set[int]] = {}
+        for egress in wanted.ours:
+            shift = 128 - egress.ipv6.prefixlen
+            self._ranges.setdefault(shift, set()).add(int(egress.ipv6.network_address) >> shift)
+
+    def __contains__(self, address: bytes) -> bool:
+        value = int.from_bytes(address, "big")
+        return address in self._single or any(value >> shift in found for shift, found in self._ranges.items())
+
+
+def refresh(maps: Maps, wanted: Desired) -> dict[str, tuple[bool, bool]]:
+    """Brings the maps up to date; returns which egress IPs of this gateway are available, (IPv4, IPv6)."""
+    _write_interfaces(maps.interfaces, wanted)
+    held = {interface.ip for _, interface in addresses.held()}
+    ranges = addresses.ranges()
+    available = {egress.name: (egress.ipv4 in held, egress.ipv6 in ranges) for egress in wanted.ours}
+    _write_egresses(maps.egresses, wanted, available)
+    _write_nearest(maps.nearest, wanted, available)
+    _write_on_link(maps.on_link, wanted.ours)
+    return available
+
+
+def _write_interfaces(interfaces: Map, wanted: Desired) -> None:
+    found = links.links()
+    rows: dict[int, np.ndarray] = {}
+    for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside)):
+        for name in names:
+            if name in found:
+                row = np.zeros((), dtype=interfaces.value)
+                row["role"] = role
+                row["mac"] = list(found[name].mac)
+                row["ethernet"] = found[name].header == links.ETHERNET_HEADER
+                rows[found[name].index] = row
+    for index in interfaces.items()[0]:
+        if int(index) not in rows:
+            interfaces.delete(index)
+    for number, row in rows.items():
+        interfaces.put(number, row)
+
+
+def _write_egresses(egresses: Map, wanted: Desired, available: dict[str, tuple[bool, bool]]) -> None:
+    _, current = egresses.items()
+    rows = np.zeros_like(current)
+    ones = mask_words(128)
+    source = rows["source"]
+    source["prefix"][0] = [words(wanted.shared4), words(wanted.shared6)]
+    source["mask"][0] = [ones, ones]
+    source["planned"][0] = source["available"][0] = 1
+    # A slot without an egress IP must match no address: prefix 0 under a full mask.
+    source["mask"][1:] = ones
+    for egress in wanted.egresses:
+        slot = egress.slot
+        source["prefix"][slot] = [words(egress.ipv4), words(egress.ipv6.network_address)]
+        source["mask"][slot] = [ones, mask_words(egress.ipv6.prefixlen)]
+        source["planned"][slot] = int(egress.here)
+        source["available"][slot] = available.get(egress.name, (False, False))
+    changed = np.flatnonzero(rows != current).astype(egresses.key)
+    egresses.put_many(changed, rows[changed])
+
+
+def _write_nearest(nearest: Map, wanted: Desired, available: dict[str, tuple[bool, bool]]) -> None:
+    slots = {egress.name: egress.slot for egress in wanted.egresses}
+    rows = np.full((BUCKETS, _FAMILIES), NO_SLOT, dtype=nearest.value)
+    for family in range(_FAMILIES):
+        names = [name for name in wanted.nearest if available.get(name, (False, False))[family]]
+        if names:
+            chosen = np.array([slots[name] for name in names], dtype=nearest.value)
+            rows[:, family] = chosen[buckets(names, BUCKETS)]
+    nearest.put_many(np.arange(rows.size, dtype=nearest.key), rows.reshape(-1))
+
+
+def _write_on_link(on_link: Map, egresses: Sequence[Egress]) -> None:
+    wanted = {mapped(egress.ipv6) for egress in egresses if egress.on_link}
+    keys = {network: prefix_of(network, on_link.key) for network in wanted}
+    keep = {key.tobytes() for key in keys.values()}
+    for key in on_link.items()[0]:
+        if key.tobytes() not in keep:
+            on_link.delete(key)
+    for key in keys.values():
+        on_link.put(key, 1)
+
+
+def write_timeouts(maps: Maps) -> np.ndarray:
+    """conntrack's timeouts of this namespace, by state, in nanoseconds; what a flow may be idle."""
+    seconds = sysctl.conntrack_timeouts()
+    fallback = {"tcp_unacknowledged": 300.0}
+    values = [seconds.get(name, fallback.get(name, 120.0)) + GRACE for name in TIMEOUTS]
+    rows = (np.array(values) * 1e9).astype(maps.timeouts.value)
+    maps.timeouts.put_many(np.arange(len(rows), dtype=maps.timeouts.key), rows)
+    return rows

@@ -1,0 +1,175 @@
+"""Typed views of pinned maps: numpy structures in and out, batches on raw bpf(2)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import struct
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enforcer.datapath import layout, syscall
+from enforcer.errors import LayoutError, NotInstalledError
+
+_CHUNK = 65536
+# The kernel's cursor through a hash map is a u32 bucket number, through others the last key.
+_CURSOR = 64
+
+
+def _pointer(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+class Map:
+    """One map by file descriptor. Keys and values are numpy structures of the given types."""
+
+    def __init__(self, fd: int, key: np.dtype, value: np.dtype, name: str = "map"):
+        self.fd = fd
+        self.key = key
+        self.value = value
+        self.name = name
+        self.info = syscall.map_info(fd)
+        if self.info.key_size != key.itemsize or self.info.value_size != value.itemsize:
+            raise LayoutError(
+                f"the pinned map {name} has keys of {self.info.key_size} and values of {self.info.value_size} bytes, "
+                f"where {key.itemsize} and {value.itemsize} are described",
+                "Another version of the enforcer made it. `enforcer run` of the installed version replaces it.",
+            )
+
+    @cached_property
+    def _copies(self) -> int:
+        """How many values one look-up returns: per-CPU maps give one for each possible CPU."""
+        if self.info.kind != syscall.PERCPU_ARRAY:
+            return 1
+        last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition("-")[2]
+        return int(last) + 1
+
+    def _element(self, key: np.ndarray, value: np.ndarray, flags: int) -> bytes:
+        return struct.pack("<IIQQQ", self.fd, 0, _pointer(key), _pointer(value), flags)
+
+    def get(self, key: Any) -> np.ndarray | None:
+        """The value (a zero-dimensional array; of a per-CPU map an array of one per CPU), or None."""
+        where = np.array(key, dtype=self.key)
+        found = np.zeros(self._copies if self._copies > 1 else (), dtype=self.value)
+        try:
+            syscall.call(syscall.MAP_LOOKUP, self._element(where, found, 0))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise syscall.explain_error(error, f"reading {self.name}") from error
+        return found
+
+    def put(self, key: Any, value: Any, flags: int = syscall.ANY) -> None:
+        """Writes one element; NOEXIST and EXIST as in bpf(2)."""
+        where, what = np.array(key, dtype=self.key), np.array(value, dtype=self.value)
+        try:
+            syscall.call(syscall.MAP_UPDATE, self._element(where, what, flags))
+        except OSError as error:
+            raise syscall.explain_error(error, f"writing {self.name}") from error
+
+    def delete(self, key: Any) -> bool:
+        """True if the key was there."""
+        where = np.array(key, dtype=self.key)
+        try:
+            syscall.call(syscall.MAP_DELETE, struct.pack("<IIQ", self.fd, 0, _pointer(where)))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise syscall.explain_error(error, f"deleting from {self.name}") from error
+        return True
+
+    def put_many(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Writes many elements in chunks of one system call each."""
+        keys = np.ascontiguousarray(keys, dtype=self.key)
+        values = np.ascontiguousarray(values, dtype=self.value)
+        for start in range(0, len(keys), _CHUNK):
+            part, what = keys[start : start + _CHUNK], values[start : start + _CHUNK]
+            attributes = struct.pack(
+                "<QQQQIIQQ", 0, 0, _pointer(part), _pointer(what), len(part), self.fd, syscall.ANY, 0
+            )
+            try:
+                syscall.call(syscall.MAP_UPDATE_BATCH, attributes)
+            except OSError as error:
+                raise syscall.explain_error(error, f"writing {len(keys)} elements of {self.name}") from error
+
+    def chunks(self, size: int = _CHUNK) -> Any:
+        """Everything, as pairs of arrays (keys, values) of up to ``size`` elements.
+
+        An element written or deleted meanwhile may or may not be among them.
+        """
+        size = min(size, max(self.info.entries, 64))
+        cursor = (ctypes.c_char * _CURSOR)()
+        after = (ctypes.c_char * _CURSOR)()
+        first = True
+        while True:
+            keys = np.empty(size, dtype=self.key)
+            values = np.empty(size, dtype=self.value)
+            attributes = bytearray(144)
+            struct.pack_into(
+                "<QQQQIIQQ", attributes, 0,
+                0 if first else ctypes.addressof(cursor), ctypes.addressof(after),
+                _pointer(keys), _pointer(values), size, self.fd, 0, 0,
+            )  # fmt: skip
+            done = False
+            try:
+                syscall.call(syscall.MAP_LOOKUP_BATCH, attributes)
+            except OSError as error:
+                if error.errno == errno.ENOSPC and size < self.info.entries * 2:
+                    size *= 2  # one hash bucket holds more than the whole buffer
+                    continue
+                if error.errno != errno.ENOENT:
+                    raise syscall.explain_error(error, f"reading {self.name}") from error
+                done = True
+            (count,) = struct.unpack_from("<I", attributes, 32)
+            if count:
+                yield keys[:count], values[:count]
+            if done:
+                return
+            cursor, after, first = after, cursor, False
+
+    def items(self) -> tuple[np.ndarray, np.ndarray]:
+        """All keys and all values."""
+        parts = list(self.chunks())
+        if not parts:
+            return np.empty(0, dtype=self.key), np.empty(0, dtype=self.value)
+        return np.concatenate([keys for keys, _ in parts]), np.concatenate([values for _, values in parts])
+
+
+class Maps:
+    """A gateway's maps by name, opened when they are first used."""
+
+    def __init__(self, directory: Path, layouts: dict[str, Any]):
+        self.directory = directory
+        self._layouts = layouts
+        self._open: dict[str, Map] = {}
+
+    def __getattr__(self, name: str) -> Map:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._open:
+            try:
+                fd = syscall.get(str(self.directory / name))
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    raise NotInstalledError(
+                        f"the map {name} is not pinned in {self.directory}", "Start the daemon: enforcer run"
+                    ) from error
+                raise syscall.explain_error(error, f"opening the map {name}") from error
+            self._open[name] = Map(fd, *self.layout(name), name)
+        return self._open[name]
+
+    def layout(self, name: str) -> tuple[np.dtype, np.dtype]:
+        """The types of a map's keys and values."""
+        described = self._layouts[name]
+        return layout.dtype(described["key"]), layout.dtype(described["value"])
+
+    def close(self) -> None:
+        """Closes what was opened."""
+        for opened in self._open.values():
+            os.close(opened.fd)
+        self._open.clear()

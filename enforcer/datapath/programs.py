@@ -1,0 +1,120 @@
+"""A gateway's pinned programs and maps: load, upgrade, open, take away."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enforcer.datapath import syscall
+from enforcer.datapath.maps import Maps
+
+# Maps whose content is carried over to a new layout; the rest is written anew at every start.
+_CARRIED = ("flows", "origins", "clients", "policy_hits")
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Where a gateway's programs and maps are pinned."""
+
+    directory: Path
+
+    @property
+    def programs(self) -> Path:
+        """The programs, by name."""
+        return self.directory / "programs"
+
+    def maps(self, layout_digest: str) -> Path:
+        """The maps of one layout, by name."""
+        return self.directory / f"maps-{layout_digest[:16]}"
+
+    def program(self, name: str) -> int:
+        """A file descriptor of a pinned program. Raises OSError."""
+        return syscall.get(str(self.programs / name))
+
+    def program_ids(self) -> dict[str, int]:
+        """Ids of the pinned programs by name."""
+        found = {}
+        if self.programs.is_dir():
+            for path in self.programs.iterdir():
+                fd = syscall.get(str(path))
+                found[path.name] = syscall.program_info(fd)[0]
+                os.close(fd)
+        return found
+
+    def remove(self, keep: Path | None = None) -> None:
+        """Unpins everything, or every directory of maps but ``keep``."""
+        if not self.directory.is_dir():
+            return
+        for path in self.directory.iterdir():
+            if keep is None or (path.name.startswith("maps-") and path != keep):
+                _remove_directory(path)
+        if keep is None:
+            self.directory.rmdir()
+
+
+def _remove_directory(path: Path) -> None:
+    for entry in path.iterdir():
+        entry.unlink()
+    path.rmdir()
+
+
+def layout_digest(definition: str, flows: int, origins: int) -> str:
+    """What a set of maps is known by: equal digests mean that programs can share the maps."""
+    return hashlib.sha256(f"{definition} {flows} {origins}".encode()).hexdigest()
+
+
+def load(pins: Pins, digest: str, flows: int, origins: int) -> dict[str, Any]:
+    """Compiles and loads the programs on the maps of this layout, and pins both; returns the layouts.
+
+    Nothing is attached. Programs that are attached already keep running on their maps.
+    """
+    from enforcer.datapath import compiler  # BCC: only in a process that ends
+
+    directory = pins.maps(digest)
+    fresh = not directory.is_dir()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        compiled = compiler.compile_programs(directory, flows, origins)
+    except BaseException:
+        if fresh:
+            _remove_directory(directory)
+        raise
+    new = pins.directory / "programs-new"
+    if new.is_dir():
+        _remove_directory(new)
+    new.mkdir()
+    for name, fd in compiled.programs.items():
+        syscall.pin(fd, str(new / name))
+    if pins.programs.is_dir():
+        _remove_directory(pins.programs)
+    new.rename(pins.programs)
+    return compiled.layouts
+
+
+def carry_over(old: Maps, new: Maps) -> None:
+    """Copies live flows and counts into maps of another layout or size, field by field by name."""
+    for name in _CARRIED:
+        source, target = getattr(old, name), getattr(new, name)
+        for keys, values in source.chunks():
+            target.put_many(_converted(keys, target.key), _converted(values, target.value))
+    zero = np.zeros((), dtype=new.settings.value)
+    settings = old.settings.get(0)
+    if settings is not None:
+        new.settings.put(0, _converted(settings.reshape(1), zero.dtype)[0])
+
+
+def _converted(array: np.ndarray, to: np.dtype) -> np.ndarray:
+    if array.dtype == to or to.names is None:
+        return array.astype(to)
+    result = np.zeros(array.shape, dtype=to)
+    for name in set(to.names) & set(array.dtype.names or ()):
+        if name != "lock":
+            result[name] = array[name]
+    return result
+
+

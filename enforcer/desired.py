@@ -1,0 +1,135 @@
+"""What a configuration asks of the kernel, as plain values.
+
+Made from the validated file's JSON form, which is also what the state file keeps: so the daemon gets at
+it without the validating library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
+from types import SimpleNamespace
+from typing import Any
+
+from enforcer.kernel.addresses import Held
+from enforcer.kernel.ruleset import Ruleset
+from enforcer.policy.nearest import nearest
+
+
+@dataclass(frozen=True)
+class Egress:
+    """One dedicated egress IP; ``here``: at this gateway's location."""
+
+    name: str
+    slot: int
+    location: str
+    ipv4: IPv4Address
+    ipv6: IPv6Network
+    on_link: bool
+    here: bool
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The kernel's side of a configuration, policies excepted."""
+
+    inside: tuple[str, ...]
+    outside: tuple[str, ...]
+    shared4: IPv4Address
+    shared6: IPv6Address
+    egresses: tuple[Egress, ...]
+    nearest: tuple[str, ...]
+    """Names of the egress IPs at the location nearest to this one that has any."""
+    mark_mask: int
+    limit: int
+    proxy_tcp: bool
+    proxy_udp: bool
+    flows: int
+    origins: int
+
+    @property
+    def mark_shift(self) -> int:
+        """How far a mark value is shifted to lie under the mask."""
+        return (self.mark_mask & -self.mark_mask).bit_length() - 1
+
+    def mark(self, slot: int) -> int:
+        """The packet mark of a slot (bpf/egress.c, set_mark)."""
+        return (slot + 1) << self.mark_shift & self.mark_mask
+
+    @property
+    def ours(self) -> tuple[Egress, ...]:
+        """The egress IPs that this gateway holds."""
+        return tuple(egress for egress in self.egresses if egress.here)
+
+    def addresses(self) -> list[Held]:
+        """The IPv4 egress addresses, each with its interface."""
+        first = self.outside[0]
+        return [(first, IPv4Interface((egress.ipv4, 32))) for egress in self.ours]
+
+    def shared_addresses(self) -> list[Held]:
+        """The shared addresses as they are held if no interface has them."""
+        first = self.outside[0]
+        return [(first, IPv4Interface((self.shared4, 32))), (first, IPv6Interface((self.shared6, 128)))]
+
+    def ranges(self) -> list[IPv6Network]:
+        """The IPv6 egress ranges."""
+        return [egress.ipv6 for egress in self.ours]
+
+    def ruleset(self) -> Ruleset:
+        """The nftables table's contents."""
+        source4 = {self.mark(0): self.shared4}
+        source6 = {self.mark(0): IPv6Network(self.shared6)}
+        for egress in self.ours:
+            source4[self.mark(egress.slot)] = egress.ipv4
+            source6[self.mark(egress.slot)] = egress.ipv6
+        return Ruleset(
+            mark_mask=self.mark_mask,
+            inside=self.inside,
+            outside=self.outside,
+            source4=source4,
+            source6=source6,
+            dedicated4=frozenset(egress.ipv4 for egress in self.ours),
+            dedicated6=frozenset(egress.ipv6 for egress in self.ours),
+        )
+
+
+def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
+    """From the JSON form of a Configuration and the slots by egress name."""
+    here = config["location"]
+    egresses = tuple(
+        Egress(
+            name=entry["name"],
+            slot=slots[entry["name"]],
+            location=entry["location"],
+            ipv4=IPv4Address(entry["ipv4"]),
+            ipv6=IPv6Network(entry["ipv6"]),
+            on_link=entry["on_link"],
+            here=entry["location"] == here,
+        )
+        for entry in config["egress_ips"]
+    )
+    places = {name: SimpleNamespace(**location) for name, location in config["locations"].items()}
+    used = {egress.location for egress in egresses}
+    closest = nearest(places[here], {name: places[name] for name in used})[0]
+    return Desired(
+        inside=tuple(config["interfaces"]["inside"]),
+        outside=tuple(config["interfaces"]["outside"]),
+        shared4=IPv4Address(config["shared"]["ipv4"]),
+        shared6=IPv6Address(config["shared"]["ipv6"]),
+        egresses=egresses,
+        nearest=tuple(sorted(egress.name for egress in egresses if egress.location == closest)),
+        mark_mask=config["mark_mask"],
+        limit=config["limits"]["connections_per_origin"],
+        proxy_tcp=config["proxy"]["tcp"],
+        proxy_udp=config["proxy"]["udp"],
+        flows=config["limits"]["flows"],
+        origins=config["limits"]["origins"],
+    )
+
+
+def tables_digest(config: dict[str, Any], slots: dict[str, int], policies: dict[str, int]) -> str:
+    """Equal for configurations whose policy bank is equal."""
+    parts = [config["policies"], config["private_networks"], config["egress_ips"], slots, policies]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,363 @@
+"""One gateway's kernel state: read it, change it by a plan's operations, take it all away.
+
+Everything here acts in the network namespace of the calling process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from enforcer import __version__, availability
+from enforcer.datapath import pins as places
+from enforcer.datapath import programs
+from enforcer.datapath.address import pack
+from enforcer.datapath.maps import Maps
+from enforcer.datapath.programs import Pins
+from enforcer.desired import Desired, desired
+from enforcer.errors import EnforcerError, KernelError
+from enforcer.instance import Instance, not_installed
+from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
+from enforcer.kernel.filters import Direction, Filter
+from enforcer.plan import (
+    SYSCTLS,
+    Actual,
+    AddAddress,
+    AddRange,
+    Attach,
+    Detach,
+    InstallTable,
+    LoadPrograms,
+    Operation,
+    RemoveAddress,
+    RemoveRange,
+    SetSysctl,
+    SwitchTables,
+    TakeMulticast,
+    settings_of,
+)
+from enforcer.policy.tables import MatchTables
+from enforcer.state import State
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What the policy banks are filled with: match tables and what each policy leads to."""
+
+    tables: MatchTables
+    actions: Sequence[Any]
+    private: Sequence[Any]
+
+
+def source_digest() -> str:
+    """Digest of the programs' sources; differs between versions of the kernel side."""
+    root = files("enforcer.bpf")
+    digest = hashlib.sha256()
+    for entry in sorted(root.iterdir(), key=lambda one: one.name):
+        if entry.name.endswith((".c", ".h")):
+            digest.update(entry.name.encode() + b"\0" + entry.read_bytes())
+    return digest.hexdigest()
+
+
+def layout_of(wanted: Desired) -> str:
+    """Digest of the maps that these sources and sizes need."""
+    return programs.layout_digest(files("enforcer.bpf").joinpath("maps.h").read_text(), wanted.flows, wanted.origins)
+
+
+class Gateway:
+    """The gateway of this network namespace, with its state file and its pins."""
+
+    def __init__(self, instance: Instance):
+        self.instance = instance
+        self.state = State.load(instance.state_file)
+        bpffs = places.find_bpffs()
+        self.pins = Pins(places.directory(bpffs, instance.cookie)) if bpffs else None
+
+    @property
+    def previous(self) -> Desired | None:
+        """What was applied last, or None."""
+        return desired(self.state.config, self.state.slots) if self.state and self.state.config else None
+
+    def maps(self) -> Maps:
+        """The maps in force. Raises NotInstalledError when one is opened that isn't there."""
+        if self.state is None or self.pins is None:
+            raise not_installed()
+        return Maps(self.pins.maps(self.state.layout), self.state.layouts)
+
+    def actual(self, wanted: Desired) -> Actual:
+        """Reads what the kernel holds."""
+        found = links.links()
+        attached: dict[tuple[str, Direction], Filter] = {}
+        for name, link in found.items():
+            for one in filters.attached(link.index):
+                if one.ours:
+                    attached[name, one.direction] = one
+        return Actual(
+            links=found,
+            held=frozenset(addresses.held()),
+            ranges=frozenset(addresses.ranges()),
+            table=nft.installed(),
+            filters=attached,
+            sysctls={name: sysctl.read(name) for name in SYSCTLS},
+            programs=self._program_ids(wanted),
+            tables=self.state.tables if self.state else "",
+            settings=self._settings(),
+        )
+
+    def _program_ids(self, wanted: Desired) -> dict[str, int]:
+        state = self.state
+        if state is None or self.pins is None:
+            return {}
+        if state.programs != source_digest() or state.layout != layout_of(wanted):
+            return {}
+        return self.pins.program_ids()
+
+    def _settings(self) -> tuple[int, ...]:
+        if self.state is None or not self.state.layouts:
+            return ()
+        try:
+            row = self.maps().settings.get(0)
+        except EnforcerError:
+            return ()
+        if row is None or not row["ready"]:
+            return ()
+        return tuple(int(row[name]) for name in ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"))
+
+    def apply(self, operations: Iterable[Operation], wanted: Desired, bank: Bank | None, state: State) -> None:
+        """Carries out a plan. ``state`` is what is saved with it; its undo list grows with each step.
+
+        ``bank`` is needed by SwitchTables. Raises EnforcerError; the caller undoes.
+        """
+        self.instance.create()
+        applier = _Applier(self, wanted, bank, state)
+        for kind, group in groupby(operations, key=type):
+            applier.carry_out(kind, list(group))
+        state.applied = time.time()
+        self.save(state)
+
+    def save(self, state: State) -> None:
+        """Makes ``state`` the state in force."""
+        state.version = __version__
+        state.save(self.instance.state_file)
+        self.state = state
+
+    def drop_stale_pins(self) -> None:
+        """Unpins maps of layouts that are no longer in force."""
+        if self.pins is not None and self.state is not None:
+            self.pins.remove(keep=self.pins.maps(self.state.layout))
+
+    def down(self) -> list[str]:
+        """Takes away everything that was ever installed; returns what was done.
+
+        Goes on after a failure, and raises the first one in the end.
+        """
+        done: list[str] = []
+        failures: list[EnforcerError] = []
+        state = self.state or State()
+        wanted = self.previous
+
+        def step(what: str, act: Any) -> None:
+            try:
+                if act():
+                    done.append(what)
+            except EnforcerError as error:
+                failures.append(error)
+
+        # Forwarding first: where it was off before, nothing can leave by the doors that open next.
+        for entry in reversed([one for one in state.undo if one["kind"] == "sysctl"]):
+            step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
+        made = {entry["interface"] for entry in state.undo if entry["kind"] == "clsact"}
+        multicast = {entry["interface"] for entry in state.undo if entry["kind"] == "allmulti"}
+        for name, link in links.links().items():
+            for direction in ("ingress", "egress"):
+                step(
+                    f"detached from {name} {direction}",
+                    lambda index=link.index, direction=direction: filters.detach(index, direction),
+                )
+            if name in made:
+                step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
+            if name in multicast:
+                step(f"unset allmulti on {name}", lambda name=name: links.set_allmulti(name, False))
+        step("removed nftables table inet enforcer", nft.remove)
+        step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
+        step("removed local ranges", lambda: addresses.remove_ranges(addresses.ranges(ours=True)))
+        if wanted is not None:
+            ours = availability.Sources(wanted)
+            step(
+                "forgot translated connections",
+                lambda: _forget(lambda entry: not _is_untranslated(entry) and entry.reply.destination in ours),
+            )
+        if self.pins is not None:
+            step("removed programs and maps", lambda: self.pins is not None and self.pins.remove() or True)
+        with contextlib.suppress(FileNotFoundError):
+            for path in self.instance.directory.iterdir():
+                if not path.name.endswith(".lock"):
+                    path.unlink()
+        self.state = None
+        if failures:
+            raise failures[0]
+        return done
+
+
+def _is_untranslated(entry: conntrack.Entry) -> bool:
+    return entry.original.source == entry.reply.destination
+
+
+def _put_back(entry: dict[str, str]) -> bool:
+    if sysctl.read(entry["name"]) == entry["was"]:
+        return False
+    sysctl.write(entry["name"], entry["was"])
+    return True
+
+
+def _forget(chosen: Any) -> int:
+    """Deletes the connections that are chosen from conntrack."""
+    return conntrack.delete([entry.original for entry in conntrack.entries() if chosen(entry)])
+
+
+class _Applier:
+    """The operations of one plan, carried out in order; equal neighbours in one go."""
+
+    def __init__(self, gateway: Gateway, wanted: Desired, bank: Bank | None, state: State):
+        self.gateway = gateway
+        self.wanted = wanted
+        self.bank = bank
+        self.state = state
+
+    def carry_out(self, kind: type[Operation], operations: list[Any]) -> None:
+        """Operations of one kind."""
+        {
+            InstallTable: self._install_table,
+            AddAddress: self._add_addresses,
+            AddRange: self._add_ranges,
+            LoadPrograms: self._load,
+            SwitchTables: self._switch,
+            Attach: self._attach,
+            Detach: self._detach,
+            TakeMulticast: self._take_multicast,
+            RemoveAddress: self._remove_addresses,
+            RemoveRange: self._remove_ranges,
+            SetSysctl: self._set_sysctls,
+        }[kind](operations)
+
+    def _note(self, **entry: str) -> None:
+        """Notes how to undo the next step, before it is taken."""
+        if entry not in self.state.undo:
+            self.state.undo.append(entry)
+            # The file must describe what is in force until the plan is done, but for the undo list.
+            current = State.load(self.gateway.instance.state_file) or State()
+            current.undo = self.state.undo
+            current.save(self.gateway.instance.state_file)
+
+    def _install_table(self, operations: list[InstallTable]) -> None:
+        first = not operations[0].there
+        nft.apply(operations[-1].ruleset)
+        if first:
+            # Connections from before us go untranslated for as long as conntrack remembers them.
+            local = {pack(interface.ip) for _, interface in addresses.held()}
+            _forget(lambda entry: _is_untranslated(entry) and entry.original.source not in local)
+
+    def _add_addresses(self, operations: list[AddAddress]) -> None:
+        addresses.add(operation.held for operation in operations)
+        by_interface: dict[str, list[Any]] = {}
+        for operation in operations:
+            by_interface.setdefault(operation.held[0], []).append(operation.held[1].ip)
+        for name, taken in by_interface.items():
+            announce.announce(name, taken)
+
+    def _add_ranges(self, operations: list[AddRange]) -> None:
+        addresses.add_ranges(operation.network for operation in operations)
+
+    def _load(self, operations: list[LoadPrograms]) -> None:
+        gateway = self.gateway
+        if gateway.pins is None:
+            gateway.pins = Pins(places.directory(places.mount_bpffs(), gateway.instance.cookie))
+        before = gateway.state
+        old = gateway.maps() if before and before.layout else None
+        self.state.layout = layout_of(self.wanted)
+        if old is not None and before is not None and before.layout == self.state.layout:
+            _check_maps(old, before)
+        gateway.pins.directory.mkdir(parents=True, exist_ok=True)
+        self.state.layouts = programs.load(gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins)
+        self.state.programs = source_digest()
+        if old is not None and before is not None and before.layout != self.state.layout:
+            programs.carry_over(old, self._maps())
+
+    def _maps(self) -> Maps:
+        if self.gateway.pins is None:
+            raise KernelError("the BPF file system is gone", "Mount it: mount -t bpf bpf /sys/fs/bpf")
+        return Maps(self.gateway.pins.maps(self.state.layout), self.state.layouts)
+
+    def _switch(self, operations: list[SwitchTables]) -> None:
+        from enforcer.datapath import banks
+
+        if self.bank is None:
+            raise KernelError("the policies are not loaded", "Reload: enforcer reload")
+        maps = self._maps()
+        availability.write_timeouts(maps)
+        availability.refresh(maps, self.wanted)
+        current = maps.settings.get(0)
+        bank = 1 - int(current["bank"]) if current is not None and current["ready"] else 0
+        banks.write(maps, bank, self.bank.tables, self.bank.actions, self.bank.private)
+        settings = np.zeros((), dtype=maps.settings.value)
+        values = settings_of(self.wanted)
+        for name, value in zip(("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"), values, strict=True):
+            settings[name] = value
+        settings["bank"] = bank
+        settings["ready"] = 1
+        maps.settings.put(0, settings)
+
+    def _attach(self, operations: list[Attach]) -> None:
+        found = links.links()
+        if self.gateway.pins is None:
+            return
+        for operation in operations:
+            index = found[operation.interface].index
+            if filters.ensure_clsact(index):
+                self._note(kind="clsact", interface=operation.interface)
+            fd = self.gateway.pins.program(operation.program)
+            filters.attach(index, operation.direction, fd, f"enforcer/{operation.program}")
+            os.close(fd)
+
+    def _detach(self, operations: list[Detach]) -> None:
+        found = links.links()
+        for operation in operations:
+            filters.detach(found[operation.interface].index, operation.direction)
+
+    def _take_multicast(self, operations: list[TakeMulticast]) -> None:
+        for operation in operations:
+            self._note(kind="allmulti", interface=operation.interface)
+            links.set_allmulti(operation.interface, True)
+
+    def _remove_addresses(self, operations: list[RemoveAddress]) -> None:
+        ours = addresses.held(ours=True)
+        addresses.remove(operation.held for operation in operations if operation.held in ours)
+
+    def _remove_ranges(self, operations: list[RemoveRange]) -> None:
+        ours = addresses.ranges(ours=True)
+        addresses.remove_ranges(operation.network for operation in operations if operation.network in ours)
+
+    def _set_sysctls(self, operations: list[SetSysctl]) -> None:
+        for operation in operations:
+            # Undone in reverse: the setting itself resets its followers, so it is noted last.
+            for name in [*sysctl.followers(operation.name), operation.name]:
+                self._note(kind="sysctl", name=name, was=sysctl.read(name))
+            sysctl.write(operation.name, operation.value)
+
+
+def _check_maps(maps: Maps, state: State) -> None:
+    """BCC opens a pinned map without a look at it: so each is compared with its description first."""
+    for name in state.layouts:
+        if not name.endswith("_inner"):
+            getattr(maps, name)
+    maps.close()
+

@@ -1,0 +1,116 @@
+"""One gateway: its identity, its places in the file system, and the locks that guard it.
+
+A gateway is a network namespace. It is named by the namespace's cookie (SO_NETNS_COOKIE), which the
+kernel does not use twice between two boots: so several gateways on one machine don't know of each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from enforcer.errors import BusyError, NotInstalledError, PrivilegeError
+
+RUN = Path("/run/enforcer")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The gateway of the network namespace with this cookie."""
+
+    cookie: int
+
+    @property
+    def directory(self) -> Path:
+        """State, locks and the control socket; on tmpfs, so that it ends with the kernel state it describes."""
+        return RUN / f"{self.cookie:x}"
+
+    @property
+    def state_file(self) -> Path:
+        """What was applied (enforcer/state.py)."""
+        return self.directory / "state.json"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the daemon takes requests."""
+        return self.directory / "control.sock"
+
+    def create(self) -> None:
+        """Makes the directory."""
+        try:
+            self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise PrivilegeError(f"cannot create {self.directory}", "Run as root.") from error
+
+    @contextmanager
+    def daemon_lock(self) -> Iterator[None]:
+        """Held for a daemon's life; the file holds its pid. Raises BusyError with the other one's pid."""
+        self.create()
+        with _locked(self.directory / "daemon.lock", "another daemon enforces on this gateway") as file:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            yield
+
+    @contextmanager
+    def change_lock(self) -> Iterator[None]:
+        """Held while the gateway is changed."""
+        self.create()
+        with _locked(self.directory / "change.lock", "the gateway is being changed", wait=True) as file:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            yield
+
+    def daemon_pid(self) -> int | None:
+        """The running daemon's pid, or None."""
+        try:
+            file = os.open(self.directory / "daemon.lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            raise PrivilegeError(f"cannot read {self.directory}", "Run as root.") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.pread(file, 32, 0) or b"0")
+        finally:
+            os.close(file)
+        return None
+
+
+@contextmanager
+def _locked(path: Path, busy: str, wait: bool = False) -> Iterator[int]:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except PermissionError as error:
+        raise PrivilegeError(f"cannot open {path}", "Run as root.") from error
+    try:
+        if wait:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        elif not _try_lock(file):
+            pid = os.pread(file, 32, 0).decode().strip()
+            raise BusyError(f"{busy}: pid {pid}", f"See `enforcer status`; end it with `kill {pid}`.")
+        yield file
+    finally:
+        os.close(file)
+
+
+def _try_lock(file: int) -> bool:
+    """Tries a few times: daemon_pid() of another process holds the lock for an instant."""
+    for _ in range(5):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
+
+
+def not_installed() -> NotInstalledError:
+    """The error of commands that need something to be enforced."""
+    return NotInstalledError("nothing is enforced on this gateway", "Start the daemon: enforcer run")

@@ -1,0 +1,278 @@
+"""Desired against actual: the operations that make the one of the other. Decides, does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Network
+from typing import Literal
+
+from enforcer.desired import Desired
+from enforcer.kernel.addresses import Held
+from enforcer.kernel.filters import Direction, Filter
+from enforcer.kernel.links import Link
+from enforcer.kernel.ruleset import Ruleset
+
+# What sits where: (role, direction, program). The guard comes first, what lets traffic through last.
+HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
+    ("outside", "egress", "to_origin"),
+    ("outside", "ingress", "from_origin"),
+    ("inside", "egress", "to_client"),
+    ("inside", "ingress", "from_client"),
+)
+SYSCTLS = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What the kernel holds of what we care about."""
+
+    links: Mapping[str, Link]
+    held: frozenset[Held]
+    ranges: frozenset[IPv6Network]
+    table: str | None
+    filters: Mapping[tuple[str, Direction], Filter]
+    """Our filters by interface and direction."""
+    sysctls: Mapping[str, str]
+    programs: Mapping[str, int] = field(default_factory=dict)
+    """Ids of the pinned programs by name; empty if nothing is loaded, or what is loaded is out of date."""
+    tables: str = ""
+    """Digest of the policy bank in force."""
+    settings: tuple[int, ...] = ()
+    """Settings in force, as `settings_of` gives them for the desired ones."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step; `str()` is what `enforcer plan` prints."""
+
+    def __str__(self) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class InstallTable(Operation):
+    """The nftables table, as a whole in one transaction."""
+
+    ruleset: Ruleset
+    there: bool
+
+    def __str__(self) -> str:
+        done = "replace" if self.there else "install"
+        return f"{done} nftables table inet enforcer ({len(self.ruleset.source4) - 1} egress IPs)"
+
+
+@dataclass(frozen=True)
+class AddAddress(Operation):
+    """An IPv4 egress address or a shared address, on an outside interface."""
+
+    held: Held
+    dedicated: bool
+
+    def __str__(self) -> str:
+        return f"add address {self.held[1]} to {self.held[0]}"
+
+
+@dataclass(frozen=True)
+class RemoveAddress(Operation):
+    """An address that we put there and that the file no longer names."""
+
+    held: Held
+
+    def __str__(self) -> str:
+        return f"remove address {self.held[1]} from {self.held[0]}"
+
+
+@dataclass(frozen=True)
+class AddRange(Operation):
+    """An IPv6 egress range as a local route."""
+
+    network: IPv6Network
+
+    def __str__(self) -> str:
+        return f"add local range {self.network}"
+
+
+@dataclass(frozen=True)
+class RemoveRange(Operation):
+    """A range that we put there and that the file no longer names."""
+
+    network: IPv6Network
+
+    def __str__(self) -> str:
+        return f"remove local range {self.network}"
+
+
+@dataclass(frozen=True)
+class LoadPrograms(Operation):
+    """Compile and load the BPF programs; maps that fit are kept, others are carried over."""
+
+    first: bool
+
+    def __str__(self) -> str:
+        return "load BPF programs" if self.first else "upgrade BPF programs"
+
+
+@dataclass(frozen=True)
+class SwitchTables(Operation):
+    """Egress IPs, settings and policies into the maps, then the switch."""
+
+    def __str__(self) -> str:
+        return "switch policies and settings"
+
+
+@dataclass(frozen=True)
+class Attach(Operation):
+    """A program to an interface's hook."""
+
+    interface: str
+    direction: Direction
+    program: str
+
+    def __str__(self) -> str:
+        return f"attach {self.program} to {self.interface} {self.direction}"
+
+
+@dataclass(frozen=True)
+class Detach(Operation):
+    """Our program from an interface that no longer has this role."""
+
+    interface: str
+    direction: Direction
+
+    def __str__(self) -> str:
+        return f"detach from {self.interface} {self.direction}"
+
+
+@dataclass(frozen=True)
+class TakeMulticast(Operation):
+    """An outside interface receives all multicast: solicitations for an on-link range go to many groups."""
+
+    interface: str
+
+    def __str__(self) -> str:
+        return f"set allmulti on {self.interface}"
+
+
+@dataclass(frozen=True)
+class SetSysctl(Operation):
+    """A kernel setting."""
+
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"set {self.name.replace('/', '.')} = {self.value}"
+
+
+def settings_of(desired: Desired) -> tuple[int, ...]:
+    """The fields of struct settings that the file decides."""
+    return (
+        desired.mark_mask,
+        desired.mark_shift,
+        desired.limit,
+        int(desired.proxy_tcp),
+        int(desired.proxy_udp),
+    )
+
+
+def plan(
+    desired: Desired, actual: Actual, previous: Desired | None, tables: str, *, restore: bool = True
+) -> list[Operation]:
+    """The operations, in an order in which nothing leaks and no live flow is lost.
+
+    ``previous`` is what was applied before. ``tables`` is the digest of the desired policy bank. With
+    ``restore`` false, addresses that somebody took away stay away (contract: they are unavailable).
+    """
+    return list(_operations(desired, actual, previous, tables, restore))
+
+
+def _operations(
+    desired: Desired, actual: Actual, previous: Desired | None, tables: str, restore: bool
+) -> Iterator[Operation]:
+    ruleset = desired.ruleset()
+    there = actual.table is not None
+    # The table is what closes the gateway, so it comes first. A slot that goes must stay translatable
+    # until no policy leads to it: then the table is written twice.
+    goes = _going(desired, previous)
+    first = _with_going(ruleset, previous) if goes and there and previous else ruleset
+    if actual.table != first.digest():
+        yield InstallTable(first, there)
+    if restore:
+        yield from _additions(desired, actual)
+    if not actual.programs:
+        yield LoadPrograms(first=previous is None)
+    if not actual.programs or actual.tables != tables or actual.settings != settings_of(desired):
+        yield SwitchTables()
+    yield from _attachments(desired, actual)
+    if first != ruleset:
+        yield InstallTable(ruleset, True)
+    if any(egress.on_link for egress in desired.ours):
+        for name in desired.outside:
+            if name in actual.links and not actual.links[name].allmulti:
+                yield TakeMulticast(name)
+    yield from _detachments(desired, actual)
+    if previous is not None:
+        yield from _removals(desired, previous, actual)
+    for name, value in SYSCTLS.items():
+        if actual.sysctls.get(name) != value:
+            yield SetSysctl(name, value)
+
+
+def _going(desired: Desired, previous: Desired | None) -> bool:
+    if previous is None:
+        return False
+    return bool({egress.slot for egress in previous.ours} - {egress.slot for egress in desired.ours})
+
+
+def _with_going(ruleset: Ruleset, previous: Desired) -> Ruleset:
+    before = previous.ruleset()
+    if before.mark_mask != ruleset.mark_mask:
+        return ruleset
+    return replace(
+        ruleset,
+        source4={**before.source4, **ruleset.source4},
+        source6={**before.source6, **ruleset.source6},
+        dedicated4=before.dedicated4 | ruleset.dedicated4,
+        dedicated6=before.dedicated6 | ruleset.dedicated6,
+    )
+
+
+def _additions(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    addresses = {interface.ip for _, interface in actual.held}
+    for held in desired.shared_addresses():
+        if held[1].ip not in addresses:
+            yield AddAddress(held, dedicated=False)
+    for held in desired.addresses():
+        if held[1].ip not in addresses:
+            yield AddAddress(held, dedicated=True)
+    for network in desired.ranges():
+        if network not in actual.ranges:
+            yield AddRange(network)
+
+
+def _attachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    for role, direction, program in HOOKS:
+        for name in getattr(desired, role):
+            if name not in actual.links:
+                continue
+            attached = actual.filters.get((name, direction))
+            wanted = actual.programs.get(program)
+            if wanted is None or attached is None or attached.program != wanted:
+                yield Attach(name, direction, program)
+
+
+def _detachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    for name, direction in actual.filters:
+        if name not in desired.inside + desired.outside:
+            yield Detach(name, direction)
+
+
+def _removals(desired: Desired, previous: Desired, actual: Actual) -> Iterator[Operation]:
+    keep = {*desired.addresses(), *desired.shared_addresses()}
+    for held in [*previous.addresses(), *previous.shared_addresses()]:
+        if held not in keep and held in actual.held:
+            yield RemoveAddress(held)
+    for network in previous.ranges():
+        if network not in desired.ranges() and network in actual.ranges:
+            yield RemoveRange(network)

@@ -1,0 +1,80 @@
+"""What was applied to a gateway: the file that the daemon and the commands read.
+
+It lies on tmpfs beside the locks, so it ends with the kernel state that it describes. Egress IPs keep
+their slot and policies their id over reloads, also after they left the file: live flows refer to them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+LAST_SLOT = 16383
+LAST_POLICY = 16383
+
+
+@dataclass
+class State:
+    """The state file's content; JSON values throughout."""
+
+    version: str = ""
+    since: float = 0.0
+    applied: float = 0.0
+    config_file: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
+    policies: dict[str, int] = field(default_factory=dict)
+    layout: str = ""
+    """Digest of the maps' definition and sizes."""
+    programs: str = ""
+    """Digest of the loaded programs' sources."""
+    tables: str = ""
+    """Digest of what the policy bank in force was made from."""
+    layouts: dict[str, Any] = field(default_factory=dict)
+    """BCC's descriptions of the maps (enforcer/datapath/layout.py)."""
+    undo: list[dict[str, str]] = field(default_factory=list)
+    """What `down` puts back, oldest first."""
+    format: int = FORMAT
+
+    def save(self, path: Path) -> None:
+        """Writes the file as a whole or not at all."""
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
+        new.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> State | None:
+        """The state, or None if there is none (or none that this version can read)."""
+        try:
+            content = json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        if content.get("format") != FORMAT:
+            return None
+        return cls(**content)
+
+
+def assign(names: Iterable[str], known: dict[str, int], last: int) -> dict[str, int]:
+    """Numbers from 1 to ``last`` for the names: known ones keep theirs, new ones get one never used.
+
+    When all are used up, numbers of names that are gone are used again. The result has all names ever
+    known that still have a number. Raises ValueError if there are more than ``last`` names.
+    """
+    wanted = list(names)
+    if len(wanted) > last:
+        raise ValueError(f"{len(wanted)} names, but only {last} numbers")
+    numbers = dict(known)
+    gone = sorted(set(known) - set(wanted), key=known.__getitem__)
+    unused = iter(sorted(set(range(1, last + 1)) - set(known.values())))
+    for name in wanted:
+        if name in numbers:
+            continue
+        number = next(unused, None)
+        if number is None:
+            number = numbers.pop(gone.pop(0))
+        numbers[name] = number
+    return numbers
