@@ -46,7 +46,7 @@ def held(*, ours: bool = False) -> set[Held]:
     names = dict(socket.if_nameindex())
     found: set[Held] = set()
     with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
-        for message in channel.dump(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
             family, length, _, _, index = ADDRESS.unpack_from(message)
             parts = netlink.attributes(message, ADDRESS.size)
             # IFA_ADDRESS is the peer's on a point-to-point link; IFA_LOCAL is missing for most of IPv6.
@@ -115,7 +115,7 @@ def ranges(*, ours: bool = False) -> set[IPv6Network]:
     request = ROUTE.pack(socket.AF_INET6, 0, 0, 0, RT_TABLE_LOCAL, PROTOCOL if ours else 0, 0, 0, 0)
     found = set()
     with Channel(netlink.NETLINK_ROUTE, "reading the local IPv6 routes") as channel:
-        for message in channel.dump(RTM_GETROUTE, request, strict=True):
+        for message in channel.snapshot(RTM_GETROUTE, request, strict=True):
             _, length, _, _, table, protocol, _, kind, _ = ROUTE.unpack_from(message)
             if table != RT_TABLE_LOCAL or kind != RTN_LOCAL or protocol == RTPROT_KERNEL:
                 continue

@@ -55,7 +55,7 @@ def attached(interface: int) -> list[Filter]:
     found = []
     with Channel(netlink.NETLINK_ROUTE, f"reading the filters of interface {interface}") as channel:
         for direction, parent in HOOKS.items():
-            for message in channel.dump(RTM_GETTFILTER, MESSAGE.pack(0, interface, 0, parent, 0)):
+            for message in channel.snapshot(RTM_GETTFILTER, MESSAGE.pack(0, interface, 0, parent, 0)):
                 _, _, handle, _, info = MESSAGE.unpack_from(message)
                 parts = netlink.attributes(message, MESSAGE.size)
                 kind = netlink.text(parts.get(TCA_KIND, b""))
@@ -145,7 +145,7 @@ def remove_clsact(interface: int) -> bool:
 
 def _clsact_kind(interface: int) -> str | None:
     with Channel(netlink.NETLINK_ROUTE, f"reading the qdiscs of interface {interface}") as channel:
-        for message in channel.dump(RTM_GETQDISC, MESSAGE.pack(0, interface, 0, 0, 0)):
+        for message in channel.snapshot(RTM_GETQDISC, MESSAGE.pack(0, interface, 0, 0, 0)):
             _, index, _, parent, _ = MESSAGE.unpack_from(message)
             if index == interface and parent == CLSACT:
                 return netlink.text(netlink.attributes(message, MESSAGE.size)[TCA_KIND])

@@ -15,6 +15,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
@@ -33,6 +34,7 @@ APPEND = 0x800
 
 NLMSG_ERROR = 0x2
 NLMSG_DONE = 0x3
+NLM_F_DUMP_INTR = 0x10
 NLM_F_CAPPED = 0x100
 NLM_F_ACK_TLVS = 0x200
 NLMSGERR_ATTR_MSG = 1
@@ -54,6 +56,8 @@ REQUESTS_PER_SEND = 100
 RECEIVE_SIZE = 1 << 18
 SEND_BUFFER_SLACK = 1 << 16
 ANSWER_TIMEOUT_S = 30
+SNAPSHOT_ATTEMPTS = 10
+SNAPSHOT_PAUSE_S = 0.02
 
 # Our sockets' port numbers are this prefix over 22 bits of process number and 2 of a counter, so that
 # whoever watches netlink events can tell this program's own changes from other people's.
@@ -139,6 +143,7 @@ class Channel:
     def __init__(self, family: int, operation: str) -> None:
         self.operation = operation
         self._sequence = 0
+        self._interrupted = False
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         except OSError as error:
@@ -174,11 +179,11 @@ class Channel:
         self._socket.close()
 
     def dump(self, kind: int, payload: bytes, *, strict: bool = False) -> Iterator[bytes]:
-        """The payloads of all messages of a dump.
+        """The payloads of all messages of a dump; what changes meanwhile may be missing or twice.
 
-        ``strict`` makes an rtnetlink dump honour the filters in its header. Something that changed meanwhile
-        may be missing or twice, as with any netlink dump.
+        ``strict`` makes an rtnetlink dump honour the filters in its header.
         """
+        self._interrupted = False
         if strict:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         number = self._send([Message(kind, REQUEST | DUMP, payload)])
@@ -186,12 +191,24 @@ class Channel:
             for answer, flags, sequence, data, offset, length in self._messages():
                 if sequence != number:
                     continue
+                self._interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if answer == NLMSG_DONE:
                     self._check_done(data, offset)
                     return
                 if answer == NLMSG_ERROR:
                     raise failure(self.operation, *_error(data, offset, length, flags))
                 yield data[offset + HEADER.size : offset + length]
+
+    def snapshot(self, kind: int, payload: bytes, *, strict: bool = False) -> list[bytes]:
+        """A dump during which nothing has changed; it is repeated until that is so, for about a second."""
+        for attempt in range(SNAPSHOT_ATTEMPTS):
+            messages = list(self.dump(kind, payload, strict=strict))
+            if not self._interrupted:
+                return messages
+            time.sleep(SNAPSHOT_PAUSE_S * attempt)
+        raise KernelError(
+            f"{self.operation}: it changed during each of {SNAPSHOT_ATTEMPTS} readings", "try again"
+        )
 
     def _check_done(self, data: bytes, offset: int) -> None:
         (code,) = struct.unpack_from("=i", data, offset + 16)

@@ -105,7 +105,7 @@ def _counters(channel: Channel) -> dict[str, tuple[int, int]]:
     request = NFGEN + _name(NFTA_OBJ_TABLE, TABLE)
     request += netlink.attribute(NFTA_OBJ_TYPE, struct.pack(">I", NFT_OBJECT_COUNTER))
     found = {}
-    for answer in channel.dump(GETOBJ, request):
+    for answer in channel.snapshot(GETOBJ, request):
         parts = netlink.attributes(answer, len(NFGEN))
         name = netlink.text(parts[NFTA_OBJ_NAME])
         if name in COUNTERS and netlink.text(parts[NFTA_OBJ_TABLE]) == TABLE:

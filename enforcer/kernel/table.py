@@ -35,7 +35,7 @@ NFPROTO_IPV4, NFPROTO_IPV6 = 2, 10
 PREROUTING, FORWARD, POSTROUTING = 0, 2, 4
 META_MARK, META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO = 3, 6, 7, 15, 16
 CT_STATE = 0
-STATE_INVALID, STATE_NEW = 1, 8
+STATE_INVALID, STATE_NEW, STATE_UNTRACKED = 1, 8, 64
 PAYLOAD_NETWORK_HEADER = 1
 EQUAL, NOT_EQUAL = 0, 1
 DROP, GOTO = 0, -4
@@ -146,12 +146,17 @@ class _Table:
 
     def _forward(self) -> Iterator[Message]:
         yield self._chain("forward", FORWARD, 0)
+        yield self._chain("leaving")
+        yield self._chain("entering")
         leaving = [*_interface(META_IIFNAME, "inside"), *_interface(META_OIFNAME, "outside")]
         entering = [*_interface(META_IIFNAME, "outside"), *_interface(META_OIFNAME, "inside")]
-        new = _state(STATE_NEW | STATE_INVALID)
-        yield self._rule("forward", *leaving, *_state(STATE_INVALID), *_count_and_drop("conntrack_invalid"))
-        yield self._rule("forward", *leaving, *self._mark(EQUAL, 0), *_count_and_drop("unmarked"))
-        yield self._rule("forward", *entering, *new, *_count_and_drop("inbound"))
+        yield self._rule("forward", *leaving, _verdict(GOTO, "leaving"))
+        yield self._rule("forward", *entering, _verdict(GOTO, "entering"))
+        # What conntrack calls invalid is not translated, nor what a notrack rule has kept from it.
+        unknown = STATE_INVALID | STATE_UNTRACKED
+        yield self._rule("leaving", *_state(unknown), *_count_and_drop("conntrack_invalid"))
+        yield self._rule("leaving", *self._mark(EQUAL, 0), *_count_and_drop("unmarked"))
+        yield self._rule("entering", *_state(STATE_NEW | unknown), *_count_and_drop("inbound"))
 
     def _translate(self) -> Iterator[Message]:
         yield self._chain("translate", POSTROUTING, 90, kind="nat")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -92,9 +93,13 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
         "reject_flow": (None, None),
         "guard": ("prerouting", -50),
         "forward": ("forward", 0),
+        "leaving": (None, None),
+        "entering": (None, None),
         "translate": ("postrouting", 90),
     }
     assert set(listed("counter")) == set(COUNTERS)
+    text = run("nft list chain inet enforcer translate")
+    assert len(re.findall(r"snat ip6? .*map @source[46] fully-random\n", text)) == 2
 
 
 def test_each_operation_twice(netns: str) -> None:
@@ -346,6 +351,14 @@ def test_what_conntrack_calls_invalid_does_not_leave(gateway: Lab, family: int) 
     segment = struct.pack(">HHIIBBHHH", 1234, PORTS["bank"], 1, 1, 5 << 4, 0x10, 1000, 0x1234, 0)
     with gateway.open(gateway.client, family, socket.SOCK_RAW, socket.IPPROTO_TCP) as client:
         client.sendto(segment, (gateway.ORIGIN[family], 0))
+    assert count_of("conntrack_invalid") == 1
+
+
+def test_what_conntrack_does_not_track_does_not_leave(gateway: Lab, family: int) -> None:
+    run("nft add chain inet marker raw '{ type filter hook prerouting priority -305; }'")
+    run("nft add rule inet marker raw iifname in0 notrack")
+    with gateway.open(gateway.client, family, socket.SOCK_DGRAM) as client:
+        client.sendto(b"hello", (gateway.ORIGIN[family], PORTS["bank"]))
     assert count_of("conntrack_invalid") == 1
 
 
