@@ -198,7 +198,7 @@ def _note_unowned(draft: Draft, way: Way, field: str, value: IPv4Address | IPv6N
         if isinstance(value, IPv6Network) and value.overlaps(block):
             draft.fault(way, f"is not the range of {name}", str(block))
             return
-    if all(family in each for each in draft.egress_ips.values()):
+    if known and all(family in each for each in draft.egress_ips.values()):
         # Otherwise the entry that owns it may be the one that is reported already.
         draft.fault(way, "belongs to no egress IP", nearest(str(value), map(str, known)))
 
@@ -222,7 +222,7 @@ def _check_traffic(draft: Draft) -> None:
         else:
             if fields.get("enabled", True):
                 total += rules
-                largest = max(largest, (rules, index))
+                largest = max(largest, (rules, index), key=lambda each: each[0])
     if total > MAX_RULES:
         rules, index = largest
         draft.note(

@@ -29,14 +29,13 @@ MAX_BYTES = 2 << 20  # 4,000 egress IPs with 4,000 policies take 1.2 MiB
 _MAX_DEPTH = 32
 _MAX_NODES = 1_000_000  # counted with every alias written out
 
-_CORE_TAG = "tag:yaml.org,2002:"
 _WORDS = (
     dict.fromkeys(("", "~", "null", "Null", "NULL"))
     | dict.fromkeys(("true", "True", "TRUE"), True)
     | dict.fromkeys(("false", "False", "FALSE"), False)
 )
 _NUMBERS: tuple[tuple[re.Pattern[str], Callable[[str], float]], ...] = (
-    (re.compile(r"[-+]?[0-9]{1,40}"), int),
+    (re.compile(r"[-+]?[0-9]{1,4000}"), int),
     (re.compile(r"0(o[0-7]{1,40}|x[0-9a-fA-F]{1,40})"), lambda text: int(text, 0)),
     (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
     (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), lambda text: float(text.replace(".", ""))),
@@ -189,7 +188,7 @@ class _Builder:
                     event, f"*{event.anchor} refers to nothing; expected an anchor &{event.anchor} before it"
                 )
             return self.anchors[event.anchor]
-        if event.tag not in (None, "!") and not str(event.tag).startswith(_CORE_TAG):
+        if event.tag not in (None, "!"):
             raise self.fail(event, f"the tag {event.tag} is not understood here; expected a plain value")
         start = event.start_mark
         node = _Node(None, start.line + 1, start.column + 1, start.index, event.end_mark.index)

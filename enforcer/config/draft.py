@@ -98,6 +98,8 @@ def _validate(draft: Draft, kind: Any, raw: Any, way: Way) -> tuple[Any, Fields]
         value = _adapter(kind).validate_python(raw)
     except ValidationError as error:
         for details in error.errors(include_url=False):
+            if details["type"] == "too_short" and details["input"]:
+                continue  # pydantic does not count entries that are wrong, which are reported by themselves
             fault_way = _way(details["loc"], way)
             draft.note(
                 fault_way, messages.explain(details, fault_way), key=details["type"] == "extra_forbidden"

@@ -14,11 +14,11 @@ UNSPECIFIED = IPv4Address("0.0.0.0")
 # Special-purpose blocks (RFC 6890) that never are the source of a packet on the internet. Private and
 # documentation addresses are left to the operator: a gateway may stand behind another translation.
 _NEVER_A_SOURCE = {
-    "this network": IPv4Network("0.0.0.0/8"),
-    "loopback": IPv4Network("127.0.0.0/8"),
-    "link-local": IPv4Network("169.254.0.0/16"),
-    "multicast": IPv4Network("224.0.0.0/4"),
-    "reserved": IPv4Network("240.0.0.0/4"),
+    "an unroutable address": IPv4Network("0.0.0.0/8"),
+    "a loopback address": IPv4Network("127.0.0.0/8"),
+    "a link-local address": IPv4Network("169.254.0.0/16"),
+    "a multicast address": IPv4Network("224.0.0.0/4"),
+    "a reserved address": IPv4Network("240.0.0.0/4"),
 }
 _NEVER_A_SOURCE6 = {
     "loopback or unspecified": IPv6Network("::/96"),
@@ -66,7 +66,7 @@ def _dedicated_ipv4(value: object) -> IPv4Address:
     address = _ipv4(value, right)
     for kind, network in _NEVER_A_SOURCE.items():
         if address in network:
-            raise _wrong(f"is a {kind} address ({network})", right)
+            raise _wrong(f"is {kind} ({network})", right)
     return address
 
 

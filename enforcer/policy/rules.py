@@ -6,7 +6,7 @@ in one dimension; `and` intersects boxes pairwise; boxes that differ in one dime
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ from enforcer.policy.language import parse
 MAX_RULES = 4096
 """Rules of all enabled policies together: the width of the kernel's bit sets."""
 
-# Boxes may be more before equal ones are joined than after; this bounds the time that an expression takes.
-_MAX_PRODUCT = 4 * MAX_RULES
+# Entries of sets (prefixes, ranges) that one expression may make the compiler look at: about two seconds.
+_MAX_WORK = 2_000_000
 
 
 class TooManyRulesError(ValueError):
@@ -44,23 +44,36 @@ _UNION: tuple[Callable[[Any, Any], Any], ...] = (
 )
 
 
+class _Work:
+    """What one expression may cost yet."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_WORK
+
+    def spend(self, entries: int) -> None:
+        self.left -= entries
+        if self.left < 0:
+            raise _too_many()
+
+
 @lru_cache(maxsize=8192)
 def rules_of(traffic: str) -> tuple[Box, ...]:
     """Give the rules of an expression; ExpressionError, TooManyRulesError. None of them is empty."""
-    return tuple(_boxes(parse(traffic), False))
+    return tuple(_boxes(parse(traffic), False, _Work()))
 
 
-def _boxes(expression: Expression, negated: bool) -> list[Box]:
+def _boxes(expression: Expression, negated: bool, work: _Work) -> list[Box]:
     match expression:
         case Everything():
             return [] if negated else [Box()]
         case Not(operand):
-            return _boxes(operand, not negated)
+            return _boxes(operand, not negated, work)
         case And(operands) | Or(operands):
             parts = []
             for operand in operands:  # a loop: one frame per level of nesting
-                parts.append(_boxes(operand, negated))
-            return _all(parts) if isinstance(expression, And) is not negated else _any(parts)
+                parts.append(_boxes(operand, negated, work))
+            conjunction = isinstance(expression, And) is not negated
+            return _all(parts, work) if conjunction else _any(parts, work)
         case AddressIn(side, networks):
             chosen = sets.addresses(networks)
             chosen = sets.not_addresses(chosen) if negated else chosen
@@ -90,26 +103,30 @@ def _both(one: Box, two: Box) -> Box:
     )
 
 
-def _all(parts: list[list[Box]]) -> list[Box]:
+def _size(box: Box) -> int:
+    return len(box.source) + len(box.destination) + len(box.ports)
+
+
+def _all(parts: list[list[Box]], work: _Work) -> list[Box]:
     """Intersect unions; the small ones first, so that what is empty is seen early."""
     boxes = [Box()]
     for part in sorted(parts, key=len):
-        if len(boxes) * len(part) > _MAX_PRODUCT:
-            raise _too_many()
-        boxes = _joined(box for one in boxes for two in part for box in _one(_both(one, two)))
+        work.spend(sum(map(_size, boxes)) * len(part) + sum(map(_size, part)) * len(boxes))
+        boxes = _joined([box for one in boxes for two in part for box in _one(_both(one, two))], work)
     return boxes
 
 
-def _any(parts: list[list[Box]]) -> list[Box]:
-    return _joined(box for part in parts for box in part)
+def _any(parts: list[list[Box]], work: _Work) -> list[Box]:
+    return _joined([box for part in parts for box in part], work)
 
 
-def _joined(found: Iterable[Box]) -> list[Box]:
+def _joined(found: list[Box], work: _Work) -> list[Box]:
     """Join boxes that differ in one dimension, until there are none; the order of the rest is kept."""
     boxes = list(dict.fromkeys(found))
     before = 0
     while len(boxes) != before and len(boxes) > 1:
         before = len(boxes)
+        work.spend(sum(map(_size, boxes)))
         for dimension in range(len(Box._fields)):
             groups: dict[tuple[Any, ...], list[Any]] = {}
             for box in boxes:
@@ -134,6 +151,6 @@ def _union(dimension: int, values: list[Any]) -> Any:
 
 def _too_many() -> TooManyRulesError:
     return TooManyRulesError(
-        f"needs more than {MAX_RULES:,} rules; expected a simpler expression, or several policies: write one "
-        "`in {…}` for several `or`, and `not in {…}` inside of fewer `and`"
+        f"needs more than {MAX_RULES:,} rules, or too long to work out; expected a simpler expression, or "
+        "several policies: every `or` inside an `and` multiplies, unless one `in {…}` can stand for it"
     )
