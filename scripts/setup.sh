@@ -1,32 +1,60 @@
 #!/usr/bin/env bash
-# Installs what `make` needs on a bare Debian 12 machine: Debian packages and a virtual environment in
-# .venv. Called by every make target; a second call with nothing to do takes a few milliseconds.
+# Installs what `make` needs on a bare Debian 12 machine: Debian packages, and a virtual environment with
+# the Python packages of setup.cfg. Called by every make target; with nothing to do it takes a few
+# milliseconds.
 #
-#   scripts/setup.sh [--gateway]     --gateway: only what a gateway needs to run the daemon
+#   scripts/setup.sh                    for the lab and the tests, in .venv
+#   scripts/setup.sh --vm               that and a virtual machine to test another kernel in
+#   scripts/setup.sh --gateway [DIR]    only what the daemon needs, in .venv; or installed for good in DIR
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONHOME PYTHONPATH
 
 gateway_packages=(python3 python3-venv python3-bpfcc linux-libc-dev iproute2)
 lab_packages=(nftables conntrack tcpdump curl nginx-light unbound dnsutils iperf3 ethtool iputils-ping
   openssh-server shellcheck git make)
+vm_packages=(qemu-system-x86 busybox-static kmod file)
 
+venv=.venv
+project=(--editable .)
 packages=("${gateway_packages[@]}")
-extras=""
-if [[ ${1:-} != --gateway ]]; then
-  packages+=("${lab_packages[@]}")
-  extras="[lab,test]"
-fi
+kind=${1:-}
+case $kind in
+  '') packages+=("${lab_packages[@]}") project=(--editable '.[lab,test]') ;;
+  --vm) packages+=("${lab_packages[@]}" "${vm_packages[@]}") project=(--editable '.[lab,test,vm]') ;;
+  --gateway) if [[ -n ${2:-} ]]; then venv=$2 project=(--upgrade .); fi ;;
+  *) echo "setup: unknown option $kind; see the head of $0" >&2 && exit 2 ;;
+esac
 
-stamp=.venv/.setup-done
-digest=$(cat setup.cfg "$0" <(echo "$PWD $extras") | sha256sum | cut -d' ' -f1)
-if [[ -f $stamp && $(cat "$stamp") == "$digest" ]]; then
+fail() {
+  echo "setup: $*" >&2
+  exit 1
+}
+
+# Runs a command whose output matters only if it fails: then its last complaint is told in one line.
+quietly() { # WHAT COMMAND…
+  local what=$1 log complaint
+  shift
+  log=$(mktemp)
+  if ! "$@" >"$log" 2>&1; then
+    complaint=$(grep -E '^(E:|ERROR:|Err:|[Ee]rror|fatal)' "$log" | tail -1 || true)
+    fail "$what failed: ${complaint:-$(tail -1 "$log")} (is the network reachable? all it said: $log)"
+  fi
+  rm -f "$log"
+}
+
+# One at a time: two makes at once would install into each other's environment.
+exec 9<"$0"
+flock 9
+
+stamp=$venv/.setup$kind
+digest=$(cat setup.cfg "$0" <(echo "$PWD") | sha256sum | cut -d' ' -f1)
+if [[ ${project[0]} == --editable && -f $stamp && $(cat "$stamp") == "$digest" ]]; then
   exit 0
 fi
 
-if [[ $(id -u) != 0 ]]; then
-  echo "setup: installing packages needs root; run make as root" >&2
-  exit 1
-fi
+[[ $(id -u) == 0 ]] || fail 'installing packages needs root; run make as root'
+command -v apt-get >/dev/null || fail 'there is no apt-get here; this needs Debian 12 (or a relative of it)'
 
 missing=()
 for package in "${packages[@]}"; do
@@ -44,15 +72,16 @@ if ((${#missing[@]})); then
     trap 'rm -f "$policy"' EXIT
   fi
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  quietly 'apt-get update' apt-get update -q
+  quietly 'apt-get install' apt-get install -y -q --no-install-recommends "${missing[@]}"
 fi
 
-# python3-bpfcc belongs to Debian's own interpreter, so the environment must be made by it.
-if [[ ! -x .venv/bin/python ]]; then
-  echo "setup: creating .venv"
-  /usr/bin/python3 -m venv --system-site-packages .venv
+# python3-bpfcc belongs to Debian's own interpreter, so the environment must be made by it, not by the
+# python3 that happens to be first on PATH; and made anew when that interpreter has become another.
+if ! "$venv/bin/python" -c 'import bcc, pip' 2>/dev/null; then
+  echo "setup: creating $venv"
+  quietly 'creating the virtual environment' /usr/bin/python3 -m venv --clear --system-site-packages "$venv"
 fi
 echo "setup: installing the Python packages of setup.cfg"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras}"
+quietly 'pip install' "$venv/bin/python" -m pip install --disable-pip-version-check "${project[@]}"
 echo "$digest" >"$stamp"

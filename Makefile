@@ -1,0 +1,50 @@
+# Every target works on a bare Debian 12 machine as root: it installs what is missing first.
+PYTHON := .venv/bin/python
+DESTDIR ?=
+PREFIX := /opt/enforcer
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lab lab-down test test-unit test-vm lint bench schema install clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## install the Debian packages and the virtual environment that the rest needs
+	@scripts/setup.sh
+
+demo: setup  ## build a lab, drive every kind of traffic through a gateway, show what origins saw; leaves nothing
+	@$(PYTHON) -m enforcer.lab.demo
+
+lab: setup  ## leave a lab standing to play in
+	@$(PYTHON) -m enforcer.lab up
+
+lab-down: setup  ## take that lab away
+	@$(PYTHON) -m enforcer.lab down
+
+test: setup  ## all tests: unit, kernel, datapath, lab
+	$(PYTHON) -m pytest
+
+test-unit: setup  ## the tests that need no network namespace
+	$(PYTHON) -m pytest tests/unit
+
+test-vm: setup  ## the BPF programs and the main kinds of traffic under Debian 12's 6.1 kernel, in a VM
+	@scripts/test-vm.sh
+
+lint: setup  ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: setup  ## speed and memory against plain nftables, as ratios measured in one run
+	@$(PYTHON) -m enforcer.bench
+
+schema: setup  ## regenerate docs/enforcer.schema.json from the configuration's models
+	$(PYTHON) -m enforcer.config > docs/enforcer.schema.json.new
+	mv docs/enforcer.schema.json.new docs/enforcer.schema.json
+
+install:  ## install the daemon on this gateway: /opt/enforcer, systemd unit, sample configuration, completion
+	@scripts/install.sh "$(DESTDIR)"
+
+clean: lab-down  ## remove the lab, the virtual environment and everything that was generated
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
