@@ -6,7 +6,7 @@
  *   verdict  dedicated, shared   translated onto an egress address
  *            refused             answered with a TCP reset or ICMP "administratively prohibited"
  *            blocked             dropped in silence
- *            passed              not egress: left to the kernel as if we weren't here
+ *            untouched           not egress: left to the kernel as if we weren't here
  *
  * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF.
  */
@@ -31,15 +31,15 @@ REASON(31, TINY_FRAGMENT, blocked, "a first fragment too short for its transport
 REASON(32, OUT_OF_STATE, blocked, "a TCP segment of no live flow that cannot begin one")
 REASON(33, LEAK, blocked, "came from inside and would have left with a source that is not planned")
 REASON(34, NOT_READY, blocked, "the enforcer's tables are not filled yet")
-REASON(40, LOCAL, passed, "to the gateway itself, or multicast or broadcast")
-REASON(41, INSIDE, passed, "leaves by an interface that is not outside")
-REASON(42, UNROUTED, passed, "no route: the kernel answers")
-REASON(43, TTL, passed, "TTL or hop limit used up: the kernel answers")
-REASON(44, TOO_BIG, passed, "larger than the path's MTU and not to be fragmented: the kernel answers")
-REASON(45, LATER_FRAGMENT, passed, "a later fragment: follows its first one through reassembly")
-REASON(46, NOT_IP, passed, "not IP (ARP, for one), or not addressed to this machine")
-REASON(50, REPLY, passed, "from an origin to a client, of a live flow")
-REASON(51, NEIGHBOUR, passed, "a neighbour solicitation for an on-link egress range, answered")
+REASON(40, LOCAL, untouched, "to the gateway itself, or multicast or broadcast")
+REASON(41, INSIDE, untouched, "leaves by an interface that is not outside")
+REASON(42, UNROUTED, untouched, "no route: the kernel answers")
+REASON(43, TTL, untouched, "TTL or hop limit used up: the kernel answers")
+REASON(44, TOO_BIG, untouched, "larger than the path's MTU and not to be fragmented: the kernel answers")
+REASON(45, LATER_FRAGMENT, untouched, "a later fragment: follows its first one through reassembly")
+REASON(46, NOT_IP, untouched, "not IP (ARP, for one), or not addressed to this machine")
+REASON(50, REPLY, untouched, "from an origin to a client, of a live flow")
+REASON(51, NEIGHBOUR, untouched, "a neighbour solicitation for an on-link egress range, answered")
 REASON(70, UNSOLICITED, blocked, "arrived for an egress address and belongs to no flow")
 REASON(71, CONNTRACK_INVALID, blocked, "conntrack calls it INVALID, so it would not be translated")
 REASON(72, UNMARKED, blocked, "from inside to outside without having been classified")

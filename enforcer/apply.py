@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.config import SHARED, Configuration, load
+from enforcer.control import report_of
 from enforcer.datapath.banks import NO_SLOT, Action
 from enforcer.desired import Desired, desired, tables_digest
 from enforcer.errors import EnforcerError
@@ -86,9 +87,22 @@ def planned(gateway: Gateway, aim: Target) -> list[Operation]:
     return plan(aim.wanted, gateway.actual(aim.wanted), gateway.previous, aim.state.tables)
 
 
+def check_file(file: Path) -> Configuration:
+    """The validated file. Raises ConfigError; touches nothing."""
+    return load(file, interfaces=links.links())
+
+
+def plan_file(file: Path) -> tuple[list[str], list[str]]:
+    """The operations that applying the file would take, and warnings."""
+    config = check_file(file)
+    gateway = Gateway(Instance(netns_cookie()))
+    operations = planned(gateway, target(config, str(file), gateway.state))
+    return [str(operation) for operation in operations], [str(warning) for warning in config.warnings]
+
+
 def apply_file(file: Path) -> dict[str, list[str]]:
     """Applies the file, or changes nothing: after a failure what was in force before is put back."""
-    config = load(file, interfaces=links.links())
+    config = check_file(file)
     instance = Instance(netns_cookie())
     with instance.change_lock():
         gateway = Gateway(instance)
@@ -121,7 +135,7 @@ def main(arguments: list[str]) -> int:
     try:
         result: dict[str, Any] = dict(apply_file(Path(arguments[0])))
     except EnforcerError as error:
-        result = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        result = report_of(error)
     json.dump(result, sys.stdout)
     return 0 if "error" not in result else 1
 

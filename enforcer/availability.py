@@ -1,6 +1,7 @@
 """What of the desired is there just now, written into the maps: interfaces, egress addresses, timeouts.
 
-The daemon calls this at every change of addresses, routes and interfaces; the programs act on the next packet.
+The daemon calls this at every change of addresses, routes and interfaces; the programs act on the next
+packet.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Sources:
 
     def __contains__(self, address: bytes) -> bool:
         value = int.from_bytes(address, "big")
-        return address in self._single or any(value >> shift in found for shift, found in self._ranges.items())
+        return address in self._single or any(
+            value >> shift in found for shift, found in self._ranges.items()
+        )
 
 
 def refresh(maps: Maps, wanted: Desired) -> dict[str, tuple[bool, bool]]:
@@ -78,7 +81,7 @@ def _write_interfaces(interfaces: Map, wanted: Desired) -> None:
                 row = np.zeros((), dtype=interfaces.value)
                 row["role"] = role
                 row["mac"] = list(found[name].mac)
-                row["ethernet"] = found[name].header == links.ETHERNET_HEADER
+                row["ethernet"] = bool(found[name].header)
                 rows[found[name].index] = row
     for index in interfaces.items()[0]:
         if int(index) not in rows:

@@ -37,7 +37,9 @@ class Fault:
     column: int = 0
 
     def __str__(self) -> str:
-        where = self.file + (f":{self.line}" if self.line else "") + (f":{self.column}" if self.column else "")
+        where = (
+            self.file + (f":{self.line}" if self.line else "") + (f":{self.column}" if self.column else "")
+        )
         return f"{where}: {self.message}"
 
 

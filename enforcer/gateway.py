@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
@@ -24,7 +25,7 @@ from enforcer.datapath.address import pack
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
 from enforcer.desired import Desired, desired
-from enforcer.errors import EnforcerError, KernelError
+from enforcer.errors import BusyError, EnforcerError, KernelError
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
 from enforcer.kernel.filters import Direction, Filter
@@ -48,6 +49,8 @@ from enforcer.plan import (
 from enforcer.policy.tables import MatchTables
 from enforcer.state import State
 
+DAEMON_PATIENCE = 15.0
+
 
 @dataclass(frozen=True)
 class Bank:
@@ -70,7 +73,9 @@ def source_digest() -> str:
 
 def layout_of(wanted: Desired) -> str:
     """Digest of the maps that these sources and sizes need."""
-    return programs.layout_digest(files("enforcer.bpf").joinpath("maps.h").read_text(), wanted.flows, wanted.origins)
+    return programs.layout_digest(
+        files("enforcer.bpf").joinpath("maps.h").read_text(), wanted.flows, wanted.origins
+    )
 
 
 class Gateway:
@@ -130,9 +135,13 @@ class Gateway:
             return ()
         if row is None or not row["ready"]:
             return ()
-        return tuple(int(row[name]) for name in ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"))
+        return tuple(
+            int(row[name]) for name in ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp")
+        )
 
-    def apply(self, operations: Iterable[Operation], wanted: Desired, bank: Bank | None, state: State) -> None:
+    def apply(
+        self, operations: Iterable[Operation], wanted: Desired, bank: Bank | None, state: State
+    ) -> None:
         """Carries out a plan. ``state`` is what is saved with it; its undo list grows with each step.
 
         ``bank`` is needed by SwitchTables. Raises EnforcerError; the caller undoes.
@@ -153,7 +162,7 @@ class Gateway:
     def drop_stale_pins(self) -> None:
         """Unpins maps of layouts that are no longer in force."""
         if self.pins is not None and self.state is not None:
-            self.pins.remove(keep=self.pins.maps(self.state.layout))
+            self.pins.remove_maps_but(self.state.layout)
 
     def down(self) -> list[str]:
         """Takes away everything that was ever installed; returns what was done.
@@ -194,10 +203,12 @@ class Gateway:
             ours = availability.Sources(wanted)
             step(
                 "forgot translated connections",
-                lambda: _forget(lambda entry: not _is_untranslated(entry) and entry.reply.destination in ours),
+                lambda: _forget(
+                    lambda entry: not _is_untranslated(entry) and entry.reply.destination in ours
+                ),
             )
         if self.pins is not None:
-            step("removed programs and maps", lambda: self.pins is not None and self.pins.remove() or True)
+            step("removed programs and maps", self.pins.remove)
         with contextlib.suppress(FileNotFoundError):
             for path in self.instance.directory.iterdir():
                 if not path.name.endswith(".lock"):
@@ -206,6 +217,28 @@ class Gateway:
         if failures:
             raise failures[0]
         return done
+
+
+def take_down(instance: Instance) -> list[str]:
+    """Ends the daemon, if one runs, and takes everything away; returns what was done."""
+    done = []
+    pid = instance.daemon_pid()
+    if pid is not None:
+        _end(instance, pid)
+        done.append(f"ended the daemon (pid {pid})")
+    with instance.change_lock():
+        return done + Gateway(instance).down()
+
+
+def _end(instance: Instance, pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + DAEMON_PATIENCE
+    while instance.daemon_pid() is not None:
+        if time.monotonic() > deadline:
+            raise BusyError(
+                f"the daemon (pid {pid}) does not end", f"End it with `kill -9 {pid}`, then try again."
+            )
+        time.sleep(0.05)
 
 
 def _is_untranslated(entry: conntrack.Entry) -> bool:
@@ -235,7 +268,7 @@ class _Applier:
 
     def carry_out(self, kind: type[Operation], operations: list[Any]) -> None:
         """Operations of one kind."""
-        {
+        steps: dict[type[Operation], Callable[[list[Any]], None]] = {
             InstallTable: self._install_table,
             AddAddress: self._add_addresses,
             AddRange: self._add_ranges,
@@ -247,7 +280,8 @@ class _Applier:
             RemoveAddress: self._remove_addresses,
             RemoveRange: self._remove_ranges,
             SetSysctl: self._set_sysctls,
-        }[kind](operations)
+        }
+        steps[kind](operations)
 
     def _note(self, **entry: str) -> None:
         """Notes how to undo the next step, before it is taken."""
@@ -287,7 +321,9 @@ class _Applier:
         if old is not None and before is not None and before.layout == self.state.layout:
             _check_maps(old, before)
         gateway.pins.directory.mkdir(parents=True, exist_ok=True)
-        self.state.layouts = programs.load(gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins)
+        self.state.layouts = programs.load(
+            gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins
+        )
         self.state.programs = source_digest()
         if old is not None and before is not None and before.layout != self.state.layout:
             programs.carry_over(old, self._maps())
@@ -310,7 +346,9 @@ class _Applier:
         banks.write(maps, bank, self.bank.tables, self.bank.actions, self.bank.private)
         settings = np.zeros((), dtype=maps.settings.value)
         values = settings_of(self.wanted)
-        for name, value in zip(("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"), values, strict=True):
+        for name, value in zip(
+            ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"), values, strict=True
+        ):
             settings[name] = value
         settings["bank"] = bank
         settings["ready"] = 1
@@ -360,4 +398,3 @@ def _check_maps(maps: Maps, state: State) -> None:
         if not name.endswith("_inner"):
             getattr(maps, name)
     maps.close()
-

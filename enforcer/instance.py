@@ -27,7 +27,7 @@ class Instance:
 
     @property
     def directory(self) -> Path:
-        """State, locks and the control socket; on tmpfs, so that it ends with the kernel state it describes."""
+        """State, locks and the control socket; on tmpfs, so it ends with the kernel state it describes."""
         return RUN / f"{self.cookie:x}"
 
     @property

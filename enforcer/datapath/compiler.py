@@ -51,7 +51,9 @@ def _one_text(root: Path) -> str:
     head, _, rest = text.partition('#include "maps.h"')
     last = rest.rindex('#include "')
     body_at = rest.index("\n", last) + 1
-    includes = re.sub(r'^#include "(\w+\.h)"$', put_in, '#include "maps.h"' + rest[:body_at], flags=re.MULTILINE)
+    includes = re.sub(
+        r'^#include "(\w+\.h)"$', put_in, '#include "maps.h"' + rest[:body_at], flags=re.MULTILINE
+    )
     line = (head + '#include "maps.h"' + rest[:body_at]).count("\n") + 1
     return f'{head}{includes}#line {line} "egress.c"\n{rest[body_at:]}'
 
@@ -59,7 +61,9 @@ def _one_text(root: Path) -> str:
 def _header_tree(root: Path) -> None:
     """What BCC wants in place of kernel headers: our few lines, and the UAPI headers of linux-libc-dev."""
     if not (_UAPI / "linux/bpf.h").exists():
-        raise KernelError("the kernel's UAPI headers are missing", "Install them: apt-get install linux-libc-dev")
+        raise KernelError(
+            "the kernel's UAPI headers are missing", "Install them: apt-get install linux-libc-dev"
+        )
     ours = Path(str(files("enforcer.bpf"))) / "include/linux"
     uapi = root / "include/uapi/linux"
     uapi.mkdir(parents=True)
@@ -100,13 +104,15 @@ def _fail(what: str, said: list[str], error: Exception) -> KernelError | Privile
     text = "".join(said).strip() or str(error)
     if re.search(r"Operation not permitted", f"{text} {error}"):
         return PrivilegeError(f"{what}: not permitted", "Run as root, or with CAP_BPF and CAP_NET_ADMIN.")
-    if "Function not implemented" in text or "Invalid argument" in text and "BPF" not in text:
+    if "Function not implemented" in text or ("Invalid argument" in text and "BPF" not in text):
         return KernelError(f"{what}: this kernel does not support it", text[-2000:])
     return KernelError(f"{what}: {error}", text[-4000:])
 
 
-def compile_programs(pin_directory: Path, flows: int, origins: int, defines: tuple[str, ...] = ()) -> Compiled:
-    """Compiles and loads every program; maps that are pinned in ``pin_directory`` are used, others are made there.
+def compile_programs(
+    pin_directory: Path, flows: int, origins: int, defines: tuple[str, ...] = ()
+) -> Compiled:
+    """Compiles and loads every program; maps pinned in ``pin_directory`` are used, others are made there.
 
     Raises KernelError with the compiler's or the verifier's words, PrivilegeError.
     """

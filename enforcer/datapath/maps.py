@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import struct
 from functools import cached_property
@@ -36,9 +35,9 @@ class Map:
         self.info = syscall.map_info(fd)
         if self.info.key_size != key.itemsize or self.info.value_size != value.itemsize:
             raise LayoutError(
-                f"the pinned map {name} has keys of {self.info.key_size} and values of {self.info.value_size} bytes, "
-                f"where {key.itemsize} and {value.itemsize} are described",
-                "Another version of the enforcer made it. `enforcer run` of the installed version replaces it.",
+                f"the pinned map {name} has keys of {self.info.key_size} and values of "
+                f"{self.info.value_size} bytes; {key.itemsize} and {value.itemsize} are described",
+                "Another version of the enforcer made it: `enforcer down`, then `enforcer run`.",
             )
 
     @cached_property

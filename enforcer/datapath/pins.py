@@ -42,7 +42,10 @@ def mount_bpffs() -> Path:
     for place in _PLACES:
         command = f"mkdir -p {place} 2>/dev/null; exec mount -t bpf -o mode=700 bpf {place}"
         done = subprocess.run(
-            ["nsenter", "--mount=/proc/1/ns/mnt", "sh", "-c", command], capture_output=True, text=True, check=False
+            ["nsenter", "--mount=/proc/1/ns/mnt", "sh", "-c", command],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         found = find_bpffs()
         if found:

@@ -46,15 +46,20 @@ class Pins:
                 os.close(fd)
         return found
 
-    def remove(self, keep: Path | None = None) -> None:
-        """Unpins everything, or every directory of maps but ``keep``."""
+    def remove(self) -> bool:
+        """Unpins everything; True if there was anything."""
         if not self.directory.is_dir():
-            return
+            return False
         for path in self.directory.iterdir():
-            if keep is None or (path.name.startswith("maps-") and path != keep):
+            _remove_directory(path)
+        self.directory.rmdir()
+        return True
+
+    def remove_maps_but(self, layout_digest: str) -> None:
+        """Unpins the maps of other layouts."""
+        for path in self.directory.glob("maps-*"):
+            if path != self.maps(layout_digest):
                 _remove_directory(path)
-        if keep is None:
-            self.directory.rmdir()
 
 
 def _remove_directory(path: Path) -> None:
@@ -116,5 +121,3 @@ def _converted(array: np.ndarray, to: np.dtype) -> np.ndarray:
         if name != "lock":
             result[name] = array[name]
     return result
-
-

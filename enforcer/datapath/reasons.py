@@ -14,7 +14,7 @@ _LINE = re.compile(r'^REASON\((\d+), (\w+), (\w+), "([^"]*)"\)', re.MULTILINE)
 class Reason:
     """One way that a packet can end.
 
-    ``verdict`` is dedicated, shared, refused, blocked or passed.
+    ``verdict`` is dedicated, shared, refused, blocked or untouched.
     """
 
     number: int

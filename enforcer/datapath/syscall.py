@@ -32,7 +32,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def call(command: int, attributes: bytes | bytearray) -> int:
     """One bpf(2) call; ``attributes`` is padded with zeros. Raises OSError."""
     buffer = (ctypes.c_char * _ATTRIBUTE_SIZE).from_buffer(
-        attributes if isinstance(attributes, bytearray) else bytearray(attributes.ljust(_ATTRIBUTE_SIZE, b"\0"))
+        attributes
+        if isinstance(attributes, bytearray)
+        else bytearray(attributes.ljust(_ATTRIBUTE_SIZE, b"\0"))
     )
     result = int(_libc.syscall(_SYSCALL[platform.machine()], command, buffer, _ATTRIBUTE_SIZE))
     if result < 0:
@@ -48,7 +50,9 @@ def explain_error(error: OSError, doing: str) -> KernelError | PrivilegeError:
             f"{doing}: not permitted", "Run as root, or with the capabilities CAP_BPF and CAP_NET_ADMIN."
         )
     if error.errno == errno.ENOSYS:
-        return KernelError(f"{doing}: this kernel has no BPF", "A kernel with CONFIG_BPF_SYSCALL=y is needed.")
+        return KernelError(
+            f"{doing}: this kernel has no BPF", "A kernel with CONFIG_BPF_SYSCALL=y is needed."
+        )
     return KernelError(f"{doing}: {error.strerror} ({errno.errorcode.get(error.errno or 0, error.errno)})")
 
 
@@ -69,9 +73,9 @@ def get(path: str) -> int:
     return call(OBJ_GET, struct.pack("<QII", address(name), 0, 0))
 
 
-def create_map(kind: int, key_size: int, value_size: int, entries: int, flags: int = 0, inner: int = 0) -> int:
+def create_map(kind: int, key_size: int, value_size: int, entries: int, flags: int = 0) -> int:
     """A new map's file descriptor."""
-    return call(MAP_CREATE, struct.pack("<IIIIIII", kind, key_size, value_size, entries, flags, inner, 0))
+    return call(MAP_CREATE, struct.pack("<IIIII", kind, key_size, value_size, entries, flags))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""`python -m enforcer` is the command."""
+
+from enforcer.cli import main
+
+main()

@@ -1,0 +1,22 @@
+"""`enforcer check`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+
+
+@click.command("check", cls=Command)
+@click.pass_obj
+def command(settings: Settings) -> None:
+    """Validate the file; touches nothing. Exit code 2 if anything is wrong."""
+    from enforcer.apply import check_file
+
+    config = check_file(settings.file)
+    for warning in config.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(
+        f"{settings.file}: valid; location {config.location}, {len(config.egress_ips)} egress IPs, "
+        f"{len(config.policies)} policies"
+    )

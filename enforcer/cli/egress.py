@@ -1,0 +1,34 @@
+"""`enforcer egress`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import Column, Right, json_option, number, percent, print_json, print_table, yes
+
+COLUMNS = (
+    Column("name", "Egress"),
+    Column("location", "Location"),
+    Column("ipv4", "IPv4"),
+    Column("ipv6", "IPv6"),
+    Column("available", "Available", yes),
+    Right("active", "Active", number),
+    Column("busiest_origin", "Busiest origin"),
+    Right("utilisation", "Used", percent),
+)
+
+
+@click.command("egress", cls=Command)
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """The dedicated egress IPs: whether they are there, and how full they are."""
+    from enforcer.views.egress import egress
+    from enforcer.views.source import Source
+
+    rows = egress(Source(settings.instance))
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, COLUMNS, "There are no dedicated egress IPs.")

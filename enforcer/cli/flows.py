@@ -1,0 +1,41 @@
+"""`enforcer flows`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import Column, Right, duration, json_option, number, print_json, print_table, size
+
+COLUMNS = (
+    Column("protocol", "Proto"),
+    Column("client_ip", "Client"),
+    Right("client_port", "Port"),
+    Column("origin_ip", "Origin"),
+    Right("origin_port", "Port"),
+    Column("egress", "Egress"),
+    Column("source_ip", "Source"),
+    Right("source_port", "Port"),
+    Column("policy", "Policy"),
+    Column("state", "State"),
+    Column("path", "Path"),
+    Right("packets", "Packets", number),
+    Right("bytes", "Bytes", size),
+    Right("age", "Age", duration),
+    Right("idle", "Idle", duration),
+)
+
+
+@click.command("flows", cls=Command)
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """The connections, each with its way out; the youngest first."""
+    from enforcer.views.flows import flows
+    from enforcer.views.source import Source
+
+    rows = flows(Source(settings.instance))
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, COLUMNS, "There are no connections.")

@@ -1,0 +1,38 @@
+"""`enforcer origins`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import Column, Right, json_option, number, percent, print_json, print_table
+
+COLUMNS = (
+    Column("egress", "Egress"),
+    Column("source_ip", "Source"),
+    Column("protocol", "Proto"),
+    Column("origin_ip", "Origin"),
+    Right("origin_port", "Port"),
+    Right("active", "Active", number),
+    Right("limit", "Limit", number),
+    Right("utilisation", "Used", percent),
+    Right("peak", "Peak", number),
+    Right("total", "Total", number),
+    Right("refused", "Refused", number),
+    Right("closed", "Closed", number),
+)
+
+
+@click.command("origins", cls=Command)
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """Live connections per egress address and origin, against the limit."""
+    from enforcer.views.origins import origins
+    from enforcer.views.source import Source
+
+    rows = origins(Source(settings.instance))
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, COLUMNS, "No origin has been connected to yet.")

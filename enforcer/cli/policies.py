@@ -1,0 +1,33 @@
+"""`enforcer policies`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table, yes
+
+COLUMNS = (
+    Right("precedence", "Prec."),
+    Column("name", "Policy"),
+    Column("enabled", "Enabled", yes),
+    Column("traffic", "Traffic"),
+    Column("egress", "Egress"),
+    Column("fallback", "Fallback"),
+    Right("matched", "Matched", number),
+)
+
+
+@click.command("policies", cls=Command)
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """The policies in force, in the order in which they are tried."""
+    from enforcer.views.policies import policies
+    from enforcer.views.source import Source
+
+    rows = policies(Source(settings.instance))
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, COLUMNS, "There are no policies: everything takes the nearest dedicated egress IP.")

@@ -1,0 +1,32 @@
+"""`enforcer reasons`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table
+
+COLUMNS = (
+    Column("reason", "Reason"),
+    Column("verdict", "Verdict"),
+    Right("packets", "Packets", number),
+    Right("flows", "Flows", number),
+    Column("description", "Meaning"),
+)
+
+
+@click.command("reasons", cls=Command)
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """What became of everything seen, by reason."""
+    from enforcer.views.reasons import reasons
+    from enforcer.views.source import Source
+
+    rows = reasons(Source(settings.instance))
+    if as_json:
+        print_json(rows)
+    else:
+        seen = [row for row in rows if row["packets"] or row["flows"]]
+        print_table(seen, COLUMNS, "Nothing has been seen yet.")

@@ -1,0 +1,26 @@
+"""`enforcer reload`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+
+
+@click.command("reload", cls=Command)
+@click.pass_obj
+def command(settings: Settings) -> None:
+    """Have the daemon read its file again; waits, and prints what changed."""
+    from enforcer import control
+    from enforcer.errors import NotInstalledError
+
+    instance = settings.instance
+    if instance.daemon_pid() is None:
+        raise NotInstalledError("no daemon runs on this gateway", "Start it: enforcer run")
+    result = control.ask(instance.control_socket, "reload")
+    for warning in result["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+    for operation in result["operations"]:
+        click.echo(operation)
+    if not result["operations"]:
+        click.echo("nothing changed")

@@ -1,0 +1,23 @@
+"""`enforcer run`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+
+
+@click.command("run", cls=Command)
+@click.pass_obj
+def command(settings: Settings) -> None:
+    """The daemon, in the foreground: apply the file, then keep it so.
+
+    SIGHUP reads the file again. SIGTERM ends the daemon and leaves enforcement in place.
+    """
+    from enforcer.daemon import Daemon
+
+    Daemon(settings.instance, settings.file, _say).run()
+
+
+def _say(line: str) -> None:
+    click.echo(line)

@@ -1,0 +1,54 @@
+"""`enforcer status`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import json_option, number, print_json
+
+STATES = {
+    "running": "enforcing",
+    "unattended": "enforcing, but no daemon runs: nothing is swept or watched (enforcer run)",
+    "down": "nothing is enforced (enforcer run)",
+}
+
+
+@click.command("status", cls=Command)
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """One look at the whole gateway."""
+    from enforcer.views.status import status
+
+    found = status(settings.instance)
+    if as_json:
+        print_json(found)
+        return
+    for name, value in _lines(found):
+        click.echo(f"{name:<16} {value}")
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "state", STATES[found["state"]]
+    yield "daemon", f"pid {found['daemon_pid']}" if found["daemon_pid"] else "none"
+    if found["state"] != "down":
+        sides, proxy, egress = found["interfaces"], found["proxy"], found["egress_ips"]
+        yield "since", found["since"]
+        yield "location", found["location"]
+        yield "interfaces", f"inside {', '.join(sides['inside'])}; outside {', '.join(sides['outside'])}"
+        yield "proxied", ", ".join(name.upper() for name in ("tcp", "udp") if proxy[name]) or "nothing"
+        yield (
+            "egress IPs",
+            f"{egress['in_use']} in use, {egress['available']} available, {egress['configured']} configured",
+        )
+        yield "policies", number(found["policies"])
+        yield "live flows", number(found["flows"])
+        yield "refused", number(found["refused"])
+        yield "leaks prevented", number(found["leaks_prevented"])
+        yield "configuration", f"{found['config_file']}, applied {found['applied']}"
+    versions = found["versions"]
+    yield "versions", f"enforcer {versions['enforcer']}, Linux {versions['kernel']}"

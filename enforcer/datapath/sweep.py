@@ -1,0 +1,91 @@
+"""Finding flows that are idle beyond their timeout, and handing them to the program that deletes them.
+
+User space only points at flows: the BPF program `reap` looks again, deletes and lowers the counter.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from enforcer.datapath import syscall
+from enforcer.datapath.maps import Map, Maps
+from enforcer.datapath.programs import Pins
+
+BATCH = 64
+"""Keys a run of `reap` or `forget` takes (REAP_BATCH in bpf/egress.c)."""
+UNKNOWN = 1
+"""Mark of a run of `reap` whose flows conntrack doesn't know (REAP_UNKNOWN)."""
+_KEYS_AT = 14
+# conntrack enters a connection when its first packet has left, microseconds after we do.
+_SETTLED = 2.0
+_FORGET_AFTER = 600.0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What one sweep found; ``suspects`` are keys of unanswered flows, to ask conntrack about."""
+
+    flows: int
+    reaped: int
+    suspects: np.ndarray
+    seconds: float
+
+
+def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float) -> Sweep:
+    """Reaps idle flows. ``timeouts`` are nanoseconds by state; suspects are older than a moment and were
+    created after ``asked_since`` (seconds of CLOCK_MONOTONIC), so that each is asked about once.
+    """
+    began = time.monotonic()
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    total = reaped = 0
+    suspects = []
+    limits = timeouts.astype(np.int64)
+    for keys, flows in maps.flows.chunks():
+        total += len(keys)
+        idle = now - flows["seen"].astype(np.int64)
+        expired = idle > limits[flows["timeout"]]
+        if expired.any():
+            reaped += reap(pins, keys[expired])
+        age = now - flows["created"].astype(np.int64)
+        unanswered = ~expired & (flows["replied"] == 0) & (flows["counted"] == 1) & (age > _SETTLED * 1e9)
+        unanswered &= flows["created"].astype(np.int64) > asked_since * 1e9
+        if unanswered.any():
+            suspects.append(keys[unanswered])
+    found = np.concatenate(suspects) if suspects else np.empty(0, dtype=maps.flows.key)
+    return Sweep(total, reaped, found, time.monotonic() - began)
+
+
+def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
+    """Deletes those of these flows that are idle (or, if ``unknown``, unanswered); returns how many."""
+    return _run(pins, "reap", keys, UNKNOWN if unknown else 0)
+
+
+def forget_origins(origins: Map, pins: Pins, *, urgent: bool = False) -> int:
+    """Deletes origins without a live flow that were not used for ten minutes; ``urgent``: at once."""
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    forgotten = 0
+    for keys, rows in origins.chunks():
+        unused = (rows["active"] == 0) & (
+            now - rows["used"].astype(np.int64) > (0 if urgent else _FORGET_AFTER * 1e9)
+        )
+        if unused.any():
+            forgotten += _run(pins, "forget", keys[unused], 0)
+    return forgotten
+
+
+def _run(pins: Pins, program: str, keys: np.ndarray, mark: int) -> int:
+    fd = pins.program(program)
+    try:
+        done = 0
+        for start in range(0, len(keys), BATCH):
+            data = bytes(_KEYS_AT) + keys[start : start + BATCH].tobytes()
+            done += syscall.test_run(fd, data, mark=mark)[0]
+        return done
+    except OSError as error:
+        raise syscall.explain_error(error, f"running the program {program}") from error
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""What the nouns show: one module a noun, rows of plain values in the contract's field order."""

@@ -1,0 +1,63 @@
+"""`enforcer flows`: the connections, each with its way out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from enforcer.datapath.address import port, unpack
+from enforcer.kernel import conntrack
+from enforcer.views.source import PROTOCOLS, Source
+
+Row = dict[str, Any]
+# enum state of bpf/maps.h
+STATES = (
+    "UNREPLIED",
+    "ASSURED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+)
+
+
+def flows(source: Source) -> list[Row]:
+    """The youngest first. The source port is conntrack's; None if conntrack no longer has the connection."""
+    ports = {entry.original: entry.reply.destination_port for entry in conntrack.entries()}
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    rows: list[Row] = []
+    for keys, values in source.maps.flows.chunks():
+        for key, flow in zip(keys, values, strict=True):
+            original = conntrack.Tuple(
+                int(key["protocol"]),
+                key["client"].tobytes(),
+                key["origin"].tobytes(),
+                port(key["client_port"]),
+                port(key["origin_port"]),
+            )
+            rows.append(
+                {
+                    "protocol": PROTOCOLS[original.protocol],
+                    "client_ip": str(unpack(key["client"])),
+                    "client_port": original.source_port,
+                    "origin_ip": str(unpack(key["origin"])),
+                    "origin_port": original.destination_port,
+                    "egress": source.egress_names.get(int(flow["slot"]), f"slot {flow['slot']}"),
+                    "source_ip": str(unpack(flow["source"])),
+                    "source_port": ports.get(original),
+                    "policy": source.policy_names.get(int(flow["policy"])),
+                    "state": STATES[int(flow["state"])],
+                    "path": "kernel",
+                    "packets": int(flow["packets"].sum()),
+                    "bytes": int(flow["bytes"].sum()),
+                    "age": round((now - int(flow["created"])) / 1e9, 3),
+                    "idle": round((now - int(flow["seen"])) / 1e9, 3),
+                }
+            )
+    rows.sort(key=lambda row: row["age"])
+    return rows

@@ -1,0 +1,80 @@
+"""`enforcer status`: one look at the whole gateway."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from enforcer import __version__
+from enforcer.errors import NotInstalledError
+from enforcer.instance import Instance
+from enforcer.views.egress import egress
+from enforcer.views.reasons import packets_of, reasons
+from enforcer.views.source import Source
+
+# What was stopped on its way to the outside wire with an address it must not have.
+LEAKS = ("leak", "conntrack-invalid", "unmarked", "untranslatable")
+
+
+def status(instance: Instance) -> dict[str, Any]:
+    """State is "running" (enforced, with a daemon), "unattended" (enforced, no daemon) or "down"."""
+    pid = instance.daemon_pid()
+    try:
+        source = Source(instance)
+    except NotInstalledError:
+        return _down(pid)
+    rows = egress(source)
+    tally = reasons(source)
+    config = source.config
+    _, values = source.origins
+    return {
+        "state": "running" if pid else "unattended",
+        "since": datetime.fromtimestamp(source.state.since, UTC).isoformat(timespec="seconds"),
+        "location": config["location"],
+        "interfaces": config["interfaces"],
+        "proxy": config["proxy"],
+        "egress_ips": {
+            "configured": len(rows),
+            "available": sum(row["available"] for row in rows),
+            "in_use": sum(row["active"] > 0 for row in rows),
+        },
+        "policies": len(config["policies"]),
+        "flows": int(values["active"].sum()),
+        "refused": sum(row["flows"] for row in tally if row["verdict"] == "refused"),
+        "leaks_prevented": packets_of(tally, *LEAKS),
+        "daemon_pid": pid,
+        "versions": {
+            "enforcer": __version__,
+            "applied_by": source.state.version,
+            "kernel": os.uname().release,
+            "programs": source.state.programs[:12],
+        },
+        "config_file": source.state.config_file,
+        "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _down(pid: int | None) -> dict[str, Any]:
+    empty: dict[str, Any] = dict.fromkeys(
+        (
+            "since",
+            "location",
+            "interfaces",
+            "proxy",
+            "egress_ips",
+            "policies",
+            "flows",
+            "refused",
+            "leaks_prevented",
+        )
+    )
+    versions = {"enforcer": __version__, "applied_by": None, "kernel": os.uname().release, "programs": None}
+    return {
+        "state": "down",
+        **empty,
+        "daemon_pid": pid,
+        "versions": versions,
+        "config_file": None,
+        "applied": None,
+    }
