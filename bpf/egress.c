@@ -279,13 +279,16 @@ int explain(struct __sk_buff *skb)
 enum {
 	KEYS_AT = 14,            /* BPF_PROG_TEST_RUN wants an Ethernet header first */
 	REAP_BATCH = 64,
-	REAP_UNKNOWN = 1,        /* mark: conntrack doesn't know these, idle or not */
+	REAP_UNKNOWN = 1,        /* mark: conntrack doesn't know these, delete them if unanswered */
+	REAP_EVERY = 2,          /* mark: their egress IP is gone, delete them */
 };
 
-/* reap: deletes those of the flows named in the packet that are idle beyond their timeout. */
+/* reap: deletes those of the flows named in the packet that are idle beyond their timeout, or that the
+ * packet's mark condemns. */
 int reap(struct __sk_buff *skb)
 {
 	u64 now = bpf_ktime_get_ns();
+	u32 mark = skb->mark;
 	int i, reaped = 0;
 
 	for (i = 0; i < REAP_BATCH; i++) {
@@ -306,7 +309,7 @@ int reap(struct __sk_buff *skb)
 		if (!limit)
 			continue;
 		bpf_spin_lock(&flow->lock);
-		if ((skb->mark == REAP_UNKNOWN && !flow->replied) || flow->seen + *limit < now) {
+		if (mark == REAP_EVERY || (mark == REAP_UNKNOWN && !flow->replied) || flow->seen + *limit < now) {
 			give = flow->counted;
 			flow->counted = 0;
 			gone = true;

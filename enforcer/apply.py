@@ -17,7 +17,7 @@ from typing import Any
 from enforcer.config import SHARED, Configuration, load
 from enforcer.control import report_of
 from enforcer.datapath.banks import NO_SLOT, Action
-from enforcer.desired import Desired, desired, tables_digest
+from enforcer.desired import Desired, desired, last_slot, tables_digest
 from enforcer.errors import EnforcerError
 from enforcer.gateway import Bank, Gateway
 from enforcer.instance import Instance
@@ -42,7 +42,8 @@ def target(config: Configuration, file: str, before: State | None) -> Target:
     """Compiles a configuration; numbers go on from the state before. Touches nothing."""
     known = before or State()
     content = config.model_dump(mode="json")
-    slots = assign((egress.name for egress in config.egress_ips), _unmoved(content, known), LAST_SLOT)
+    last = min(LAST_SLOT, last_slot(config.mark_mask))
+    slots = assign((egress.name for egress in config.egress_ips), _unmoved(content, known), last)
     policies = assign((policy.name for policy in config.policies), known.policies, LAST_POLICY)
     wanted = desired(content, slots)
     state = replace(

@@ -43,13 +43,14 @@ GRACE = 1.0
 
 
 class Sources:
-    """The egress addresses and ranges of a gateway, for `in` with 16-byte addresses."""
+    """The addresses and ranges of some egress IPs, and the shared ones if wanted, for `in` (16 bytes)."""
 
-    def __init__(self, wanted: Desired):
-        self._single = {pack(wanted.shared4), pack(wanted.shared6)}
-        self._single |= {pack(egress.ipv4) for egress in wanted.ours}
+    def __init__(self, egresses: Sequence[Egress], shared: Desired | None = None):
+        self._single = {pack(egress.ipv4) for egress in egresses}
+        if shared is not None:
+            self._single |= {pack(shared.shared4), pack(shared.shared6)}
         self._ranges: dict[int, set[int]] = {}
-        for egress in wanted.ours:
+        for egress in egresses:
             shift = 128 - egress.ipv6.prefixlen
             self._ranges.setdefault(shift, set()).add(int(egress.ipv6.network_address) >> shift)
 

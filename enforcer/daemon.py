@@ -78,7 +78,6 @@ class Daemon:
         self.running = True
         self.due: dict[str, float] = {}
         self.asked_since = 0.0
-        self.origins_full = 0
         self.gateway = Gateway(instance)
         self.wanted: Desired | None = None
         self.maps: Maps | None = None
@@ -170,14 +169,13 @@ class Daemon:
             sweep.reap(self.gateway.pins, suspects[unknown], unknown=True)
         if len(found.suspects) <= _ASK_CONNTRACK:
             self.asked_since = began - 2.5
+        sweep.forget_origins(self.maps.origins, self.gateway.pins)
         self.due["sweep"] = time.monotonic() + max(_SWEEP_AT_LEAST, _SWEEP_REST * (time.monotonic() - began))
 
     def _audit(self) -> None:
-        """What no event tells: settings, idle origins."""
-        assert self.maps is not None and self.gateway.pins is not None
+        """What no event tells: kernel settings, conntrack's timeouts."""
         self._keep()
         self._refresh()
-        sweep.forget_origins(self.maps.origins, self.gateway.pins)
         self.due["audit"] = time.monotonic() + _AUDIT_EVERY
 
     def _watchdog(self) -> None:
@@ -205,7 +203,7 @@ class Daemon:
         """An error is said and the loop goes on: enforcement does not depend on it."""
         try:
             task()
-        except EnforcerError as error:
+        except (EnforcerError, OSError) as error:
             self.say(f"error: {error}")
             # A task that fails at once must not spin.
             for name, due in self.due.items():

@@ -59,6 +59,11 @@ class Desired:
         return (slot + 1) << self.mark_shift & self.mark_mask
 
     @property
+    def by_slot(self) -> dict[int, Egress]:
+        """The egress IPs that this gateway holds, by slot."""
+        return {egress.slot: egress for egress in self.ours}
+
+    @property
     def ours(self) -> tuple[Egress, ...]:
         """The egress IPs that this gateway holds."""
         return tuple(egress for egress in self.egresses if egress.here)
@@ -127,6 +132,11 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         flows=config["limits"]["flows"],
         origins=config["limits"]["origins"],
     )
+
+
+def last_slot(mark_mask: int) -> int:
+    """The highest slot whose mark value, slot + 1, is not all ones."""
+    return mark_mask // (mark_mask & -mark_mask) - 2
 
 
 def tables_digest(config: dict[str, Any], slots: dict[str, int], policies: dict[str, int]) -> str:

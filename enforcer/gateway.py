@@ -5,7 +5,6 @@ Everything here acts in the network namespace of the calling process.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import signal
@@ -20,12 +19,12 @@ import numpy as np
 
 from enforcer import __version__, availability
 from enforcer.datapath import pins as places
-from enforcer.datapath import programs
+from enforcer.datapath import programs, sweep
 from enforcer.datapath.address import pack
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
 from enforcer.desired import Desired, desired
-from enforcer.errors import BusyError, EnforcerError, KernelError
+from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeError
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
 from enforcer.kernel.filters import Direction, Filter
@@ -36,6 +35,7 @@ from enforcer.plan import (
     AddRange,
     Attach,
     Detach,
+    EndFlows,
     InstallTable,
     LoadPrograms,
     Operation,
@@ -44,6 +44,7 @@ from enforcer.plan import (
     SetSysctl,
     SwitchTables,
     TakeMulticast,
+    accept_ra,
     settings_of,
 )
 from enforcer.policy.tables import MatchTables
@@ -76,6 +77,10 @@ def layout_of(wanted: Desired) -> str:
     return programs.layout_digest(
         files("enforcer.bpf").joinpath("maps.h").read_text(), wanted.flows, wanted.origins
     )
+
+
+def _sysctls(outside: Iterable[str]) -> dict[str, str]:
+    return {name: sysctl.read(name) for name in [*SYSCTLS, *map(accept_ra, outside)]}
 
 
 class Gateway:
@@ -112,7 +117,7 @@ class Gateway:
             ranges=frozenset(addresses.ranges()),
             table=nft.installed(),
             filters=attached,
-            sysctls={name: sysctl.read(name) for name in SYSCTLS},
+            sysctls=_sysctls(name for name in wanted.outside if name in found),
             programs=self._program_ids(wanted),
             tables=self.state.tables if self.state else "",
             settings=self._settings(),
@@ -200,7 +205,7 @@ class Gateway:
         step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
         step("removed local ranges", lambda: addresses.remove_ranges(addresses.ranges(ours=True)))
         if wanted is not None:
-            ours = availability.Sources(wanted)
+            ours = availability.Sources(wanted.ours, wanted)
             step(
                 "forgot translated connections",
                 lambda: _forget(
@@ -209,10 +214,7 @@ class Gateway:
             )
         if self.pins is not None:
             step("removed programs and maps", self.pins.remove)
-        with contextlib.suppress(FileNotFoundError):
-            for path in self.instance.directory.iterdir():
-                if not path.name.endswith(".lock"):
-                    path.unlink()
+        self.instance.remove()
         self.state = None
         if failures:
             raise failures[0]
@@ -231,7 +233,12 @@ def take_down(instance: Instance) -> list[str]:
 
 
 def _end(instance: Instance, pid: int) -> None:
-    os.kill(pid, signal.SIGTERM)
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except PermissionError as error:
+        raise PrivilegeError(f"cannot end the daemon (pid {pid})", "Run as root.") from error
+    except ProcessLookupError:
+        return
     deadline = time.monotonic() + DAEMON_PATIENCE
     while instance.daemon_pid() is not None:
         if time.monotonic() > deadline:
@@ -279,6 +286,7 @@ class _Applier:
             TakeMulticast: self._take_multicast,
             RemoveAddress: self._remove_addresses,
             RemoveRange: self._remove_ranges,
+            EndFlows: self._end_flows,
             SetSysctl: self._set_sysctls,
         }
         steps[kind](operations)
@@ -383,6 +391,13 @@ class _Applier:
     def _remove_ranges(self, operations: list[RemoveRange]) -> None:
         ours = addresses.ranges(ours=True)
         addresses.remove_ranges(operation.network for operation in operations if operation.network in ours)
+
+    def _end_flows(self, operations: list[EndFlows]) -> None:
+        gone = [egress for operation in operations for egress in operation.egresses]
+        ours = availability.Sources(gone)
+        _forget(lambda entry: not _is_untranslated(entry) and entry.reply.destination in ours)
+        if self.gateway.pins is not None:
+            sweep.end_flows(self._maps().flows, self.gateway.pins, {egress.slot for egress in gone})
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:
         for operation in operations:

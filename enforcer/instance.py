@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,26 +44,45 @@ class Instance:
     def create(self) -> None:
         """Makes the directory."""
         try:
-            self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            # Only root's: whoever can open the locks can hold them.
+            RUN.mkdir(mode=0o755, exist_ok=True)
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            self.create()  # `down` of another gateway has just taken the directory above away
         except PermissionError as error:
             raise PrivilegeError(f"cannot create {self.directory}", "Run as root.") from error
+
+    def remove(self) -> None:
+        """Takes the directory away; the change lock is held. A running daemon keeps its lock until it ends."""
+        if self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if not path.name.endswith(".lock"):
+                    path.unlink(missing_ok=True)
+        with suppress(BusyError), self._locked("daemon.lock") as file:
+            os.ftruncate(file, 0)
+            self._remove_directory()
+
+    def _remove_directory(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        with suppress(OSError):  # the last gateway's takes that of all with it
+            RUN.rmdir()
 
     @contextmanager
     def daemon_lock(self) -> Iterator[None]:
         """Held for a daemon's life; the file holds its pid. Raises BusyError with the other one's pid."""
-        self.create()
-        with _locked(self.directory / "daemon.lock", "another daemon enforces on this gateway") as file:
+        with self._locked("daemon.lock") as file:
             os.ftruncate(file, 0)
             os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-            yield
+            try:
+                yield
+            finally:
+                if not self.state_file.exists():
+                    self._remove_directory()
 
     @contextmanager
     def change_lock(self) -> Iterator[None]:
         """Held while the gateway is changed."""
-        self.create()
-        with _locked(self.directory / "change.lock", "the gateway is being changed", wait=True) as file:
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        with self._locked("change.lock", wait=True):
             yield
 
     def daemon_pid(self) -> int | None:
@@ -76,27 +96,45 @@ class Instance:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return int(os.pread(file, 32, 0) or b"0")
+            # Empty for an instant after it was locked.
+            return int(os.pread(file, 32, 0) or b"0") or None
         finally:
             os.close(file)
         return None
 
+    @contextmanager
+    def _locked(self, name: str, wait: bool = False) -> Iterator[int]:
+        """Holds a lock file; raises BusyError if another process does and ``wait`` is false."""
+        path = self.directory / name
+        while True:
+            self.create()
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue  # `down` has just taken the directory away
+            except PermissionError as error:
+                raise PrivilegeError(f"cannot open {path}", "Run as root.") from error
+            try:
+                if wait:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                elif not _try_lock(file):
+                    pid = os.pread(file, 32, 0).decode().strip()
+                    raise BusyError(
+                        f"another daemon enforces on this gateway: pid {pid}",
+                        f"See `enforcer status`; end it with `kill {pid}`.",
+                    )
+                if _is_at(file, path):
+                    yield file
+                    return
+            finally:
+                os.close(file)
 
-@contextmanager
-def _locked(path: Path, busy: str, wait: bool = False) -> Iterator[int]:
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except PermissionError as error:
-        raise PrivilegeError(f"cannot open {path}", "Run as root.") from error
-    try:
-        if wait:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        elif not _try_lock(file):
-            pid = os.pread(file, 32, 0).decode().strip()
-            raise BusyError(f"{busy}: pid {pid}", f"See `enforcer status`; end it with `kill {pid}`.")
-        yield file
-    finally:
-        os.close(file)
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the open file is still the one at this path: `down` may have removed it while we waited."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), path.stat())
+    return False
 
 
 def _try_lock(file: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
 from typing import Literal
 
-from enforcer.desired import Desired
+from enforcer.desired import Desired, Egress
 from enforcer.kernel.addresses import Held
 from enforcer.kernel.filters import Direction, Filter
 from enforcer.kernel.links import Link
@@ -20,6 +20,13 @@ HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
     ("inside", "egress", "to_client"),
     ("inside", "ingress", "from_client"),
 )
+
+
+def accept_ra(interface: str) -> str:
+    """The setting's name."""
+    return f"net/ipv6/conf/{interface}/accept_ra"
+
+
 SYSCTLS = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 
 
@@ -145,6 +152,16 @@ class Detach(Operation):
 
 
 @dataclass(frozen=True)
+class EndFlows(Operation):
+    """The connections of egress IPs that are gone: they can't go on, and must not be counted on."""
+
+    egresses: tuple[Egress, ...]
+
+    def __str__(self) -> str:
+        return f"end the connections of {', '.join(egress.name for egress in self.egresses)}"
+
+
+@dataclass(frozen=True)
 class TakeMulticast(Operation):
     """An outside interface receives all multicast: solicitations for an on-link range go to many groups."""
 
@@ -199,7 +216,7 @@ def _operations(
     if actual.table != first.digest():
         yield InstallTable(first, there)
     if restore:
-        yield from _additions(desired, actual)
+        yield from _additions(desired, actual, previous)
     if not actual.programs:
         yield LoadPrograms(first=previous is None)
     if not actual.programs or actual.tables != tables or actual.settings != settings_of(desired):
@@ -214,15 +231,20 @@ def _operations(
     yield from _detachments(desired, actual)
     if previous is not None:
         yield from _removals(desired, previous, actual)
-    for name, value in SYSCTLS.items():
-        if actual.sysctls.get(name) != value:
-            yield SetSysctl(name, value)
+    forwarding = [
+        SetSysctl(name, value) for name, value in SYSCTLS.items() if actual.sysctls.get(name) != value
+    ]
+    if any("ipv6" in operation.name for operation in forwarding):
+        # A router drops the default routes that it learnt from advertisements, unless told to keep them
+        # (ip-sysctl.rst, accept_ra).
+        for name in map(accept_ra, desired.outside):
+            if actual.sysctls.get(name) == "1":
+                yield SetSysctl(name, "2")
+    yield from forwarding
 
 
 def _going(desired: Desired, previous: Desired | None) -> bool:
-    if previous is None:
-        return False
-    return bool({egress.slot for egress in previous.ours} - {egress.slot for egress in desired.ours})
+    return previous is not None and bool(previous.by_slot.keys() - desired.by_slot.keys())
 
 
 def _with_going(ruleset: Ruleset, previous: Desired) -> Ruleset:
@@ -238,8 +260,10 @@ def _with_going(ruleset: Ruleset, previous: Desired) -> Ruleset:
     )
 
 
-def _additions(desired: Desired, actual: Actual) -> Iterator[Operation]:
-    addresses = {interface.ip for _, interface in actual.held}
+def _additions(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
+    # An address on what is no longer the first outside interface moves: added there, then removed here.
+    leaving = set(_leaving(desired, actual, previous))
+    addresses = {held[1].ip for held in actual.held if held not in leaving}
     for held in desired.shared_addresses():
         if held[1].ip not in addresses:
             yield AddAddress(held, dedicated=False)
@@ -268,11 +292,22 @@ def _detachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
             yield Detach(name, direction)
 
 
-def _removals(desired: Desired, previous: Desired, actual: Actual) -> Iterator[Operation]:
+def _leaving(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Held]:
+    if previous is None:
+        return
     keep = {*desired.addresses(), *desired.shared_addresses()}
     for held in [*previous.addresses(), *previous.shared_addresses()]:
         if held not in keep and held in actual.held:
-            yield RemoveAddress(held)
+            yield held
+
+
+def _removals(desired: Desired, previous: Desired, actual: Actual) -> Iterator[Operation]:
+    for held in _leaving(desired, actual, previous):
+        yield RemoveAddress(held)
     for network in previous.ranges():
         if network not in desired.ranges() and network in actual.ranges:
             yield RemoveRange(network)
+    stay = desired.by_slot
+    gone = tuple(egress for slot, egress in previous.by_slot.items() if slot not in stay)
+    if gone:
+        yield EndFlows(gone)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from enforcer.errors import PrivilegeError
+
 FORMAT = 1
 LAST_SLOT = 16383
 LAST_POLICY = 16383
@@ -53,6 +55,8 @@ class State:
             content = json.loads(path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
+        except PermissionError as error:
+            raise PrivilegeError(f"cannot read {path}", "Run as root.") from error
         if content.get("format") != FORMAT:
             return None
         return cls(**content)

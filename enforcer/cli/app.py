@@ -28,7 +28,8 @@ class Commands(click.Group):
         """The command of that name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        return importlib.import_module(f"enforcer.cli.{cmd_name}").command  # type: ignore[no-any-return]
+        found: click.Command = importlib.import_module(f"enforcer.cli.{cmd_name}").command
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """What changes something is listed apart from what only looks."""

@@ -23,6 +23,8 @@ _KEYS_AT = 14
 # conntrack enters a connection when its first packet has left, microseconds after we do.
 _SETTLED = 2.0
 _FORGET_AFTER = 600.0
+EVERY = 2
+"""Mark of a run of `reap` that asks nothing (REAP_EVERY)."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,21 @@ def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
     return _run(pins, "reap", keys, UNKNOWN if unknown else 0)
 
 
-def forget_origins(origins: Map, pins: Pins, *, urgent: bool = False) -> int:
-    """Deletes origins without a live flow that were not used for ten minutes; ``urgent``: at once."""
+def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
+    """Deletes the flows of these slots, whatever their state; returns how many."""
+    ended = 0
+    for keys, values in flows.chunks():
+        ended += _run(pins, "reap", keys[np.isin(values["slot"], list(slots))], EVERY)
+    return ended
+
+
+def forget_origins(origins: Map, pins: Pins) -> int:
+    """Deletes origins without a live flow: after ten minutes, or at once if the map is half full."""
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    forgotten = 0
-    for keys, rows in origins.chunks():
-        unused = (rows["active"] == 0) & (
-            now - rows["used"].astype(np.int64) > (0 if urgent else _FORGET_AFTER * 1e9)
-        )
-        if unused.any():
-            forgotten += _run(pins, "forget", keys[unused], 0)
-    return forgotten
+    keys, rows = origins.items()
+    patience = 0 if len(keys) > origins.info.entries / 2 else _FORGET_AFTER * 1e9
+    unused = (rows["active"] == 0) & (now - rows["used"].astype(np.int64) > patience)
+    return _run(pins, "forget", keys[unused], 0)
 
 
 def _run(pins: Pins, program: str, keys: np.ndarray, mark: int) -> int:

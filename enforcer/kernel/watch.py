@@ -1,4 +1,4 @@
-"""Events of this network namespace's links, addresses, routes, filters and nftables, as a few words.
+"""Events of this network namespace's links, addresses, routes, forwarding, filters and nftables, as words.
 
 Only the standard library. Events are hints to look again: their contents are not kept, and a queue that
 overflowed is reported as every event.
@@ -18,9 +18,12 @@ ROUTE, FILTER, NFT = "route", "filter", "nft"
 ROUTES = {ROUTE, FILTER}
 
 # include/uapi/linux/rtnetlink.h (enum rtnetlink_groups), nfnetlink.h (enum nfnetlink_groups)
-LINK, TRAFFIC_CONTROL, IPV4_ADDRESS, IPV4_ROUTE, IPV6_ADDRESS, IPV6_ROUTE = 1, 4, 5, 7, 9, 11
+LINK, TRAFFIC_CONTROL, IPV4_ADDRESS, IPV6_ADDRESS, IPV6_ROUTE = 1, 4, 5, 9, 11
+IPV4_NETCONF, IPV6_NETCONF = 24, 25  # forwarding was switched
 NFTABLES = 7
 TRAFFIC_CONTROL_KINDS = range(36, 48)  # RTM_NEWQDISC to RTM_GETTFILTER
+ROUTE_KINDS = (24, 25)  # RTM_NEWROUTE, RTM_DELROUTE
+RTM_TABLE, RT_TABLE_LOCAL = 4, 255  # where struct rtmsg has the table, and the table's number
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWGEN = 15
 NFPROTO_INET = 1
@@ -42,7 +45,7 @@ class Watch:
         self._table = table.encode()
         self._route = _subscribe(
             netlink.NETLINK_ROUTE,
-            (LINK, TRAFFIC_CONTROL, IPV4_ADDRESS, IPV4_ROUTE, IPV6_ADDRESS, IPV6_ROUTE),
+            (LINK, TRAFFIC_CONTROL, IPV4_ADDRESS, IPV6_ADDRESS, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF),
         )
         self._nft = _subscribe(netlink.NETLINK_NETFILTER, (NFTABLES,))
         self._poll = select.epoll()
@@ -70,7 +73,10 @@ class Watch:
         return _drain(self._route, self._of_route, ROUTES) | _drain(self._nft, self._of_nft, {NFT})
 
     @staticmethod
-    def _of_route(kind: int, _port: int, _payload: bytes) -> str | None:
+    def _of_route(kind: int, _port: int, payload: bytes) -> str | None:
+        # A gateway that speaks BGP sees thousands of route changes; egress ranges are in the local table.
+        if kind in ROUTE_KINDS and payload[RTM_TABLE] != RT_TABLE_LOCAL:
+            return None
         return FILTER if kind in TRAFFIC_CONTROL_KINDS else ROUTE
 
     def _of_nft(self, kind: int, port: int, payload: bytes) -> str | None:

@@ -15,7 +15,7 @@ def origins(source: Source) -> list[Row]:
     """The busiest first."""
     limit = source.limit
     waiting = _closed(source)
-    rows = []
+    rows: list[Row] = []
     for key, value in zip(*source.origins, strict=True):
         active = int(value["active"])
         rows.append(
