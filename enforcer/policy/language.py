@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from ipaddress import (
-    IPv4Address,
-    IPv6Address,
     IPv6Network,
     ip_address,
     ip_interface,
@@ -200,6 +198,8 @@ def _is_address(text: str) -> bool:
 
 
 def _networks(value: Token) -> list[Network]:
+    if "%" in value:
+        raise _error(value, "has a zone", "an address without %…")
     if ".." in value:
         return _address_range(value)
     try:
@@ -208,9 +208,9 @@ def _networks(value: Token) -> list[Network]:
         what = "is a number" if value.isdigit() else "is no IP address"
         raise _error(value, what, f"{_ADDRESS}, or a prefix such as 192.0.2.0/24 in {{…}}") from None
     network = prefix.network
+    _refuse_mapped(value, network)
     if prefix.ip != network.network_address:
         raise _error(value, f"has bits set after the first {network.prefixlen}", str(network))
-    _refuse_special(value, prefix.ip, network)
     return [network]
 
 
@@ -226,19 +226,17 @@ def _address_range(value: Token) -> list[Network]:
         raise _error(value, "ends before it begins", f"{last}..{first}")
     networks: list[Network] = list(summarize_address_range(first, last))
     for network in networks:
-        _refuse_special(value, network.network_address, network)
+        _refuse_mapped(value, network)
     return networks
 
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
-def _refuse_special(value: Token, address: IPv4Address | IPv6Address, network: Network) -> None:
-    if isinstance(address, IPv6Address) and isinstance(network, IPv6Network):
-        if address.scope_id is not None:
-            raise _error(value, "has a zone", "an address without %…")
-        if network.subnet_of(_MAPPED):
-            raise _error(value, "has IPv4-mapped addresses in it", f"the IPv4 address, {address.ipv4_mapped}")
+def _refuse_mapped(value: Token, network: Network) -> None:
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        right = f"the IPv4 address, {network.network_address.ipv4_mapped}"
+        raise _error(value, "has IPv4-mapped addresses in it", right)
 
 
 @cache

@@ -31,7 +31,15 @@ def rules(*texts: str) -> list[Rule]:
 
 # Few addresses, close together, so that random expressions overlap, nest and miss by one.
 NETWORKS = [
-    *("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/24", "10.0.0.128/25", "10.0.0.1", "10.0.1.0/24", "255.255.255.255"),
+    *(
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.0.0.0/24",
+        "10.0.0.128/25",
+        "10.0.0.1",
+        "10.0.1.0/24",
+        "255.255.255.255",
+    ),
     *("10.0.0.3..10.0.0.9", "0.0.0.0"),
     *("::/0", "fd00::/8", "fd00::/64", "fd00:0:0:0:8000::/65", "fd00::1", "fd00:0:0:1::/64", "::/80", "::"),
     *("fd00::3..fd00::9", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "::fffe:0:0/95", "::fffe:0:0/96"),
@@ -67,7 +75,10 @@ def comparisons() -> st.SearchStrategy[str]:
         )
 
     return st.one_of(
-        of("net.src.ip", NETWORKS), of("net.dst.ip", NETWORKS), of("net.dst.port", PORTS), of("net.protocol", PROTOCOLS)
+        of("net.src.ip", NETWORKS),
+        of("net.dst.ip", NETWORKS),
+        of("net.dst.port", PORTS),
+        of("net.protocol", PROTOCOLS),
     )
 
 
@@ -81,7 +92,9 @@ def joined(parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 EXPRESSIONS = st.just("") | st.recursive(comparisons(), joined, max_leaves=7)
-ADDRESS_PAIRS = st.tuples(st.sampled_from(V4), st.sampled_from(V4)) | st.tuples(st.sampled_from(V6), st.sampled_from(V6))
+ADDRESS_PAIRS = st.tuples(st.sampled_from(V4), st.sampled_from(V4)) | st.tuples(
+    st.sampled_from(V6), st.sampled_from(V6)
+)
 PACKETS = st.builds(
     lambda pair, port, protocol: Tuple5(*pair, 40000, port if protocol in (6, 17) else 0, protocol),
     ADDRESS_PAIRS,
@@ -90,7 +103,9 @@ PACKETS = st.builds(
 )
 
 
-@given(st.lists(st.tuples(EXPRESSIONS, st.booleans()), max_size=6), st.lists(PACKETS, min_size=20, max_size=60))
+@given(
+    st.lists(st.tuples(EXPRESSIONS, st.booleans()), max_size=6), st.lists(PACKETS, min_size=20, max_size=60)
+)
 @settings(max_examples=600, deadline=None)
 def test_tables_agree_with_the_reference(chosen: list[tuple[str, bool]], packets: list[Tuple5]) -> None:
     # Precedences descend in the list, so that the order is the tables' work.
@@ -198,7 +213,8 @@ def mixed(count: int) -> list[Rule]:
         "net.src.ip in {{10.2.{hi}.1..10.2.{hi}.{lo}}} and net.dst.port != 25",
     ]
     return [
-        Rule(f"p{i}", i, kinds[i % len(kinds)].format(i=i, j=i + 9, hi=i >> 8, lo=(i & 255) or 1)) for i in range(count)
+        Rule(f"p{i}", i, kinds[i % len(kinds)].format(i=i, j=i + 9, hi=i >> 8, lo=(i & 255) or 1))
+        for i in range(count)
     ]
 
 
@@ -243,6 +259,8 @@ def test_address_sets_are_sets(first: list[str], second: list[str]) -> None:
 def compile_trie(entries: sets.AddressSet):  # type: ignore[no-untyped-def]
     def look_up(address: IPv4Address | IPv6Address) -> bool:
         own = (address.version, int(address), address.max_prefixlen)
-        return max((entry for entry in entries if sets.covers(entry[0], own)), key=lambda entry: entry[0][2])[1]
+        return max((entry for entry in entries if sets.covers(entry[0], own)), key=lambda entry: entry[0][2])[
+            1
+        ]
 
     return look_up
