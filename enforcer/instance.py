@@ -53,7 +53,7 @@ class Instance:
             raise PrivilegeError(f"cannot create {self.directory}", "Run as root.") from error
 
     def remove(self) -> None:
-        """Takes the directory away; the change lock is held. A running daemon keeps its lock until it ends."""
+        """Takes the directory away; the change lock is held. A running daemon keeps its lock to its end."""
         if self.directory.is_dir():
             for path in self.directory.iterdir():
                 if not path.name.endswith(".lock"):

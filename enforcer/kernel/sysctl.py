@@ -36,11 +36,11 @@ def write(name: str, value: str) -> None:
 
 
 def followers(name: str) -> list[str]:
-    """The settings of single interfaces that writing this one sets too (ip-sysctl.rst, "forwarding")."""
+    """The other settings that writing this one sets too (devinet.c, inet_forward_change; ip-sysctl.rst)."""
     family = {"net/ipv4/ip_forward": "ipv4", "net/ipv6/conf/all/forwarding": "ipv6"}.get(name)
     if family is None:
         return []
-    return sorted(
+    return ["net/ipv4/conf/all/accept_redirects"] * (family == "ipv4") + sorted(
         f"net/{family}/conf/{path.parent.name}/forwarding"
         for path in (ROOT / "net" / family / "conf").glob("*/forwarding")
         if path.parent.name != "all"
