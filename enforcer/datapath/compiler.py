@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -116,6 +116,22 @@ def compile_programs(
 
     Raises KernelError with the compiler's or the verifier's words, PrivilegeError.
     """
+    root = Path(str(files("enforcer.bpf")))
+    flags = [
+        f"-I{root}",
+        f'-DPIN_DIRECTORY="{pin_directory}"',
+        f"-DFLOWS={flows}",
+        f"-DORIGINS={origins}",
+        *defines,
+    ]
+    return compile_text(_one_text(root), flags, dict.fromkeys(PROGRAMS, "SCHED_CLS"))
+
+
+def compile_text(text: str, flags: Sequence[str], kinds: Mapping[str, str]) -> Compiled:
+    """Compiles one text and loads its programs; ``kinds`` are BCC's names of program types by function.
+
+    Raises as compile_programs does.
+    """
     with tempfile.TemporaryDirectory(prefix="enforcer-headers-") as headers:
         _header_tree(Path(headers))
         os.environ["BCC_KERNEL_SOURCE"] = headers
@@ -123,18 +139,12 @@ def compile_programs(
             from bcc import BPF, lib
         except ImportError as error:
             raise KernelError("BCC is not installed", "Install it: apt-get install python3-bpfcc") from error
-        root = Path(str(files("enforcer.bpf")))
-        flags = [
-            f"-I{root}",
-            f'-DPIN_DIRECTORY="{pin_directory}"',
-            f"-DFLOWS={flows}",
-            f"-DORIGINS={origins}",
-            *defines,
-        ]
         with _captured_stderr() as said:
             try:
-                module = BPF(text=_one_text(root), cflags=flags)
-                programs = {name: module.load_func(name, BPF.SCHED_CLS).fd for name in PROGRAMS}
+                module = BPF(text=text, cflags=list(flags))
+                programs = {
+                    name: module.load_func(name, getattr(BPF, kind)).fd for name, kind in kinds.items()
+                }
             except Exception as error:  # BCC raises nothing better
                 failure: Exception = error
             else:
