@@ -80,6 +80,12 @@ static __always_inline void map_ipv4(u32 *address, u32 ipv4)
 	address[3] = ipv4;
 }
 
+/* Such an address never is on the wire (RFC 4291, 2.5.5.2), and would pass for an IPv4 one here. */
+static __always_inline bool is_mapped(const u32 *address)
+{
+	return !address[0] && !address[1] && address[2] == MAPPED;
+}
+
 static __always_inline void copy_address(u32 *to, const u32 *from)
 {
 	to[0] = from[0];
@@ -129,6 +135,8 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	p->dont_fragment = 1;
 	copy_address(p->tuple.client, ip.saddr.in6_u.u6_addr32);
 	copy_address(p->tuple.origin, ip.daddr.in6_u.u6_addr32);
+	if (is_mapped(p->tuple.client) || is_mapped(p->tuple.origin))
+		return REASON_MALFORMED;
 	p->total = be16(ip.payload_len) ? sizeof(ip) + be16(ip.payload_len) :
 					  total_length(skb, 0) ?: sizeof(ip);
 	next = ip.nexthdr;
