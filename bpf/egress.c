@@ -53,6 +53,16 @@ static __always_inline int block(u32 reason)
 	return TC_ACT_SHOT;
 }
 
+static __always_inline void hit(u32 policy, u64 now)
+{
+	struct hits *hits = policy_hits.lookup(&policy);
+
+	if (hits) {
+		__sync_fetch_and_add(&hits->flows, 1);
+		hits->last = now;
+	}
+}
+
 /* The flow that an ICMP error from a client is about: the packet inside came from the origin. */
 static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const struct packet *p)
 {
@@ -109,6 +119,8 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 	if (!begins(p))
 		return block(REASON_OUT_OF_STATE);
 	classify(s, p, &v, true);
+	if (v.policy)
+		hit(v.policy, now);
 	if (v.reason == REASON_ICMP) {
 		struct flow *about = flow_of_error(skb, p);
 
@@ -130,14 +142,6 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 
 			give_back(&p->tuple, v.source);
 			return flow ? follow_flow(skb, s, p, flow, now) : refuse(skb, s, REASON_FLOWS_FULL);
-		}
-		if (v.policy) {
-			struct hits *hits = policy_hits.lookup(&v.policy);
-
-			if (hits) {
-				__sync_fetch_and_add(&hits->flows, 1);
-				hits->last = now;
-			}
 		}
 		count(v.reason, 1);
 	} else {

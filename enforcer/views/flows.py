@@ -12,7 +12,7 @@ from enforcer.views.source import PROTOCOLS, Source
 Row = dict[str, Any]
 # enum state of bpf/maps.h
 STATES = (
-    "UNREPLIED",
+    "REPLIED",
     "ASSURED",
     "SYN_SENT",
     "SYN_RECV",
@@ -51,7 +51,7 @@ def flows(source: Source) -> list[Row]:
                     "source_ip": str(unpack(flow["source"])),
                     "source_port": ports.get(original),
                     "policy": source.policy_names.get(int(flow["policy"])),
-                    "state": STATES[int(flow["state"])],
+                    "state": _state(flow),
                     "path": "kernel",
                     "packets": int(flow["packets"].sum()),
                     "bytes": int(flow["bytes"].sum()),
@@ -61,3 +61,9 @@ def flows(source: Source) -> list[Row]:
             )
     rows.sort(key=lambda row: row["age"])
     return rows
+
+
+def _state(flow: Any) -> str:
+    """conntrack's word: TCP's state, of UDP whether it was answered, and is a stream."""
+    number = int(flow["state"])
+    return STATES[number] if number or flow["replied"] else "UNREPLIED"
