@@ -126,7 +126,9 @@ def _put_back(gateway: Gateway, before: State | None) -> None:
     if before is None or not before.config:
         gateway.down()
         return
-    gateway.state = before
+    noted = State.load(gateway.instance.state_file)
+    gateway.state = before if noted is None else replace(before, undo=noted.undo)
+    before = gateway.state
     aim = target(Configuration.model_validate(before.config), before.config_file, before)
     gateway.apply(planned(gateway, aim), aim.wanted, aim.bank, aim.state)
 

@@ -214,10 +214,10 @@ class Gateway:
             )
         if self.pins is not None:
             step("removed programs and maps", self.pins.remove)
+        if failures:
+            raise failures[0]  # the state file stays, for another try
         self.instance.remove()
         self.state = None
-        if failures:
-            raise failures[0]
         return done
 
 
@@ -253,7 +253,7 @@ def _is_untranslated(entry: conntrack.Entry) -> bool:
 
 
 def _put_back(entry: dict[str, str]) -> bool:
-    if sysctl.read(entry["name"]) == entry["was"]:
+    if not sysctl.exists(entry["name"]) or sysctl.read(entry["name"]) == entry["was"]:
         return False
     sysctl.write(entry["name"], entry["was"])
     return True

@@ -27,6 +27,11 @@ def read(name: str) -> str:
         raise _failure("reading", name, error) from error
 
 
+def exists(name: str) -> bool:
+    """Whether the kernel has the setting here; an interface's settings go with it."""
+    return _path(name).exists()
+
+
 def write(name: str, value: str) -> None:
     """Set the value; one that the kernel does not take is an error and changes nothing."""
     try:
