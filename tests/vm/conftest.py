@@ -1,0 +1,47 @@
+"""One lab for all of these tests: in an emulated machine, starting anything is what takes the time.
+
+These run on any kernel; scripts/test-vm.sh runs them under Debian's stock one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from enforcer.lab import features, netns, program
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.program import start_all
+from enforcer.lab.services import Services
+from enforcer.lab.topology import Lab
+
+# Seconds; the compiler alone takes 20 to 50 in an emulated machine.
+PATIENCE = 240.0
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The lab. What it lacks is a failure here, not a skip: this kernel is the one that gateways run."""
+    assert features.missing() == []
+    netns.PATIENCE = program.PATIENCE = PATIENCE
+    with Lab(f"vm{os.getpid()}") as built:
+        yield built
+
+
+@pytest.fixture(scope="session")
+def services(lab: Lab) -> Iterator[Services]:
+    """The servers that the rows ask."""
+    services = Services(lab)
+    start_all([*services.reporter.values(), services.nginx["origin2"], services.resolver])
+    yield services
+    services.stop()
+
+
+@pytest.fixture(scope="session")
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    """The enforcer, running with the lab's configuration."""
+    gateway = Gateway(lab)
+    with gateway:
+        yield gateway
+        gateway.down()

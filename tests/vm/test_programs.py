@@ -1,0 +1,27 @@
+"""The verifier takes every program: Debian's 6.1 is older and stricter than what programs are written on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from enforcer.datapath import compiler, pins, syscall
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    made = pins.mount_bpffs() / f"enforcer-test-{os.getpid()}"
+    made.mkdir()
+    yield made
+    shutil.rmtree(made)
+
+
+def test_the_verifier_takes_every_program(directory: Path) -> None:
+    compiled = compiler.compile_programs(directory, flows=65536, origins=4096)
+    assert set(compiled.programs) == set(compiler.PROGRAMS)
+    for fd in compiled.programs.values():
+        assert syscall.program_info(fd)[0] > 0
