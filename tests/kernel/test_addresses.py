@@ -108,7 +108,8 @@ def test_4000_of_each(capsys: pytest.CaptureFixture[str]) -> None:
         took[name] = time.perf_counter() - start
     with capsys.disabled():
         print("\n4,000 of each:", ", ".join(f"{name} {seconds:.3f} s" for name, seconds in took.items()))
-    assert max(took.values()) < 1
+    # An emulated processor takes two seconds for the slowest.
+    assert max(took.values()) < 10
 
 
 def test_links() -> None:

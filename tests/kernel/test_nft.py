@@ -214,20 +214,25 @@ def test_counters_survive_a_change(netns: str) -> None:
     assert nft.counters() == dict.fromkeys(COUNTERS, (0, 0))
 
 
-def test_4000_egress_ips(netns: str, capsys: pytest.CaptureFixture[str]) -> None:
-    large = big(4000)
-    nft.apply(large)
+def apply_time(large: Ruleset) -> float:
+    """The best of three, in seconds."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
         nft.apply(large)
         times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_4000_egress_ips(netns: str, capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = apply_time(big(400)), apply_time(big(4000))
     with capsys.disabled():
-        print(f"\n4,000 egress IPs applied in {min(times):.3f} s (best of {len(times)})")
+        print(f"\n4,000 egress IPs applied in {many:.3f} s, 400 in {few:.3f} s")
     sets, maps = listed("set"), listed("map")
     counts = [len(entry["elem"]) for entry in (sets["dedicated4"], sets["dedicated6"], *maps.values())]
     assert counts == [4000] * 4
-    assert min(times) < 1
+    # Ten times as many may cost ten times as much, whatever the machine's speed; twice that is noise.
+    assert many < 20 * few
 
 
 def test_reading_imports_no_pyroute2() -> None:
