@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,10 +49,20 @@ class Capture(Program):
 
     def stop(self, patience: float = 10.0) -> int | None:
         """End it; LabError if the kernel had to drop packets, as then nothing is proved by what is there."""
+        self._drain(patience)
         code = super().stop(patience)
         if "\n0 packets dropped by kernel" not in self.said():
             raise LabError(f"the capture lost packets: {self.said()[-500:]}")
         return code
+
+    def _drain(self, patience: float) -> None:
+        """Wait until it has read what was sent so far: each packet wakes it, so then it sleeps."""
+        deadline = time.monotonic() + patience
+        while self.alive and time.monotonic() < deadline:
+            state = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+            if state == "S":
+                return
+            time.sleep(0.005)
 
     def frames(self) -> Iterator[bytes]:
         """Each frame as far as it was kept, from the Ethernet header on."""

@@ -1,0 +1,172 @@
+"""What tests of traffic compare: what `explain` foretold, what an origin saw, what conntrack holds."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+
+from enforcer.instance import Instance
+from enforcer.kernel import conntrack
+from enforcer.lab.configuration import LAX1, LAX2, Document
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.topology import CLIENT, Lab
+from enforcer.views.egress import egress as view_egress
+from enforcer.views.explain import Question, explain
+from enforcer.views.origins import origins as view_origins
+from enforcer.views.reasons import reasons as view_reasons
+from enforcer.views.source import Source
+
+Result = TypeVar("Result")
+families = pytest.mark.parametrize("family", [4, 6])
+
+# Connections that conntrack remembers but that are over; our counts and the kernel's leave them out.
+OVER = {"TIME_WAIT", "CLOSE"}
+PROTOCOLS = {6: "tcp", 17: "udp"}
+
+
+class Origin(NamedTuple):
+    """The limit's key."""
+
+    egress: str
+    protocol: str
+    address: str
+    port: int
+
+
+@contextlib.contextmanager
+def running(lab: Lab, config: Document | None = None) -> Iterator[Gateway]:
+    """The enforcer on the lab's gateway; gone afterwards, whatever happened.
+
+    The kernel limits ICMP errors to one peer to one a second after a burst; these tests ask for more.
+    """
+    lab.gw.sysctls({"net.ipv4.icmp_ratelimit": 0, "net.ipv6.icmp.ratelimit": 0})
+    gateway = Gateway(lab, config)
+    try:
+        yield gateway.start()
+    finally:
+        gateway.stop()
+        gateway.run("down", check=False)
+
+
+def leaves_from(egress: dict[int, str], family: int, client: str | None = None) -> str:
+    """The address that a client's connection leaves from: in IPv6 its host bits within the range."""
+    if family == 4 or "/" not in egress[family]:
+        return egress[family]
+    network = IPv6Network(egress[6])
+    host = int(IPv6Address(client or CLIENT[6])) & int(network.hostmask)
+    return str(network.network_address + host)
+
+
+def dedicated(family: int, client: str | None = None) -> set[str]:
+    """Where a client's connection may leave from when no policy matches."""
+    return {leaves_from(egress, family, client) for egress in (LAX1, LAX2)}
+
+
+def look(gateway: Gateway, view: Callable[[Source], Result]) -> Result:
+    """What a command would show, without the half second that starting one takes."""
+    source = Source(Instance(gateway.lab.gw.cookie()))
+    try:
+        return gateway.lab.gw.call(lambda: view(source))
+    finally:
+        source.maps.close()
+
+
+def foretold(
+    gateway: Gateway, destination: str, protocol: str, port: int = 0, source: str | None = None
+) -> dict[str, Any]:
+    """What `enforcer explain` says of a connection of the client's."""
+    to = ip_address(destination)
+    question = Question(ip_address(source or CLIENT[to.version]), to, protocol, 49152, port)
+    return look(gateway, lambda source: explain(source, question))
+
+
+def origins(gateway: Gateway) -> list[dict[str, Any]]:
+    """The rows of `enforcer origins`."""
+    return look(gateway, view_origins)
+
+
+def egresses(gateway: Gateway) -> dict[str, dict[str, Any]]:
+    """The rows of `enforcer egress` by name."""
+    return {row["name"]: row for row in look(gateway, view_egress)}
+
+
+def counted(gateway: Gateway) -> Counter[Origin]:
+    """`active` of every origin that has a live connection, as `enforcer origins` says."""
+    return Counter(
+        {
+            Origin(row["source_ip"], row["protocol"], row["origin_ip"], row["origin_port"]): row["active"]
+            for row in origins(gateway)
+            if row["active"]
+        }
+    )
+
+
+def tracked(lab: Lab) -> Counter[Origin]:
+    """The same from a dump of conntrack: translated connections that are not over."""
+    found: Counter[Origin] = Counter()
+    for entry in lab.gw.call(lambda: list(conntrack.entries())):
+        translated = entry.original.source != entry.reply.destination
+        if entry.original.protocol in PROTOCOLS and translated and entry.state not in OVER:
+            found[
+                Origin(
+                    _text(entry.reply.destination),
+                    PROTOCOLS[entry.original.protocol],
+                    _text(entry.original.destination),
+                    entry.original.destination_port,
+                )
+            ] += 1
+    return found
+
+
+def agree(gateway: Gateway, patience: float = 20.0) -> Counter[Origin]:
+    """Wait until our counts and conntrack's are equal, and return them."""
+    deadline = time.monotonic() + patience
+    while (ours := counted(gateway)) != (theirs := tracked(gateway.lab)):
+        assert time.monotonic() < deadline, f"counted more: {ours - theirs}, fewer: {theirs - ours}"
+        time.sleep(0.1)
+    return ours
+
+
+def forget(gateway: Gateway) -> None:
+    """Begin anew: no connection in conntrack, and none counted."""
+    gateway.stop()
+    gateway.run("down")
+    gateway.lab.gw.run("conntrack", "-F")
+    gateway.start()
+
+
+def packets(gateway: Gateway) -> Counter[str]:
+    """`enforcer reasons`: packets by reason."""
+    return Counter({row["reason"]: row["packets"] for row in look(gateway, view_reasons)})
+
+
+@contextlib.contextmanager
+def uncounted(gateway: Gateway) -> Iterator[None]:
+    """Nothing in here may become a flow of ours."""
+    before = total(gateway)
+    yield
+    assert total(gateway) == before
+
+
+def total(gateway: Gateway) -> int:
+    """Connections ever admitted."""
+    return sum(row["total"] for row in origins(gateway))
+
+
+def wait_for(condition: Callable[[], bool], what: str = "it", patience: float = 20.0) -> None:
+    """Wait until something is so, or fail."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} never became so"
+        time.sleep(0.05)
+
+
+def _text(packed: bytes) -> str:
+    address = IPv6Address(packed)
+    return str(address.ipv4_mapped or address)
