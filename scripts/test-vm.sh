@@ -60,6 +60,7 @@ touch "$results/output"
 tail -n +1 -f "$results/output" &
 follower=$!
 
+# shellcheck disable=SC2317  # called by the trap
 cleanup() {
   kill "$follower" 2>/dev/null || true
   rm -rf "$results"
