@@ -122,7 +122,7 @@ def test_vagrantfile_validates() -> None:
 def test_virtual_machines_have_the_addresses_of_the_lab(addresses: dict[int, str]) -> None:
     script = (ROOT / "vagrant/network.sh").read_text(encoding="utf-8")
     for address in addresses.values():
-        assert f" {address}/" in script
+        assert re.search(rf" {re.escape(address)}[ /]", script)
 
 
 def test_vagrantfile_and_network_script_agree_on_the_interfaces() -> None:
