@@ -113,7 +113,7 @@ def apply_file(file: Path) -> dict[str, list[str]]:
         try:
             gateway.apply(operations, aim.wanted, aim.bank, aim.state)
         except EnforcerError:
-            _put_back(gateway, before)
+            _put_back(gateway, before, aim.wanted)
             raise
         gateway.drop_stale_pins()
     return {
@@ -122,15 +122,15 @@ def apply_file(file: Path) -> dict[str, list[str]]:
     }
 
 
-def _put_back(gateway: Gateway, before: State | None) -> None:
-    if before is None or not before.config:
+def _put_back(gateway: Gateway, before: State | None, failed: Desired) -> None:
+    # The file has what was in force, and what was noted to undo since.
+    gateway.state = State.load(gateway.instance.state_file) or before
+    if gateway.state is None or not gateway.state.config:
         gateway.down()
         return
-    noted = State.load(gateway.instance.state_file)
-    gateway.state = before if noted is None else replace(before, undo=noted.undo)
-    before = gateway.state
-    aim = target(Configuration.model_validate(before.config), before.config_file, before)
-    gateway.apply(planned(gateway, aim), aim.wanted, aim.bank, aim.state)
+    aim = target(Configuration.model_validate(gateway.state.config), gateway.state.config_file, gateway.state)
+    operations = plan(aim.wanted, gateway.actual(aim.wanted), failed, aim.state.tables)
+    gateway.apply(operations, aim.wanted, aim.bank, aim.state)
 
 
 def main(arguments: list[str]) -> int:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,18 @@ class Daemon:
                 self.say(f"egress {name}: {state}")
         self.available = now
 
-    def _keep(self) -> None:
-        """Puts back what somebody took away of the table, the filters and the settings."""
+    def _keep(self, *, distrust_table: bool = False) -> None:
+        """Puts back what somebody took away of the table, the filters and the settings.
+
+        The table's digest doesn't tell of rules that somebody changed: ``distrust_table`` writes it anew.
+        """
         assert self.wanted is not None and self.gateway.state is not None
         with self.instance.change_lock():
             state = self.gateway.state
-            operations = plan(
-                self.wanted, self.gateway.actual(self.wanted), self.wanted, state.tables, restore=False
-            )
+            actual = self.gateway.actual(self.wanted)
+            if distrust_table and actual.table is not None:
+                actual = replace(actual, table="")
+            operations = plan(self.wanted, actual, self.wanted, state.tables, restore=False)
             if operations:
                 self.gateway.apply(operations, self.wanted, None, state)
                 for operation in operations:
@@ -211,10 +216,12 @@ class Daemon:
 
     def _on_events(self, watch: Watch) -> None:
         kinds = watch.drain()
-        if "route" in kinds:
-            self._refresh()
-        if kinds:
-            self._keep()
+        while kinds:
+            if "route" in kinds:
+                self._refresh()
+            self._keep(distrust_table="nft" in kinds)
+            # Writing a large table overflows the queue of events, which reads as a change by somebody else.
+            kinds = watch.drain() - {"nft"} if "nft" in kinds else set()
 
     def _on_request(self, server: socket.socket) -> None:
         connection, _ = server.accept()

@@ -377,7 +377,11 @@ class _Applier:
     def _detach(self, operations: list[Detach]) -> None:
         found = links.links()
         for operation in operations:
-            filters.detach(found[operation.interface].index, operation.direction)
+            name, index = operation.interface, found[operation.interface].index
+            filters.detach(index, operation.direction)
+            made = {"kind": "clsact", "interface": name}
+            if made in self.state.undo and filters.remove_clsact(index):
+                self.state.undo.remove(made)
 
     def _take_multicast(self, operations: list[TakeMulticast]) -> None:
         for operation in operations:
