@@ -1,0 +1,73 @@
+"""`python -m enforcer.bench [--quick] [--only NAME] [--write]`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from enforcer.bench import flows, origins, process, report, scale
+from enforcer.bench.generator import Generator
+from enforcer.bench.machine import machine
+from enforcer.bench.measure import Bench
+from enforcer.bench.programs import Programs
+from enforcer.bench.results import Results
+from enforcer.bench.wire import remove, stale
+from enforcer.errors import EnforcerError
+
+DOCUMENTATION = Path("docs/bench")
+_PAGE = 140  # columns, where there is no terminal
+FIGURES: dict[str, Callable[[Bench], None]] = {
+    "new": flows.new,
+    "established": flows.established,
+    "crowded": origins.crowded,
+    "refused": origins.refused,
+    "policies": scale.policies,
+    "egress-ips": scale.egress_ips,
+    "start": process.start,
+    "rest": process.rest,
+}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="2 rounds in place of 5: to see that it works.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(FIGURES)), help="Only this figure; may be repeated."
+)
+@click.option("--write", is_flag=True, help=f"Write the results into {DOCUMENTATION}.")
+@click.option("--cpu", type=int, default=1, show_default=True, help="The generator's processor.")
+def main(quick: bool, only: tuple[str, ...], write: bool, cpu: int) -> None:
+    """Speed and memory against plain nftables, in network namespaces of its own.
+
+    Exit code 1: a limit is missed.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    console = Console() if sys.stdout.isatty() else Console(width=_PAGE)
+    remove(list(stale()))
+    try:
+        with Programs() as programs, tempfile.TemporaryDirectory(prefix="enforcer-bench-") as directory:
+            generator = Generator(programs, cpu)
+            results = Results(machine(generator))
+            with console.status("") as status:
+                bench = Bench(
+                    programs, generator, Path(directory), results, 2 if quick else 5, quick, status.update
+                )
+                for name in only or FIGURES:
+                    FIGURES[name](bench)
+            results.machine["generator_had_cpu_alone"] = generator.alone
+    except EnforcerError as error:
+        raise click.ClickException(str(error)) from error
+    report.show(results, console)
+    if write:
+        report.write(results, DOCUMENTATION)
+    sys.exit(0 if all(claim.holds for claim in results.claims) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The rounds: every round measures all that is compared, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from enforcer.bench.generator import Generator, Run, Stream
+from enforcer.bench.peers import Peer
+from enforcer.bench.programs import Programs
+from enforcer.bench.results import Claim, Results, Row, Sample, rotated
+
+Subject = TypeVar("Subject")
+FLOWS = 32768
+
+
+@dataclass
+class Bench:
+    """What the figures share."""
+
+    programs: Programs
+    generator: Generator
+    directory: Path
+    results: Results
+    rounds: int
+    quick: bool
+    say: Callable[[str], None]
+
+    def add(self, rows: Sequence[Row] = (), claims: Sequence[Claim] = ()) -> None:
+        """Keeps figures."""
+        self.results.rows += rows
+        self.results.claims += claims
+
+    def interleave(
+        self, subjects: Sequence[Subject], measure: Callable[[Subject], Sample], *, warm: bool = True
+    ) -> list[tuple[Sample, ...]]:
+        """The samples of each subject, in its order; one round before is not counted if ``warm``."""
+        samples: list[list[Sample]] = [[] for _ in subjects]
+        for number in range(-1 if warm else 0, self.rounds):
+            for index in rotated(range(len(subjects)), number):
+                sample = measure(subjects[index])
+                if number >= 0:
+                    samples[index].append(sample)
+        return [tuple(found) for found in samples]
+
+    def new_flows(self, figure: str, stream: Stream, peers: Sequence[Peer], flows: int = FLOWS) -> list[Row]:
+        """Nanoseconds a new flow, all peers' tables empty before each run."""
+        self.say(f"{figure}: {stream.case}")
+
+        def measure(peer: Peer) -> Sample:
+            peer.reset()
+            return sample(peer, self.generator.send(peer.wire, stream, flows))
+
+        found = self.interleave(peers, measure)
+        for peer in peers:
+            peer.reset()
+        return [
+            Row(figure, stream.case, peer.name, "ns", samples)
+            for peer, samples in zip(peers, found, strict=True)
+        ]
+
+
+def sample(peer: Peer, run: Run) -> Sample:
+    """A run as a sample of the peer's."""
+    return Sample(run.each, 1 - peer.delivered(run) / run.sent)
+
+
+def entered(peers: Sequence[Peer], stack: ExitStack) -> Sequence[Peer]:
+    """The peers, standing until the stack unwinds."""
+    for peer in peers:
+        stack.enter_context(peer)
+    return peers

@@ -1,0 +1,199 @@
+"""What starting, reloading and asking take, and what the daemon takes at rest."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from enforcer.bench import documents
+from enforcer.bench.measure import Bench
+from enforcer.bench.results import Row, Sample, bound
+from enforcer.bench.wire import Wire
+from enforcer.datapath import sweep
+from enforcer.datapath.maps import Maps
+from enforcer.gateway import Gateway
+from enforcer.instance import Instance
+from enforcer.lab.configuration import Document, dump
+from enforcer.lab.netns import execute
+from enforcer.lab.program import Program
+
+START = "Start and commands"
+REST = "Daemon at rest with 1,000,000 flows"
+MILLION = 1_000_000
+_MAP_ENTRIES = 1_048_576
+_POLICIES = 1000
+_ESTABLISHED = 4  # enum state of bpf/maps.h
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Daemon(Program):
+    """`enforcer run` on a gateway, and commands of the same."""
+
+    def __init__(self, wire: Wire, directory: Path, document: Document):
+        self.wire = wire
+        self.file = directory / f"{wire.gateway.name}.yaml"
+        self.write(document)
+        self.enforcer = [sys.executable, "-m", "enforcer", "--config", str(self.file)]
+        super().__init__(wire.gateway, [*self.enforcer, "run"], directory, "daemon", ready=self._is_ready)
+
+    def _is_ready(self) -> bool:
+        return any(line.startswith("ready") for line in self.said().splitlines())
+
+    def write(self, document: Document) -> None:
+        """Puts another configuration into the file."""
+        self.file.write_text(dump(document))
+
+    def run(self, *arguments: str) -> float:
+        """One command, to its end; seconds."""
+        began = time.monotonic()
+        execute(self.namespace.command([*self.enforcer, *arguments]))
+        return time.monotonic() - began
+
+    def down(self) -> None:
+        """Everything away, so that the next start is a first one."""
+        self.stop()
+        self.run("down")
+        self.output.unlink(missing_ok=True)
+
+
+@contextmanager
+def _daemon(bench: Bench, name: str, document: Document) -> Iterator[Daemon]:
+    with Wire(name, bench.programs) as wire:
+        daemon = Daemon(wire, bench.directory, document)
+        try:
+            yield daemon
+        finally:
+            daemon.stop()
+
+
+def start(bench: Bench) -> None:
+    """From nothing to ready, the compiler's work included; then reload and status with 1,000 policies."""
+    bench.say(START)
+    many = documents.gateway(documents.policies(_POLICIES))
+    other = documents.gateway([*documents.policies(_POLICIES - 1), _extra()])
+    with _daemon(bench, "start", documents.gateway()) as daemon:
+        found: dict[str, list[Sample]] = {}
+
+        def keep(what: str, seconds: float) -> None:
+            found.setdefault(what, []).append(Sample(seconds))
+
+        for number in range(bench.rounds):
+            daemon.write(documents.gateway())
+            began = time.monotonic()
+            daemon.start()
+            keep("`enforcer run` until ready", time.monotonic() - began)
+            for document in (many, other):
+                daemon.write(document)
+                took = daemon.run("reload")
+            keep(f"`enforcer reload`, {_POLICIES:,} policies, as a user waits", took)
+            keep(f"the switch alone, {_POLICIES:,} policies", _switch(daemon))
+            keep("`enforcer status`", daemon.run("status"))
+            daemon.down()
+            bench.say(f"{START}: round {number + 1}")
+    limits = (2.0, None, 0.5, 0.5)
+    rows = [Row(START, "", subject, "s", tuple(samples)) for subject, samples in found.items()]
+    bench.add(
+        rows,
+        [bound(row, limit, row.subject) for row, limit in zip(rows, limits, strict=True) if limit],
+    )
+
+
+def _extra() -> dict[str, object]:
+    return {"name": "another", "precedence": 0, "traffic": "net.dst.port == 9", "egress": "default"}
+
+
+def _switch(daemon: Daemon) -> float:
+    """Fills the other bank with the policies in force and switches to it; timed in the child that does it."""
+    text = daemon.namespace.run(sys.executable, "-m", "enforcer.bench.switch").stdout
+    return float(text)
+
+
+def rest(bench: Bench) -> None:
+    """Memory and processor time of a daemon that only sweeps."""
+    bench.say(REST)
+    document = documents.gateway(limits={"connections_per_origin": 40000, "flows": _MAP_ENTRIES})
+    with _daemon(bench, "rest", document) as daemon:
+        daemon.start()
+        gateway = Gateway(Instance(daemon.namespace.cookie()))
+        maps = gateway.maps()
+        fill(maps, MILLION)
+        bench.say(f"{REST}: waiting for {_rest_seconds(bench):.0f} s")
+        share = _share(daemon.pid, _rest_seconds(bench))
+        resident = _resident(daemon.pid)
+        daemon.stop()
+        assert gateway.pins is not None
+        _, timeouts = maps.timeouts.items()
+        sweeps = []
+        for _ in range(bench.rounds):
+            result = sweep.sweep(maps, gateway.pins, timeouts, time.monotonic())
+            if result.flows != MILLION or result.reaped:
+                raise RuntimeError(f"swept {result.flows} flows and reaped {result.reaped}")
+            sweeps.append(Sample(result.seconds))
+        memory = _memory(maps.flows.fd) / maps.flows.info.entries * 100_000
+        maps.close()
+    rows = [
+        Row(REST, "", "resident memory", "MiB", (Sample(resident),)),
+        Row(REST, "", "share of one core", "%", (Sample(share),)),
+        Row(REST, "", "a sweep", "s", tuple(sweeps)),
+        Row(REST, "", "flow table, per 100,000 flows it has room for", "MiB", (Sample(memory),)),
+    ]
+    bench.add(
+        rows, [bound(row, limit, row.subject) for row, limit in zip(rows, (64.0, 2.0, 1.0), strict=False)]
+    )
+
+
+def _rest_seconds(bench: Bench) -> float:
+    return 20.0 if bench.quick else 120.0
+
+
+def fill(maps: Maps, count: int) -> None:
+    """Enters established flows that were active just now."""
+    keys = np.zeros(count, dtype=maps.flows.key)
+    number = np.arange(count, dtype=np.uint32)
+    keys["client"][:, 2] = 0xFFFF0000
+    keys["client"][:, 3] = (0x0A400000 + number // 60000).astype(">u4").view("<u4")
+    keys["client_port"] = (1024 + number % 60000).astype(">u2").view("<u2")
+    keys["origin"][:, 2] = 0xFFFF0000
+    keys["origin"][:, 3] = int.from_bytes(bytes([198, 18, 0, 1]), "little")
+    keys["origin_port"] = int.from_bytes((443).to_bytes(2, "big"), "little")
+    keys["protocol"] = 6
+    flows = np.zeros(count, dtype=maps.flows.value)
+    flows["seen"] = flows["created"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    flows["state"] = flows["timeout"] = _ESTABLISHED
+    flows["counted"] = flows["replied"] = 1
+    maps.flows.put_many(keys, flows)
+
+
+def _share(pid: int, seconds: float) -> float:
+    """Per cent of one core that a process takes over this time."""
+    before, began = _processor_time(pid), time.monotonic()
+    time.sleep(seconds)
+    return 100 * (_processor_time(pid) - before) / (time.monotonic() - began)
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds, of user and system together (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _resident(pid: int) -> float:
+    """MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no VmRSS of process {pid}")
+
+
+def _memory(fd: int) -> float:
+    """MiB that a map takes, as the kernel says it (bpf_map_show_fdinfo)."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        if line.startswith("memlock"):
+            return int(line.split()[1]) / 2**20
+    raise RuntimeError("the kernel does not say a map's memory")

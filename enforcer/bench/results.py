@@ -1,0 +1,124 @@
+"""What was measured and what it is held against, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+TOLERATED_LOSS = 0.001
+"""Share of the packets of a run that may be missing at the sink before the run counts as lost."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One round's figure; ``lost`` is the share of packets that did not arrive as they should."""
+
+    value: float
+    lost: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing's figures over all rounds."""
+
+    figure: str
+    case: str
+    subject: str
+    unit: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def median(self) -> float:
+        """Of all rounds."""
+        return median(sample.value for sample in self.samples)
+
+    @property
+    def low(self) -> float:
+        """The best round."""
+        return min(sample.value for sample in self.samples)
+
+    @property
+    def high(self) -> float:
+        """The worst round."""
+        return max(sample.value for sample in self.samples)
+
+    @property
+    def lost(self) -> float:
+        """The worst round's loss."""
+        return max(sample.lost for sample in self.samples)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether packets died on the way: the figure is then of nothing."""
+        return self.lost > TOLERATED_LOSS
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure that has a limit; ``value`` is None if it could not be measured."""
+
+    figure: str
+    case: str
+    text: str
+    unit: str
+    value: float | None
+    limit: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is within the limit."""
+        return self.value is not None and self.value <= self.limit
+
+
+@dataclass
+class Results:
+    """Everything of one run."""
+
+    machine: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """One JSON document, in the order of measurement."""
+        return {
+            "machine": self.machine,
+            "claims": [{**asdict(claim), "holds": claim.holds} for claim in self.claims],
+            "rows": [
+                {
+                    "figure": row.figure,
+                    "case": row.case,
+                    "subject": row.subject,
+                    "unit": row.unit,
+                    "median": row.median,
+                    "low": row.low,
+                    "high": row.high,
+                    "rounds": len(row.samples),
+                    "lost": row.lost,
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def ratio(row: Row, base: Row, limit: float, text: str = "") -> Claim:
+    """``row`` against ``base``: medians, and the range of the ratios within each round."""
+    text = text or f"{row.subject} / {base.subject}"
+    if row.is_lost or base.is_lost:
+        return Claim(row.figure, row.case, text, "x", None, limit)
+    each = [one.value / other.value for one, other in zip(row.samples, base.samples, strict=True)]
+    return Claim(row.figure, row.case, text, "x", row.median / base.median, limit, min(each), max(each))
+
+
+def bound(row: Row, limit: float, text: str) -> Claim:
+    """The median of ``row`` against a limit in its own unit."""
+    return Claim(row.figure, row.case, text, row.unit, row.median, limit, row.low, row.high)
+
+
+def rotated(items: Sequence[Any], by: int) -> list[Any]:
+    """The same items beginning with another one: nobody is always measured after the same neighbour."""
+    by %= len(items)
+    return [*items[by:], *items[:by]]

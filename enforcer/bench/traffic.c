@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The packets of the benchmark: where they come from, and where they are counted.
+ *
+ *   generate     XDP, run by BPF_PROG_TEST_RUN with live frames: writes the next packet of the stream
+ *   sink_far     XDP on the wire behind the gateway: counts what was forwarded and drops it
+ *   sink_near    XDP on the clients' side: counts what the gateway answered and drops it
+ *   redirect     TC ingress of a gateway that does nothing else: the floor
+ *
+ * Frames come back from the stack as it left them, so every header is written anew. Addresses are in
+ * network order, four words; IPv4 uses the last one.
+ */
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/pkt_cls.h>
+
+#define be16(x) __builtin_bswap16(x)
+#define be32(x) __builtin_bswap32(x)
+#define PINNED(type, key, value, name, entries) \
+	BPF_TABLE_PINNED(type, key, value, name, entries, PIN_DIRECTORY "/" #name, 0)
+
+enum {
+	TRANSPORT_WORDS = 5,     /* a TCP header, or a UDP header and 12 bytes */
+};
+
+/* Flow n goes to origin n % origins, from client n / origins % clients, and so on with the ports. */
+struct stream {
+	u32 client[4];           /* the first one; the others follow by their last word */
+	u32 origin[4];
+	u32 clients;
+	u32 origins;
+	u64 flows;               /* after so many the stream begins anew */
+	u64 next;                /* the flow that the next packet belongs to */
+	u16 first_port;
+	u16 origin_port;
+	u8 gateway[6];           /* MAC addresses */
+	u8 router[6];
+	u8 ipv6;
+	u8 protocol;
+	u8 pad[6];
+};
+PINNED("array", int, struct stream, stream, 1);
+
+enum seen { TRANSLATED, UNTRANSLATED, ANSWERED, OTHER, KINDS };
+PINNED("percpu_array", int, u64, seen, KINDS);
+
+static __always_inline void count(int kind)
+{
+	u64 *packets = seen.lookup(&kind);
+
+	if (packets)
+		*packets += 1;
+}
+
+static __always_inline u16 fold(s64 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* Both sums: conntrack calls a packet with a wrong one INVALID, and a reset answers none. */
+static __always_inline void fill_transport(u32 *words, const struct stream *s, u16 port, u32 *pseudo, u32 size)
+{
+	s64 sum = bpf_csum_diff(0, 0, pseudo, size, 0);
+
+	words[0] = be16(port) | (u32)s->origin_port << 16;
+	if (s->protocol == IPPROTO_TCP) {
+		words[1] = 0x01020304;
+		words[2] = 0;
+		words[3] = be32(0x5002ffff);    /* 20 bytes, SYN, window */
+		words[4] = 0;
+		words[4] = fold(bpf_csum_diff(0, 0, words, TRANSPORT_WORDS * 4, sum));
+	} else {
+		words[1] = be16(TRANSPORT_WORDS * 4);
+		words[2] = words[3] = words[4] = 0;
+		words[1] |= (u32)fold(bpf_csum_diff(0, 0, words, TRANSPORT_WORDS * 4, sum)) << 16;
+	}
+}
+
+int generate(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *ethernet = data;
+	u32 words[TRANSPORT_WORDS], client, origin;
+	int zero = 0, i;
+	struct stream *s = stream.lookup(&zero);
+	u64 flow, rest;
+	u16 port;
+
+	if (!s || !s->flows || !s->clients || !s->origins)
+		return XDP_ABORTED;
+	flow = s->next;
+	s->next = flow + 1 < s->flows ? flow + 1 : 0;
+	rest = flow / s->origins;
+	origin = be32(be32(s->origin[3]) + (u32)(flow % s->origins));
+	client = be32(be32(s->client[3]) + (u32)(rest % s->clients));
+	port = s->first_port + rest / s->clients;
+
+	if ((void *)(ethernet + 1) > end)
+		return XDP_ABORTED;
+	__builtin_memcpy(ethernet->h_dest, s->gateway, 6);
+	__builtin_memcpy(ethernet->h_source, s->router, 6);
+	if (s->ipv6) {
+		struct ipv6hdr *ip = (void *)(ethernet + 1);
+		u32 pseudo[10];
+		u32 *to = (void *)(ip + 1);
+
+		if ((void *)(to + TRANSPORT_WORDS) > end)
+			return XDP_ABORTED;
+		for (i = 0; i < 3; i++) {
+			pseudo[i] = s->client[i];
+			pseudo[4 + i] = s->origin[i];
+		}
+		pseudo[3] = client;
+		pseudo[7] = origin;
+		pseudo[8] = be32(TRANSPORT_WORDS * 4);
+		pseudo[9] = be32(s->protocol);
+		ethernet->h_proto = be16(ETH_P_IPV6);
+		*(u32 *)ip = be32(6 << 28);
+		ip->payload_len = be16(TRANSPORT_WORDS * 4);
+		ip->nexthdr = s->protocol;
+		ip->hop_limit = 64;
+		__builtin_memcpy(&ip->saddr, pseudo, 32);
+		fill_transport(words, s, port, pseudo, sizeof(pseudo));
+		__builtin_memcpy(to, words, sizeof(words));
+	} else {
+		struct iphdr *ip = (void *)(ethernet + 1);
+		u32 *to = (void *)(ip + 1);
+		u32 pseudo[3] = { client, origin, be32((u32)s->protocol << 16 | TRANSPORT_WORDS * 4) };
+		u32 header[5] = { be32(0x45000000 | (20 + TRANSPORT_WORDS * 4)), be32(0x00004000),
+				  be32(64 << 24 | (u32)s->protocol << 16), client, origin };
+
+		if ((void *)(to + TRANSPORT_WORDS) > end)
+			return XDP_ABORTED;
+		ethernet->h_proto = be16(ETH_P_IP);
+		header[2] |= (u32)fold(bpf_csum_diff(0, 0, header, sizeof(header), 0)) << 16;
+		__builtin_memcpy(ip, header, sizeof(header));
+		fill_transport(words, s, port, pseudo, sizeof(pseudo));
+		__builtin_memcpy(to, words, sizeof(words));
+	}
+	return XDP_PASS;
+}
+
+/* Clients are 10.0.0.0/8 and fd00::/8; nobody else's packets have their protocols on these wires. */
+static __always_inline int look(struct xdp_md *ctx, bool far)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *ethernet = data;
+	bool raw, transport, answer;
+
+	if ((void *)(ethernet + 1) > end)
+		return OTHER;
+	if (ethernet->h_proto == be16(ETH_P_IP)) {
+		struct iphdr *ip = (void *)(ethernet + 1);
+
+		if ((void *)(ip + 1) > end)
+			return OTHER;
+		raw = (ip->saddr & 0xff) == 10;
+		transport = ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_UDP;
+		answer = transport || ip->protocol == IPPROTO_ICMP;
+	} else if (ethernet->h_proto == be16(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = (void *)(ethernet + 1);
+		u8 *kind = (void *)(ip + 1);
+
+		if ((void *)(kind + 1) > end)
+			return OTHER;
+		raw = ip->saddr.in6_u.u6_addr8[0] == 0xfd;
+		transport = ip->nexthdr == IPPROTO_TCP || ip->nexthdr == IPPROTO_UDP;
+		answer = transport || (ip->nexthdr == IPPROTO_ICMPV6 && *kind < 128);
+	} else {
+		return OTHER;
+	}
+	if (!far)
+		return answer ? ANSWERED : OTHER;
+	if (!transport)
+		return OTHER;
+	return raw ? UNTRANSLATED : TRANSLATED;
+}
+
+int sink_far(struct xdp_md *ctx)
+{
+	count(look(ctx, true));
+	return XDP_DROP;
+}
+
+int sink_near(struct xdp_md *ctx)
+{
+	count(look(ctx, false));
+	return XDP_DROP;
+}
+
+int redirect(struct __sk_buff *skb)
+{
+	if (skb->protocol != be16(ETH_P_IP) && skb->protocol != be16(ETH_P_IPV6))
+		return TC_ACT_OK;
+	return bpf_redirect(OUTSIDE_INDEX, 0);
+}
