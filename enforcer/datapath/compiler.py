@@ -101,12 +101,15 @@ def _captured_stderr() -> Iterator[list[str]]:
 
 
 def _fail(what: str, said: list[str], error: Exception) -> KernelError | PrivilegeError:
+    """One line that says what is wrong; of the compiler's or the verifier's words only the telling ones."""
     text = "".join(said).strip() or str(error)
-    if re.search(r"Operation not permitted", f"{text} {error}"):
+    if "Operation not permitted" in f"{text} {error}":
         return PrivilegeError(f"{what}: not permitted", "Run as root, or with CAP_BPF and CAP_NET_ADMIN.")
-    if "Function not implemented" in text or ("Invalid argument" in text and "BPF" not in text):
-        return KernelError(f"{what}: this kernel does not support it", text[-2000:])
-    return KernelError(f"{what}: {error}", text[-4000:])
+    if "Function not implemented" in f"{text} {error}":
+        return KernelError(f"{what}: this kernel has no BPF", "CONFIG_BPF_SYSCALL=y is needed.")
+    lines = text.splitlines()
+    compiler = [line for line in lines if " error: " in line]
+    return KernelError(f"{what}: {error}", "\n".join(compiler[:1] or lines[-5:]))
 
 
 def compile_programs(
