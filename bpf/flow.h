@@ -6,6 +6,8 @@
 
 enum {
 	STREAM_AFTER = 2000000000,   /* ns after which an answered UDP flow is a stream */
+	ACK_WINDOW = 66000,          /* bytes that an acknowledgement may be behind (MAXACKWINCONST) */
+	RETRANSMISSIONS = 3,         /* equal ACKs after which the timeout is short (nf_conntrack_tcp_max_retrans) */
 };
 
 static __always_inline bool before(u32 a, u32 b)
@@ -18,126 +20,340 @@ static __always_inline bool is_closed(u32 state)
 	return state == TIME_WAIT || state == CLOSE;
 }
 
+/* A segment by its flags, PSH, ECE and CWR aside. NOTHING: a combination that conntrack calls INVALID. */
+static __always_inline u32 segment_of(u32 flags)
+{
+	const u64 valid = 1ULL << TCP_SYN | 1ULL << (TCP_SYN | TCP_URG) | 1ULL << (TCP_SYN | TCP_ACK) |
+			  1ULL << TCP_RST | 1ULL << (TCP_RST | TCP_ACK) | 1ULL << (TCP_FIN | TCP_ACK) |
+			  1ULL << (TCP_FIN | TCP_ACK | TCP_URG) | 1ULL << TCP_ACK | 1ULL << (TCP_ACK | TCP_URG);
+
+	flags &= TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK | TCP_URG;
+	if (!(valid >> flags & 1))
+		return NOTHING;
+	if (flags & TCP_RST)
+		return A_RESET;
+	if (flags & TCP_SYN)
+		return flags & TCP_ACK ? A_SYN_ACK : A_SYN;
+	return flags & TCP_FIN ? A_FIN : AN_ACK;
+}
+
 /* A segment that may begin a connection: SYN, or (picked up midway) a plain ACK. */
 static __always_inline bool begins(const struct packet *p)
 {
-	u32 flags = p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK);
+	u32 segment = segment_of(p->tcp_flags);
 
-	return p->tuple.protocol != IPPROTO_TCP || flags == TCP_SYN || flags == TCP_ACK;
+	return p->tuple.protocol != IPPROTO_TCP || segment == A_SYN || segment == AN_ACK;
 }
 
 /* A client opens a connection anew on the tuple of a closed one. */
 static __always_inline bool reopens(const struct flow *flow, const struct packet *p)
 {
-	return is_closed(flow->state) &&
-	       (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) == TCP_SYN;
+	return is_closed(flow->state) && segment_of(p->tcp_flags) == A_SYN;
 }
 
-static __always_inline u32 next_state(u32 state, u32 flags, enum direction direction)
+/* The next states by the present one, of which SYN_SENT is the first: the rows of tcp_conntracks. */
+#define ROW(ss, sr, es, fw, cw, la, tw, cl, s2)                                                       \
+	((u64)(ss) | (u64)(sr) << 4 | (u64)(es) << 8 | (u64)(fw) << 12 | (u64)(cw) << 16 | (u64)(la) << 20 | \
+	 (u64)(tw) << 24 | (u64)(cl) << 28 | (u64)(s2) << 32)
+
+enum {
+	IGNORED = 14,                /* conntrack lets it through and remembers it */
+	INVALID = 15,                /* conntrack has nothing to do with it: it is dropped behind us */
+};
+
+static __always_inline u32 next_state(u32 state, u32 segment, enum direction direction)
 {
-	if (flags & TCP_SYN) {
-		if (flags & TCP_ACK)
-			return state == SYN_SENT2 || (state == SYN_SENT && direction == REPLY) ? SYN_RECV : state;
-		return state == SYN_SENT && direction == REPLY ? SYN_SENT2 : state;
-	}
-	if (flags & TCP_FIN) {
-		if (state == SYN_RECV || state == ESTABLISHED)
-			return FIN_WAIT;
-		return state == FIN_WAIT || state == CLOSE_WAIT ? LAST_ACK : state;
-	}
-	if (flags & TCP_ACK) {
-		if (state == SYN_RECV && direction == ORIGINAL)
-			return ESTABLISHED;
-		if (state == FIN_WAIT)
-			return CLOSE_WAIT;
-		return state == LAST_ACK ? TIME_WAIT : state;
-	}
-	return state;
+	u64 row;
+
+	if (state < SYN_SENT)
+		return INVALID;
+	if (segment == A_SYN)
+		row = direction == ORIGINAL ?
+		      ROW(SYN_SENT, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, SYN_SENT2) :
+		      ROW(SYN_SENT2, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID, SYN_SENT2);
+	else if (segment == A_SYN_ACK)
+		row = direction == ORIGINAL ?
+		      ROW(INVALID, SYN_RECV, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID, SYN_RECV) :
+		      ROW(SYN_RECV, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, SYN_RECV);
+	else if (segment == A_FIN)
+		row = ROW(INVALID, FIN_WAIT, FIN_WAIT, LAST_ACK, LAST_ACK, LAST_ACK, TIME_WAIT, CLOSE, INVALID);
+	else if (segment == AN_ACK)
+		row = direction == ORIGINAL ?
+		      ROW(INVALID, ESTABLISHED, ESTABLISHED, CLOSE_WAIT, CLOSE_WAIT, TIME_WAIT, TIME_WAIT,
+			  CLOSE, INVALID) :
+		      ROW(IGNORED, SYN_RECV, ESTABLISHED, CLOSE_WAIT, CLOSE_WAIT, TIME_WAIT, TIME_WAIT,
+			  CLOSE, IGNORED);
+	else
+		row = segment == A_RESET ? ROW(CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE) :
+					   ~0ULL;
+	return row >> (state - SYN_SENT) * 4 & 15;
 }
 
-/* Whether conntrack believes this reset: 1 yes, 0 keeps the state, -1 calls the packet INVALID. */
-static __always_inline int judge_reset(const struct flow *flow, const struct packet *p,
-				       enum direction direction)
-{
-	u32 peer_acked = flow->acked[!direction];
+/* What one segment does to its flow beyond its state. */
+enum fate {
+	STAYS,                       /* nothing, not even its idle time begins anew */
+	MOVES,
+	DIES,                        /* conntrack forgets it at once */
+};
 
-	if (!(flow->has_acked & (1 << !direction)))
-		return 1;
-	if (p->seq == 0 && flow->state != ESTABLISHED)
-		return 1;
-	if (before(p->seq, peer_acked))
-		return -1;
-	if (flow->state != ESTABLISHED || p->seq == peer_acked)
-		return 1;
-	return flow->last_ack == 1 + direction && p->seq == flow->last_end;
+struct segment {
+	u32 kind;
+	u32 direction;
+	u32 end;                     /* sequence number after it */
+};
+
+static __always_inline bool follows(const struct flow *flow, u32 kind, u32 direction)
+{
+	return flow->last == kind && flow->last_direction == direction;
 }
 
-static __always_inline void track_tcp(struct flow *flow, const struct packet *p, enum direction direction)
+/* How conntrack sees a reset. */
+enum reset {
+	UNBELIEVED,                  /* INVALID */
+	CHALLENGED,                  /* the state stays, until the peer has answered */
+	CHECKED,                     /* believed if its acknowledgement can be true */
+	BELIEVED,
+};
+
+static __always_inline enum reset judge_reset(const struct flow *flow, const struct packet *p, u32 direction)
 {
-	u32 flags = p->tcp_flags;
-	u32 end = p->seq + p->payload + !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
+	bool settled = flow->state == ESTABLISHED && flow->notes & ASSURED;
+	enum reset verdict = CHECKED;
 
-	if (flags & TCP_RST) {
-		int verdict = judge_reset(flow, p, direction);
-
-		if (verdict < 0)
-			return;
-		if (verdict)
-			flow->state = CLOSE;
-		flow->timeout = CLOSE;
-		flow->last_ack = 0;
-		return;
+	if (flow->state >= FIN_WAIT && flow->state <= CLOSE)
+		return BELIEVED;
+	if (flow->has_acked & (1 << !direction) && flow->last != A_SYN) {
+		if (p->seq == 0 && !settled)
+			return CHECKED;
+		if (before(p->seq, flow->acked[!direction]))
+			return UNBELIEVED;
+		if (!settled || p->seq == flow->acked[!direction])
+			return CHECKED;
+		/* The last of a train of segments. */
+		if (follows(flow, AN_ACK, direction) && p->seq == flow->last_end)
+			return CHECKED;
+		verdict = CHALLENGED;
 	}
-	flow->state = next_state(flow->state, flags, direction);
-	if (!flow->end[direction] || before(flow->end[direction], end)) {
-		flow->end[direction] = end;
-		if (p->payload)
-			flow->unacked |= 1 << direction;
-	}
-	if (flags & TCP_ACK) {
-		if (!(flow->has_acked & (1 << direction)) || before(flow->acked[direction], p->ack))
-			flow->acked[direction] = p->ack;
-		flow->has_acked |= 1 << direction;
-		if (p->ack == flow->end[!direction])
-			flow->unacked &= ~(1 << !direction);
-	}
-	flow->last_ack = (flags & (TCP_SYN | TCP_FIN | TCP_ACK)) == TCP_ACK ? 1 + direction : 0;
-	flow->last_end = end;
-	flow->timeout = flow->state == ESTABLISHED && flow->unacked ? UNACKNOWLEDGED : flow->state;
+	/* The answer to a SYN or to an ACK that was ignored. */
+	if (flow->last_direction != direction &&
+	    ((flow->replied && flow->last == A_SYN) || (!(flow->notes & ASSURED) && flow->last == AN_ACK)) &&
+	    p->ack == flow->last_end)
+		return verdict == CHECKED ? BELIEVED : CHALLENGED;
+	if (flow->state == SYN_SENT && follows(flow, AN_ACK, REPLY) && p->seq == flow->last_ack)
+		return BELIEVED;
+	return verdict;
 }
 
-/* What one more packet means for its flow. True: the connection has just ended, give its count back. */
-static __always_inline bool track(struct flow *flow, const struct packet *p, enum direction direction, u64 now)
+enum fit {
+	FITS,
+	TOO_OLD,                     /* ignored */
+	TOO_NEW,                     /* INVALID: it acknowledges what was never sent, or lies far outside the window */
+};
+
+/* Sequence numbers and acknowledgements.
+ * Windows themselves are not tracked: what lies just outside one conntrack calls INVALID, and no host sends it. */
+static __always_inline enum fit note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
 {
-	bool ended = false;
+	u32 direction = s->direction & 1, peer = !direction;
+	u32 seen = 1 << direction, peer_seen = 1 << peer;
+	u32 ack = p->ack;
+
+	if (!(flow->seen_sides & seen)) {
+		flow->seen_sides |= seen;
+		flow->end[direction] = s->end;
+		if (s->kind == A_SYN)
+			return FITS;
+		if (s->kind != A_SYN_ACK) {
+			if (!(flow->seen_sides & peer_seen))
+				flow->end[peer] = ack;
+			else if (ack == flow->end[peer] + 1)
+				flow->end[peer]++;  /* the answer to a keepalive */
+		}
+	} else if (p->tcp_flags & TCP_SYN && before(flow->end[direction], s->end) &&
+		   (flow->state == SYN_SENT || flow->state == SYN_RECV)) {
+		flow->end[direction] = s->end;
+		if (direction == REPLY && s->kind == A_SYN)
+			return FITS;
+	}
+	/* A reset without a connection has number 0. */
+	if (s->kind == A_RESET && (p->seq || flow->state != SYN_SENT) &&
+	    flow->end[direction] - p->seq + ACK_WINDOW > 2 * ACK_WINDOW)
+		return before(flow->end[direction], p->seq) ? TOO_NEW : TOO_OLD;
+	if (!(p->tcp_flags & TCP_ACK) || (s->kind == A_RESET && !ack))
+		ack = flow->end[peer];
+	if (before(flow->end[peer], ack))
+		return TOO_NEW;
+	if (before(ack, flow->end[peer] - ACK_WINDOW))
+		return TOO_OLD;
+	if (before(flow->end[direction], s->end)) {
+		flow->end[direction] = s->end;
+		flow->unacked |= seen;
+	}
+	if (p->tcp_flags & TCP_ACK) {
+		if (!(flow->has_acked & seen) || before(flow->acked[direction], ack))
+			flow->acked[direction] = ack;
+		flow->has_acked |= seen;
+	}
+	if (ack == flow->end[peer])
+		flow->unacked &= ~peer_seen;
+	if (s->kind == AN_ACK) {
+		if (flow->last_direction == direction && flow->last_seq == p->seq && flow->last_ack == ack &&
+		    flow->last_end == s->end && flow->last_window == p->window) {
+			flow->retransmitted += flow->retransmitted < RETRANSMISSIONS;
+		} else {
+			flow->last_seq = p->seq;
+			flow->last_ack = ack;
+			flow->last_end = s->end;
+			flow->last_window = p->window;
+			flow->retransmitted = 0;
+		}
+	}
+	return FITS;
+}
+
+/* Let through without being believed: but what is said to it later counts. */
+static __always_inline void remember_ignored(struct flow *flow, const struct packet *p, const struct segment *s)
+{
+	flow->last = s->kind;
+	flow->last_direction = s->direction;
+	flow->last_seq = p->seq;
+	flow->last_end = s->end;
+	flow->last_window = p->window;
+	if (s->kind == A_SYN && s->direction == ORIGINAL) {
+		flow->notes &= ~(SIMULTANEOUS | CHALLENGING);
+		/* A host in LAST_ACK answers a SYN with an ACK that acknowledges no FIN (RFC 5961, 4). */
+		if (flow->state == LAST_ACK)
+			flow->notes |= CHALLENGING;
+	}
+	if (flow->state == SYN_SENT && s->kind == AN_ACK && s->direction == REPLY)
+		flow->last_ack = p->ack;
+}
+
+/* The timeout of a flow that has just moved: conntrack's choice for what it believes half-dead is short. */
+static __always_inline u32 timeout_of(const struct flow *flow, u32 segment)
+{
+	if (flow->state != ESTABLISHED)
+		return segment == A_RESET ? CLOSE : flow->state;
+	if (flow->retransmitted >= RETRANSMISSIONS)
+		return RETRANSMITTED;
+	if (segment == A_RESET)
+		return CLOSE;
+	if (flow->unacked)
+		return UNACKNOWLEDGED;
+	if (!flow->last_window)
+		return RETRANSMITTED;
+	return flow->replied ? ESTABLISHED : UNACKNOWLEDGED;
+}
+
+static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction)
+{
+	struct segment s = { .kind = segment_of(p->tcp_flags), .direction = direction };
+	u32 state = flow->state, next = next_state(state, s.kind, direction);
+	enum reset reset = CHECKED;
+	enum fit fit;
+
+	s.end = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
+	if (next == INVALID)
+		return STAYS;
+	if (next == IGNORED) {
+		/* In truth they have opened a new connection, with the SYN that was ignored. */
+		if (s.kind != A_SYN_ACK || !follows(flow, A_SYN, ORIGINAL) || p->ack != flow->last_end) {
+			remember_ignored(flow, p, &s);
+			return STAYS;
+		}
+		next = SYN_RECV;
+		flow->end[ORIGINAL] = flow->last_end;
+		flow->seen_sides = 1 << ORIGINAL;
+		flow->has_acked = 0;
+		flow->unacked = 0;
+		flow->notes &= ~(CHALLENGING | PICKED_UP);
+	}
+	if (state == LAST_ACK && s.kind == AN_ACK && follows(flow, A_SYN, !direction) &&
+	    flow->notes & CHALLENGING) {
+		flow->notes &= ~CHALLENGING;
+		return STAYS;
+	}
+	if (next == SYN_SENT2)
+		flow->notes |= SIMULTANEOUS;
+	if (next == SYN_RECV && s.kind == AN_ACK && flow->notes & SIMULTANEOUS)
+		next = ESTABLISHED;
+	if (s.kind == A_RESET) {
+		reset = judge_reset(flow, p, direction);
+		if (reset == UNBELIEVED)
+			return STAYS;
+		if (reset == CHALLENGED)
+			next = state;
+	}
+	if (reset != BELIEVED) {
+		fit = note_numbers(flow, p, &s);
+		/* What conntrack picked up midway it takes as it comes. */
+		if (fit != FITS && !(flow->notes & PICKED_UP)) {
+			if (fit == TOO_NEW && flow->notes & ASSURED && (s.kind == A_FIN || s.kind == A_RESET)) {
+				flow->last = s.kind;
+				flow->last_direction = direction;
+			}
+			return STAYS;
+		}
+	}
+	flow->last = s.kind;
+	flow->last_direction = direction;
+	flow->state = next;
+	flow->timeout = timeout_of(flow, s.kind);
+	if (!flow->replied) {
+		if (s.kind == A_RESET)
+			return DIES;
+		/* A client that goes on asking doesn't keep its entry. */
+		if (s.kind == A_SYN && state == SYN_SENT)
+			return STAYS;
+	} else if (next == ESTABLISHED && (state == SYN_RECV || state == ESTABLISHED)) {
+		flow->notes |= ASSURED;
+	}
+	return MOVES;
+}
+
+enum {
+	ENDED = 1,                   /* give its count back */
+	FORGOTTEN = 2,               /* and delete it */
+};
+
+/* What one more packet means for its flow; ENDED is said once. */
+static __always_inline u32 track(struct flow *flow, const struct packet *p, enum direction direction, u64 now)
+{
+	enum fate fate = MOVES;
+	u32 result = 0;
 
 	bpf_spin_lock(&flow->lock);
-	flow->seen = now;
-	if (direction == REPLY)
-		flow->replied = 1;
 	if (p->tuple.protocol == IPPROTO_TCP) {
-		track_tcp(flow, p, direction);
-		if (is_closed(flow->state) && flow->counted) {
+		fate = track_tcp(flow, p, direction);
+		if (flow->counted && (fate == DIES || is_closed(flow->state))) {
 			flow->counted = 0;
-			ended = true;
+			result = fate == DIES ? ENDED | FORGOTTEN : ENDED;
 		}
-	} else if (flow->replied && now > flow->created + STREAM_AFTER) {
+	} else if ((flow->replied || direction == REPLY) && now > flow->created + STREAM_AFTER) {
 		flow->state = UDP_STREAM;
 		flow->timeout = UDP_STREAM;
 	}
+	if (fate != STAYS)
+		flow->seen = now;
+	if (direction == REPLY)
+		flow->replied = 1;
 	bpf_spin_unlock(&flow->lock);
-	return ended;
+	return result;
 }
 
 static __always_inline void pass_packet(struct __sk_buff *skb, struct flow *flow, const struct packet *p,
 					enum direction direction, u64 now)
 {
 	u32 segments = skb->gso_segs ?: 1;
+	u32 result;
 
 	__sync_fetch_and_add(&flow->packets[direction], segments);
 	__sync_fetch_and_add(&flow->bytes[direction], p->total);
-	if (track(flow, p, direction, now))
+	result = track(flow, p, direction, now);
+	if (result & ENDED)
 		give_back(&p->tuple, flow->source);
+	if (result & FORGOTTEN)
+		flows.delete((void *)&p->tuple);
 }
 
 /* A new flow is entered, its count having been raised. 0, or negative: the table is full, or another
@@ -157,13 +373,15 @@ static __always_inline long enter(struct __sk_buff *skb, const struct packet *p,
 	flow.packets[ORIGINAL] = skb->gso_segs ?: 1;
 	flow.bytes[ORIGINAL] = p->total;
 	if (p->tuple.protocol == IPPROTO_TCP) {
-		flow.state = p->tcp_flags & TCP_SYN ? SYN_SENT : ESTABLISHED;
-		flow.end[ORIGINAL] = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN);
-		flow.acked[ORIGINAL] = p->ack;
-		flow.has_acked = p->tcp_flags & TCP_ACK ? 1 << ORIGINAL : 0;
+		flow.last = segment_of(p->tcp_flags);
+		flow.state = flow.last == A_SYN ? SYN_SENT : ESTABLISHED;
+		flow.timeout = flow.last == A_SYN ? SYN_SENT : UNACKNOWLEDGED;
+		flow.notes = flow.last == A_SYN ? 0 : PICKED_UP;
+		flow.end[ORIGINAL] = p->seq + p->payload + (flow.last == A_SYN);
+		flow.seen_sides = 1 << ORIGINAL;
 	} else {
 		flow.state = UDP_UNREPLIED;
+		flow.timeout = UDP_UNREPLIED;
 	}
-	flow.timeout = flow.state;
 	return flows.insert((void *)&p->tuple, &flow);
 }

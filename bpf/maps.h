@@ -70,8 +70,8 @@ struct flow_key {
 	u8 pad[3];
 };
 
-/* conntrack's states (nf_conntrack_tcp.h), and the two of UDP. A flow's `timeout` is a state, or
- * UNACKNOWLEDGED: conntrack's shorter timeout while data is unacknowledged. */
+/* conntrack's states (nf_conntrack_tcp.h), and the two of UDP. A flow's `timeout` is a state, or one of
+ * conntrack's shorter timeouts: while data is unacknowledged, and after one ACK has come again and again. */
 enum state {
 	UDP_UNREPLIED,
 	UDP_STREAM,
@@ -85,7 +85,17 @@ enum state {
 	CLOSE,
 	SYN_SENT2,
 	UNACKNOWLEDGED,
+	RETRANSMITTED,
 	TIMEOUTS,
+};
+
+enum segment_kind { NOTHING, A_SYN, A_SYN_ACK, A_FIN, AN_ACK, A_RESET };
+
+enum note {
+	ASSURED = 1,             /* data has passed in both directions (IPS_ASSURED) */
+	PICKED_UP = 2,           /* its beginning was not seen */
+	SIMULTANEOUS = 4,        /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
+	CHALLENGING = 8,         /* the next ACK may answer a SYN, not a FIN (IP_CT_EXP_CHALLENGE_ACK) */
 };
 
 struct flow {
@@ -100,15 +110,22 @@ struct flow {
 	u64 bytes[2];
 	u32 end[2];              /* highest sequence number + 1 that this side sent */
 	u32 acked[2];            /* highest acknowledgement that this side sent */
-	u32 last_end;            /* end of the last segment, if that was a plain ACK */
-	u8 last_ack;             /* 1 + direction of the last segment if it was a plain ACK, else 0 */
+	u32 last_seq;            /* of the last plain ACK, or of a segment that conntrack ignored since: */
+	u32 last_ack;
+	u32 last_end;
+	u16 last_window;
+	u8 last;                 /* enum segment_kind of the last segment that wasn't INVALID */
+	u8 last_direction;
+	u8 retransmitted;        /* how often the last plain ACK came again */
+	u8 seen_sides;           /* bit per direction: end[] is valid */
 	u8 has_acked;            /* bit per direction: acked[] is valid */
 	u8 unacked;              /* bit per direction: data of this side awaits its acknowledgement */
+	u8 notes;                /* ASSURED, … */
 	u8 state;
 	u8 timeout;
 	u8 counted;              /* 1: the origin's counter includes this flow */
 	u8 replied;
-	u8 pad;
+	u8 pad[7];
 };
 PINNED("hash", struct flow_key, struct flow, flows, FLOWS, 0);
 

@@ -26,6 +26,7 @@ enum {
 	TCP_SYN = 0x02,
 	TCP_RST = 0x04,
 	TCP_ACK = 0x10,
+	TCP_URG = 0x20,
 	NEXTHDR_HOP = 0,
 	NEXTHDR_ROUTING = 43,
 	NEXTHDR_FRAGMENT = 44,
@@ -49,6 +50,7 @@ struct packet {
 	u32 payload;             /* bytes of TCP payload */
 	u32 seq;                 /* host order */
 	u32 ack;
+	u16 window;              /* as in the header, not scaled */
 };
 
 /* `length` bytes at `offset` from the network header. 0, or negative if the packet is shorter. */
@@ -70,6 +72,13 @@ static __always_inline bool is_icmp(const struct packet *p)
 static __always_inline u32 total_length(struct __sk_buff *skb, u32 said)
 {
 	return !said && skb->gso_segs ? skb->len - ETH_HLEN : said;
+}
+
+/* The header promises more than came. At TC ingress wire_len counts from the network header (sch_handle_ingress),
+ * elsewhere it has the link-layer header too, but there it is the kernel that made the packet. */
+static __always_inline bool is_cut(struct __sk_buff *skb, const struct packet *p)
+{
+	return p->total > skb->wire_len;
 }
 
 static __always_inline void map_ipv4(u32 *address, u32 ipv4)
@@ -103,7 +112,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 		return REASON_MALFORMED;
 	p->total = total_length(skb, be16(ip.tot_len));
 	p->transport = ip.ihl * 4;
-	if (ip.version != 4 || ip.ihl < 5 || p->total < p->transport)
+	if (ip.version != 4 || ip.ihl < 5 || p->total < p->transport || is_cut(skb, p))
 		return REASON_MALFORMED;
 	fragment = be16(ip.frag_off);
 	p->family = IPV4;
@@ -116,6 +125,12 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	map_ipv4(p->tuple.client, ip.saddr);
 	map_ipv4(p->tuple.origin, ip.daddr);
 	return 0;
+}
+
+static __always_inline bool is_extension(u8 next)
+{
+	return next == NEXTHDR_HOP || next == NEXTHDR_ROUTING || next == NEXTHDR_DEST || next == NEXTHDR_FRAGMENT ||
+	       next == NEXTHDR_AUTH;
 }
 
 static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
@@ -140,12 +155,9 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	p->total = be16(ip.payload_len) ? sizeof(ip) + be16(ip.payload_len) :
 					  total_length(skb, 0) ?: sizeof(ip);
 	next = ip.nexthdr;
-	for (i = 0; i < EXTENSION_HEADERS; i++) {
+	for (i = 0; i < EXTENSION_HEADERS && is_extension(next) && !p->later_fragment; i++) {
 		u8 header[8];
 
-		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_DEST &&
-		    next != NEXTHDR_FRAGMENT && next != NEXTHDR_AUTH)
-			break;
 		if (load(skb, offset, header, sizeof(header)) < 0)
 			return REASON_MALFORMED;
 		if (next == NEXTHDR_FRAGMENT) {
@@ -161,14 +173,12 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 			offset += (header[1] + 1) * 8;
 		}
 		next = header[0];
-		if (p->later_fragment)
-			break;
 	}
-	if (i == EXTENSION_HEADERS)
+	if (is_extension(next) && !p->later_fragment)
 		return REASON_MALFORMED;
 	p->tuple.protocol = next;
 	p->transport = offset;
-	return offset > p->total ? REASON_MALFORMED : 0;
+	return offset > p->total || is_cut(skb, p) ? REASON_MALFORMED : 0;
 }
 
 static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *p)
@@ -191,6 +201,7 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		p->payload = left - tcp.doff * 4;
 		p->seq = be32(tcp.seq);
 		p->ack = be32(tcp.ack_seq);
+		p->window = be16(tcp.window);
 	} else if (p->tuple.protocol == IPPROTO_UDP) {
 		struct udphdr udp;
 

@@ -1,14 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Only what leaves by an outside interface is egress: the kernel's own routing says where it goes. */
 
+/* To everyone or to a group: bpf_fib_lookup would name the default route. */
+static __always_inline bool is_unicast(const struct packet *p)
+{
+	u8 first = p->family == IPV4 ? p->tuple.origin[3] & 0xff : p->tuple.origin[0] & 0xff;
+
+	return p->family == IPV4 ? first && first < 224 : first != 0xff;
+}
+
 /* 0: the packet will leave by an outside interface. Else the reason why it is not ours to decide. */
 static __always_inline int route(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_fib_lookup fib = {};
 	struct interface *out;
 	u32 ifindex;
+	bool too_big;
 	long result;
 
+	if (!is_unicast(p))
+		return REASON_LOCAL;
 	fib.ifindex = skb->ifindex;
 	fib.l4_protocol = p->tuple.protocol;
 	fib.sport = p->tuple.client_port;
@@ -27,6 +38,13 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p)
 		copy_address(fib.ipv6_dst, p->tuple.origin);
 	}
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	too_big = result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
+	if (too_big) {
+		/* Then no interface has been named. */
+		fib.ifindex = skb->ifindex;
+		fib.tot_len = 0;
+		result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	}
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return REASON_LOCAL;
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH &&
@@ -39,7 +57,7 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p)
 	/* What the kernel will not forward must not be admitted: conntrack never gets to know of it. */
 	if (p->hop_limit <= 1)
 		return REASON_TTL;
-	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED && p->dont_fragment && !p->fragment)
+	if (too_big && p->dont_fragment && !p->fragment)
 		return REASON_TOO_BIG;
 	return 0;
 }

@@ -36,6 +36,7 @@ TIMEOUTS = (
     "tcp_close",
     "tcp_syn_sent",
     "tcp_unacknowledged",
+    "tcp_max_retrans",
 )
 # A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
 # translation still holds. conntrack counts in jiffies of up to 10 ms.
@@ -136,7 +137,7 @@ def _write_on_link(on_link: Map, egresses: Sequence[Egress]) -> None:
 def write_timeouts(maps: Maps) -> np.ndarray:
     """conntrack's timeouts of this namespace, by state, in nanoseconds; what a flow may be idle."""
     seconds = sysctl.conntrack_timeouts()
-    fallback = {"tcp_unacknowledged": 300.0}
+    fallback = {"tcp_unacknowledged": 300.0, "tcp_max_retrans": 300.0}
     values = [seconds.get(name, fallback.get(name, 120.0)) + GRACE for name in TIMEOUTS]
     rows = (np.array(values) * 1e9).astype(maps.timeouts.value)
     maps.timeouts.put_many(np.arange(len(rows), dtype=maps.timeouts.key), rows)

@@ -1,0 +1,331 @@
+"""A gateway in a namespace of its own, for programs run by BPF_PROG_TEST_RUN and for raw frames.
+
+::
+
+    client0 ── in0  10.1.0.1/16 fd01::1/64 │ gateway │ out0  192.0.2.1/24 2001:db8:0:1::1/64 ── origin0
+
+The far ends of both links lie in the same namespace without a stack of their own: frames are put on them
+and taken from them by packet sockets. The default routes lead to origin0 by static neighbours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from enforcer.datapath import syscall
+from enforcer.datapath.address import unpack
+from enforcer.datapath.maps import Maps
+from enforcer.datapath.programs import Pins
+from enforcer.datapath.reasons import by_name, reasons
+from enforcer.gateway import Gateway, take_down
+from enforcer.instance import Instance
+from enforcer.kernel import namespace
+from enforcer.lab import configuration
+from enforcer.lab.configuration import Document
+
+CLIENT = {4: "10.1.0.2", 6: "fd01::2"}
+ORIGIN = {4: "198.18.1.10", 6: "2001:db8:a1::10"}
+ROUTER = {4: "192.0.2.2", 6: "2001:db8:0:1::2"}
+FAR = {"in0": "client0", "out0": "origin0"}
+MAC = {"in0": "02:00:00:00:01:01", "out0": "02:00:00:00:02:01"}
+CLIENT_MAC, ROUTER_MAC = "02:00:00:00:01:99", "02:00:00:00:02:99"
+LARGEST = 4096
+
+NO_FILTER, BLOCKED, REDIRECT = 0xFFFFFFFF, 2, 7
+"""What the programs return: TC_ACT_UNSPEC (the next filter's turn), TC_ACT_SHOT, TC_ACT_REDIRECT."""
+REFUSED = 0xFFFF
+
+_number = itertools.count()
+
+
+def document(**changes: object) -> Document:
+    """The lab's configuration for the two interfaces here."""
+    return configuration.document(
+        **{"interfaces": {"inside": ["in0"], "outside": ["out0"]}, **changes},  # type: ignore[arg-type]
+    )
+
+
+def run(command: str) -> None:
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+class _Context(ctypes.Structure):
+    """``struct __sk_buff``, as far as a test run reads it."""
+
+    _fields_ = [
+        ("len", ctypes.c_uint32),
+        ("pkt_type", ctypes.c_uint32),
+        ("mark", ctypes.c_uint32),
+        ("queue_mapping", ctypes.c_uint32),
+        ("protocol", ctypes.c_uint32),
+        ("vlan", ctypes.c_uint32 * 3),
+        ("priority", ctypes.c_uint32),
+        ("ingress_ifindex", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("rest", ctypes.c_uint32 * 37),
+    ]
+
+
+class _Attributes(ctypes.Structure):
+    """``union bpf_attr``, the part of BPF_PROG_TEST_RUN."""
+
+    _fields_ = [
+        ("program", ctypes.c_uint32),
+        ("returned", ctypes.c_uint32),
+        ("size_in", ctypes.c_uint32),
+        ("size_out", ctypes.c_uint32),
+        ("data_in", ctypes.c_uint64),
+        ("data_out", ctypes.c_uint64),
+        ("repeat", ctypes.c_uint32),
+        ("duration", ctypes.c_uint32),
+        ("context_size_in", ctypes.c_uint32),
+        ("context_size_out", ctypes.c_uint32),
+        ("context_in", ctypes.c_uint64),
+        ("context_out", ctypes.c_uint64),
+        ("rest", ctypes.c_uint32 * 20),
+    ]
+
+
+class Program:
+    """One loaded program; calling it with a frame runs it once. A few microseconds a call."""
+
+    def __init__(self, fd: int, ifindex: int):
+        self.fd = fd
+        self._in = ctypes.create_string_buffer(LARGEST)
+        self._out = ctypes.create_string_buffer(LARGEST)
+        self.context, self.after = _Context(ifindex=ifindex), _Context()
+        self._attributes = _Attributes(
+            program=fd,
+            data_in=ctypes.addressof(self._in),
+            data_out=ctypes.addressof(self._out),
+            repeat=1,
+            context_size_in=ctypes.sizeof(_Context),
+            context_in=ctypes.addressof(self.context),
+            context_out=ctypes.addressof(self.after),
+        )
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._syscall = libc.syscall
+        self._syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint]
+        self._syscall.restype = ctypes.c_long
+        self._number = {"x86_64": 321}.get(platform.machine(), 280)
+        self._where = ctypes.addressof(self._attributes)
+
+    def __call__(self, frame: bytes, mark: int = 0) -> int:
+        """What the program returned; ``mark`` is the packet's before, ``self.mark`` the one after."""
+        attributes = self._attributes
+        ctypes.memmove(self._in, frame, len(frame))
+        attributes.size_in = len(frame)
+        attributes.size_out = LARGEST
+        attributes.context_size_out = 192
+        self.context.mark = mark
+        if self._syscall(self._number, syscall.PROG_TEST_RUN, self._where, ctypes.sizeof(_Attributes)) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return int(attributes.returned)
+
+    @property
+    def mark(self) -> int:
+        return int(self.after.mark)
+
+    @property
+    def frame(self) -> bytes:
+        """The frame as the program left it."""
+        return self._out.raw[: self._attributes.size_out]
+
+    def head(self, length: int) -> bytes:
+        """The first bytes of the frame as the program left it."""
+        return ctypes.string_at(self._out, length)
+
+
+class Tallies:
+    """The counters of reasons, read in one system call."""
+
+    COUNT = 128
+
+    def __init__(self, fd: int):
+        cpus = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition("-")[2]
+        self._values = np.zeros((self.COUNT, int(cpus) + 1, 2), dtype="<u8")
+        self._keys = np.zeros(self.COUNT, dtype="<u4")
+        self._cursor = ctypes.create_string_buffer(16)
+        self.fd = fd
+
+    def read(self) -> np.ndarray:
+        """(packets, flows) by reason."""
+        where = [int(array.ctypes.data) for array in (self._keys, self._values)]
+        attributes = np.array([0, ctypes.addressof(self._cursor), *where, 0, 0, 0], dtype="<u8").view("<u4")
+        attributes[8], attributes[9] = self.COUNT, self.fd
+        try:
+            syscall.call(syscall.MAP_LOOKUP_BATCH, attributes.tobytes())
+        except OSError as error:
+            if error.errno != 2:  # ENOENT: the end was reached
+                raise
+        return self._values.sum(axis=1)
+
+
+class Counted:
+    """What was counted within a ``with`` block, by the reasons' names."""
+
+    packets: dict[str, int]
+    flows: dict[str, int]
+
+    def __init__(self, tallies: Tallies):
+        self._tallies = tallies
+
+    def __enter__(self) -> Counted:
+        self._before = self._tallies.read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        difference = self._tallies.read() - self._before
+        names = reasons()
+        self.packets = {names[int(i)].name: int(difference[i, 0]) for i in np.flatnonzero(difference[:, 0])}
+        self.flows = {names[int(i)].name: int(difference[i, 1]) for i in np.flatnonzero(difference[:, 1])}
+
+
+class Box:
+    """The gateway; the calling thread is inside its namespace."""
+
+    def __init__(self, name: str, directory: Path):
+        self.name = name
+        self.directory = directory
+        self.instance = Instance(namespace.netns_cookie())
+        self.index = {name: socket.if_nametoindex(name) for name in (*FAR, *FAR.values())}
+        self._programs: dict[tuple[str, str], Program] = {}
+
+    def apply(self, config: Document) -> None:
+        """Puts a configuration in force, as the daemon does."""
+        file = self.directory / "enforcer.yaml"
+        file.write_text(configuration.dump(config))
+        done = subprocess.run(
+            [sys.executable, "-m", "enforcer.apply", str(file)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        result = json.loads(done.stdout)
+        assert "error" not in result, result
+        self.config = config
+        self._programs.clear()
+        self.gateway = Gateway(self.instance)
+        self.maps: Maps = self.gateway.maps()
+        assert self.gateway.pins is not None
+        self.pins: Pins = self.gateway.pins
+        self.tallies = Tallies(self.maps.reasons.fd)
+
+    def program(self, name: str, interface: str = "in0") -> Program:
+        """A program, run as on this interface."""
+        if (name, interface) not in self._programs:
+            self._programs[name, interface] = Program(self.pins.program(name), self.index[interface])
+        return self._programs[name, interface]
+
+    def counted(self) -> Counted:
+        return Counted(self.tallies)
+
+    def slot(self, egress: str) -> int:
+        assert self.gateway.state is not None
+        return self.gateway.state.slots[egress]
+
+    def forget_everything(self) -> None:
+        """Empties the maps of flows, origins and clients."""
+        for part in (self.maps.flows, self.maps.origins, self.maps.clients):
+            for key in part.items()[0]:
+                part.delete(key)
+
+    def miscounted(self) -> list[str]:
+        """Origins whose `active` is not the number of their counted flows: there must never be any."""
+        wanted: dict[bytes, int] = {}
+        keys, flows = self.maps.flows.items()
+        own = np.zeros(len(keys), dtype=self.maps.origins.key)
+        own["source"], own["origin"] = flows["source"], keys["origin"]
+        own["origin_port"], own["protocol"] = keys["origin_port"], keys["protocol"]
+        for key in own[flows["counted"] == 1]:
+            wanted[key.tobytes()] = wanted.get(key.tobytes(), 0) + 1
+        found = {key.tobytes(): row for key, row in zip(*self.maps.origins.items(), strict=True)}
+        wrong = []
+        for raw in wanted.keys() | found.keys():
+            active = int(found[raw]["active"]) if raw in found else None
+            if (active or 0) != wanted.get(raw, 0):
+                key = np.frombuffer(raw, dtype=self.maps.origins.key)[0]
+                wrong.append(
+                    f"{unpack(key['source'])} → {unpack(key['origin'])} port {key['origin_port']}: active "
+                    f"{active}, flows counted {wanted.get(raw, 0)}"
+                )
+        return wrong
+
+
+@contextmanager
+def inside(path: str) -> Iterator[None]:
+    """The calling thread, in a network namespace; it comes back in any case."""
+    back = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        namespace.enter(path)
+        yield
+    finally:
+        namespace.enter(f"/proc/self/fd/{back}")
+        os.close(back)
+
+
+def _wire() -> None:
+    lines = ["link set lo up"]
+    for near, far in FAR.items():
+        lines.append(f"link add {near} address {MAC[near]} type veth peer name {far}")
+    lines += [
+        "addr add 10.1.0.1/16 dev in0",
+        "addr add fd01::1/64 dev in0 nodad",
+        "addr add 192.0.2.1/24 dev out0",
+        "addr add 2001:db8:0:1::1/64 dev out0 nodad",
+    ]
+    lines += [f"link set {name} up" for name in (*FAR, *FAR.values())]
+    for family in (4, 6):
+        lines.append(f"neigh add {CLIENT[family]} lladdr {CLIENT_MAC} dev in0 nud permanent")
+        lines.append(f"neigh add {ROUTER[family]} lladdr {ROUTER_MAC} dev out0 nud permanent")
+        lines.append(f"route add default via {ROUTER[family]}")
+    run("sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.accept_ra=0")
+    run("sysctl -qw net.ipv4.conf.default.rp_filter=0 net.ipv4.conf.all.rp_filter=0")
+    done = subprocess.run(
+        ["ip", "-batch", "-"], input="\n".join(lines), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for far in FAR.values():
+        run(f"sysctl -qw net.ipv6.conf.{far}.disable_ipv6=1")
+
+
+@contextmanager
+def new_box(config: Document) -> Iterator[Box]:
+    """A gateway with this configuration in force; everything of it is gone afterwards."""
+    name = f"datapath-{os.getpid()}-{next(_number)}"
+    directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    run(f"ip netns add {name}")
+    try:
+        with inside(name):
+            _wire()
+            box = Box(name, directory)
+            try:
+                box.apply(config)
+                yield box
+            finally:
+                take_down(box.instance)
+                shutil.rmtree(box.instance.directory, ignore_errors=True)
+    finally:
+        run(f"ip netns del {name}")
+        shutil.rmtree(directory)
+
+
+def number(reason: str) -> int:
+    """A reason's number by its name."""
+    return by_name()[reason].number
