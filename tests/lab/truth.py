@@ -98,13 +98,7 @@ def egresses(gateway: Gateway) -> dict[str, dict[str, Any]]:
 
 def counted(gateway: Gateway) -> Counter[Origin]:
     """`active` of every origin that has a live connection, as `enforcer origins` says."""
-    return Counter(
-        {
-            Origin(row["source_ip"], row["protocol"], row["origin_ip"], row["origin_port"]): row["active"]
-            for row in origins(gateway)
-            if row["active"]
-        }
-    )
+    return Counter({_origin(row): row["active"] for row in origins(gateway) if row["active"]})
 
 
 def tracked(lab: Lab) -> Counter[Origin]:
@@ -133,12 +127,12 @@ def agree(gateway: Gateway, patience: float = 20.0) -> Counter[Origin]:
     return ours
 
 
-def forget(gateway: Gateway) -> None:
-    """Begin anew: no connection in conntrack, and none counted."""
-    gateway.stop()
-    gateway.run("down")
-    gateway.lab.gw.run("conntrack", "-F")
-    gateway.start()
+def row_of(gateway: Gateway, origin: Origin) -> dict[str, Any]:
+    """The row of `enforcer origins` that tells of this one."""
+    for row in origins(gateway):
+        if _origin(row) == origin:
+            return row
+    raise AssertionError(f"{origin} was never seen")
 
 
 def packets(gateway: Gateway) -> Counter[str]:
@@ -165,6 +159,10 @@ def wait_for(condition: Callable[[], bool], what: str = "it", patience: float = 
     while not condition():
         assert time.monotonic() < deadline, f"{what} never became so"
         time.sleep(0.05)
+
+
+def _origin(row: dict[str, Any]) -> Origin:
+    return Origin(row["source_ip"], row["protocol"], row["origin_ip"], row["origin_port"])
 
 
 def _text(packed: bytes) -> str:
