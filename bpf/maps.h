@@ -184,12 +184,18 @@ struct rule {
 	BPF_F_TABLE(type, key, value, name##_inner, 1, flags);            \
 	PINNED("array_of_maps$" #name "_inner", int, u32, name, 2, 0)
 
+/* Before Linux 6.2 an inner map must resemble its prototype in having BTF or not, if its value is a
+ * structure (bpf_map_meta_equal compares timer_off). Those that user space makes have none. */
+#pragma push_macro("BPF_ANNOTATE_KV_PAIR")
+#undef BPF_ANNOTATE_KV_PAIR
+#define BPF_ANNOTATE_KV_PAIR(...) struct no_btf
 BANKS(source_prefixes, "lpm_trie", struct prefix_key, u32, BPF_F_NO_PREALLOC);
 BANKS(destination_prefixes, "lpm_trie", struct prefix_key, struct destination, BPF_F_NO_PREALLOC);
 BANKS(port_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(protocol_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(rule_sets, "array", u32, struct rule_set, BPF_F_INNER_MAP);
 BANKS(rules, "array", u32, struct rule, BPF_F_INNER_MAP);
+#pragma pop_macro("BPF_ANNOTATE_KV_PAIR")
 
 struct tally {
 	u64 packets;

@@ -1,27 +1,52 @@
 #!/usr/bin/env bash
-# The guest's part of scripts/test-vm.sh: loads what a gateway's kernel has as modules, then runs pytest.
+# The guest's part of scripts/test-vm.sh: a root with a cache, what a gateway's kernel has as modules, pytest.
 #
 #   scripts/vm-inside.sh RESULTS PYTEST-ARGUMENT…
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit 1
+repository=$(realpath "$(dirname "$0")/..")
 results=$1
 shift
-touch "$results/started"
-exec >"$results/output" 2>&1
 export PYTHONDONTWRITEBYTECODE=1
-PATH=$PWD/.venv/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=$repository/.venv/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-echo "test-vm: Linux $(uname -r), up for $(cut -d. -f1 /proc/uptime) s"
+# The root that we were started on is the host's by 9p without a cache: each start of a program reads all
+# of it anew. The same by a mount with one makes everything five times faster.
+enter_cached_root() {
+  local root=/run/cached directory
+  mkdir -p $root
+  mount -t tmpfs tmpfs $root
+  mkdir $root/{host,upper,work,root}
+  mount -t 9p -o ro,version=9p2000.L,trans=virtio,access=any,msize=512000,cache=loose cached $root/host &&
+    mount -t overlay -o "lowerdir=$root/host,upperdir=$root/upper,workdir=$root/work" overlay $root/root ||
+    return
+  for directory in dev proc sys lib/modules; do
+    mkdir -p "$root/root/$directory"
+    mount --rbind "/$directory" "$root/root/$directory"
+  done
+  mount -t tmpfs tmpfs $root/root/run
+  mount -t tmpfs tmpfs $root/root/tmp
+  mount --bind "$results" "$root/root$results"
+  CACHED_ROOT=yes exec chroot $root/root bash "$repository/scripts/vm-inside.sh" "$results" "$@"
+}
+
+if [[ -z ${CACHED_ROOT:-} ]]; then
+  touch "$results/started"
+  exec >"$results/output" 2>&1
+  echo "test-vm: Linux $(uname -r), up for $(cut -d. -f1 /proc/uptime) s"
+  enter_cached_root "$@"
+  echo 'test-vm: no cached root: this will be slow'
+fi
+
+cd "$repository" || exit 1
 mkdir -p /run/netns
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
-
 for module in veth sch_ingress cls_bpf act_mirred nf_tables nf_conntrack nf_conntrack_netlink nf_nat nft_ct \
-  nft_nat nft_chain_nat nft_reject_inet nft_fib_inet overlay tun; do
+  nft_nat nft_chain_nat nft_reject_inet; do
   modprobe "$module" || echo "test-vm: no module $module"
 done
 
-python -m pytest -p no:cacheprovider --timeout 300 "$@"
+python -m pytest -p no:cacheprovider --timeout 600 -v "$@"
 code=$?
-echo "test-vm: $(cut -d. -f1 /proc/uptime) s"
+echo "test-vm: $(cut -d. -f1 /proc/uptime) s since the start"
 echo "$code" >"$results/exit-code.new"
 mv "$results/exit-code.new" "$results/exit-code"
