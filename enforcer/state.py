@@ -57,7 +57,7 @@ class State:
             return None
         except PermissionError as error:
             raise PrivilegeError(f"cannot read {path}", "Run as root.") from error
-        if content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             return None
         return cls(**content)
 

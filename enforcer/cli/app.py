@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from enforcer import __version__
+from enforcer.control import ReportedError
 from enforcer.errors import ConfigError, EnforcerError
 
 VERBS = ("run", "reload", "down", "check")
@@ -46,14 +47,17 @@ class Command(click.Command):
         """Runs it."""
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
-            click.echo(str(error), err=True)
-            ctx.exit(error.exit_code)
         except EnforcerError as error:
-            click.echo(f"error: {error.message}", err=True)
-            if error.hint:
-                click.echo(error.hint, err=True)
-            ctx.exit(error.exit_code)
+            _fail(ctx, error)
+
+
+def _fail(ctx: click.Context, error: EnforcerError) -> NoReturn:
+    # Each fault of a file begins with its place, also if the daemon found it.
+    located = isinstance(error, ConfigError | ReportedError) and error.exit_code == ConfigError.exit_code
+    click.echo(error.message if located else f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(error.hint, err=True)
+    ctx.exit(error.exit_code)
 
 
 class Settings:
@@ -97,10 +101,7 @@ def entry(ctx: click.Context, netns: str | None, file: Path) -> None:
         try:
             enter(netns)
         except EnforcerError as error:
-            click.echo(f"error: {error.message}", err=True)
-            if error.hint:
-                click.echo(error.hint, err=True)
-            ctx.exit(error.exit_code)
+            _fail(ctx, error)
 
 
 def main() -> None:

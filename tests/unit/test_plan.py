@@ -1,0 +1,367 @@
+"""The order of a plan's operations, over random configurations and states of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from enforcer.desired import Desired, Egress
+from enforcer.kernel.filters import Direction, Filter
+from enforcer.kernel.links import Link
+from enforcer.plan import (
+    HOOKS,
+    SYSCTLS,
+    Actual,
+    AddAddress,
+    AddRange,
+    Attach,
+    Detach,
+    EndFlows,
+    InstallTable,
+    LoadPrograms,
+    Operation,
+    RemoveAddress,
+    RemoveRange,
+    SetSysctl,
+    SwitchTables,
+    TakeMulticast,
+    plan,
+    settings_of,
+)
+
+INTERFACES = ("in0", "in1", "any0", "out0", "out1")
+PROGRAMS = tuple(program for _, _, program in HOOKS)
+POOL = tuple(
+    Egress(
+        name=f"e{slot}",
+        slot=slot,
+        location="here",
+        ipv4=IPv4Address("203.0.113.0") + slot,
+        ipv6=IPv6Network((f"2001:db8:{slot:x}::", 64)),
+        on_link=False,
+        here=True,
+    )
+    for slot in range(1, 5)
+)
+
+
+@st.composite
+def wanted(draw: st.DrawFn) -> Desired:
+    """A configuration: some of the pool, here or elsewhere, on some of the interfaces."""
+    names = draw(st.permutations(INTERFACES))
+    inside = draw(st.integers(1, 3))
+    outside = draw(st.integers(1, 2))
+    egresses = tuple(
+        replace(egress, here=draw(st.booleans()), on_link=draw(st.booleans()))
+        for egress in POOL
+        if draw(st.booleans())
+    )
+    return Desired(
+        inside=tuple(names[:inside]),
+        outside=tuple(names[inside : inside + outside]),
+        shared4=IPv4Address(draw(st.sampled_from(("198.51.100.1", "198.51.100.2")))),
+        shared6=IPv6Address(draw(st.sampled_from(("2001:db8:ffff::1", "2001:db8:ffff::2")))),
+        egresses=egresses,
+        nearest=(),
+        mark_mask=draw(st.sampled_from((0xFFFF, 0xFF0000))),
+        limit=draw(st.integers(1, 3)),
+        proxy_tcp=draw(st.booleans()),
+        proxy_udp=draw(st.booleans()),
+        flows=1024,
+        origins=1024,
+    )
+
+
+@st.composite
+def untouched(draw: st.DrawFn) -> Actual:
+    """A kernel that knows nothing of us, with addresses, ranges and settings of its own."""
+    present = draw(st.lists(st.sampled_from(INTERFACES), unique=True))
+    held = {("out0", IPv4Interface("198.51.100.1/24"))} if draw(st.booleans()) else set()
+    if draw(st.booleans()):
+        held.add(("out0", IPv4Interface("203.0.113.1/32")))
+    return Actual(
+        links={
+            name: Link(name, number, 14, True, 1500, draw(st.booleans()), ())
+            for number, name in enumerate(present)
+        },
+        held=frozenset(held),
+        ranges=frozenset({IPv6Network("2001:db8:1::/64")} if draw(st.booleans()) else ()),
+        table=None,
+        filters={},
+        sysctls={name: draw(st.sampled_from(("0", "1"))) for name in SYSCTLS},
+    )
+
+
+def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -> Actual:
+    """What the kernel holds after one operation."""
+    match operation:
+        case InstallTable(ruleset):
+            return replace(actual, table=ruleset.digest())
+        case AddAddress(held):
+            return replace(actual, held=actual.held | {held})
+        case RemoveAddress(held):
+            assert held in actual.held
+            return replace(actual, held=actual.held - {held})
+        case AddRange(network):
+            return replace(actual, ranges=actual.ranges | {network})
+        case RemoveRange(network):
+            assert network in actual.ranges
+            return replace(actual, ranges=actual.ranges - {network})
+        case LoadPrograms():
+            first = max(actual.programs.values(), default=0) + 1
+            return replace(actual, programs={name: first + i for i, name in enumerate(PROGRAMS)})
+        case SwitchTables():
+            return replace(actual, tables=tables, settings=settings_of(aim))
+        case Attach(interface, direction, program):
+            assert interface in actual.links
+            made = Filter(direction, 1, 1, "bpf", f"enforcer/{program}", actual.programs[program])
+            return replace(actual, filters={**actual.filters, (interface, direction): made})
+        case Detach(interface, direction):
+            kept = {key: one for key, one in actual.filters.items() if key != (interface, direction)}
+            assert len(kept) == len(actual.filters) - 1
+            return replace(actual, filters=kept)
+        case TakeMulticast(interface):
+            link = replace(actual.links[interface], allmulti=True)
+            return replace(actual, links={**actual.links, interface: link})
+        case SetSysctl(name, value):
+            return replace(actual, sysctls={**actual.sysctls, name: value})
+        case EndFlows():
+            return actual
+    raise AssertionError(operation)
+
+
+def apply(actual: Actual, operations: Iterable[Operation], aim: Desired, tables: str) -> Actual:
+    """What the kernel holds after all of them."""
+    for operation in operations:
+        actual = carry_out(actual, operation, aim, tables)
+    return actual
+
+
+@dataclass(frozen=True)
+class Change:
+    """One step of a gateway's life: what is there, what was applied, and what shall be."""
+
+    actual: Actual
+    previous: Desired | None
+    aim: Desired
+    tables: str
+
+    @property
+    def operations(self) -> list[Operation]:
+        return plan(self.aim, self.actual, self.previous, self.tables)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Change:
+    """A first start, a reload, a restart after somebody changed something, or an upgrade."""
+    actual, aim = draw(untouched()), draw(wanted())
+    if draw(st.booleans()):
+        return Change(actual, None, aim, "new")
+    previous = draw(wanted())
+    actual = apply(actual, plan(previous, actual, None, "old"), previous, "old")
+    if draw(st.booleans()):  # an upgrade: what is pinned is of another version
+        actual = replace(actual, programs={})
+    if draw(st.booleans()):
+        actual = replace(actual, table=draw(st.sampled_from((None, ""))))
+    if draw(st.booleans()):
+        gone = draw(st.sets(st.sampled_from(sorted(actual.filters)))) if actual.filters else set()
+        kept = {key: one for key, one in actual.filters.items() if key not in gone}
+        actual = replace(actual, filters=kept)
+    if draw(st.booleans()):
+        actual = replace(actual, held=frozenset(), ranges=frozenset())
+    return Change(actual, previous, aim, draw(st.sampled_from(("old", "new"))))
+
+
+def positions(operations: list[Operation], *kinds: type[Operation]) -> list[int]:
+    return [number for number, operation in enumerate(operations) if isinstance(operation, kinds)]
+
+
+@given(changes())
+def test_what_was_planned_holds(change: Change) -> None:
+    """Applied, the kernel is as desired; planned again, there is nothing to do."""
+    after = apply(change.actual, change.operations, change.aim, change.tables)
+    assert plan(change.aim, after, change.aim, change.tables) == []
+    aim = change.aim
+    assert after.table == aim.ruleset().digest()
+    held = {interface.ip for _, interface in after.held}
+    assert {aim.shared4, aim.shared6, *(egress.ipv4 for egress in aim.ours)} <= held
+    assert after.ranges >= {egress.ipv6 for egress in aim.ours}
+    expected = {
+        (name, direction): program
+        for role, direction, program in HOOKS
+        for name in getattr(aim, role)
+        if name in after.links
+    }
+    found = {key: one.name.removeprefix("enforcer/") for key, one in after.filters.items()}
+    assert found == expected
+    assert all(after.sysctls[name] == value for name, value in SYSCTLS.items())
+
+
+@given(changes())
+def test_the_table_comes_first(change: Change) -> None:
+    """It is what closes the gateway: nothing else is done before it is there."""
+    operations = change.operations
+    tables = positions(operations, InstallTable)
+    assert tables[:1] in ([], [0])
+    if change.actual.table is None:
+        assert isinstance(operations[0], InstallTable)
+        assert not operations[0].there
+
+
+@given(changes())
+def test_what_lets_traffic_through_comes_last(change: Change) -> None:
+    """The guard is in place before clients' traffic is marked, and forwarding is switched on after all."""
+    operations = change.operations
+    attached = [operation.program for operation in operations if isinstance(operation, Attach)]
+    assert attached == sorted(attached, key=PROGRAMS.index)
+    assert PROGRAMS[0] == "to_origin"
+    assert PROGRAMS[-1] == "from_client"
+    sysctls = positions(operations, SetSysctl)
+    assert sysctls == list(range(len(operations) - len(sysctls), len(operations)))
+    switch = positions(operations, SwitchTables)
+    for number in positions(operations, Attach):
+        assert not switch or switch[0] < number
+    assert len(switch) <= 1
+    load = positions(operations, LoadPrograms)
+    assert not load or load[0] < switch[0]
+
+
+@given(changes())
+def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
+    """Until the switch the policies lead to the slots of before; each has its translation and address."""
+    operations = change.operations
+    switch = positions(operations, SwitchTables)
+    assume(change.previous is not None)
+    assert change.previous is not None
+    same_mask = change.previous.mark_mask == change.aim.mark_mask
+    for number in positions(operations, RemoveAddress, RemoveRange, EndFlows, Detach):
+        assert not switch or switch[0] < number
+    for number in positions(operations, InstallTable):
+        operation = operations[number]
+        assert isinstance(operation, InstallTable)
+        slots = set(operation.ruleset.source4)
+        assert slots >= {change.aim.mark(slot) for slot in change.aim.by_slot}
+        if switch and number < switch[0] and same_mask and change.actual.table is not None:
+            assert slots >= {change.previous.mark(slot) for slot in change.previous.by_slot}
+    if switch:
+        for number in positions(operations, AddAddress, AddRange):
+            assert number < switch[0]
+
+
+@given(changes())
+def test_only_what_we_added_is_taken_away(change: Change) -> None:
+    """The plan removes no address that the file before did not name."""
+    before = change.previous
+    named = {*before.addresses(), *before.shared_addresses()} if before else set()
+    ranges = set(before.ranges()) if before else set()
+    for operation in change.operations:
+        if isinstance(operation, RemoveAddress):
+            assert operation.held in named
+        if isinstance(operation, RemoveRange):
+            assert operation.network in ranges
+
+
+@given(changes())
+def test_addresses_that_others_took_away_stay_away_while_keeping(change: Change) -> None:
+    """The daemon puts back everything else (contract: they are unavailable from that moment)."""
+    after = apply(change.actual, change.operations, change.aim, change.tables)
+    lost = replace(after, held=frozenset(), ranges=frozenset(), table=None, filters={})
+    operations = plan(change.aim, lost, change.aim, change.tables, restore=False)
+    assert positions(operations, AddAddress, AddRange, LoadPrograms, SwitchTables) == []
+    assert positions(operations, InstallTable) == [0]
+
+
+@given(changes())
+def test_an_unchanged_file_ends_no_flow(change: Change) -> None:
+    operations = plan(change.aim, change.actual, change.aim, change.tables)
+    assert positions(operations, EndFlows, RemoveAddress, RemoveRange) == []
+
+
+def desired_with(*slots: int) -> Desired:
+    return Desired(
+        inside=("in0",),
+        outside=("out0",),
+        shared4=IPv4Address("198.51.100.1"),
+        shared6=IPv6Address("2001:db8:ffff::1"),
+        egresses=tuple(POOL[slot - 1] for slot in slots),
+        nearest=(),
+        mark_mask=0xFFFF,
+        limit=40000,
+        proxy_tcp=True,
+        proxy_udp=False,
+        flows=1024,
+        origins=1024,
+    )
+
+
+def clean() -> Actual:
+    links = {name: Link(name, number, 14, True, 1500, False, ()) for number, name in enumerate(INTERFACES)}
+    return Actual(links, frozenset(), frozenset(), None, {}, dict.fromkeys(SYSCTLS, "0"))
+
+
+def test_a_first_start_in_words() -> None:
+    assert [str(operation) for operation in plan(desired_with(1), clean(), None, "x")] == [
+        "install nftables table inet enforcer (1 egress IPs)",
+        "add address 198.51.100.1/32 to out0",
+        "add address 2001:db8:ffff::1/128 to out0",
+        "add address 203.0.113.1/32 to out0",
+        "add local range 2001:db8:1::/64",
+        "load BPF programs",
+        "switch policies and settings",
+        "attach to_origin to out0 egress",
+        "attach from_origin to out0 ingress",
+        "attach to_client to in0 egress",
+        "attach from_client to in0 ingress",
+        "set net.ipv4.ip_forward = 1",
+        "set net.ipv6.conf.all.forwarding = 1",
+    ]
+
+
+def test_an_exchanged_egress_ip_in_words() -> None:
+    before, aim = desired_with(1), desired_with(2)
+    actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
+    words = [str(operation) for operation in plan(aim, actual, before, "y")]
+    assert words[:-1] == [
+        "replace nftables table inet enforcer (2 egress IPs)",
+        "add address 203.0.113.2/32 to out0",
+        "add local range 2001:db8:2::/64",
+        "switch policies and settings",
+        "replace nftables table inet enforcer (1 egress IPs)",
+        "remove address 203.0.113.1/32 from out0",
+        "remove local range 2001:db8:1::/64",
+    ]
+    assert "e1" in words[-1]
+
+
+def test_an_outside_interface_that_is_another() -> None:
+    before, aim = desired_with(1), replace(desired_with(1), outside=("out1",))
+    actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
+    operations = plan(aim, actual, before, "x")
+    after = apply(actual, operations, aim, "x")
+    assert {name for name, _ in after.held} == {"out1"}
+    assert {name for name, _ in after.filters} == {"in0", "out1"}
+
+
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_one_lost_filter_is_one_operation(direction: Direction) -> None:
+    aim = desired_with(1)
+    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
+    lost = {key: one for key, one in actual.filters.items() if key != ("out0", direction)}
+    (operation,) = plan(aim, replace(actual, filters=lost), aim, "x")
+    assert isinstance(operation, Attach)
+    assert (operation.interface, operation.direction) == ("out0", direction)
+
+
+def every_operation() -> Iterator[type[Operation]]:
+    yield from Operation.__subclasses__()
+
+
+def test_each_operation_says_what_it_does() -> None:
+    with pytest.raises(NotImplementedError):
+        str(Operation())
+    assert all(kind.__str__ is not Operation.__str__ for kind in every_operation())

@@ -1,0 +1,180 @@
+"""The state file, numbers that last, and the locks beside it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enforcer import instance as instances
+from enforcer.errors import BusyError, PrivilegeError
+from enforcer.instance import Instance
+from enforcer.state import State, assign
+
+NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True)
+
+
+@given(st.lists(NAMES, min_size=1), st.integers(8, 10))
+def test_numbers_last_while_a_name_is_used(generations: list[list[str]], last: int) -> None:
+    """Through any reloads: a name keeps its number, no two share one, and a new name gets an unused one."""
+    known: dict[str, int] = {}
+    for names in generations:
+        numbers = assign(names, known, last)
+        assert set(names) <= set(numbers)
+        assert len(set(numbers.values())) == len(numbers)
+        assert all(1 <= number <= last for number in numbers.values())
+        assert all(numbers[name] == known[name] for name in names if name in known)
+        # There are as many numbers as names, so no name ever loses its own, used or not.
+        assert all(numbers[name] == number for name, number in known.items())
+        known = numbers
+
+
+@given(st.lists(NAMES, min_size=1))
+def test_numbers_of_names_that_are_gone_are_used_again_last(generations: list[list[str]]) -> None:
+    known: dict[str, int] = {}
+    for names in generations:
+        used = names[:4]
+        numbers = assign(used, known, 4)
+        assert set(used) <= set(numbers)
+        assert len(set(numbers.values())) == len(numbers) <= 4
+        assert all(numbers[name] == known[name] for name in used if name in known)
+        known = numbers
+
+
+def test_more_names_than_numbers() -> None:
+    with pytest.raises(ValueError, match="3 names, but only 2 numbers"):
+        assign("abc", {}, 2)
+
+
+def test_the_lowest_number_that_nobody_had_comes_first() -> None:
+    assert assign("b", {"a": 1}, 3) == {"a": 1, "b": 2}
+    assert assign("cd", {"a": 1, "b": 2}, 3) == {"b": 2, "c": 3, "d": 1}
+
+
+def test_what_is_saved_is_read(tmp_path: Path) -> None:
+    state = State(since=1.5, config={"location": "lax"}, slots={"lax-1": 1}, undo=[{"kind": "clsact"}])
+    state.save(tmp_path / "state.json")
+    assert State.load(tmp_path / "state.json") == state
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    State(since=1.0).save(path)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            State(since=2.0).save(path)
+    loaded = State.load(path)
+    assert loaded is not None
+    assert loaded.since == 1.0
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": 1', "{}", '{"format": 999}', "[]", "null", "3"])
+def test_what_cannot_be_read_is_no_state(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(content)
+    assert State.load(path) is None
+
+
+def test_no_file_is_no_state(tmp_path: Path) -> None:
+    assert State.load(tmp_path / "state.json") is None
+
+
+def test_a_state_that_others_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(PrivilegeError, match="cannot read"):
+        State.load(tmp_path / "state.json")
+
+
+# --- locks
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Instance:
+    monkeypatch.setattr(instances, "RUN", tmp_path / "run")
+    return Instance(0x2A)
+
+
+def test_one_daemon(instance: Instance) -> None:
+    """flock(2) is by open file, so one process can play two."""
+    assert instance.daemon_pid() is None
+    with instance.daemon_lock():
+        instance.state_file.write_text("{}")
+        assert instance.daemon_pid() == os.getpid()
+        with pytest.raises(BusyError, match=f"pid {os.getpid()}"), instance.daemon_lock():
+            pass
+    assert instance.daemon_pid() is None
+    assert instance.state_file.exists()
+    with instance.daemon_lock():
+        assert instance.daemon_pid() == os.getpid()
+
+
+def test_a_daemon_without_a_state_leaves_nothing(instance: Instance) -> None:
+    with instance.daemon_lock(), instance.change_lock():
+        assert instance.directory.is_dir()
+    assert not instance.directory.exists()
+    assert not instances.RUN.exists()
+
+
+def test_remove_takes_all_unless_a_daemon_runs(instance: Instance) -> None:
+    with instance.change_lock():
+        instance.state_file.write_text("{}")
+        instance.remove()
+        assert not instance.directory.exists()
+    with instance.daemon_lock():
+        instance.state_file.write_text("{}")
+        with instance.change_lock():
+            instance.remove()
+        assert instance.daemon_pid() == os.getpid()
+        assert not instance.state_file.exists()
+        with pytest.raises(BusyError), instance.daemon_lock():
+            pass
+    assert not instance.directory.exists()
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_the_new_one(instance: Instance) -> None:
+    entered, order = threading.Event(), []
+
+    def wait() -> None:
+        entered.set()
+        with instance.change_lock():
+            order.append("second")
+            assert (instance.directory / "change.lock").exists()
+
+    with instance.change_lock():
+        other = threading.Thread(target=wait)
+        other.start()
+        entered.wait(5)
+        order.append("first")
+        instance.remove()
+    other.join(10)
+    assert order == ["first", "second"]
+
+
+def test_gateways_have_directories_of_their_own(instance: Instance) -> None:
+    other = Instance(0x2B)
+    with instance.daemon_lock(), other.daemon_lock():
+        assert instance.directory != other.directory
+        assert other.directory.stat().st_mode & 0o777 == 0o700
+    assert not instances.RUN.exists()
+
+
+def test_a_directory_that_cannot_be_made(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(PrivilegeError, match="cannot create"), instance.daemon_lock():
+        pass
