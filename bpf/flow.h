@@ -6,7 +6,8 @@
 
 enum {
 	STREAM_AFTER = 2000000000,   /* ns after which an answered UDP flow is a stream */
-	ACK_WINDOW = 66000,          /* bytes that an acknowledgement may be behind (MAXACKWINCONST) */
+	ACK_WINDOW = 66000,          /* bytes that an acknowledgement may be behind at least (MAXACKWINCONST) */
+	NO_SCALE = 0xff,
 	RETRANSMISSIONS = 3,         /* equal ACKs after which the timeout is short (nf_conntrack_tcp_max_retrans) */
 };
 
@@ -150,13 +151,28 @@ enum fit {
 	TOO_NEW,                     /* INVALID: it acknowledges what was never sent, or lies far outside the window */
 };
 
-/* Sequence numbers and acknowledgements.
- * Windows themselves are not tracked: what lies just outside one conntrack calls INVALID, and no host sends it. */
+/* How many bytes this side may lag behind: its largest window so far (RFC 7323, 2.3: scaled if both said so). */
+static __always_inline u32 note_window(struct flow *flow, const struct packet *p, u32 direction)
+{
+	u32 window = p->window;
+
+	if (p->tcp_flags & TCP_SYN)
+		flow->scale[direction] = p->window_scale;
+	else if (flow->scale[0] != NO_SCALE && flow->scale[1] != NO_SCALE)
+		window <<= flow->scale[direction] & 15;
+	if (window > flow->window[direction])
+		flow->window[direction] = window;
+	return flow->window[direction] > ACK_WINDOW ? flow->window[direction] : ACK_WINDOW;
+}
+
+/* Sequence numbers and acknowledgements. A window's right edge is not tracked: what lies just outside it
+ * conntrack calls INVALID, and no host sends it. */
 static __always_inline enum fit note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
 {
 	u32 direction = s->direction & 1, peer = !direction;
 	u32 seen = 1 << direction, peer_seen = 1 << peer;
 	u32 ack = p->ack;
+	u32 lag = note_window(flow, p, direction);
 
 	if (!(flow->seen_sides & seen)) {
 		flow->seen_sides |= seen;
@@ -177,13 +193,13 @@ static __always_inline enum fit note_numbers(struct flow *flow, const struct pac
 	}
 	/* A reset without a connection has number 0. */
 	if (s->kind == A_RESET && (p->seq || flow->state != SYN_SENT) &&
-	    flow->end[direction] - p->seq + ACK_WINDOW > 2 * ACK_WINDOW)
+	    flow->end[direction] - p->seq + lag > 2 * lag)
 		return before(flow->end[direction], p->seq) ? TOO_NEW : TOO_OLD;
 	if (!(p->tcp_flags & TCP_ACK) || (s->kind == A_RESET && !ack))
 		ack = flow->end[peer];
 	if (before(flow->end[peer], ack))
 		return TOO_NEW;
-	if (before(ack, flow->end[peer] - ACK_WINDOW))
+	if (before(ack, flow->end[peer] - lag))
 		return TOO_OLD;
 	if (before(flow->end[direction], s->end)) {
 		flow->end[direction] = s->end;
@@ -378,6 +394,9 @@ static __always_inline long enter(struct __sk_buff *skb, const struct packet *p,
 		flow.timeout = flow.last == A_SYN ? SYN_SENT : UNACKNOWLEDGED;
 		flow.notes = flow.last == A_SYN ? 0 : PICKED_UP;
 		flow.end[ORIGINAL] = p->seq + p->payload + (flow.last == A_SYN);
+		flow.scale[ORIGINAL] = p->window_scale;
+		flow.scale[REPLY] = NO_SCALE;
+		flow.window[ORIGINAL] = p->window;
 		flow.seen_sides = 1 << ORIGINAL;
 	} else {
 		flow.state = UDP_UNREPLIED;

@@ -110,6 +110,7 @@ struct flow {
 	u64 bytes[2];
 	u32 end[2];              /* highest sequence number + 1 that this side sent */
 	u32 acked[2];            /* highest acknowledgement that this side sent */
+	u32 window[2];           /* largest window that this side offered, in bytes */
 	u32 last_seq;            /* of the last plain ACK, or of a segment that conntrack ignored since: */
 	u32 last_ack;
 	u32 last_end;
@@ -125,7 +126,8 @@ struct flow {
 	u8 timeout;
 	u8 counted;              /* 1: the origin's counter includes this flow */
 	u8 replied;
-	u8 pad[7];
+	u8 scale[2];             /* window scale by side; 0xff: none */
+	u8 pad[5];
 };
 PINNED("hash", struct flow_key, struct flow, flows, FLOWS, 0);
 

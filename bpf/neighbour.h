@@ -42,14 +42,47 @@ static __always_inline u16 fold(s64 sum)
 	return ~sum;
 }
 
+struct pseudo_header {
+	u32 source[4], destination[4], length, next;
+};
+
+/* A solicitation's checksum (RFC 4861, 7.1.1). It carries up to two options of eight bytes: the sender's
+ * link-layer address and a nonce (RFC 7527). */
+static __always_inline bool is_intact(struct __sk_buff *skb, const struct ipv6hdr *ip)
+{
+	struct pseudo_header pseudo = { .length = be32(be16(ip->payload_len)), .next = be32(IPPROTO_ICMPV6) };
+	u32 message[10] = {};
+	int missing;
+
+	switch (be16(ip->payload_len)) {
+	case 24:
+		missing = load(skb, sizeof(*ip), message, 24);
+		break;
+	case 32:
+		missing = load(skb, sizeof(*ip), message, 32);
+		break;
+	case 40:
+		missing = load(skb, sizeof(*ip), message, 40);
+		break;
+	default:
+		return false;
+	}
+	if (missing < 0)
+		return false;
+	copy_address(pseudo.source, ip->saddr.in6_u.u6_addr32);
+	copy_address(pseudo.destination, ip->daddr.in6_u.u6_addr32);
+
+	s64 sum = bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0);
+
+	return fold(bpf_csum_diff(0, 0, message, sizeof(message), sum)) == 0;
+}
+
 /* True: the packet has become the answer, and goes back where it came from. */
 static __always_inline bool answer_solicitation(struct __sk_buff *skb)
 {
 	struct advertisement a;
 	struct ethhdr ethernet;
-	struct {
-		u32 source[4], destination[4], length, next;
-	} pseudo = { .length = be32(MESSAGE), .next = be32(IPPROTO_ICMPV6) };
+	struct pseudo_header pseudo = { .length = be32(MESSAGE), .next = be32(IPPROTO_ICMPV6) };
 	u32 ifindex = skb->ifindex;
 	struct interface *interface;
 	bool unspecified;
@@ -62,7 +95,7 @@ static __always_inline bool answer_solicitation(struct __sk_buff *skb)
 	if (a.ip.nexthdr != IPPROTO_ICMPV6 || a.type != ND_SOLICIT || a.code || a.ip.hop_limit != 255)
 		return false;
 	interface = interfaces.lookup(&ifindex);
-	if (!interface || !interface->ethernet || !is_on_link(a.target) ||
+	if (!interface || !interface->ethernet || !is_on_link(a.target) || !is_intact(skb, &a.ip) ||
 	    bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0)
 		return false;
 

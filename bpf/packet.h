@@ -27,6 +27,10 @@ enum {
 	TCP_RST = 0x04,
 	TCP_ACK = 0x10,
 	TCP_URG = 0x20,
+	TCPOPT_EOL = 0,
+	TCPOPT_NOP = 1,
+	TCPOPT_WINDOW = 3,
+	TCP_OPTIONS = 12,        /* options of a SYN that are looked at */
 	NEXTHDR_HOP = 0,
 	NEXTHDR_ROUTING = 43,
 	NEXTHDR_FRAGMENT = 44,
@@ -51,6 +55,7 @@ struct packet {
 	u32 seq;                 /* host order */
 	u32 ack;
 	u16 window;              /* as in the header, not scaled */
+	u8 window_scale;         /* of a SYN; 0xff if it has none */
 };
 
 /* `length` bytes at `offset` from the network header. 0, or negative if the packet is shorter. */
@@ -181,6 +186,29 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	return offset > p->total || is_cut(skb, p) ? REASON_MALFORMED : 0;
 }
 
+/* The window scale option of a SYN (RFC 7323, 2.2): at most 14; 0xff if there is none. */
+static __always_inline u8 window_scale(struct __sk_buff *skb, u32 at, u32 end)
+{
+	u8 option[3];
+	int i;
+
+	for (i = 0; i < TCP_OPTIONS && at + sizeof(option) <= end; i++) {
+		if (bpf_skb_load_bytes_relative(skb, at, option, sizeof(option), BPF_HDR_START_NET) < 0)
+			break;
+		if (option[0] == TCPOPT_WINDOW)
+			return option[2] > 14 ? 14 : option[2];
+		if (option[0] == TCPOPT_EOL)
+			break;
+		if (option[0] == TCPOPT_NOP)
+			at++;
+		else if (option[1] < 2)
+			break;
+		else
+			at += option[1];
+	}
+	return 0xff;
+}
+
 static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *p)
 {
 	u32 left = p->total - p->transport;
@@ -202,6 +230,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		p->seq = be32(tcp.seq);
 		p->ack = be32(tcp.ack_seq);
 		p->window = be16(tcp.window);
+		if (flags & TCP_SYN)
+			p->window_scale = window_scale(skb, p->transport + sizeof(tcp), p->transport + tcp.doff * 4);
 	} else if (p->tuple.protocol == IPPROTO_UDP) {
 		struct udphdr udp;
 
