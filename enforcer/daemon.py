@@ -6,13 +6,11 @@ compiler or the configuration's models runs in a process of its own (enforcer/ap
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from enforcer import availability, control
+from enforcer import applying, availability, control
 from enforcer.datapath import sweep
 from enforcer.datapath.maps import Maps
 from enforcer.desired import Desired
@@ -55,20 +53,6 @@ def watchdog_interval() -> float | None:
     return int(microseconds) / 2e6 if microseconds else None
 
 
-def apply_in_child(file: Path) -> dict[str, Any]:
-    """Applies the file in a process of its own. Raises ReportedError with its error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "enforcer.apply", str(file)], stdout=subprocess.PIPE, text=True, check=False
-    )
-    try:
-        result = dict(json.loads(done.stdout))
-    except ValueError:
-        raise EnforcerError(f"applying {file} ended with exit code {done.returncode} and no result") from None
-    if "error" in result:
-        raise control.ReportedError(result)
-    return result
-
-
 class Daemon:
     """One gateway's daemon; ``say`` receives lines for the person or the journal."""
 
@@ -85,10 +69,13 @@ class Daemon:
         self.available: dict[str, tuple[bool, bool]] = {}
         self.timeouts = np.zeros(0)
 
-    def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises BusyError if another daemon runs, ConfigError, …"""
-        with self.instance.daemon_lock(), Watch() as watch, _signals() as wake:
-            self._report(apply_in_child(self.file))
+    def run(self, process: subprocess.Popen[str]) -> None:
+        """Until SIGTERM or SIGINT, under the daemon's lock, which the caller holds.
+
+        ``process`` applies the file (enforcer/applying.py). Raises its error.
+        """
+        with Watch() as watch, _signals() as wake:
+            self._report(applying.finish(process))
             self._load()
             server = control.listen(self.instance.control_socket)
             try:
@@ -153,7 +140,7 @@ class Daemon:
     def _reload(self) -> dict[str, Any]:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            result = apply_in_child(self.file)
+            result = applying.finish(applying.start(self.file))
             self._report(result)
             self._load()
         except EnforcerError as error:

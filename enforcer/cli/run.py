@@ -14,9 +14,14 @@ def command(settings: Settings) -> None:
 
     SIGHUP reads the file again. SIGTERM ends the daemon and leaves enforcement in place.
     """
-    from enforcer.daemon import Daemon
+    from enforcer import applying
 
-    Daemon(settings.instance, settings.file, _say).run()
+    instance = settings.instance
+    with instance.daemon_lock():
+        process = applying.start(settings.file)
+        from enforcer.daemon import Daemon
+
+        Daemon(instance, settings.file, _say).run(process)
 
 
 def _say(line: str) -> None:
