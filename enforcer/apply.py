@@ -1,7 +1,8 @@
 """Applies a configuration file to the gateway of this network namespace.
 
-Run as a process of its own (`python -m enforcer.apply`), which ends when it is done: with it go the
-compiler and the validating library, 200 MB that a daemon at rest has no use for. The result is one JSON
+Run as a process of its own (`python -m enforcer.apply FILE`), which ends when it is done: with it go the
+compiler and the validating library, 200 MB that a daemon at rest has no use for. With --start nobody
+watched before: the nftables table is written anew, whatever it claims to hold. The result is one JSON
 document on stdout: {"operations": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}.
 """
 
@@ -83,9 +84,12 @@ def _action(config: Configuration, policy: Any, slots: dict[str, int], policies:
     return Action(number, (slots[egress.primary4], slots[egress.primary6]), (fallback, fallback))
 
 
-def planned(gateway: Gateway, aim: Target) -> list[Operation]:
+def planned(gateway: Gateway, aim: Target, *, distrust_table: bool = False) -> list[Operation]:
     """The operations that applying would take."""
-    return plan(aim.wanted, gateway.actual(aim.wanted), gateway.previous, aim.state.tables)
+    actual = gateway.actual(aim.wanted)
+    if distrust_table and actual.table is not None:
+        actual = replace(actual, table="")
+    return plan(aim.wanted, actual, gateway.previous, aim.state.tables)
 
 
 def check_file(file: Path) -> Configuration:
@@ -101,14 +105,17 @@ def plan_file(file: Path) -> tuple[list[str], list[str]]:
     return [str(operation) for operation in operations], [str(warning) for warning in config.warnings]
 
 
-def apply_file(file: Path) -> dict[str, list[str]]:
-    """Applies the file, or changes nothing: after a failure what was in force before is put back."""
+def apply_file(file: Path, *, start: bool = False) -> dict[str, list[str]]:
+    """Applies the file, or changes nothing: after a failure what was in force before is put back.
+
+    At a daemon's ``start`` the table is written anew: its digest doesn't tell of rules that somebody changed.
+    """
     config = check_file(file)
     instance = Instance(netns_cookie())
     with instance.change_lock():
         gateway = Gateway(instance)
         aim = target(config, str(file), gateway.state)
-        operations = planned(gateway, aim)
+        operations = planned(gateway, aim, distrust_table=start)
         before = gateway.state
         try:
             gateway.apply(operations, aim.wanted, aim.bank, aim.state)
@@ -134,9 +141,9 @@ def _put_back(gateway: Gateway, before: State | None, failed: Desired) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """The process's entry: one argument, the file."""
+    """The process's entry: the file, and --start if a daemon starts."""
     try:
-        result: dict[str, Any] = dict(apply_file(Path(arguments[0])))
+        result: dict[str, Any] = dict(apply_file(Path(arguments[0]), start="--start" in arguments))
     except EnforcerError as error:
         result = report_of(error)
     json.dump(result, sys.stdout)

@@ -301,10 +301,10 @@ class _Applier:
             current.save(self.gateway.instance.state_file)
 
     def _install_table(self, operations: list[InstallTable]) -> None:
-        first = not operations[0].there
         nft.apply(operations[-1].ruleset)
-        if first:
-            # Connections from before us go untranslated for as long as conntrack remembers them.
+        if not operations[0].trusted:
+            # Connections from before us, or from while somebody had changed our rules, go untranslated
+            # for as long as conntrack remembers them.
             local = {pack(interface.ip) for _, interface in addresses.held()}
             _forget(lambda entry: _is_untranslated(entry) and entry.original.source not in local)
 

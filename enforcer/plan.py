@@ -59,10 +59,14 @@ class Operation:
 
 @dataclass(frozen=True)
 class InstallTable(Operation):
-    """The nftables table, as a whole in one transaction."""
+    """The nftables table, as a whole in one transaction.
+
+    ``trusted``: what is there is a table of ours, unchanged; connections passed through it translated.
+    """
 
     ruleset: Ruleset
     there: bool
+    trusted: bool
 
     def __str__(self) -> str:
         done = "replace" if self.there else "install"
@@ -214,7 +218,7 @@ def _operations(
     goes = _going(desired, previous)
     first = _with_going(ruleset, previous) if goes and there and previous else ruleset
     if actual.table != first.digest():
-        yield InstallTable(first, there)
+        yield InstallTable(first, there, trusted=bool(actual.table))
     if restore:
         yield from _additions(desired, actual, previous)
     if not actual.programs:
@@ -223,7 +227,7 @@ def _operations(
         yield SwitchTables()
     yield from _attachments(desired, actual)
     if first != ruleset:
-        yield InstallTable(ruleset, True)
+        yield InstallTable(ruleset, there=True, trusted=True)
     if any(egress.on_link for egress in desired.ours):
         for name in desired.outside:
             if name in actual.links and not actual.links[name].allmulti:

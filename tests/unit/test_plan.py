@@ -100,7 +100,7 @@ def untouched(draw: st.DrawFn) -> Actual:
 def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -> Actual:
     """What the kernel holds after one operation."""
     match operation:
-        case InstallTable(ruleset):
+        case InstallTable(ruleset=ruleset):
             return replace(actual, table=ruleset.digest())
         case AddAddress(held):
             return replace(actual, held=actual.held | {held})
