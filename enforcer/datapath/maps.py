@@ -107,7 +107,7 @@ class Map:
         first = True
         while True:
             keys = np.empty(size, dtype=self.key)
-            values = np.empty(size, dtype=self.value)
+            values = np.empty((size, self._copies) if self._copies > 1 else size, dtype=self.value)
             attributes = bytearray(144)
             struct.pack_into(
                 "<QQQQIIQQ", attributes, 0,

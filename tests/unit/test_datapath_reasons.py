@@ -1,0 +1,37 @@
+"""The list of reasons, which C and Python share."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from enforcer.datapath.reasons import by_name, reasons
+
+COUNTERS = 128  # entries of the map `reasons` in bpf/maps.h
+
+
+def test_every_line_is_read() -> None:
+    text = files("enforcer.bpf").joinpath("reasons.h").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("REASON(")]
+    assert len(lines) == len(reasons()) == len(by_name())
+
+
+def test_numbers_fit_the_map_and_order_the_verdicts() -> None:
+    """The programs compare numbers: shared from 10, refused from 20, blocked from 30, untouched from 40."""
+    bounds = {"dedicated": (1, 10), "shared": (10, 20), "refused": (20, 30), "untouched": (40, 70)}
+    for number, reason in reasons().items():
+        assert number == reason.number < COUNTERS
+        first, last = bounds.get(reason.verdict, (30, 40) if number < 70 else (70, COUNTERS))
+        assert first <= number < last, reason
+
+
+def test_names_and_descriptions_are_for_people() -> None:
+    for reason in reasons().values():
+        assert reason.name == reason.name.lower() and "_" not in reason.name
+        assert reason.description and not reason.description.endswith(".")
+    descriptions = [reason.description for reason in reasons().values()]
+    assert len(set(descriptions)) == len(descriptions)
+
+
+def test_by_name() -> None:
+    assert by_name()["tiny-fragment"].number == 31
+    assert by_name()["limit"].verdict == "refused"

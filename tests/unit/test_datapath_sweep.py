@@ -1,0 +1,106 @@
+"""Which flows a sweep names: idle ones to be reaped, unanswered ones to ask conntrack about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enforcer.datapath import sweep
+
+FLOW = np.dtype(
+    [
+        ("created", "<u8"),
+        ("seen", "<u8"),
+        ("timeout", "u1"),
+        ("counted", "u1"),
+        ("replied", "u1"),
+        ("pad", "u1", 5),
+    ]
+)
+TIMEOUTS = (np.array([10, 100, 5]) * 1e9).astype("<u8")
+
+
+class Flows:
+    key = np.dtype("<u4")
+
+    def __init__(self, rows: list[dict[str, float]]):
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self.values = np.zeros(len(rows), dtype=FLOW)
+        for value, row in zip(self.values, rows, strict=True):
+            value["created"] = now - int(row.get("age", 50) * 1e9)
+            value["seen"] = now - int(row.get("idle", 0) * 1e9)
+            value["timeout"] = row.get("timeout", 1)
+            value["counted"], value["replied"] = row.get("counted", 1), row.get("replied", 1)
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(self.values), 2):
+            yield (
+                np.arange(start, min(start + 2, len(self.values)), dtype=self.key),
+                self.values[start : start + 2],
+            )
+
+
+@pytest.fixture
+def reaped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    named: list[int] = []
+
+    def reap(_: Any, keys: np.ndarray, *, unknown: bool = False) -> int:
+        assert not unknown
+        named.extend(keys.tolist())
+        return len(keys)
+
+    monkeypatch.setattr(sweep, "reap", reap)
+    return named
+
+
+def run(rows: list[dict[str, float]], asked_since: float = 0.0) -> sweep.Sweep:
+    maps: Any = SimpleNamespace(flows=Flows(rows))
+    pins: Any = None
+    return sweep.sweep(maps, pins, TIMEOUTS, asked_since)
+
+
+def test_idle_beyond_the_timeout_of_its_state(reaped: list[int]) -> None:
+    rows = [
+        {"idle": 9, "timeout": 0},
+        {"idle": 11, "timeout": 0},
+        {"idle": 11, "timeout": 1},
+        {"idle": 101, "timeout": 1},
+        {"idle": 6, "timeout": 2},
+    ]
+    found = run(rows)
+    assert reaped == [1, 3, 4]
+    assert (found.flows, found.reaped, len(found.suspects)) == (5, 3, 0)
+    assert found.seconds < 10
+
+
+def test_suspects_are_unanswered_counted_settled_and_asked_about_once(reaped: list[int]) -> None:
+    unanswered = {"replied": 0}
+    rows = [
+        unanswered | {"age": 30},
+        unanswered | {"age": 30, "counted": 0},
+        unanswered | {"age": 0.5},
+        {"age": 30},
+        unanswered | {"age": 30, "idle": 200},
+        unanswered | {"age": 60},
+    ]
+    assert run(rows).suspects.tolist() == [0, 5]
+    assert run(rows, time.monotonic() - 40).suspects.tolist() == [0]
+    assert run(rows, time.monotonic()).suspects.tolist() == []
+    assert reaped == [4, 4, 4]
+
+
+def test_seen_after_the_sweep_began(reaped: list[int]) -> None:
+    """Another processor's clock may be a little ahead; nothing wraps."""
+    assert run([{"idle": -1, "age": -1, "replied": 0}]).suspects.tolist() == []
+    assert reaped == []
+
+
+def test_nothing_to_sweep(reaped: list[int]) -> None:
+    found = run([])
+    assert (found.flows, found.reaped) == (0, 0)
+    assert found.suspects.dtype == Flows.key and not len(found.suspects)
