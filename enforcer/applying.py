@@ -15,10 +15,10 @@ from enforcer import control
 from enforcer.errors import EnforcerError
 
 
-def start(file: Path) -> subprocess.Popen[str]:
+def start(file: Path, *options: str) -> subprocess.Popen[str]:
     """Begins to apply the file."""
     return subprocess.Popen(
-        [sys.executable, "-m", "enforcer.apply", str(file)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "enforcer.apply", str(file), *options], stdout=subprocess.PIPE, text=True
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+_ENDLESS = 1_000_000
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 
 
@@ -33,6 +35,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Iterable[Column], em
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     rows, columns = list(rows), list(columns)
     if not rows:
@@ -42,13 +45,17 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Iterable[Column], em
     for column in columns:
         table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
     for row in rows:
+        # Text: what stands in brackets, such as an IPv6 address, is not markup.
         table.add_row(
-            *("-" if row[column.field] is None else column.write(row[column.field]) for column in columns)
+            *(
+                Text("-" if row[column.field] is None else column.write(row[column.field]))
+                for column in columns
+            )
         )
     console = Console()
     # A pipe has no width: nothing is cut or folded for it.
     if not console.is_terminal:
-        console = Console(width=max(200, console.measure(table).maximum))
+        console = Console(width=_ENDLESS)
     console.print(table)
 
 

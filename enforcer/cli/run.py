@@ -18,7 +18,7 @@ def command(settings: Settings) -> None:
 
     instance = settings.instance
     with instance.daemon_lock():
-        process = applying.start(settings.file)
+        process = applying.start(settings.file, "--start")
         from enforcer.daemon import Daemon
 
         Daemon(instance, settings.file, _say).run(process)
