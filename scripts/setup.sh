@@ -37,8 +37,8 @@ quietly() { # WHAT COMMAND…
   shift
   log=$(mktemp)
   if ! "$@" >"$log" 2>&1; then
-    complaint=$(grep -E '^(E:|ERROR:|Err:|[Ee]rror|fatal)' "$log" | tail -1 || true)
-    fail "$what failed: ${complaint:-$(tail -1 "$log")} (is the network reachable? all it said: $log)"
+    complaint=$(grep -m1 -E '(^| )(E:|ERROR:|fatal:)' "$log" || tail -1 "$log")
+    fail "$what failed: ${complaint#"${complaint%%[![:space:]]*}"} (is the network reachable? all it said: $log)"
   fi
   rm -f "$log"
 }
