@@ -16,6 +16,7 @@ from truth import (
     agree,
     counted,
     families,
+    inject,
     leaves_from,
     packets,
     row_of,
@@ -356,13 +357,6 @@ def test_segments_out_of_the_window_change_nothing(
         assert session.ask() == session.seen
         assert agree(enforced)[key(family, 9000)] == before
     agree(enforced)
-
-
-def inject(lab: Lab, frames: list[bytes]) -> None:
-    with contextlib.closing(lab.client.socket(socket.AF_PACKET, socket.SOCK_RAW)) as raw:
-        raw.bind(("eth0", 0))
-        for frame in frames:
-            raw.send(frame)
 
 
 @families

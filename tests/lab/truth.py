@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple, TypeVar
 
@@ -151,6 +152,14 @@ def uncounted(gateway: Gateway) -> Iterator[None]:
 def total(gateway: Gateway) -> int:
     """Connections ever admitted."""
     return sum(row["total"] for row in origins(gateway))
+
+
+def inject(lab: Lab, frames: Iterable[bytes]) -> None:
+    """Send frames from the client's interface as they are."""
+    with contextlib.closing(lab.client.socket(socket.AF_PACKET, socket.SOCK_RAW)) as raw:
+        raw.bind(("eth0", 0))
+        for frame in frames:
+            raw.send(frame)
 
 
 def wait_for(condition: Callable[[], bool], what: str = "it", patience: float = 20.0) -> None:
