@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import product
 
 from enforcer.bench import documents
 from enforcer.bench.generator import TCP, UDP, Stream
@@ -25,13 +26,12 @@ def _peers(bench: Bench) -> list[Peer]:
 
 
 def new(bench: Bench) -> None:
-    """Every packet begins a flow, spread over 8 origins."""
+    """Every packet begins a flow: to 8 origins, then all to one, where a free port is harder to find."""
     with ExitStack() as stack:
         peers = entered(_peers(bench), stack)
-        for family in (4, 6):
-            for protocol in (UDP, TCP):
-                rows = bench.new_flows(NEW, Stream(family, protocol), peers)
-                bench.add(rows, [ratio(rows[3], rows[2], 1.15)])
+        for origins, family, protocol in product((8, 1), (4, 6), (UDP, TCP)):
+            rows = bench.new_flows(NEW, Stream(family, protocol, origins=origins), peers)
+            bench.add(rows, [ratio(rows[3], rows[2], 1.15)])
 
 
 def established(bench: Bench) -> None:

@@ -54,7 +54,8 @@ class Stream:
     @property
     def case(self) -> str:
         """As tables name it."""
-        return f"IPv{self.family} {'TCP' if self.protocol == TCP else 'UDP'}"
+        name = f"IPv{self.family} {'TCP' if self.protocol == TCP else 'UDP'}"
+        return name if self.origins == 1 else f"{name}, {self.origins} origins"
 
     @property
     def capacity(self) -> int:

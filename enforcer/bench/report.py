@@ -62,6 +62,8 @@ def show(results: Results, console: Console) -> None:
     for claim in results.claims:
         table.add_row(*claim_cells(claim), style="" if claim.holds else "bold red")
     console.print(table)
+    for name, reason in results.failures.items():
+        console.print(f"not measured: {name}: {reason}", style="bold red", markup=False)
     console.print(", ".join(f"{name} {value}" for name, value in results.machine.items()))
 
 

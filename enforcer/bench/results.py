@@ -81,11 +81,14 @@ class Results:
     machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Figures that could not be measured, and why."""
 
     def as_json(self) -> dict[str, Any]:
         """One JSON document, in the order of measurement."""
         return {
             "machine": self.machine,
+            "failures": self.failures,
             "claims": [{**asdict(claim), "holds": claim.holds} for claim in self.claims],
             "rows": [
                 {
