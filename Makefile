@@ -1,7 +1,5 @@
 # Every target works on a bare Debian 12 machine as root: it installs what is missing first.
 PYTHON := .venv/bin/python
-DESTDIR ?=
-PREFIX := /opt/enforcer
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab lab-down test test-unit test-vm lint bench schema install clean
@@ -39,12 +37,12 @@ bench: setup  ## speed and memory against plain nftables, as ratios measured in 
 	@$(PYTHON) -m enforcer.bench
 
 schema: setup  ## regenerate docs/enforcer.schema.json from the configuration's models
-	$(PYTHON) -m enforcer.config > docs/enforcer.schema.json.new
-	mv docs/enforcer.schema.json.new docs/enforcer.schema.json
+	$(PYTHON) -m enforcer.config > docs/enforcer.schema.json.new && mv docs/enforcer.schema.json.new docs/enforcer.schema.json
 
 install:  ## install the daemon on this gateway: /opt/enforcer, systemd unit, sample configuration, completion
-	@scripts/install.sh "$(DESTDIR)"
+	@scripts/install.sh
 
-clean: lab-down  ## remove the lab, the virtual environment and everything that was generated
+clean:  ## remove the lab, the virtual environment and everything that was generated
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m enforcer.lab down; fi
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -16,13 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "packaging/enforcer.service"
 
 
-def run(*argv: str | Path, cwd: Path = ROOT) -> str:
+def run(*argv: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """The output of a program; the test is skipped where there is none of that name."""
     program = shutil.which(str(argv[0]))
     if program is None:
         pytest.skip(f"{argv[0]} is not installed")
     done = subprocess.run(
-        [program, *map(str, argv[1:])], cwd=cwd, capture_output=True, text=True, check=False, timeout=120
+        [program, *map(str, argv[1:])],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -102,8 +109,13 @@ def test_vagrantfile_parses() -> None:
     run("ruby", "-c", ROOT / "vagrant/Vagrantfile")
 
 
-def test_vagrantfile_validates() -> None:
-    run("vagrant", "validate", "--ignore-provider", cwd=ROOT / "vagrant")
+def test_vagrantfile_validates(tmp_path: Path) -> None:
+    run(
+        *("vagrant", "validate", "--ignore-provider"),
+        cwd=ROOT / "vagrant",
+        VAGRANT_HOME=str(tmp_path / "home"),
+        VAGRANT_DOTFILE_PATH=str(tmp_path / "machines"),
+    )
 
 
 @pytest.mark.parametrize(
