@@ -250,10 +250,12 @@ def read(path: Path) -> Document:
 def _text(path: Path) -> str:
     name = str(path)
     try:
+        # Opening a pipe waits for its other end, perhaps for ever.
+        if path.exists() and not path.is_file():
+            kind = "a directory" if path.is_dir() else "a pipe, socket or device"
+            raise ConfigError([Fault(name, 0, f"is {kind}; expected a YAML file")])
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-    except IsADirectoryError:
-        raise ConfigError([Fault(name, 0, "is a directory; expected a YAML file")]) from None
     except FileNotFoundError:
         raise ConfigError([Fault(name, 0, "does not exist; name the file with --config")]) from None
     except (OSError, ValueError) as error:

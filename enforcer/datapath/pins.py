@@ -2,7 +2,8 @@
 
 One directory per network namespace, named by the namespace's cookie, which the kernel never uses
 twice before it is booted again. A bpffs is an instance of its own wherever it is mounted, and
-``ip netns exec`` hides the machine's: so the mount namespace of process 1 is asked as well.
+``ip netns exec`` hides the machine's: so the mount namespaces of process 1 (which a container may forbid to
+enter) and of the processes above us are asked as well.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from enforcer.errors import KernelError
@@ -24,33 +27,56 @@ def _is_bpffs(path: str) -> bool:
     return _libc.statfs(os.fsencode(path), buffer) == 0 and buffer[0] == _BPF_FS_MAGIC
 
 
+def _processes() -> Iterator[str]:
+    """Whose mount namespace may be the machine's: ourselves, process 1, our ancestors from the nearest up."""
+    yield "self"
+    yield "1"
+    pid = os.getppid()
+    while pid > 1:
+        yield str(pid)
+        try:
+            # proc(5): the parent's id is the second field after the name, which may hold anything.
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+
+
+@cache
+def _held(path: str) -> Path:
+    """A path that stays good when the process by which we got there has ended."""
+    return Path(f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
+
+
 def find_bpffs() -> Path | None:
     """A bpffs that every process of the machine can reach, or None."""
     for place in _PLACES:
-        for root in ("", "/proc/1/root"):
-            if _is_bpffs(root + place) and os.access(root + place, os.W_OK):
-                return Path(root + place)
+        for process in _processes():
+            path = place if process == "self" else f"/proc/{process}/root{place}"
+            if _is_bpffs(path) and os.access(path, os.W_OK):
+                return Path(path) if process in ("self", "1") else _held(path)
     return None
 
 
 def mount_bpffs() -> Path:
-    """As find_bpffs, but mounts one, in the mount namespace of process 1, if there is none."""
+    """As find_bpffs, but mounts one if there is none, in the mount namespace furthest out that lets us."""
     found = find_bpffs()
     if found:
         return found
+    ourselves, first, *above = _processes()
     message = ""
     for place in _PLACES:
         command = f"mkdir -p {place} 2>/dev/null; exec mount -t bpf -o mode=700 bpf {place}"
-        done = subprocess.run(
-            ["nsenter", "--mount=/proc/1/ns/mnt", "sh", "-c", command],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found = find_bpffs()
-        if found:
-            return found
-        message = done.stderr.strip()
+        for process in (first, *reversed(above), ourselves):
+            done = subprocess.run(
+                ["nsenter", f"--mount=/proc/{process}/ns/mnt", "sh", "-c", command],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            found = find_bpffs()
+            if found:
+                return found
+            message = done.stderr.strip()
     raise KernelError(
         f"no BPF file system can be mounted: {message}",
         "Mount one with `mount -t bpf bpf /sys/fs/bpf`; it needs CONFIG_BPF_SYSCALL and CAP_SYS_ADMIN.",
