@@ -313,8 +313,11 @@ class _Applier:
         by_interface: dict[str, list[Any]] = {}
         for operation in operations:
             by_interface.setdefault(operation.held[0], []).append(operation.held[1].ip)
+        found = links.links()
         for name, taken in by_interface.items():
-            announce.announce(name, taken)
+            # A link that is down has nobody to tell; its neighbours ask when it is up.
+            if name in found and found[name].up:
+                announce.announce(name, taken)
 
     def _add_ranges(self, operations: list[AddRange]) -> None:
         addresses.add_ranges(operation.network for operation in operations)
