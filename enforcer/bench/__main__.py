@@ -1,4 +1,4 @@
-"""`python -m enforcer.bench [--quick] [--only NAME] [--write]`."""
+"""`python -m enforcer.bench [--quick] [--rounds N] [--only NAME] [--write]`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ FIGURES: dict[str, Callable[[Bench], None]] = {
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="2 rounds in place of 5: to see that it works.")
+@click.option("--quick", is_flag=True, help="2 rounds, and one sweep waited for: to see that it works.")
+@click.option("--rounds", type=click.IntRange(1, 25), help="Rounds of each figure; default 5.")
 @click.option(
     "--only", multiple=True, type=click.Choice(list(FIGURES)), help="Only this figure; may be repeated."
 )
 @click.option("--write", is_flag=True, help=f"Write the results into {DOCUMENTATION}.")
 @click.option("--cpu", type=int, default=1, show_default=True, help="The generator's processor.")
-def main(quick: bool, only: tuple[str, ...], write: bool, cpu: int) -> None:
+def main(quick: bool, rounds: int | None, only: tuple[str, ...], write: bool, cpu: int) -> None:
     """Speed and memory against plain nftables, in network namespaces of its own.
 
     Exit code 1: a limit is missed.
@@ -55,9 +56,8 @@ def main(quick: bool, only: tuple[str, ...], write: bool, cpu: int) -> None:
             generator = Generator(programs, cpu)
             results = Results(machine(generator))
             with console.status("") as status:
-                bench = Bench(
-                    programs, generator, Path(directory), results, 2 if quick else 5, quick, status.update
-                )
+                rounds = rounds or (2 if quick else 5)
+                bench = Bench(programs, generator, Path(directory), results, rounds, quick, status.update)
                 for name in only or FIGURES:
                     try:
                         FIGURES[name](bench)
