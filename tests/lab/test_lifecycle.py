@@ -428,6 +428,20 @@ def test_what_others_take_away_is_put_back(lab: Lab, services: Services, gateway
                 check_new(lab, family, (LAX1,), NEAREST)
 
 
+def test_rules_that_were_changed_while_no_daemon_ran_are_put_back_by_the_next(
+    lab: Lab, services: Services, gateway: Gateway
+) -> None:
+    gateway.start()
+    whole = lab.gw.run("nft", "-s", "list", "table", "inet", "enforcer").stdout
+    with living(lab) as live:
+        gateway.kill()
+        lab.gw.run("nft", "flush", "chain", "inet", "enforcer", "forward")
+        lab.gw.run("nft", "flush", "chain", "inet", "enforcer", "guard")
+        gateway.start()
+        live.check("rules flushed and a restart")
+    assert lab.gw.run("nft", "-s", "list", "table", "inet", "enforcer").stdout == whole
+
+
 @families
 def test_an_address_that_is_taken_away_is_unavailable_and_comes_back(
     lab: Lab, services: Services, gateway: Gateway, family: int
