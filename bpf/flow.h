@@ -148,10 +148,10 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 enum fit {
 	FITS,
 	TOO_OLD,                     /* ignored */
-	TOO_NEW,                     /* INVALID: it acknowledges what was never sent, or lies far outside the window */
+	TOO_NEW,                     /* INVALID: past what the peer has offered room for, or sent */
 };
 
-/* How many bytes this side may lag behind: its largest window so far (RFC 7323, 2.3: scaled if both said so). */
+/* The window in bytes that a segment offers (RFC 7323, 2.3: scaled if both said so); the largest is kept. */
 static __always_inline u32 note_window(struct flow *flow, const struct packet *p, u32 direction)
 {
 	u32 window = p->window;
@@ -162,43 +162,62 @@ static __always_inline u32 note_window(struct flow *flow, const struct packet *p
 		window <<= flow->scale[direction] & 15;
 	if (window > flow->window[direction])
 		flow->window[direction] = window;
-	return flow->window[direction] > ACK_WINDOW ? flow->window[direction] : ACK_WINDOW;
+	return window;
 }
 
-/* Sequence numbers and acknowledgements. A window's right edge is not tracked: what lies just outside it
- * conntrack calls INVALID, and no host sends it. */
+/* Sequence numbers, acknowledgements and windows (tcp_in_window). Selective acknowledgements are not read: they
+ * widen what conntrack takes, but no host sends more than the plain ones allow. */
 static __always_inline enum fit note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
 {
 	u32 direction = s->direction & 1, peer = !direction;
 	u32 seen = 1 << direction, peer_seen = 1 << peer;
 	u32 ack = p->ack;
-	u32 lag = note_window(flow, p, direction);
+	u32 window = note_window(flow, p, direction);
+	u32 lag = flow->window[direction] > ACK_WINDOW ? flow->window[direction] : ACK_WINDOW;
+	u32 edge;
 
 	if (!(flow->seen_sides & seen)) {
 		flow->seen_sides |= seen;
 		flow->end[direction] = s->end;
+		flow->room[direction] = s->end;
+		flow->window[direction] = flow->window[direction] ?: 1;
 		if (s->kind == A_SYN)
 			return FITS;
 		if (s->kind != A_SYN_ACK) {
+			flow->room[direction] += window ?: 1;
 			if (!(flow->seen_sides & peer_seen))
-				flow->end[peer] = ack;
+				flow->end[peer] = flow->room[peer] = ack;
 			else if (ack == flow->end[peer] + 1)
 				flow->end[peer]++;  /* the answer to a keepalive */
 		}
 	} else if (p->tcp_flags & TCP_SYN && before(flow->end[direction], s->end) &&
 		   (flow->state == SYN_SENT || flow->state == SYN_RECV)) {
 		flow->end[direction] = s->end;
+		flow->room[direction] = s->end;
 		if (direction == REPLY && s->kind == A_SYN)
 			return FITS;
 	}
-	/* A reset without a connection has number 0. */
-	if (s->kind == A_RESET && (p->seq || flow->state != SYN_SENT) &&
-	    flow->end[direction] - p->seq + lag > 2 * lag)
-		return before(flow->end[direction], p->seq) ? TOO_NEW : TOO_OLD;
 	if (!(p->tcp_flags & TCP_ACK) || (s->kind == A_RESET && !ack))
 		ack = flow->end[peer];
 	if (before(flow->end[peer], ack))
 		return TOO_NEW;
+	/* A reset without a connection has number 0. */
+	if (s->kind != A_RESET || p->seq || flow->state != SYN_SENT) {
+		bool old = before(s->end, flow->end[direction] - flow->window[peer]) || before(ack, flow->end[peer] - lag);
+
+		if (before(flow->room[direction], p->seq)) {
+			if (!flow->window[peer] || old || s->end - flow->room[direction] >= flow->window[peer])
+				return TOO_NEW;
+			/* A little more than there is room for: let through, and what answers it will be understood. */
+			if (before(flow->end[direction], s->end)) {
+				flow->end[direction] = s->end;
+				flow->unacked |= seen;
+			}
+			return TOO_OLD;
+		}
+		if (flow->window[peer] && before(s->end, flow->end[direction] - flow->window[peer]))
+			return TOO_OLD;
+	}
 	if (before(ack, flow->end[peer] - lag))
 		return TOO_OLD;
 	if (before(flow->end[direction], s->end)) {
@@ -210,6 +229,9 @@ static __always_inline enum fit note_numbers(struct flow *flow, const struct pac
 			flow->acked[direction] = ack;
 		flow->has_acked |= seen;
 	}
+	edge = ack + window;
+	if (!before(edge, flow->room[peer]))
+		flow->room[peer] = edge + !window;
 	if (ack == flow->end[peer])
 		flow->unacked &= ~peer_seen;
 	if (s->kind == AN_ACK) {
@@ -278,7 +300,9 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 			return STAYS;
 		}
 		next = SYN_RECV;
-		flow->end[ORIGINAL] = flow->last_end;
+		flow->end[ORIGINAL] = flow->room[ORIGINAL] = flow->last_end;
+		flow->window[ORIGINAL] = flow->last_window ?: 1;
+		flow->window[REPLY] = 0;
 		flow->seen_sides = 1 << ORIGINAL;
 		flow->has_acked = 0;
 		flow->unacked = 0;
@@ -394,9 +418,10 @@ static __always_inline long enter(struct __sk_buff *skb, const struct packet *p,
 		flow.timeout = flow.last == A_SYN ? SYN_SENT : UNACKNOWLEDGED;
 		flow.notes = flow.last == A_SYN ? 0 : PICKED_UP;
 		flow.end[ORIGINAL] = p->seq + p->payload + (flow.last == A_SYN);
+		flow.room[ORIGINAL] = flow.end[ORIGINAL] + (flow.last == A_SYN ? 0 : p->window ?: 1);
 		flow.scale[ORIGINAL] = p->window_scale;
 		flow.scale[REPLY] = NO_SCALE;
-		flow.window[ORIGINAL] = p->window;
+		flow.window[ORIGINAL] = p->window ?: 1;
 		flow.seen_sides = 1 << ORIGINAL;
 	} else {
 		flow.state = UDP_UNREPLIED;

@@ -110,6 +110,7 @@ struct flow {
 	u64 bytes[2];
 	u32 end[2];              /* highest sequence number + 1 that this side sent */
 	u32 acked[2];            /* highest acknowledgement that this side sent */
+	u32 room[2];             /* highest sequence number that the peer has offered this side room for */
 	u32 window[2];           /* largest window that this side offered, in bytes */
 	u32 last_seq;            /* of the last plain ACK, or of a segment that conntrack ignored since: */
 	u32 last_ack;

@@ -90,6 +90,8 @@ class Hosts:
         if chance.random() < 0.1:
             starts[0] = 0xFFFFFFF0  # wraps soon
         self.hosts = [Host(start) for start in starts]
+        for host, other in zip(self.hosts, reversed(self.hosts), strict=True):
+            host.received = other.start  # what a connection picked up midway acknowledges
 
     def segment(self, side: int, flags: int | None, state: str | None) -> Segment | None:
         """None: a host would have nothing to say now."""
@@ -109,6 +111,8 @@ class Hosts:
             seq = 0  # there is no connection
         if side == 0 and flags & ACK and chance.random() < self.wild:
             ack += chance.choice([-1, 1, -200, 200, -70000, 70000, 2**31 + 5])
+        if side == 0 and not flags & SYN and chance.random() < self.wild:
+            seq += chance.choice([-1, 1, -200, 200, -70000, 70000, 2**24, 2**31 + 5, 2**32 - 2**24])
         window = 0 if chance.random() < 0.05 else 65535
         return Segment(seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, flags, payload, window)
 
