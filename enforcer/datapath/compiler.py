@@ -104,7 +104,9 @@ def _fail(what: str, said: list[str], error: Exception) -> KernelError | Privile
     """One line that says what is wrong; of the compiler's or the verifier's words only the telling ones."""
     text = "".join(said).strip() or str(error)
     if "Operation not permitted" in f"{text} {error}":
-        return PrivilegeError(f"{what}: not permitted", "Run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN.")
+        return PrivilegeError(
+            f"{what}: not permitted", "Run as root, or with the capabilities in packaging/enforcer.service."
+        )
     if "Function not implemented" in f"{text} {error}":
         return KernelError(f"{what}: this kernel has no BPF", "CONFIG_BPF_SYSCALL=y is needed.")
     lines = text.splitlines()

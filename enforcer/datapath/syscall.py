@@ -47,7 +47,7 @@ def explain_error(error: OSError, doing: str) -> KernelError | PrivilegeError:
     """The tree's error for an OSError of bpf(2)."""
     if error.errno in (errno.EPERM, errno.EACCES):
         return PrivilegeError(
-            f"{doing}: not permitted", "Run as root, or with the capabilities CAP_BPF and CAP_NET_ADMIN."
+            f"{doing}: not permitted", "Run as root, or with the capabilities in packaging/enforcer.service."
         )
     if error.errno == errno.ENOSYS:
         return KernelError(
