@@ -10,7 +10,7 @@
  *
  * and three programs that user space runs with BPF_PROG_TEST_RUN: explain, reap, forget.
  */
-#include <uapi/linux/pkt_cls.h>
+#include <linux/pkt_cls.h>
 #include "maps.h"
 #include "tally.h"
 #include "packet.h"
@@ -97,20 +97,12 @@ static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const s
 	return flows.lookup(&key);
 }
 
-static __always_inline int follow_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
-				       struct flow *flow, u64 now)
-{
-	set_mark(skb, s, flow->slot + 1);
-	count(flow->reason, 0);
-	pass_packet(skb, flow, p, ORIGINAL, now);
-	return PASS;
-}
-
 /* TCP and UDP are flows; the rest is only given its address, packet by packet. */
 static __always_inline int open_flow(struct __sk_buff *skb, const struct settings *s, struct packet *p, u64 now)
 {
 	struct verdict v = {};
 	int reason = route(skb, p);
+	u32 counted = 1;
 
 	if (reason) {
 		count(reason, 0);
@@ -141,12 +133,17 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 			struct flow *flow = flows.lookup(&p->tuple);
 
 			give_back(&p->tuple, v.source);
-			return flow ? follow_flow(skb, s, p, flow, now) : refuse(skb, s, REASON_FLOWS_FULL);
+			if (!flow)
+				return refuse(skb, s, REASON_FLOWS_FULL);
+			/* Another processor has entered the same flow just now: this packet takes its way. */
+			v.reason = flow->reason;
+			v.slot = flow->slot;
+			counted = 0;
 		}
-		count(v.reason, 1);
 	} else {
-		count(v.reason, 0);
+		counted = 0;
 	}
+	count(v.reason, counted);
 	set_mark(skb, s, v.slot + 1);
 	return PASS;
 }
@@ -176,7 +173,12 @@ int from_client(struct __sk_buff *skb)
 		flows.delete(&p.tuple);
 		flow = 0;
 	}
-	return flow ? follow_flow(skb, s, &p, flow, now) : open_flow(skb, s, &p, now);
+	if (!flow)
+		return open_flow(skb, s, &p, now);
+	set_mark(skb, s, flow->slot + 1);
+	count(flow->reason, 0);
+	pass_packet(skb, flow, &p, ORIGINAL, now);
+	return PASS;
 }
 
 int to_client(struct __sk_buff *skb)

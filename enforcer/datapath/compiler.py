@@ -58,29 +58,13 @@ def _one_text(root: Path) -> str:
     return f'{head}{includes}#line {line} "egress.c"\n{rest[body_at:]}'
 
 
-def _header_tree(root: Path) -> None:
-    """What BCC wants in place of kernel headers: our few lines, and the UAPI headers of linux-libc-dev."""
+def _uapi_flags() -> list[str]:
+    """Where the kernel's UAPI headers are; bpf/include stands in for the rest of a kernel's tree."""
     if not (_UAPI / "linux/bpf.h").exists():
         raise KernelError(
             "the kernel's UAPI headers are missing", "Install them: apt-get install linux-libc-dev"
         )
-    ours = Path(str(files("enforcer.bpf"))) / "include/linux"
-    uapi = root / "include/uapi/linux"
-    uapi.mkdir(parents=True)
-    (root / "include/linux").mkdir()
-    for header in ours.iterdir():
-        (root / "include/linux" / header.name).symlink_to(header)
-    for header in (_UAPI / "linux").iterdir():
-        if header.name in ("bpf.h", "bpf_common.h"):
-            (uapi / header.name).touch()  # BCC brings its own
-        else:
-            (uapi / header.name).symlink_to(header)
-    multiarch = _UAPI / f"{platform.machine()}-linux-gnu/asm"
-    (root / "include/uapi/asm").symlink_to(multiarch if multiarch.exists() else _UAPI / "asm")
-    (root / "include/uapi/asm-generic").symlink_to(_UAPI / "asm-generic")
-    page = root / "arch/x86/include/asm/page.h"
-    page.parent.mkdir(parents=True)
-    page.touch()
+    return [f"-isystem{_UAPI}/{platform.machine()}-linux-gnu", f"-isystem{_UAPI}"]
 
 
 @contextmanager
@@ -137,24 +121,22 @@ def compile_text(text: str, flags: Sequence[str], kinds: Mapping[str, str]) -> C
 
     Raises as compile_programs does.
     """
-    with tempfile.TemporaryDirectory(prefix="enforcer-headers-") as headers:
-        _header_tree(Path(headers))
-        os.environ["BCC_KERNEL_SOURCE"] = headers
+    os.environ["BCC_KERNEL_SOURCE"] = str(files("enforcer.bpf"))
+    try:
+        from bcc import BPF, lib
+    except ImportError as error:
+        raise KernelError("BCC is not installed", "Install it: apt-get install python3-bpfcc") from error
+    with _captured_stderr() as said:
         try:
-            from bcc import BPF, lib
-        except ImportError as error:
-            raise KernelError("BCC is not installed", "Install it: apt-get install python3-bpfcc") from error
-        with _captured_stderr() as said:
-            try:
-                module = BPF(text=text, cflags=list(flags))
-                programs = {
-                    name: module.load_func(name, getattr(BPF, kind)).fd for name, kind in kinds.items()
-                }
-            except Exception as error:  # BCC raises nothing better
-                failure: Exception = error
-            else:
-                return Compiled(programs, _describe(module, lib), module)
-        raise _fail("compiling or loading the BPF programs", said, failure)
+            module = BPF(text=text, cflags=[*_uapi_flags(), *flags])
+            programs = {name: module.load_func(name, getattr(BPF, kind)).fd for name, kind in kinds.items()}
+        except KernelError:
+            raise
+        except Exception as error:  # BCC raises nothing better
+            failure = error
+        else:
+            return Compiled(programs, _describe(module, lib), module)
+    raise _fail("compiling or loading the BPF programs", said, failure)
 
 
 def _describe(module: Any, lib: Any) -> dict[str, dict[str, Any]]:
