@@ -167,7 +167,7 @@ int from_client(struct __sk_buff *skb)
 		count(reason, 0);
 		return PASS;
 	}
-	now = bpf_ktime_get_ns();
+	now = bpf_ktime_get_coarse_ns();
 	flow = flows.lookup(&p.tuple);
 	if (flow && reopens(flow, &p)) {
 		flows.delete(&p.tuple);
@@ -198,14 +198,13 @@ int to_client(struct __sk_buff *skb)
 	if (!flow)
 		return PASS;
 	count(REASON_REPLY, 0);
-	pass_packet(skb, flow, &p, REPLY, bpf_ktime_get_ns());
+	pass_packet(skb, flow, &p, REPLY, bpf_ktime_get_coarse_ns());
 	return PASS;
 }
 
-int to_origin(struct __sk_buff *skb)
+/* Whether the packet's source is the address that its mark names. */
+static __always_inline bool is_planned(struct __sk_buff *skb)
 {
-	u32 ifindex = skb->ingress_ifindex;
-	struct interface *in = interfaces.lookup(&ifindex);
 	struct settings *s = get_settings();
 	struct packet p = {};
 	struct egress *egress;
@@ -213,39 +212,55 @@ int to_origin(struct __sk_buff *skb)
 	u32 slot, wrong = 0;
 	int i;
 
-	/* The gateway's own packets came in by no interface; ARP is nobody's. */
-	if (!in || in->role != INSIDE)
-		return PASS;
 	if (!s)
-		return block(REASON_LEAK);
+		return false;
 	if (skb->protocol == be16(ETH_P_IP)) {
-		if (parse_ipv4(skb, &p))
-			return block(REASON_LEAK);
+		struct iphdr ip;
+
+		if (load(skb, 0, &ip, sizeof(ip)) < 0)
+			return false;
+		p.family = IPV4;
+		map_ipv4(p.tuple.client, ip.saddr);
 	} else if (skb->protocol == be16(ETH_P_IPV6)) {
 		struct ipv6hdr ip;
 
 		if (load(skb, 0, &ip, sizeof(ip)) < 0)
-			return block(REASON_LEAK);
+			return false;
 		p.family = IPV6;
 		copy_address(p.tuple.client, ip.saddr.in6_u.u6_addr32);
 	} else {
-		return block(REASON_LEAK);
+		return false;
 	}
 	slot = ((skb->mark & s->mark_mask) >> s->mark_shift) - 1;
 	egress = egresses.lookup(&slot);
 	if (!egress)
-		return block(REASON_LEAK);
+		return false;
 	planned = &egress->source[p.family & 1];
 #pragma unroll
 	for (i = 0; i < 4; i++)
 		wrong |= (p.tuple.client[i] & planned->mask[i]) ^ planned->prefix[i];
-	if (wrong || !planned->planned)
-		return block(REASON_LEAK);
-	return PASS;
+	return !wrong && planned->planned;
+}
+
+int to_origin(struct __sk_buff *skb)
+{
+	u32 ifindex = skb->ingress_ifindex;
+	struct interface *in;
+
+	if (is_planned(skb))
+		return PASS;
+	/* The gateway's own packets came in by no interface, and others' are none of ours. */
+	in = interfaces.lookup(&ifindex);
+	return in && in->role == INSIDE ? block(REASON_LEAK) : PASS;
 }
 
 int from_origin(struct __sk_buff *skb)
 {
+	struct settings *s = get_settings();
+
+	/* From here on a mark of ours says "classified by from_client". */
+	if (s)
+		set_mark(skb, s, 0);
 	if (!answer_solicitation(skb))
 		return PASS;
 	count(REASON_NEIGHBOUR, 0);

@@ -5,7 +5,7 @@
  *
  * Addresses are 16 bytes in network order; IPv4 is in its mapped form ::ffff:a.b.c.d (RFC 4291,
  * 2.5.5.2), so that one code path serves both families. Ports are in network order. Times are
- * nanoseconds of CLOCK_MONOTONIC. PIN_DIRECTORY, FLOWS and ORIGINS come from the compiler's flags.
+ * nanoseconds of CLOCK_MONOTONIC, as coarse as the timer's tick (1 to 10 ms). PIN_DIRECTORY, FLOWS and ORIGINS come from the compiler's flags.
  */
 
 #define PINNED(type, key, value, name, entries, flags) \

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 # Part of every digest: raised when chains or rules change, so that an upgrade rebuilds the table.
-LAYOUT = 1
+LAYOUT = 2
 
 COUNTERS = ("unsolicited", "conntrack_invalid", "unmarked", "inbound", "untranslatable")
 

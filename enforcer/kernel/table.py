@@ -38,7 +38,7 @@ CT_STATE = 0
 STATE_INVALID, STATE_NEW, STATE_UNTRACKED = 1, 8, 64
 PAYLOAD_NETWORK_HEADER = 1
 EQUAL, NOT_EQUAL = 0, 1
-DROP, GOTO = 0, -4
+DROP, ACCEPT, GOTO = 0, 1, -4
 REJECT_TCP_RESET, REJECT_ICMPX, ADMIN_PROHIBITED = 1, 2, 3
 SNAT = 0
 SET_MAP, SET_INTERVAL = "NFT_SET_MAP", "NFT_SET_INTERVAL"
@@ -104,8 +104,9 @@ class _Table:
     def _sets(self) -> Iterator[Message]:
         rules = self._ruleset
         for name, interfaces in (("inside", rules.inside), ("outside", rules.outside)):
-            names = [interface.encode().ljust(IFNAMSIZ, b"\0") for interface in sorted(set(interfaces))]
-            yield from self._set(name, TYPE_IFNAME, IFNAMSIZ, [_element(key) for key in names])
+            if len(set(interfaces)) > 1:
+                names = [_element(_padded(interface)) for interface in sorted(set(interfaces))]
+                yield from self._set(name, TYPE_IFNAME, IFNAMSIZ, names)
         dedicated4 = [_element(address.packed) for address in sorted(rules.dedicated4)]
         yield from self._set("dedicated4", TYPE_IPV4, 4, dedicated4)
         dedicated6 = list(_interval_elements(intervals(rules.dedicated6)))
@@ -129,7 +130,9 @@ class _Table:
         yield self._rule("reject_flow", _expression("reject", **prohibited))
 
     def _guard(self) -> Iterator[Message]:
+        # Before routing: for an address that is just gone the kernel would answer "unreachable".
         yield self._chain("guard", PREROUTING, -50)
+        yield self._rule("guard", *self._mark(NOT_EQUAL, 0), _verdict(ACCEPT))
         for family, offset, length, name in (
             (NFPROTO_IPV4, 16, 4, "dedicated4"),
             (NFPROTO_IPV6, 24, 16, "dedicated6"),
@@ -148,19 +151,26 @@ class _Table:
         yield self._chain("forward", FORWARD, 0)
         yield self._chain("leaving")
         yield self._chain("entering")
-        leaving = [*_interface(META_IIFNAME, "inside"), *_interface(META_OIFNAME, "outside")]
-        entering = [*_interface(META_IIFNAME, "outside"), *_interface(META_OIFNAME, "inside")]
-        yield self._rule("forward", *leaving, _verdict(GOTO, "leaving"))
-        yield self._rule("forward", *entering, _verdict(GOTO, "entering"))
+        inside, outside = self._ruleset.inside, self._ruleset.outside
+        leaving = [*_interface(META_IIFNAME, "inside", inside), *_interface(META_OIFNAME, "outside", outside)]
+        entering = [
+            *_interface(META_IIFNAME, "outside", outside),
+            *_interface(META_OIFNAME, "inside", inside),
+        ]
         # What conntrack calls invalid is not translated, nor what a notrack rule has kept from it.
         unknown = STATE_INVALID | STATE_UNTRACKED
+        # Nearly all that leaves ends here: comparing interfaces' names costs more than all the rest.
+        known = [*self._mark(NOT_EQUAL, 0), *_state(unknown, EQUAL)]
+        yield self._rule("forward", *known, _verdict(ACCEPT))
+        yield self._rule("forward", *leaving, _verdict(GOTO, "leaving"))
+        yield self._rule("forward", *entering, _verdict(GOTO, "entering"))
         yield self._rule("leaving", *_state(unknown), *_count_and_drop("conntrack_invalid"))
         yield self._rule("leaving", *self._mark(EQUAL, 0), *_count_and_drop("unmarked"))
         yield self._rule("entering", *_state(STATE_NEW | unknown), *_count_and_drop("inbound"))
 
     def _translate(self) -> Iterator[Message]:
         yield self._chain("translate", POSTROUTING, 90, kind="nat")
-        ours = [*_interface(META_OIFNAME, "outside"), *self._mark(NOT_EQUAL, 0)]
+        leaving = _interface(META_OIFNAME, "outside", self._ruleset.outside)
         random = ["NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_RANDOM_FULLY"]
         for family, name, last, flags in (
             (NFPROTO_IPV4, "source4", REG_1, random),
@@ -175,9 +185,13 @@ class _Table:
                 NFTA_NAT_REG_ADDR_MAX=last,
                 NFTA_NAT_FLAGS=flags,
             )
-            # The mark is in the register from the comparison, masked.
-            yield self._rule("translate", *_family(family), *ours, _lookup(name, REG_1), translation)
-        yield self._rule("translate", *ours, *_count_and_drop("untranslatable"))
+            # No map has mark 0: what is not ours finds nothing and is not translated.
+            mark = [_load("meta", META_MARK), _masked(_host32(self._ruleset.mark_mask))]
+            yield self._rule(
+                "translate", *_family(family), *leaving, *mark, _lookup(name, REG_1), translation
+            )
+        strange = [*leaving, *self._mark(NOT_EQUAL, 0)]
+        yield self._rule("translate", *strange, *_count_and_drop("untranslatable"))
 
     def _mark(self, comparison: int, value: int) -> list[Expression]:
         """The masked mark, left in register 1, compared with ``value``."""
@@ -325,12 +339,19 @@ def _lookup(name: str, destination: int | None = None) -> Expression:
     return _expression("lookup", **attributes)
 
 
-def _interface(key: int, name: str) -> list[Expression]:
-    return [_load("meta", key), _lookup(name)]
+def _padded(interface: str) -> bytes:
+    return interface.encode().ljust(IFNAMSIZ, b"\0")
 
 
-def _state(states: int) -> list[Expression]:
-    return [_load("ct", CT_STATE), _masked(_host32(states)), _compare(NOT_EQUAL, bytes(4))]
+def _interface(key: int, name: str, interfaces: Iterable[str]) -> list[Expression]:
+    """One of these: a single one is compared, more are looked up in the set ``name``."""
+    names = sorted(set(interfaces))
+    return [_load("meta", key), _compare(EQUAL, _padded(names[0])) if len(names) == 1 else _lookup(name)]
+
+
+def _state(states: int, comparison: int = NOT_EQUAL) -> list[Expression]:
+    """Any of these states, or with EQUAL none of them."""
+    return [_load("ct", CT_STATE), _masked(_host32(states)), _compare(comparison, bytes(4))]
 
 
 def _verdict(code: int, chain: str | None = None) -> Expression:
