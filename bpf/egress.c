@@ -300,7 +300,8 @@ int explain(struct __sk_buff *skb)
 enum {
 	KEYS_AT = 14,            /* BPF_PROG_TEST_RUN wants an Ethernet header first */
 	REAP_BATCH = 64,
-	REAP_UNKNOWN = 1,        /* mark: conntrack doesn't know these, delete them if unanswered */
+	REAP_UNKNOWN = 1,        /* mark: conntrack doesn't know these, delete them if unanswered or still idle */
+	REAP_SETTLED = 1000000000,   /* ns: who has been silent for so long has nothing under way to conntrack */
 	REAP_EVERY = 2,          /* mark: their egress IP is gone, delete them */
 };
 
@@ -330,7 +331,8 @@ int reap(struct __sk_buff *skb)
 		if (!limit)
 			continue;
 		bpf_spin_lock(&flow->lock);
-		if (mark == REAP_EVERY || (mark == REAP_UNKNOWN && !flow->replied) || flow->seen + *limit < now) {
+		if (mark == REAP_EVERY || flow->seen + *limit < now ||
+		    (mark == REAP_UNKNOWN && (!flow->replied || flow->seen + REAP_SETTLED < now))) {
 			give = flow->counted;
 			flow->counted = 0;
 			gone = true;

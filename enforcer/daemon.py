@@ -35,7 +35,9 @@ from enforcer.plan import plan
 _SWEEP_REST = 100
 _SWEEP_AT_LEAST = 1.0
 _AUDIT_EVERY = 60.0
-_ASK_CONNTRACK = 2000
+# How many flows a sweep asks conntrack about, at some 10 µs each.
+_ASK_UNANSWERED = 2000
+_ASK_IDLE = 250
 
 
 def notify(message: str) -> None:
@@ -151,15 +153,17 @@ class Daemon:
         return result
 
     def _sweep(self) -> None:
-        """Reaps idle flows, and those that conntrack never took up (dropped behind us, no port free)."""
+        """Reaps idle flows, and those that conntrack doesn't have: never had (dropped behind us, no port
+        free) or no more (deleted by somebody, or when its table was full).
+        """
         assert self.maps is not None and self.gateway.pins is not None
         began = time.monotonic()
-        found = sweep.sweep(self.maps, self.gateway.pins, self.timeouts, self.asked_since)
-        suspects = found.suspects[:_ASK_CONNTRACK]
+        found = sweep.sweep(self.maps, self.gateway.pins, self.timeouts, self.asked_since, _ASK_IDLE)
+        suspects = np.concatenate([found.unanswered[:_ASK_UNANSWERED], found.idle])
         if len(suspects):
             unknown = conntrack.missing([_tuple(key) for key in suspects])
             sweep.reap(self.gateway.pins, suspects[unknown], unknown=True)
-        if len(found.suspects) <= _ASK_CONNTRACK:
+        if len(found.unanswered) <= _ASK_UNANSWERED:
             self.asked_since = began - 2.5
         sweep.forget_origins(self.maps.origins, self.gateway.pins)
         self.due["sweep"] = time.monotonic() + max(_SWEEP_AT_LEAST, _SWEEP_REST * (time.monotonic() - began))

@@ -134,7 +134,7 @@ def rest(bench: Bench) -> None:
         _, timeouts = maps.timeouts.items()
         sweeps = []
         for _ in range(bench.rounds):
-            result = sweep.sweep(maps, gateway.pins, timeouts, time.monotonic())
+            result = sweep.sweep(maps, gateway.pins, timeouts, time.monotonic(), sample=250)
             if result.flows != MILLION or result.reaped:
                 raise LabError(f"swept {result.flows} flows and reaped {result.reaped}")
             sweeps.append(Sample(result.seconds))

@@ -107,6 +107,7 @@ def compile_programs(
     """
     root = Path(str(files("enforcer.bpf")))
     flags = [
+        "-O1",
         f"-I{root}",
         f'-DPIN_DIRECTORY="{pin_directory}"',
         f"-DFLOWS={flows}",

@@ -18,10 +18,11 @@ from enforcer.datapath.programs import Pins
 BATCH = 64
 """Keys a run of `reap` or `forget` takes (REAP_BATCH in bpf/egress.c)."""
 UNKNOWN = 1
-"""Mark of a run of `reap` whose flows conntrack doesn't know (REAP_UNKNOWN)."""
+"""Mark of a run of `reap` for flows that conntrack doesn't know (REAP_UNKNOWN)."""
 _KEYS_AT = 14
 # conntrack enters a connection when its first packet has left, microseconds after we do.
 _SETTLED = 2.0
+_QUIET = 5.0
 _FORGET_AFTER = 600.0
 EVERY = 2
 """Mark of a run of `reap` that asks nothing (REAP_EVERY)."""
@@ -29,40 +30,55 @@ EVERY = 2
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one sweep found; ``suspects`` are keys of unanswered flows, to ask conntrack about."""
+    """What one sweep found."""
 
     flows: int
     reaped: int
-    suspects: np.ndarray
+    unanswered: np.ndarray
+    """Keys of young unanswered flows: conntrack may never have taken them up."""
+    idle: np.ndarray
+    """Keys of some of the flows that were silent for a while: conntrack may have dropped them since."""
     seconds: float
 
 
-def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float) -> Sweep:
-    """Reaps idle flows. ``timeouts`` are nanoseconds by state; suspects are older than a moment and were
-    created after ``asked_since`` (seconds of CLOCK_MONOTONIC), so that each is asked about once.
+def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, sample: int) -> Sweep:
+    """Reaps idle flows, and names those that conntrack should be asked about.
+
+    ``timeouts`` are nanoseconds by state. Unanswered flows are named once: those created after
+    ``asked_since`` (seconds of CLOCK_MONOTONIC). Of the silent ones a random ``sample`` is named, so that
+    in time each has its turn.
     """
     began = time.monotonic()
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    random = np.random.default_rng()
     total = reaped = 0
-    suspects = []
+    nobody = np.empty(0, dtype=maps.flows.key)
+    unanswered, idle = [nobody], [nobody]
     limits = timeouts.astype(np.int64)
     for keys, flows in maps.flows.chunks():
         total += len(keys)
-        idle = now - flows["seen"].astype(np.int64)
-        expired = idle > limits[flows["timeout"]]
+        silent = now - flows["seen"].astype(np.int64)
+        expired = silent > limits[flows["timeout"]]
         if expired.any():
             reaped += reap(pins, keys[expired])
-        age = now - flows["created"].astype(np.int64)
-        unanswered = ~expired & (flows["replied"] == 0) & (flows["counted"] == 1) & (age > _SETTLED * 1e9)
-        unanswered &= flows["created"].astype(np.int64) > asked_since * 1e9
-        if unanswered.any():
-            suspects.append(keys[unanswered])
-    found = np.concatenate(suspects) if suspects else np.empty(0, dtype=maps.flows.key)
-    return Sweep(total, reaped, found, time.monotonic() - began)
+        counted = ~expired & (flows["counted"] == 1)
+        created = flows["created"].astype(np.int64)
+        young = (created > asked_since * 1e9) & (now - created > _SETTLED * 1e9)
+        unanswered.append(keys[counted & young & (flows["replied"] == 0)])
+        idle.append(_some(random, keys[counted & (silent > _QUIET * 1e9)], sample))
+    asked = _some(random, np.concatenate(idle), sample)
+    return Sweep(total, reaped, np.concatenate(unanswered), asked, time.monotonic() - began)
+
+
+def _some(random: np.random.Generator, keys: np.ndarray, number: int) -> np.ndarray:
+    return keys if len(keys) <= number else random.choice(keys, number, replace=False)
 
 
 def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
-    """Deletes those of these flows that are idle (or, if ``unknown``, unanswered); returns how many."""
+    """Deletes those of these flows that are idle beyond their timeout; returns how many.
+
+    ``unknown``: conntrack doesn't know them, so being unanswered or silent for a second is enough.
+    """
     return _run(pins, "reap", keys, UNKNOWN if unknown else 0)
 
 

@@ -58,10 +58,10 @@ def reaped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return named
 
 
-def run(rows: list[dict[str, float]], asked_since: float = 0.0) -> sweep.Sweep:
+def run(rows: list[dict[str, float]], asked_since: float = 0.0, sample: int = 100) -> sweep.Sweep:
     maps: Any = SimpleNamespace(flows=Flows(rows))
     pins: Any = None
-    return sweep.sweep(maps, pins, TIMEOUTS, asked_since)
+    return sweep.sweep(maps, pins, TIMEOUTS, asked_since, sample)
 
 
 def test_idle_beyond_the_timeout_of_its_state(reaped: list[int]) -> None:
@@ -74,7 +74,7 @@ def test_idle_beyond_the_timeout_of_its_state(reaped: list[int]) -> None:
     ]
     found = run(rows)
     assert reaped == [1, 3, 4]
-    assert (found.flows, found.reaped, len(found.suspects)) == (5, 3, 0)
+    assert (found.flows, found.reaped, len(found.unanswered)) == (5, 3, 0)
     assert found.seconds < 10
 
 
@@ -88,19 +88,30 @@ def test_suspects_are_unanswered_counted_settled_and_asked_about_once(reaped: li
         unanswered | {"age": 30, "idle": 200},
         unanswered | {"age": 60},
     ]
-    assert run(rows).suspects.tolist() == [0, 5]
-    assert run(rows, time.monotonic() - 40).suspects.tolist() == [0]
-    assert run(rows, time.monotonic()).suspects.tolist() == []
+    assert run(rows).unanswered.tolist() == [0, 5]
+    assert run(rows, time.monotonic() - 40).unanswered.tolist() == [0]
+    assert run(rows, time.monotonic()).unanswered.tolist() == []
     assert reaped == [4, 4, 4]
+
+
+def test_some_of_the_silent_ones_are_asked_about(reaped: list[int]) -> None:
+    rows = [{"idle": 6.0, "age": 30, "timeout": 1} for _ in range(20)] + [
+        {"idle": 1.0, "age": 30, "timeout": 1}
+    ] * 20
+    rows += [{"idle": 6.0, "age": 30, "timeout": 1, "counted": 0}]
+    assert sorted(run(rows).idle.tolist()) == list(range(20))
+    asked = {key for _ in range(200) for key in run(rows, sample=3).idle.tolist()}
+    assert asked == set(range(20))
+    assert len(run(rows, sample=3).idle) == 3
 
 
 def test_seen_after_the_sweep_began(reaped: list[int]) -> None:
     """Another processor's clock may be a little ahead; nothing wraps."""
-    assert run([{"idle": -1, "age": -1, "replied": 0}]).suspects.tolist() == []
+    assert run([{"idle": -1, "age": -1, "replied": 0}]).unanswered.tolist() == []
     assert reaped == []
 
 
 def test_nothing_to_sweep(reaped: list[int]) -> None:
     found = run([])
     assert (found.flows, found.reaped) == (0, 0)
-    assert found.suspects.dtype == Flows.key and not len(found.suspects)
+    assert found.unanswered.dtype == Flows.key and not len(found.unanswered)
