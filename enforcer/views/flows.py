@@ -10,20 +10,8 @@ from enforcer.kernel import conntrack
 from enforcer.views.source import PROTOCOLS, Source
 
 Row = dict[str, Any]
-# enum state of bpf/maps.h
-STATES = (
-    "REPLIED",
-    "ASSURED",
-    "SYN_SENT",
-    "SYN_RECV",
-    "ESTABLISHED",
-    "FIN_WAIT",
-    "CLOSE_WAIT",
-    "LAST_ACK",
-    "TIME_WAIT",
-    "CLOSE",
-    "SYN_SENT2",
-)
+# enum state of bpf/maps.h: UDP's two, then TCP's in conntrack's order.
+STATES = ("REPLIED", "ASSURED", *conntrack.TCP_STATES[1:])
 
 
 def flows(source: Source) -> list[Row]:

@@ -181,7 +181,7 @@ def test_reaping_gives_back_one(box: Box, family: int, protocol: str) -> None:
     timeouts = box.maps.timeouts.items()[1]
     for seconds, left in ((1, 5), (200, 0)):
         age(box, seconds)
-        found = sweep.sweep(box.maps, box.pins, timeouts, 0)
+        found = sweep.sweep(box.maps, box.pins, timeouts, 0, sample=250)
         assert (found.flows, found.reaped) == (5, 5 - left)
         assert only_origin(box)["active"] == left
     assert not len(flow_keys(box))
