@@ -132,7 +132,7 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 		if (enter(skb, p, &v, now)) {
 			struct flow *flow = flows.lookup(&p->tuple);
 
-			give_back(&p->tuple, v.source);
+			give_back(&p->tuple, v.source, true);
 			if (!flow)
 				return refuse(skb, s, REASON_FLOWS_FULL);
 			/* Another processor has entered the same flow just now: this packet takes its way. */
@@ -183,8 +183,10 @@ int from_client(struct __sk_buff *skb)
 
 int to_client(struct __sk_buff *skb)
 {
+	u32 ifindex = skb->ingress_ifindex;
 	struct packet p = {};
 	struct flow_key reply;
+	struct interface *in;
 	struct flow *flow;
 
 	if (parse(skb, &p) || (p.tuple.protocol != IPPROTO_TCP && p.tuple.protocol != IPPROTO_UDP))
@@ -196,6 +198,10 @@ int to_client(struct __sk_buff *skb)
 	p.tuple.origin_port = reply.client_port;
 	flow = flows.lookup(&p.tuple);
 	if (!flow)
+		return PASS;
+	/* An origin's word comes from outside: a client could say it to itself, and end its count. */
+	in = interfaces.lookup(&ifindex);
+	if (in && in->role == INSIDE)
 		return PASS;
 	count(REASON_REPLY, 0);
 	pass_packet(skb, flow, &p, REPLY, bpf_ktime_get_coarse_ns());
@@ -343,7 +349,7 @@ int reap(struct __sk_buff *skb)
 		copy_address(source, flow->source);
 		flows.delete(&key);
 		if (give)
-			give_back(&key, source);
+			give_back(&key, source, false);
 		reaped++;
 	}
 	return reaped;

@@ -391,7 +391,7 @@ static __always_inline void pass_packet(struct __sk_buff *skb, struct flow *flow
 	__sync_fetch_and_add(&flow->bytes[direction], p->total);
 	result = track(flow, p, direction, now);
 	if (result & ENDED)
-		give_back(&p->tuple, flow->source);
+		give_back(&p->tuple, flow->source, false);
 	if (result & FORGOTTEN)
 		flows.delete((void *)&p->tuple);
 }

@@ -19,7 +19,7 @@ static __always_inline int admit(const struct flow_key *tuple, struct verdict *v
 	int try, result;
 
 	origin_key_of(&key, tuple, v->source);
-	/* A second look-up is needed when the entry was just being forgotten, never a third. */
+	/* An entry that is just being forgotten is looked up again; it is gone in a moment. */
 	for (try = 0; try < 2; try++) {
 		origin = origins.lookup(&key);
 		if (!origin) {
@@ -51,8 +51,9 @@ static __always_inline int admit(const struct flow_key *tuple, struct verdict *v
 	return REASON_ORIGINS_FULL;
 }
 
-/* Lowers the counter; to be called exactly once per admitted flow (struct flow.counted). */
-static __always_inline void give_back(const struct flow_key *tuple, const u32 *source)
+/* Lowers the counter; to be called exactly once per admitted flow (struct flow.counted). `never_was`: the
+ * flow was admitted, but could not be entered. */
+static __always_inline void give_back(const struct flow_key *tuple, const u32 *source, bool never_was)
 {
 	struct origin_key key;
 	struct origin *origin;
@@ -64,6 +65,7 @@ static __always_inline void give_back(const struct flow_key *tuple, const u32 *s
 	bpf_spin_lock(&origin->lock);
 	if (origin->active)
 		origin->active--;
+	origin->total -= never_was;
 	bpf_spin_unlock(&origin->lock);
 }
 

@@ -154,10 +154,9 @@ static __always_inline void take_nearest(const struct packet *p, struct verdict 
 		clients.update(&client, slot);
 }
 
-static __always_inline void match(const struct settings *s, const struct packet *p,
-				  const struct destination *to, struct verdict *v, bool stay)
+static __always_inline void match(u32 bank, const struct packet *p, const struct destination *to,
+				  struct verdict *v, bool stay)
 {
-	u32 bank = s->bank;
 	struct rule_set *source, *destination, *port, *protocol;
 	void *all = rules.lookup(&bank);
 	struct rule *rule = 0;
@@ -186,7 +185,8 @@ static __always_inline void match(const struct settings *s, const struct packet 
 static __always_inline void choose(const struct settings *s, const struct packet *p, struct verdict *v,
 				   bool stay)
 {
-	u32 bank = s->bank;
+	/* Read once: all look-ups are of one generation. */
+	u32 bank = *(volatile const u32 *)&s->bank;
 	void *prefixes = destination_prefixes.lookup(&bank);
 	struct prefix_key key = { .length = 128 };
 	struct destination *to;
@@ -217,7 +217,7 @@ static __always_inline void choose(const struct settings *s, const struct packet
 	else if (p->tuple.protocol == IPPROTO_UDP && !s->proxy_udp)
 		v->reason = REASON_UDP_OFF;
 	else
-		match(s, p, to, v, stay);
+		match(bank, p, to, v, stay);
 }
 
 /* Slot, source address and reason of a new flow. Refused and blocked reasons have no source. */

@@ -9,6 +9,7 @@ document on stdout: {"operations": […], "warnings": […]} or {"error": …, "
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from enforcer.config import SHARED, Configuration, load
 from enforcer.control import report_of
 from enforcer.datapath.banks import NO_SLOT, Action
 from enforcer.desired import Desired, desired, last_slot, tables_digest
-from enforcer.errors import EnforcerError
+from enforcer.errors import EnforcerError, KernelError
 from enforcer.gateway import Bank, Gateway
 from enforcer.instance import Instance
 from enforcer.kernel import links
@@ -119,7 +120,7 @@ def apply_file(file: Path, *, start: bool = False) -> dict[str, list[str]]:
         before = gateway.state
         try:
             gateway.apply(operations, aim.wanted, aim.bank, aim.state)
-        except EnforcerError:
+        except Exception:
             _put_back(gateway, before, aim.wanted)
             raise
         gateway.drop_stale_pins()
@@ -138,14 +139,20 @@ def _put_back(gateway: Gateway, before: State | None, failed: Desired) -> None:
     aim = target(Configuration.model_validate(gateway.state.config), gateway.state.config_file, gateway.state)
     operations = plan(aim.wanted, gateway.actual(aim.wanted), failed, aim.state.tables)
     gateway.apply(operations, aim.wanted, aim.bank, aim.state)
+    gateway.drop_stale_pins()
 
 
 def main(arguments: list[str]) -> int:
     """The process's entry: the file, and --start if a daemon starts."""
+    # Half a plan is worse than a late end, and who started us waits for it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         result: dict[str, Any] = dict(apply_file(Path(arguments[0]), start="--start" in arguments))
     except EnforcerError as error:
         result = report_of(error)
+    except OSError as error:
+        result = report_of(KernelError(f"applying {arguments[0]}: {error}"))
     json.dump(result, sys.stdout)
     return 0 if "error" not in result else 1
 

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from enforcer.datapath.address import mapped, mask_words, pack, words
-from enforcer.datapath.banks import prefix_of
+from enforcer.datapath.banks import NO_SLOT, prefix_of
 from enforcer.datapath.maps import Map, Maps
 from enforcer.desired import Desired, Egress
 from enforcer.kernel import addresses, links, sysctl
 from enforcer.policy.nearest import buckets
 
-NO_SLOT = 0xFFFFFFFF
 INSIDE, OUTSIDE = 1, 2
 BUCKETS = 1024
 _FAMILIES = 2

@@ -24,12 +24,12 @@ from enforcer import applying, availability, control
 from enforcer.datapath import sweep
 from enforcer.datapath.maps import Maps
 from enforcer.desired import Desired
-from enforcer.errors import EnforcerError
+from enforcer.errors import EnforcerError, KernelError
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
 from enforcer.kernel.watch import Watch
-from enforcer.plan import plan
+from enforcer.plan import LoadPrograms, SwitchTables, plan
 
 # A sweep takes a share of one core: it waits for this many times what the last one took.
 _SWEEP_REST = 100
@@ -131,9 +131,16 @@ class Daemon:
         with self.instance.change_lock():
             state = self.gateway.state
             actual = self.gateway.actual(self.wanted)
+            if self.gateway.pins is not None:
+                # Newer sources on the disk are for the next start, in a process of its own.
+                actual = replace(actual, programs=self.gateway.pins.program_ids())
             if distrust_table and actual.table is not None:
                 actual = replace(actual, table="")
             operations = plan(self.wanted, actual, self.wanted, state.tables, restore=False)
+            if any(isinstance(operation, LoadPrograms | SwitchTables) for operation in operations):
+                raise KernelError(
+                    "somebody removed pinned programs or settings", "Load them: enforcer reload"
+                )
             if operations:
                 self.gateway.apply(operations, self.wanted, None, state)
                 for operation in operations:
@@ -147,6 +154,8 @@ class Daemon:
             self._load()
         except EnforcerError as error:
             self.say(f"reload failed, what was in force stays: {error}")
+            with suppress(EnforcerError):
+                self._load()  # what there is to undo may have grown
             return control.report_of(error)
         finally:
             notify("READY=1")
@@ -159,7 +168,7 @@ class Daemon:
         assert self.maps is not None and self.gateway.pins is not None
         began = time.monotonic()
         found = sweep.sweep(self.maps, self.gateway.pins, self.timeouts, self.asked_since, _ASK_IDLE)
-        suspects = np.concatenate([found.unanswered[:_ASK_UNANSWERED], found.idle])
+        suspects = np.concatenate([sweep.some(found.unanswered, _ASK_UNANSWERED), found.idle])
         if len(suspects):
             unknown = conntrack.missing([_tuple(key) for key in suspects])
             sweep.reap(self.gateway.pins, suspects[unknown], unknown=True)

@@ -68,6 +68,11 @@ class Desired:
         """The egress IPs that this gateway holds."""
         return tuple(egress for egress in self.egresses if egress.here)
 
+    @property
+    def shared(self) -> Egress:
+        """The shared addresses, as the egress of slot 0."""
+        return Egress("shared", 0, "", self.shared4, IPv6Network(self.shared6), on_link=False, here=True)
+
     def addresses(self) -> list[Held]:
         """The IPv4 egress addresses, each with its interface."""
         first = self.outside[0]
@@ -117,7 +122,8 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
     )
     places = {name: SimpleNamespace(**location) for name, location in config["locations"].items()}
     used = {egress.location for egress in egresses}
-    closest = nearest(places[here], {name: places[name] for name in used})[0]
+    # Another location may have the same coordinates.
+    closest = here if here in used else nearest(places[here], {name: places[name] for name in used})[0]
     return Desired(
         inside=tuple(config["interfaces"]["inside"]),
         outside=tuple(config["interfaces"]["outside"]),

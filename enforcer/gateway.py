@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,11 @@ class Bank:
 
 
 def source_digest() -> str:
-    """Digest of the programs' sources; differs between versions of the kernel side."""
-    root = files("enforcer.bpf")
+    """Digest of the programs' sources, headers included; differs between versions of the kernel side."""
+    root = Path(str(files("enforcer.bpf")))
     digest = hashlib.sha256()
-    for entry in sorted(root.iterdir(), key=lambda one: one.name):
-        if entry.name.endswith((".c", ".h")):
-            digest.update(entry.name.encode() + b"\0" + entry.read_bytes())
+    for path in sorted([*root.glob("*.[ch]"), *root.glob("include/**/*.h")]):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -185,6 +185,8 @@ class Gateway:
                     done.append(what)
             except EnforcerError as error:
                 failures.append(error)
+            except OSError as error:
+                failures.append(KernelError(f"{what}: {error}"))
 
         # Forwarding first: where it was off before, nothing can leave by the doors that open next.
         for entry in reversed([one for one in state.undo if one["kind"] == "sysctl"]):
@@ -300,6 +302,14 @@ class _Applier:
             current.undo = self.state.undo
             current.save(self.gateway.instance.state_file)
 
+    def _unsettle(self, *, programs: bool) -> None:
+        """The file must not vouch for what the next step replaces: a plan may end half-way."""
+        current = State.load(self.gateway.instance.state_file)
+        if current is not None:
+            current.tables = ""
+            current.programs = "" if programs else current.programs
+            current.save(self.gateway.instance.state_file)
+
     def _install_table(self, operations: list[InstallTable]) -> None:
         nft.apply(operations[-1].ruleset)
         if not operations[0].trusted:
@@ -332,6 +342,7 @@ class _Applier:
         if old is not None and before is not None and before.layout == self.state.layout:
             _check_maps(old, before)
         gateway.pins.directory.mkdir(parents=True, exist_ok=True)
+        self._unsettle(programs=True)
         self.state.layouts = programs.load(
             gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins
         )
@@ -349,12 +360,14 @@ class _Applier:
 
         if self.bank is None:
             raise KernelError("the policies are not loaded", "Reload: enforcer reload")
+        self._unsettle(programs=False)
         maps = self._maps()
         availability.write_timeouts(maps)
-        availability.refresh(maps, self.wanted)
         current = maps.settings.get(0)
         bank = 1 - int(current["bank"]) if current is not None and current["ready"] else 0
         banks.write(maps, bank, self.bank.tables, self.bank.actions, self.bank.private)
+        # Last before the switch: a slot that goes is refused from here on.
+        availability.refresh(maps, self.wanted)
         settings = np.zeros((), dtype=maps.settings.value)
         values = settings_of(self.wanted)
         for name, value in zip(
@@ -370,6 +383,8 @@ class _Applier:
         if self.gateway.pins is None:
             return
         for operation in operations:
+            if operation.interface not in found:
+                continue  # gone meanwhile; an event tells when it is back
             index = found[operation.interface].index
             if filters.ensure_clsact(index):
                 self._note(kind="clsact", interface=operation.interface)
@@ -380,6 +395,8 @@ class _Applier:
     def _detach(self, operations: list[Detach]) -> None:
         found = links.links()
         for operation in operations:
+            if operation.interface not in found:
+                continue
             name, index = operation.interface, found[operation.interface].index
             filters.detach(index, operation.direction)
             made = {"kind": "clsact", "interface": name}

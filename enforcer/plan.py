@@ -78,7 +78,6 @@ class AddAddress(Operation):
     """An IPv4 egress address or a shared address, on an outside interface."""
 
     held: Held
-    dedicated: bool
 
     def __str__(self) -> str:
         return f"add address {self.held[1]} to {self.held[0]}"
@@ -218,12 +217,14 @@ def _operations(
     goes = _going(desired, previous)
     first = _with_going(ruleset, previous) if goes and there and previous else ruleset
     if actual.table != first.digest():
-        yield InstallTable(first, there, trusted=bool(actual.table))
+        yield InstallTable(first, there, trusted=bool(actual.table) and not _widens(desired, previous))
     if restore:
         yield from _additions(desired, actual, previous)
     if not actual.programs:
         yield LoadPrograms(first=previous is None)
-    if not actual.programs or actual.tables != tables or actual.settings != settings_of(desired):
+    # Interfaces and addresses are in the maps too, and must be there before a program is attached.
+    in_force = actual.tables == tables and actual.settings == settings_of(desired)
+    if not actual.programs or not in_force or previous not in (None, desired):
         yield SwitchTables()
     yield from _attachments(desired, actual)
     if first != ruleset:
@@ -251,6 +252,13 @@ def _going(desired: Desired, previous: Desired | None) -> bool:
     return previous is not None and bool(previous.by_slot.keys() - desired.by_slot.keys())
 
 
+def _widens(desired: Desired, previous: Desired | None) -> bool:
+    """What becomes inside or outside had connections that nobody translated."""
+    return previous is not None and not (
+        set(desired.inside) <= set(previous.inside) and set(desired.outside) <= set(previous.outside)
+    )
+
+
 def _with_going(ruleset: Ruleset, previous: Desired) -> Ruleset:
     before = previous.ruleset()
     if before.mark_mask != ruleset.mark_mask:
@@ -270,10 +278,10 @@ def _additions(desired: Desired, actual: Actual, previous: Desired | None) -> It
     addresses = {held[1].ip for held in actual.held if held not in leaving}
     for held in desired.shared_addresses():
         if held[1].ip not in addresses:
-            yield AddAddress(held, dedicated=False)
+            yield AddAddress(held)
     for held in desired.addresses():
         if held[1].ip not in addresses:
-            yield AddAddress(held, dedicated=True)
+            yield AddAddress(held)
     for network in desired.ranges():
         if network not in actual.ranges:
             yield AddRange(network)
@@ -313,5 +321,7 @@ def _removals(desired: Desired, previous: Desired, actual: Actual) -> Iterator[O
             yield RemoveRange(network)
     stay = desired.by_slot
     gone = tuple(egress for slot, egress in previous.by_slot.items() if slot not in stay)
+    if (previous.shared4, previous.shared6) != (desired.shared4, desired.shared6):
+        gone += (previous.shared,)
     if gone:
         yield EndFlows(gone)

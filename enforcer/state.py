@@ -71,9 +71,10 @@ def assign(names: Iterable[str], known: dict[str, int], last: int) -> dict[str, 
     wanted = list(names)
     if len(wanted) > last:
         raise ValueError(f"{len(wanted)} names, but only {last} numbers")
-    numbers = dict(known)
-    gone = sorted(set(known) - set(wanted), key=known.__getitem__)
-    unused = iter(sorted(set(range(1, last + 1)) - set(known.values())))
+    # After a change of mark_mask a known number may be too large to be told from another one's.
+    numbers = {name: number for name, number in known.items() if number <= last}
+    gone = sorted(set(numbers) - set(wanted), key=numbers.__getitem__)
+    unused = iter(sorted(set(range(1, last + 1)) - set(numbers.values())))
     for name in wanted:
         if name in numbers:
             continue

@@ -34,12 +34,6 @@ class Compiled:
     module: object  # BCC's; the descriptors are closed when it is collected
 
 
-def sources() -> list[Path]:
-    """The C sources, for a digest."""
-    root = Path(str(files("enforcer.bpf")))
-    return sorted([*root.glob("*.[ch]"), *root.glob("include/**/*.h")])
-
-
 def _one_text(root: Path) -> str:
     """egress.c with our own headers put in place: BCC rewrites map accesses in the main file alone."""
 

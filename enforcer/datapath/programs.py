@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from enforcer.datapath import syscall
 from enforcer.datapath.maps import Maps
 
 # Maps whose content is carried over to a new layout; the rest is written anew at every start.
-_CARRIED = ("flows", "origins", "clients", "policy_hits")
+_CARRIED = ("clients", "policy_hits", "reasons")
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,11 @@ class Pins:
         return self.directory / f"maps-{layout_digest[:16]}"
 
     def program(self, name: str) -> int:
-        """A file descriptor of a pinned program. Raises OSError."""
-        return syscall.get(str(self.programs / name))
+        """A file descriptor of a pinned program."""
+        try:
+            return syscall.get(str(self.programs / name))
+        except OSError as error:
+            raise syscall.explain_error(error, f"opening the program {name}") from error
 
     def program_ids(self) -> dict[str, int]:
         """Ids of the pinned programs by name."""
@@ -107,10 +112,39 @@ def carry_over(old: Maps, new: Maps) -> None:
         source, target = getattr(old, name), getattr(new, name)
         for keys, values in source.chunks():
             target.put_many(_converted(keys, target.key), _converted(values, target.value))
+    _carry_flows(old, new)
     zero = np.zeros((), dtype=new.settings.value)
     settings = old.settings.get(0)
     if settings is not None:
         new.settings.put(0, _converted(settings.reshape(1), zero.dtype)[0])
+
+
+def _carry_flows(old: Maps, new: Maps) -> None:
+    """Flows, and origins with the counts that these flows add up to: both change while they are read."""
+    live: Counter[bytes] = Counter()
+    slots: dict[bytes, int] = {}
+    for keys, values in old.flows.chunks():
+        new.flows.put_many(_converted(keys, new.flows.key), _converted(values, new.flows.value))
+        counted = values["counted"] == 1
+        origins = np.zeros(int(counted.sum()), dtype=new.origins.key)
+        origins["source"] = values["source"][counted]
+        for name in ("origin", "origin_port", "protocol"):
+            origins[name] = keys[name][counted]
+        for key, slot in zip(origins, values["slot"][counted], strict=True):
+            live[key.tobytes()] += 1
+            slots[key.tobytes()] = int(slot)
+    for keys, values in old.origins.chunks():
+        carried, rows = _converted(keys, new.origins.key), _converted(values, new.origins.value)
+        rows["active"] = [live.pop(key.tobytes(), 0) for key in carried]
+        rows["dead"] = 0
+        new.origins.put_many(carried, rows)
+    if live:
+        keys = np.frombuffer(b"".join(live), dtype=new.origins.key)
+        rows = np.zeros(len(keys), dtype=new.origins.value)
+        rows["active"] = rows["peak"] = rows["total"] = list(live.values())
+        rows["slot"] = [slots[key] for key in live]
+        rows["used"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        new.origins.put_many(keys, rows)
 
 
 def _converted(array: np.ndarray, to: np.dtype) -> np.ndarray:

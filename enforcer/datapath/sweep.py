@@ -50,7 +50,6 @@ def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, samp
     """
     began = time.monotonic()
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    random = np.random.default_rng()
     total = reaped = 0
     nobody = np.empty(0, dtype=maps.flows.key)
     unanswered, idle = [nobody], [nobody]
@@ -65,13 +64,14 @@ def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, samp
         created = flows["created"].astype(np.int64)
         young = (created > asked_since * 1e9) & (now - created > _SETTLED * 1e9)
         unanswered.append(keys[counted & young & (flows["replied"] == 0)])
-        idle.append(_some(random, keys[counted & (silent > _QUIET * 1e9)], sample))
-    asked = _some(random, np.concatenate(idle), sample)
+        idle.append(some(keys[counted & (silent > _QUIET * 1e9)], sample))
+    asked = some(np.concatenate(idle), sample)
     return Sweep(total, reaped, np.concatenate(unanswered), asked, time.monotonic() - began)
 
 
-def _some(random: np.random.Generator, keys: np.ndarray, number: int) -> np.ndarray:
-    return keys if len(keys) <= number else random.choice(keys, number, replace=False)
+def some(keys: np.ndarray, number: int) -> np.ndarray:
+    """All of the keys, or so many of them at random."""
+    return keys if len(keys) <= number else np.random.default_rng().choice(keys, number, replace=False)
 
 
 def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
