@@ -135,7 +135,8 @@ def rest(bench: Bench) -> None:
         sweeps = []
         for _ in range(bench.rounds):
             result = sweep.sweep(maps, gateway.pins, timeouts, time.monotonic(), sample=250)
-            if result.flows != MILLION or result.reaped:
+            # The daemon has given back some: conntrack, asked about a sample, has none of them.
+            if result.flows < 0.99 * MILLION or result.reaped:
                 raise LabError(f"swept {result.flows} flows and reaped {result.reaped}")
             sweeps.append(Sample(result.seconds))
         memory = _memory(maps.flows.fd) / maps.flows.info.entries * 100_000

@@ -11,6 +11,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 from truth import (
     Origin,
     agree,
@@ -18,6 +21,7 @@ from truth import (
     families,
     inject,
     leaves_from,
+    look,
     packets,
     row_of,
     running,
@@ -32,6 +36,7 @@ from enforcer.lab.gateway import Gateway
 from enforcer.lab.load import Hammer, Holders, client_sources
 from enforcer.lab.services import Services
 from enforcer.lab.topology import CLIENT, ORIGIN1, ORIGIN2, RESOLVER, Lab
+from enforcer.views.source import Source
 
 PORT, DEAF_PORT, CUT_PORT = 7000, 7999, 7998
 protocols = pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -393,3 +398,37 @@ def test_an_origin_that_vanishes_and_comes_back(enforced: Gateway, services: Ser
         assert session.ask() == session.seen
         assert tcp_ask(lab.client, ORIGIN1[family]).address == session.seen.address
         agree(enforced)
+
+
+@families
+def test_a_client_cannot_speak_for_the_origin(enforced: Gateway, family: int) -> None:
+    """A reset from inside with the origin's address and the right numbers gives nothing back."""
+    lab = enforced.lab
+    # So that the gateway does not turn it away by itself.
+    lab.gw.sysctls({"net.ipv4.conf.all.rp_filter": 0, "net.ipv4.conf.in0.rp_filter": 0})
+    with Session(lab.client, ORIGIN1[family]) as session:
+        before = counted(enforced)[key(family, 9000)]
+        assert before
+        port = session.socket.getsockname()[1]
+        number = look(enforced, lambda source: _expected_by(source, port))
+        network = IP if family == 4 else IPv6
+        reset = TCP(sport=9000, dport=port, flags="R", seq=number)
+        mac = look(enforced, lambda source: _mac(source, "in0"))
+        frame = Ether(dst=mac) / network(src=ORIGIN1[family], dst=CLIENT[family]) / reset
+        inject(lab, [bytes(frame)] * 3)
+        time.sleep(0.3)
+        assert counted(enforced)[key(family, 9000)] == before
+        assert agree(enforced)[key(family, 9000)] == before
+
+
+def _expected_by(source: Source, port: int) -> int:
+    """The sequence number that the client with this port expects next of its origin."""
+    keys, flows = source.maps.flows.items()
+    (mine,) = flows[keys["client_port"] == socket.htons(port)]
+    return int(mine["acked"][0])
+
+
+def _mac(source: Source, interface: str) -> str:
+    row = source.maps.interfaces.get(socket.if_nametoindex(interface))
+    assert row is not None
+    return bytes(row["mac"]).hex(":")

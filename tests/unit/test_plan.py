@@ -338,6 +338,29 @@ def test_an_exchanged_egress_ip_in_words() -> None:
     assert "e1" in words[-1]
 
 
+def test_a_new_inside_interface_is_in_the_maps_before_it_has_a_filter() -> None:
+    before, aim = desired_with(1), replace(desired_with(1), inside=("in0", "in1"))
+    actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
+    operations = plan(aim, actual, before, "x")
+    table = operations[0]
+    # Its old connections are not translated: conntrack must forget them.
+    assert isinstance(table, InstallTable)
+    assert not table.trusted
+    kinds = [type(operation) for operation in operations]
+    assert kinds.index(SwitchTables) < kinds.index(Attach)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shared4": IPv4Address("198.51.100.9")}, {"shared6": IPv6Address("2001:db8::9")}]
+)
+def test_another_shared_address_ends_the_connections_of_the_old_one(change: dict[str, object]) -> None:
+    before = desired_with(1)
+    aim = replace(before, **change)  # type: ignore[arg-type]
+    actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
+    ended = [one for one in plan(aim, actual, before, "x") if isinstance(one, EndFlows)]
+    assert [egress.slot for one in ended for egress in one.egresses] == [0]
+
+
 def test_an_outside_interface_that_is_another() -> None:
     before, aim = desired_with(1), replace(desired_with(1), outside=("out1",))
     actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")

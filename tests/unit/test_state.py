@@ -45,6 +45,10 @@ def test_numbers_of_names_that_are_gone_are_used_again_last(generations: list[li
         known = numbers
 
 
+def test_a_narrower_mask_moves_numbers_that_are_too_large_for_it() -> None:
+    assert assign(["a", "b"], {"a": 300, "b": 44}, 253) == {"a": 1, "b": 44}
+
+
 def test_more_names_than_numbers() -> None:
     with pytest.raises(ValueError, match="3 names, but only 2 numbers"):
         assign("abc", {}, 2)

@@ -1,0 +1,62 @@
+"""What a configuration asks of the kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from enforcer.desired import desired, last_slot
+
+
+def config(here: str, *egress_locations: str) -> dict[str, Any]:
+    places = {
+        "lax1": (33.94, -118.41),
+        "lax2": (33.94, -118.41),
+        "nyc": (40.64, -73.78),
+        "lon": (51.47, -0.45),
+    }
+    return {
+        "location": here,
+        "locations": {
+            name: {"city": name, "country": "XX", "latitude": latitude, "longitude": longitude}
+            for name, (latitude, longitude) in places.items()
+        },
+        "interfaces": {"inside": ["in0"], "outside": ["out0"]},
+        "shared": {"ipv4": "198.51.100.1", "ipv6": "2001:db8:ffff::1"},
+        "egress_ips": [
+            {
+                "name": f"e{number}",
+                "location": location,
+                "ipv4": f"203.0.113.{number}",
+                "ipv6": f"2001:db8:{number}::/64",
+                "on_link": False,
+            }
+            for number, location in enumerate(egress_locations, 1)
+        ],
+        "mark_mask": 0xFF00,
+        "limits": {"connections_per_origin": 1, "flows": 1024, "origins": 1024},
+        "proxy": {"tcp": True, "udp": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("here", "locations", "nearest"),
+    [
+        ("nyc", ["lax1", "nyc", "nyc"], ("e2", "e3")),
+        ("nyc", ["lax1", "lon"], ("e1",)),
+        ("lon", ["lax1", "nyc"], ("e2",)),
+        ("lax2", ["lax1", "lax2"], ("e2",)),  # another location at the same place
+    ],
+)
+def test_the_nearest_location_that_has_any(here: str, locations: list[str], nearest: tuple[str, ...]) -> None:
+    content = config(here, *locations)
+    assert desired(content, {"e1": 1, "e2": 2, "e3": 3}).nearest == nearest
+
+
+def test_marks_are_slots_under_the_mask() -> None:
+    wanted = desired(config("nyc", "nyc"), {"e1": 1})
+    assert (wanted.mark(0), wanted.mark(1)) == (0x100, 0x200)
+    assert last_slot(wanted.mark_mask) == 253
+    assert wanted.mark(253) == 0xFE00
+    assert wanted.ruleset().source4.keys() == {0x100, 0x200}
