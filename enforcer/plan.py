@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
@@ -50,11 +51,11 @@ class Actual:
 
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(ABC):
     """One step; `str()` is what `enforcer plan` prints."""
 
-    def __str__(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def __str__(self) -> str: ...
 
 
 @dataclass(frozen=True)
