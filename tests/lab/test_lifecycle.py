@@ -590,11 +590,24 @@ def test_a_reload_that_fails_half_way_is_taken_back(bare: Lab) -> None:
     before = snapshot(bare.gw)
     more = added(bare.config(), "egress_ips", LAX3)
     more["interfaces"]["inside"] += ["in2", "in3"]
+    more = changed(more, "policies", "bank", egress={"ipv4": LAX2[4], "ipv6": LAX2[6]})
     gateway.write(more)
     done = gateway.run("reload", check=False)
     assert done.returncode == 1
     assert "another program's filter (u32) has priority 1" in done.stderr
     assert difference(before, snapshot(bare.gw)) == ""
+    for family in (4, 6):  # the failure came after the switch: the old policies are in force again
+        question = (
+            "--src",
+            topology.CLIENT[family],
+            "--dst",
+            ORIGIN1[family],
+            "--protocol",
+            "tcp",
+            "--dport",
+            "80",
+        )
+        assert gateway.json("explain", *question)["egress"] == "lax-1"
     gateway.write(bare.config())
     assert gateway.run("reload").stdout == "nothing changed\n"
     gateway.run("down")
