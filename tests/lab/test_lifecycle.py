@@ -428,6 +428,25 @@ def test_what_others_take_away_is_put_back(lab: Lab, services: Services, gateway
                 check_new(lab, family, (LAX1,), NEAREST)
 
 
+def test_newer_sources_on_the_disk_wait_for_the_next_start(
+    lab: Lab, services: Services, gateway: Gateway, tmp_path: Path
+) -> None:
+    place = program_copy(tmp_path, lambda bpf: None)
+    use_copy(gateway, place)
+    gateway.start()
+    loaded = gateway.json("status")["versions"]["programs"]
+    widen(place / "enforcer" / "bpf")
+    with living(lab) as live:
+        said = len(gateway.said())
+        lab.gw.run("tc", "filter", "del", "dev", "in0", "ingress")
+        assert eventually(lambda: "put back: attach from_client" in gateway.said()[said:]), gateway.said()
+        assert "upgrade" not in gateway.said()[said:]
+        assert gateway.json("status")["versions"]["programs"] == loaded
+        live.check("newer sources on the disk")
+        for family in (4, 6):
+            check_new(lab, family, (LAX1,), NEAREST)
+
+
 def test_rules_that_were_changed_while_no_daemon_ran_are_put_back_by_the_next(
     lab: Lab, services: Services, gateway: Gateway
 ) -> None:
