@@ -9,7 +9,9 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 
+import numpy as np
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
@@ -29,6 +31,7 @@ from truth import (
     wait_for,
 )
 
+from enforcer.datapath.address import words
 from enforcer.lab.capture import Capture
 from enforcer.lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask, url
 from enforcer.lab.configuration import LAX1
@@ -410,7 +413,7 @@ def test_a_client_cannot_speak_for_the_origin(enforced: Gateway, family: int) ->
         before = counted(enforced)[key(family, 9000)]
         assert before
         port = session.socket.getsockname()[1]
-        number = look(enforced, lambda source: _expected_by(source, port))
+        number = look(enforced, lambda source: _expected_by(source, family, port))
         network = IP if family == 4 else IPv6
         reset = TCP(sport=9000, dport=port, flags="R", seq=number)
         mac = look(enforced, lambda source: _mac(source, "in0"))
@@ -421,11 +424,15 @@ def test_a_client_cannot_speak_for_the_origin(enforced: Gateway, family: int) ->
         assert agree(enforced)[key(family, 9000)] == before
 
 
-def _expected_by(source: Source, port: int) -> int:
-    """The sequence number that the client with this port expects next of its origin."""
-    keys, flows = source.maps.flows.items()
-    (mine,) = flows[keys["client_port"] == socket.htons(port)]
-    return int(mine["acked"][0])
+def _expected_by(source: Source, family: int, port: int) -> int:
+    """The sequence number that the client expects next on its TCP connection from ``port`` to port 9000."""
+    key = np.zeros((), dtype=source.maps.flows.key)
+    key["client"], key["origin"] = words(ip_address(CLIENT[family])), words(ip_address(ORIGIN1[family]))
+    key["client_port"], key["origin_port"] = socket.htons(port), socket.htons(9000)
+    key["protocol"] = socket.IPPROTO_TCP
+    flow = source.maps.flows.get(key)
+    assert flow is not None
+    return int(flow["acked"][0])
 
 
 def _mac(source: Source, interface: str) -> str:
