@@ -1,15 +1,18 @@
-"""What a traffic expression says, as a tree.
+"""What an expression says, as a tree.
 
-Comparisons by ``!=`` and ``not in`` are ``Not`` of the positive one, and ``==`` is a set of one.
+Comparisons by ``!=`` and ``not in`` are ``Not`` of the positive one, and ``==`` is a set of one. ``text`` is
+the comparison as it was written, for people; it takes no part in equality.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
 Network = IPv4Network | IPv6Network
+Side = Literal["source", "destination"]
+Quantifier = Literal["any", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +24,18 @@ class Everything:
 class AddressIn:
     """The source or destination address lies in one of the networks of its own family."""
 
-    side: Literal["source", "destination"]
+    side: Side
     networks: tuple[Network, ...]
+    text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PortIn:
-    """The destination port lies in one of the ranges, both ends included."""
+    """The source or destination port lies in one of the ranges, both ends included."""
 
+    side: Side
     ranges: tuple[tuple[int, int], ...]
+    text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,31 @@ class ProtocolIn:
     """The protocol number (IPv4 protocol, IPv6 next header) is one of these."""
 
     numbers: frozenset[int]
+    text: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TextIn:
+    """Values of a field that no packet carries (:mod:`enforcer.policy.facts`) are among these.
+
+    ``any`` of its values, or ``all`` of them; an empty list has none of which that is true, and none of
+    which it is not.
+    """
+
+    field: str
+    values: frozenset[str]
+    quantifier: Quantifier = "any"
+    text: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TextMatches:
+    """As :class:`TextIn`, but a regular expression (RE2) is found in the value."""
+
+    field: str
+    pattern: str
+    quantifier: Quantifier = "any"
+    text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +91,6 @@ class Or:
     operands: tuple[Expression, ...]
 
 
-Expression = Everything | AddressIn | PortIn | ProtocolIn | Not | And | Or
+Test = TextIn | TextMatches
+Comparison = AddressIn | PortIn | ProtocolIn | Test
+Expression = Everything | Comparison | Not | And | Or
