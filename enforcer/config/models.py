@@ -139,7 +139,11 @@ class Policy(_Model):
     enabled: Switch = True
     """A disabled policy is checked and otherwise ignored."""
     traffic: Traffic = ""
-    """Expression over net.src.ip, net.dst.ip, net.dst.port and net.protocol; absent: everything."""
+    """Expression, as docs/policy-language.md describes them; absent: everything."""
+    identity: Traffic = ""
+    """Expression, usually about the client's session; absent: everybody."""
+    device_posture: Traffic = ""
+    """Expression, usually about the posture checks that the client passed; absent: every device."""
     egress: Annotated[
         Annotated[Literal["default"], Tag("default")] | Annotated[PolicyEgress, Tag("egress")],
         Discriminator(_egress_kind),

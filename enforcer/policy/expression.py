@@ -6,7 +6,8 @@ the comparison as it was written, for people; it takes no part in equality.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as attribute
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
@@ -26,7 +27,7 @@ class AddressIn:
 
     side: Side
     networks: tuple[Network, ...]
-    text: str = field(default="", compare=False)
+    text: str = attribute(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class PortIn:
 
     side: Side
     ranges: tuple[tuple[int, int], ...]
-    text: str = field(default="", compare=False)
+    text: str = attribute(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class ProtocolIn:
     """The protocol number (IPv4 protocol, IPv6 next header) is one of these."""
 
     numbers: frozenset[int]
-    text: str = field(default="", compare=False)
+    text: str = attribute(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class TextIn:
     field: str
     values: frozenset[str]
     quantifier: Quantifier = "any"
-    text: str = field(default="", compare=False)
+    text: str = attribute(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class TextMatches:
     field: str
     pattern: str
     quantifier: Quantifier = "any"
-    text: str = field(default="", compare=False)
+    text: str = attribute(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,8 @@ import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
-from ipaddress import (
-    IPv6Network,
-    ip_address,
-    ip_interface,
-    summarize_address_range,
-)
+from ipaddress import IPv6Network, ip_address, ip_interface, summarize_address_range
+from typing import Protocol
 
 from lark import Lark, Token, Transformer
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
@@ -31,7 +27,11 @@ from enforcer.policy.expression import (
     Or,
     PortIn,
     ProtocolIn,
+    Side,
 )
+from enforcer.policy.lists import NO_LISTS, Lists
+
+__all__ = ["NO_LISTS", "ExpressionError", "Lists", "expression_of", "parse"]
 
 MAX_LENGTH = 64 << 10  # characters
 MAX_NESTING = 100  # parentheses and `not`
@@ -45,6 +45,7 @@ _PROTOCOL = 'one of "tcp", "udp", "icmp"'
 _FIELDS = {
     "net.src.ip": _ADDRESS,
     "net.dst.ip": _ADDRESS,
+    "net.src.port": _PORT,
     "net.dst.port": _PORT,
     "net.protocol": _PROTOCOL,
 }
@@ -153,10 +154,11 @@ def _comparison(field: Token, values: list[Token]) -> Expression:
     for value in values:
         if value.type == "STRING":
             raise _error(value, "is text in quotes", f"{_FIELDS[field]}, without quotes")
-    if field == "net.dst.port":
-        return PortIn(tuple(map(_ports, values)))
+    side: Side = "source" if ".src." in field else "destination"
+    if field.endswith(".port"):
+        return PortIn(side, tuple(map(_ports, values)))
     networks = tuple(network for value in values for network in _networks(value))
-    return AddressIn("source" if field == "net.src.ip" else "destination", networks)
+    return AddressIn(side, networks)
 
 
 def _unknown_field(name: str, position: int) -> ExpressionError:
@@ -245,8 +247,31 @@ def _parser() -> Lark:
     return Lark(grammar, parser="lalr", transformer=_Build(), maybe_placeholders=False)
 
 
+class Texts(Protocol):
+    """A policy's three texts."""
+
+    @property
+    def traffic(self) -> str:
+        """Expression; empty: everything."""
+
+    @property
+    def identity(self) -> str:
+        """Expression; empty: everybody."""
+
+    @property
+    def device_posture(self) -> str:
+        """Expression; empty: every device."""
+
+
+def expression_of(rule: Texts, lists: Lists = NO_LISTS) -> Expression:
+    """Give what a policy asks for: its three texts, joined by `and`; ExpressionError."""
+    texts = (rule.traffic, rule.identity, rule.device_posture)
+    parts = [part for part in (parse(text, lists) for text in texts) if part != Everything()]
+    return And(tuple(parts)) if len(parts) > 1 else parts[0] if parts else Everything()
+
+
 @lru_cache(maxsize=8192)
-def parse(text: str) -> Expression:
+def parse(text: str, lists: Lists = NO_LISTS) -> Expression:
     """Parse an expression; ExpressionError. A blank text is :class:`Everything`."""
     if not text.strip():
         return Everything()

@@ -1,23 +1,30 @@
-"""What an expression and a list of policies mean, packet by packet: the measure for tables and kernel."""
+"""What an expression and a list of policies mean for a connection: the measure for tables and kernel.
+
+Logic is three-valued (Kleene): a comparison of something that is not known is unknown, and so is its
+negation; `and` and `or` are unknown only where the unknown part would decide. A policy matches if it is true.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from enforcer.policy.expression import AddressIn, And, Everything, Expression, Not, Or, PortIn, ProtocolIn
-from enforcer.policy.language import parse
-
-
-class Tuple5(NamedTuple):
-    """A packet as policies see it. A protocol without ports has port 0."""
-
-    src: IPv4Address | IPv6Address
-    dst: IPv4Address | IPv6Address
-    src_port: int
-    dst_port: int
-    protocol: int
+from enforcer.policy.expression import (
+    AddressIn,
+    And,
+    Comparison,
+    Everything,
+    Expression,
+    Not,
+    Or,
+    PortIn,
+    ProtocolIn,
+    Test,
+    TextIn,
+)
+from enforcer.policy.facts import NOTHING, Connection, Facts, dimension
+from enforcer.policy.language import NO_LISTS, Lists, expression_of
+from enforcer.policy.patterns import compiled
 
 
 class Rule(Protocol):
@@ -39,37 +46,82 @@ class Rule(Protocol):
     def traffic(self) -> str:
         """Expression; empty: everything."""
 
+    @property
+    def identity(self) -> str:
+        """Expression; empty: everybody."""
+
+    @property
+    def device_posture(self) -> str:
+        """Expression; empty: every device."""
+
 
 R = TypeVar("R", bound=Rule)
 
 
-def matches(expression: Expression, packet: Tuple5) -> bool:
-    """Whether a packet is what the expression describes. A prefix never matches the other family."""
-    match expression:
-        case Not(operand):
-            return not matches(operand, packet)
-        case And(operands) | Or(operands):
-            # A loop rather than all() and any(): one frame per level of nesting.
-            decisive = isinstance(expression, Or)
-            for operand in operands:
-                if matches(operand, packet) is decisive:
-                    return decisive
-            return not decisive
-        case _:
-            return _compare(expression, packet)
-
-
-def _compare(expression: Everything | AddressIn | PortIn | ProtocolIn, packet: Tuple5) -> bool:
+def evaluate(expression: Expression, connection: Connection, host: Facts = NOTHING) -> bool | None:
+    """Whether the expression is true of a connection to this one of its names; None: unknown."""
     match expression:
         case Everything():
             return True
+        case Not(operand):
+            value = evaluate(operand, connection, host)
+            return None if value is None else not value
+        case And(operands) | Or(operands):
+            # A loop rather than all() and any(): one frame per level of nesting.
+            decisive = isinstance(expression, Or)
+            result: bool | None = not decisive
+            for operand in operands:
+                value = evaluate(operand, connection, host)
+                if value is decisive:
+                    return decisive
+                if value is None:
+                    result = None
+            return result
+        case _:
+            return compare(expression, connection, host)
+
+
+def compare(comparison: Comparison, connection: Connection, host: Facts) -> bool | None:
+    """Judge a comparison; None: what it asks about is not known. A prefix never matches the other family."""
+    match comparison:
         case AddressIn(side, networks):
-            address = packet.src if side == "source" else packet.dst
+            address = connection.src if side == "source" else connection.dst
             return any(address in network for network in networks)
-        case PortIn(ranges):
-            return any(first <= packet.dst_port <= last for first, last in ranges)
+        case PortIn(side, ranges):
+            port = connection.src_port if side == "source" else connection.dst_port
+            return any(first <= port <= last for first, last in ranges)
         case ProtocolIn(numbers):
-            return packet.protocol in numbers
+            return connection.protocol in numbers
+        case _:
+            values = facts_of(connection, host, comparison.field).get(comparison.field)
+            return None if values is None else holds(comparison, values)
+
+
+def facts_of(connection: Connection, host: Facts, field: str) -> Facts:
+    """Give the facts that a field is one of."""
+    match dimension(field):
+        case "source_place":
+            return connection.source_place
+        case "destination_place":
+            return connection.destination_place
+        case "client":
+            return connection.client
+        case "host":
+            return host
+
+
+def holds(test: Test, values: tuple[str, ...]) -> bool:
+    """Judge a comparison by the values that its field has."""
+    quantified = any if test.quantifier == "any" else all
+    if isinstance(test, TextIn):
+        return quantified(value in test.values for value in values)
+    found = compiled(test.pattern)
+    return quantified(found.search(value) is not None for value in values)
+
+
+def matches(expression: Expression, connection: Connection) -> bool:
+    """Whether the expression is true with one of the destination's names; without any, with none."""
+    return any(evaluate(expression, connection, host) for host in connection.hosts or (NOTHING,))
 
 
 def in_order(policies: Iterable[R]) -> list[R]:
@@ -77,9 +129,9 @@ def in_order(policies: Iterable[R]) -> list[R]:
     return sorted(policies, key=lambda policy: policy.precedence)
 
 
-def decide(policies: Iterable[R], packet: Tuple5) -> R | None:
+def decide(policies: Iterable[R], connection: Connection, lists: Lists = NO_LISTS) -> R | None:
     """Find the first enabled policy, in ascending precedence, that matches."""
     for policy in in_order(policies):
-        if policy.enabled and matches(parse(policy.traffic), packet):
+        if policy.enabled and matches(expression_of(policy, lists), connection):
             return policy
     return None
