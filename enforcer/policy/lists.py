@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 
 class Lists:
-    """Values by name. Compared and hashed by identity, so that what was parsed with it can be cached by it."""
+    """Values by name. Compared and hashed by identity, so that what was parsed with it can be cached."""
 
     __slots__ = ("_values",)
 
