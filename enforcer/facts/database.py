@@ -1,0 +1,148 @@
+"""The file that facts are kept in: its connection, its tables, and sqlite's errors in words of ours.
+
+The file lies on tmpfs and ends with the kernel state that it describes, so nothing is ever synced. One
+writes at a time, readers see what was committed (WAL).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
+
+FORMAT = 1
+"""Of the tables; a file of another format is begun anew."""
+PATIENCE = 10.0
+"""Seconds that a change waits for another one."""
+_LARGEST_LOG = 16 << 20
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+INSERT INTO meta VALUES ('generation', 0), ('document', NULL), ('sequence', 0);
+
+CREATE TABLE profiles (
+    number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sequence INTEGER NOT NULL, value TEXT NOT NULL
+);
+CREATE TABLE profiles_free (number INTEGER PRIMARY KEY);
+CREATE INDEX profiles_by_sequence ON profiles (sequence);
+
+CREATE TABLE name_sets (
+    number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sequence INTEGER NOT NULL, value TEXT NOT NULL
+);
+CREATE TABLE name_sets_free (number INTEGER PRIMARY KEY);
+CREATE INDEX name_sets_by_sequence ON name_sets (sequence);
+
+CREATE TABLE sessions (
+    client BLOB PRIMARY KEY, profile INTEGER NOT NULL, expires REAL, since REAL NOT NULL, origin TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX sessions_by_profile ON sessions (profile);
+CREATE INDEX sessions_by_expiry ON sessions (expires) WHERE expires IS NOT NULL;
+
+CREATE TABLE hosts (
+    client BLOB, address BLOB, name_set INTEGER NOT NULL, PRIMARY KEY (client, address)
+) WITHOUT ROWID;
+CREATE INDEX hosts_by_name_set ON hosts (name_set);
+CREATE TABLE names (
+    client BLOB, address BLOB, name TEXT, expires REAL NOT NULL, PRIMARY KEY (client, address, name)
+) WITHOUT ROWID;
+CREATE INDEX names_by_expiry ON names (expires);
+"""
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Maps sqlite's errors to the tree's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _explain(error, doing) from error
+
+
+def _explain(error: sqlite3.Error, doing: str) -> EnforcerError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return BusyError(f"{doing}: another change does not end", "Try again in a moment.")
+    if code == sqlite3.SQLITE_FULL:
+        return KernelError(f"{doing}: no room is left in /run", "See `df /run`.")
+    return KernelError(f"{doing}: {error}", "Begin anew: `enforcer down`, then `enforcer run`.")
+
+
+def connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    """The file's connection, which commits each statement by itself.
+
+    With ``create`` a file that is missing, of another format or no database at all is begun anew; without,
+    NotInstalledError.
+    """
+    if not create and not path.exists():
+        raise NotInstalledError("no facts are kept on this gateway", "Start the daemon: enforcer run")
+    with explained(f"opening {path}"):
+        try:
+            return _open(path, create)
+        except sqlite3.DatabaseError as error:
+            if not create or getattr(error, "sqlite_errorcode", 0) not in (
+                sqlite3.SQLITE_NOTADB,
+                sqlite3.SQLITE_CORRUPT,
+            ):
+                raise
+        remove(path)
+        return _open(path, create)
+
+
+def remove(path: Path) -> None:
+    """Takes the file away, with its log and its index."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _open(path: Path, create: bool) -> sqlite3.Connection:
+    try:
+        database = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, cached_statements=256)
+    except sqlite3.OperationalError as error:
+        raise PrivilegeError(f"cannot open {path}: {error}", "Run as root.") from error
+    try:
+        if create:
+            database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute("PRAGMA temp_store = MEMORY")
+        database.execute(f"PRAGMA journal_size_limit = {_LARGEST_LOG}")
+        _settle(database, create)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _settle(database: sqlite3.Connection, create: bool) -> None:
+    """Makes the tables unless they are there."""
+    if _format(database) == FORMAT:
+        return
+    if not create:
+        raise NotInstalledError(
+            "the facts kept on this gateway are of another version", "Start the daemon: enforcer run"
+        )
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        if _format(database) != FORMAT:  # another process may have been first
+            _begin_anew(database)
+        database.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            database.execute("ROLLBACK")
+        raise
+
+
+def _begin_anew(database: sqlite3.Connection) -> None:
+    tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    for (name,) in database.execute(tables).fetchall():
+        database.execute(f'DROP TABLE "{name}"')
+    for statement in _TABLES.split(";"):
+        if statement.strip():
+            database.execute(statement)
+    database.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _format(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])

@@ -1,0 +1,333 @@
+"""The store of facts: the single truth of who has a session and which names were learnt.
+
+Whoever changes what the kernel holds of facts, or switches the policy bank, does it within a
+:meth:`Store.change`; so no session and no name falls between two generations.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from enforcer.facts import database
+from enforcer.facts.database import explained
+from enforcer.facts.numbers import NUMBERS, Numbers
+from enforcer.facts.rows import (
+    ANYBODY,
+    COMMAND,
+    FILE,
+    Learnt,
+    NameRow,
+    Names,
+    NewSession,
+    SessionRow,
+    Sessions,
+)
+from enforcer.policy.facts import Facts
+
+__all__ = [
+    "ANYBODY",
+    "COMMAND",
+    "FILE",
+    "NUMBERS",
+    "Change",
+    "Learnt",
+    "NameRow",
+    "Names",
+    "NewSession",
+    "SessionRow",
+    "Sessions",
+    "Store",
+]
+
+NAMES_PER_HOST = 4096
+"""Names that one address may have for one client; those that expire first make room."""
+_MANY = 1000
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+_SESSION = (
+    "SELECT client, profile, value, expires, since, origin FROM sessions JOIN profiles ON number = profile"
+)
+
+
+def _facts(text: str) -> Facts:
+    return {field: tuple(values) for field, values in json.loads(text).items()}
+
+
+class Store:
+    """The facts of one gateway.
+
+    Without ``create`` (commands that look) a file that isn't there is NotInstalledError. All methods raise
+    BusyError, KernelError.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True):
+        self.path = path
+        self._database = database.connect(path, create=create)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._database.close()
+
+    @property
+    def generation(self) -> int:
+        """Rises with each switch of the policy bank."""
+        return int(self._meta("generation"))
+
+    @property
+    def document(self) -> bytes | None:
+        """The resolvers' document of the bank in force."""
+        found = self._meta("document")
+        return None if found is None else bytes(found)
+
+    @property
+    def sequence(self) -> int:
+        """Rises with every profile and name set that is new, or whose number is given again."""
+        return int(self._meta("sequence"))
+
+    def _meta(self, key: str) -> Any:
+        return self._one("SELECT value FROM meta WHERE key = ?", key)
+
+    def _one(self, query: str, *values: Any) -> Any:
+        with explained("reading the facts"):
+            row = self._database.execute(query, values).fetchone()
+        return None if row is None else row[0]
+
+    def _rows(self, query: str, *values: Any) -> Iterator[Any]:
+        with explained("reading the facts"):
+            yield from self._database.execute(query, values)
+
+    def profiles(self, after: int = 0) -> list[tuple[int, Facts]]:
+        """Distinct facts of sessions, by number; those with a sequence above ``after``."""
+        with explained("reading the facts"):
+            found = Numbers(self._database, "profiles", "sessions", "profile").after(after)
+            return [(number, _facts(text)) for number, text in found]
+
+    def name_sets(self, after: int = 0) -> list[tuple[int, tuple[str, ...]]]:
+        """Distinct sets of names, by number; those with a sequence above ``after``."""
+        with explained("reading the facts"):
+            found = Numbers(self._database, "name_sets", "hosts", "name_set").after(after)
+            return [(number, tuple(json.loads(text))) for number, text in found]
+
+    def sessions(self) -> Iterator[SessionRow]:
+        """All sessions, by client."""
+        for client, profile, text, expires, since, origin in self._rows(_SESSION + " ORDER BY client"):
+            yield SessionRow(client, profile, _facts(text), expires, since, origin)
+
+    def session(self, client: bytes) -> SessionRow | None:
+        """A client's session."""
+        for row in self._rows(_SESSION + " WHERE client = ?", client):
+            return SessionRow(row[0], row[1], _facts(row[2]), *row[3:])
+        return None
+
+    def session_profiles(self) -> list[tuple[bytes, int]]:
+        """Every client with a session, and its profile: what the kernel's map holds."""
+        return list(self._rows("SELECT client, profile FROM sessions"))
+
+    def count_sessions(self) -> int:
+        """How many sessions there are."""
+        return int(self._one("SELECT count(*) FROM sessions"))
+
+    def next_session_expiry(self) -> float | None:
+        """When the next session expires."""
+        found = self._one("SELECT min(expires) FROM sessions WHERE expires IS NOT NULL")
+        return None if found is None else float(found)
+
+    def names(self) -> Iterator[NameRow]:
+        """All learnt names."""
+        for row in self._rows("SELECT client, address, name, expires FROM names"):
+            yield NameRow(*row)
+
+    def names_at(self, client: bytes, address: bytes) -> tuple[str, ...]:
+        """What an address goes by for a client; names that hold for anybody not among them."""
+        query = "SELECT name FROM names WHERE client = ? AND address = ? ORDER BY name"
+        return tuple(row[0] for row in self._rows(query, client, address))
+
+    def hosts(self) -> list[tuple[tuple[bytes, bytes], int]]:
+        """Every (client, address) with names, and the number of their set: what the kernel's map holds."""
+        query = "SELECT client, address, name_set FROM hosts"
+        return [((client, address), number) for client, address, number in self._rows(query)]
+
+    def next_name_expiry(self) -> float | None:
+        """When the next name expires."""
+        found = self._one("SELECT min(expires) FROM names")
+        return None if found is None else float(found)
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        """The one change at a time; waits for another's end, up to ten seconds (BusyError).
+
+        All of it is kept, or after an exception nothing.
+        """
+        with explained("changing the facts"):
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                change = Change(self._database)
+                yield change
+                change.settle()
+                self._database.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._database.execute("ROLLBACK")
+                raise
+
+
+class Change:
+    """A change of the store, from :meth:`Store.change`."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self._database = connection
+        self._profiles = Numbers(connection, "profiles", "sessions", "profile")
+        self._name_sets = Numbers(connection, "name_sets", "hosts", "name_set")
+
+    @property
+    def document(self) -> bytes | None:
+        """The resolvers' document, as this change finds it."""
+        found = self._database.execute("SELECT value FROM meta WHERE key = 'document'").fetchone()[0]
+        return None if found is None else bytes(found)
+
+    def settle(self) -> None:
+        """The end: numbers that nobody uses any more are free."""
+        self._profiles.settle()
+        self._name_sets.settle()
+
+    # --- sessions
+
+    def put_sessions(self, rows: Iterable[NewSession], origin: str) -> Sessions:
+        """Adds sessions, or replaces those of the same clients; of two for one client the later one holds.
+
+        A session whose facts stay keeps its ``since``.
+        """
+        wanted = {row.client: row for row in rows}
+        texts = {client: _encode(row.facts) for client, row in wanted.items()}
+        numbers, new = self._profiles.take(texts.values())
+        before = self._sessions(list(wanted))
+        now = time.time()
+        changed: list[tuple[bytes, int]] = []
+        written = []
+        for client, row in wanted.items():
+            number = numbers[texts[client]]
+            old = before.get(client)
+            if old is not None and old[0] == number:
+                if old[1:] == (row.expires, origin):
+                    continue
+            else:
+                changed.append((client, number))
+            written.append((client, number, row.expires, now, origin))
+        self._database.executemany(
+            "INSERT INTO sessions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "expires = excluded.expires, origin = excluded.origin, profile = excluded.profile, "
+            "since = iif(profile = excluded.profile, since, excluded.since)",
+            written,
+        )
+        self._profiles.release(before[client][0] for client, _ in changed if client in before)
+        facts = {text: wanted[client].facts for client, text in texts.items()} if new else {}
+        return Sessions(changed, [(number, facts[text]) for number, text in new])
+
+    def _sessions(self, clients: Sequence[bytes]) -> dict[bytes, tuple[int, float | None, str]]:
+        """(profile, expires, origin) of those that have a session."""
+        query = "SELECT client, profile, expires, origin FROM sessions"
+        if len(clients) > _MANY:
+            wanted = set(clients)
+            return {row[0]: row[1:] for row in self._database.execute(query) if row[0] in wanted}
+        query += " WHERE client = ?"
+        return {row[0]: row[1:] for client in clients for row in self._database.execute(query, (client,))}
+
+    def remove_sessions(self, clients: Iterable[bytes]) -> list[bytes]:
+        """Ends sessions; returns those that were there."""
+        found = self._sessions(list(dict.fromkeys(clients)))
+        self._database.executemany("DELETE FROM sessions WHERE client = ?", [(client,) for client in found])
+        self._profiles.release(row[0] for row in found.values())
+        return list(found)
+
+    def replace_file_sessions(self, rows: Iterable[NewSession]) -> tuple[Sessions, list[bytes]]:
+        """Makes these the sessions of the watched file; returns what changed, and who has none any more."""
+        rows = list(rows)
+        changed = self.put_sessions(rows, FILE)
+        named = {row.client for row in rows}
+        query = "SELECT client FROM sessions WHERE origin = ?"
+        gone = [row[0] for row in self._database.execute(query, (FILE,)) if row[0] not in named]
+        return changed, self.remove_sessions(gone)
+
+    def expire_sessions(self, now: float) -> list[bytes]:
+        """Ends the sessions that have expired by ``now``; returns their clients."""
+        query = "DELETE FROM sessions WHERE expires <= ? RETURNING client, profile"
+        found = self._database.execute(query, (now,)).fetchall()
+        self._profiles.release(row[1] for row in found)
+        return [row[0] for row in found]
+
+    def clients_of(self, origin: str) -> set[bytes]:
+        """Whose sessions come from there."""
+        query = "SELECT client FROM sessions WHERE origin = ?"
+        return {row[0] for row in self._database.execute(query, (origin,))}
+
+    # --- names
+
+    def learn(self, answers: Iterable[Learnt]) -> Names:
+        """Adds names; a later expiry extends one that is known. Only hosts whose names changed are listed."""
+        touched: dict[tuple[bytes, bytes], None] = {}
+        known = "SELECT expires FROM names WHERE client = ? AND address = ? AND name = ?"
+        extend = "UPDATE names SET expires = ? WHERE client = ? AND address = ? AND name = ?"
+        for answer in answers:
+            where = (answer.client, answer.address, answer.name)
+            row = self._database.execute(known, where).fetchone()
+            if row is None:
+                self._database.execute("INSERT INTO names VALUES (?, ?, ?, ?)", answer)
+                touched[answer.client, answer.address] = None
+            elif row[0] < answer.expires:
+                self._database.execute(extend, (answer.expires, *where))
+        return self._rename(touched)
+
+    def forget_names(self, now: float, alive: Collection[bytes]) -> Names:
+        """Expired names go, unless their address is in ``alive``: the destinations of live flows."""
+        query = "SELECT client, address, name FROM names WHERE expires <= ?"
+        gone = [row for row in self._database.execute(query, (now,)) if row[1] not in alive]
+        self._database.executemany("DELETE FROM names WHERE client = ? AND address = ? AND name = ?", gone)
+        return self._rename(dict.fromkeys((client, address) for client, address, _ in gone))
+
+    def _rename(self, hosts: Iterable[tuple[bytes, bytes]]) -> Names:
+        """Gives these hosts the sets of their names as they are now."""
+        texts = {host: self._names_of(host) for host in hosts}
+        numbers, new = self._name_sets.take(text for text in texts.values() if text)
+        changed: list[tuple[tuple[bytes, bytes], int]] = []
+        for host, text in texts.items():
+            number = numbers[text] if text else 0
+            query = "SELECT name_set FROM hosts WHERE client = ? AND address = ?"
+            before = self._database.execute(query, host).fetchone()
+            if (before[0] if before else 0) == number:
+                continue
+            if before:
+                self._name_sets.release(before)
+            if number:
+                self._database.execute("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?)", (*host, number))
+            else:
+                self._database.execute("DELETE FROM hosts WHERE client = ? AND address = ?", host)
+            changed.append((host, number))
+        return Names(changed, [(number, tuple(json.loads(text))) for number, text in new])
+
+    def _names_of(self, host: tuple[bytes, bytes]) -> str:
+        query = "SELECT name FROM names WHERE client = ? AND address = ? ORDER BY expires DESC"
+        names = [row[0] for row in self._database.execute(query, host)]
+        if len(names) > NAMES_PER_HOST:
+            self._database.executemany(
+                "DELETE FROM names WHERE client = ? AND address = ? AND name = ?",
+                [(*host, name) for name in names[NAMES_PER_HOST:]],
+            )
+        return _encode(sorted(names[:NAMES_PER_HOST])) if names else ""
+
+    # --- the policy bank
+
+    def switch(self, document: bytes) -> None:
+        """A new bank's resolvers are in force: the document, and a generation more."""
+        self._database.execute("UPDATE meta SET value = ? WHERE key = 'document'", (document,))
+        self._database.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")

@@ -1,0 +1,385 @@
+"""The store of facts: sessions, names, numbers, generations, and two processes at once."""
+
+from __future__ import annotations
+
+import ipaddress
+import multiprocessing
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from enforcer.datapath.address import pack
+from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
+from enforcer.facts import database, numbers
+from enforcer.facts import store as stores
+from enforcer.facts.store import ANYBODY, COMMAND, FILE, Learnt, Names, NewSession, Sessions, Store
+from enforcer.policy.facts import Facts, saml
+
+A, B, C = (pack(ipaddress.ip_address(text)) for text in ("10.0.0.1", "10.0.0.2", "fd00::3"))
+ORIGIN = pack(ipaddress.ip_address("198.51.100.7"))
+ORIGIN6 = pack(ipaddress.ip_address("2001:db8::7"))
+
+
+def person(name: str) -> Facts:
+    return {"identity.email": (f"{name}@corp.example",), "identity.groups.id": ("g1", "g2")}
+
+
+def session(client: bytes, name: str, expires: float | None = None) -> NewSession:
+    return NewSession(client, person(name), expires)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "facts.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with Store(path) as opened:
+        yield opened
+
+
+def put(store: Store, *rows: NewSession, origin: str = COMMAND) -> Sessions:
+    with store.change() as change:
+        return change.put_sessions(rows, origin)
+
+
+def remove(store: Store, *clients: bytes) -> list[bytes]:
+    with store.change() as change:
+        return change.remove_sessions(clients)
+
+
+def learn(store: Store, *answers: Learnt) -> Names:
+    with store.change() as change:
+        return change.learn(answers)
+
+
+# --- sessions and their profiles
+
+
+def test_a_session_is_put_replaced_and_removed(store: Store) -> None:
+    facts = {"identity.name": ('Ümläut "x" \\',), saml("dept"): ("ops", "it"), "identity.groups.id": ()}
+    changed = put(store, NewSession(A, facts, 2e9))
+    assert changed == Sessions([(A, 1)], [(1, facts)])
+    found = store.session(A)
+    assert found is not None
+    assert found[:4] == (A, 1, facts, 2e9)
+    assert found.origin == COMMAND
+    assert time.time() - 5 < found.since <= time.time()
+    assert list(store.sessions()) == [found]
+    changed = put(store, session(A, "bob"))
+    assert changed == Sessions([(A, 2)], [(2, person("bob"))])
+    assert store.profiles() == [(2, person("bob"))]
+    assert remove(store, A, B, A) == [A]
+    assert store.session(A) is None
+    assert store.profiles() == []
+
+
+def test_clients_with_the_same_facts_share_a_profile(store: Store) -> None:
+    assert put(store, session(A, "bob"), session(B, "bob")).clients == [(A, 1), (B, 1)]
+    reordered = dict(reversed(person("bob").items()))
+    assert put(store, NewSession(C, reordered, None)) == Sessions([(C, 1)], [])
+    assert remove(store, A, C) == [A, C]
+    assert [number for number, _ in store.profiles()] == [1]
+
+
+def test_what_stays_is_not_listed_and_keeps_its_beginning(store: Store) -> None:
+    put(store, session(A, "bob"), session(B, "eve"))
+    before = store.session(A)
+    assert put(store, session(A, "bob")) == Sessions([], [])
+    assert store.session(A) == before
+    assert put(store, session(A, "bob", 2e9), origin=FILE) == Sessions([], [])
+    after = store.session(A)
+    assert before is not None and after is not None
+    assert (after.expires, after.origin, after.since) == (2e9, FILE, before.since)
+    assert put(store, session(A, "eve")).clients == [(A, 2)]
+    changed = store.session(A)
+    assert changed is not None and changed.since > before.since
+    assert (changed.expires, changed.origin) == (None, COMMAND)
+
+
+def test_of_two_sessions_for_a_client_the_later_holds(store: Store) -> None:
+    assert put(store, session(A, "bob"), session(A, "eve")).clients == [(A, 1)]
+    assert [row.facts for row in store.sessions()] == [person("eve")]
+    assert [facts for _, facts in store.profiles()] == [person("eve")]
+
+
+def test_expiry(store: Store) -> None:
+    assert store.next_session_expiry() is None
+    put(store, session(A, "a", 100.0), session(B, "b", 200.5), session(C, "c"))
+    assert store.next_session_expiry() == 100.0
+    with store.change() as change:
+        assert change.expire_sessions(99.9) == []
+        assert change.expire_sessions(100.0) == [A]
+    assert store.next_session_expiry() == 200.5
+    with store.change() as change:
+        assert change.expire_sessions(1e12) == [B]
+    assert store.next_session_expiry() is None
+    assert [row.client for row in store.sessions()] == [C]
+    assert store.count_sessions() == 1
+
+
+def test_sessions_of_the_file(store: Store) -> None:
+    put(store, session(A, "a"))
+    with store.change() as change:
+        changed, gone = change.replace_file_sessions([session(B, "b"), session(C, "c", 2e9)])
+    assert ([client for client, _ in changed.clients], gone) == ([B, C], [])
+    with store.change() as change:
+        assert change.clients_of(FILE) == {B, C}
+        changed, gone = change.replace_file_sessions([session(C, "c", 2e9)])
+        assert (changed, gone) == (Sessions([], []), [B])
+    with store.change() as change:
+        changed, gone = change.replace_file_sessions([session(A, "a")])
+        assert (changed.clients, gone) == ([], [C])
+        assert change.clients_of(COMMAND) == set()
+
+
+@pytest.mark.parametrize("many", [3, 5000])
+def test_few_and_many_at_once_are_the_same(store: Store, many: int) -> None:
+    clients = [index.to_bytes(16, "big") for index in range(many)]
+    first = put(store, *(session(client, str(index)) for index, client in enumerate(clients)))
+    assert first.clients == [(client, index + 1) for index, client in enumerate(clients)]
+    assert len(first.profiles) == many
+    again = put(store, *(session(client, str(index)) for index, client in enumerate(clients)))
+    assert again == Sessions([], [])
+    other = put(store, *(session(client, f"x{index}") for index, client in enumerate(clients)))
+    assert [number for _, number in other.clients] == list(range(many + 1, 2 * many + 1))
+    assert len(store.profiles()) == many
+    assert sorted(remove(store, *clients)) == clients
+    assert (store.profiles(), store.count_sessions()) == ([], 0)
+
+
+# --- numbers
+
+
+def test_a_number_is_given_again_but_not_in_the_change_that_freed_it(store: Store) -> None:
+    put(store, session(A, "a"), session(B, "b"))
+    before = store.sequence
+    assert store.profiles(before) == []
+    with store.change() as change:
+        change.remove_sessions([A])
+        assert change.put_sessions([session(A, "c")], COMMAND) == Sessions([(A, 3)], [(3, person("c"))])
+    between = store.sequence
+    assert between > before
+    assert store.profiles(before) == [(3, person("c"))]
+    assert put(store, session(C, "d")) == Sessions([(C, 1)], [(1, person("d"))])
+    assert store.profiles(between) == [(1, person("d"))]
+    assert [number for number, _ in store.profiles()] == [1, 2, 3]
+
+
+def test_a_profile_that_is_used_again_in_the_same_change_stays(store: Store) -> None:
+    put(store, session(A, "a"))
+    with store.change() as change:
+        change.remove_sessions([A])
+        assert change.put_sessions([session(B, "a")], COMMAND) == Sessions([(B, 1)], [])
+    assert store.profiles() == [(1, person("a"))]
+
+
+def test_the_last_number_freed_is_not_given_twice(store: Store) -> None:
+    put(store, session(A, "a"), session(B, "b"), session(C, "c"))
+    remove(store, C)
+    remove(store, A)
+    assert put(store, session(C, "x")).clients == [(C, 1)]
+    assert put(store, session(A, "y")).clients == [(A, 3)]
+    assert remove(store, A, B, C) == [A, B, C]
+    new = put(store, *(session(index.to_bytes(16, "big"), f"n{index}") for index in range(5)))
+    assert [number for _, number in new.clients] == [1, 2, 3, 4, 5]
+
+
+def test_no_number_is_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "NUMBERS", 2)
+    put(store, session(A, "a"), session(B, "b"))
+    with pytest.raises(EnforcerError, match="more than 2 distinct profiles"):
+        put(store, session(C, "c"))
+    assert store.count_sessions() == 2
+    assert put(store, session(C, "b")).clients == [(C, 2)]
+    remove(store, A)
+    assert put(store, session(A, "d")).clients == [(A, 1)]
+
+
+# --- names
+
+
+def test_names_are_learnt_extended_and_forgotten(store: Store) -> None:
+    names = learn(store, Learnt(A, ORIGIN, "www.example", 100.0))
+    assert names == Names([((A, ORIGIN), 1)], [(1, ("www.example",))])
+    assert store.names_at(A, ORIGIN) == ("www.example",)
+    assert store.names_at(ANYBODY, ORIGIN) == store.names_at(A, ORIGIN6) == ()
+    assert learn(store, Learnt(A, ORIGIN, "www.example", 150.0)) == Names([], [])
+    assert learn(store, Learnt(A, ORIGIN, "www.example", 120.0)) == Names([], [])
+    assert [tuple(row) for row in store.names()] == [(A, ORIGIN, "www.example", 150.0)]
+    assert store.next_name_expiry() == 150.0
+    names = learn(store, Learnt(A, ORIGIN, "cdn.example", 100.0), Learnt(B, ORIGIN, "www.example", 100.0))
+    assert dict(names.hosts)[A, ORIGIN] == 2
+    assert dict(names.sets)[2] == ("cdn.example", "www.example")
+    assert sorted(store.hosts()) == [((A, ORIGIN), 2), ((B, ORIGIN), 1)]
+    with store.change() as change:
+        assert change.forget_names(99.0, ()) == Names([], [])
+        assert change.forget_names(100.0, {ORIGIN}) == Names([], [])
+        assert sorted(change.forget_names(100.0, {ORIGIN6}).hosts) == [((A, ORIGIN), 1), ((B, ORIGIN), 0)]
+    assert store.name_sets() == [(1, ("www.example",))]
+    with store.change() as change:
+        assert change.forget_names(1e12, ()).hosts == [((A, ORIGIN), 0)]
+    assert (store.name_sets(), store.hosts(), list(store.names())) == ([], [], [])
+    assert store.next_name_expiry() is None
+
+
+def test_one_answer_of_many_addresses_shares_a_set(store: Store) -> None:
+    names = learn(store, *(Learnt(A, address, "www.example", 9.0) for address in (ORIGIN, ORIGIN6)))
+    assert names == Names([((A, ORIGIN), 1), ((A, ORIGIN6), 1)], [(1, ("www.example",))])
+
+
+def test_an_address_of_too_many_names_keeps_the_longest_lived(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "NAMES_PER_HOST", 3)
+    names = learn(store, *(Learnt(A, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
+    assert names.sets == [(1, ("n2.example", "n3.example", "n4.example"))]
+    assert store.names_at(A, ORIGIN) == ("n2.example", "n3.example", "n4.example")
+    assert learn(store, Learnt(A, ORIGIN, "short.example", 1.0)) == Names([], [])
+
+
+# --- the file, generations, errors
+
+
+def test_a_switch_is_a_generation(store: Store, path: Path) -> None:
+    assert (store.generation, store.document, store.sequence) == (0, None, 0)
+    with store.change() as change:
+        change.switch(b'{"rules": []}')
+    with Store(path, create=False) as other:
+        assert (other.generation, other.document) == (1, b'{"rules": []}')
+
+
+def test_what_fails_changes_nothing(store: Store) -> None:
+    put(store, session(A, "a"))
+    with pytest.raises(ZeroDivisionError), store.change() as change:
+        change.put_sessions([session(B, "b")], COMMAND)
+        change.learn([Learnt(A, ORIGIN, "www.example", 1.0)])
+        change.switch(b"x")
+        _ = 1 / 0
+    assert [row.client for row in store.sessions()] == [A]
+    assert (store.generation, store.sequence, list(store.names())) == (0, 1, [])
+    assert put(store, session(B, "b")).clients == [(B, 2)]
+
+
+def test_facts_outlive_the_process(store: Store, path: Path) -> None:
+    put(store, session(A, "a", 2e9))
+    rows = list(store.sessions())
+    with Store(path) as again:
+        assert list(again.sessions()) == rows
+
+
+def test_there_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(NotInstalledError, match="no facts are kept"):
+        Store(tmp_path / "facts.db", create=False)
+    with pytest.raises(PrivilegeError, match="cannot open"):
+        Store(tmp_path / "nowhere" / "facts.db")
+
+
+def test_a_file_that_is_no_database_is_begun_anew(path: Path) -> None:
+    path.write_bytes(b"nonsense" * 1000)
+    with pytest.raises(KernelError, match="not a database"):
+        Store(path, create=False)
+    with Store(path) as store:
+        assert store.count_sessions() == 0
+
+
+def test_a_file_of_another_format_is_begun_anew(store: Store, path: Path) -> None:
+    put(store, session(A, "a"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+        connection.execute("CREATE TABLE later (x)")
+    connection.close()
+    with pytest.raises(NotInstalledError, match="of another version"):
+        Store(path, create=False)
+    with Store(path) as store:
+        assert (store.count_sessions(), store.generation) == (0, 0)
+        put(store, session(A, "a"))
+
+
+def test_a_change_waits_for_another_and_not_for_ever(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    with Store(path) as other, store.change():
+        with pytest.raises(BusyError, match="another change does not end"), other.change():
+            raise AssertionError
+        assert other.count_sessions() == 0  # who looks does not wait
+
+
+ROUNDS = 100
+
+
+def _contend(path: Path, which: int) -> None:
+    with Store(path) as store:
+        for index in range(ROUNDS):
+            client = (which * ROUNDS + index).to_bytes(16, "big")
+            with store.change() as change:
+                change.put_sessions([session(client, f"{which}-{index}")], COMMAND)
+                if index % 2:
+                    change.remove_sessions([client])
+                change.switch(str(int(change.document or b"0") + 1).encode())
+
+
+def test_processes_contend(path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_contend, args=(path, which)) for which in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    with Store(path, create=False) as store:
+        # Each change saw what the one before it had left: none is lost.
+        assert (store.generation, store.document) == (3 * ROUNDS, str(3 * ROUNDS).encode())
+        rows = list(store.sessions())
+        assert len(rows) == 3 * ROUNDS / 2
+        assert {row.profile: row.facts for row in rows} == dict(store.profiles())
+        assert len({row.profile for row in rows}) == len(rows)
+
+
+def test_a_hundred_thousand_sessions(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        NewSession(
+            (0xFFFF0A000000 + index * 2654435761 % (1 << 24)).to_bytes(16, "big"),
+            {
+                "identity.email": (f"user{index}@corp.example",),
+                "identity.name": (f"User {index}",),
+                "identity.groups.id": ("g-1", f"g-{index % 50}"),
+                "identity.groups.name": ("staff", f"team {index % 50}"),
+                "identity.groups.email": (),
+                "device_posture.checks.passed": ("c1", "c2"),
+            },
+            2e9 + index,
+        )
+        for index in range(100_000)
+    ]
+    measured = {}
+
+    def timed(name: str, start: float) -> None:
+        measured[name] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    assert len(put(store, *rows).clients) == 100_000
+    timed("put", start)
+    start = time.perf_counter()
+    assert put(store, *rows) == Sessions([], [])
+    timed("put again", start)
+    start = time.perf_counter()
+    assert len(put(store, session(A, "one")).clients) == 1
+    timed("put one more", start)
+    start = time.perf_counter()
+    assert len(store.profiles()) == 100_001
+    timed("read profiles", start)
+    start = time.perf_counter()
+    assert sum(1 for _ in store.sessions()) == 100_001
+    timed("read sessions", start)
+    start = time.perf_counter()
+    assert len(remove(store, *(row.client for row in rows))) == 100_000
+    timed("remove", start)
+    with capsys.disabled():
+        said = ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in measured.items())
+        print(f"\n100,000 sessions: {said}")
