@@ -24,27 +24,25 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO meta VALUES ('generation', 0), ('document', NULL), ('sequence', 0);
 
 CREATE TABLE profiles (
-    number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sequence INTEGER NOT NULL, value TEXT NOT NULL
+    number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sequence INTEGER NOT NULL,
+    users INTEGER NOT NULL, value BLOB NOT NULL
 );
 CREATE TABLE profiles_free (number INTEGER PRIMARY KEY);
-CREATE INDEX profiles_by_sequence ON profiles (sequence);
 
 CREATE TABLE name_sets (
-    number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sequence INTEGER NOT NULL, value TEXT NOT NULL
+    number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sequence INTEGER NOT NULL,
+    users INTEGER NOT NULL, value BLOB NOT NULL
 );
 CREATE TABLE name_sets_free (number INTEGER PRIMARY KEY);
-CREATE INDEX name_sets_by_sequence ON name_sets (sequence);
 
 CREATE TABLE sessions (
     client BLOB PRIMARY KEY, profile INTEGER NOT NULL, expires REAL, since REAL NOT NULL, origin TEXT NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX sessions_by_profile ON sessions (profile);
 CREATE INDEX sessions_by_expiry ON sessions (expires) WHERE expires IS NOT NULL;
 
 CREATE TABLE hosts (
     client BLOB, address BLOB, name_set INTEGER NOT NULL, PRIMARY KEY (client, address)
 ) WITHOUT ROWID;
-CREATE INDEX hosts_by_name_set ON hosts (name_set);
 CREATE TABLE names (
     client BLOB, address BLOB, name TEXT, expires REAL NOT NULL, PRIMARY KEY (client, address, name)
 ) WITHOUT ROWID;

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from enforcer.errors import EnforcerError
 
@@ -18,79 +19,98 @@ NUMBERS = (1 << 20) - 1
 _MANY = 1000
 
 
-def digest(text: str) -> bytes:
+def digest(value: bytes) -> bytes:
     """What a value is found by: 128 bits of BLAKE2b."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(value, digest_size=16).digest()
 
 
 class Numbers:
-    """The values of ``table``, which rows of ``users`` refer to by ``column``; texts, as they are stored."""
+    """The values of one table, as the bytes that are stored; each counts its users."""
 
-    def __init__(self, database: sqlite3.Connection, table: str, users: str, column: str):
+    def __init__(self, database: sqlite3.Connection, table: str):
         self._database = database
         self._table = table
-        self._users = users
-        self._column = column
         self._released: set[int] = set()
 
-    def take(self, texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[int, str]]]:
-        """Numbers by text, and which of them are new. Raises EnforcerError if there are too many values."""
-        keys = {text: digest(text) for text in texts}
-        known = self._known(list(keys.values()))
-        new = [text for text, key in keys.items() if key not in known]
-        numbered: list[tuple[int, str]] = []
-        if new:
-            sequence = self._next_sequence()
-            numbered = list(zip(self._free(len(new)), new, strict=True))
-            self._database.executemany(
-                f"INSERT INTO {self._table} VALUES (?, ?, ?, ?)",
-                [(number, keys[text], sequence, text) for number, text in numbered],
-            )
-            known |= {keys[text]: number for number, text in numbered}
-        return {text: known[key] for text, key in keys.items()}, numbered
+    def take(self, users: Mapping[bytes, int]) -> tuple[dict[bytes, int], dict[int, bytes]]:
+        """Numbers by value, and those that are new, which have as many users as ``users`` says.
+
+        Raises EnforcerError if there are too many values.
+        """
+        keys = {value: digest(value) for value in users}
+        known = self._known(keys.values())
+        new = [value for value, key in keys.items() if key not in known]
+        if not new:
+            return {value: known[key] for value, key in keys.items()}, {}
+        if len(new) > _MANY:
+            # In the order of the index that they go into, which is then written from one end to the other.
+            new.sort(key=keys.__getitem__)
+        sequence = self._next_sequence()
+        free = self._free(len(new))
+        self._database.executemany(
+            f"INSERT INTO {self._table} VALUES (?, ?, ?, ?, ?)",
+            [
+                (number, keys[value], sequence, users[value], value)
+                for number, value in zip(free, new, strict=True)
+            ],
+        )
+        numbers = dict(zip(new, free, strict=True))
+        if known:
+            numbers |= {value: known[key] for value, key in keys.items() if key in known}
+        return numbers, dict(zip(free, new, strict=True))
+
+    def use(self, numbers: Iterable[int]) -> None:
+        """One more user for each time that a number is named."""
+        self._database.executemany(
+            f"UPDATE {self._table} SET users = users + ? WHERE number = ?",
+            [(users, number) for number, users in Counter(numbers).items()],
+        )
 
     def release(self, numbers: Iterable[int]) -> None:
-        """Somebody no longer uses these: at the change's end those go that nobody uses."""
-        self._released.update(numbers)
+        """One user less for each time that a number is named; who has none goes at the change's end."""
+        counts = Counter(numbers)
+        self._database.executemany(
+            f"UPDATE {self._table} SET users = users - ? WHERE number = ?",
+            [(users, number) for number, users in counts.items()],
+        )
+        self._released.update(counts)
 
     def settle(self) -> None:
         """The change's end: values without users go, and their numbers are free."""
-        unused = sorted(self._released - self._in_use())
+        if not self._released:
+            return
+        self._database.executemany(
+            f"DELETE FROM {self._table} WHERE number = ? AND users = 0",
+            [(number,) for number in self._released],
+        )
+        self._database.executemany(
+            f"INSERT INTO {self._table}_free SELECT ?1 "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {self._table} WHERE number = ?1)",
+            [(number,) for number in self._released],
+        )
         self._released.clear()
-        rows = [(number,) for number in unused]
-        self._database.executemany(f"DELETE FROM {self._table} WHERE number = ?", rows)
-        self._database.executemany(f"INSERT INTO {self._table}_free VALUES (?)", rows)
 
-    def after(self, sequence: int) -> Iterator[tuple[int, str]]:
+    def after(self, sequence: int) -> Iterator[tuple[int, bytes]]:
         """The values that are newer than this, by number."""
         return self._database.execute(
             f"SELECT number, value FROM {self._table} WHERE sequence > ? ORDER BY number", (sequence,)
         )
 
-    def _known(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+    def _known(self, keys: Collection[bytes]) -> dict[bytes, int]:
         if len(keys) > _MANY:
             return dict(self._database.execute(f"SELECT digest, number FROM {self._table}"))
         query = f"SELECT number FROM {self._table} WHERE digest = ?"
         found = ((key, self._database.execute(query, (key,)).fetchone()) for key in keys)
         return {key: row[0] for key, row in found if row is not None}
 
-    def _in_use(self) -> set[int]:
-        if len(self._released) > _MANY:
-            return {row[0] for row in self._database.execute(f"SELECT {self._column} FROM {self._users}")}
-        query = f"SELECT 1 FROM {self._users} WHERE {self._column} = ? LIMIT 1"
-        return {number for number in self._released if self._database.execute(query, (number,)).fetchone()}
-
     def _free(self, count: int) -> list[int]:
+        """So many numbers, from now on taken."""
+        tops = [
+            f"ifnull((SELECT max(number) FROM {table}), 0)" for table in (self._table, f"{self._table}_free")
+        ]
+        last = int(self._database.execute(f"SELECT max({', '.join(tops)})").fetchone()[0])
         query = f"SELECT number FROM {self._table}_free ORDER BY number LIMIT ?"
         free = [row[0] for row in self._database.execute(query, (count,))]
-        self._database.executemany(
-            f"DELETE FROM {self._table}_free WHERE number = ?", [(one,) for one in free]
-        )
-        query = (
-            f"SELECT max(ifnull((SELECT max(number) FROM {self._table}), 0), "
-            f"ifnull((SELECT max(number) FROM {self._table}_free), 0))"
-        )
-        last = max([self._database.execute(query).fetchone()[0], *free[-1:]])
         lacking = count - len(free)
         if last + lacking > NUMBERS:
             kind = self._table.replace("_", " ")
@@ -98,6 +118,9 @@ class Numbers:
                 f"more than {NUMBERS:,} distinct {kind}, which is as many as there are numbers for",
                 "Take some away in one change, and add others in the next.",
             )
+        self._database.executemany(
+            f"DELETE FROM {self._table}_free WHERE number = ?", [(number,) for number in free]
+        )
         return free + list(range(last + 1, last + 1 + lacking))
 
     def _next_sequence(self) -> int:

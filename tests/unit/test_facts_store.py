@@ -141,13 +141,23 @@ def test_sessions_of_the_file(store: Store) -> None:
 def test_few_and_many_at_once_are_the_same(store: Store, many: int) -> None:
     clients = [index.to_bytes(16, "big") for index in range(many)]
     first = put(store, *(session(client, str(index)) for index, client in enumerate(clients)))
-    assert first.clients == [(client, index + 1) for index, client in enumerate(clients)]
-    assert len(first.profiles) == many
+    assert [client for client, _ in first.clients] == clients
+    assert sorted(number for _, number in first.clients) == list(range(1, many + 1))
+    facts = dict(first.profiles)
+    assert [facts[number] for _, number in first.clients] == [person(str(index)) for index in range(many)]
+    assert dict(store.profiles()) == facts
     again = put(store, *(session(client, str(index)) for index, client in enumerate(clients)))
     assert again == Sessions([], [])
     other = put(store, *(session(client, f"x{index}") for index, client in enumerate(clients)))
-    assert [number for _, number in other.clients] == list(range(many + 1, 2 * many + 1))
-    assert len(store.profiles()) == many
+    assert sorted(number for _, number in other.clients) == list(range(many + 1, 2 * many + 1))
+    assert dict(store.profiles()) == dict(other.profiles)
+    assert {row.client: row.facts for row in store.sessions()} == {
+        client: person(f"x{index}") for index, client in enumerate(clients)
+    }
+    shared = put(store, *(session(client, f"x{index // 2}") for index, client in enumerate(clients)))
+    assert len(shared.clients) == many - 1
+    assert shared.profiles == []
+    assert len(store.profiles()) == (many + 1) // 2
     assert sorted(remove(store, *clients)) == clients
     assert (store.profiles(), store.count_sessions()) == ([], 0)
 
