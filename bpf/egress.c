@@ -110,7 +110,7 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 	}
 	if (!begins(p))
 		return block(REASON_OUT_OF_STATE);
-	classify(s, p, &v, true);
+	classify(s, p, &v, true, 0);
 	if (v.policy)
 		hit(v.policy, now);
 	if (v.reason == REASON_ICMP) {
@@ -292,7 +292,7 @@ int explain(struct __sk_buff *skb)
 			reason = route(skb, &p);
 		v.reason = reason;
 		if (!reason)
-			classify(s, &p, &v, false);
+			classify(s, &p, &v, false, skb->cb[0]);
 		v.limit = s->limit;
 		if (v.reason < REASON_LIMIT && (p.tuple.protocol == IPPROTO_TCP || p.tuple.protocol == IPPROTO_UDP)) {
 			v.active = active_at(&p.tuple, v.source);

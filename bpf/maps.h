@@ -14,8 +14,11 @@
 enum {
 	SLOTS = 16384,           /* egress IPs; slot 0 is the shared addresses */
 	POLICIES = 16384,        /* policy ids; id 0 is "no policy" */
-	RULES = 4096,
+	RULES = 16384,
 	RULE_WORDS = RULES / 64,
+	SUMMARY_WORDS = RULE_WORDS / 64,
+	SESSIONS = 1048576,
+	HOSTS = 1048576,
 	NEAREST_BUCKETS = 1024,
 	CLIENTS = 65536,
 	INTERFACES = 1024,
@@ -41,11 +44,22 @@ struct egress {
 };
 PINNED("array", int, struct egress, egresses, SLOTS, 0);
 
+enum bank_bits {
+	BANK = 1,                /* its number; the others skip a look-up that no rule needs */
+	USES_SOURCE = 2,
+	USES_SOURCE_PORT = 4,
+	USES_PORT = 8,
+	USES_PROTOCOL = 16,
+	USES_SOURCE_PLACE = 32,
+	USES_DESTINATION_PLACE = 64,
+	USES_CLIENT = 128,
+	USES_HOST = 256,
+};
 struct settings {
 	u32 mark_mask;
 	u32 mark_shift;
 	u32 limit;               /* connections per (source, protocol, origin address, origin port) */
-	u32 bank;                /* which of the two policy banks is in force */
+	u32 bank;                /* which of the two policy banks is in force, and what its rules ask about: enum bank_bits */
 	u32 proxy_tcp;
 	u32 proxy_udp;
 	u32 ready;               /* 0: the tables are not filled, nothing may leave */
@@ -168,14 +182,27 @@ struct prefix_key {
 };
 PINNED("lpm_trie", struct prefix_key, u32, on_link, ON_LINK_RANGES, BPF_F_NO_PREALLOC);
 
+/* Who a client is, and by which names it may know an address: numbers that user space gives to what is
+ * equal for policies (a profile, a set of names). 0 is "nothing is known". */
+PINNED("hash", struct client_key, u32, sessions, SESSIONS, BPF_F_NO_PREALLOC);
+struct host_key {
+	u32 client[4];           /* all zero: whichever client */
+	u32 address[4];
+};
+PINNED("hash", struct host_key, u32, hosts, HOSTS, BPF_F_NO_PREALLOC);
+
 /* The policy banks: two of each inner map, of which settings.bank says the one in force. User space
  * makes the inner maps like these prototypes, with as many elements as it needs. */
 struct destination {
 	u32 set;
 	u32 private_network;
 };
+struct place_sets {
+	u32 source;
+	u32 destination;
+};
 struct rule_set {
-	u64 summary;             /* bit w: words[w] is not 0 */
+	u64 summary[SUMMARY_WORDS];  /* bit w of all: words[w] is not 0 */
 	u64 words[RULE_WORDS];
 };
 struct rule {
@@ -194,11 +221,21 @@ struct rule {
 #define BPF_ANNOTATE_KV_PAIR(...) struct no_btf
 BANKS(source_prefixes, "lpm_trie", struct prefix_key, u32, BPF_F_NO_PREALLOC);
 BANKS(destination_prefixes, "lpm_trie", struct prefix_key, struct destination, BPF_F_NO_PREALLOC);
+BANKS(places, "lpm_trie", struct prefix_key, u32, BPF_F_NO_PREALLOC);
+BANKS(source_port_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(port_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(protocol_sets, "array", u32, u32, BPF_F_INNER_MAP);
+BANKS(place_sets, "array", u32, struct place_sets, BPF_F_INNER_MAP);
+BANKS(profile_sets, "array", u32, u32, BPF_F_INNER_MAP);
+BANKS(name_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(rule_sets, "array", u32, struct rule_set, BPF_F_INNER_MAP);
 BANKS(rules, "array", u32, struct rule, BPF_F_INNER_MAP);
 #pragma pop_macro("BPF_ANNOTATE_KV_PAIR")
+
+/* User space's: how many of a bank's rule_sets are taken. */
+PINNED("array", int, u32, sets_taken, 2, 0);
+/* A question's (explain): what the client, and what the host, would match if it were as supposed. */
+PINNED("array", int, struct rule_set, supposed, 2, 0);
 
 struct tally {
 	u64 packets;

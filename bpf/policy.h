@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Which egress a new flow gets. Exempt classes first, then the policies: per dimension one lookup
- * gives the set of rules that match there, the AND of the four sets is the set of rules that match,
- * and its lowest number is the first in precedence.
+ * gives the set of rules that match there, the AND of the sets is the set of rules that match, and its
+ * lowest number is the first in precedence. A dimension that no rule asks about costs no lookup.
  */
 
 struct verdict {
@@ -49,57 +49,169 @@ static __always_inline bool source_of(u32 slot, const struct packet *p, u32 *sou
 	return s->planned;
 }
 
-static __always_inline struct rule_set *set_of(u32 bank, u32 number)
-{
-	void *sets = rule_sets.lookup(&bank);
+enum dimension {
+	DESTINATION,
+	SOURCE,
+	SOURCE_PORT,
+	PORT,
+	PROTOCOL,
+	SOURCE_PLACE,
+	DESTINATION_PLACE,
+	CLIENT,
+	HOST,
+	MATCHES,
+};
 
-	return sets ? bpf_map_lookup_elem(sets, &number) : 0;
+/* What a question supposes instead of what is known (`supposed`, by these bits' numbers). */
+enum suppose { SUPPOSE_CLIENT = 1, SUPPOSE_HOST = 2 };
+
+/* The sets of rules that match, by dimension. What no rule asks about has the destination's, which changes
+ * nothing in their intersection. */
+struct matches {
+	const struct rule_set *of[MATCHES];
+	u32 missing;             /* a set that should be there is not */
+};
+
+static __always_inline void take(struct matches *m, int dimension, void *sets, const u32 *number)
+{
+	const struct rule_set *set = number ? bpf_map_lookup_elem(sets, number) : 0;
+
+	if (set)
+		m->of[dimension] = set;
+	else
+		m->missing = 1;
 }
 
-/* The sets of the three dimensions that are not the destination. */
-static __always_inline struct rule_set *source_set(u32 bank, const struct packet *p)
+static __always_inline u32 *at(void *map, const void *key)
 {
-	void *prefixes = source_prefixes.lookup(&bank);
+	return map ? bpf_map_lookup_elem(map, key) : 0;
+}
+
+static __always_inline u32 place_of(void *places, const u32 *address)
+{
 	struct prefix_key key = { .length = 128 };
-	u32 *number;
+	u32 *place;
 
-	copy_address(key.address, p->tuple.client);
-	number = prefixes ? bpf_map_lookup_elem(prefixes, &key) : 0;
-	return number ? set_of(bank, *number) : 0;
+	copy_address(key.address, address);
+	place = at(places, &key);
+	return place ? *place : 0;
 }
 
-static __always_inline struct rule_set *port_set(u32 bank, const struct packet *p)
+static __always_inline u32 profile_of(const struct packet *p)
 {
-	void *ports = port_sets.lookup(&bank);
-	u32 port = be16(p->tuple.origin_port);
-	u32 *number = ports ? bpf_map_lookup_elem(ports, &port) : 0;
+	struct client_key client;
+	u32 *profile;
 
-	return number ? set_of(bank, *number) : 0;
+	copy_address(client.client, p->tuple.client);
+	profile = sessions.lookup(&client);
+	return profile ? *profile : 0;
 }
 
-static __always_inline struct rule_set *protocol_set(u32 bank, const struct packet *p)
+/* The names that this client was told for the address; if none, those that anyone was. */
+static __always_inline u32 names_of(const struct packet *p)
 {
-	void *protocols = protocol_sets.lookup(&bank);
-	u32 protocol = p->tuple.protocol;
-	u32 *number = protocols ? bpf_map_lookup_elem(protocols, &protocol) : 0;
+	struct host_key host;
+	u32 *names;
 
-	return number ? set_of(bank, *number) : 0;
+	copy_address(host.client, p->tuple.client);
+	copy_address(host.address, p->tuple.origin);
+	names = hosts.lookup(&host);
+	if (!names) {
+		host.client[0] = host.client[1] = host.client[2] = host.client[3] = 0;
+		names = hosts.lookup(&host);
+	}
+	return names ? *names : 0;
 }
 
-/* The first rule that all four sets contain, or -1. */
-static __always_inline int first_common(const struct rule_set *a, const struct rule_set *b,
-					const struct rule_set *c, const struct rule_set *d)
+static __always_inline void take_packet(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p)
 {
-	u64 candidates = a->summary & b->summary & c->summary & d->summary;
-	int i;
+	u32 key;
 
-	for (i = 0; i < RULE_WORDS && candidates; i++) {
-		u32 word = lowest_bit(candidates) & (RULE_WORDS - 1);
-		u64 common = a->words[word] & b->words[word] & c->words[word] & d->words[word];
+	if (uses & USES_SOURCE) {
+		struct prefix_key source = { .length = 128 };
 
-		if (common)
-			return word * 64 + lowest_bit(common);
-		candidates &= candidates - 1;
+		copy_address(source.address, p->tuple.client);
+		take(m, SOURCE, sets, at(source_prefixes.lookup(&bank), &source));
+	}
+	if (uses & USES_SOURCE_PORT) {
+		key = be16(p->tuple.client_port);
+		take(m, SOURCE_PORT, sets, at(source_port_sets.lookup(&bank), &key));
+	}
+	if (uses & USES_PORT) {
+		key = be16(p->tuple.origin_port);
+		take(m, PORT, sets, at(port_sets.lookup(&bank), &key));
+	}
+	if (uses & USES_PROTOCOL) {
+		key = p->tuple.protocol;
+		take(m, PROTOCOL, sets, at(protocol_sets.lookup(&bank), &key));
+	}
+}
+
+static __always_inline void take_places(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p)
+{
+	void *by_address = places.lookup(&bank), *by_place = place_sets.lookup(&bank);
+	u32 place;
+	u32 *numbers;
+
+	if (uses & USES_SOURCE_PLACE) {
+		place = place_of(by_address, p->tuple.client);
+		numbers = at(by_place, &place);
+		take(m, SOURCE_PLACE, sets, numbers);
+	}
+	if (uses & USES_DESTINATION_PLACE) {
+		place = place_of(by_address, p->tuple.origin);
+		numbers = at(by_place, &place);
+		take(m, DESTINATION_PLACE, sets, numbers ? numbers + 1 : 0);
+	}
+}
+
+static __always_inline void take_supposed(struct matches *m, int dimension, int which)
+{
+	m->of[dimension] = supposed.lookup(&which) ?: m->of[dimension];
+}
+
+static __always_inline void take_known(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p,
+				       u32 suppose)
+{
+	u32 key;
+
+	if (suppose & SUPPOSE_CLIENT) {
+		take_supposed(m, CLIENT, 0);
+	} else if (uses & USES_CLIENT) {
+		key = profile_of(p);
+		take(m, CLIENT, sets, at(profile_sets.lookup(&bank), &key));
+	}
+	if (suppose & SUPPOSE_HOST) {
+		take_supposed(m, HOST, 1);
+	} else if (uses & USES_HOST) {
+		key = names_of(p);
+		take(m, HOST, sets, at(name_sets.lookup(&bank), &key));
+	}
+}
+
+/* The first rule that all sets contain, or -1. */
+static __always_inline int first_common(const struct matches *m)
+{
+	int group, i, d;
+
+#pragma unroll
+	for (group = 0; group < SUMMARY_WORDS; group++) {
+		u64 candidates = ~0ULL;
+
+#pragma unroll
+		for (d = 0; d < MATCHES; d++)
+			candidates &= m->of[d]->summary[group];
+		for (i = 0; i < 64 && candidates; i++) {
+			u32 word = group * 64 + (lowest_bit(candidates) & 63);
+			u64 common = ~0ULL;
+
+#pragma unroll
+			for (d = 0; d < MATCHES; d++)
+				common &= m->of[d]->words[word];
+			if (common)
+				return word * 64 + lowest_bit(common);
+			candidates &= candidates - 1;
+		}
 	}
 	return -1;
 }
@@ -154,23 +266,31 @@ static __always_inline void take_nearest(const struct packet *p, struct verdict 
 		clients.update(&client, slot);
 }
 
-static __always_inline void match(u32 bank, const struct packet *p, const struct destination *to,
-				  struct verdict *v, bool stay)
+static __always_inline void match(u32 uses, u32 bank, const struct packet *p, const struct destination *to,
+				  struct verdict *v, bool stay, u32 suppose)
 {
-	struct rule_set *source, *destination, *port, *protocol;
-	void *all = rules.lookup(&bank);
-	struct rule *rule = 0;
-	int number;
+	void *sets = rule_sets.lookup(&bank), *all = rules.lookup(&bank);
+	const struct rule_set *destination;
+	struct matches m = {};
+	struct rule *rule;
+	int number, d;
 
-	source = source_set(bank, p);
-	destination = set_of(bank, to->set);
-	port = port_set(bank, p);
-	protocol = protocol_set(bank, p);
-	if (!source || !destination || !port || !protocol || !all) {
-		v->reason = REASON_NOT_READY;
+	v->reason = REASON_NOT_READY;
+	if (!sets || !all)
 		return;
-	}
-	number = first_common(source, destination, port, protocol);
+	destination = bpf_map_lookup_elem(sets, &to->set);
+	if (!destination)
+		return;
+#pragma unroll
+	for (d = 0; d < MATCHES; d++)
+		m.of[d] = destination;
+	take_packet(&m, uses, bank, sets, p);
+	if (uses & (USES_SOURCE_PLACE | USES_DESTINATION_PLACE))
+		take_places(&m, uses, bank, sets, p);
+	take_known(&m, uses, bank, sets, p, suppose);
+	if (m.missing)
+		return;
+	number = first_common(&m);
 	if (number < 0) {
 		take_nearest(p, v, stay);
 		return;
@@ -178,15 +298,14 @@ static __always_inline void match(u32 bank, const struct packet *p, const struct
 	rule = bpf_map_lookup_elem(all, &number);
 	if (rule)
 		follow(rule, p, v);
-	else
-		v->reason = REASON_NOT_READY;
 }
 
 static __always_inline void choose(const struct settings *s, const struct packet *p, struct verdict *v,
-				   bool stay)
+				   bool stay, u32 suppose)
 {
 	/* Read once: all look-ups are of one generation. */
-	u32 bank = *(volatile const u32 *)&s->bank;
+	u32 uses = *(volatile const u32 *)&s->bank;
+	u32 bank = uses & BANK;
 	void *prefixes = destination_prefixes.lookup(&bank);
 	struct prefix_key key = { .length = 128 };
 	struct destination *to;
@@ -217,14 +336,14 @@ static __always_inline void choose(const struct settings *s, const struct packet
 	else if (p->tuple.protocol == IPPROTO_UDP && !s->proxy_udp)
 		v->reason = REASON_UDP_OFF;
 	else
-		match(bank, p, to, v, stay);
+		match(uses, bank, p, to, v, stay, suppose);
 }
 
 /* Slot, source address and reason of a new flow. Refused and blocked reasons have no source. */
 static __always_inline void classify(const struct settings *s, const struct packet *p, struct verdict *v,
-				     bool stay)
+				     bool stay, u32 suppose)
 {
-	choose(s, p, v, stay);
+	choose(s, p, v, stay, suppose);
 	if (v->reason >= REASON_LIMIT)
 		return;
 	if (!source_of(v->slot, p, v->source))

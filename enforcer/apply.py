@@ -21,11 +21,14 @@ from enforcer.control import report_of
 from enforcer.datapath.banks import NO_SLOT, Action
 from enforcer.desired import Desired, desired, last_slot, tables_digest
 from enforcer.errors import EnforcerError, KernelError
-from enforcer.gateway import Bank, Gateway
+from enforcer.facts.places import Database
+from enforcer.facts.switching import Contents
+from enforcer.gateway import Gateway
 from enforcer.instance import Instance
 from enforcer.kernel import links
 from enforcer.kernel.namespace import netns_cookie
 from enforcer.plan import Operation, plan
+from enforcer.policy.language import Lists
 from enforcer.policy.tables import compile_tables
 from enforcer.state import LAST_POLICY, LAST_SLOT, State, assign
 
@@ -36,7 +39,7 @@ class Target:
 
     config: Configuration
     wanted: Desired
-    bank: Bank
+    contents: Contents
     state: State
 
 
@@ -48,6 +51,8 @@ def target(config: Configuration, file: str, before: State | None) -> Target:
     slots = assign((egress.name for egress in config.egress_ips), _unmoved(content, known), last)
     policies = assign((policy.name for policy in config.policies), known.policies, LAST_POLICY)
     wanted = desired(content, slots)
+    file_of_places = getattr(getattr(config, "geoip", None), "database", None)
+    database = Database(Path(file_of_places)) if file_of_places else None
     state = replace(
         known,
         since=known.since or time.time(),
@@ -55,12 +60,13 @@ def target(config: Configuration, file: str, before: State | None) -> Target:
         config=content,
         slots=slots,
         policies=policies,
-        tables=tables_digest(content, slots, policies),
+        tables=tables_digest(content, slots, policies, database.digest if database else ""),
         undo=list(known.undo),
     )
     actions = [_action(config, policy, slots, policies) for policy in config.ordered_policies()]
-    bank = Bank(compile_tables(config.policies), actions, config.private_networks)
-    return Target(config, wanted, bank, state)
+    tables = compile_tables(config.policies, Lists(getattr(config, "lists", {})))
+    contents = Contents(tables, actions, config.private_networks, database)
+    return Target(config, wanted, contents, state)
 
 
 def _unmoved(content: dict[str, Any], known: State) -> dict[str, int]:
@@ -119,7 +125,7 @@ def apply_file(file: Path, *, start: bool = False) -> dict[str, list[str]]:
         operations = planned(gateway, aim, distrust_table=start)
         before = gateway.state
         try:
-            gateway.apply(operations, aim.wanted, aim.bank, aim.state)
+            gateway.apply(operations, aim.wanted, aim.contents, aim.state)
         except Exception:
             _put_back(gateway, before, aim.wanted)
             raise
@@ -138,7 +144,7 @@ def _put_back(gateway: Gateway, before: State | None, failed: Desired) -> None:
         return
     aim = target(Configuration.model_validate(gateway.state.config), gateway.state.config_file, gateway.state)
     operations = plan(aim.wanted, gateway.actual(aim.wanted), failed, aim.state.tables)
-    gateway.apply(operations, aim.wanted, aim.bank, aim.state)
+    gateway.apply(operations, aim.wanted, aim.contents, aim.state)
     gateway.drop_stale_pins()
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from enforcer.kernel.addresses import Held
-from enforcer.kernel.ruleset import Ruleset
+from enforcer.kernel.ruleset import Dns, Ruleset
 from enforcer.policy.nearest import nearest
 
 
@@ -48,6 +48,8 @@ class Desired:
     proxy_udp: bool
     flows: int
     origins: int
+    dns: Dns = ""
+    """Whether names are learnt, and what becomes of DNS answers while no daemon runs."""
 
     @property
     def mark_shift(self) -> int:
@@ -102,6 +104,7 @@ class Desired:
             source6=source6,
             dedicated4=frozenset(egress.ipv4 for egress in self.ours),
             dedicated6=frozenset(egress.ipv6 for egress in self.ours),
+            dns=self.dns,
         )
 
 
@@ -137,7 +140,17 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         proxy_udp=config["proxy"]["udp"],
         flows=config["limits"]["flows"],
         origins=config["limits"]["origins"],
+        dns=_dns(config),
     )
+
+
+def _dns(config: dict[str, Any]) -> Dns:
+    """DNS is looked at only if an enabled policy speaks of names; such a text in a string does no harm."""
+    for policy in config.get("policies", ()):
+        texts = (policy.get(field) or "" for field in ("traffic", "identity", "device_posture"))
+        if policy.get("enabled", True) and any("net.fqdn." in text for text in texts):
+            return "drop" if config.get("dns", {}).get("when_down") == "drop" else "pass"
+    return ""
 
 
 def last_slot(mark_mask: int) -> int:
@@ -145,7 +158,10 @@ def last_slot(mark_mask: int) -> int:
     return mark_mask // (mark_mask & -mark_mask) - 2
 
 
-def tables_digest(config: dict[str, Any], slots: dict[str, int], policies: dict[str, int]) -> str:
-    """Equal for configurations whose policy bank is equal."""
-    parts = [config["policies"], config["private_networks"], config["egress_ips"], slots, policies]
+def tables_digest(
+    config: dict[str, Any], slots: dict[str, int], policies: dict[str, int], database: str = ""
+) -> str:
+    """Equal for configurations whose policy bank is equal; ``database`` is the digest of that of places."""
+    parts = [config["policies"], config.get("lists"), config["private_networks"], config["egress_ips"]]
+    parts += [slots, policies, database]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -9,12 +9,11 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,10 +21,12 @@ from enforcer import __version__, availability
 from enforcer.datapath import pins as places
 from enforcer.datapath import programs, sweep
 from enforcer.datapath.address import pack
+from enforcer.datapath.banks import BANK
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
 from enforcer.desired import Desired, desired
 from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeError
+from enforcer.facts.store import Store
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
 from enforcer.kernel.filters import Direction, Filter
@@ -48,19 +49,12 @@ from enforcer.plan import (
     accept_ra,
     settings_of,
 )
-from enforcer.policy.tables import MatchTables
 from enforcer.state import State
 
+if TYPE_CHECKING:
+    from enforcer.facts.switching import Contents
+
 DAEMON_PATIENCE = 15.0
-
-
-@dataclass(frozen=True)
-class Bank:
-    """What the policy banks are filled with: match tables and what each policy leads to."""
-
-    tables: MatchTables
-    actions: Sequence[Any]
-    private: Sequence[Any]
 
 
 def source_digest() -> str:
@@ -145,14 +139,14 @@ class Gateway:
         )
 
     def apply(
-        self, operations: Iterable[Operation], wanted: Desired, bank: Bank | None, state: State
+        self, operations: Iterable[Operation], wanted: Desired, contents: Contents | None, state: State
     ) -> None:
         """Carries out a plan. ``state`` is what is saved with it; its undo list grows with each step.
 
-        ``bank`` is needed by SwitchTables. Raises EnforcerError; the caller undoes.
+        ``contents`` is needed by SwitchTables. Raises EnforcerError; the caller undoes.
         """
         self.instance.create()
-        applier = _Applier(self, wanted, bank, state)
+        applier = _Applier(self, wanted, contents, state)
         for kind, group in groupby(operations, key=type):
             applier.carry_out(kind, list(group))
         state.applied = time.time()
@@ -269,10 +263,11 @@ def _forget(chosen: Any) -> int:
 class _Applier:
     """The operations of one plan, carried out in order; equal neighbours in one go."""
 
-    def __init__(self, gateway: Gateway, wanted: Desired, bank: Bank | None, state: State):
+    def __init__(self, gateway: Gateway, wanted: Desired, contents: Contents | None, state: State):
         self.gateway = gateway
         self.wanted = wanted
-        self.bank = bank
+        self.contents = contents
+        self.fresh_maps = False
         self.state = state
 
     def carry_out(self, kind: type[Operation], operations: list[Any]) -> None:
@@ -347,6 +342,7 @@ class _Applier:
             gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins
         )
         self.state.programs = source_digest()
+        self.fresh_maps = before is None or before.layout != self.state.layout
         if old is not None and before is not None and before.layout != self.state.layout:
             programs.carry_over(old, self._maps())
 
@@ -356,27 +352,33 @@ class _Applier:
         return Maps(self.gateway.pins.maps(self.state.layout), self.state.layouts)
 
     def _switch(self, operations: list[SwitchTables]) -> None:
-        from enforcer.datapath import banks
+        from enforcer.facts.switching import Switch, refill
 
-        if self.bank is None:
+        if self.contents is None:
             raise KernelError("the policies are not loaded", "Reload: enforcer reload")
         self._unsettle(programs=False)
         maps = self._maps()
         availability.write_timeouts(maps)
         current = maps.settings.get(0)
-        bank = 1 - int(current["bank"]) if current is not None and current["ready"] else 0
-        banks.write(maps, bank, self.bank.tables, self.bank.actions, self.bank.private)
-        # Last before the switch: a slot that goes is refused from here on.
-        availability.refresh(maps, self.wanted)
-        settings = np.zeros((), dtype=maps.settings.value)
-        values = settings_of(self.wanted)
-        for name, value in zip(
-            ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"), values, strict=True
-        ):
-            settings[name] = value
-        settings["bank"] = bank
-        settings["ready"] = 1
-        maps.settings.put(0, settings)
+        bank = 1 - (int(current["bank"]) & BANK) if current is not None and current["ready"] else 0
+        with Store(self.gateway.instance.facts_file) as store:
+            switch = Switch(maps, bank, self.contents, store)
+            # Last before the switch: a slot that goes is refused from here on.
+            availability.refresh(maps, self.wanted)
+            with store.change() as change:
+                switch.finish(change)
+                if self.fresh_maps:
+                    refill(maps, store)
+                settings = np.zeros((), dtype=maps.settings.value)
+                values = settings_of(self.wanted)
+                for name, value in zip(
+                    ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"), values, strict=True
+                ):
+                    settings[name] = value
+                settings["bank"] = switch.word
+                settings["ready"] = 1
+                maps.settings.put(0, settings)
+        self.fresh_maps = False
 
     def _attach(self, operations: list[Attach]) -> None:
         found = links.links()

@@ -41,6 +41,11 @@ class Instance:
         """Where the daemon takes requests."""
         return self.directory / "control.sock"
 
+    @property
+    def facts_file(self) -> Path:
+        """Sessions and learnt names (enforcer/facts/store.py)."""
+        return self.directory / "facts.db"
+
     def create(self) -> None:
         """Makes the directory."""
         try:

@@ -29,7 +29,7 @@ def main() -> None:
             Configuration.model_validate(gateway.state.config), gateway.state.config_file, gateway.state
         )
         began = time.monotonic()
-        gateway.apply([SwitchTables()], aim.wanted, aim.bank, aim.state)
+        gateway.apply([SwitchTables()], aim.wanted, aim.contents, aim.state)
         print(time.monotonic() - began)
 
 

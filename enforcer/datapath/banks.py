@@ -1,7 +1,8 @@
 """Policies in the kernel: two banks of match tables, of which one is in force.
 
 The bank that is not in force gets new inner maps, then one 4-byte write switches. A packet reads the
-bank's number once, so it never sees half of two generations.
+bank's number once, so it never sees half of two generations. What a bank says of clients and hosts goes
+on changing while it is in force: sets of rules are added to it, never changed.
 """
 
 from __future__ import annotations
@@ -9,19 +10,53 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Network
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from enforcer.datapath import syscall
 from enforcer.datapath.address import IPNetwork, mapped, words
 from enforcer.datapath.maps import Map, Maps
-from enforcer.policy.tables import MatchTables
+from enforcer.errors import KernelError
+from enforcer.policy.resolver import Bits
+
+if TYPE_CHECKING:  # the language, and with it the parser, is not needed here
+    from enforcer.policy.tables import MatchTables
 
 NO_SLOT = 0xFFFFFFFF
-RULES = 4096
+RULES = 16384
+NUMBERS = 1 << 20
+"""Numbers of profiles and of sets of names; 0 is that of nothing known."""
+
+ROOM = 4096
+"""Sets of rules that can be added to a bank before it has to be made anew."""
+
+# enum bank_bits of bpf/maps.h, by the dimensions' names in the match tables
+BANK = 1
+_USES = {
+    "source": 2,
+    "source_ports": 4,
+    "ports": 8,
+    "protocols": 16,
+    "source_place": 32,
+    "destination_place": 64,
+    "client": 128,
+    "host": 256,
+}
 _U32 = np.dtype("<u4")
-_OUTER = ("source_prefixes", "destination_prefixes", "port_sets", "protocol_sets", "rule_sets", "rules")
+_PACKET = (
+    "source_prefixes",
+    "destination_prefixes",
+    "source_port_sets",
+    "port_sets",
+    "protocol_sets",
+    "rules",
+)
+_KNOWN = ("place_sets", "profile_sets", "name_sets", "rule_sets")
+
+
+class FullTableError(KernelError):
+    """A table of the policies has no room."""
 
 
 class Action(NamedTuple):
@@ -32,19 +67,95 @@ class Action(NamedTuple):
     fallback: tuple[int, int]
 
 
-def _inner(name: str, key: np.dtype, value: np.dtype, entries: int) -> int:
-    kind, flags = syscall.ARRAY, syscall.F_INNER_MAP
-    if name.endswith("_prefixes"):
-        kind, flags = syscall.LPM_TRIE, syscall.F_NO_PREALLOC
-    return syscall.create_map(kind, key.itemsize, value.itemsize, entries, flags)
+class PlaceTable(NamedTuple):
+    """Which addresses lie where: a row each in ``length`` (u32), ``address`` (16 u8) and ``place`` (u32)."""
+
+    length: np.ndarray
+    address: np.ndarray
+    place: np.ndarray
+
+
+NOWHERE = PlaceTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
+
+
+def word(bank: int, tables: MatchTables) -> int:
+    """The value of ``settings.bank`` that puts a bank in force."""
+    return bank | sum(_USES[name] for name in tables.uses)
+
+
+class Bank:
+    """A bank that was filled: what may still be added to it."""
+
+    def __init__(self, maps: Maps, number: int, known: dict[Bits, int] | None = None):
+        self.number = number
+        self._maps = maps
+        self._sets = maps.inner("rule_sets", number)
+        self._profiles = maps.inner("profile_sets", number)
+        self._names = maps.inner("name_sets", number)
+        taken = maps.sets_taken.get(number)
+        self._taken = int(taken) if taken is not None else 0
+        self._known = dict(known or {})
+
+    @property
+    def room(self) -> int:
+        """How many sets of rules can be added yet."""
+        return self._sets.info.entries - self._taken
+
+    def put_profiles(self, numbers: Sequence[int], rules: Sequence[Bits]) -> None:
+        """Says which rules match the clients of each profile; FullTableError."""
+        self._put(self._profiles, numbers, rules)
+
+    def put_names(self, numbers: Sequence[int], rules: Sequence[Bits]) -> None:
+        """Says which rules match each set of names; FullTableError."""
+        self._put(self._names, numbers, rules)
+
+    def _put(self, table: Map, numbers: Sequence[int], rules: Sequence[Bits]) -> None:
+        sets = np.array(self.numbers_of(rules), dtype=_U32)
+        if table.info.entries > 1:  # else no rule asks
+            table.put_many(np.array(numbers, dtype=_U32), sets)
+
+    def numbers_of(self, rules: Sequence[Bits]) -> list[int]:
+        """The numbers of sets of rules; those that the bank has not are added. FullTableError."""
+        new = [bits for bits in dict.fromkeys(rules) if bits not in self._known]
+        if len(new) > self.room:
+            raise FullTableError(
+                f"{len(new):,} more sets of rules are needed, {self.room:,} have room in the policy tables",
+                "Reload, which makes room for twice as many as are used: enforcer reload",
+            )
+        if new:
+            keys = np.arange(self._taken, self._taken + len(new), dtype=_U32)
+            self._sets.put_many(keys, rule_sets(new, self._sets.value))
+            self._known.update(zip(new, keys.tolist(), strict=True))
+            self._taken += len(new)
+            self._maps.sets_taken.put(self.number, self._taken)
+        return [self._known[bits] for bits in rules]
 
 
 def write(
-    maps: Maps, bank: int, tables: MatchTables, actions: Sequence[Action], private: Iterable[IPNetwork]
-) -> None:
-    """Fills ``bank`` (0 or 1), which must not be in force. ``actions`` are by the tables' policy index."""
-    types = {name: maps.layout(f"{name}_inner") for name in _OUTER}
+    maps: Maps,
+    bank: int,
+    tables: MatchTables,
+    actions: Sequence[Action],
+    private: Iterable[IPNetwork],
+    *,
+    places: PlaceTable | int = NOWHERE,
+    place_rules: Sequence[tuple[Bits, Bits]] = (),
+    room: int = ROOM,
+) -> Bank:
+    """Fills ``bank`` (0 or 1), which must not be in force. ``actions`` are by the tables' policy index.
+
+    ``places`` can be the bank from which the table of addresses is taken as it is. ``place_rules`` are the
+    rules by source and by destination of each place from number 1 on. ``room`` is for sets of rules that
+    profiles and sets of names will need.
+    """
+    types = {name: maps.layout(f"{name}_inner") for name in (*_PACKET, *_KNOWN)}
     prefix = types["source_prefixes"][0]
+    known = {bits: number for number, bits in enumerate(tables.sets)}
+    resolvers = tables.resolvers
+    by_place = [(resolvers["source_place"].unknown, resolvers["destination_place"].unknown), *place_rules]
+    nobody, nameless = resolvers["client"].unknown, resolvers["host"].unknown
+    for bits in (*(bits for pair in by_place for bits in pair), nobody, nameless):
+        known.setdefault(bits, len(known))
 
     source = np.zeros(len(tables.source), dtype=prefix)
     _fill_prefixes(source, [network for network, _ in tables.source])
@@ -57,28 +168,78 @@ def write(
     destination_values["set"] = [number for _, number, _ in merged]
     destination_values["private_network"] = [flag for _, _, flag in merged]
 
-    ports = np.zeros(65536, dtype=_U32)
-    for first, last, number in tables.ports:
-        ports[first : last + 1] = number
     actions_array = np.zeros(max(len(tables.rules), 1), dtype=types["rules"][1])
     for rule, index in enumerate(tables.rules):
         action = actions[index]
         actions_array[rule] = (action.policy, action.slot, action.fallback)
 
+    place_sets = np.zeros(len(by_place), dtype=types["place_sets"][1])
+    place_sets["source"] = [known[bits] for bits, _ in by_place]
+    place_sets["destination"] = [known[bits] for _, bits in by_place]
+
     contents: dict[str, tuple[np.ndarray, np.ndarray]] = {
         "source_prefixes": (source, source_sets),
         "destination_prefixes": (destination, destination_values),
-        "port_sets": _indexed(ports),
+        "source_port_sets": _indexed(_by_port(tables.source_ports)),
+        "port_sets": _indexed(_by_port(tables.ports)),
         "protocol_sets": _indexed(np.array(tables.protocols, dtype=_U32)),
-        "rule_sets": _indexed(rule_sets(tables.sets, types["rule_sets"][1])),
         "rules": _indexed(actions_array),
+        "place_sets": _indexed(place_sets),
+        "rule_sets": _indexed(rule_sets(list(known), types["rule_sets"][1])),
+        "profile_sets": _indexed(np.array([known[nobody]], dtype=_U32)),
+        "name_sets": _indexed(np.array([known[nameless]], dtype=_U32)),
+    }
+    entries = {
+        "rule_sets": len(known) + room,
+        "profile_sets": NUMBERS if "client" in tables.uses else 1,
+        "name_sets": NUMBERS if "host" in tables.uses else 1,
     }
     for name, (keys, values) in contents.items():
-        key, value = types[name]
-        fd = _inner(name, key, value, max(len(keys), 1))
-        Map(fd, key, value, name).put_many(keys, values)
-        getattr(maps, name).put(bank, fd)
-        os.close(fd)
+        fd = _inner(name, *types[name], entries.get(name, max(len(keys), 1)))
+        Map(fd, *types[name], name).put_many(keys, values)
+        _install(maps, name, bank, fd)
+    _write_places(maps, bank, places)
+    maps.sets_taken.put(bank, len(known))
+    return Bank(maps, bank, known)
+
+
+def _write_places(maps: Maps, bank: int, places: PlaceTable | int) -> None:
+    if isinstance(places, int):
+        _install(maps, "places", bank, os.dup(maps.inner("places", places).fd))
+        return
+    key, value = maps.layout("places_inner")
+    keys = np.zeros(len(places.length), dtype=key)
+    keys["length"] = places.length
+    keys["address"] = np.ascontiguousarray(places.address).view(_U32).reshape(-1, 4)
+    fd = _inner("places", key, value, max(len(keys), 1))
+    Map(fd, key, value, "places").put_many(keys, places.place)
+    _install(maps, "places", bank, fd)
+
+
+def _inner(name: str, key: np.dtype, value: np.dtype, entries: int) -> int:
+    kind, flags = syscall.ARRAY, syscall.F_INNER_MAP
+    if name == "places" or name.endswith("_prefixes"):
+        kind, flags = syscall.LPM_TRIE, syscall.F_NO_PREALLOC
+    try:
+        return syscall.create_map(kind, key.itemsize, value.itemsize, entries, flags)
+    except OSError as error:
+        raise syscall.explain_error(
+            error, f"making the policy table {name} of {entries:,} entries"
+        ) from error
+
+
+def _install(maps: Maps, name: str, bank: int, fd: int) -> None:
+    """Takes the inner map over, and pins it for those who add to it or read it later."""
+    getattr(maps, name).put(bank, fd)
+    maps.pin_inner(name, bank, fd)
+    os.close(fd)
+
+
+def _by_port(table: Iterable[tuple[int, int, int]]) -> np.ndarray:
+    ports = np.zeros(65536, dtype=_U32)
+    for first, last, number in table:
+        ports[first : last + 1] = number
+    return ports
 
 
 def _indexed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -91,13 +252,13 @@ def _fill_prefixes(keys: np.ndarray, networks: list[IPv6Network]) -> None:
     keys["address"] = np.frombuffer(packed, dtype=_U32).reshape(-1, 4)
 
 
-def rule_sets(sets: Sequence[int], value: np.dtype) -> np.ndarray:
+def rule_sets(sets: Sequence[Bits], value: np.dtype) -> np.ndarray:
     """Bit sets as ``struct rule_set``: 64-bit words, and a summary of which are not zero."""
     packed = b"".join(bits.to_bytes(RULES // 8, "little") for bits in sets)
     result = np.zeros(len(sets), dtype=value)
     result["words"] = np.frombuffer(packed, dtype="<u8").reshape(len(sets), RULES // 64)
-    used = (result["words"] != 0).astype(np.uint64)
-    result["summary"] = (used << np.arange(RULES // 64, dtype=np.uint64)).sum(axis=1)
+    used = np.packbits(result["words"] != 0, axis=1, bitorder="little")
+    result["summary"] = used.view("<u8")
     return result
 
 

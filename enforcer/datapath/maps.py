@@ -162,6 +162,28 @@ class Maps:
             self._open[name] = Map(fd, *self.layout(name), name)
         return self._open[name]
 
+    def inner(self, name: str, bank: int) -> Map:
+        """A policy bank's table, opened anew each time: a bank that is made anew has others."""
+        pinned = f"{name}_{bank}"
+        try:
+            fd = syscall.get(str(self.directory / pinned))
+        except OSError as error:
+            raise syscall.explain_error(error, f"opening the map {pinned}") from error
+        before = self._open.get(pinned)
+        if before is not None:
+            os.close(before.fd)
+        self._open[pinned] = Map(fd, *self.layout(f"{name}_inner"), pinned)
+        return self._open[pinned]
+
+    def pin_inner(self, name: str, bank: int, fd: int) -> None:
+        """Pins a policy bank's table in the place of the one before."""
+        path = self.directory / f"{name}_{bank}"
+        path.unlink(missing_ok=True)
+        try:
+            syscall.pin(fd, str(path))
+        except OSError as error:
+            raise syscall.explain_error(error, f"pinning the map {path.name}") from error
+
     def layout(self, name: str) -> tuple[np.dtype, np.dtype]:
         """The types of a map's keys and values."""
         described = self._layouts[name]

@@ -1,4 +1,4 @@
-"""From an expression to rules: boxes that are one set in each of four dimensions.
+"""From an expression to rules: boxes that are one set, or one predicate, in each dimension.
 
 An expression is the union of its rules. Negation is pushed down to the comparisons, where it is a complement
 in one dimension; `and` intersects boxes pairwise; boxes that differ in one dimension are joined.
@@ -10,11 +10,24 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from enforcer.policy import sets
-from enforcer.policy.expression import AddressIn, And, Everything, Expression, Not, Or, PortIn, ProtocolIn
-from enforcer.policy.language import parse
+from enforcer.policy import predicate, sets
+from enforcer.policy.expression import (
+    AddressIn,
+    And,
+    Comparison,
+    Everything,
+    Expression,
+    Not,
+    Or,
+    PortIn,
+    ProtocolIn,
+    TextIn,
+    TextMatches,
+)
+from enforcer.policy.facts import dimension
+from enforcer.policy.predicate import FALSE, TRUE, Literal, Predicate
 
-MAX_RULES = 4096
+MAX_RULES = 16384
 """Rules of all enabled policies together: the width of the kernel's bit sets."""
 
 # Entries of sets (prefixes, ranges) that one expression may make the compiler look at: about two seconds.
@@ -26,21 +39,51 @@ class TooManyRulesError(ValueError):
 
 
 class Box(NamedTuple):
-    """The packets whose four values each lie in the dimension's set."""
+    """The connections whose values each lie in the dimension's set, and of which each predicate is true."""
 
     source: sets.AddressSet = sets.ALL_ADDRESSES
     destination: sets.AddressSet = sets.ALL_ADDRESSES
+    source_ports: sets.PortSet = sets.ALL_PORTS
     ports: sets.PortSet = sets.ALL_PORTS
     protocols: sets.ProtocolSet = sets.ALL_PROTOCOLS
+    source_place: Predicate = TRUE
+    destination_place: Predicate = TRUE
+    client: Predicate = TRUE
+    host: Predicate = TRUE
 
 
-_EMPTY = Box(sets.NO_ADDRESSES, sets.NO_ADDRESSES, (), 0)
+_EMPTY = Box(sets.NO_ADDRESSES, sets.NO_ADDRESSES, (), (), 0, FALSE, FALSE, FALSE, FALSE)
+_WHOLE = Box()
 
-_UNION: tuple[Callable[[Any, Any], Any], ...] = (
+
+def _either_ports(one: sets.PortSet, two: sets.PortSet) -> sets.PortSet:
+    return sets.ports(one + two)
+
+
+def _either_protocols(one: sets.ProtocolSet, two: sets.ProtocolSet) -> sets.ProtocolSet:
+    return one | two
+
+
+def _both_protocols(one: sets.ProtocolSet, two: sets.ProtocolSet) -> sets.ProtocolSet:
+    return one & two
+
+
+_Operation = Callable[[Any, Any], Any]
+_UNION: tuple[_Operation, ...] = (
     sets.any_addresses,
     sets.any_addresses,
-    lambda one, two: sets.ports(one + two),
-    lambda one, two: one | two,
+    _either_ports,
+    _either_ports,
+    _either_protocols,
+    *[predicate.either] * 4,
+)
+_INTERSECTION: tuple[_Operation, ...] = (
+    sets.both_addresses,
+    sets.both_addresses,
+    sets.both_ports,
+    sets.both_ports,
+    _both_protocols,
+    *[predicate.both] * 4,
 )
 
 
@@ -57,15 +100,15 @@ class _Work:
 
 
 @lru_cache(maxsize=8192)
-def rules_of(traffic: str) -> tuple[Box, ...]:
-    """Give the rules of an expression; ExpressionError, TooManyRulesError. None of them is empty."""
-    return tuple(_boxes(parse(traffic), False, _Work()))
+def rules_of(expression: Expression) -> tuple[Box, ...]:
+    """Give the rules of an expression; TooManyRulesError. None of them is empty."""
+    return tuple(_boxes(expression, False, _Work()))
 
 
 def _boxes(expression: Expression, negated: bool, work: _Work) -> list[Box]:
     match expression:
         case Everything():
-            return [] if negated else [Box()]
+            return [] if negated else [_WHOLE]
         case Not(operand):
             return _boxes(operand, not negated, work)
         case And(operands) | Or(operands):
@@ -74,16 +117,24 @@ def _boxes(expression: Expression, negated: bool, work: _Work) -> list[Box]:
                 parts.append(_boxes(operand, negated, work))
             conjunction = isinstance(expression, And) is not negated
             return _all(parts, work) if conjunction else _any(parts, work)
+        case _:
+            return _one(_WHOLE._replace(**_side(expression, negated)))
+
+
+def _side(comparison: Comparison, negated: bool) -> dict[str, Any]:
+    """The dimension that a comparison is about, and its set there."""
+    match comparison:
         case AddressIn(side, networks):
             chosen = sets.addresses(networks)
-            chosen = sets.not_addresses(chosen) if negated else chosen
-            return _one(Box(source=chosen) if side == "source" else Box(destination=chosen))
-        case PortIn(ranges):
-            ports = sets.ports(ranges)
-            return _one(Box(ports=sets.not_ports(ports) if negated else ports))
+            return {side: sets.not_addresses(chosen) if negated else chosen}
+        case PortIn(side, ranges):
+            ports = sets.not_ports(sets.ports(ranges)) if negated else sets.ports(ranges)
+            return {"source_ports" if side == "source" else "ports": ports}
         case ProtocolIn(numbers):
             protocols = sets.protocols(numbers)
-            return _one(Box(protocols=sets.ALL_PROTOCOLS ^ protocols if negated else protocols))
+            return {"protocols": sets.ALL_PROTOCOLS ^ protocols if negated else protocols}
+        case TextIn(field) | TextMatches(field):
+            return {dimension(field): Literal(comparison, negated)}
 
 
 def _one(box: Box) -> list[Box]:
@@ -95,21 +146,22 @@ def _same(one: object, two: object) -> bool:
 
 
 def _both(one: Box, two: Box) -> Box:
-    return Box(
-        sets.both_addresses(one.source, two.source),
-        sets.both_addresses(one.destination, two.destination),
-        sets.both_ports(one.ports, two.ports),
-        one.protocols & two.protocols,
-    )
+    if one is _WHOLE or two is _WHOLE:
+        return two if one is _WHOLE else one
+    return Box._make(map(_intersected, _INTERSECTION, one, two))
+
+
+def _intersected(operation: _Operation, one: Any, two: Any) -> Any:
+    return one if one is two else operation(one, two)
 
 
 def _size(box: Box) -> int:
-    return len(box.source) + len(box.destination) + len(box.ports)
+    return len(box.source) + len(box.destination) + len(box.source_ports) + len(box.ports)
 
 
 def _all(parts: list[list[Box]], work: _Work) -> list[Box]:
     """Intersect unions; the small ones first, so that what is empty is seen early."""
-    boxes = [Box()]
+    boxes = [_WHOLE]
     for part in sorted(parts, key=len):
         work.spend(sum(map(_size, boxes)) * len(part) + sum(map(_size, part)) * len(boxes))
         boxes = _joined([box for one in boxes for two in part for box in _one(_both(one, two))], work)
@@ -127,12 +179,12 @@ def _joined(found: list[Box], work: _Work) -> list[Box]:
     while len(boxes) != before and len(boxes) > 1:
         before = len(boxes)
         work.spend(sum(map(_size, boxes)))
-        for dimension in range(len(Box._fields)):
+        for place in range(len(Box._fields)):
             groups: dict[tuple[Any, ...], list[Any]] = {}
             for box in boxes:
-                groups.setdefault(box[:dimension] + box[dimension + 1 :], []).append(box[dimension])
+                groups.setdefault(box[:place] + box[place + 1 :], []).append(box[place])
             boxes = [
-                Box._make((*others[:dimension], _union(dimension, values), *others[dimension:]))
+                Box._make((*others[:place], _union(place, values), *others[place:]))
                 for others, values in groups.items()
             ]
     if len(boxes) > MAX_RULES:
@@ -140,12 +192,12 @@ def _joined(found: list[Box], work: _Work) -> list[Box]:
     return boxes
 
 
-def _union(dimension: int, values: list[Any]) -> Any:
+def _union(place: int, values: list[Any]) -> Any:
     """Unite in pairs, then pairs of pairs: as many addresses in one `or` as in one set cost little more."""
     while len(values) > 1:
         pairs = zip(values[::2], values[1::2], strict=False)
         odd = values[-1:] if len(values) % 2 else []
-        values = [_UNION[dimension](one, two) for one, two in pairs] + odd
+        values = [_UNION[place](one, two) for one, two in pairs] + odd
     return values[0]
 
 

@@ -1,7 +1,8 @@
-"""Match tables: all policies as four look-ups whose bit sets, AND-ed, name the first rule that matches.
+"""Match tables: all policies as look-ups whose bit sets, AND-ed, name the first rule that matches.
 
 A look-up of one dimension gives a class number, and the class the set of rules that match there. Few classes
-are distinct, so the kernel holds each set once, and the trie's values stay small.
+are distinct, so the kernel holds each set once, and the trie's values stay small. What no packet carries
+(places, clients, hosts) has predicates here, which :mod:`enforcer.policy.resolver` turns into classes.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import TypeVar
 
-from enforcer.policy.reference import Rule, Tuple5, in_order
+from enforcer.policy.facts import NOTHING, Connection, Dimension
+from enforcer.policy.language import NO_LISTS, Lists, expression_of
+from enforcer.policy.predicate import TRUE, Predicate
+from enforcer.policy.reference import Rule, in_order
+from enforcer.policy.resolver import Bits, Resolver
 from enforcer.policy.rules import MAX_RULES, Box, TooManyRulesError, rules_of
 from enforcer.policy.sets import ROOT4, ROOT6, AddressSet, PortSet, Prefix, ProtocolSet, covers
 
 T = TypeVar("T")
 
-Bits = int
-"""A set of rules: bit r is rule r."""
+Groups = tuple[tuple[Predicate, Bits], ...]
+"""Distinct predicates of one dimension, each with the rules that have it."""
 
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0, where the kernel's maps keep IPv4
 
@@ -36,26 +41,61 @@ class MatchTables:
     """Prefix → class, for longest-prefix match; ::/0 and ::ffff:0:0/96 (all of IPv4) are always there."""
     destination: tuple[tuple[IPv6Network, int], ...]
     """As ``source``."""
-    ports: tuple[tuple[int, int, int], ...]
+    source_ports: tuple[tuple[int, int, int], ...]
     """First port, last port, class: in order, without gaps from 0 to 65535."""
+    ports: tuple[tuple[int, int, int], ...]
+    """As ``source_ports``, of the destination."""
     protocols: tuple[int, ...]
     """Protocol number → class: 256 entries."""
+
+    groups: dict[Dimension, Groups]
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """The dimensions, as :class:`Box` names them, that some rule asks about."""
+        used: set[str] = set()
+        used |= {name for name, groups in self.groups.items() if any(one != TRUE for one, _ in groups)}
+        if len({number for _, _, number in self.source_ports}) > 1:
+            used.add("source_ports")
+        if len({number for _, _, number in self.ports}) > 1:
+            used.add("ports")
+        if len(set(self.protocols)) > 1:
+            used.add("protocols")
+        if len({number for _, number in self.source}) > 1:
+            used.add("source")
+        return frozenset(used)
 
     @cached_property
     def _tries(self) -> tuple[_Trie, _Trie]:
         return _Trie(self.source), _Trie(self.destination)
 
-    def decide(self, packet: Tuple5) -> int | None:
+    @cached_property
+    def resolvers(self) -> dict[Dimension, Resolver]:
+        """One for each dimension that no packet carries."""
+        return {name: Resolver(groups) for name, groups in self.groups.items()}
+
+    def decide(self, connection: Connection) -> int | None:
         """Walk the tables as the kernel does; the index of the policy as in ``rules``, None for no match."""
         source, destination = self._tries
-        port = next(number for first, last, number in self.ports if first <= packet.dst_port <= last)
+        hosts = 0
+        for host in connection.hosts or (NOTHING,):
+            hosts |= self.resolvers["host"].rules(host)
         found = (
-            self.sets[source.find(packet.src)]
-            & self.sets[destination.find(packet.dst)]
-            & self.sets[port]
-            & self.sets[self.protocols[packet.protocol]]
+            self.sets[source.find(connection.src)]
+            & self.sets[destination.find(connection.dst)]
+            & self.sets[_class_of(self.source_ports, connection.src_port)]
+            & self.sets[_class_of(self.ports, connection.dst_port)]
+            & self.sets[self.protocols[connection.protocol]]
+            & self.resolvers["source_place"].rules(connection.source_place)
+            & self.resolvers["destination_place"].rules(connection.destination_place)
+            & self.resolvers["client"].rules(connection.client)
+            & hosts
         )
         return self.rules[(found & -found).bit_length() - 1] if found else None
+
+
+def _class_of(table: Sequence[tuple[int, int, int]], port: int) -> int:
+    return next(number for first, last, number in table if first <= port <= last)
 
 
 class _Trie:
@@ -70,14 +110,14 @@ class _Trie:
         return next(table[value >> shift] for shift, table in self.lengths.items() if value >> shift in table)
 
 
-def compile_tables(policies: Iterable[Rule]) -> MatchTables:
+def compile_tables(policies: Iterable[Rule], lists: Lists = NO_LISTS) -> MatchTables:
     """Compile all enabled policies; ExpressionError, TooManyRulesError."""
     boxes: list[Box] = []
     rules: list[int] = []
     needs: list[tuple[int, str]] = []
     for index, policy in enumerate(in_order(policies)):
         if policy.enabled:
-            found = rules_of(policy.traffic)
+            found = rules_of(expression_of(policy, lists))
             boxes += found
             rules += [index] * len(found)
             needs.append((len(found), policy.name))
@@ -85,11 +125,21 @@ def compile_tables(policies: Iterable[Rule]) -> MatchTables:
         largest = ", ".join(f"{name} {count:,}" for count, name in sorted(needs, reverse=True)[:3])
         raise TooManyRulesError(f"{len(boxes):,} rules, {MAX_RULES:,} at most; most are needed by: {largest}")
     classes = {0: 0}
-    source = _address_table(_grouped(box.source for box in boxes), classes)
-    destination = _address_table(_grouped(box.destination for box in boxes), classes)
-    ports = _port_table(_grouped(box.ports for box in boxes), classes)
-    protocols = _protocol_table(_grouped(box.protocols for box in boxes), classes)
-    return MatchTables(tuple(rules), tuple(classes), source, destination, ports, protocols)
+    return MatchTables(
+        rules=tuple(rules),
+        source=_address_table(_grouped(box.source for box in boxes), classes),
+        destination=_address_table(_grouped(box.destination for box in boxes), classes),
+        source_ports=_port_table(_grouped(box.source_ports for box in boxes), classes),
+        ports=_port_table(_grouped(box.ports for box in boxes), classes),
+        protocols=_protocol_table(_grouped(box.protocols for box in boxes), classes),
+        groups={
+            "source_place": tuple(_grouped(box.source_place for box in boxes).items()),
+            "destination_place": tuple(_grouped(box.destination_place for box in boxes).items()),
+            "client": tuple(_grouped(box.client for box in boxes).items()),
+            "host": tuple(_grouped(box.host for box in boxes).items()),
+        },
+        sets=tuple(classes),
+    )
 
 
 def _grouped(values: Iterable[T]) -> dict[T, Bits]:
@@ -159,8 +209,3 @@ def _protocol_table(groups: dict[ProtocolSet, Bits], classes: dict[Bits, int]) -
                 bits |= rules
         table.append(_class(bits, classes))
     return tuple(table)
-
-
-def unreachable(policies: Iterable[Rule]) -> list[str]:
-    """Name the enabled policies that no packet can match, whatever stands before them."""
-    return [policy.name for policy in in_order(policies) if policy.enabled and not rules_of(policy.traffic)]

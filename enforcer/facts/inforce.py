@@ -1,0 +1,132 @@
+"""What the kernel holds of sessions and names, for the policy bank in force.
+
+Used within a change of the store, by whoever changes it: what is added is in the kernel before the change
+ends, and a bank is not switched meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from enforcer.datapath.banks import BANK, Bank
+from enforcer.datapath.maps import Map, Maps
+from enforcer.errors import KernelError
+from enforcer.facts.store import Names, Sessions, Store
+from enforcer.policy.facts import Facts, host_facts
+from enforcer.policy.resolver import Bits, Resolver, dump, load
+
+if TYPE_CHECKING:  # the language, and with it the parser, is not needed here
+    from enforcer.policy.tables import MatchTables
+
+
+def document(tables: MatchTables, bank: int) -> bytes:
+    """What :class:`InForce` needs of the tables in a bank, for the store to keep."""
+    groups = {name: dump(tables.groups[name]) for name in ("client", "host")}
+    return json.dumps({"bank": bank, **groups}).encode()
+
+
+def rules_of_names(resolver: Resolver, sets: Sequence[tuple[str, ...]]) -> list[Bits]:
+    """Which rules match an address that goes by any of these names, for each set of names."""
+    names = list(dict.fromkeys(name for names in sets for name in names))
+    found = dict(zip(names, resolver.rules_of_many([host_facts(name) for name in names]), strict=True))
+    united = []
+    for each in sets:
+        rules = 0
+        for name in each:
+            rules |= found[name]
+        united.append(rules)
+    return united
+
+
+class InForce:
+    """Writes what changes in the store to the kernel's maps; FullTableError, KernelError."""
+
+    def __init__(self, maps: Maps, store: Store):
+        self._maps = maps
+        self._store = store
+        self._generation = -1
+
+    @property
+    def room(self) -> int:
+        """How many sets of rules can be added before the bank has to be made anew."""
+        self.refresh()
+        return self._bank.room
+
+    def refresh(self) -> None:
+        """Takes up the bank in force, if it was switched."""
+        generation = self._store.generation
+        if generation == self._generation:
+            return
+        content = json.loads(self._store.document or b"null")
+        settings = self._maps.settings.get(0)
+        if content is None or settings is None or int(settings["bank"]) & BANK != content["bank"]:
+            raise KernelError("the policies in force are not those of the facts", "Reload: enforcer reload")
+        self._bank = Bank(self._maps, content["bank"])
+        self._client = Resolver(load(content["client"]))
+        self._host = Resolver(load(content["host"]))
+        self._generation = generation
+
+    def rules_of_client(self, facts: Facts) -> Bits:
+        """Which rules would match a client with these facts."""
+        self.refresh()
+        return self._client.rules(facts)
+
+    def rules_of_host(self, names: tuple[str, ...]) -> Bits:
+        """Which rules would match an address that goes by these names."""
+        self.refresh()
+        return rules_of_names(self._host, [names])[0] if names else self._host.unknown
+
+    def put(self, sessions: Sessions) -> None:
+        """Sessions that are new or changed."""
+        self.refresh()
+        put_profiles(self._bank, self._client, sessions.profiles)
+        write_sessions(self._maps, sessions.clients)
+
+    def removed(self, clients: Iterable[bytes]) -> None:
+        """Sessions that ended."""
+        for client in clients:
+            self._maps.sessions.delete(_row(self._maps.sessions, client))
+
+    def named(self, names: Names) -> None:
+        """Hosts whose names changed; number 0: one that has none any more."""
+        self.refresh()
+        put_names(self._bank, self._host, names.sets)
+        write_hosts(self._maps, [host for host in names.hosts if host[1]])
+        for (client, address), number in names.hosts:
+            if not number:
+                self._maps.hosts.delete(_row(self._maps.hosts, client + address))
+
+
+def put_profiles(bank: Bank, resolver: Resolver, profiles: Sequence[tuple[int, Facts]]) -> None:
+    """Which rules match each profile."""
+    rules = resolver.rules_of_many([facts for _, facts in profiles])
+    bank.put_profiles([number for number, _ in profiles], rules)
+
+
+def put_names(bank: Bank, resolver: Resolver, sets: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+    """Which rules match each set of names."""
+    bank.put_names([number for number, _ in sets], rules_of_names(resolver, [names for _, names in sets]))
+
+
+def write_sessions(maps: Maps, clients: Sequence[tuple[bytes, int]]) -> None:
+    """Which profile each client has."""
+    _put_rows(maps.sessions, [client for client, _ in clients], [number for _, number in clients])
+
+
+def write_hosts(maps: Maps, hosts: Sequence[tuple[tuple[bytes, bytes], int]]) -> None:
+    """Which set of names each host has."""
+    rows = [client + address for (client, address), _ in hosts]
+    _put_rows(maps.hosts, rows, [number for _, number in hosts])
+
+
+def _row(table: Map, raw: bytes) -> np.ndarray:
+    return np.frombuffer(raw, dtype=table.key)[0]
+
+
+def _put_rows(table: Map, rows: Sequence[bytes], numbers: Sequence[int]) -> None:
+    if rows:
+        table.put_many(np.frombuffer(b"".join(rows), dtype=table.key), np.array(numbers, dtype=table.value))

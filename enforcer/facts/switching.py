@@ -1,0 +1,124 @@
+"""The policy bank's switch, as far as facts go: every client, host and place gets its rules in the new bank.
+
+Most of it is worked out while the old bank decides. What changed meanwhile is caught up with inside the
+change of the store in which the switch happens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+from enforcer.datapath import banks
+from enforcer.datapath.banks import Action, PlaceTable
+from enforcer.datapath.maps import Maps
+from enforcer.facts import inforce
+from enforcer.facts.places import Database
+from enforcer.facts.store import Change, Store
+from enforcer.policy.facts import place_facts
+from enforcer.policy.resolver import Bits, dump
+from enforcer.policy.tables import MatchTables
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a bank is filled with: match tables, what each policy leads to, and where addresses lie."""
+
+    tables: MatchTables
+    actions: Sequence[Action]
+    private: Sequence[IPv4Network | IPv6Network]
+    database: Database | None = None
+
+
+@dataclass(frozen=True)
+class _Places:
+    table: PlaceTable | int
+    places: list[tuple[str | None, str | None]]
+    digest: str
+
+
+class Switch:
+    """A bank made ready; ``finish`` is called within a change of the store, right before the switch."""
+
+    def __init__(self, maps: Maps, bank: int, contents: Contents, store: Store):
+        self._maps = maps
+        self._tables = contents.tables
+        self._store = store
+        self.word = banks.word(bank, contents.tables)
+        places = _places(maps, bank, contents, store)
+        client, host = contents.tables.resolvers["client"], contents.tables.resolvers["host"]
+        self._sequence = store.sequence
+        profiles, names = store.profiles(), store.name_sets()
+        self._bank = banks.write(
+            maps,
+            bank,
+            contents.tables,
+            contents.actions,
+            contents.private,
+            places=places.table,
+            place_rules=_rules(contents.tables, places.places),
+            room=banks.ROOM
+            + 2 * len({*client.rules_of_many([facts for _, facts in profiles])})
+            + 2 * len({*inforce.rules_of_names(host, [each for _, each in names])}),
+        )
+        self._number = bank
+        self._kept = places
+        self._put(profiles, names)
+
+    def _put(self, profiles: list[Any], names: list[Any]) -> None:
+        resolvers = self._tables.resolvers
+        inforce.put_profiles(self._bank, resolvers["client"], profiles)
+        inforce.put_names(self._bank, resolvers["host"], names)
+
+    def finish(self, change: Change) -> None:
+        """Catches up with the facts, and says in the store which bank they are for."""
+        self._put(self._store.profiles(self._sequence), self._store.name_sets(self._sequence))
+        document = json.loads(inforce.document(self._tables, self._number))
+        document["places"] = {"digest": self._kept.digest, "places": self._kept.places}
+        change.switch(json.dumps(document).encode())
+
+
+def refill(maps: Maps, store: Store) -> None:
+    """Writes every session and host into maps that are new."""
+    inforce.write_sessions(maps, store.session_profiles())
+    inforce.write_hosts(maps, store.hosts())
+
+
+def _rules(tables: MatchTables, places: Sequence[tuple[str | None, str | None]]) -> list[tuple[Bits, Bits]]:
+    resolvers = tables.resolvers
+    source = resolvers["source_place"].rules_of_many([place_facts("src", *place) for place in places])
+    destination = resolvers["destination_place"].rules_of_many(
+        [place_facts("dst", *place) for place in places]
+    )
+    return list(zip(source, destination, strict=True))
+
+
+def _places(maps: Maps, bank: int, contents: Contents, store: Store) -> _Places:
+    """The addresses of the places that some policy tells from the rest of the world."""
+    resolvers = contents.tables.resolvers
+    source, destination = resolvers["source_place"], resolvers["destination_place"]
+    if contents.database is None or (source.unused and destination.unused):
+        return _Places(banks.NOWHERE, [], "")
+
+    def wanted(country: str | None, continent: str | None) -> bool:
+        return (
+            source.rules(place_facts("src", country, continent)) != source.unknown
+            or destination.rules(place_facts("dst", country, continent)) != destination.unknown
+        )
+
+    # A place matters if any predicate is true of it: that depends on nothing but the predicates.
+    asked = [
+        f"{name} {predicate}"
+        for name in ("source_place", "destination_place")
+        for predicate, _ in dump(contents.tables.groups[name])
+    ]
+    digest = hashlib.sha256(f"{contents.database.digest} {sorted(asked)}".encode()).hexdigest()
+    before = json.loads(store.document or b"{}")
+    if before.get("bank") == 1 - bank and before.get("places", {}).get("digest") == digest:
+        return _Places(1 - bank, [tuple(place) for place in before["places"]["places"]], digest)
+    found = contents.database.prefixes(wanted)
+    return _Places(PlaceTable(found.length, found.address, found.number), list(found.places), digest)

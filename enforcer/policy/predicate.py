@@ -1,0 +1,139 @@
+"""What a rule asks of a client, a host or a place: comparisons joined by `and` and `or`.
+
+Negation stands only before a comparison, so that an unknown field makes it false in either form: what is
+left of three-valued logic is whether a predicate is true. Therefore `x or not x` is not everything here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from enforcer.policy.expression import Test, TextIn, TextMatches
+from enforcer.policy.facts import SAML, Facts
+from enforcer.policy.patterns import compiled
+
+_SEVERAL = {
+    "identity.groups.id",
+    "identity.groups.name",
+    "identity.groups.email",
+    "device_posture.checks.passed",
+    "net.fqdn.domains",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A comparison, or its negation; neither is true of an unknown field."""
+
+    test: Test
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """True if all parts are."""
+
+    parts: frozenset[Predicate]
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """True if any part is."""
+
+    parts: frozenset[Predicate]
+
+
+Predicate = Literal | AllOf | AnyOf
+
+TRUE: Predicate = AllOf(frozenset())
+FALSE: Predicate = AnyOf(frozenset())
+
+
+def both(one: Predicate, two: Predicate) -> Predicate:
+    """Join by `and`."""
+    if one in (TRUE, two):
+        return two
+    if two == TRUE:
+        return one
+    if FALSE in (one, two):
+        return FALSE
+    return _joined(AllOf, _merged([*_parts(AllOf, one), *_parts(AllOf, two)], conjunction=True), FALSE)
+
+
+def either(one: Predicate, two: Predicate) -> Predicate:
+    """Join by `or`."""
+    if one in (FALSE, two):
+        return two
+    if two == FALSE:
+        return one
+    if TRUE in (one, two):
+        return TRUE
+    return _joined(AnyOf, _merged([*_parts(AnyOf, one), *_parts(AnyOf, two)], conjunction=False), TRUE)
+
+
+def _parts(kind: type[AllOf] | type[AnyOf], predicate: Predicate) -> Iterable[Predicate]:
+    return predicate.parts if isinstance(predicate, kind) else (predicate,)
+
+
+def _joined(kind: type[AllOf] | type[AnyOf], parts: set[Predicate], absorbing: Predicate) -> Predicate:
+    if absorbing in parts:
+        return absorbing
+    return next(iter(parts)) if len(parts) == 1 else kind(frozenset(parts))
+
+
+def is_single(field: str) -> bool:
+    """Whether a field has one value at most."""
+    return field not in _SEVERAL and not field.startswith(SAML)
+
+
+def _merged(parts: list[Predicate], *, conjunction: bool) -> set[Predicate]:
+    """Unite sets of one field where that says the same: `== a or == b` is `in {a b}`."""
+    values: dict[tuple[str, bool], frozenset[str]] = {}
+    kept: set[Predicate] = set()
+    for part in parts:
+        if not (
+            isinstance(part, Literal) and isinstance(part.test, TextIn) and part.test.quantifier == "any"
+        ):
+            kept.add(part)
+            continue
+        field, negated = part.test.field, part.negated
+        # A field of several values can have one in each of two sets that share none.
+        unite = conjunction is negated
+        if not unite and not is_single(field):
+            kept.add(part)
+            continue
+        before = values.get((field, negated))
+        if before is None:
+            now = part.test.values
+        else:
+            now = before | part.test.values if unite else before & part.test.values
+        values[field, negated] = now
+    for (field, negated), together in values.items():
+        # Of a known field nothing is in the empty set; "none is in it" is true, but only of a known one.
+        if not together and not negated:
+            kept.add(FALSE)
+        else:
+            kept.add(Literal(TextIn(field, together), negated))
+    return kept
+
+
+def holds(test: Test, values: tuple[str, ...]) -> bool:
+    """Whether a comparison is true of a field's values."""
+    if isinstance(test, TextMatches):
+        found = [compiled(test.pattern).search(value) is not None for value in values]
+    else:
+        found = [value in test.values for value in values]
+    return any(found) if test.quantifier == "any" else all(found)
+
+
+def is_true(predicate: Predicate, facts: Facts) -> bool:
+    """Evaluate on one subject."""
+    match predicate:
+        case Literal(test, negated):
+            values = facts.get(test.field)
+            return values is not None and holds(test, values) is not negated
+        case AllOf(parts):
+            return all(is_true(part, facts) for part in parts)
+        case AnyOf(parts):
+            return any(is_true(part, facts) for part in parts)
