@@ -6,6 +6,7 @@ the comparison as it was written, for people; it takes no part in equality.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from ipaddress import IPv4Network, IPv6Network
@@ -95,3 +96,18 @@ class Or:
 Test = TextIn | TextMatches
 Comparison = AddressIn | PortIn | ProtocolIn | Test
 Expression = Everything | Comparison | Not | And | Or
+
+
+def comparisons(expression: Expression) -> Iterator[Comparison]:
+    """Give the comparisons of an expression, in the order in which they are written."""
+    left = [expression]
+    while left:
+        match left.pop():
+            case Not(operand):
+                left.append(operand)
+            case And(operands) | Or(operands):
+                left += reversed(operands)
+            case Everything():
+                pass
+            case comparison:
+                yield comparison

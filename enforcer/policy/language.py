@@ -1,143 +1,168 @@
-"""The language of traffic expressions: text to :mod:`enforcer.policy.expression`.
+"""The language of policies: text to :mod:`enforcer.policy.expression`.
 
-The grammar is expression.lark. Its LALR parser keeps its own stack and calls back for each finished part, so
-neither parsing nor building can exhaust Python's.
+The grammar is expression.lark; docs/policy-language.md is for people. The LALR parser keeps its own stack and
+calls back for each finished part, so neither parsing nor building can exhaust Python's.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
-from ipaddress import IPv6Network, ip_address, ip_interface, summarize_address_range
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from lark import Lark, Token, Transformer
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
+from enforcer.policy import fields, values
+from enforcer.policy.error import ExpressionError, ListError, WrongValueError, cut
 from enforcer.policy.expression import (
     AddressIn,
     And,
+    Comparison,
     Everything,
     Expression,
-    Network,
     Not,
     Or,
     PortIn,
     ProtocolIn,
+    Quantifier,
     Side,
+    TextIn,
+    TextMatches,
 )
+from enforcer.policy.facts import SAML, saml
+from enforcer.policy.fields import Field
 from enforcer.policy.lists import NO_LISTS, Lists
+from enforcer.policy.patterns import PatternError, check
 
-__all__ = ["NO_LISTS", "ExpressionError", "Lists", "expression_of", "parse"]
+__all__ = ["NO_LISTS", "ExpressionError", "ListError", "Lists", "expression_of", "parse"]
 
-MAX_LENGTH = 64 << 10  # characters
-MAX_NESTING = 100  # parentheses and `not`
+MAX_LENGTH = 256 << 10  # characters; about 16,000 addresses
+MAX_NESTING = 100  # parentheses, any(…), all(…) and `not`
+MAX_COMPARISONS = 4096  # of an expression with xor, each of which doubles its operands
 
-PROTOCOLS = {"tcp": frozenset({6}), "udp": frozenset({17}), "icmp": frozenset({1, 58})}
-"""Names and numbers; ``icmp`` is ICMPv6 as well, so that a rule means the same in both families."""
+_LISTS: ContextVar[Lists] = ContextVar("lists", default=NO_LISTS)
+"""Those of the text that is being parsed: the parser's callbacks take no arguments of ours."""
 
-_ADDRESS = "an IP address, such as 192.0.2.1 or 2001:db8::1"
-_PORT = "a port from 0 to 65535"
-_PROTOCOL = 'one of "tcp", "udp", "icmp"'
-_FIELDS = {
-    "net.src.ip": _ADDRESS,
-    "net.dst.ip": _ADDRESS,
-    "net.src.port": _PORT,
-    "net.dst.port": _PORT,
-    "net.protocol": _PROTOCOL,
-}
-
-_LAST_WORD = re.compile(r"([A-Za-z_][\w.]*)\s*$")
-
-_ALLOWED = {
-    "FIELD": f"a field ({', '.join(_FIELDS)})",
-    "EQUAL": "`==`",
-    "DIFFERENT": "`!=`",
-    "IN": "`in {…}`",
-    "NOT": "`not`",
-    "LPAR": "`(`",
-    "RPAR": "`)`",
-    "LBRACE": "`{`",
-    "RBRACE": "`}`",
-    "_AND": "`and`",
-    "_OR": "`or`",
-    "VALUE": "a value",
-    "STRING": '"…"',
-    "$END": "the end",
-}
-
-
-class ExpressionError(ValueError):
-    """A text that is no expression. ``column`` counts the text's characters from 1, lines included."""
-
-    def __init__(self, message: str, column: int):
-        super().__init__(f"{message} (column {column})")
-        self.message = message
-        self.column = column
+_SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_TEXT = 240  # characters of a comparison's text
+_PAIRS = Field(SAML, "text", many=True)
+"""``any(identity.saml_attributes[*] == "name=value")``: attributes with their names."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     expression: Expression
-    nesting: int
+    nesting: int = 0
+    comparisons: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """A field as it stands in the text. ``each``: with ``[*]``, or a SAML attribute, which needs none."""
+
+    field: Field
+    each: bool
+    written: str
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """A comparison before it is known whether any(…) or all(…) stands around it."""
+
+    path: _Path
+    sign: str
+    """``==``, ``in``, ``not matches`` …"""
+    operator: Token
+    operands: Sequence[Token]
+    written: str
+
+
+def _column(token: Token) -> int:
+    return (token.start_pos or 0) + 1
 
 
 def _error(token: Token, wrong: str, right: str) -> ExpressionError:
-    return ExpressionError(f"{_cut(token)} {wrong}; expected {right}", (token.start_pos or 0) + 1)
+    return ExpressionError(f"{cut(token)} {wrong}; expected {right}", _column(token))
 
 
-def _cut(token: Token) -> str:
-    return str(token) if len(token) <= 60 else f"{token[:59]}…"
-
-
-class _Build(Transformer[Token, _Part]):
+class _Build(Transformer[Token, Any]):
     """Callbacks of the parser, one per rule of the grammar."""
 
-    def disjunction(self, parts: list[_Part]) -> _Part:
-        return _Part(Or(tuple(part.expression for part in parts)), max(part.nesting for part in parts))
+    def disjunction(self, parts: list[_Part | _Comparison]) -> _Part:
+        return _joined(Or, [_bare(part) for part in parts])
 
-    def conjunction(self, parts: list[_Part]) -> _Part:
-        return _Part(And(tuple(part.expression for part in parts)), max(part.nesting for part in parts))
+    def conjunction(self, parts: list[_Part | _Comparison]) -> _Part:
+        return _joined(And, [_bare(part) for part in parts])
 
-    def negation(self, parts: list[Token | _Part]) -> _Part:
-        sign, part = parts
-        assert isinstance(sign, Token) and isinstance(part, _Part)
-        return _Part(Not(part.expression), _deeper(part, sign))
+    def exclusion(self, parts: list[_Part | _Comparison]) -> _Part:
+        found, *others = (_bare(part) for part in parts)
+        for other in others:
+            one, two = found.expression, other.expression
+            either, both = Or((one, two)), And((one, two))
+            comparisons = 2 * (found.comparisons + other.comparisons)
+            found = _Part(And((either, Not(both))), max(found.nesting, other.nesting), comparisons)
+            if comparisons > MAX_COMPARISONS:
+                raise ExpressionError(
+                    f"xor makes more than {MAX_COMPARISONS:,} comparisons of this, because each doubles what "
+                    "it joins; expected fewer of them",
+                    1,
+                )
+        return found
 
-    def group(self, parts: list[Token | _Part]) -> _Part:
-        opening, part, _ = parts
-        assert isinstance(opening, Token) and isinstance(part, _Part)
-        return _Part(part.expression, _deeper(part, opening))
+    def negation(self, parts: list[Any]) -> _Part:
+        sign, part = parts[0], _bare(parts[1])
+        return _Part(Not(part.expression), _deeper(part, sign), part.comparisons)
+
+    def group(self, parts: list[Any]) -> _Part:
+        opening, part = parts[0], _bare(parts[1])
+        return _Part(part.expression, _deeper(part, opening), part.comparisons)
+
+    def quantified(self, parts: list[Any]) -> _Part:
+        quantifier, comparison = parts[0], parts[2]
+        return _Part(_resolved(comparison, quantifier), 1)
+
+    def path(self, parts: list[Token]) -> _Path:
+        return _path(parts)
 
     def set(self, tokens: list[Token]) -> list[Token]:
-        opening, *values, _ = tokens
-        if not values:
+        opening, *found, _ = tokens
+        if not found:
             raise _error(opening, "begins an empty set", "at least one value in {…}")
-        return values
+        return found
 
-    def equal(self, parts: list[Token]) -> _Part:
-        field, _, value = parts
-        if "/" in value and field in _FIELDS and _FIELDS[field] is _ADDRESS:
-            raise _error(
-                value, "is a prefix", f"one address here, or the prefix in a set: {field} in {{{value}}}"
-            )
-        if ".." in value and value.type == "VALUE":
-            raise _error(
-                value, "is a range", f"one value here, or the range in a set: {field} in {{{value}}}"
-            )
-        return _Part(_comparison(field, [value]), 0)
+    def compared(self, parts: list[Any]) -> _Comparison:
+        path, operator, value = parts
+        sign = _SIGNS.get(operator, str(operator))
+        return _Comparison(path, sign, operator, [value], f"{path.written} {operator} {value}")
 
-    def different(self, parts: list[Token]) -> _Part:
-        return _Part(Not(self.equal(parts).expression), 0)
+    def contained(self, parts: list[Any]) -> _Comparison:
+        path, operand = parts[0], parts[-1]
+        sign = "not in" if len(parts) == 4 else "in"
+        if isinstance(operand, Token):
+            return _Comparison(path, sign, parts[1], [operand], f"{path.written} {sign} {operand}")
+        return _Comparison(path, sign, parts[1], operand, f"{path.written} {sign} {_set(operand)}")
 
-    def contained(self, parts: tuple[Token, Token, list[Token]]) -> _Part:
-        return _Part(_comparison(parts[0], parts[-1]), 0)
+    def matched(self, parts: list[Any]) -> _Comparison:
+        path, pattern = parts[0], parts[-1]
+        sign = "not matches" if len(parts) == 4 else "matches"
+        return _Comparison(path, sign, parts[1], [pattern], f"{path.written} {sign} {pattern}")
 
-    def excluded(self, parts: tuple[Token, Token, Token, list[Token]]) -> _Part:
-        return _Part(Not(_comparison(parts[0], parts[-1])), 0)
+
+def _set(tokens: list[Token]) -> str:
+    """Write a set, the first few values of many."""
+    text = " ".join(tokens[:12])
+    return f"{{{text}}}" if len(tokens) <= 12 else f"{{{text} … {len(tokens):,} values}}"
+
+
+def _joined(kind: type[And] | type[Or], parts: list[_Part]) -> _Part:
+    expression = kind(tuple(part.expression for part in parts))
+    return _Part(expression, max(part.nesting for part in parts), sum(part.comparisons for part in parts))
 
 
 def _deeper(part: _Part, token: Token) -> int:
@@ -146,99 +171,205 @@ def _deeper(part: _Part, token: Token) -> int:
     return part.nesting + 1
 
 
-def _comparison(field: Token, values: list[Token]) -> Expression:
-    if field not in _FIELDS:
-        raise _unknown_field(field, field.start_pos or 0)
-    if field == "net.protocol":
-        return ProtocolIn(frozenset().union(*map(_protocol, values)))
-    for value in values:
-        if value.type == "STRING":
-            raise _error(value, "is text in quotes", f"{_FIELDS[field]}, without quotes")
-    side: Side = "source" if ".src." in field else "destination"
-    if field.endswith(".port"):
-        return PortIn(side, tuple(map(_ports, values)))
-    networks = tuple(network for value in values for network in _networks(value))
-    return AddressIn(side, networks)
+def _bare(part: _Part | _Comparison) -> _Part:
+    return part if isinstance(part, _Part) else _Part(_resolved(part, None))
 
 
-def _unknown_field(name: str, position: int) -> ExpressionError:
-    close = difflib.get_close_matches(name.lower(), _FIELDS, n=1)
-    right = f"{close[0]} (did you mean that?)" if close else f"one of {', '.join(_FIELDS)}"
-    return ExpressionError(f"{name} is no known field; expected {right}", position + 1)
+def _path(parts: list[Token]) -> _Path:
+    names = [str(part) for part in parts if part.type in ("FIELD", "PART")]
+    keys = [part for part in parts if part.type in ("STRING", "RAW")]
+    stars = sum(part.type == "STAR" for part in parts)
+    name, written, column = "".join(names), "".join(parts), _column(parts[0])
+    if keys:
+        if name != SAML or len(names) > 1 or len(keys) > 1:
+            right = f'{written[: written.index("[")]} without ["…"], which belongs to {SAML}'
+            raise _error(keys[0], "is no part of this field", right)
+        return _Path(Field(saml(_text(keys[0])), "text", many=True), True, written, column)
+    field = _PAIRS if name == SAML and stars else fields.find(name)
+    if field is None:
+        raise ExpressionError(fields.unknown(name), column)
+    return _Path(field, stars > 0, written, column)
 
 
-def _protocol(value: Token) -> frozenset[int]:
-    name = value.strip('"').lower()
-    if value.type != "STRING":
-        right = f'"{name}"' if name in PROTOCOLS else _PROTOCOL
-        raise _error(value, "is a number" if value.isdigit() else "is not in quotes", right)
-    if name not in PROTOCOLS:
-        raise _error(value, "is no known protocol", _PROTOCOL)
-    return PROTOCOLS[name]
-
-
-def _ports(value: Token) -> tuple[int, int]:
-    ends = value.split("..", 1)
-    if not all(end.isascii() and end.isdigit() and len(end) <= 5 and int(end) <= 0xFFFF for end in ends):
-        if _is_address(value):
-            raise _error(value, "is an IP address", f"{_PORT}, or a range such as 8000..8999 in {{…}}")
-        if "-" in value:
-            raise _error(value, "is no port", f"a range of ports as in {{{value.replace('-', '..')}}}")
-        raise _error(value, "is no port", f"{_PORT}, or a range such as 8000..8999 in {{…}}")
-    first, last = int(ends[0]), int(ends[-1])
-    if first > last:
-        raise _error(value, "ends before it begins", f"{last}..{first}")
-    return first, last
-
-
-def _is_address(text: str) -> bool:
+def _text(token: Token) -> str:
     try:
-        ip_interface(text)
-    except ValueError:
-        return False
-    return not text.isdigit()
+        return values.unquoted(token)
+    except WrongValueError as wrong:
+        raise _error(token, wrong.wrong, wrong.right) from None
 
 
-def _networks(value: Token) -> list[Network]:
-    if "%" in value:
-        raise _error(value, "has a zone", "an address without %…")
-    if ".." in value:
-        return _address_range(value)
+def _resolved(comparison: _Comparison, quantifier: Token | None) -> Expression:
+    """Judge a comparison by its field, and build it."""
+    path, sign, operator = comparison.path, comparison.sign, comparison.operator
+    field = path.field
+    _check_quantifier(comparison, quantifier)
+    negative = sign == "!=" or sign.startswith("not ")
+    allowed = ("==", "in") if field is _PAIRS else fields.OPERATORS[field.kind]
+    if sign not in allowed and (field is _PAIRS or sign.removeprefix("not ") not in allowed):
+        raise ExpressionError(
+            f"{sign if negative else operator} does not compare {path.written}, which is "
+            f"{fields.NOUNS[field.kind]}; expected {', '.join(allowed)}",
+            _column(operator),
+        )
+    # Of some value it is not true: it is not true of all. An attribute without any(…) is asked as a whole.
+    opposite = negative and quantifier is not None
+    reduce: Quantifier = "all" if field.many and (quantifier == "all") is not opposite else "any"
+    text = f"{quantifier}({comparison.written})" if quantifier else comparison.written
+    text = text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
+    built = _built(comparison, reduce, text)
+    return Not(built) if negative else built
+
+
+def _check_quantifier(comparison: _Comparison, quantifier: Token | None) -> None:
+    path = comparison.path
+    field = path.field
+    if quantifier and not path.each:
+        right = f"{quantifier}({field.written if field.many else f'{field.name}[*]'} {comparison.sign} …)"
+        if not field.many:
+            right = f"{path.written} {comparison.sign} … without {quantifier}(…), or {right}"
+        raise ExpressionError(f"{path.written} in {quantifier}(…) has no [*]; expected {right}", path.column)
+    if field.many and not quantifier and not field.name.startswith(f"{SAML}["):
+        written = field.written if field is not _PAIRS else f"{SAML}[*]"
+        raise ExpressionError(
+            f"{path.written} is a list; expected any({written} {comparison.sign} …), or all(…)", path.column
+        )
+    if field is _PAIRS and quantifier == "all":
+        raise ExpressionError(
+            f'{path.written} is all attributes; expected one of them, {SAML}["…"], in all(…)', path.column
+        )
+
+
+def _built(comparison: _Comparison, quantifier: Quantifier, text: str) -> Expression:
+    field, tokens = comparison.path.field, comparison.operands
+    side: Side = "source" if ".src." in field.name else "destination"
+    built: Expression
+    if comparison.sign in fields.ORDER:
+        built = _ordered(comparison, side, text)
+    elif "matches" in comparison.sign:
+        built = TextMatches(field.name, _pattern(tokens[0]), quantifier, text)
+    elif field.kind == "address":
+        built = AddressIn(side, tuple(each for networks in _values(comparison) for each in networks), text)
+    elif field.kind == "port":
+        built = PortIn(side, tuple(_values(comparison)), text)
+    elif field.kind == "protocol":
+        built = ProtocolIn(frozenset().union(*_values(comparison)), text)
+    elif field is _PAIRS:
+        built = _pairs(_values(comparison), tokens[0], text)
+    else:
+        built = TextIn(field.name, frozenset(_values(comparison)), quantifier, text)
+    return built
+
+
+def _pairs(found: Sequence[str], token: Token, text: str) -> Expression:
+    attributes: dict[str, set[str]] = {}
+    for pair in found:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise _error(token, "names no attribute", f'"name={cut(pair)}", or {SAML}["name"] as the field')
+        attributes.setdefault(name, set()).add(value)
+    tests = tuple(TextIn(saml(name), frozenset(some), "any", text) for name, some in attributes.items())
+    return tests[0] if len(tests) == 1 else Or(tests)
+
+
+def _ordered(comparison: _Comparison, side: Side, text: str) -> Comparison:
+    field, token = comparison.path.field, comparison.operands[0]
+    if field.kind == "port":
+        number = _read(field, values.port, token)
+        first, last = values.ordered(comparison.sign, number, 0xFFFF)
+        return PortIn(side, ((first, last),) if first <= last else (), text)
+    return AddressIn(
+        side, values.ordered_networks(comparison.sign, _read(field, values.address, token)), text
+    )
+
+
+def _pattern(token: Token) -> str:
     try:
-        prefix = ip_interface(str(value))
-    except ValueError:
-        what = "is a number" if value.isdigit() else "is no IP address"
-        raise _error(value, what, f"{_ADDRESS}, or a prefix such as 192.0.2.0/24 in {{…}}") from None
-    network = prefix.network
-    _refuse_mapped(value, network)
-    if prefix.ip != network.network_address:
-        raise _error(value, f"has bits set after the first {network.prefixlen}", str(network))
-    return [network]
+        pattern = values.pattern(token)
+        check(pattern)
+    except WrongValueError as wrong:
+        raise _error(token, wrong.wrong, wrong.right) from None
+    except PatternError as error:
+        raise _error(token, f"is no regular expression here: {error}", "one that RE2 takes") from None
+    return pattern
 
 
-def _address_range(value: Token) -> list[Network]:
-    first_text, last_text = value.split("..", 1)
+_READERS: dict[fields.Kind, Callable[[str], Any]] = {
+    "address": values.networks,
+    "port": values.ports,
+    "protocol": values.protocol,
+    "country": values.country,
+    "continent": values.continent,
+    "host": values.host,
+    "text": values.text,
+}
+_NOUNS = {"address": values.ADDRESS, "port": values.PORT, "protocol": values.PROTOCOL}
+
+T = TypeVar("T")
+
+
+def _values(comparison: _Comparison) -> Sequence[Any]:
+    """Read what a field is compared with: one value, a set, or a list."""
+    field, tokens = comparison.path.field, comparison.operands
+    if tokens[0].type == "LIST":
+        return _list(field, tokens[0])
+    if comparison.sign in ("==", "!="):
+        _refuse_many(field, tokens[0])
+    reader = _READERS[field.kind]
+    return [_read(field, reader, token) for token in tokens]
+
+
+def _refuse_many(field: Field, token: Token) -> None:
+    if field.kind in ("address", "port") and token.type == "VALUE":
+        kind = "a prefix" if "/" in token else "a range" if ".." in token else ""
+        if kind:
+            what = "address" if field.kind == "address" else "port"
+            right = f"one {what} here, or {kind} in a set: {field.name} in {{{cut(token)}}}"
+            raise _error(token, f"is {kind}", right)
+
+
+def _read(field: Field, reader: Callable[[str], T], token: Token) -> T:
+    quoted = token.type != "VALUE"
+    if field.kind == "address" and quoted:
+        raise _error(token, "is text in quotes", f"{values.ADDRESS}, without quotes")
+    if not quoted and field.kind not in ("address", "port"):
+        # Numbers and bare words alike: text stands in quotes.
+        what = "is a number" if token.isdigit() else "is not in quotes"
+        quotable = field.kind != "protocol" or token.lower() in values.PROTOCOLS
+        raise _error(token, what, f'"{cut(token)}"' if quotable else values.PROTOCOL)
     try:
-        first, last = ip_address(first_text), ip_address(last_text)
-    except ValueError:
-        raise _error(value, "is no range of IP addresses", "a range such as 192.0.2.1..192.0.2.9") from None
-    if first.version != last.version:
-        raise _error(value, "mixes IPv4 and IPv6", "two addresses of one family")
-    if int(first) > int(last):
-        raise _error(value, "ends before it begins", f"{last}..{first}")
-    networks: list[Network] = list(summarize_address_range(first, last))
-    for network in networks:
-        _refuse_mapped(value, network)
-    return networks
+        return reader(_text(token) if quoted else str(token))
+    except WrongValueError as wrong:
+        raise _error(token, wrong.wrong, wrong.right) from None
 
 
-_MAPPED = IPv6Network("::ffff:0:0/96")
+def _list(field: Field, token: Token) -> Sequence[Any]:
+    lists = _LISTS.get()
+    name = lists.find(token[1:])
+    if name is None:
+        known = ", ".join(f"${name}" for name in list(lists)[:12])
+        more = f" … ({len(lists)} in all)" if len(lists) > 12 else ""
+        right = f"one of {known}{more}" if known else "a list of that name under `lists`; there are none"
+        raise _error(token, "is no list", right)
+    found, wrong = _list_values(lists, name, field.kind)
+    if wrong is not None:
+        index, problem = wrong
+        raise ListError(name, index, lists[name][index], problem, _column(token))
+    return found
 
 
-def _refuse_mapped(value: Token, network: Network) -> None:
-    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
-        right = f"the IPv4 address, {network.network_address.ipv4_mapped}"
-        raise _error(value, "has IPv4-mapped addresses in it", right)
+@lru_cache(maxsize=512)
+def _list_values(
+    lists: Lists, name: str, kind: fields.Kind
+) -> tuple[tuple[Any, ...], tuple[int, WrongValueError] | None]:
+    """Read a list's values, once for all policies; and the first that is wrong."""
+    reader = _READERS[kind]
+    found = []
+    for index, value in enumerate(lists[name]):
+        try:
+            found.append(reader(value))
+        except WrongValueError as wrong:
+            return (), (index, wrong)
+    return tuple(found), None
 
 
 @cache
@@ -276,14 +407,42 @@ def parse(text: str, lists: Lists = NO_LISTS) -> Expression:
     if not text.strip():
         return Everything()
     if len(text) > MAX_LENGTH:
-        message = f"longer than {MAX_LENGTH:,} characters; expected several policies instead of one"
-        raise ExpressionError(message, 1)
+        raise ExpressionError(
+            f"longer than {MAX_LENGTH:,} characters; expected several policies instead of one, or its values "
+            "in a list (`lists`)",
+            1,
+        )
+    within = _LISTS.set(lists)
     try:
-        part = _parser().parse(text)
+        return _bare(_parser().parse(text)).expression  # type: ignore[arg-type]
     except UnexpectedInput as error:
         raise _syntax_error(error, text) from None
-    assert isinstance(part, _Part)
-    return part.expression
+    finally:
+        _LISTS.reset(within)
+
+
+_ALLOWED = {
+    "FIELD": "a field, such as net.dst.ip",
+    "COMPARE": "`==`, `!=`",
+    "IN": "`in`",
+    "MATCHES": "`matches`",
+    "NOT": "`not`",
+    "LPAR": "`(`",
+    "RPAR": "`)`",
+    "LBRACE": "`{`",
+    "RBRACE": "`}`",
+    "RBRACKET": "`]`",
+    "STAR": "`*`",
+    "_AND": "`and`",
+    "_OR": "`or`",
+    "_XOR": "`xor`",
+    "VALUE": "a value",
+    "STRING": '"…"',
+    "PATTERN": 'a regular expression in "…"',
+    "LIST": "$name of a list",
+    "$END": "the end",
+}
+_LAST_PATH = re.compile(r'([A-Za-z_][\w.]*(?:\[(?:\*|"[^"]*")\][\w.]*)*)\s*$')
 
 
 def _syntax_error(error: UnexpectedInput, text: str) -> ExpressionError:
@@ -292,7 +451,7 @@ def _syntax_error(error: UnexpectedInput, text: str) -> ExpressionError:
         found = (
             "the expression ends here"
             if error.token.type == "$END"
-            else f"{_cut(error.token)} cannot stand here"
+            else f"{cut(error.token)} cannot stand here"
         )
         position = len(text.rstrip()) if error.token.type == "$END" else error.token.start_pos or 0
     else:
@@ -300,25 +459,48 @@ def _syntax_error(error: UnexpectedInput, text: str) -> ExpressionError:
         expected = set(error.allowed or ())
         position = error.pos_in_stream or 0
         found = f"{text[position]} cannot stand here"
-    if "EQUAL" in expected:
-        word = _LAST_WORD.search(text, 0, position)
-        if word and word[1] not in _FIELDS:
-            return _unknown_field(word[1], word.start(1))
+    rest = text[position:]
+    if "COMPARE" in expected:
+        return _operator_error(found, text, position)
+    if re.match('r?#*"', rest) and expected & {"STRING", "PATTERN"}:
+        outside = "" if "STRING" in expected else ", outside of […]"
+        return ExpressionError(f'" has no end; expected a closing quote{outside}', position + 1)
     if "VALUE" in expected:
         expected.discard("STRING")
-    *others, last = [allowed for name, allowed in _ALLOWED.items() if name in expected]
+    *others, last = [allowed for name, allowed in _ALLOWED.items() if name in expected] or ["another text"]
     choice = f"{', '.join(others)} or {last}" if others else last
-    return ExpressionError(f"{found}; expected {choice}{_hint(text[position:], expected)}", position + 1)
+    return ExpressionError(f"{found}; expected {choice}{_hint(rest, expected)}", position + 1)
+
+
+def _operator_error(found: str, text: str, position: int) -> ExpressionError:
+    """Say what may follow a field, which differs from field to field."""
+    rest = text[position:]
+    path = _LAST_PATH.search(text, 0, position)
+    name = re.sub(r"\[[^\]]*\]", "", path[1]) if path else ""
+    if path and rest.startswith("(") and path[1] == name:
+        return ExpressionError(f"{name} is no function here; expected any(…) or all(…)", path.start(1) + 1)
+    field = fields.find(name) or (Field(SAML, "text", many=True) if name == SAML else None)
+    if path and field is None:
+        return ExpressionError(fields.unknown(name), path.start(1) + 1)
+    operators = fields.OPERATORS[field.kind if field else "text"]
+    choice = ", ".join(f"`{operator}`" for operator in operators[:-1]) + f" or `{operators[-1]}`"
+    return ExpressionError(f"{found}; expected {choice}{_operator_hint(rest)}", position + 1)
+
+
+def _operator_hint(rest: str) -> str:
+    if re.match(r"=(?!=)", rest):
+        return " (equality is written ==)"
+    if re.match("(contains|wildcard|strict wildcard|starts_with|ends_with)", rest):
+        return " (a part of a text is found by matches)"
+    return ""
 
 
 def _hint(rest: str, expected: set[str]) -> str:
     """Explain what people bring along from other languages."""
-    if "EQUAL" in expected and rest.startswith("="):
-        return " (equality is written ==)"
     if "RBRACE" in expected and rest.startswith(","):
         return " (values in {…} are separated by blanks)"
     if rest.startswith("'"):
         return ' (text stands in double quotes: "tcp")'
-    if "LBRACE" in expected and "EQUAL" not in expected:
+    if "LBRACE" in expected:
         return " (a set, even of one value: in {80})"
     return ""
