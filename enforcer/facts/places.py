@@ -23,16 +23,11 @@ from typing import Any, NamedTuple
 
 import maxminddb
 import numpy as np
-from maxminddb import InvalidDatabaseError
 
 from enforcer.errors import EnforcerError
-
-Place = tuple[str | None, str | None]
-"""ISO 3166-1 country and continent code (AF, AN, AS, EU, NA, OC, SA), each as far as it is known."""
+from enforcer.facts.records import NOWHERE, BrokenRecordError, Place, Records
 
 Wanted = Callable[[str | None, str | None], bool]
-
-NOWHERE: Place = (None, None)
 
 MAX_BYTES = 1 << 30
 _SAMPLE = 1000  # records that are looked at for a country or continent when a file is opened
@@ -42,8 +37,8 @@ _MIXED = -1  # below this node there are several places
 _SEPARATOR = 16  # bytes between the search tree and the records
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0, where the maps keep IPv4
 
-# What the reader raises for a file that is not what it says.
-_BROKEN = (InvalidDatabaseError, ValueError, TypeError, LookupError, OverflowError, OSError, MemoryError)
+# What maxminddb raises, beside its own error, for a file that is not what it says.
+_UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, OSError, MemoryError)
 
 
 class DatabaseError(EnforcerError):
@@ -89,9 +84,6 @@ class _Addresses:
             low[1::2] |= np.uint64(1 << (127 - depth))
         return _Addresses(high, low)
 
-    def address(self, index: int) -> IPv6Address:
-        return IPv6Address(int(self.high[index]) << 64 | int(self.low[index]))
-
     def packed(self) -> np.ndarray:
         words = np.stack([self.high, self.low], axis=1).astype(">u8")
         return words.view(np.uint8).reshape(-1, 16)
@@ -119,49 +111,45 @@ class Database:
 
     def __init__(self, path: Path):
         self.path = path
-        self._copy, stat = _copied(path)
+        copy, stat = _copied(path)
         try:
-            self._reader = _opened(path, self._copy)
-            self._buffer = mmap.mmap(self._copy, 0, access=mmap.ACCESS_READ)
-        except BaseException:
-            os.close(self._copy)
-            raise
-        try:
-            self._read_header()
-        except BaseException:
-            self.close()
-            raise
-        metadata = self._metadata
-        parts = (metadata.database_type, metadata.build_epoch, self._nodes, stat.st_size, stat.st_mtime_ns)
-        self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-        """Differs for another file or another content of it, by build time, type, size and change time."""
-
-    def _read_header(self) -> None:
-        try:
-            self._metadata = metadata = self._reader.metadata()
-        except _BROKEN as error:
-            raise self._broken(str(error)) from error
+            self._metadata = metadata = _header(path, copy)
+            self._buffer = mmap.mmap(copy, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(copy)
         self._nodes: int = metadata.node_count
         self._record_size: int = metadata.record_size
         tree_size = self._nodes * self._record_size // 4
-        if self._record_size not in (24, 28, 32) or metadata.ip_version not in (4, 6):
-            raise self._broken("its header is of no known format")
-        self._last_record = self._nodes + len(self._buffer) - tree_size
-        if tree_size + _SEPARATOR > len(self._buffer):
-            raise self._broken("its search tree ends behind the file's end")
+        self._last_record = self._nodes + len(self._buffer) - tree_size - 1
+        # A record that is no node is the number of nodes plus the offset from the tree's end.
+        self._data = tree_size - self._nodes
+        self._records = Records(self._buffer, tree_size + _SEPARATOR)
         self.ipv4_only: bool = metadata.ip_version == 4
         """The file has no IPv6 prefix: IPv6 addresses have no place."""
-        self._ipv4_top = 0 if self.ipv4_only else self._record(0, 96)
-        self._check_kind()
+        self._ipv4_top = 0
+        if not self.ipv4_only:
+            self._ipv4_top, _ = self._walk(0, 96)
+        parts = (metadata.database_type, metadata.build_epoch, self._nodes, stat.st_size, stat.st_mtime_ns)
+        self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        """Differs for another file or another content of it, by build time, type, size and change time."""
+        try:
+            self._check_kind()
+        except BaseException:
+            self.close()
+            raise
 
-    def _record(self, bits: int, count: int) -> int:
-        """The record that the first ``count`` of 128 ``bits`` lead to, or the first one that is no node."""
-        record = 0
+    def _walk(self, bits: int, count: int) -> tuple[int, bool]:
+        """The record that ``count`` of 128 ``bits`` lead to, and whether the IPv4 tree's top is on the way.
+
+        Ends at the first record that is no node.
+        """
+        record, top = 0, False
         for depth in range(count):
             if record >= self._nodes:
                 break
             record = self._child(record, bits >> (127 - depth) & 1)
-        return record
+            top = top or record == self._ipv4_top
+        return record, top and self._ipv4_top < self._nodes
 
     def _child(self, node: int, side: int) -> int:
         size = self._record_size // 4
@@ -173,27 +161,19 @@ class Database:
         return (pair >> 28 & 0xF) << 24 | pair >> 32
 
     def _check_kind(self) -> None:
-        """See whether the first records have a country or continent; the others are read when asked for.
-
-        By hand: the iterator of maxminddb's C extension aborts the process on some broken files.
-        """
+        """See whether the first records have a country or continent; the others are read when asked for."""
         seen: set[int] = set()
-        # Record, depth and the bits that lead there; the last is taken first.
-        ways = [(self._ipv4_top, 96, _MAPPED)]
-        if not self.ipv4_only:
-            ways.insert(0, (0, 0, 0))
+        # Record and depth; the last is taken first.
+        ways = [(self._ipv4_top, 96)] if self.ipv4_only else [(0, 0), (self._ipv4_top, 96)]
         for _ in range(_SAMPLE_STEPS):
             if not ways or len(seen) >= _SAMPLE:
                 break
-            record, depth, bits = ways.pop()
+            record, depth = ways.pop()
             if record < self._nodes and depth < 128:
-                right = bits | 1 << (127 - depth)
-                ways.append((self._child(record, 1), depth + 1, right))
-                ways.append((self._child(record, 0), depth + 1, bits))
+                ways += [(self._child(record, side), depth + 1) for side in (1, 0)]
             elif record > self._nodes and record not in seen:
                 seen.add(record)
-                address = IPv6Address(bits)
-                if self._place_at(address.ipv4_mapped or address) != NOWHERE:
+                if self._place(record) != NOWHERE:
                     return
         raise self._of_no_use()
 
@@ -209,9 +189,7 @@ class Database:
 
     def close(self) -> None:
         """Gives the memory back."""
-        self._reader.close()
         self._buffer.close()
-        os.close(self._copy)
 
     def __enter__(self) -> Database:
         return self
@@ -224,28 +202,29 @@ class Database:
     def find(self, address: IPv4Address | IPv6Address) -> Place:
         """Country and continent of an address, as :meth:`prefixes` has them."""
         if isinstance(address, IPv6Address):
-            if address.ipv4_mapped is not None:
-                address = address.ipv4_mapped
-            elif self.ipv4_only or self._aliased(address):
-                return NOWHERE
-        return self._place_at(address)
-
-    def _aliased(self, address: IPv6Address) -> bool:
-        """Whether the way to an address leads through the IPv4 tree's top."""
-        if self._ipv4_top >= self._nodes:
-            return False
-        bits, record = int(address), 0
-        for depth in range(128):
-            record = self._child(record, bits >> (127 - depth) & 1)
-            if record >= self._nodes or record == self._ipv4_top:
+            if address.ipv4_mapped is None:
+                record, aliased = self._walk(int(address), 128)
+                return NOWHERE if self.ipv4_only or aliased else self._leaf(record)
+            address = address.ipv4_mapped
+        record = self._ipv4_top
+        for depth in range(32):
+            if record >= self._nodes:
                 break
-        return record == self._ipv4_top
+            record = self._child(record, int(address) >> (31 - depth) & 1)
+        return self._leaf(record)
 
-    def _place_at(self, address: IPv4Address | IPv6Address) -> Place:
+    def _leaf(self, record: int) -> Place:
+        if record < self._nodes:
+            raise self._broken("its search tree is deeper than an address is long")
+        return NOWHERE if record == self._nodes else self._place(record)
+
+    def _place(self, record: int) -> Place:
+        if not self._nodes + _SEPARATOR <= record <= self._last_record:
+            raise self._broken("its search tree leads out of the file")
         try:
-            return place_of(self._reader.get(address))
-        except _BROKEN as error:
-            raise self._broken(f"{address}: {error}") from error
+            return self._records.place(self._data + record)
+        except BrokenRecordError as error:
+            raise self._broken(f"a record cannot be read: {error}") from None
 
     def prefixes(self, wanted: Wanted) -> Places:
         """All prefixes whose place is ``wanted``; neighbours of one place are one prefix.
@@ -291,29 +270,27 @@ class Database:
         return children
 
     def _descend(self, tree: _Tree, children: np.ndarray, found: dict[int, Place]) -> None:
-        """Fills the tree's levels and reads one record for each data pointer that is new."""
-        empty = np.uint32(self._nodes)
+        """Fills the tree's levels and reads each record that is new."""
         records: np.ndarray = np.array([tree.top], np.uint32)
         addresses = _Addresses.one(tree.base)
-        self._read_places(records, addresses, found)
+        self._read_places(records, found)
         visited = 0
         for depth in range(tree.depth, 128):
-            inner = records < empty
+            inner = records < self._nodes
             nodes = records[inner]
             visited += len(nodes)
             if not len(nodes):
                 return
             if visited > 2 * self._nodes + 128:
                 raise self._broken("its search tree runs in circles")
-            addresses = addresses[inner].children(depth)
             records = children[nodes].reshape(-1)
             if tree.depth == 0:
-                records[self._aliases(records, addresses, depth + 1)] = empty
-            if (records > self._last_record).any():
-                raise self._broken("a record lies behind the file's end")
+                if depth < 96:
+                    addresses = addresses[inner].children(depth)
+                records[self._aliases(records, addresses, depth + 1)] = self._nodes
             tree.levels.append(records)
-            self._read_places(records, addresses, found)
-        if (records < empty).any():
+            self._read_places(records, found)
+        if (records < self._nodes).any():
             raise self._broken("its search tree is deeper than an address is long")
 
     def _aliases(self, records: np.ndarray, addresses: _Addresses, depth: int) -> np.ndarray:
@@ -322,13 +299,10 @@ class Database:
             aliases |= (addresses.high == 0) & (addresses.low == _MAPPED)
         return aliases
 
-    def _read_places(self, records: np.ndarray, addresses: _Addresses, found: dict[int, Place]) -> None:
-        leaves = np.flatnonzero(records > self._nodes)
-        pointers, first = np.unique(records[leaves], return_index=True)
-        for pointer, index in zip(pointers.tolist(), leaves[first].tolist(), strict=True):
-            if pointer not in found:
-                address = addresses.address(index)
-                found[pointer] = self._place_at(address.ipv4_mapped or address)
+    def _read_places(self, records: np.ndarray, found: dict[int, Place]) -> None:
+        for record in np.unique(records[records > self._nodes]).tolist():
+            if record not in found:
+                found[record] = self._place(record)
 
     def _emit(
         self, tree: _Tree, pointers: np.ndarray, numbers: np.ndarray
@@ -397,17 +371,6 @@ def _covers_ipv4(length: np.ndarray, address: np.ndarray) -> bool:
     )
 
 
-def place_of(record: Any) -> Place:
-    """Country and continent that a record names."""
-    return _code(record, "country", "iso_code"), _code(record, "continent", "code")
-
-
-def _code(record: Any, group: str, key: str) -> str | None:
-    found = record.get(group) if isinstance(record, dict) else None
-    value = found.get(key) if isinstance(found, dict) else None
-    return value if isinstance(value, str) and value else None
-
-
 def _copied(path: Path) -> tuple[int, os.stat_result]:
     """A copy of the file without a name, and what was known of the file; mapping it cannot raise SIGBUS."""
     try:
@@ -440,11 +403,16 @@ def _copied(path: Path) -> tuple[int, os.stat_result]:
     return copy, stat
 
 
-def _opened(path: Path, copy: int) -> Any:
+def _header(path: Path, copy: int) -> Any:
+    """The file's metadata, by maxminddb's reader in Python."""
     try:
-        return maxminddb.open_database(f"/proc/self/fd/{copy}")
-    except _BROKEN as error:
+        with maxminddb.open_database(f"/proc/self/fd/{copy}", maxminddb.MODE_MMAP) as reader:
+            metadata = reader.metadata()
+        if metadata.ip_version not in (4, 6):
+            raise ValueError(f"it is for IP version {metadata.ip_version}")
+    except (maxminddb.InvalidDatabaseError, *_UNREADABLE) as error:
         said = str(error).replace(f"/proc/self/fd/{copy}", path.name)
         raise DatabaseError(
             f"{path}: not a MaxMind DB file, or a broken one: {said}", "Download it again (.mmdb)."
         ) from error
+    return metadata

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import maxminddb
-import mmdb_writer
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter, SearchTreeLeaf, SearchTreeNode, TreeWriter
 
-from enforcer.facts import places
-from enforcer.facts.places import NOWHERE, Database, DatabaseError, Place, Places, place_of
+from enforcer.facts.places import Database, DatabaseError, Places
+from enforcer.facts.records import NOWHERE, Place
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
@@ -86,6 +85,13 @@ def write(
 
 def enumerate_(entries: Sequence[tuple[str, Any]]) -> list[tuple[str, int]]:
     return [(prefix, index) for index, (prefix, _) in enumerate(entries)]
+
+
+def place_of(record: Any) -> Place:
+    """What maxminddb has read."""
+    if not isinstance(record, dict):
+        return NOWHERE
+    return record.get("country", {}).get("iso_code"), record.get("continent", {}).get("code")
 
 
 def every(country: str | None, continent: str | None) -> bool:
@@ -321,6 +327,47 @@ def test_a_look_up_is_the_readers(
             assert some.find(address) == (place if place[0] in wanted else NOWHERE)
 
 
+values = st.recursive(
+    st.booleans()
+    | st.integers(0, 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=40)
+    | st.sampled_from(["x" * 29, "y" * 300, "z" * 70_000]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    records=st.lists(
+        st.tuples(
+            st.dictionaries(st.text(max_size=9), values, max_size=4),
+            st.sampled_from(list(COUNTRIES)),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_record_is_read_as_maxminddb_reads_it(
+    tmp_path: Path, records: list[tuple[dict[str, Any], str, bool]]
+) -> None:
+    entries = []
+    for index, (other, code, before) in enumerate(records):
+        place = {"country": {**other, "iso_code": code}, "continent": {"code": COUNTRIES[code], **other}}
+        place["continent"]["code"] = COUNTRIES[code]
+        entries.append((f"9.{index}.0.0/16", {**other, **place} if before else {**place, **other}))
+        if not before:
+            entries[-1][1].update(place)
+    path = write(tmp_path / "x.mmdb", entries)
+    reader = maxminddb.open_database(path, maxminddb.MODE_MEMORY)
+    with Database(path) as database:
+        for index, (_, code, _) in enumerate(records):
+            address = ip_address(f"9.{index}.1.1")
+            assert database.find(address) == place_of(reader.get(address)) == (code, COUNTRIES[code])
+
+
 def test_500_000_prefixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rnd = random.Random(7)
     codes = [f"{a}{b}" for a in "ABCDEFGHIJ" for b in "KLMNOPQRSTUVWXYZABCDEFGHI"]
@@ -498,8 +545,3 @@ def test_a_tree_that_runs_in_circles(tmp_path: Path, record_size: Callable[[int]
     began = time.monotonic()
     assert "broken" in refused(path)
     assert time.monotonic() - began < 5
-
-
-def test_the_writer_is_the_one_that_these_tests_reach_into() -> None:
-    assert mmdb_writer.__version__.startswith("0.2.")
-    assert places.NOWHERE == (None, None)
