@@ -7,9 +7,11 @@ writes at a time, readers see what was committed (WAL).
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
 
@@ -18,6 +20,10 @@ FORMAT = 1
 PATIENCE = 10.0
 """Seconds that a change waits for another one."""
 _LARGEST_LOG = 16 << 20
+# Seconds between two attempts to begin a change.
+_PAUSE = 0.0005
+# Keys of one look-up.
+_AT_ONCE = 500
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -87,6 +93,35 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
                 raise
         remove(path)
         return _open(path, create)
+
+
+def begin(database: sqlite3.Connection) -> None:
+    """Begins a change, after the one that is under way.
+
+    sqlite's own waiting sleeps for up to 100 ms at a time and would miss the moments between the changes of a
+    bulk load.
+    """
+    deadline = time.monotonic() + PATIENCE
+    database.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE)
+    finally:
+        database.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
+
+
+def among(database: sqlite3.Connection, query: str, keys: Collection[bytes]) -> Iterator[Any]:
+    """The rows of a query that ends in a column which is to be one of these keys."""
+    keys = list(keys)
+    for start in range(0, len(keys), _AT_ONCE):
+        part = keys[start : start + _AT_ONCE]
+        yield from database.execute(f"{query} IN ({','.join('?' * len(part))})", part)
 
 
 def remove(path: Path) -> None:

@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from enforcer.errors import EnforcerError
+from enforcer.facts.database import among
 
 NUMBERS = (1 << 20) - 1
 """The last number."""
-# From so many on one scan of an index is cheaper than a look-up each.
-_MANY = 1000
 
 
 def digest(value: bytes) -> bytes:
@@ -42,9 +41,6 @@ class Numbers:
         new = [value for value, key in keys.items() if key not in known]
         if not new:
             return {value: known[key] for value, key in keys.items()}, {}
-        if len(new) > _MANY:
-            # In the order of the index that they go into, which is then written from one end to the other.
-            new.sort(key=keys.__getitem__)
         sequence = self._next_sequence()
         free = self._free(len(new))
         self._database.executemany(
@@ -97,11 +93,7 @@ class Numbers:
         )
 
     def _known(self, keys: Collection[bytes]) -> dict[bytes, int]:
-        if len(keys) > _MANY:
-            return dict(self._database.execute(f"SELECT digest, number FROM {self._table}"))
-        query = f"SELECT number FROM {self._table} WHERE digest = ?"
-        found = ((key, self._database.execute(query, (key,)).fetchone()) for key in keys)
-        return {key: row[0] for key, row in found if row is not None}
+        return dict(among(self._database, f"SELECT digest, number FROM {self._table} WHERE digest", keys))
 
     def _free(self, count: int) -> list[int]:
         """So many numbers, from now on taken."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from enforcer.facts import database
-from enforcer.facts.database import explained
+from enforcer.facts.database import among, explained
 from enforcer.facts.numbers import NUMBERS, Numbers
 from enforcer.facts.rows import (
     ANYBODY,
@@ -48,7 +48,6 @@ __all__ = [
 
 NAMES_PER_HOST = 4096
 """Names that one address may have for one client; those that expire first make room."""
-_MANY = 1000
 _SESSION = (
     "SELECT client, profile, value, expires, since, origin FROM sessions JOIN profiles ON number = profile"
 )
@@ -175,7 +174,7 @@ class Store:
         All of it is kept, or after an exception nothing.
         """
         with explained("changing the facts"):
-            self._database.execute("BEGIN IMMEDIATE")
+            database.begin(self._database)
             try:
                 change = Change(self._database)
                 yield change
@@ -219,34 +218,31 @@ class Change:
         before = self._sessions(wanted)
         now = time.time()
         changed: list[tuple[bytes, int]] = []
-        written = []
+        added, updated = [], []
         for client, row in wanted.items():
             number = numbers[profiles[client]]
             old = before.get(client)
-            if old is None or old[0] != number:
+            if old is None:
                 changed.append((client, number))
-            elif old[1:] == (row.expires, origin):
-                continue
-            written.append((client, number, row.expires, now, origin))
-        written.sort()  # as the table is
+                added.append((client, number, row.expires, now, origin))
+            elif old[0] != number:
+                changed.append((client, number))
+                updated.append((number, row.expires, now, origin, client))
+            elif old[2:] != (row.expires, origin):
+                updated.append((number, row.expires, old[1], origin, client))
+        self._database.executemany("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", added)
         self._database.executemany(
-            "INSERT INTO sessions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "expires = excluded.expires, origin = excluded.origin, profile = excluded.profile, "
-            "since = iif(profile = excluded.profile, since, excluded.since)",
-            written,
+            "UPDATE sessions SET profile = ?, expires = ?, since = ?, origin = ? WHERE client = ?", updated
         )
         self._profiles.use(number for _, number in changed if number not in new)
         self._profiles.release(before[client][0] for client, _ in changed if client in before)
         facts = {profiles[client]: row.facts for client, row in wanted.items()} if new else {}
         return Sessions(changed, [(number, facts[stored]) for number, stored in new.items()])
 
-    def _sessions(self, clients: Collection[bytes]) -> dict[bytes, tuple[int, float | None, str]]:
-        """(profile, expires, origin) of those of them that have a session; each is named once."""
-        query = "SELECT client, profile, expires, origin FROM sessions"
-        if len(clients) > _MANY:
-            return {row[0]: row[1:] for row in self._database.execute(query) if row[0] in clients}
-        query += " WHERE client = ?"
-        return {row[0]: row[1:] for client in clients for row in self._database.execute(query, (client,))}
+    def _sessions(self, clients: Collection[bytes]) -> dict[bytes, tuple[int, float, float | None, str]]:
+        """(profile, since, expires, origin) of those of them that have a session."""
+        query = "SELECT client, profile, since, expires, origin FROM sessions WHERE client"
+        return {row[0]: row[1:] for row in among(self._database, query, clients)}
 
     def remove_sessions(self, clients: Iterable[bytes]) -> list[bytes]:
         """Ends sessions; returns those that were there."""
@@ -264,12 +260,10 @@ class Change:
         gone = [row[0] for row in self._database.execute(query, (FILE,)) if row[0] not in named]
         return changed, self.remove_sessions(gone)
 
-    def expire_sessions(self, now: float) -> list[bytes]:
-        """Ends the sessions that have expired by ``now``; returns their clients."""
-        query = "DELETE FROM sessions WHERE expires <= ? RETURNING client, profile"
-        found = self._database.execute(query, (now,)).fetchall()
-        self._profiles.release(row[1] for row in found)
-        return [row[0] for row in found]
+    def expire_sessions(self, now: float, most: int = 1_000_000_000) -> list[bytes]:
+        """Ends the sessions that have expired by ``now``, or so many of them; returns their clients."""
+        query = "SELECT client FROM sessions WHERE expires <= ? LIMIT ?"
+        return self.remove_sessions([row[0] for row in self._database.execute(query, (now, most))])
 
     def clients_of(self, origin: str) -> set[bytes]:
         """Whose sessions come from there."""
