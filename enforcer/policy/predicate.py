@@ -109,6 +109,10 @@ def _merged(parts: list[Predicate], *, conjunction: bool) -> set[Predicate]:
         else:
             now = before | part.test.values if unite else before & part.test.values
         values[field, negated] = now
+    if conjunction:
+        for field in [field for field, negated in values if not negated and is_single(field)]:
+            # What is in one set and not in the other is in what is left of the one.
+            values[field, False] -= values.pop((field, True), frozenset())
     for (field, negated), together in values.items():
         # Of a known field nothing is in the empty set; "none is in it" is true, but only of a known one.
         if not together and not negated:
@@ -137,3 +141,20 @@ def is_true(predicate: Predicate, facts: Facts) -> bool:
             return all(is_true(part, facts) for part in parts)
         case AnyOf(parts):
             return any(is_true(part, facts) for part in parts)
+
+
+def triggers(predicate: Predicate) -> frozenset[Test] | None:
+    """Comparisons of which one must be true for the predicate to be; None if it can be without any."""
+    match predicate:
+        case Literal(test, negated):
+            return None if negated else frozenset((test,))
+        case AllOf(parts):
+            found = [each for each in map(triggers, parts) if each is not None]
+            return min(found, key=len) if found else None
+        case AnyOf(parts):
+            united: frozenset[Test] = frozenset()
+            for each in map(triggers, parts):
+                if each is None:
+                    return None
+                united |= each
+            return united

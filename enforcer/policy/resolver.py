@@ -12,7 +12,7 @@ from typing import Any
 
 from enforcer.policy.expression import Test, TextIn, TextMatches
 from enforcer.policy.facts import NOTHING, Facts
-from enforcer.policy.predicate import TRUE, AllOf, AnyOf, Literal, Predicate, holds
+from enforcer.policy.predicate import TRUE, AllOf, AnyOf, Literal, Predicate, holds, triggers
 
 Bits = int
 """A set of rules: bit r is rule r."""
@@ -20,6 +20,7 @@ Bits = int
 Signature = tuple[Bits, Bits]
 """Tests that are true, fields that are known."""
 
+_FEW = 64  # signatures that are worked out one by one
 _BLOCK = 4096  # signatures worked out together; bounds the matrix of rules and signatures
 
 
@@ -47,6 +48,15 @@ class Resolver:
                     values[value] = values.get(value, 0) | 1 << number
             else:
                 self._others.setdefault(test.field, []).append((test, 1 << number))
+        # A predicate is looked at when a comparison without which it can't be true is.
+        self._triggered: dict[int, list[tuple[Predicate, Bits]]] = {}
+        self._untriggered: list[tuple[Predicate, Bits]] = []
+        for group in self.groups:
+            tests = triggers(group[0])
+            if tests is None:
+                self._untriggered.append(group)
+            for test in tests or ():
+                self._triggered.setdefault(self._tests[test], []).append(group)
         self._memo: dict[tuple[str, tuple[str, ...]], Bits] = {}
         self._found: dict[Signature, Bits] = {}
 
@@ -68,8 +78,8 @@ class Resolver:
         """Rules that match each subject."""
         signatures = [self._signature(facts) for facts in subjects]
         missing = list(dict.fromkeys(each for each in signatures if each not in self._found))
-        if len(missing) == 1:
-            self._found[missing[0]] = self._work_out_one(missing[0])
+        if len(missing) < _FEW:
+            self._found.update((signature, self._work_out_one(signature)) for signature in missing)
         else:
             for start in range(0, len(missing), _BLOCK):
                 block = missing[start : start + _BLOCK]
@@ -97,7 +107,10 @@ class Resolver:
     def _work_out_one(self, signature: Signature) -> Bits:
         rules = self._all
         true, known = signature
-        for predicate, members in self.groups:
+        candidates = [*self._untriggered]
+        for test in _ones(true):
+            candidates += self._triggered.get(test, ())
+        for predicate, members in candidates:
             if self._is_true(predicate, true, known):
                 rules |= members
         return rules

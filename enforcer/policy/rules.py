@@ -145,6 +145,11 @@ def _same(one: object, two: object) -> bool:
     return one == two
 
 
+def intersection(one: Box, two: Box) -> list[Box]:
+    """The box of what is in both; none if nothing is."""
+    return _one(_both(one, two))
+
+
 def _both(one: Box, two: Box) -> Box:
     if one is _WHOLE or two is _WHOLE:
         return two if one is _WHOLE else one

@@ -76,11 +76,16 @@ class MatchTables:
 
     def decide(self, connection: Connection) -> int | None:
         """Walk the tables as the kernel does; the index of the policy as in ``rules``, None for no match."""
+        found = self.matching(connection)
+        return self.rules[(found & -found).bit_length() - 1] if found else None
+
+    def matching(self, connection: Connection) -> Bits:
+        """All rules that match."""
         source, destination = self._tries
         hosts = 0
         for host in connection.hosts or (NOTHING,):
             hosts |= self.resolvers["host"].rules(host)
-        found = (
+        return (
             self.sets[source.find(connection.src)]
             & self.sets[destination.find(connection.dst)]
             & self.sets[_class_of(self.source_ports, connection.src_port)]
@@ -91,7 +96,6 @@ class MatchTables:
             & self.resolvers["client"].rules(connection.client)
             & hosts
         )
-        return self.rules[(found & -found).bit_length() - 1] if found else None
 
 
 def _class_of(table: Sequence[tuple[int, int, int]], port: int) -> int:

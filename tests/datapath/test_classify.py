@@ -256,7 +256,7 @@ def test_kernel_and_reference_agree(box: Box, classifier: Classifier) -> None:
 
 
 # Seeds under which kernel and reference once disagreed.
-DISAGREED: list[int] = [1, 2]
+DISAGREED: list[int] = [3]
 
 
 @pytest.mark.parametrize("seed", DISAGREED)

@@ -1,0 +1,123 @@
+"""Policies that never decide are named, with those that decide instead; none is named that does."""
+
+from __future__ import annotations
+
+import random
+import time
+from ipaddress import ip_network
+
+import mixes
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixes import Rule
+
+from enforcer.policy.reference import decide
+from enforcer.policy.rules import TooManyRulesError
+from enforcer.policy.shadow import decidable, hidden
+
+TCP_UDP = decidable((6, 17), [])
+
+
+def named(*texts: str) -> dict[str, tuple[str, ...]]:
+    return {
+        one.name: one.by
+        for one in hidden([Rule(f"p{i}", i, text) for i, text in enumerate(texts)], asked=TCP_UDP)
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "by"),
+    [
+        (["", "net.dst.port == 80"], ("p0",)),
+        (["net.dst.port in {1..100}", "net.dst.port == 80"], ("p0",)),
+        (["net.dst.port <= 80", "net.dst.port > 80", "net.dst.ip == 192.0.2.1"], ("p0", "p1")),
+        (['net.protocol == "tcp"', 'net.protocol == "udp"', "net.src.port == 1"], ("p0", "p1")),
+        (
+            ["net.dst.ip in {10.0.0.0/9}", "net.dst.ip in {10.128.0.0/9}", "net.dst.ip in {10.0.0.0/8}"],
+            ("p0", "p1"),
+        ),
+        (["net.dst.ip in {2001:db8::/32}", "net.dst.ip == 2001:db8::1"], ("p0",)),
+        (["net.dst.ip in {2001:db8::/32 192.0.2.0/24}", "net.dst.ip in {192.0.2.1 2001:db8::1}"], ("p0",)),
+        (['identity.email == "a"', 'identity.email == "a" and net.dst.port == 80'], ("p0",)),
+        (['identity.email == "a"', 'identity.email == "b"', 'identity.email in {"a" "b"}'], ("p0", "p1")),
+        (['identity.email != "a"', 'identity.email == "b"'], ("p0",)),
+        (['any(identity.groups[*].name in {"x" "y"})', 'any(identity.groups[*].name == "x")'], ("p0",)),
+        (['net.dst.geo.country in {"DE" "FR"}', 'net.dst.geo.country == "FR"'], ("p0",)),
+        (['net.fqdn.host == "a.b"', 'net.fqdn.host == "a.b" and net.dst.port == 443'], ("p0",)),
+        (['identity.email matches "x"', 'identity.email matches "x" and net.dst.port == 1'], None),
+        (["net.dst.port == 80", "net.dst.port in {80 81}"], None),
+        (['identity.email == "a"', "net.dst.port == 80"], None),
+        (['identity.email == "a"', 'identity.email == "b"'], None),
+        (['any(identity.groups[*].name == "x")', 'any(identity.groups[*].name == "y")'], None),
+        (["net.dst.ip in {10.0.0.0/9}", "net.dst.ip in {10.0.0.0/8}"], None),
+        (['not identity.email == "a"', 'net.src.ip == 192.0.2.1 or identity.email == "a"'], None),
+    ],
+)
+def test_the_last_one_is_hidden_by(texts: list[str], by: tuple[str, ...] | None) -> None:
+    assert named(*texts) == ({f"p{len(texts) - 1}": by} if by else {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "net.dst.port == 1 and net.dst.port == 2",
+        'net.protocol == "icmp"',
+        "net.dst.port == 53",
+        'identity.email == "a" and identity.email == "b"',
+        'net.src.geo.country == "DE" and not net.src.geo.country in {"DE" "FR"}',
+    ],
+)
+def test_an_empty_policy_is_hidden_by_none(text: str) -> None:
+    assert named(text) == {"p0": ()}
+
+
+def test_private_networks_and_protocols_that_are_not_proxied() -> None:
+    policies = [Rule("a", 1, "net.dst.ip in {10.20.1.0/24 fd20::1}"), Rule("b", 2, 'net.protocol == "udp"')]
+    asked = decidable((6,), [ip_network("10.20.0.0/16"), ip_network("fd20::/48")])
+    assert [one.name for one in hidden(policies, asked=asked)] == ["a", "b"]
+    assert hidden(policies, asked=TCP_UDP) == []
+
+
+def test_what_is_disabled_neither_hides_nor_is_hidden() -> None:
+    assert not hidden([Rule("off", 1, "", enabled=False), Rule("on", 2, "net.dst.port == 80")])
+    assert not hidden([Rule("on", 1, ""), Rule("off", 2, "net.dst.port == 80", enabled=False)])
+
+
+def test_all_three_texts_count() -> None:
+    one = Rule("one", 1, "", identity='identity.email == "a"')
+    two = Rule(
+        "two", 2, 'identity.email == "a"', device_posture='any(device_posture.checks.passed[*] == "d")'
+    )
+    assert [each.by for each in hidden([one, two])] == [("one",)]
+    assert not hidden([two, Rule("three", 3, 'identity.email == "a"')])
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_what_is_hidden_never_decides(chance: random.Random, seed: int) -> None:
+    policies = [mixes.policy(chance, i, 100 - i) for i in range(chance.randrange(2, 7))]
+    try:
+        found = {one.name for one in hidden(policies, asked=TCP_UDP)}
+    except TooManyRulesError:
+        return
+    if not found:
+        return
+    rest = random.Random(seed)
+    world = mixes.world(rest)
+    for _ in range(40):
+        connection = world.connection(mixes.packet(rest))
+        if connection.protocol in (6, 17) and connection.dst_port != 53:
+            winner = decide(policies, connection)
+            assert winner is None or winner.name not in found
+
+
+def test_thousands_of_policies_are_searched_at_once() -> None:
+    policies = [
+        Rule(f"p{i}", i, f'identity.email == "user{i}" and net.dst.ip in {{10.{i >> 8}.{i & 255}.0/24}}')
+        for i in range(3000)
+    ]
+    policies.append(Rule("again", 10**6, 'identity.email == "user7" and net.dst.ip == 10.0.7.9'))
+    began = time.perf_counter()
+    assert [(one.name, one.by) for one in hidden(policies)] == [("again", ("p7",))]
+    print(f"{time.perf_counter() - began:.2f} s")
