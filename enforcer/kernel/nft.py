@@ -24,6 +24,7 @@ SUBSYSTEM = 10 << 8
 NFNL_MSG_BATCH_BEGIN = 0x10
 NFNL_MSG_BATCH_END = 0x11
 GETTABLE, DELTABLE, NEWOBJ, GETOBJ = SUBSYSTEM | 1, SUBSYSTEM | 2, SUBSYSTEM | 18, SUBSYSTEM | 19
+NEWRULE, NFTA_RULE_CHAIN = SUBSYSTEM | 6, 2
 NFGEN = struct.pack(">BBH", NFPROTO_INET, 0, 0)
 NFGEN_BATCH = struct.pack(">BBH", 0, 0, SUBSYSTEM >> 8)
 
@@ -47,8 +48,20 @@ def apply(ruleset: Ruleset, counters: Mapping[str, tuple[int, int]] | None = Non
         start = _counters(channel) if counters is None else counters
         messages = _batch(table.build(TABLE, comment, ruleset, start))
         refused = channel.transact(messages)
+        if _lacks_queue(messages, refused):
+            messages = _batch(table.build(TABLE, comment, ruleset, start, compat=True))
+            refused = channel.transact(messages)
     if refused:
         raise _refusal(operation, messages, refused)
+
+
+def _lacks_queue(messages: list[Message], refused: list[Refusal]) -> bool:
+    """Whether the kernel has no nft_queue: it refuses the first rule that holds answers as unknown."""
+    if not refused or refused[0].code != errno.ENOENT:
+        return False
+    kind, _, payload = messages[refused[0].position]
+    chain = netlink.attributes(payload, len(NFGEN)).get(NFTA_RULE_CHAIN, b"") if kind == NEWRULE else b""
+    return netlink.text(chain) == "dns_answers"
 
 
 def remove() -> bool:

@@ -6,9 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import Literal
 
 # Part of every digest: raised when chains or rules change, so that an upgrade rebuilds the table.
 LAYOUT = 2
+
+DNS_QUEUE = 0xE935
+"""Number of the NFQUEUE that holds DNS answers and of the NFLOG group that copies questions.
+
+Each network namespace has numbers of its own; other programs begin at 0.
+"""
+
+Dns = Literal["", "pass", "drop"]
 
 COUNTERS = ("unsolicited", "conntrack_invalid", "unmarked", "inbound", "untranslatable")
 
@@ -20,7 +29,8 @@ class Ruleset:
     ``mark_mask`` selects our bits of the packet mark; all of them set means "refused". The keys of
     ``source4`` and ``source6`` are values of ``mark & mark_mask``, not shifted, and say what a packet's
     source becomes; an IPv6 client keeps its host bits within the range. What is addressed to ``dedicated4``
-    or ``dedicated6`` and belongs to no flow is dropped.
+    or ``dedicated6`` and belongs to no flow is dropped. ``dns`` has the clients' DNS shown to the learner
+    of names (enforcer/dns); while nobody listens, answers "pass" unlearnt or "drop".
     """
 
     mark_mask: int
@@ -30,6 +40,7 @@ class Ruleset:
     source6: Mapping[int, IPv6Network] = field(default_factory=dict)
     dedicated4: frozenset[IPv4Address] = frozenset()
     dedicated6: frozenset[IPv6Network] = frozenset()
+    dns: Dns = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.mark_mask <= 0xFFFFFFFF:
@@ -48,6 +59,7 @@ class Ruleset:
             " ".join(f"{mark:x}={network}" for mark, network in sorted(self.source6.items())),
             " ".join(str(address) for address in sorted(self.dedicated4)),
             " ".join(str(network) for network in sorted(self.dedicated6)),
+            self.dns,
         ]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 

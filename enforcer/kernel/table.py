@@ -10,6 +10,17 @@ forward   forward, 0            fail closed: nothing leaves untranslatable or un
 translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
 ========= ===================== =========================================================================
 
+With ``Ruleset.dns`` three more, for what clients ask of resolvers elsewhere and on the gateway itself:
+``dns_forward`` (forward, 300), ``dns_input`` (input, 300) and ``dns_output`` (output, 300). Whatever another
+firewall drops at the usual priorities (0 to 225) is not seen here, nor what conntrack does not take for an
+answer. Questions are copied (NFLOG), answers are held (NFQUEUE) until user space lets them go. Holding
+questions too would lose answers: a resolver library sends the questions for A and AAAA at once from one port.
+Held before conntrack has confirmed an entry, each is translated by itself, and the second entry lives for one
+second (nf_conntrack_core.c, nf_ct_resolve_clash_harder): with a slower resolver its answer is lost.
+
+A kernel without nft_queue has the xtables target NFQUEUE by nft_compat; ``nft list ruleset`` shows that as
+``xt target NFQUEUE`` and may warn that iptables-nft manages the table. It doesn't.
+
 Nothing here is newer than Linux 5.10. pyroute2 encodes all but the set elements, of which there are five
 for each egress: it takes 40 µs for one.
 """
@@ -20,32 +31,38 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pyroute2.netlink import nla
 from pyroute2.netlink.nfnetlink import nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nft_set_msg, nft_table_msg
 
 from enforcer.kernel import netlink, nft
 from enforcer.kernel.netlink import APPEND, CREATE, REQUEST, Message
-from enforcer.kernel.ruleset import COUNTERS, LAST_IPV6, Ruleset, intervals
+from enforcer.kernel.ruleset import COUNTERS, DNS_QUEUE, LAST_IPV6, Ruleset, intervals
 
 NEWTABLE, NEWCHAIN, NEWRULE = nft.SUBSYSTEM, nft.SUBSYSTEM | 3, nft.SUBSYSTEM | 6
 NEWSET, NEWSETELEM = nft.SUBSYSTEM | 9, nft.SUBSYSTEM | 12
 
 # include/uapi/linux/netfilter.h, netfilter/nf_tables.h
 NFPROTO_IPV4, NFPROTO_IPV6 = 2, 10
-PREROUTING, FORWARD, POSTROUTING = 0, 2, 4
+PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4
 META_MARK, META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO = 3, 6, 7, 15, 16
-CT_STATE = 0
+CT_STATE, CT_DIRECTION = 0, 1
+ORIGINAL, REPLY = 0, 1
 STATE_INVALID, STATE_NEW, STATE_UNTRACKED = 1, 8, 64
-PAYLOAD_NETWORK_HEADER = 1
+PAYLOAD_NETWORK_HEADER, PAYLOAD_TRANSPORT_HEADER = 1, 2
 EQUAL, NOT_EQUAL = 0, 1
-DROP, ACCEPT, GOTO = 0, 1, -4
+DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4
 REJECT_TCP_RESET, REJECT_ICMPX, ADMIN_PROHIBITED = 1, 2, 3
 SNAT = 0
 SET_MAP, SET_INTERVAL = "NFT_SET_MAP", "NFT_SET_INTERVAL"
 ELEMENT_INTERVAL_END = 1
 # 16-byte registers: of a range of addresses the first lands in the one, the last in the other.
 VERDICT, REG_1, REG_2 = 0, 1, 2
-IPPROTO_TCP = 6
+IPPROTO_TCP, IPPROTO_UDP = 6, 17
+QUEUE_BYPASS = 1  # NFT_QUEUE_FLAG_BYPASS, NFQ_FLAG_BYPASS
+NFQ_INFO = struct.Struct("=HHHxx")  # struct xt_NFQ_info_v3
+DNS_PORT = 53
+AFTER_FIREWALLS = 300
 
 # Types as nft(8) numbers them, so that `nft list` can print the sets (nftables: include/datatype.h).
 TYPE_IPV4, TYPE_IPV6, TYPE_MARK, TYPE_IFNAME = 7, 8, 19, 41
@@ -74,18 +91,56 @@ class nft_obj_msg(nfgen_msg):
         """Its starting values."""
 
 
+class rule_msg(nft_rule_msg):
+    """A rule, with three expressions as the kernel reads them: pyroute2 has other widths or only text."""
+
+    class nft_expr(nft_rule_msg.nft_expr):
+        """One expression."""
+
+        class nft_log(nla):
+            """NFLOG: a copy to a group."""
+
+            nla_map = (("NFTA_LOG_UNSPEC", "none"), ("NFTA_LOG_GROUP", "be16"))
+
+        class nft_queue(nla):
+            """NFQUEUE."""
+
+            nla_map = (
+                ("NFTA_QUEUE_UNSPEC", "none"),
+                ("NFTA_QUEUE_NUM", "be16"),
+                ("NFTA_QUEUE_TOTAL", "be16"),
+                ("NFTA_QUEUE_FLAGS", "be16"),
+            )
+
+        class nft_target(nla):
+            """A target of xtables."""
+
+            nla_map = (
+                ("NFTA_TARGET_UNSPEC", "none"),
+                ("NFTA_TARGET_NAME", "asciiz"),
+                ("NFTA_TARGET_REV", "be32"),
+                ("NFTA_TARGET_INFO", "cdata"),
+            )
+
+
 Counters = Mapping[str, tuple[int, int]]
 
 
-def build(name: str, comment: str, ruleset: Ruleset, counters: Counters) -> list[Message]:
-    """The messages that replace the table ``name``, whether or not there is one."""
-    return list(_Table(name, ruleset).messages(comment, counters))
+def build(
+    name: str, comment: str, ruleset: Ruleset, counters: Counters, *, compat: bool = False
+) -> list[Message]:
+    """The messages that replace the table ``name``, whether or not there is one.
+
+    ``compat``: the kernel has no nft_queue.
+    """
+    return list(_Table(name, ruleset, compat).messages(comment, counters))
 
 
 class _Table:
-    def __init__(self, name: str, ruleset: Ruleset) -> None:
+    def __init__(self, name: str, ruleset: Ruleset, compat: bool) -> None:
         self._name = name
         self._ruleset = ruleset
+        self._compat = compat
 
     def messages(self, comment: str, counters: Counters) -> Iterator[Message]:
         name = ("NFTA_TABLE_NAME", self._name)
@@ -100,6 +155,8 @@ class _Table:
         yield from self._guard()
         yield from self._forward()
         yield from self._translate()
+        if self._ruleset.dns:
+            yield from self._dns()
 
     def _sets(self) -> Iterator[Message]:
         rules = self._ruleset
@@ -193,6 +250,35 @@ class _Table:
         strange = [*leaving, *self._mark(NOT_EQUAL, 0)]
         yield self._rule("translate", *strange, *_count_and_drop("untranslatable"))
 
+    def _dns(self) -> Iterator[Message]:
+        # Ports first: for nearly all packets that is the end of it.
+        asking = [_port(2), _compare(EQUAL, struct.pack(">H", DNS_PORT)), _verdict(JUMP, "dns_questions")]
+        answering = [_port(0), _compare(EQUAL, struct.pack(">H", DNS_PORT)), _verdict(JUMP, "dns_answers")]
+        yield self._chain("dns_questions")
+        yield self._chain("dns_answers")
+        yield self._chain("dns_forward", FORWARD, AFTER_FIREWALLS)
+        yield self._chain("dns_input", INPUT, AFTER_FIREWALLS)
+        yield self._chain("dns_output", OUTPUT, AFTER_FIREWALLS)
+        yield self._rule("dns_forward", *asking)
+        yield self._rule("dns_forward", *answering)
+        yield self._rule("dns_input", *asking)
+        yield self._rule("dns_output", *answering)
+        inside = self._ruleset.inside
+        for protocol in (IPPROTO_UDP, IPPROTO_TCP):
+            about = _meta(META_L4PROTO, bytes([protocol]))
+            asked = [*about, *_interface(META_IIFNAME, "inside", inside), *_direction(ORIGINAL)]
+            yield self._rule("dns_questions", *asked, _expression("log", NFTA_LOG_GROUP=DNS_QUEUE))
+            answered = [*about, *_interface(META_OIFNAME, "inside", inside), *_direction(REPLY)]
+            yield self._rule("dns_answers", *answered, self._hold())
+
+    def _hold(self) -> Expression:
+        """To the queue."""
+        flags = QUEUE_BYPASS if self._ruleset.dns == "pass" else 0
+        if self._compat:
+            info = NFQ_INFO.pack(DNS_QUEUE, 1, flags)
+            return _expression("target", NFTA_TARGET_NAME="NFQUEUE", NFTA_TARGET_REV=3, NFTA_TARGET_INFO=info)
+        return _expression("queue", NFTA_QUEUE_NUM=DNS_QUEUE, NFTA_QUEUE_TOTAL=1, NFTA_QUEUE_FLAGS=flags)
+
     def _mark(self, comparison: int, value: int) -> list[Expression]:
         """The masked mark, left in register 1, compared with ``value``."""
         masked = _masked(_host32(self._ruleset.mark_mask))
@@ -221,7 +307,7 @@ class _Table:
             ("NFTA_RULE_CHAIN", chain),
             ("NFTA_RULE_EXPRESSIONS", list(expressions)),
         ]
-        return _message(nft_rule_msg, NEWRULE, attributes, CREATE | APPEND)
+        return _message(rule_msg, NEWRULE, attributes, CREATE | APPEND)
 
     def _set(
         self,
@@ -352,6 +438,22 @@ def _interface(key: int, name: str, interfaces: Iterable[str]) -> list[Expressio
 def _state(states: int, comparison: int = NOT_EQUAL) -> list[Expression]:
     """Any of these states, or with EQUAL none of them."""
     return [_load("ct", CT_STATE), _masked(_host32(states)), _compare(comparison, bytes(4))]
+
+
+def _direction(direction: int) -> list[Expression]:
+    """Of a connection that conntrack knows, packets of this direction."""
+    return [_load("ct", CT_DIRECTION), _compare(EQUAL, bytes([direction]))]
+
+
+def _port(offset: int) -> Expression:
+    """The source port (offset 0) or the destination port (2)."""
+    return _expression(
+        "payload",
+        NFTA_PAYLOAD_DREG=REG_1,
+        NFTA_PAYLOAD_BASE=PAYLOAD_TRANSPORT_HEADER,
+        NFTA_PAYLOAD_OFFSET=offset,
+        NFTA_PAYLOAD_LEN=2,
+    )
 
 
 def _verdict(code: int, chain: str | None = None) -> Expression:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from enforcer.errors import KernelError, PrivilegeError
-from enforcer.kernel import addresses, conntrack, nft
-from enforcer.kernel.ruleset import COUNTERS, Ruleset, intervals
+from enforcer.kernel import addresses, conntrack, nft, table
+from enforcer.kernel.netlink import Message
+from enforcer.kernel.ruleset import COUNTERS, DNS_QUEUE, Dns, Ruleset, intervals
 
 from .conftest import Lab, inside, run
 
@@ -103,6 +104,44 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
     assert len(re.findall(r"snat ip6? .*map @source[46] fully-random\n", text)) == 2
 
 
+@pytest.mark.parametrize("dns", ["pass", "drop"])
+def test_the_chains_for_dns(netns: str, dns: Dns) -> None:
+    wanted = replace(ruleset(), dns=dns)
+    nft.apply(wanted)
+    assert nft.installed() == wanted.digest()
+    found = listed("chain")
+    chains = {name: (found[name]["hook"], found[name]["prio"]) for name in found if "hook" in found[name]}
+    assert {name: place for name, place in chains.items() if name.startswith("dns")} == {
+        "dns_forward": ("forward", 300),
+        "dns_input": ("input", 300),
+        "dns_output": ("output", 300),
+    }
+    questions = run("nft list chain inet enforcer dns_questions")
+    for protocol in ("tcp", "udp"):
+        rule = f"meta l4proto {protocol} iifname @inside ct direction original log group {DNS_QUEUE}"
+        assert rule in " ".join(questions.split())
+    # Native, or by nft_compat.
+    assert run("nft list chain inet enforcer dns_answers").count("ct direction reply") == 2
+    before = run("nft -s list table inet enforcer")
+    nft.apply(wanted)
+    assert run("nft -s list table inet enforcer") == before
+    nft.apply(ruleset())
+    assert not [name for name in listed("chain") if name.startswith("dns")]
+
+
+def test_a_kernel_without_nft_queue(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*arguments: Any, compat: bool = False) -> list[Message]:
+        messages = list(real(*arguments, compat=compat))
+        return [
+            message._replace(payload=message.payload.replace(b"queue\0", b"quiet\0")) for message in messages
+        ]
+
+    real = table.build
+    monkeypatch.setattr(table, "build", build)
+    nft.apply(replace(ruleset(), dns="pass"))
+    assert "NFQUEUE" in run("nft list chain inet enforcer dns_answers")
+
+
 def test_each_operation_twice(netns: str) -> None:
     assert nft.installed() is None
     assert nft.counters() == {}
@@ -177,8 +216,10 @@ def test_digest() -> None:
         replace(one, source6={1: BANK6}),
         replace(one, dedicated4=frozenset({BANK4})),
         replace(one, dedicated6=frozenset({BANK6})),
+        replace(one, dns="pass"),
+        replace(one, dns="drop"),
     ]
-    assert len({entry.digest() for entry in (one, *different)}) == 8
+    assert len({entry.digest() for entry in (one, *different)}) == 10
 
 
 @pytest.mark.parametrize("mark", [0, 0xFFFF, 0x10000, 0x1F])
@@ -238,7 +279,8 @@ def test_4000_egress_ips(netns: str, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_reading_imports_no_pyroute2() -> None:
     modules = (
-        "nft, netlink, ruleset, addresses, links, filters, watch, sysctl, namespace, conntrack, announce"
+        "nft, netlink, ruleset, addresses, links, filters, watch, sysctl, namespace, conntrack, announce, "
+        "queue, nflog"
     )
     code = f"import sys; from enforcer.kernel import {modules}; print('pyroute2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

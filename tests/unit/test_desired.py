@@ -54,6 +54,23 @@ def test_the_nearest_location_that_has_any(here: str, locations: list[str], near
     assert desired(content, {"e1": 1, "e2": 2, "e3": 3}).nearest == nearest
 
 
+@pytest.mark.parametrize(
+    ("policy", "dns", "expected"),
+    [
+        ({"traffic": 'net.fqdn.host == "a.b"'}, {}, "pass"),
+        ({"traffic": "", "identity": 'any(net.fqdn.domains[*] == "b")'}, {"when_down": "drop"}, "drop"),
+        ({"traffic": "net.dst.port == 80", "device_posture": None}, {"when_down": "drop"}, ""),
+        ({"traffic": 'net.fqdn.host == "a.b"', "enabled": False}, {}, ""),
+    ],
+)
+def test_dns_is_looked_at_for_policies_about_names(
+    policy: dict[str, Any], dns: dict[str, str], expected: str
+) -> None:
+    content = {**config("nyc", "nyc"), "policies": [policy], "dns": dns}
+    wanted = desired(content, {"e1": 1})
+    assert wanted.dns == wanted.ruleset().dns == expected
+
+
 def test_marks_are_slots_under_the_mask() -> None:
     wanted = desired(config("nyc", "nyc"), {"e1": 1})
     assert (wanted.mark(0), wanted.mark(1)) == (0x100, 0x200)

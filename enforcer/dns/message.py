@@ -1,0 +1,233 @@
+"""DNS messages (RFC 1035, 4): who asks what, and which addresses an answer leads to.
+
+Records are read with dnspython's wire parser, not by ``dns.message.from_wire`` as a whole: that takes three
+times as long. Authority and additional sections are not read: nothing in them is an answer (RFC 2181, 5.4.1),
+and signatures (TSIG) there need keys.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import dns.name
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+import dns.wire
+
+A, CNAME, AAAA, SVCB, HTTPS, ANY = 1, 5, 28, 64, 65, 255
+IN = 1
+NOERROR, NXDOMAIN = 0, 3
+
+RECORDS_AT_MOST = 256
+"""An answer with more records is not read: no host has so many addresses, and reading takes its time."""
+CHAIN_AT_MOST = 16
+"""CNAMEs in a row; BIND follows 11 (max-query-restarts), and followed 16 before."""
+TTL_AT_MOST = 604_800
+"""Seconds (RFC 8767, 4)."""
+
+_HEADER = struct.Struct(">HHHHHH")
+_TYPE_AND_CLASS = struct.Struct(">HH")
+_RESPONSE, _TRUNCATED = 0x8000, 0x0200
+_OPCODE = 0x7800
+_MAPPED = bytes(10) + b"\xff\xff"
+_PLAIN = re.compile(rb"[a-z0-9_-]+")
+_LONGEST_NAME = 255
+_LONGEST_LABEL = 63
+
+
+class MalformedError(Exception):
+    """The bytes are no message, or break off."""
+
+
+class Header(NamedTuple):
+    """The header and the one question; ``name`` is in wire format and lower case (RFC 4343)."""
+
+    number: int
+    response: bool
+    query: bool
+    """The opcode is QUERY."""
+    truncated: bool
+    rcode: int
+    answers: int
+    name: bytes
+    kind: int
+    klass: int
+    end: int
+    """Where the answers begin."""
+
+    @property
+    def asks(self) -> tuple[bytes, int, int]:
+        """The question; letters' case is no difference, so 0x20 mixing is none."""
+        return self.name, self.kind, self.klass
+
+
+class Found(NamedTuple):
+    """What an answer leads to: addresses of 16 bytes, and for how many seconds."""
+
+    addresses: tuple[bytes, ...]
+    ttl: int
+    elsewhere: int = 0
+    """Service records (HTTPS, SVCB) whose target is another name: a client asks for that by itself."""
+    mapped: int = 0
+    """IPv6 addresses that stand for IPv4 ones (::ffff:0:0/96), which no host has (RFC 4038, 4.2)."""
+
+
+def header(wire: bytes) -> Header:
+    """The header and the question. Raises MalformedError; also if there is not exactly one question."""
+    try:
+        number, flags, questions, answers, _, _ = _HEADER.unpack_from(wire)
+        if questions != 1:
+            raise MalformedError(f"{questions} questions")
+        end = _end_of_name(wire, _HEADER.size)
+        kind, klass = _TYPE_AND_CLASS.unpack_from(wire, end)
+    except (struct.error, IndexError) as error:
+        raise MalformedError("the message breaks off") from error
+    return Header(
+        number,
+        bool(flags & _RESPONSE),
+        not flags & _OPCODE,
+        bool(flags & _TRUNCATED),
+        flags & 15,
+        answers,
+        wire[_HEADER.size : end].lower(),  # lengths are no letters
+        kind,
+        klass,
+        end + 4,
+    )
+
+
+def _end_of_name(wire: bytes, start: int) -> int:
+    """The first name has nothing before it that it could be compressed against."""
+    offset = start
+    while length := wire[offset]:
+        offset += 1 + length
+        if length > _LONGEST_LABEL or offset - start >= _LONGEST_NAME:
+            raise MalformedError("the question's name is malformed")
+    return offset + 1
+
+
+def found(wire: bytes, asked: Header) -> Found:
+    """The addresses that the question's name leads to, by way of CNAMEs, of the kind that was asked for.
+
+    Records of other names are nobody's answer. Raises MalformedError.
+    """
+    if asked.answers > RECORDS_AT_MOST:
+        raise MalformedError(f"{asked.answers} records")
+    try:
+        return _walk(asked, _records(wire, asked))
+    except MalformedError:
+        raise
+    except Exception as error:  # whatever a parser may raise, a stranger's bytes must not end the daemon
+        raise MalformedError(str(error)) from error
+
+
+_Records = dict[tuple[bytes, int], list[tuple[int, Any]]]
+
+
+def _records(wire: bytes, asked: Header) -> _Records:
+    """By owner and type: TTL, and address, target or service record. Other classes are passed over."""
+    parser = dns.wire.Parser(wire, asked.end)
+    records: _Records = {}
+    for _ in range(asked.answers):
+        owner = _lower(dns.name.from_wire_parser(parser))
+        kind, klass, ttl, length = parser.get_struct("!HHIH")
+        value: Any = None
+        with parser.restrict_to(length):
+            if klass == IN and kind == A:
+                value = _exactly(parser.get_remaining(), 4)
+            elif klass == IN and kind == AAAA:
+                value = _exactly(parser.get_remaining(), 16)
+            elif klass == IN and kind == CNAME:
+                value = _lower(dns.name.from_wire_parser(parser))
+            elif klass == IN and kind in (HTTPS, SVCB):
+                value = dns.rdata.from_wire_parser(
+                    dns.rdataclass.IN, dns.rdatatype.RdataType.make(kind), parser
+                )
+            else:
+                parser.get_remaining()
+        if value is not None:
+            # A TTL with the top bit set is zero (RFC 2181, 8).
+            ttl = min(ttl, TTL_AT_MOST) if ttl < 1 << 31 else 0
+            records.setdefault((owner, kind), []).append((ttl, value))
+    return records
+
+
+def _exactly(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise MalformedError(f"an address of {len(data)} bytes")
+    return data
+
+
+def _walk(asked: Header, records: _Records) -> Found:
+    name, ttl = asked.name, TTL_AT_MOST
+    for _ in range(CHAIN_AT_MOST + 1):
+        alias = records.get((name, CNAME))
+        if alias is None:
+            break
+        ttl = min(ttl, alias[0][0])
+        name = alias[0][1]
+    else:
+        raise MalformedError("CNAMEs go on for ever")
+    addresses: dict[bytes, None] = {}
+    elsewhere = mapped = 0
+    for kind in (A, AAAA, HTTPS, SVCB) if asked.kind == ANY else (asked.kind,):
+        for lifetime, value in records.get((name, kind), ()):
+            if kind == A:
+                hints = [_MAPPED + value]
+            elif kind == AAAA:
+                hints = [value] if not value.startswith(_MAPPED) else []
+                mapped += not hints
+            elif kind in (HTTPS, SVCB):
+                target = _lower(value.target)
+                if value.priority == 0 or target not in (b"\0", name, asked.name):
+                    elsewhere += 1
+                    continue
+                hints = _hints(value)
+            else:
+                continue
+            ttl = min(ttl, lifetime)
+            addresses.update(dict.fromkeys(hints))
+    return Found(tuple(addresses), ttl, elsewhere, mapped)
+
+
+def _hints(record: Any) -> list[bytes]:
+    """ipv4hint and ipv6hint (RFC 9460, 7.3)."""
+    import dns.inet
+    from dns.rdtypes.svcbbase import ParamKey
+
+    four, six = record.params.get(ParamKey.IPV4HINT), record.params.get(ParamKey.IPV6HINT)
+    texts = [*(four.addresses if four else ()), *(six.addresses if six else ())]
+    packed = [dns.inet.inet_pton(dns.inet.af_for_address(text), text) for text in texts]
+    return [
+        _MAPPED + address if len(address) == 4 else address
+        for address in packed
+        if not address.startswith(_MAPPED)
+    ]
+
+
+def _lower(name: dns.name.Name) -> bytes:
+    return b"".join(bytes([len(label)]) + label for label in name.labels).lower()
+
+
+@lru_cache(maxsize=4096)
+def host(name: bytes, kind: int) -> str:
+    """The host that a question is about, as policies write it: no final dot; "" for the root.
+
+    A service's question has the port and the protocol before it, with underscores (RFC 9460, 2.3:
+    ``_8443._https.www.example.com``): the host is what follows.
+    """
+    labels = []
+    offset = 0
+    while length := name[offset]:
+        labels.append(name[offset + 1 : offset + 1 + length])
+        offset += 1 + length
+    if kind in (HTTPS, SVCB):
+        while labels and labels[0].startswith(b"_"):
+            del labels[0]
+    if all(_PLAIN.fullmatch(label) for label in labels):
+        return b".".join(labels).decode("ascii")
+    return dns.name.Name(labels).to_text()  # \. and \000, as zone files have it

@@ -1,0 +1,169 @@
+"""DNS messages out of TCP segments (RFC 7766, 8: two bytes of length before each message).
+
+Segments may come late, twice, or with several messages. A segment that completes a message gives it out at
+once: it is the one that is still held, and what went on before it has told the client nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from enforcer.dns.packet import FIN, RST, SYN, Packet
+
+STREAMS = 4096
+"""Directions of connections that are followed; the one silent for longest makes room."""
+AHEAD = 1 << 17
+"""Bytes that a segment may be ahead of what is missing."""
+TOTAL = 16 << 20
+"""Bytes kept in all streams together."""
+SHORTEST = 12
+"""A DNS message has a header."""
+_MODULO = 1 << 32
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One direction of one connection."""
+
+    expected: int
+    """The sequence number of the byte that comes next."""
+    ready: bytearray = field(default_factory=bytearray)
+    early: dict[int, bytes] = field(default_factory=dict)
+    """Segments ahead of a gap, by sequence number."""
+    ahead: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.ready) + self.ahead
+
+
+class Streams:
+    """All streams of one direction.
+
+    ``counts`` gets what was not followed: ``tcp-midway`` (a connection whose beginning was not seen, until a
+    segment begins and ends with a message), ``tcp-gap`` (too much came after a missing segment),
+    ``tcp-evicted`` (too many connections), ``tcp-full`` (too many bytes in all), ``tcp-strange`` (no DNS).
+    """
+
+    def __init__(self, counts: Counter[str], limit: int = STREAMS, total: int = TOTAL) -> None:
+        self._counts = counts
+        self._limit = limit
+        self._room = total
+        self._streams: OrderedDict[Hashable, _Stream] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def feed(self, key: Hashable, segment: Packet) -> list[bytes]:
+        """The messages that this segment completes, in order."""
+        if segment.flags & RST:
+            self._drop(key)
+            return []
+        sequence = segment.sequence
+        if segment.flags & SYN:
+            sequence = (sequence + 1) % _MODULO
+            stream: _Stream | None = self._begin(key, sequence)
+        else:
+            stream = self._streams.get(key)
+        payload = segment.payload
+        if stream is None:
+            if not payload:
+                return []
+            if not _is_whole(payload):
+                self._counts["tcp-midway"] += 1
+                return []
+            stream = self._begin(key, sequence)
+        self._streams.move_to_end(key)
+        before = stream.size
+        messages = self._take(stream, sequence, payload)
+        self._room -= stream.size - before
+        if messages is None or self._room < 0:
+            if messages is not None:
+                self._counts["tcp-full"] += 1
+            self._drop(key)
+        elif segment.flags & FIN and stream.expected == (sequence + len(payload)) % _MODULO:
+            self._drop(key)
+        return messages or []
+
+    def _begin(self, key: Hashable, expected: int) -> _Stream:
+        self._drop(key)
+        if len(self._streams) >= self._limit:
+            self._drop(next(iter(self._streams)))
+            self._counts["tcp-evicted"] += 1
+        stream = self._streams[key] = _Stream(expected)
+        return stream
+
+    def _drop(self, key: Hashable) -> None:
+        stream = self._streams.pop(key, None)
+        if stream is not None:
+            self._room += stream.size
+
+    def _take(self, stream: _Stream, sequence: int, payload: bytes) -> list[bytes] | None:
+        """The messages completed; None if the stream cannot be followed any more."""
+        if not payload:
+            return []
+        ahead = (sequence - stream.expected) % _MODULO
+        if 0 < ahead < _MODULO // 2:
+            return [] if self._keep(stream, sequence, ahead, payload) else None
+        self._append(stream, sequence, payload)
+        if stream.early:
+            self._join(stream)
+        return self._messages(stream)
+
+    def _keep(self, stream: _Stream, sequence: int, ahead: int, payload: bytes) -> bool:
+        old = stream.early.get(sequence, b"")
+        if len(payload) > len(old):
+            if ahead + len(payload) > AHEAD or stream.ahead + len(payload) > AHEAD:
+                self._counts["tcp-gap"] += 1
+                return False
+            stream.early[sequence] = payload
+            stream.ahead += len(payload) - len(old)
+        return True
+
+    @staticmethod
+    def _append(stream: _Stream, sequence: int, payload: bytes) -> None:
+        """What of a segment that begins no later than the next byte is new."""
+        new = payload[(stream.expected - sequence) % _MODULO :]
+        stream.ready += new
+        stream.expected = (stream.expected + len(new)) % _MODULO
+
+    def _join(self, stream: _Stream) -> None:
+        """Early segments whose turn has come."""
+        joined = True
+        while joined:
+            joined = False
+            for sequence in list(stream.early):
+                if (stream.expected - sequence) % _MODULO < _MODULO // 2:
+                    payload = stream.early.pop(sequence)
+                    stream.ahead -= len(payload)
+                    self._append(stream, sequence, payload)
+                    joined = True
+
+    def _messages(self, stream: _Stream) -> list[bytes] | None:
+        ready = stream.ready
+        messages = []
+        start = 0
+        while len(ready) - start >= 2:
+            length = int.from_bytes(ready[start : start + 2], "big")
+            if length < SHORTEST:
+                self._counts["tcp-strange"] += 1
+                return None
+            if len(ready) - start - 2 < length:
+                break
+            messages.append(bytes(ready[start + 2 : start + 2 + length]))
+            start += 2 + length
+        del ready[:start]
+        return messages
+
+
+def _is_whole(payload: bytes) -> bool:
+    """Whether it begins and ends where messages do."""
+    start = 0
+    while start + 2 <= len(payload):
+        length = int.from_bytes(payload[start : start + 2], "big")
+        if length < SHORTEST:
+            return False
+        start += 2 + length
+    return start == len(payload)

@@ -1,0 +1,54 @@
+"""NFLOG: copies of packets that go on at once.
+
+Formats: include/uapi/linux/netfilter/nfnetlink_log.h. Only the standard library.
+
+A copy is in the socket's buffer before its packet goes on (a threshold of one makes the kernel deliver at
+once): whoever reads the copies after having received the answer to a packet has that packet's copy. When the
+buffer is full, copies are lost and :attr:`PacketSocket.overflows` rises; packets never suffer.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from enforcer.kernel import netlink
+from enforcer.kernel.packets import PacketSocket, parse
+
+_SUBSYSTEM = 4 << 8
+PACKET, CONFIG = _SUBSYSTEM, _SUBSYSTEM | 1
+NFULA_PAYLOAD = 9
+NFULA_CFG_CMD, NFULA_CFG_MODE, NFULA_CFG_NLBUFSIZ, NFULA_CFG_QTHRESH = 1, 2, 3, 5
+NFULNL_CFG_CMD_BIND, NFULNL_COPY_PACKET = 1, 2
+_ALL = 0xFFFF
+# The least that the kernel allocates for a copy; larger packets get more.
+_BUFFER = 512
+
+
+class Log(PacketSocket):
+    """The group of this number in this network namespace. Raises BusyError if another process has it."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__(f"copying packets to group {group}")
+        bind = netlink.attribute(NFULA_CFG_CMD, bytes([NFULNL_CFG_CMD_BIND]))
+        settings = [
+            netlink.attribute(NFULA_CFG_MODE, struct.pack(">IBx", _ALL, NFULNL_COPY_PACKET)),
+            netlink.attribute(NFULA_CFG_NLBUFSIZ, struct.pack(">I", _BUFFER)),
+            netlink.attribute(NFULA_CFG_QTHRESH, struct.pack(">I", 1)),
+        ]
+        try:
+            early = self._configure(CONFIG, group, bind + b"".join(settings))
+        except BaseException:
+            self.close()
+            raise
+        self._early = [found.get(NFULA_PAYLOAD, b"") for data in early for found in parse(data, PACKET)]
+
+    def receive(self, limit: int) -> list[bytes]:
+        """Up to ``limit`` copies, each from its IP header on, in the order of the packets; never waits."""
+        early, self._early = self._early, []
+        return early + [found.get(NFULA_PAYLOAD, b"") for found in self._received(PACKET, limit)]
+
+    def _is_taken(self, number: int) -> bool:
+        path = Path("/proc/thread-self/net/netfilter/nfnetlink_log")
+        lines = path.read_text(encoding="ascii").splitlines()
+        return any(int(line.split()[0]) == number for line in lines)

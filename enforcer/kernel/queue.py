@@ -1,0 +1,116 @@
+"""NFQUEUE: packets that the kernel holds until they are let go.
+
+Formats: include/uapi/linux/netfilter/nfnetlink_queue.h. Only the standard library.
+
+- Packets are handed over as the kernel has them (NFQA_CFG_F_GSO): one that is still to be segmented comes
+  whole, as one packet of up to 64 KiB. Without, the kernel would segment it for the copy's sake, and go on
+  with the pieces.
+- Checksums may not be filled in yet for the same reason. Nobody needs to verify them: conntrack has done so
+  for what came in by an interface and calls INVALID what is wrong (net.netfilter.nf_conntrack_checksum).
+- Fragments never come: conntrack has put them together, in both families.
+- At most LENGTH packets are held. Beyond that, or when the socket's buffer is full, packets pass with
+  ``fail_open`` and are dropped without.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from enforcer.kernel import netlink
+from enforcer.kernel.netlink import REQUEST
+from enforcer.kernel.packets import PacketSocket, parse
+
+_SUBSYSTEM = 3 << 8
+PACKET, VERDICT, CONFIG, VERDICT_BATCH = (_SUBSYSTEM | kind for kind in range(4))
+NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_PAYLOAD, NFQA_CAP_LEN = 1, 2, 10, 13
+NFQA_CFG_CMD, NFQA_CFG_PARAMS, NFQA_CFG_QUEUE_MAXLEN, NFQA_CFG_MASK, NFQA_CFG_FLAGS = 1, 2, 3, 4, 5
+NFQNL_CFG_CMD_BIND, NFQNL_COPY_PACKET = 1, 2
+FAIL_OPEN, GSO = 1, 4
+DROP, ACCEPT = 0, 1
+
+LENGTH = 4096
+_ALL = 0xFFFF
+_ID = struct.Struct(">I")
+_VERDICT = struct.Struct(">II")
+
+
+class Packet(NamedTuple):
+    """A held packet from its IP header on; not ``whole`` if the kernel had to cut the copy."""
+
+    number: int
+    data: bytes
+    whole: bool = True
+
+
+class Queue(PacketSocket):
+    """The queue of this number in this network namespace. Raises BusyError if another process has it."""
+
+    def __init__(self, number: int, *, fail_open: bool, length: int = LENGTH) -> None:
+        super().__init__(f"holding packets in queue {number}")
+        self._number = number
+        mask = FAIL_OPEN | GSO
+        flags = GSO | (FAIL_OPEN if fail_open else 0)
+        settings = [
+            netlink.attribute(NFQA_CFG_CMD, struct.pack(">BxH", NFQNL_CFG_CMD_BIND, 0)),
+            netlink.attribute(NFQA_CFG_PARAMS, struct.pack(">IB", _ALL, NFQNL_COPY_PACKET)),
+            netlink.attribute(NFQA_CFG_QUEUE_MAXLEN, _ID.pack(length)),
+            netlink.attribute(NFQA_CFG_MASK, _ID.pack(mask)),
+            netlink.attribute(NFQA_CFG_FLAGS, _ID.pack(flags)),
+        ]
+        try:
+            early = self._configure(CONFIG, number, b"".join(settings))
+        except BaseException:
+            self.close()
+            raise
+        self._early = [_packet(found) for data in early for found in parse(data, PACKET)]
+
+    def fail_open(self, passes: bool) -> None:
+        """Whether packets pass when too many are held."""
+        mask = netlink.attribute(NFQA_CFG_MASK, _ID.pack(FAIL_OPEN))
+        flags = netlink.attribute(NFQA_CFG_FLAGS, _ID.pack(FAIL_OPEN if passes else 0))
+        early = self._configure(CONFIG, self._number, mask + flags)
+        self._early += [_packet(found) for data in early for found in parse(data, PACKET)]
+
+    def receive(self, limit: int) -> list[Packet]:
+        """Up to ``limit`` packets that are held, in the order in which they came; never waits."""
+        early, self._early = self._early, []
+        return early + [_packet(found) for found in self._received(PACKET, limit)]
+
+    def accept_up_to(self, number: int) -> None:
+        """Lets this packet go, and all that came before it."""
+        self._verdict(VERDICT_BATCH, number, ACCEPT)
+
+    def accept(self, number: int) -> None:
+        """Lets this packet go."""
+        self._verdict(VERDICT, number, ACCEPT)
+
+    def drop(self, number: int) -> None:
+        """Throws this packet away."""
+        self._verdict(VERDICT, number, DROP)
+
+    def dropped(self) -> int:
+        """How many packets the kernel has dropped because too many were held or the buffer was full."""
+        for fields in _queues():
+            if int(fields[0]) == self._number:
+                return int(fields[5]) + int(fields[6])
+        return 0
+
+    def _verdict(self, kind: int, number: int, verdict: int) -> None:
+        header = netlink.attribute(NFQA_VERDICT_HDR, _VERDICT.pack(verdict, number))
+        self._send(kind, REQUEST, self._number, header)
+
+    def _is_taken(self, number: int) -> bool:
+        return any(int(fields[0]) == number for fields in _queues())
+
+
+def _queues() -> list[list[str]]:
+    """This thread's namespace's: number, port, held, copy mode, range, dropped, dropped for the buffer, …"""
+    path = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+    return [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def _packet(found: dict[int, bytes]) -> Packet:
+    (number,) = _ID.unpack_from(found[NFQA_PACKET_HDR])
+    return Packet(number, found.get(NFQA_PAYLOAD, b""), NFQA_CAP_LEN not in found)
