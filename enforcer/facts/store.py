@@ -44,7 +44,11 @@ __all__ = [
     "SessionRow",
     "Sessions",
     "Store",
+    "stored",
 ]
+
+FILE_NAME = "facts.db"
+"""In the gateway's directory."""
 
 NAMES_PER_HOST = 4096
 """Names that one address may have for one client; those that expire first make room."""
@@ -53,7 +57,7 @@ _SESSION = (
 )
 
 
-def _stored(facts: Facts) -> bytes:
+def stored(facts: Facts) -> bytes:
     """Facts as they are stored: equal for equal facts.
 
     marshal takes a fifth of JSON's time, which counts with 100,000 sessions; its version 2 has no references,
@@ -82,6 +86,12 @@ class Store:
     def close(self) -> None:
         """Ends the connection."""
         self._database.close()
+
+    def expect_much(self) -> None:
+        """For a process that writes much and ends: more memory, and the log is not tidied up meanwhile."""
+        with explained("opening the facts"):
+            self._database.execute("PRAGMA cache_size = -65536")
+            self._database.execute("PRAGMA wal_autocheckpoint = 50000")
 
     @property
     def generation(self) -> int:
@@ -115,18 +125,18 @@ class Store:
         """Distinct facts of sessions, by number; those with a sequence above ``after``."""
         with explained("reading the facts"):
             found = Numbers(self._database, "profiles").after(after)
-            return [(number, marshal.loads(stored)) for number, stored in found]
+            return [(number, marshal.loads(facts)) for number, facts in found]
 
     def name_sets(self, after: int = 0) -> list[tuple[int, tuple[str, ...]]]:
         """Distinct sets of names, by number; those with a sequence above ``after``."""
         with explained("reading the facts"):
             found = Numbers(self._database, "name_sets").after(after)
-            return [(number, marshal.loads(stored)) for number, stored in found]
+            return [(number, marshal.loads(facts)) for number, facts in found]
 
     def sessions(self) -> Iterator[SessionRow]:
         """All sessions, by client."""
-        for client, profile, stored, expires, since, origin in self._rows(_SESSION + " ORDER BY client"):
-            yield SessionRow(client, profile, marshal.loads(stored), expires, since, origin)
+        for client, profile, facts, expires, since, origin in self._rows(_SESSION + " ORDER BY client"):
+            yield SessionRow(client, profile, marshal.loads(facts), expires, since, origin)
 
     def session(self, client: bytes) -> SessionRow | None:
         """A client's session."""
@@ -137,6 +147,10 @@ class Store:
     def session_profiles(self) -> list[tuple[bytes, int]]:
         """Every client with a session, and its profile: what the kernel's map holds."""
         return list(self._rows("SELECT client, profile FROM sessions"))
+
+    def clients_of(self, origin: str) -> set[bytes]:
+        """Whose sessions come from there."""
+        return {row[0] for row in self._rows("SELECT client FROM sessions WHERE origin = ?", origin)}
 
     def count_sessions(self) -> int:
         """How many sessions there are."""
@@ -212,32 +226,34 @@ class Change:
 
         A session whose facts stay keeps its ``since``.
         """
-        wanted = {row.client: row for row in rows}
-        profiles = {client: _stored(row.facts) for client, row in wanted.items()}
-        numbers, new = self._profiles.take(Counter(profiles.values()))
+        return self.put_stored(((row.client, stored(row.facts), row.expires) for row in rows), origin)
+
+    def put_stored(self, rows: Iterable[tuple[bytes, bytes, float | None]], origin: str) -> Sessions:
+        """As :meth:`put_sessions`, with facts that somebody else has brought into their stored form."""
+        wanted = {client: (facts, expires) for client, facts, expires in rows}
+        numbers, new = self._profiles.take(Counter(facts for facts, _ in wanted.values()))
         before = self._sessions(wanted)
         now = time.time()
         changed: list[tuple[bytes, int]] = []
         added, updated = [], []
-        for client, row in wanted.items():
-            number = numbers[profiles[client]]
+        for client, (facts, expires) in wanted.items():
+            number = numbers[facts]
             old = before.get(client)
             if old is None:
                 changed.append((client, number))
-                added.append((client, number, row.expires, now, origin))
+                added.append((client, number, expires, now, origin))
             elif old[0] != number:
                 changed.append((client, number))
-                updated.append((number, row.expires, now, origin, client))
-            elif old[2:] != (row.expires, origin):
-                updated.append((number, row.expires, old[1], origin, client))
+                updated.append((number, expires, now, origin, client))
+            elif old[2:] != (expires, origin):
+                updated.append((number, expires, old[1], origin, client))
         self._database.executemany("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", added)
         self._database.executemany(
             "UPDATE sessions SET profile = ?, expires = ?, since = ?, origin = ? WHERE client = ?", updated
         )
         self._profiles.use(number for _, number in changed if number not in new)
         self._profiles.release(before[client][0] for client, _ in changed if client in before)
-        facts = {profiles[client]: row.facts for client, row in wanted.items()} if new else {}
-        return Sessions(changed, [(number, facts[stored]) for number, stored in new.items()])
+        return Sessions(changed, [(number, marshal.loads(facts)) for number, facts in new.items()])
 
     def _sessions(self, clients: Collection[bytes]) -> dict[bytes, tuple[int, float, float | None, str]]:
         """(profile, since, expires, origin) of those of them that have a session."""
@@ -264,11 +280,6 @@ class Change:
         """Ends the sessions that have expired by ``now``, or so many of them; returns their clients."""
         query = "SELECT client FROM sessions WHERE expires <= ? LIMIT ?"
         return self.remove_sessions([row[0] for row in self._database.execute(query, (now, most))])
-
-    def clients_of(self, origin: str) -> set[bytes]:
-        """Whose sessions come from there."""
-        query = "SELECT client FROM sessions WHERE origin = ?"
-        return {row[0] for row in self._database.execute(query, (origin,))}
 
     # --- names
 
@@ -315,7 +326,7 @@ class Change:
                 if number not in new:
                     self._name_sets.use([number])
             changed.append((host, number))
-        return Names(changed, [(number, marshal.loads(stored)) for number, stored in new.items()])
+        return Names(changed, [(number, marshal.loads(names)) for number, names in new.items()])
 
     def _names_of(self, host: tuple[bytes, bytes]) -> bytes:
         query = "SELECT name FROM names WHERE client = ? AND address = ? ORDER BY expires DESC"

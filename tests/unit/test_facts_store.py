@@ -127,14 +127,14 @@ def test_sessions_of_the_file(store: Store) -> None:
     with store.change() as change:
         changed, gone = change.replace_file_sessions([session(B, "b"), session(C, "c", 2e9)])
     assert ([client for client, _ in changed.clients], gone) == ([B, C], [])
+    assert store.clients_of(FILE) == {B, C}
     with store.change() as change:
-        assert change.clients_of(FILE) == {B, C}
         changed, gone = change.replace_file_sessions([session(C, "c", 2e9)])
         assert (changed, gone) == (Sessions([], []), [B])
     with store.change() as change:
         changed, gone = change.replace_file_sessions([session(A, "a")])
         assert (changed.clients, gone) == ([], [C])
-        assert change.clients_of(COMMAND) == set()
+    assert store.clients_of(COMMAND) == set()
 
 
 @pytest.mark.parametrize("many", [3, 5000])
