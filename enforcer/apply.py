@@ -16,18 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from enforcer.changes import Change, Redecided, Redecision, changes
 from enforcer.config import SHARED, Configuration, load
 from enforcer.control import report_of
 from enforcer.datapath.banks import NO_SLOT, Action
 from enforcer.desired import Desired, desired, last_slot, tables_digest
 from enforcer.errors import EnforcerError, KernelError
 from enforcer.facts.places import Database
+from enforcer.facts.store import Store
 from enforcer.facts.switching import Contents
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
 from enforcer.kernel import links
 from enforcer.kernel.namespace import netns_cookie
-from enforcer.plan import Operation, plan
+from enforcer.plan import Operation, SwitchTables, plan
 from enforcer.policy.language import Lists
 from enforcer.policy.tables import compile_tables
 from enforcer.state import LAST_POLICY, LAST_SLOT, State, assign
@@ -51,7 +53,7 @@ def target(config: Configuration, file: str, before: State | None) -> Target:
     slots = assign((egress.name for egress in config.egress_ips), _unmoved(content, known), last)
     policies = assign((policy.name for policy in config.policies), known.policies, LAST_POLICY)
     wanted = desired(content, slots)
-    file_of_places = getattr(getattr(config, "geoip", None), "database", None)
+    file_of_places = config.geoip.database
     database = Database(Path(file_of_places)) if file_of_places else None
     state = replace(
         known,
@@ -64,7 +66,7 @@ def target(config: Configuration, file: str, before: State | None) -> Target:
         undo=list(known.undo),
     )
     actions = [_action(config, policy, slots, policies) for policy in config.ordered_policies()]
-    tables = compile_tables(config.policies, Lists(getattr(config, "lists", {})))
+    tables = compile_tables(config.policies, Lists(config.lists))
     contents = Contents(tables, actions, config.private_networks, database)
     return Target(config, wanted, contents, state)
 
@@ -104,12 +106,30 @@ def check_file(file: Path) -> Configuration:
     return load(file, interfaces=links.links())
 
 
-def plan_file(file: Path) -> tuple[list[str], list[str]]:
-    """The operations that applying the file would take, and warnings."""
+@dataclass(frozen=True)
+class Outlook:
+    """What applying a file would do."""
+
+    operations: list[Operation]
+    changes: list[Change]
+    redecided: Redecided
+    warnings: list[str]
+
+
+def plan_file(file: Path) -> Outlook:
+    """What applying the file would take, which policies change, and which live flows are concerned."""
     config = check_file(file)
-    gateway = Gateway(Instance(netns_cookie()))
-    operations = planned(gateway, target(config, str(file), gateway.state))
-    return [str(operation) for operation in operations], [str(warning) for warning in config.warnings]
+    instance = Instance(netns_cookie())
+    gateway = Gateway(instance)
+    aim = target(config, str(file), gateway.state)
+    operations = planned(gateway, aim)
+    redecided = Redecided()
+    before = gateway.state.config if gateway.state else {}
+    if before and any(isinstance(operation, SwitchTables) for operation in operations):
+        with Store(instance.facts_file, create=False) as store:
+            redecided = Redecision(aim, gateway.maps(), store).of_flows()
+    warnings = [str(warning) for warning in config.warnings]
+    return Outlook(operations, changes(before, aim.state.config) if before else [], redecided, warnings)
 
 
 def apply_file(file: Path, *, start: bool = False) -> dict[str, list[str]]:

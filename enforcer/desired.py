@@ -162,6 +162,6 @@ def tables_digest(
     config: dict[str, Any], slots: dict[str, int], policies: dict[str, int], database: str = ""
 ) -> str:
     """Equal for configurations whose policy bank is equal; ``database`` is the digest of that of places."""
-    parts = [config["policies"], config.get("lists"), config["private_networks"], config["egress_ips"]]
+    parts = [config["policies"], config["lists"], config["private_networks"], config["egress_ips"]]
     parts += [slots, policies, database]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from enforcer.cli.app import Command, Settings
-from enforcer.cli.output import json_option, number, print_json
+from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table
 
 EPHEMERAL_PORT = 49152  # RFC 6335, 6: the first dynamic port
 
@@ -26,7 +26,28 @@ class Address(click.ParamType):
             self.fail(f"{value!r} is not an IPv4 or IPv6 address", param, ctx)
 
 
+class Host(click.ParamType):
+    """A host's name, as policies compare it."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """From text: lower case, no final dot."""
+        name = str(value).lower().rstrip(".")
+        if not name or not name.isascii() or any(not label for label in name.split(".")):
+            self.fail(f"{value!r} is not a host's name (in ASCII: xn--… for others)", param, ctx)
+        return name
+
+
 port = click.IntRange(0, 65535)
+
+TRACE = (
+    Right("precedence", "Prec."),
+    Column("policy", "Policy"),
+    Column("outcome", "Outcome"),
+    Column("selector", "Failed selector"),
+    Column("reason", "Because"),
+)
 
 
 @click.command("explain", cls=Command)
@@ -35,22 +56,36 @@ port = click.IntRange(0, 65535)
 @click.option("--dst", type=Address(), required=True, help="The origin's address.")
 @click.option("--protocol", type=click.Choice(["tcp", "udp", "icmp"]), required=True)
 @click.option("--dport", type=port, help="The origin's port; needed for tcp and udp.")
+@click.option("--email", help="Suppose that the client has the session of this person.")
+@click.option("--host", type=Host(), help="Suppose that the origin's address was learnt as this name's.")
+@click.option("--trace", is_flag=True, help="Show every policy in order, with the selector that failed.")
 @json_option
 @click.pass_obj
 def command(
-    settings: Settings, *, src: Any, sport: int, dst: Any, protocol: str, dport: int | None, as_json: bool
+    settings: Settings,
+    *,
+    src: Any,
+    sport: int,
+    dst: Any,
+    protocol: str,
+    dport: int | None,
+    email: str | None,
+    host: str | None,
+    trace: bool,
+    as_json: bool,
 ) -> None:
     """What would become of a connection, asked of the loaded program; nothing is sent.
 
     \b
-    enforcer explain --src 10.0.1.2 --dst 198.51.100.7 --protocol tcp --dport 443
+    enforcer explain --src 10.0.1.2 --dst 198.51.100.7 --protocol tcp --dport 443 --trace
     """
-    from enforcer.views.explain import Question, explain
+    from enforcer.views.explain import Question, Supposed, explain
     from enforcer.views.source import Source
 
     if dport is None and protocol != "icmp":
         raise click.UsageError(f"--dport is needed for {protocol}")
-    found = explain(Source(settings.instance), Question(src, dst, protocol, sport, dport or 0))
+    question = Question(src, dst, protocol, sport, dport or 0)
+    found = explain(Source(settings.instance), question, Supposed(email, host), trace=trace)
     if as_json:
         print_json(found)
         return
@@ -61,3 +96,8 @@ def command(
         click.echo(f"egress     {found['egress']}")
         click.echo(f"source     {found['source_ip']}")
         click.echo(f"capacity   {number(found['active'])} of {number(found['limit'])} in use at this origin")
+    click.echo(f"session    {found['session']}" + (f" ({found['email']})" if found["email"] else ""))
+    click.echo(f"hosts      {' '.join(found['hosts']) or '-'}")
+    if trace:
+        click.echo()
+        print_table(found["trace"], TRACE, "There are no policies.")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import click
 
 from enforcer.cli.app import Command, Settings
-from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table, yes
+from enforcer.cli.output import Column, Right, duration, json_option, number, print_json, print_table, yes
 
 COLUMNS = (
     Right("precedence", "Prec."),
     Column("name", "Policy"),
     Column("enabled", "Enabled", yes),
-    Column("traffic", "Traffic"),
+    Column("selectors", "Selectors"),
     Column("egress", "Egress"),
     Column("fallback", "Fallback"),
     Right("matched", "Matched", number),
+    Right("last_matched", "Last", duration),
 )
 
 
@@ -30,4 +31,7 @@ def command(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
+        for row in rows:
+            texts = (row["traffic"], row["identity"], row["device_posture"])
+            row["selectors"] = " and ".join(text for text in texts if text)
         print_table(rows, COLUMNS, "There are no policies: everything takes the nearest dedicated egress IP.")

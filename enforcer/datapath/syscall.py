@@ -108,17 +108,18 @@ def program_info(fd: int) -> tuple[int, str]:
 
 
 def test_run(
-    fd: int, data: bytes, *, ifindex: int = 0, mark: int = 0, repeat: int = 1
+    fd: int, data: bytes, *, ifindex: int = 0, mark: int = 0, control: int = 0, repeat: int = 1
 ) -> tuple[int, bytes, int]:
     """BPF_PROG_TEST_RUN of a TC program: (return value, the packet after, nanoseconds a run).
 
-    ``ifindex`` is the interface that the packet seems to have arrived on.
+    ``ifindex`` is the interface that the packet seems to have arrived on, ``control`` is its cb[0].
     """
     source = ctypes.create_string_buffer(data, len(data))
     target = ctypes.create_string_buffer(len(data) + 256)
-    context = bytearray(192)  # struct __sk_buff: mark at 8, ifindex at 40
+    context = bytearray(192)  # struct __sk_buff: mark at 8, ifindex at 40, cb at 48
     struct.pack_into("<I", context, 8, mark)
     struct.pack_into("<I", context, 40, ifindex)
+    struct.pack_into("<I", context, 48, control)
     context_in = ctypes.create_string_buffer(bytes(context), len(context))
     attributes = bytearray(_ATTRIBUTE_SIZE)
     struct.pack_into(

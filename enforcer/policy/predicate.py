@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from enforcer.policy.expression import Test, TextIn, TextMatches
+from enforcer.policy.evaluation import holds
+from enforcer.policy.expression import Test, TextIn
 from enforcer.policy.facts import SAML, Facts
-from enforcer.policy.patterns import compiled
 
 _SEVERAL = {
     "identity.groups.id",
@@ -120,15 +120,6 @@ def _merged(parts: list[Predicate], *, conjunction: bool) -> set[Predicate]:
         else:
             kept.add(Literal(TextIn(field, together), negated))
     return kept
-
-
-def holds(test: Test, values: tuple[str, ...]) -> bool:
-    """Whether a comparison is true of a field's values."""
-    if isinstance(test, TextMatches):
-        found = [compiled(test.pattern).search(value) is not None for value in values]
-    else:
-        found = [value in test.values for value in values]
-    return any(found) if test.quantifier == "any" else all(found)
 
 
 def is_true(predicate: Predicate, facts: Facts) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from enforcer.policy.evaluation import holds
 from enforcer.policy.expression import Test, TextIn, TextMatches
 from enforcer.policy.facts import NOTHING, Facts
-from enforcer.policy.predicate import TRUE, AllOf, AnyOf, Literal, Predicate, holds, triggers
+from enforcer.policy.predicate import TRUE, AllOf, AnyOf, Literal, Predicate, triggers
 
 Bits = int
 """A set of rules: bit r is rule r."""

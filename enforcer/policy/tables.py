@@ -81,21 +81,27 @@ class MatchTables:
 
     def matching(self, connection: Connection) -> Bits:
         """All rules that match."""
-        source, destination = self._tries
         hosts = 0
         for host in connection.hosts or (NOTHING,):
             hosts |= self.resolvers["host"].rules(host)
         return (
-            self.sets[source.find(connection.src)]
-            & self.sets[destination.find(connection.dst)]
-            & self.sets[_class_of(self.source_ports, connection.src_port)]
-            & self.sets[_class_of(self.ports, connection.dst_port)]
+            self.by_addresses(connection.src, connection.dst)
+            & self.by_ports(connection.src_port, connection.dst_port)
             & self.sets[self.protocols[connection.protocol]]
             & self.resolvers["source_place"].rules(connection.source_place)
             & self.resolvers["destination_place"].rules(connection.destination_place)
             & self.resolvers["client"].rules(connection.client)
             & hosts
         )
+
+    def by_addresses(self, src: IPv4Address | IPv6Address, dst: IPv4Address | IPv6Address) -> Bits:
+        """Rules that match there, as far as addresses go."""
+        source, destination = self._tries
+        return self.sets[source.find(src)] & self.sets[destination.find(dst)]
+
+    def by_ports(self, src_port: int, dst_port: int) -> Bits:
+        """Rules that match there, as far as ports go."""
+        return self.sets[_class_of(self.source_ports, src_port)] & self.sets[_class_of(self.ports, dst_port)]
 
 
 def _class_of(table: Sequence[tuple[int, int, int]], port: int) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +17,22 @@ import numpy as np
 
 from enforcer.datapath import syscall
 from enforcer.datapath.address import IPAddress, unpack
+from enforcer.datapath.banks import rule_sets
 from enforcer.datapath.reasons import reasons
 from enforcer.errors import UsageError
+from enforcer.facts.inforce import InForce
+from enforcer.facts.session import GROUPS, POSTURE
 from enforcer.kernel import links
 from enforcer.kernel.links import Link
+from enforcer.policy.facts import Connection, Facts
+from enforcer.views.known import EMAIL, Known, rules_in_force
 from enforcer.views.source import Source
 
 _SYN = 2
+# enum suppose of bpf/policy.h
+_SUPPOSE_CLIENT, _SUPPOSE_HOST = 1, 2
+# Known of everybody with a session, if only to be none.
+_NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
 
 # struct verdict of bpf/policy.h
 _VERDICT = np.dtype(
@@ -47,24 +58,35 @@ class Question:
     destination_port: int
 
 
-def explain(source: Source, question: Question) -> dict[str, Any]:
-    """The verdict in the contract's fields. Raises UsageError for a question that makes no sense."""
+@dataclass(frozen=True)
+class Supposed:
+    """What a question supposes instead of what is known; None: as it is known."""
+
+    email: str | None = None
+    """The client has this person's session (with other facts than the email if there is one anywhere)."""
+    host: str | None = None
+    """The origin goes by this name."""
+
+
+def explain(
+    source: Source, question: Question, supposed: Supposed | None = None, *, trace: bool = False
+) -> dict[str, Any]:
+    """The verdict in the contract's fields. Raises UsageError for a question that makes no sense.
+
+    With ``trace``, ``trace`` says of every policy in order what became of it, by the reference evaluator.
+    """
+    supposed = supposed or Supposed()
     if question.source.version != question.destination.version:
         raise UsageError(
             "source and destination are of different families", "Give two IPv4 or two IPv6 addresses."
         )
-    link = _arrival(source, question.source)
-    fd = source.pins.program("explain")
-    try:
-        _, data, _ = syscall.test_run(fd, _packet(question, link), ifindex=link.index)
-    except OSError as error:
-        raise syscall.explain_error(error, "running the program explain") from error
-    finally:
-        os.close(fd)
-    found = np.frombuffer(data, dtype=_VERDICT, count=1)[0]
+    known = Known(source)
+    client, session = _client(known, question, supposed)
+    names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
+    found = _ask(source, known, question, supposed, client)
     reason = reasons()[int(found["reason"])]
     translated = reason.verdict in ("dedicated", "shared") or reason.name == "limit"
-    return {
+    answer: dict[str, Any] = {
         "verdict": reason.verdict,
         "reason": reason.name,
         "policy": source.policy_names.get(int(found["policy"])),
@@ -73,7 +95,75 @@ def explain(source: Source, question: Question) -> dict[str, Any]:
         "active": int(found["active"]) if translated else None,
         "limit": int(found["limit"]) if translated else None,
         "description": reason.description,
+        "session": session,
+        "email": client.get(EMAIL, (None,))[0],
+        "hosts": list(names),
     }
+    if trace:
+        answer["trace"] = _trace(source, known.connection(_connection(question), client, names))
+    return answer
+
+
+def _client(known: Known, question: Question, supposed: Supposed) -> tuple[Facts, str]:
+    """Facts of the client, and where they are from."""
+    if supposed.email is None:
+        own = known.client(question.source)
+        return own, "own" if own else "none"
+    person = known.person(supposed.email)
+    if person is not None:
+        return person, "supposed: the one that this person has"
+    return {**_NO_MEMBERSHIPS, EMAIL: (supposed.email,)}, "supposed: the email alone, nobody has it now"
+
+
+def _ask(source: Source, known: Known, question: Question, supposed: Supposed, client: Facts) -> Any:
+    """What the loaded program says."""
+    link = _arrival(source, question.source)
+    fd = source.pins.program("explain")
+    try:
+        with _supposing(source, known, supposed, client) as control:
+            _, data, _ = syscall.test_run(fd, _packet(question, link), ifindex=link.index, control=control)
+    except OSError as error:
+        raise syscall.explain_error(error, "running the program explain") from error
+    finally:
+        os.close(fd)
+    return np.frombuffer(data, dtype=_VERDICT, count=1)[0]
+
+
+@contextmanager
+def _supposing(source: Source, known: Known, supposed: Supposed, client: Facts) -> Iterator[int]:
+    """Puts the rules of what is supposed where the program looks for them; one question at a time."""
+    if supposed.email is None and supposed.host is None:
+        yield 0
+        return
+    in_force = InForce(source.maps, known.store)
+    # One question at a time, and no bank is switched meanwhile.
+    with known.store.change():
+        rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
+        source.maps.supposed.put_many(np.arange(2), rule_sets(rules, source.maps.supposed.value))
+        yield (supposed.email is not None) * _SUPPOSE_CLIENT | (supposed.host is not None) * _SUPPOSE_HOST
+
+
+def _connection(question: Question) -> Connection:
+    icmp = 1 if question.source.version == 4 else 58
+    number = {"tcp": 6, "udp": 17, "icmp": icmp}[question.protocol]
+    ports = (0, 0) if number == icmp else (question.source_port, question.destination_port)
+    return Connection(question.source, question.destination, *ports, number)
+
+
+def _trace(source: Source, connection: Connection) -> list[dict[str, Any]]:
+    from enforcer.policy.lists import Lists
+    from enforcer.policy.reference import trace
+
+    return [
+        {
+            "precedence": step.policy.precedence,
+            "policy": step.policy.name,
+            "outcome": step.outcome,
+            "selector": step.selector,
+            "reason": step.reason,
+        }
+        for step in trace(rules_in_force(source), connection, Lists(source.config["lists"]))
+    ]
 
 
 def _arrival(source: Source, client: IPAddress) -> Link:

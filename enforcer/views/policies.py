@@ -27,6 +27,8 @@ def policies(source: Source) -> list[Row]:
                 "name": policy["name"],
                 "enabled": policy["enabled"],
                 "traffic": policy["traffic"],
+                "identity": policy["identity"],
+                "device_posture": policy["device_posture"],
                 "egress": _primary(policy["egress"], names),
                 "fallback": _fallback(policy["egress"], names),
                 "matched": matched,

@@ -32,7 +32,7 @@ from .box import MAC, Box
 
 COMPARED = int(os.environ.get("CLASSIFY_TUPLES", "1000000"))
 SEED = int(os.environ.get("CLASSIFY_SEED", "0")) or random.SystemRandom().getrandbits(32)
-TUPLES = 2000  # for each set of policies
+TUPLES = 8000  # for each set of policies
 FOREVER = 2.0**40
 
 
@@ -156,6 +156,9 @@ class Classifier:
 
 @pytest.fixture
 def classifier(box: Box, tmp_path: Path) -> Iterator[Classifier]:
+    for table in (box.maps.sessions, box.maps.hosts):  # of the store before
+        for key in table.items()[0]:
+            table.delete(key)
     with Store(tmp_path / "facts.db") as store:
         yield Classifier(box, store)
 
