@@ -2,9 +2,11 @@
 
 from enforcer.config.loader import load
 from enforcer.config.models import (
+    DNS,
     SHARED,
     Configuration,
     EgressIP,
+    GeoIP,
     Interfaces,
     Limits,
     Location,
@@ -12,14 +14,17 @@ from enforcer.config.models import (
     PolicyEgress,
     Proxy,
     ResolvedEgress,
+    Sessions,
     Shared,
 )
 from enforcer.config.schema import schema
 
 __all__ = [
+    "DNS",
     "SHARED",
     "Configuration",
     "EgressIP",
+    "GeoIP",
     "Interfaces",
     "Limits",
     "Location",
@@ -27,6 +32,7 @@ __all__ = [
     "PolicyEgress",
     "Proxy",
     "ResolvedEgress",
+    "Sessions",
     "Shared",
     "load",
     "schema",

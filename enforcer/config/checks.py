@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 from typing import Any
 
 from enforcer.config.document import Way
 from enforcer.config.draft import Draft
+from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
 from enforcer.config.models import Configuration, PolicyEgress
-from enforcer.errors import Fault
-from enforcer.policy.language import ExpressionError
-from enforcer.policy.rules import MAX_RULES, TooManyRulesError, rules_of
 
 
 def check(draft: Draft, interfaces: Collection[str] | None) -> None:
@@ -25,7 +24,8 @@ def check(draft: Draft, interfaces: Collection[str] | None) -> None:
     _check_blocks(draft)
     _check_mark_mask(draft)
     _check_policies(draft)
-    _check_traffic(draft)
+    _check_database(draft)
+    check_expressions(draft)
 
 
 def _check_location(draft: Draft, way: Way, location: str | None) -> None:
@@ -203,32 +203,13 @@ def _note_unowned(draft: Draft, way: Way, field: str, value: IPv4Address | IPv6N
         draft.fault(way, "belongs to no egress IP", nearest(str(value), map(str, known)))
 
 
-def _check_traffic(draft: Draft) -> None:
-    """Parse every expression and count the rules that the enabled ones need in the match tables."""
-    total, largest = 0, (0, -1)
-    for index, fields in draft.policies.items():
-        way = ("policies", index, "traffic")
-        if "traffic" not in fields:
-            continue
-        try:
-            rules = len(rules_of(fields["traffic"]))
-        except ExpressionError as error:
-            place = draft.document.place_in(way, error.column - 1)
-            draft.faults.append(
-                Fault(draft.name, place.line, f"policies[{index}].traffic: {error.message}", place.column)
-            )
-        except TooManyRulesError as error:
-            draft.note(way, f"policies[{index}].traffic: {error}")
-        else:
-            if fields.get("enabled", True):
-                total += rules
-                largest = max(largest, (rules, index), key=lambda each: each[0])
-    if total > MAX_RULES:
-        rules, index = largest
-        draft.note(
-            ("policies",),
-            f"policies: need {total:,} rules, policies[{index}] alone {rules:,}; expected {MAX_RULES:,} "
-            "at most: write one `in {…}` for several `or`, or merge policies",
+def _check_database(draft: Draft) -> None:
+    """Look whether the MaxMind DB is there; whether it can be read is seen when it is."""
+    path = draft.geoip.get("database")
+    if path and not Path(path).is_file():
+        wrong = "is no file" if Path(path).exists() else "does not exist"
+        draft.fault(
+            ("geoip", "database"), wrong, "a MaxMind DB, such as /var/lib/GeoIP/GeoLite2-Country.mmdb"
         )
 
 

@@ -17,13 +17,17 @@ from enforcer.config import messages
 from enforcer.config.document import Document, Way
 from enforcer.config.fields import MarkMask, Name, PrivateNetwork, type_name
 from enforcer.config.models import (
+    DNS,
     Configuration,
     EgressIP,
+    GeoIP,
     Interfaces,
     Limits,
     Location,
+    NamedList,
     Policy,
     Proxy,
+    Sessions,
     Shared,
 )
 from enforcer.errors import Fault
@@ -38,6 +42,9 @@ _SINGLE: dict[str, Any] = {
     "shared": Shared,
     "limits": Limits,
     "mark_mask": MarkMask,
+    "geoip": GeoIP,
+    "sessions": Sessions,
+    "dns": DNS,
 }
 _LISTS: dict[str, Any] = {"egress_ips": EgressIP, "private_networks": PrivateNetwork, "policies": Policy}
 
@@ -58,6 +65,9 @@ class Draft:
     egress_ips: dict[int, Fields] = field(default_factory=dict)
     policies: dict[int, Fields] = field(default_factory=dict)
     private_networks: dict[int, Any] = field(default_factory=dict)
+    geoip: Fields = field(default_factory=dict)
+    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Values by name; a list with a fault in it has none."""
 
     def fault(self, way: Way, wrong: str, right: str) -> None:
         """Note what is wrong with the value at ``way``."""
@@ -136,10 +146,12 @@ def draft(document: Document, name: str) -> Draft:
         elif key in _SINGLE:
             value, fields = _validate(result, _SINGLE[key], raw, (key,))
             result.values[key] = value
-            if key in ("interfaces", "shared"):
+            if key in ("interfaces", "shared", "geoip"):
                 setattr(result, key, fields)
         elif key in _LISTS:
             _draft_list(result, key, raw, info.is_required())
+        elif key == "lists":
+            _draft_lists(result, raw)
         else:
             _draft_locations(result, raw)
     return result
@@ -171,11 +183,28 @@ def _draft_locations(result: Draft, raw: Any) -> None:
         result.fault(("locations",), "is empty", "at least one location")
     values = {}
     for key, item in raw.items():
-        try:
-            _adapter(Name).validate_python(key)
-        except ValidationError as error:
-            context = error.errors()[0]["ctx"]
-            message = messages.sentence(("locations",), key, context["wrong"], context["right"])
-            result.note(("locations", key), message, key=True)
+        _check_name(result, "locations", key)
         values[key], result.locations[key] = _validate(result, Location, item, ("locations", key))
     result.values["locations"] = values
+
+
+def _draft_lists(result: Draft, raw: Any) -> None:
+    if not isinstance(raw, dict):
+        result.fault(("lists",), f"is {type_name(raw)}", "a group of keys")
+        return
+    values = {}
+    for key, item in raw.items():
+        _check_name(result, "lists", key)
+        # `office:` with everything under it commented out is as good as an empty list.
+        values[key], _ = _validate(result, NamedList, [] if item is None else item, ("lists", key))
+        result.lists[key] = values[key] or ()
+    result.values["lists"] = values
+
+
+def _check_name(result: Draft, group: str, key: str) -> None:
+    try:
+        _adapter(Name).validate_python(key)
+    except ValidationError as error:
+        context = error.errors()[0]["ctx"]
+        message = messages.sentence((group,), key, context["wrong"], context["right"])
+        result.note((group, key), message, key=True)

@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from enforcer.policy.language import MAX_LENGTH
+
 UNSPECIFIED = IPv4Address("0.0.0.0")
 
 # Special-purpose blocks (RFC 6890) that never are the source of a packet on the internet. Private and
@@ -199,7 +201,35 @@ def _mark_mask(value: object) -> int:
     return value
 
 
-def _traffic(value: object) -> str:
+def _path(value: object) -> str:
+    right = "the path of a file, such as /var/lib/GeoIP/GeoLite2-Country.mmdb"
+    if not isinstance(value, str):
+        raise _wrong(f"is {type_name(value)}", right)
+    if not value.startswith("/"):
+        raise _wrong("does not begin with /" if value else "is empty", right)
+    if len(value) > 4095 or not value.isprintable():
+        raise _wrong("is too long, or has unprintable characters", right)
+    return value
+
+
+def _list_value(value: object) -> str:
+    right = "text, or a whole number"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise _wrong(
+            f"is {type_name(value)}", f'{right} (quote it: "{value}")' if value is not None else right
+        )
+    if not value.strip():
+        raise _wrong("is empty", right)
+    return value
+
+
+def _resolver(value: object) -> IPv4Address | IPv6Address:
+    return _parse_address(value, "the IP address of a resolver, such as 192.0.2.53")
+
+
+def _expression(value: object) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -285,8 +315,18 @@ MarkMask = Annotated[
         }
     ),
 ]
-Traffic = Annotated[
-    str, PlainValidator(_traffic), WithJsonSchema({"type": ["string", "null"], "maxLength": 65536})
+Expression = Annotated[
+    str, PlainValidator(_expression), WithJsonSchema({"type": ["string", "null"], "maxLength": MAX_LENGTH})
+]
+FilePath = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string", "pattern": "^/"})]
+ListValue = Annotated[
+    str, PlainValidator(_list_value), WithJsonSchema({"type": ["string", "integer"], "minLength": 1})
+]
+Resolver = Annotated[
+    IPv4Address | IPv6Address,
+    PlainValidator(_resolver),
+    _TEXT,
+    WithJsonSchema({"type": "string", "pattern": "^[0-9A-Fa-f:.]+$"}),
 ]
 Latitude = Annotated[float, Field(strict=True, ge=-90, le=90, allow_inf_nan=False)]
 Longitude = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]

@@ -14,14 +14,17 @@ from pydantic_core import ErrorDetails
 from enforcer.config.document import Way
 from enforcer.config.fields import type_name
 from enforcer.config.models import (
+    DNS,
     Configuration,
     EgressIP,
+    GeoIP,
     Interfaces,
     Limits,
     Location,
     Policy,
     PolicyEgress,
     Proxy,
+    Sessions,
     Shared,
 )
 
@@ -33,6 +36,9 @@ _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     ("shared",): Shared,
     ("egress_ips", "*"): EgressIP,
     ("limits",): Limits,
+    ("geoip",): GeoIP,
+    ("sessions",): Sessions,
+    ("dns",): DNS,
     ("policies", "*"): Policy,
     ("policies", "*", "egress"): PolicyEgress,
 }
@@ -129,6 +135,10 @@ def explain(error: ErrorDetails, way: Way) -> str:
         wrong, right = "is empty", "at least one entry"
     elif kind == "finite_number":
         wrong, right = "is not finite", _EXPECTED[kind]
+    elif kind == "too_long":
+        wrong, right = f"has {context['actual_length']:,} entries", f"{context['max_length']:,} at most"
+    elif kind == "literal_error" and way[-1] != "egress":
+        wrong, right = "is neither", context["expected"].replace("'", "`")
     elif kind in _EXPECTED:
         wrong, right = f"is {type_name(value)}", _EXPECTED[kind]
     else:

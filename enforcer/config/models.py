@@ -20,21 +20,25 @@ from enforcer.config.fields import (
     DedicatedIPv4,
     DedicatedRange6,
     EgressName,
+    Expression,
     FallbackIPv4,
+    FilePath,
     InterfaceName,
     Latitude,
+    ListValue,
     Longitude,
     MarkMask,
     Name,
     PrimaryIPv4,
     PrivateNetwork,
     Range6,
+    Resolver,
     SharedIPv6,
     Switch,
     Title,
-    Traffic,
 )
 from enforcer.errors import Fault
+from enforcer.policy.lists import MAX_VALUES
 
 SHARED: Final = "shared"
 """The shared address where an egress IP's name could stand; no egress IP may be called so."""
@@ -113,6 +117,35 @@ class Limits(_Model):
     """Origins, per egress address, that the gateway can count; a new one beyond is refused."""
 
 
+class GeoIP(_Model):
+    """Where countries and continents come from."""
+
+    database: FilePath | None = None
+    """A MaxMind DB (GeoLite2 or GeoIP2, Country or City), read again when it changes; absent: no places."""
+
+
+class Sessions(_Model):
+    """Where clients' identities come from, besides `enforcer session add`."""
+
+    file: FilePath | None = None
+    """Sessions as JSON, one a line, read again when the file changes; absent: none."""
+
+
+class DNS(_Model):
+    """How hosts are learnt from DNS answers, for policies that ask for net.fqdn.*."""
+
+    resolvers: tuple[Resolver, ...] = ()
+    """The resolvers whose answers are learnt from; empty: all."""
+    when_down: Literal["pass", "drop"] = "pass"
+    """What becomes of answers while nothing learns from them: `pass` (unlearnt) or `drop`."""
+    grace: Annotated[int, Field(strict=True, ge=0, le=86400)] = 30
+    """Seconds for which a name outlives its answer's TTL."""
+
+
+NamedList = Annotated[tuple[ListValue, ...], Field(max_length=MAX_VALUES)]
+"""The values of one list; of which kind is seen where the list is used."""
+
+
 class PolicyEgress(_Model):
     """The egress IP of a policy; at least one of `ipv4` and `ipv6` is given."""
 
@@ -138,11 +171,11 @@ class Policy(_Model):
     """Its rank, unique: the first match in ascending precedence decides."""
     enabled: Switch = True
     """A disabled policy is checked and otherwise ignored."""
-    traffic: Traffic = ""
+    traffic: Expression = ""
     """Expression, as docs/policy-language.md describes them; absent: everything."""
-    identity: Traffic = ""
+    identity: Expression = ""
     """Expression, usually about the client's session; absent: everybody."""
-    device_posture: Traffic = ""
+    device_posture: Expression = ""
     """Expression, usually about the posture checks that the client passed; absent: every device."""
     egress: Annotated[
         Annotated[Literal["default"], Tag("default")] | Annotated[PolicyEgress, Tag("egress")],
@@ -213,6 +246,14 @@ class Configuration(_Model):
     """Sizes and ceilings."""
     mark_mask: MarkMask = 0xFFFF
     """The bits of the packet mark that are the enforcer's: contiguous, at least 8."""
+    lists: dict[Name, NamedList] = {}
+    """Values by name, which expressions use as `in $name`."""
+    geoip: GeoIP = GeoIP()
+    """Where countries and continents come from."""
+    sessions: Sessions = Sessions()
+    """Where clients' identities come from."""
+    dns: DNS = DNS()
+    """How hosts are learnt from DNS answers."""
     policies: tuple[Policy, ...] = ()
     """First match in ascending precedence; no match: the nearest dedicated egress IP."""
 

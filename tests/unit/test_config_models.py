@@ -28,13 +28,19 @@ def sample() -> Configuration:
 
 def test_the_sample_is_accepted_without_warnings(sample: Configuration) -> None:
     assert sample.warnings == ()
-    assert [policy.name for policy in sample.ordered_policies()] == ["bank", "office web", "trial", "rest"]
+    assert [policy.name for policy in sample.ordered_policies()] == [
+        "bank",
+        "office web",
+        "payroll",
+        "trial",
+        "rest",
+    ]
 
 
 def test_the_sample_shows_every_key_and_the_defaults(sample: Configuration) -> None:
     data = YAML(typ="safe", pure=True).load(SAMPLE)
     assert set(data) == set(Configuration.model_fields)
-    for name in ("proxy", "limits", "mark_mask"):
+    for name in ("proxy", "limits", "mark_mask", "geoip", "sessions", "dns"):
         assert getattr(sample, name) == Configuration.model_fields[name].default
 
 
@@ -53,6 +59,9 @@ def test_the_schema_accepts_the_sample_and_refuses_what_is_wrong() -> None:
         ("limits", {"connections_per_origin": 64513}),
         ("mark_mask", "ffff"),
         ("egress_ips", []),
+        ("lists", {"a": [True]}),
+        ("geoip", {"database": "relative"}),
+        ("dns", {"when_down": "hold"}),
         ("colour", "red"),
         ("policies", [{"name": "a", "precedence": 1, "egress": "shared"}]),
         ("policies", [{"name": "a", "precedence": 1, "egress": {"ip": "203.0.113.10"}}]),
