@@ -15,8 +15,8 @@ from enforcer.facts.rows import COMMAND, FILE, Sessions
 from enforcer.facts.session import unpack_client
 from enforcer.facts.store import Change, Store
 
-AT_ONCE = 1000
-"""Sessions of one change: some 15 ms."""
+AT_ONCE = 2500
+"""Sessions of one change: some 40 ms."""
 # Long enough for another process to see that it may begin its change.
 _PAUSE = 0.001
 _NAMED = 10

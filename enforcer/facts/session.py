@@ -16,6 +16,7 @@ Raises ConfigError with every fault of a file, up to twenty.
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import json
 import math
@@ -23,7 +24,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -277,28 +278,29 @@ def united(name: str, rows: Sequence[Row], faults: Sequence[tuple[int, str]]) ->
 class Lines:
     """Lines of a file, read: the sessions with their line numbers, and the faults (line, message)."""
 
-    def __init__(self, now: float, first: int = 1):
+    def __init__(self, now: float, first: int = 1, keep: Callable[[Facts], Any] = lambda facts: facts):
         self.now = now
         self.first = first
+        self.keep = keep
         self.rows: list[Row] = []
         self.faults: list[tuple[int, str]] = []
 
     def read(self, content: bytes) -> None:
         """Reads all lines, or the lines up to one fault more than are listed."""
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            at = content.count(b"\n", 0, error.start) + self.first
-            self.faults.append((at, "not UTF-8; expected JSON Lines in UTF-8"))
-            text = content[: content.rfind(b"\n", 0, error.start) + 1].decode()
-        rows = self.rows
-        for number, raw in enumerate(text.split("\n"), self.first):
-            line = raw.strip()
-            if not line:
-                continue
-            session, problems = self._line(line)
+        rows, keep = self.rows, self.keep
+        # A line at a time: what is read of it is done with before it has left the processor's caches.
+        for number, raw in enumerate(io.BytesIO(content), self.first):
+            session: NewSession | None = None
+            problems: list[str] = []
+            try:
+                line = raw.decode().strip()
+                if not line:
+                    continue
+                session, problems = self._line(line)
+            except UnicodeDecodeError:
+                problems = ["not UTF-8; expected JSON Lines in UTF-8"]
             if session is not None:
-                rows.append((*session, number))
+                rows.append((session.client, keep(session.facts), session.expires, number))
                 continue
             self.faults += [(number, problem) for problem in problems]
             if len(self.faults) > MOST_FAULTS:
