@@ -75,6 +75,8 @@ _SAY_EVERY = 60.0
 # What live flows keep past its time is looked at again after this; reading a million flows takes 0.2 s.
 _LOOK_AGAIN = 10.0
 _REST = 50
+# After these the true answer may still come, and the client waits for it.
+_FORGERIES = ("unasked", "mismatched", "malformed")
 _KINDS = {message.A, message.AAAA, message.ANY, message.HTTPS, message.SVCB}
 
 
@@ -206,16 +208,13 @@ class Reader:
             )
             asked = self.questions.asked(asker, now)
             word = _refusal(head, asked)
-            if word in ("unasked", "mismatched", "malformed"):
-                self.counts[word] += 1
-                return None  # the true answer may still come
-            self.questions.answered(asker)
-            if word is not None:
-                self.counts[word] += 1
-                return None
-            found = message.found(wire, head)
+            found = message.found(wire, head) if word is None else None
         except MalformedError:
-            self.counts["malformed"] += 1
+            word, found = "malformed", None
+        if word not in _FORGERIES:
+            self.questions.answered(asker)
+        if found is None:
+            self.counts[str(word)] += 1
             return None
         return self._worth(packet.destination, head, found, time_of_day)
 

@@ -18,8 +18,9 @@ questions too would lose answers: a resolver library sends the questions for A a
 Held before conntrack has confirmed an entry, each is translated by itself, and the second entry lives for one
 second (nf_conntrack_core.c, nf_ct_resolve_clash_harder): with a slower resolver its answer is lost.
 
-A kernel without nft_queue has the xtables target NFQUEUE by nft_compat; ``nft list ruleset`` shows that as
-``xt target NFQUEUE`` and may warn that iptables-nft manages the table. It doesn't.
+A kernel without nft_queue has the xtables target NFQUEUE, by nft_compat. ``nft list ruleset`` then shows the
+rules of ``dns_answers`` without an end and warns that iptables-nft manages the table. It doesn't: nft(8)
+cannot print such a target (``nft --debug=netlink list ruleset`` does).
 
 Nothing here is newer than Linux 5.10. pyroute2 encodes all but the set elements, of which there are five
 for each egress: it takes 40 µs for one.

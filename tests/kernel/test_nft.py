@@ -139,7 +139,10 @@ def test_a_kernel_without_nft_queue(netns: str, monkeypatch: pytest.MonkeyPatch)
     real = table.build
     monkeypatch.setattr(table, "build", build)
     nft.apply(replace(ruleset(), dns="pass"))
-    assert "NFQUEUE" in run("nft list chain inet enforcer dns_answers")
+    assert (
+        run("nft --debug=netlink list chain inet enforcer dns_answers").count("target name NFQUEUE rev 3")
+        == 2
+    )
 
 
 def test_each_operation_twice(netns: str) -> None:

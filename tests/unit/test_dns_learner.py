@@ -1,0 +1,442 @@
+"""What is learnt of packets, and what becomes of the rest."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet
+
+from enforcer.datapath.address import pack
+from enforcer.dns import learner
+from enforcer.dns.alive import destinations
+from enforcer.dns.learner import COUNTS, Answer, Learner, Reader, settings
+from enforcer.errors import BusyError, KernelError
+from enforcer.facts.store import ANYBODY, Names, Store
+from enforcer.kernel import queue
+
+CLIENT, SERVER, OTHER = "10.0.1.2", "198.18.53.53", "198.18.53.54"
+CLIENT6, SERVER6 = "fd00:1::2", "2001:db8:53::53"
+CONFIG: dict[str, Any] = {
+    "location": "lax",
+    "shared": {"ipv4": "198.51.100.1", "ipv6": "2001:db8:ffff::1"},
+    "egress_ips": [
+        {"name": "lax-1", "location": "lax", "ipv4": "203.0.113.10", "ipv6": "2001:db8:1::/64"},
+        {"name": "nyc-1", "location": "nyc", "ipv4": "203.0.113.20", "ipv6": "2001:db8:3::/64"},
+    ],
+    "private_networks": ["10.20.0.0/16", "fd20::/48"],
+    "dns": {"resolvers": [], "when_down": "pass", "grace": 30},
+}
+NOW, DAY = 100.0, 1_700_000_000.0
+
+
+def packed(text: str) -> bytes:
+    import ipaddress
+
+    return pack(ipaddress.ip_address(text))
+
+
+def ip(source: str, destination: str) -> Packet:
+    return (IPv6 if ":" in source else IP)(src=source, dst=destination)
+
+
+def query(name: str = "www.example.lab.", kind: str = "A", number: int = 7) -> dns.message.Message:
+    return dns.message.make_query(name, kind, id=number)
+
+
+def answer(to: dns.message.Message, *addresses: str, ttl: int = 60) -> dns.message.Message:
+    made = dns.message.make_response(to)
+    owner = to.question[0].name
+    for one in addresses:
+        made.answer.append(dns.rrset.from_text(owner, ttl, "IN", "AAAA" if ":" in one else "A", one))
+    return made
+
+
+class Wire:
+    """A client and a resolver before a reader."""
+
+    def __init__(self, **dns: Any) -> None:
+        self.reader = Reader(settings({**CONFIG, "dns": {**CONFIG["dns"], **dns}}))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        assert self.reader.counts.keys() <= COUNTS.keys()
+        return {name: count for name, count in self.reader.counts.items() if count and name != "question"}
+
+    def ask(
+        self,
+        message: dns.message.Message | bytes,
+        client: str = CLIENT,
+        server: str = SERVER,
+        port: int = 4000,
+    ) -> None:
+        data = message if isinstance(message, bytes) else message.to_wire()
+        self.reader.question(bytes(ip(client, server) / UDP(sport=port, dport=53) / data), NOW)
+
+    def answer(
+        self,
+        message: dns.message.Message | bytes,
+        client: str = CLIENT,
+        server: str = SERVER,
+        port: int = 4000,
+        now: float = NOW,
+    ) -> list[Answer]:
+        data = message if isinstance(message, bytes) else message.to_wire()
+        held = bytes(ip(server, client) / UDP(sport=53, dport=port) / data)
+        return self.reader.answers(held, now, DAY)
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "kind", "address"),
+    [
+        (CLIENT, SERVER, "A", "198.18.1.10"),
+        (CLIENT6, SERVER6, "A", "198.18.1.10"),
+        (CLIENT, SERVER, "AAAA", "2001:db8:a1::10"),
+        (CLIENT6, SERVER6, "AAAA", "2001:db8:a1::10"),
+    ],
+)
+def test_an_answer_is_learnt(client: str, server: str, kind: str, address: str) -> None:
+    wire = Wire()
+    wire.ask(query("wWw.ExAmple.lab.", kind), client, server)
+    (found,) = wire.answer(answer(query("WWW.example.lab.", kind), address), client, server)
+    assert found == Answer(packed(client), "www.example.lab", (packed(address),), DAY + 60 + 30)
+    assert [(row.client, row.address, row.name) for row in found.rows()] == [
+        (who, packed(address), "www.example.lab") for who in (packed(client), ANYBODY)
+    ]
+    assert wire.counts == {}
+
+
+def test_a_ttl_of_zero_lives_for_the_grace() -> None:
+    wire = Wire(grace=7)
+    wire.ask(query())
+    (found,) = wire.answer(answer(query(), "198.18.1.10", ttl=0))
+    assert found.expires == DAY + 7
+
+
+def changed(change: Callable[[dns.message.Message], object]) -> dns.message.Message:
+    made = answer(query(), "198.18.1.10")
+    change(made)
+    return made
+
+
+def truncate(message: dns.message.Message) -> None:
+    message.flags |= dns.flags.TC
+
+
+UNLEARNT: dict[str, tuple[str, dict[str, Any]]] = {
+    "another number": ("unasked", {"message": answer(query(number=8), "198.18.1.10")}),
+    "another name": ("mismatched", {"message": answer(query("evil.lab."), "198.18.1.10")}),
+    "another type": ("mismatched", {"message": answer(query(kind="AAAA"), "2001:db8::1")}),
+    "another server": ("unasked", {"server": OTHER}),
+    "another port": ("unasked", {"port": 4001}),
+    "another client": ("unasked", {"client": "10.0.1.3"}),
+    "too late": ("unasked", {"now": NOW + 10}),
+    "truncated": ("truncated", {"message": changed(truncate)}),
+    "nxdomain": ("nxdomain", {"message": changed(lambda made: made.set_rcode(dns.rcode.NXDOMAIN))}),
+    "servfail": ("error", {"message": changed(lambda made: made.set_rcode(dns.rcode.SERVFAIL))}),
+    "no address": ("empty", {"message": answer(query())}),
+    "a question": ("malformed", {"message": query()}),
+    "an update": ("malformed", {"message": changed(lambda made: made.set_opcode(5))}),
+    "no message": ("malformed", {"message": b"what is this?"}),
+    "cut": ("malformed", {"message": answer(query(), "198.18.1.10").to_wire()[:-2]}),
+    "loopback": ("unusable", {"message": answer(query(), "127.0.0.1")}),
+    "nowhere": ("unusable", {"message": answer(query(), "0.0.0.0")}),
+    "this network": ("unusable", {"message": answer(query(), "0.1.2.3")}),
+    "multicast": ("unusable", {"message": answer(query(), "224.0.0.251")}),
+    "broadcast": ("unusable", {"message": answer(query(), "255.255.255.255")}),
+    "link-local": ("unusable", {"message": answer(query(), "169.254.169.254")}),
+    "private": ("private", {"message": answer(query(), "10.20.3.4")}),
+    "shared": ("own", {"message": answer(query(), "198.51.100.1")}),
+    "dedicated": ("own", {"message": answer(query(), "203.0.113.10")}),
+}
+
+
+@pytest.mark.parametrize(("word", "how"), UNLEARNT.values(), ids=UNLEARNT)
+def test_what_is_not_learnt(word: str, how: dict[str, Any]) -> None:
+    wire = Wire()
+    wire.ask(query())
+    assert wire.answer(**{"message": answer(query(), "198.18.1.10"), **how}) == []
+    assert wire.counts == {word: 1}
+    # What may be a forgery takes nothing from the true answer.
+    true = wire.answer(answer(query(), "198.18.1.10"))
+    assert bool(true) == (word in ("unasked", "mismatched", "malformed"))
+
+
+@pytest.mark.parametrize(
+    ("address", "word"),
+    [("::1", "unusable"), ("fe80::1", "unusable"), ("ff02::1", "unusable"),
+     ("::ffff:198.18.1.10", "unusable"), ("fd20::5", "private"),
+     ("2001:db8:1::77", "own"), ("2001:db8:ffff::1", "own")],
+)  # fmt: skip
+def test_addresses_not_learnt_of_ipv6(address: str, word: str) -> None:
+    wire = Wire()
+    asked = query(kind="AAAA")
+    wire.ask(asked)
+    (found,) = wire.answer(answer(asked, address, "2001:db8:a1::10"))
+    assert found.addresses == (packed("2001:db8:a1::10"),)
+    assert wire.counts == {word: 1}
+
+
+def test_another_locations_addresses_are_like_any() -> None:
+    wire = Wire()
+    wire.ask(query())
+    assert wire.answer(answer(query(), "203.0.113.20"))
+
+
+def test_other_types_and_classes() -> None:
+    wire = Wire()
+    for asked in (query(kind="MX"), dns.message.make_query("version.bind.", "TXT", "CH", id=7)):
+        wire.ask(asked)
+        assert wire.answer(answer(asked)) == []
+    assert wire.counts == {"other-type": 1, "other-class": 1}
+
+
+def test_only_listed_resolvers_count() -> None:
+    wire = Wire(resolvers=[SERVER, SERVER6])
+    for client, server in ((CLIENT, SERVER), (CLIENT, OTHER), (CLIENT6, SERVER6)):
+        wire.ask(query(), client, server)
+    assert wire.answer(answer(query(), "198.18.1.10"), server=OTHER) == []
+    assert wire.counts == {"unlisted": 1}
+    assert wire.answer(answer(query(), "198.18.1.10"))
+    assert wire.answer(answer(query(), "198.18.1.10"), CLIENT6, SERVER6)
+
+
+def test_an_answer_counts_once() -> None:
+    wire = Wire()
+    wire.ask(query())
+    assert wire.answer(answer(query(), "198.18.1.10"))
+    assert wire.answer(answer(query(), "198.18.1.11")) == []
+    assert wire.counts == {"unasked": 1}
+
+
+def test_strange_questions() -> None:
+    wire = Wire()
+    two = query().to_wire()
+    for strange in (b"", b"hello", answer(query(), "198.18.1.10"), two[:4] + b"\0\2" + two[6:]):
+        wire.ask(strange)
+    wire.reader.question(b"no packet", NOW)
+    assert wire.counts == {"question-strange": 5}
+
+
+def test_tcp_pipelined_answered_out_of_order_and_in_pieces() -> None:
+    reader = Reader(settings(CONFIG))
+
+    def framed(*messages: dns.message.Message) -> bytes:
+        wires = [message.to_wire() for message in messages]
+        return b"".join(struct.pack(">H", len(wire)) + wire for wire in wires)
+
+    def asking(flags: str, sequence: int, data: bytes = b"") -> None:
+        segment = TCP(sport=4000, dport=53, seq=sequence, flags=flags)
+        reader.question(bytes(ip(CLIENT, SERVER) / segment / data), NOW)
+
+    def answering(flags: str, sequence: int, data: bytes = b"") -> list[Answer]:
+        segment = TCP(sport=53, dport=4000, seq=sequence, flags=flags)
+        return reader.answers(bytes(ip(SERVER, CLIENT) / segment / data), NOW, DAY)
+
+    queries = [query(f"n{number}.lab.", number=number) for number in range(3)]
+    asking("S", 10)
+    answering("SA", 20)
+    data = framed(*queries)
+    asking("PA", 11, data[:30])
+    asking("PA", 41, data[30:])
+    data = framed(*(answer(queries[n], f"198.18.1.{n}") for n in (2, 0, 1)))
+    assert [one.name for one in answering("A", 21, data[:60])] == ["n2.lab"]
+    assert answering("A", 90, data[69:]) == []  # one is missing before it
+    assert [one.name for one in answering("A", 81, data[60:69])] == ["n0.lab", "n1.lab"]
+    assert reader.streams == 2
+    answering("FA", 21 + len(data))
+    asking("FA", 11 + len(framed(*queries)))
+    assert reader.streams == 0
+
+
+@given(st.binary(max_size=120))
+def test_nothing_raises(data: bytes) -> None:
+    wire = Wire()
+    wire.ask(data)
+    wire.answer(data)
+    wire.reader.question(data, NOW)
+    wire.reader.answers(data, NOW, DAY)
+
+
+class Held:
+    """In the place of the kernel's queue and log."""
+
+    def __init__(self, *_: Any, fail_open: bool = True) -> None:
+        self.packets: list[Any] = []
+        self.accepted: list[int] = []
+        self.overflows = 0
+
+    def receive(self, limit: int) -> list[Any]:
+        taken, self.packets = self.packets[:limit], self.packets[limit:]
+        return taken
+
+    def accept_up_to(self, number: int) -> None:
+        self.accepted.append(number)
+
+    def fail_open(self, _: bool) -> None:
+        pass
+
+    def dropped(self) -> int:
+        return 0
+
+    def fileno(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+class Tables:
+    def __init__(self, held: Held) -> None:
+        self.held = held
+        self.hosts: dict[tuple[bytes, bytes], int] = {}
+        self.fails: Callable[[Names], None] = lambda _: None
+
+    def named(self, names: Names) -> None:
+        self.fails(names)
+        assert not self.held.accepted  # learnt first, let go then
+        self.hosts.update(names.hosts)
+
+
+class Scene:
+    def __init__(self, learner: Learner, store: Store, tables: Tables, held: Held, said: list[str]) -> None:
+        self.learner, self.store, self.tables, self.held, self.said = learner, store, tables, held, said
+        self.alive: set[bytes] = set()
+
+    def bring(self, *names: str, ttl: int = 60) -> None:
+        """A question and an answer for each; the address is the name's first number."""
+        log = self.learner._log
+        assert isinstance(log, Held)
+        self.held.accepted.clear()
+        for number, name in enumerate(names):
+            asked = query(name, number=number)
+            log.packets.append(bytes(ip(CLIENT, SERVER) / UDP(sport=4000, dport=53) / asked.to_wire()))
+            data = answer(asked, f"198.18.1.{name.split('.')[0][1:]}", ttl=ttl).to_wire()
+            self.held.packets.append(
+                queue.Packet(number, bytes(ip(SERVER, CLIENT) / UDP(sport=53, dport=4000) / data))
+            )
+        self.learner.drain()
+
+    def names(self) -> set[str]:
+        return {row.name for row in self.store.names()}
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    held, log = Held(), Held()
+    monkeypatch.setattr(learner, "Queue", lambda *_, **__: held)
+    monkeypatch.setattr(learner, "Log", lambda *_: log)
+    monkeypatch.setattr(learner.select, "epoll", type("", (), {"register": lambda *_: None}))
+    said: list[str] = []
+    tables = Tables(held)
+    with Store(tmp_path / "facts.db") as store:
+        made = Learner(store, tables, CONFIG, say=said.append, alive=lambda: scene.alive)
+        scene = Scene(made, store, tables, held, said)
+        yield scene
+
+
+def test_learnt_in_one_change_before_it_is_let_go(scene: Scene) -> None:
+    scene.bring("n1.lab.", "n2.lab.", "n3.lab.")
+    assert scene.names() == {"n1.lab", "n2.lab", "n3.lab"}
+    assert scene.held.accepted == [2]
+    assert len(scene.tables.hosts) == 6
+    assert scene.store.names_at(ANYBODY, packed("198.18.1.2")) == ("n2.lab",)
+    assert scene.store.names_at(packed(CLIENT), packed("198.18.1.2")) == ("n2.lab",)
+    report = scene.learner.report()
+    assert report["counts"] == {"learnt": 3, "addresses": 3, "question": 3}
+    assert (report["questions"], report["streams"]) == (0, 0)
+
+
+def test_a_bounded_number_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "AT_ONCE", 2)
+    scene.bring("n1.lab.", "n2.lab.", "n3.lab.")
+    assert scene.held.accepted == [1]
+    scene.held.accepted.clear()
+    scene.learner.drain()
+    assert scene.held.accepted == [2]
+    assert scene.names() == {"n1.lab", "n2.lab", "n3.lab"}
+
+
+def test_a_full_table_refuses_what_is_new_only(scene: Scene) -> None:
+    full = packed("198.18.1.2")
+
+    def refuse(names: Names) -> None:
+        if any(address == full for (_, address), _ in names.hosts):
+            raise KernelError("the table hosts is full")
+
+    scene.tables.fails = refuse
+    scene.bring("n1.lab.", "n2.lab.", "n3.lab.")
+    assert scene.names() == {"n1.lab", "n3.lab"}
+    assert scene.held.accepted == [2]
+    assert scene.learner.counts["unlearnt"] == 1
+    assert scene.said == ["names not learnt (1 answers so far): the table hosts is full"]
+    scene.bring("n2.lab.")
+    assert len(scene.said) == 1  # said once a minute
+
+
+def test_another_change_that_does_not_end(scene: Scene) -> None:
+    def refuse(_: Names) -> None:
+        raise BusyError("another change does not end")
+
+    scene.tables.fails = refuse
+    scene.bring("n1.lab.", "n2.lab.")
+    assert scene.names() == set()
+    assert scene.learner.counts["unlearnt"] == 2
+    assert scene.held.accepted == [1]
+
+
+def test_a_bug_holds_nothing_back(scene: Scene) -> None:
+    def fail(_: Names) -> None:
+        raise RuntimeError
+
+    scene.tables.fails = fail
+    with pytest.raises(RuntimeError):
+        scene.bring("n1.lab.")
+    assert scene.held.accepted == [0]
+
+
+def test_names_are_forgotten_but_those_of_live_flows(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.bring("n1.lab.", "n2.lab.", ttl=0)
+    scene.bring("n3.lab.", ttl=3600)
+    scene.held.accepted.clear()
+    scene.learner.tick()
+    assert len(scene.names()) == 3
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 31)
+    scene.alive = {packed("198.18.1.2")}
+    scene.learner.tick()
+    assert scene.names() == {"n2.lab", "n3.lab"}
+    assert scene.tables.hosts[ANYBODY, packed("198.18.1.1")] == 0
+    scene.alive = set()
+    scene.learner.tick()
+    assert scene.names() == {"n2.lab", "n3.lab"}  # looked at again in ten seconds
+    monkeypatch.setattr(learner, "_LOOK_AGAIN", 0.0)
+    scene.learner._look = 0.0
+    scene.learner.tick()
+    assert scene.names() == {"n3.lab"}
+
+
+def test_destinations_of_flows() -> None:
+    keys = np.zeros(1000, dtype=[("client", "<u4", 4), ("origin", "<u4", 4), ("port", "<u2")])
+    keys["origin"][:, 3] = np.arange(1000) % 300
+    keys["origin"][:, 0] = np.arange(1000) % 2
+
+    class Flows:
+        def chunks(self) -> Iterator[Any]:
+            yield keys[:500], None
+            yield keys[500:], None
+
+    assert destinations(Flows()) == {key["origin"].tobytes() for key in keys}  # type: ignore[arg-type]
