@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv6Network
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -194,26 +195,26 @@ def write(
         "profile_sets": NUMBERS if "client" in tables.uses else 1,
         "name_sets": NUMBERS if "host" in tables.uses else 1,
     }
+    made = {"places": _places(maps, places)}
     for name, (keys, values) in contents.items():
-        fd = _inner(name, *types[name], entries.get(name, max(len(keys), 1)))
-        Map(fd, *types[name], name).put_many(keys, values)
-        _install(maps, name, bank, fd)
-    _write_places(maps, bank, places)
+        made[name] = _inner(name, *types[name], entries.get(name, max(len(keys), 1)))
+        Map(made[name], *types[name], name).put_many(keys, values)
+    _install(maps, bank, made)
     maps.sets_taken.put(bank, len(known))
     return Bank(maps, bank, known)
 
 
-def _write_places(maps: Maps, bank: int, places: PlaceTable | int) -> None:
+def _places(maps: Maps, places: PlaceTable | int) -> int:
+    """A table of addresses: a new one, or that of a bank."""
     if isinstance(places, int):
-        _install(maps, "places", bank, os.dup(maps.inner("places", places).fd))
-        return
+        return os.dup(maps.inner("places", places).fd)
     key, value = maps.layout("places_inner")
     keys = np.zeros(len(places.length), dtype=key)
     keys["length"] = places.length
     keys["address"] = np.ascontiguousarray(places.address).view(_U32).reshape(-1, 4)
     fd = _inner("places", key, value, max(len(keys), 1))
     Map(fd, key, value, "places").put_many(keys, places.place)
-    _install(maps, "places", bank, fd)
+    return fd
 
 
 def _inner(name: str, key: np.dtype, value: np.dtype, entries: int) -> int:
@@ -228,11 +229,18 @@ def _inner(name: str, key: np.dtype, value: np.dtype, entries: int) -> int:
         ) from error
 
 
-def _install(maps: Maps, name: str, bank: int, fd: int) -> None:
-    """Takes the inner map over, and pins it for those who add to it or read it later."""
-    getattr(maps, name).put(bank, fd)
-    maps.pin_inner(name, bank, fd)
-    os.close(fd)
+def _install(maps: Maps, bank: int, made: dict[str, int]) -> None:
+    """Takes the inner maps over, and pins them for those who add to them or read them later.
+
+    Each replacement waits for RCU (map_update_elem of a map of maps), some 10 ms: all wait together.
+    """
+    for name in made:
+        getattr(maps, name)  # opened by one thread
+    with ThreadPoolExecutor(len(made)) as pool:
+        list(pool.map(lambda name: getattr(maps, name).put(bank, made[name]), made))
+    for name, fd in made.items():
+        maps.pin_inner(name, bank, fd)
+        os.close(fd)
 
 
 def _by_port(table: Iterable[tuple[int, int, int]]) -> np.ndarray:
