@@ -125,21 +125,33 @@ http {{
 
 
 class Unbound(Program):
-    """unbound with a log of queries: it knows the lab's names, or forwards to a resolver that does."""
+    """unbound with a log of queries: it knows the lab's names, or forwards to a resolver that does.
 
-    def __init__(self, namespace: Namespace, directory: Path, forward: str | None = None):
+    ``records`` (lines of a zone file) are those of the zone ``example.lab``: chains of CNAMEs, service records,
+    answers too large for a datagram, any TTL.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        directory: Path,
+        forward: str | None = None,
+        records: Sequence[str] = (),
+    ):
         home = directory / f"unbound-{namespace.name.rpartition('-')[2]}"
         home.mkdir(exist_ok=True)
         self.log = home / "log"
         if forward:
             knows = f"forward-zone:\n  name: lab.\n  forward-addr: {forward}\n"
         else:
-            records = [
+            local = [
                 f'  local-data: "{name}. 60 IN {kind} {addresses[family]}"\n'
                 for name, addresses in NAMES.items()
                 for family, kind in ((4, "A"), (6, "AAAA"))
             ]
-            knows = '  local-zone: "lab." static\n' + "".join(records)
+            knows = '  local-zone: "lab." static\n' + "".join(local)
+            if records:
+                knows += _zone(home / "example.lab.zone", records)
         (home / "unbound.conf").write_text(
             f"""server:
   directory: "{home}"
@@ -176,6 +188,22 @@ class Unbound(Program):
         """Every query so far, in order: the asker's address, the name, the type."""
         text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
         return re.findall(r"info: (\S+) (\S+)\. (\S+) IN$", text, re.MULTILINE)
+
+
+def _zone(file: Path, records: Sequence[str]) -> str:
+    """Writes the zone's file; the lines of unbound.conf that serve it."""
+    head = [
+        "$ORIGIN example.lab.",
+        "@ 60 IN SOA ns hostmaster 1 3600 600 86400 60",
+        "@ 60 IN NS ns",
+        "ns 60 IN A 0.0.0.0",
+    ]
+    file.write_text("\n".join([*head, *records]) + "\n", encoding="ascii")
+    return (
+        '  local-zone: "example.lab." transparent\n'
+        f'auth-zone:\n  name: "example.lab."\n  zonefile: "{file}"\n'
+        "  for-downstream: yes\n  for-upstream: yes\n"
+    )
 
 
 class Sshd(Program):

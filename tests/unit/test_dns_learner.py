@@ -433,10 +433,16 @@ def test_destinations_of_flows() -> None:
     keys = np.zeros(1000, dtype=[("client", "<u4", 4), ("origin", "<u4", 4), ("port", "<u2")])
     keys["origin"][:, 3] = np.arange(1000) % 300
     keys["origin"][:, 0] = np.arange(1000) % 2
+    values = np.ones(1000, dtype=[("counted", "u1")])
+    values["counted"][np.arange(1000) % 300 == 7] = 0  # over, and kept for late segments
 
     class Flows:
         def chunks(self) -> Iterator[Any]:
-            yield keys[:500], None
-            yield keys[500:], None
+            yield keys[:500], values[:500]
+            yield keys[500:], values[500:]
 
-    assert destinations(Flows()) == {key["origin"].tobytes() for key in keys}  # type: ignore[arg-type]
+    found = destinations(Flows())  # type: ignore[arg-type]
+    assert found == {
+        key["origin"].tobytes() for key, value in zip(keys, values, strict=True) if value["counted"]
+    }
+    assert len(found) == 299
