@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +28,7 @@ from enforcer.policy.expression import (
 from enforcer.policy.facts import DIMENSIONS, Connection
 from enforcer.policy.fields import FIELDS, OPERATORS, WRITTEN
 from enforcer.policy.language import (
+    MAX_COMPARISONS,
     MAX_LENGTH,
     MAX_NESTING,
     ExpressionError,
@@ -34,9 +37,10 @@ from enforcer.policy.language import (
     expression_of,
     parse,
 )
+from enforcer.policy.lists import MAX_VALUES
 from enforcer.policy.patterns import MAX_PATTERN
 from enforcer.policy.reference import matches
-from enforcer.policy.rules import TooManyRulesError, rules_of
+from enforcer.policy.rules import MAX_RULES, TooManyRulesError, rules_of
 
 WEB = PortIn("destination", ((80, 80),))
 TCP = ProtocolIn(frozenset({6}))
@@ -717,3 +721,35 @@ TREES = st.recursive(
 @settings(max_examples=300, deadline=None)
 def test_what_is_written_is_what_is_read(tree: tuple[Expression, str]) -> None:
     assert parse(tree[1]) == tree[0]
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "policy-language.md"
+
+
+def test_the_document_has_every_field_with_an_example_that_is_right() -> None:
+    lists = Lists({"staff": ["a@example.com"], "payroll": ["hr.example.net"]})
+    rows = [row for row in DOCUMENT.read_text().splitlines() if re.match(r"\| `[a-z_]+\.", row)]
+    assert {row.split("`")[1] for row in rows} == set(WRITTEN)
+    for row in rows:
+        written, compared, example, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        (comparison,) = comparisons(parse(example.strip("`"), lists))
+        name = written.strip("`").replace("[*]", "")
+        kind = FIELDS[name].kind if name in FIELDS else "text"
+        assert compared == {
+            "address": "equality, order",
+            "port": "equality, order",
+            "protocol": "equality",
+        }.get(kind, "equality, matches")
+        if name in DIMENSIONS:
+            assert isinstance(comparison, TextIn) and comparison.field == name
+
+
+def test_the_document_has_the_limits_and_its_example() -> None:
+    text = DOCUMENT.read_text()
+    for limit in (MAX_LENGTH, MAX_COMPARISONS, MAX_VALUES, MAX_PATTERN, MAX_RULES):
+        assert f"{limit:,}" in text
+    assert f"| {MAX_NESTING} levels |" in text
+    lists = Lists({"payroll": ["payroll.example.com"]})
+    for key in ("traffic", "identity", "device_posture"):
+        (example,) = re.findall(rf"^    {key}: (.*)$", text, re.MULTILINE)
+        assert parse(example, lists)
