@@ -13,7 +13,8 @@ from enforcer.config.draft import Draft
 from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
-from enforcer.config.models import Configuration, PolicyEgress
+from enforcer.config.models import Configuration, PolicyEgress, Proxy
+from enforcer.policy.shadow import decidable, hidden
 
 
 def check(draft: Draft, interfaces: Collection[str] | None) -> None:
@@ -233,3 +234,18 @@ def warnings(draft: Draft) -> Iterator[tuple[Way, str]]:
             f"egress_ips: none at {location}, where this gateway stands; expected one at least, for "
             "traffic that no policy matches",
         )
+    yield from _hidden(draft)
+
+
+def _hidden(draft: Draft) -> Iterator[tuple[Way, str]]:
+    """Name the policies that can never decide, and what decides instead."""
+    proxy = draft.values.get("proxy", Proxy())
+    protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
+    policies = draft.values.get("policies", ())
+    index = {policy.name: place for place, policy in enumerate(policies)}
+    asked = decidable(protocols, draft.private_networks.values())
+    for one in hidden(policies, draft.named_lists, asked):
+        way = ("policies", index[one.name])
+        lines = [f"{name} (line {draft.line(('policies', index[name]))})" for name in one.by]
+        by = f": {listed(lines)}" if lines else ""
+        yield way, f"policies[{way[1]}]: {one.name} can never decide: {one.reason}{by}"

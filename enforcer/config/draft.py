@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -31,6 +31,7 @@ from enforcer.config.models import (
     Shared,
 )
 from enforcer.errors import Fault
+from enforcer.policy.lists import NO_LISTS, Lists
 
 Fields = dict[str, Any]
 """The valid fields of one entry."""
@@ -68,6 +69,11 @@ class Draft:
     geoip: Fields = field(default_factory=dict)
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Values by name; a list with a fault in it has none."""
+
+    @cached_property
+    def named_lists(self) -> Lists:
+        """The lists for expressions to use; asked for when all entries are there."""
+        return Lists(self.lists) if self.lists else NO_LISTS
 
     def fault(self, way: Way, wrong: str, right: str) -> None:
         """Note what is wrong with the value at ``way``."""

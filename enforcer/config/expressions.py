@@ -27,7 +27,7 @@ class _Texts:
 
 def check_expressions(draft: Draft) -> None:
     """Parse every expression and count the rules that the enabled policies need in the match tables."""
-    lists = Lists(draft.lists)
+    lists = draft.named_lists
     counted: list[tuple[int, int]] = []
     for index, fields in draft.policies.items():
         texts = _parsed(draft, index, fields, lists)

@@ -38,7 +38,7 @@ from enforcer.config.fields import (
     Title,
 )
 from enforcer.errors import Fault
-from enforcer.policy.lists import MAX_VALUES
+from enforcer.policy.lists import MAX_VALUES, NO_LISTS, Lists
 
 SHARED: Final = "shared"
 """The shared address where an egress IP's name could stand; no egress IP may be called so."""
@@ -275,6 +275,11 @@ class Configuration(_Model):
     def egress_ip(self, name: str) -> EgressIP:
         """Find an egress IP by name; KeyError."""
         return self._egress_by_name[name]
+
+    @cached_property
+    def named_lists(self) -> Lists:
+        """The lists for expressions to use."""
+        return Lists(self.lists) if self.lists else NO_LISTS
 
     def ordered_policies(self) -> tuple[Policy, ...]:
         """All policies, disabled ones too, in ascending precedence."""

@@ -66,7 +66,7 @@ def hidden(policies: Iterable[Rule], lists: Lists = NO_LISTS, asked: Box | None 
             by = search.hiders(inside, rule)
             if by is not None:
                 names = tuple(ordered[index].name for index in by)
-                reason = "earlier policies match all that it matches" if by else "no connection can match it"
+                reason = "what it matches is matched before" if by else "no connection can match it"
                 found.append(Hidden(policy.name, names, reason))
         rule += len(boxes)
     return found

@@ -736,3 +736,25 @@ def test_four_thousand_of_each_are_read(file: Path) -> None:
     assert {configuration.resolve(policy).primary6 for policy in configuration.policies} == {
         egress["name"] for egress in egress_ips
     }
+
+
+def test_policies_that_never_decide_are_a_warning_with_those_that_do(file: Path) -> None:
+    policies = [
+        {"name": "offices", "precedence": 1, "traffic": "net.src.ip in $offices"},
+        {"name": "printer", "precedence": 2, "traffic": "net.src.ip in {10.1.2.3 fd01::3}"},
+        {"name": "names", "precedence": 3, "traffic": "net.dst.port == 53"},
+        {"name": "udp", "precedence": 4, "traffic": 'net.protocol == "udp"'},
+        {"name": "branch", "precedence": 5, "traffic": "net.dst.ip == fd20::1"},
+        {"name": "rest", "precedence": 6, "traffic": "net.dst.port == 9"},
+    ]
+    lists = {"offices": ["10.1.0.0/16", "fd01::/16"]}
+    found = load(write(file, changed(("policies", policies), ("lists", lists))))
+    said = [str(warning).partition(": policies")[2] for warning in found.warnings]
+    line = found.warnings[0].line
+    shared = "all that it matches is shared whatever policies say"
+    assert said == [
+        f"[1]: printer can never decide: what it matches is matched before: offices (line {line - 3})",
+        f"[2]: names can never decide: {shared}",
+        f"[3]: udp can never decide: {shared}",
+        f"[4]: branch can never decide: {shared}",
+    ]
