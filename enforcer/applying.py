@@ -1,4 +1,4 @@
-"""Applying a file in a process of its own (`python -m enforcer.apply`): start it, take its result.
+"""Work in a process of its own (`python -m enforcer.apply`, say): start it, take its result.
 
 Imports next to nothing, so that `run` can start the process first and load the rest meanwhile.
 """
@@ -6,6 +6,7 @@ Imports next to nothing, so that `run` can start the process first and load the 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +16,40 @@ from enforcer import control
 from enforcer.errors import EnforcerError
 
 
-def start(file: Path, *options: str) -> subprocess.Popen[str]:
+class Work:
+    """A module run as a process: what it says on stdout is read as it comes, and is one JSON document."""
+
+    def __init__(self, module: str, *arguments: str):
+        self.module = module
+        self._said = b""
+        self._process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE)
+
+    def fileno(self) -> int:
+        """Readable when :meth:`ended` has something to do."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def ended(self) -> bool:
+        """Reads some; whether the process has said all it has to say."""
+        data = os.read(self.fileno(), 1 << 16)
+        self._said += data
+        return not data
+
+    def result(self) -> dict[str, Any]:
+        """Waits for the end; what the process gave. Raises ReportedError with the process's error."""
+        self._said += self._process.communicate()[0]
+        try:
+            result = dict(json.loads(self._said))
+        except ValueError:
+            what = "applying" if self.module == "enforcer.apply" else self.module
+            raise EnforcerError(
+                f"{what} ended with exit code {self._process.returncode} and no result"
+            ) from None
+        if "error" in result:
+            raise control.ReportedError(result)
+        return result
+
+
+def start(file: Path, *options: str) -> Work:
     """Begins to apply the file."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "enforcer.apply", str(file), *options], stdout=subprocess.PIPE, text=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Waits; the operations taken and warnings. Raises ReportedError with the process's error."""
-    said, _ = process.communicate()
-    try:
-        result = dict(json.loads(said))
-    except ValueError:
-        raise EnforcerError(f"applying ended with exit code {process.returncode} and no result") from None
-    if "error" in result:
-        raise control.ReportedError(result)
-    return result
+    return Work("enforcer.apply", str(file), *options)

@@ -1,18 +1,24 @@
 """The daemon's control socket: one JSON request a connection, one JSON answer.
 
-Only root may connect (the socket's mode), and only from this machine.
+A request is an object on one line: ``{"request": NAME, …}``. Only root may connect (the socket's mode), and
+only from this machine. The daemon reads a request as it comes and never waits for one.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from enforcer.errors import EnforcerError
+from enforcer.errors import EnforcerError, NotInstalledError
+from enforcer.instance import Instance
 
 PATIENCE = 60.0
+LARGEST_REQUEST = 1 << 20
+# Seconds that a caller has for its request.
+_HURRY = 2.0
 
 
 class ReportedError(EnforcerError):
@@ -38,32 +44,69 @@ def listen(path: Path) -> socket.socket:
     return server
 
 
-def read_request(connection: socket.socket) -> str:
-    """The request's name; empty if there is none within a second."""
-    connection.settimeout(1.0)
-    try:
-        request = json.loads(connection.makefile("rb").readline(65536))
-    except (OSError, ValueError):
-        return ""
-    return str(request.get("request", "")) if isinstance(request, dict) else ""
+class Caller:
+    """One connection to the daemon: its request as it comes in, then the answer."""
+
+    def __init__(self, connection: socket.socket):
+        self._connection = connection
+        self._connection.setblocking(False)
+        self._received = b""
+        self._deadline = time.monotonic() + _HURRY
+
+    def fileno(self) -> int:
+        """Readable when :meth:`receive` has something to do."""
+        return self._connection.fileno()
+
+    @property
+    def late(self) -> bool:
+        """Whether the time for a request is over."""
+        return time.monotonic() > self._deadline
+
+    def receive(self) -> dict[str, Any] | None:
+        """The request, as soon as it is there; an empty one stands for what makes no sense."""
+        try:
+            data = self._connection.recv(1 << 16)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return {}
+        self._received += data
+        if data and b"\n" not in data and len(self._received) <= LARGEST_REQUEST:
+            return None
+        try:
+            request = json.loads(self._received)
+        except (ValueError, RecursionError):
+            return {}
+        return request if isinstance(request, dict) else {}
+
+    def answer(self, result: dict[str, Any]) -> None:
+        """Answers and hangs up; a caller that went away misses it."""
+        try:
+            self._connection.settimeout(5.0)
+            self._connection.sendall(json.dumps(result).encode() + b"\n")
+        except OSError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._connection.close()
 
 
-def answer(connection: socket.socket, result: dict[str, Any]) -> None:
-    """The answer; a caller that went away misses it."""
-    try:
-        connection.settimeout(5.0)
-        connection.sendall(json.dumps(result).encode() + b"\n")
-    except OSError:
-        pass
+def daemon_of(instance: Instance) -> Path:
+    """The socket of the gateway's daemon. Raises NotInstalledError if none runs."""
+    if instance.daemon_pid() is None:
+        raise NotInstalledError("no daemon runs on this gateway", "Start it: enforcer run")
+    return instance.control_socket
 
 
-def ask(path: Path, request: str) -> dict[str, Any]:
+def ask(path: Path, request: str, **content: Any) -> dict[str, Any]:
     """Asks the daemon and waits for its answer. Raises ReportedError with the daemon's error."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
         try:
             connection.connect(str(path))
-            connection.sendall(json.dumps({"request": request}).encode() + b"\n")
+            connection.sendall(json.dumps({"request": request, **content}).encode() + b"\n")
             line = connection.makefile("rb").readline()
         except OSError as error:
             raise EnforcerError(

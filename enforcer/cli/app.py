@@ -13,8 +13,8 @@ from enforcer import __version__
 from enforcer.control import ReportedError
 from enforcer.errors import ConfigError, EnforcerError
 
-VERBS = ("run", "reload", "down", "check")
-NOUNS = ("status", "policies", "egress", "origins", "flows", "reasons", "explain", "plan")
+VERBS = ("run", "reload", "down", "check", "session")
+NOUNS = ("status", "policies", "egress", "origins", "flows", "reasons", "sessions", "explain", "plan")
 OTHERS = ("completion",)
 
 

@@ -12,12 +12,8 @@ from enforcer.cli.app import Command, Settings
 def command(settings: Settings) -> None:
     """Have the daemon read its file again; waits, and prints what changed."""
     from enforcer import control
-    from enforcer.errors import NotInstalledError
 
-    instance = settings.instance
-    if instance.daemon_pid() is None:
-        raise NotInstalledError("no daemon runs on this gateway", "Start it: enforcer run")
-    result = control.ask(instance.control_socket, "reload")
+    result = control.ask(control.daemon_of(settings.instance), "reload")
     for warning in result["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     for operation in result["operations"]:

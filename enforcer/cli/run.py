@@ -18,10 +18,10 @@ def command(settings: Settings) -> None:
 
     instance = settings.instance
     with instance.daemon_lock():
-        process = applying.start(settings.file, "--start")
+        work = applying.start(settings.file, "--start")
         from enforcer.daemon import Daemon
 
-        Daemon(instance, settings.file, _say).run(process)
+        Daemon(instance, settings.file, _say).run(work)
 
 
 def _say(line: str) -> None:

@@ -23,6 +23,7 @@ import math
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -241,8 +242,12 @@ def read_file(path: Path, now: float | None = None, name: str | None = None) -> 
 def content_of(path: Path, name: str) -> tuple[bytes, float]:
     """A file's content and the time of its last change. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
+        # A pipe would have its reader wait.
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(number, "rb") as file:  # noqa: PTH123
+            status = os.fstat(number)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError([Fault(name, 0, "not a regular file; expected a file of JSON Lines")])
             if status.st_size > LARGEST_FILE:
                 raise ConfigError(
                     [Fault(name, 0, f"{status.st_size} bytes; at most {LARGEST_FILE} are read")]

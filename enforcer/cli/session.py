@@ -1,0 +1,169 @@
+"""`enforcer session add`, `remove` and `load`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from enforcer.cli.app import Command, Settings
+
+GROUP_KEYS = ("id", "name", "email")
+
+
+class Commands(Command, click.Group):
+    """Commands of one subject."""
+
+
+class GroupType(click.ParamType):
+    """A group: its name alone, or ``id=…,name=…,email=…`` with one or more of the three."""
+
+    name = "group"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """From text."""
+        if not value.startswith(tuple(f"{key}=" for key in GROUP_KEYS)):
+            return {"name": value}
+        group: dict[str, str] = {}
+        for part in value.split(","):
+            key, found, text = part.partition("=")
+            if not found or key not in GROUP_KEYS or key in group:
+                self.fail(f"{value!r}: {part!r} is not one of id=…, name=… and email=…", param, ctx)
+            group[key] = text
+        return group
+
+
+class Attribute(click.ParamType):
+    """A SAML attribute: ``KEY=VALUE``."""
+
+    name = "attribute"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """From text."""
+        key, found, text = value.partition("=")
+        if not found or not key:
+            self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
+        return key, text
+
+
+def _attributes(pairs: tuple[tuple[str, str], ...]) -> dict[str, str | list[str]]:
+    values: dict[str, list[str]] = {}
+    for key, text in pairs:
+        values.setdefault(key, []).append(text)
+    return {key: texts[0] if len(texts) == 1 else texts for key, texts in values.items()}
+
+
+@click.group("session", cls=Commands)
+def command() -> None:
+    """Set who a client is: add or remove sessions, one by one or from a file.
+
+    The daemon does it. Sessions of the watched file (`sessions.file` of the configuration) are changed there:
+    a command that names one of their clients is refused, and a session set by command becomes the file's when
+    the file names its client.
+    """
+
+
+@command.command("add")
+@click.argument("client")
+@click.option("--email", help="The user's e-mail address.")
+@click.option("--name", help="The user's name.")
+@click.option(
+    "--group",
+    "groups",
+    type=GroupType(),
+    metavar="NAME",
+    multiple=True,
+    help="A group's name, or id=ID,name=NAME,email=EMAIL; may be repeated.",
+)
+@click.option(
+    "--saml",
+    type=Attribute(),
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A SAML attribute; repeated with the same key it has several values.",
+)
+@click.option(
+    "--posture", metavar="ID", multiple=True, help="A device posture check passed; may be repeated."
+)
+@click.option("--vnet", metavar="ID", help="The virtual network's id.")
+@click.option("--proxy-endpoint", metavar="NAME", help="The proxy endpoint that the client uses.")
+@click.option("--ttl", type=float, metavar="SECONDS", help="End the session after so long.")
+@click.option("--expires", metavar="TIME", help="End the session then (RFC 3339: 2030-12-31T23:59:59Z).")
+@click.pass_obj
+def add(
+    settings: Settings,
+    *,
+    client: str,
+    groups: tuple[dict[str, str], ...],
+    saml: tuple[tuple[str, str], ...],
+    posture: tuple[str, ...],
+    vnet: str | None,
+    **single: Any,
+) -> None:
+    """Give the address CLIENT a session; one that it has is replaced.
+
+    \b
+    enforcer session add 10.0.1.2 --email ann@corp.example --group staff --ttl 28800
+    """
+    from enforcer import control
+
+    session: dict[str, Any] = {"client": client, "vnet_id": vnet, **single}
+    session |= {"groups": list(groups), "saml_attributes": _attributes(saml), "device_posture": list(posture)}
+    content = {key: value for key, value in session.items() if value is not None and value not in ([], {})}
+    result = control.ask(control.daemon_of(settings.instance), "session add", session=content)
+    click.echo(f"replaced the session of {client}" if result["replaced"] else f"added a session for {client}")
+
+
+@command.command("remove")
+@click.argument("clients", metavar="CLIENT...", nargs=-1, required=True)
+@click.pass_context
+def remove(ctx: click.Context, clients: tuple[str, ...]) -> None:
+    """End sessions; exit code 1 if one of the clients has none."""
+    from enforcer import control
+
+    result = control.ask(control.daemon_of(ctx.obj.instance), "session remove", clients=list(clients))
+    removed = result["removed"]
+    click.echo(f"removed {removed} session{'' if removed == 1 else 's'}")
+    if result["missing"]:
+        click.echo(f"no session: {', '.join(result['missing'])}", err=True)
+        ctx.exit(1)
+
+
+@command.command("load")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.pass_obj
+def load(settings: Settings, file: Path) -> None:
+    """Add or replace the sessions of FILE (- for stdin): JSON Lines, one session a line.
+
+    All or, if something is wrong with the file, none. Clients that it does not name keep their sessions.
+
+    \b
+    {"client": "10.0.1.2", "email": "ann@corp.example", "groups": [{"name": "staff"}], "ttl": 28800}
+    """
+    socket, instance = _daemon(settings)
+    if str(file) != "-":
+        _load(socket, file.absolute(), str(file))
+        return
+    with tempfile.NamedTemporaryFile(dir=instance.directory, prefix="sessions-") as copy:
+        while chunk := sys.stdin.buffer.read(1 << 20):
+            copy.write(chunk)
+        copy.flush()
+        _load(socket, Path(copy.name), "standard input")
+
+
+def _daemon(settings: Settings) -> tuple[Path, Any]:
+    from enforcer import control
+
+    instance = settings.instance
+    return control.daemon_of(instance), instance
+
+
+def _load(socket: Path, file: Path, name: str) -> None:
+    from enforcer import control
+
+    result = control.ask(socket, "session load", file=str(file), name=name)
+    added = result["sessions"] - result["replaced"]
+    click.echo(f"{result['sessions']:,} sessions: {added:,} added, {result['replaced']:,} were there before")
