@@ -1,0 +1,323 @@
+"""Policies of every selector, with real connections; what people are told about them.
+
+Sessions, names and their changes have tests of their own (test_sessions.py, test_names.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
+from truth import families, leaves_from, running, wait_for
+
+from enforcer.lab.clients import Session, tcp_ask
+from enforcer.lab.configuration import LAX1, LAX2, Document, added, changed, without
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.netns import LabError
+from enforcer.lab.services import Services
+from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
+
+ANN, BOB = "ann@corp.example", "bob@corp.example"
+COUNTRIES = {
+    "DE": ("EU", ["198.18.1.0/24", "2001:db8:a1::/48"]),
+    "FR": ("EU", ["198.18.2.0/24", "2001:db8:a2::/48"]),
+    "US": ("NA", ["10.0.1.0/24", "fd00:1::/64"]),
+    "CA": ("NA", ["10.0.2.0/24", "fd00:2::/64"]),
+}
+
+
+def to(egress: dict[int, str]) -> dict[str, str]:
+    return {"ipv4": egress[4], "ipv6": egress[6]}
+
+
+def write_places(path: Path, countries: dict[str, tuple[str, list[str]]]) -> None:
+    """A database of countries, as GeoLite2 has them; replaced as geoipupdate does."""
+    writer = MMDBWriter(6, "GeoLite2-Country", languages=["en"], ipv4_compatible=True)
+    for country, (continent, networks) in countries.items():
+        record = {"country": {"iso_code": country}, "continent": {"code": continent}}
+        writer.insert_network(IPSet(networks), record)
+    new = path.with_suffix(".new")
+    writer.to_db_file(str(new))
+    new.rename(path)
+
+
+def policy(name: str, precedence: int, egress: Any, **texts: str) -> dict[str, Any]:
+    return {"name": name, "precedence": precedence, "egress": egress, **texts}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("places") / "countries.mmdb"
+    write_places(path, COUNTRIES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services, places: Path) -> Iterator[Gateway]:
+    with running(lab, lab.config(geoip={"database": str(places)}, policies=[])) as gateway:
+        yield gateway
+
+
+def use(gateway: Gateway, *policies: dict[str, Any], **changes: Any) -> None:
+    """Have these policies, and nothing else, in force; all the rest takes the shared address."""
+    rest = policy("rest", 10**6, "default")
+    gateway.reload(gateway.lab.config(policies=[*policies, rest], **changes))
+
+
+def seen(lab: Lab, address: str, **options: Any) -> str:
+    with Session(lab.client, address, **options) as session:
+        return session.seen.address
+
+
+@families
+@pytest.mark.parametrize(
+    ("traffic", "matching", "other"),
+    [
+        ("net.src.port in {20000..20010}", {"source_port": 20003}, {"source_port": 20011}),
+        ("net.src.port < 20000", {"source_port": 19999}, {"source_port": 20000}),
+        ("net.src.ip in $printers", {"host": 3}, {"host": 2}),
+        ("not net.src.ip in $printers", {"host": 2}, {"host": 3}),
+        ("net.src.ip in $printers xor net.src.port == 20001", {"host": 3}, {"host": 3, "source_port": 20001}),
+    ],
+)
+def test_selectors_of_the_packet(
+    enforced: Gateway, family: int, traffic: str, matching: dict[str, int], other: dict[str, int]
+) -> None:
+    lab = enforced.lab
+    lists = {"printers": ["10.0.1.3", "fd00:1::3"]}
+    use(enforced, policy("one", 1, to(LAX2), traffic=traffic), lists=lists)
+
+    def ask(options: dict[str, int]) -> tuple[str, str]:
+        client = CLIENT[family][:-1] + str(options.get("host", 2))
+        found = seen(lab, ORIGIN1[family], source=client, source_port=options.get("source_port", 0))
+        return found, leaves_from(LAX2, family, client)
+
+    found, dedicated = ask(matching)
+    assert found == dedicated
+    assert ask(other)[0] == SHARED[family]
+
+
+@families
+@pytest.mark.parametrize(
+    ("traffic", "origin1", "origin2"),
+    [
+        ('net.dst.geo.country == "DE"', True, False),
+        ('net.dst.geo.country != "DE"', False, True),
+        ('net.dst.geo.country in {"FR" "US"}', False, True),
+        ('net.dst.geo.continent == "EU"', True, True),
+        ('net.src.geo.country == "US" and net.dst.geo.country == "FR"', False, True),
+        ('net.src.geo.continent == "EU"', False, False),
+        ('net.dst.geo.country matches "^D"', True, False),
+    ],
+)
+def test_places(
+    enforced: Gateway, places: Path, family: int, traffic: str, origin1: bool, origin2: bool
+) -> None:
+    use(enforced, policy("one", 1, to(LAX2), traffic=traffic), geoip={"database": str(places)})
+    for origin, matches in ((ORIGIN1, origin1), (ORIGIN2, origin2)):
+        expected = leaves_from(LAX2, family) if matches else SHARED[family]
+        assert tcp_ask(enforced.lab.client, origin[family]).address == expected
+
+
+@families
+def test_a_new_database_is_in_force_by_itself(enforced: Gateway, places: Path, family: int) -> None:
+    use(
+        enforced,
+        policy("one", 1, to(LAX2), traffic='net.dst.geo.country == "DE"'),
+        geoip={"database": str(places)},
+    )
+    lab = enforced.lab
+    with Session(lab.client, ORIGIN1[family]) as before:
+        assert before.seen.address == leaves_from(LAX2, family)
+        swapped = {**COUNTRIES, "DE": COUNTRIES["FR"], "FR": COUNTRIES["DE"]}
+        try:
+            write_places(places, swapped)
+            wait_for(
+                lambda: tcp_ask(lab.client, ORIGIN2[family]).address == leaves_from(LAX2, family),
+                "the new database's rule",
+            )
+            assert tcp_ask(lab.client, ORIGIN1[family]).address == SHARED[family]
+            assert before.ask().address == leaves_from(LAX2, family)
+        finally:
+            write_places(places, COUNTRIES)
+            wait_for(lambda: tcp_ask(lab.client, ORIGIN2[family]).address == SHARED[family], "the old one")
+
+
+def test_a_broken_database_changes_nothing(enforced: Gateway, places: Path, tmp_path: Path) -> None:
+    rule = policy("one", 1, to(LAX2), traffic='net.dst.geo.country == "DE"')
+    use(enforced, rule, geoip={"database": str(places)})
+    broken = tmp_path / "broken.mmdb"
+    broken.write_bytes(places.read_bytes()[:200])
+    with pytest.raises(LabError, match=r"broken\.mmdb"):
+        use(enforced, rule, geoip={"database": str(broken)})
+    for family in (4, 6):
+        assert tcp_ask(enforced.lab.client, ORIGIN1[family]).address == leaves_from(LAX2, family)
+
+
+# --- explain
+
+
+@families
+def test_explain_supposes_a_person(enforced: Gateway, family: int) -> None:
+    lab = enforced.lab
+    use(
+        enforced,
+        policy("ann", 1, to(LAX1), identity=f'identity.email == "{ANN}"'),
+        policy("staff", 2, to(LAX2), identity='any(identity.groups[*].name == "staff")'),
+    )
+    enforced.run("session", "add", CLIENT2[family], "--email", BOB, "--group", "staff")
+    try:
+        question = ("--src", CLIENT[family], "--dst", ORIGIN1[family], "--protocol", "tcp", "--dport", "9000")
+        own = enforced.json("explain", *question)
+        assert (own["policy"], own["session"], own["email"]) == ("rest", "none", None)
+        ann = enforced.json("explain", *question, "--email", ANN)
+        assert (ann["policy"], ann["egress"]) == ("ann", "lax-1")
+        bob = enforced.json("explain", *question, "--email", BOB)
+        assert (bob["policy"], bob["egress"], bob["email"]) == ("staff", "lax-2", BOB)
+        # Nothing of this is in force.
+        assert tcp_ask(lab.client, ORIGIN1[family]).address == SHARED[family]
+        assert enforced.json("explain", *question)["policy"] == "rest"
+    finally:
+        enforced.run("session", "remove", CLIENT2[family])
+
+
+@families
+def test_explain_supposes_a_name(enforced: Gateway, family: int) -> None:
+    use(enforced, policy("shop", 1, to(LAX2), traffic='any(net.fqdn.domains[*] == "shop.example")'))
+    question = ("--src", CLIENT[family], "--dst", ORIGIN1[family], "--protocol", "tcp", "--dport", "9000")
+    assert enforced.json("explain", *question)["policy"] == "rest"
+    named = enforced.json("explain", *question, "--host", "WWW.Shop.Example.")
+    assert (named["policy"], named["hosts"]) == ("shop", ["www.shop.example"])
+    assert enforced.json("explain", *question, "--host", "shop.example.org")["policy"] == "rest"
+
+
+@families
+def test_a_trace_names_the_selector_that_failed(enforced: Gateway, family: int) -> None:
+    use(
+        enforced,
+        policy("off", 1, to(LAX1), traffic="", enabled=False),
+        policy("web", 2, to(LAX1), traffic="net.dst.port in {80 443}"),
+        policy("ann", 3, to(LAX1), traffic='net.protocol == "tcp"', identity=f'identity.email == "{ANN}"'),
+        policy("name", 4, to(LAX1), traffic='net.fqdn.host == "a.example" or net.src.port == 1'),
+        policy("mine", 5, to(LAX2), traffic="net.dst.port == 9000"),
+    )
+    question = ("--src", CLIENT[family], "--dst", ORIGIN1[family], "--protocol", "tcp", "--dport", "9000")
+    steps = {step["policy"]: step for step in enforced.json("explain", *question, "--trace")["trace"]}
+    assert list(steps) == ["off", "web", "ann", "name", "mine", "rest"]
+    outcomes = [step["outcome"] for step in steps.values()]
+    assert outcomes == ["disabled", "failed", "failed", "failed", "matched", "after"]
+    assert steps["web"]["selector"] == "net.dst.port in {80 443}"
+    assert "9000" in steps["web"]["reason"]
+    assert steps["ann"]["selector"] == f'identity.email == "{ANN}"'
+    assert "no session" in steps["ann"]["reason"]
+    assert "net.src.port == 1" in steps["name"]["selector"] and "a.example" in steps["name"]["selector"]
+    text = enforced.run("explain", *question, "--trace").stdout
+    assert "no session" in text and "lax-2" in text
+
+
+# --- policies
+
+
+@families
+def test_policies_tell_their_hits_and_the_last_one(enforced: Gateway, family: int) -> None:
+    use(
+        enforced,
+        policy("hit", 1, to(LAX2), traffic="net.dst.port == 9000", identity=""),
+        policy("never", 2, to(LAX2), traffic="net.dst.port == 1"),
+    )
+    before = {row["name"]: row for row in enforced.json("policies")}
+    for _ in range(3):
+        tcp_ask(enforced.lab.client, ORIGIN1[family])
+    rows = {row["name"]: row for row in enforced.json("policies")}
+    assert rows["hit"]["matched"] == before["hit"]["matched"] + 3
+    assert 0 <= rows["hit"]["last_matched"] < 5
+    assert rows["never"]["matched"] == before["never"]["matched"]
+    assert rows["hit"]["traffic"] == "net.dst.port == 9000" and rows["hit"]["identity"] == ""
+    assert "net.dst.port == 9000" in enforced.run("policies").stdout
+
+
+# --- plan
+
+
+def plan_of(gateway: Gateway, document: Document) -> list[dict[str, Any]]:
+    """What `enforcer plan` says of a file that is not applied."""
+    kept = gateway.config.read_text()
+    gateway.write(document)
+    try:
+        found: list[dict[str, Any]] = gateway.json("plan")
+        return found
+    finally:
+        gateway.config.write_text(kept)
+
+
+def test_plan_says_which_policies_change(enforced: Gateway) -> None:
+    lists = {"nets": ["198.18.9.0/24"]}
+    base = enforced.lab.config(
+        lists=lists,
+        policies=[
+            policy("one", 1, to(LAX1), traffic="net.dst.port == 1"),
+            policy("two", 2, to(LAX1), traffic="net.dst.ip in $nets"),
+        ],
+    )
+    enforced.reload(base)
+    assert enforced.json("plan") == []
+    changed_file = changed(
+        without(base, "policies", "one"), "policies", "two", precedence=7, egress="default"
+    )
+    changed_file = added(changed_file, "policies", policy("three", 3, "default", traffic="net.dst.port == 3"))
+    changed_file["lists"] = {"nets": ["198.18.8.0/24"]}
+    rows = plan_of(enforced, changed_file)
+    assert {(row["change"], row["what"]): row["fields"] for row in rows if "change" in row} == {
+        ("appears", "policy three"): [],
+        ("goes", "policy one"): [],
+        ("changes", "policy two"): ["precedence", "egress"],
+        ("changes", "list nets"): [],
+    }
+    assert not [row for row in rows if "flows" in row]
+
+
+def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: Gateway) -> None:
+    lab = enforced.lab
+    base = lab.config(
+        policies=[
+            policy("one", 1, to(LAX1), traffic="net.dst.port == 9000"),
+            policy("rest", 10**6, "default"),
+        ]
+    )
+    enforced.reload(base)
+    enforced.run("session", "add", CLIENT2[4], "--email", ANN)
+    wait_for(lambda: not enforced.json("flows"), "no flow", 150)
+    try:
+        sessions = [Session(lab.client, ORIGIN1[family]) for family in (4, 6) for _ in range(3)]
+        sessions += [Session(lab.client2, ORIGIN2[family]) for family in (4, 6)]
+        # Another policy with the same egress decides nothing otherwise.
+        assert not _redecided(plan_of(enforced, changed(base, "policies", "one", name="other")))
+        narrower = changed(base, "policies", "one", traffic="net.dst.ip in {198.18.1.0/24}")
+        assert _redecided(plan_of(enforced, narrower)) == {CLIENT[6]: 3, CLIENT2[4]: 1, CLIENT2[6]: 1}
+        identity = changed(base, "policies", "one", identity=f'identity.email == "{ANN}"')
+        assert _redecided(plan_of(enforced, identity)) == {CLIENT[4]: 3, CLIENT[6]: 3, CLIENT2[6]: 1}
+        private = {**base, "private_networks": ["198.18.2.0/24", "2001:db8:a2::/64"]}
+        assert _redecided(plan_of(enforced, private)) == {CLIENT2[4]: 1, CLIENT2[6]: 1}
+        # The prediction is what happens: opened again under the narrower policy, these leave otherwise.
+        enforced.reload(narrower)
+        kept = [session.ask().address for session in sessions]
+        again = [Session(lab.client, ORIGIN1[family]).seen.address for family in (4, 6)]
+        assert (again[0], again[1]) == (leaves_from(LAX1, 4), SHARED[6])
+        assert kept[:3] == [leaves_from(LAX1, 4)] * 3 and kept[3:6] == [leaves_from(LAX1, 6)] * 3
+        for session in sessions:
+            session.close()
+    finally:
+        enforced.run("session", "remove", CLIENT2[4])
+
+
+def _redecided(rows: list[dict[str, Any]]) -> dict[str, int]:
+    found = [row for row in rows if "flows" in row]
+    if not found:
+        return {}
+    assert found[0]["flows"] == sum(found[0]["clients"].values())
+    clients: dict[str, int] = found[0]["clients"]
+    return clients
