@@ -28,6 +28,7 @@ FIGURES: dict[str, Callable[[Bench], None]] = {
     "crowded": origins.crowded,
     "refused": origins.refused,
     "policies": scale.policies,
+    "packet-policies": scale.packet_policies,
     "egress-ips": scale.egress_ips,
     "start": process.start,
     "rest": process.rest,

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
+from enforcer.bench import known
 from enforcer.bench.generator import Run
 from enforcer.bench.programs import Programs
 from enforcer.bench.wire import INSIDE_INDEX, Wire
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map, Maps
+from enforcer.facts.store import Store
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
 from enforcer.kernel import filters
@@ -116,6 +118,19 @@ class Count(Snat):
     rules = _SNAT + _COUNT
 
 
+class Ruleset(Snat):
+    """Some ruleset of nftables."""
+
+    def __init__(self, programs: Programs, suffix: str, name: str, text: str):
+        super().__init__(programs, suffix)
+        self.name = name
+        self.text = text
+
+    def prepare(self) -> None:
+        """Installs it."""
+        self.wire.gateway.run("nft", "-f", "-", text=self.text)
+
+
 class Enforcer(Peer):
     """This program, its daemon not running: packets don't meet it."""
 
@@ -125,16 +140,29 @@ class Enforcer(Peer):
     tracks = True
 
     def __init__(
-        self, programs: Programs, directory: Path, document: Document, suffix: str = "", name: str = ""
+        self,
+        programs: Programs,
+        directory: Path,
+        document: Document,
+        suffix: str = "",
+        name: str = "",
+        *,
+        informed: bool = False,
     ):
+        """``informed``: with the sessions and names of :mod:`enforcer.bench.known`."""
         super().__init__(programs, suffix)
         self.name = name or self.name
         self.file = directory / f"{self.wire.gateway.name}.yaml"
         self.document = document
+        self.informed = informed
 
     def prepare(self) -> None:
         """Applies the configuration."""
         self.file.write_text(dump(self.document))
+        if self.informed:
+            self.instance.create()
+            with Store(self.instance.facts_file) as store:
+                known.remember(store)
         done = self.wire.gateway.run(sys.executable, "-m", "enforcer.apply", str(self.file), check=False)
         if done.returncode:
             raise LabError(f"applying {self.file.name}: {done.stdout}{done.stderr}")

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from enforcer.bench import documents
+from enforcer.bench import documents, known, rulesets
 from enforcer.bench.generator import TCP, UDP, Stream
 from enforcer.bench.measure import Bench, entered
-from enforcer.bench.peers import Enforcer
+from enforcer.bench.peers import Enforcer, Peer, Ruleset
 from enforcer.bench.results import ratio
 
 POLICIES = "New flow by number of policies"
+PACKET_POLICIES = "New flow by number of policies that nft can say"
 EGRESS_IPS = "New flow by number of egress IPs"
-_POLICIES = (1, 1000, 4000)
+_POLICIES = (1, 100, 1000, 4000)
+_LIMITS = {1000: 1.2, 4000: 1.5}
+_PACKET_POLICIES = (1000, 4000)
+_FEW = 2048
+"""Flows of a run in which each passes thousands of rules."""
 _EGRESS_IPS = (1, 4000)
+
+
+def _named(count: int) -> str:
+    return f"{count:,} " + ("policy" if count == 1 else "policies")
 
 
 def policies(bench: Bench) -> None:
     """Selectors of all kinds; the traffic goes to 256 origins that different policies decide about."""
+    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
     with ExitStack() as stack:
         peers = entered(
             [
                 Enforcer(
                     bench.programs,
                     bench.directory,
-                    documents.gateway(documents.policies(count)),
+                    documents.gateway(documents.policies(count), geoip={"database": str(places)}),
                     f"-p{count}",
-                    f"{count:,} " + ("policy" if count == 1 else "policies"),
+                    _named(count),
+                    informed=True,
                 )
                 for count in _POLICIES
             ],
@@ -34,7 +45,42 @@ def policies(bench: Bench) -> None:
         )
         for stream in (Stream(4, TCP, origins=256), Stream(4, UDP, origins=256), Stream(6, TCP, origins=256)):
             rows = bench.new_flows(POLICIES, stream, peers)
-            bench.add(rows, [ratio(row, rows[0], 1.2) for row in rows[1:]])
+            bench.add(
+                rows,
+                [
+                    ratio(row, rows[0], _LIMITS[count])
+                    for count, row in zip(_POLICIES, rows, strict=True)
+                    if count in _LIMITS
+                ],
+            )
+
+
+def packet_policies(bench: Bench) -> None:
+    """The enforcer against nftables, as far as that can say policies (:mod:`enforcer.bench.rulesets`)."""
+    with ExitStack() as stack:
+        found: list[Peer] = []
+        for count in _PACKET_POLICIES:
+            document = documents.gateway(rulesets.policies(count))
+            found += [
+                Ruleset(
+                    bench.programs,
+                    f"-c{count}",
+                    f"nft, {count:,} policies as a chain of rules",
+                    rulesets.chain(count),
+                ),
+                Ruleset(
+                    bench.programs,
+                    f"-m{count}",
+                    f"nft, {count:,} as maps: no order among them, no overlaps",
+                    rulesets.maps(count),
+                ),
+                Enforcer(
+                    bench.programs, bench.directory, document, f"-n{count}", f"enforcer, {_named(count)}"
+                ),
+            ]
+        peers = entered(found, stack)
+        for family in (4, 6):
+            bench.add(bench.new_flows(PACKET_POLICIES, Stream(family, TCP, origins=256), peers, _FEW))
 
 
 def egress_ips(bench: Bench) -> None:
