@@ -22,9 +22,8 @@ def render(imported: Imported) -> str:
     parts = [f"# From the rules of Cloudflare Gateway: {summary(imported)}."]
     if imported.lists:
         lists = "\n".join(f"  {_scalar(name)}: []" for name in imported.lists)
-        parts.append(
-            f"# Lists that policies name. Their values are not in the export of rules: fill them in.\nlists:\n{lists}"
-        )
+        what = "# Lists that policies name. Their values are not in the export of rules: fill them in."
+        parts.append(f"{what}\nlists:\n{lists}")
     if imported.egress_ips:
         parts.append(
             "# These belong under `egress_ips`, each with a name, its location and both addresses.\n"
