@@ -59,7 +59,7 @@ class _Places:
 
 def judge(config: Configuration, expectations: Iterable[Expectation], find: FindPlace) -> Iterator[Row]:
     """Yields a row for each expectation: what was decided, and of those that fail what differs and why."""
-    lists = config.named_lists()
+    lists = config.named_lists
     for expectation in expectations:
         connection = expectation.located(find)
         decision = decide_all(config, connection, lists)
