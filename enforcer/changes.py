@@ -107,7 +107,9 @@ class Redecision:
     def of_flows(self) -> Redecided:
         """Compare with what every live flow has."""
         counts: dict[bytes, int] = {}
-        for keys, flows in self._maps.flows.chunks():
+        for every_key, every_flow in self._maps.flows.chunks():
+            live = every_flow["counted"] == 1
+            keys, flows = every_key[live], every_flow[live]
             for client, number in self._differing(keys, flows):
                 counts[client] = counts.get(client, 0) + number
         ordered = sorted(counts.items(), key=lambda each: -each[1])

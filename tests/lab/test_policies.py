@@ -290,12 +290,14 @@ def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: Gateway
     )
     enforced.reload(base)
     enforced.run("session", "add", CLIENT2[4], "--email", ANN)
-    wait_for(lambda: not enforced.json("flows"), "no flow", 150)
+    wait_for(lambda: not enforced.json("status")["flows"], "no live flow")
     try:
         sessions = [Session(lab.client, ORIGIN1[family]) for family in (4, 6) for _ in range(3)]
         sessions += [Session(lab.client2, ORIGIN2[family]) for family in (4, 6)]
         # Another policy with the same egress decides nothing otherwise.
-        assert not _redecided(plan_of(enforced, changed(base, "policies", "one", name="other")))
+        renamed = without(base, "policies", "one")
+        renamed = added(renamed, "policies", policy("other", 2, to(LAX1), traffic="net.dst.port == 9000"))
+        assert not _redecided(plan_of(enforced, renamed))
         narrower = changed(base, "policies", "one", traffic="net.dst.ip in {198.18.1.0/24}")
         assert _redecided(plan_of(enforced, narrower)) == {CLIENT[6]: 3, CLIENT2[4]: 1, CLIENT2[6]: 1}
         identity = changed(base, "policies", "one", identity=f'identity.email == "{ANN}"')
