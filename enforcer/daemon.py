@@ -30,7 +30,7 @@ from enforcer.desired import Desired
 from enforcer.errors import EnforcerError, KernelError, UsageError
 from enforcer.facts.inforce import InForce
 from enforcer.facts.rows import COMMAND, FILE
-from enforcer.facts.store import FILE_NAME, Store
+from enforcer.facts.store import Store
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
@@ -70,6 +70,9 @@ class Source(Protocol):
     def use(self, store: Store, tables: InForce, config: Mapping[str, Any]) -> None:
         """Another configuration is in force."""
 
+    def report(self) -> dict[str, Any]:
+        """What it has to tell."""
+
     def close(self) -> None:
         """The end."""
 
@@ -81,7 +84,21 @@ class Maker(Protocol):
         """What opens the source."""
 
 
-SOURCES: dict[str, Maker] = {}
+def _names(daemon: Daemon, config: Mapping[str, Any]) -> Callable[[], Source] | None:
+    """What learns names from DNS answers, if a policy asks for names."""
+    if daemon.wanted is None or not daemon.wanted.dns:
+        return None
+    # The library of DNS is for those who need it.
+    from enforcer.dns.alive import destinations
+    from enforcer.dns.learner import Learner
+
+    def alive() -> Collection[bytes]:
+        return destinations(daemon.maps.flows) if daemon.maps is not None else ()
+
+    return lambda: Learner(daemon.store, daemon.tables, config, say=daemon.say, alive=alive)
+
+
+SOURCES: dict[str, Maker] = {"names": _names}
 """Makers by name. A maker gives what opens the source, which is called only if it isn't open."""
 
 
@@ -152,7 +169,7 @@ class Daemon:
             self.selector = stack.enter_context(selectors.DefaultSelector())
             self.files = FileWatch()
             stack.callback(self.files.close)
-            self.store = Store(self.instance.directory / FILE_NAME)
+            self.store = Store(self.instance.facts_file)
             stack.callback(self.store.close)
             stack.callback(self._close_sources)
             self._load()
@@ -575,6 +592,8 @@ class Daemon:
             return result
         if name == "session remove":
             return self.attendance.remove(request)
+        if name == "dns":
+            return self.sources["names"].report() if "names" in self.sources else {}
         raise EnforcerError(f"unknown request {name!r}", "Daemon and command are of different versions.")
 
     def _on_signals(self, wake: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,8 +15,11 @@ from enforcer.control import ReportedError
 from enforcer.errors import ConfigError, EnforcerError
 
 VERBS = ("run", "reload", "down", "check", "session")
-NOUNS = ("status", "policies", "egress", "origins", "flows", "reasons", "sessions", "explain", "plan")
-OTHERS = ("completion",)
+NOUNS = (
+    *("status", "policies", "egress", "origins", "flows", "reasons"),
+    *("sessions", "hosts", "dns", "explain", "plan"),
+)
+OTHERS = ("policy", "import", "completion")
 
 
 class Commands(click.Group):
@@ -29,7 +33,9 @@ class Commands(click.Group):
         """The command of that name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        found: click.Command = importlib.import_module(f"enforcer.cli.{cmd_name}").command
+        # `import` is a word of Python's.
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        found: click.Command = importlib.import_module(f"enforcer.cli.{module}").command
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from enforcer.facts.session import shown, unpack_client
-from enforcer.facts.store import FILE_NAME, Store
+from enforcer.facts.store import Store
 from enforcer.instance import Instance
 from enforcer.views.source import Source
 
@@ -15,9 +15,9 @@ Row = dict[str, Any]
 
 
 def sessions(instance: Instance) -> Iterator[Row]:
-    """By client, IPv6 first. Raises NotInstalledError if nothing is enforced."""
+    """By client, IPv4 first. Raises NotInstalledError if nothing is enforced."""
     Source(instance)
-    with Store(instance.directory / FILE_NAME, create=False) as store:
+    with Store(instance.facts_file, create=False) as store:
         for row in store.sessions():
             yield {
                 "client": str(unpack_client(row.client)),

@@ -1,0 +1,26 @@
+"""`enforcer dns`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table
+
+COLUMNS = (Column("what", "What"), Right("number", "Number", number), Column("meaning", "Meaning"))
+
+
+@click.command("dns", cls=Command)
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """What became of clients' questions to DNS and of the answers, since the daemon began to learn names."""
+    from enforcer.views.dns import dns
+
+    rows = dns(settings.instance)
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(
+            rows, COLUMNS, "Nothing is learnt: no policy asks for names, or nobody has asked a resolver."
+        )

@@ -1,0 +1,32 @@
+"""`enforcer hosts`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import Column, Right, duration, json_option, print_json, print_table
+
+COLUMNS = (
+    Column("host", "Host"),
+    Column("address", "Address"),
+    Column("client", "Client"),
+    Right("expires", "Expires", duration),
+)
+
+
+@click.command("hosts", cls=Command)
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """The names of addresses that were learnt from DNS answers, for net.fqdn.* in policies."""
+    from enforcer.views.hosts import hosts
+    from enforcer.views.source import Source
+
+    rows = hosts(Source(settings.instance))
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(
+            rows, COLUMNS, "No names are known: no policy asks for them, or nobody has asked a resolver."
+        )

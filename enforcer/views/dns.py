@@ -1,0 +1,19 @@
+"""`enforcer dns`: what the daemon made of the DNS that passed, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enforcer import control
+from enforcer.instance import Instance
+
+Row = dict[str, Any]
+
+
+def dns(instance: Instance) -> list[Row]:
+    """What has happened at least once; empty while no policy asks for names. The daemon is asked."""
+    report = control.ask(control.daemon_of(instance), "dns")
+    return [
+        {"what": what, "number": count, "meaning": report["meanings"][what]}
+        for what, count in report.get("counts", {}).items()
+    ]
