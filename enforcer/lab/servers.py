@@ -127,8 +127,8 @@ http {{
 class Unbound(Program):
     """unbound with a log of queries: it knows the lab's names, or forwards to a resolver that does.
 
-    ``records`` (lines of a zone file) are those of the zone ``example.lab``: chains of CNAMEs, service records,
-    answers too large for a datagram, any TTL.
+    ``records`` (lines of a zone file) are those of the zone ``example.lab``: chains of CNAMEs, service
+    records, answers too large for a datagram, any TTL.
     """
 
     def __init__(
