@@ -23,7 +23,7 @@ from enforcer.control import report_of
 from enforcer.errors import EnforcerError, KernelError
 from enforcer.facts import loading, session
 from enforcer.facts.session import Lines
-from enforcer.facts.store import FILE_NAME, Store, stored
+from enforcer.facts.store import Store, stored
 
 _MOST_READERS = 4
 _AT_LEAST = 1 << 20
@@ -102,7 +102,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
 
     instance = Instance(netns_cookie())
     maps = Source(instance).maps
-    with Store(instance.directory / FILE_NAME, create=False) as store:
+    with Store(instance.facts_file, create=False) as store:
         store.expect_much()
         found = loading.load(
             store, InForce(maps, store), [row[:3] for row in rows], origin, maps.sessions.info.entries

@@ -104,7 +104,7 @@ class Attendance:
 
     def forget_file(self) -> int:
         """No file is watched any more: its sessions end; returns how many."""
-        clients = self._store.clients_of(FILE)
+        clients = self._store.clients_of_file()
         loading.remove(self._store, self._tables, clients)
         return len(clients)
 

@@ -44,6 +44,7 @@ CREATE TABLE name_sets_free (number INTEGER PRIMARY KEY);
 CREATE TABLE sessions (
     client BLOB PRIMARY KEY, profile INTEGER NOT NULL, expires REAL, since REAL NOT NULL, origin TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX sessions_of_file ON sessions (origin) WHERE origin = 'file';
 CREATE INDEX sessions_by_expiry ON sessions (expires) WHERE expires IS NOT NULL;
 
 CREATE TABLE hosts (

@@ -72,12 +72,12 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
     more, or if a command names a client of the file's.
     """
     clients = {row[0] for row in rows}
-    before = store.clients_of(FILE), store.clients_of(COMMAND)
-    ours, others = before if origin == FILE else before[::-1]
-    if origin == COMMAND and clients & others:
-        raise of_file(clients & others)
-    gone = ours - clients if origin == FILE else set()
-    total = len((ours | others | clients) - gone)
+    there = store.origins(clients)
+    of_others = {client for client, one in there.items() if one != origin}
+    if origin == COMMAND and of_others:
+        raise of_file(of_others)
+    gone = store.clients_of_file() - clients if origin == FILE else set()
+    total = store.count_sessions() + len(clients) - len(there) - len(gone)
     if total > room:
         raise EnforcerError(
             f"{total:,} sessions are more than the {room:,} that have room", "Nothing was changed."
@@ -88,8 +88,7 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
         with store.change() as change:
             changed += _put(change, tables, change.put_stored(rows[start : start + AT_ONCE], origin))
         time.sleep(_PAUSE)
-    taken_over = sorted(clients & others)
-    return Loaded(len(rows), changed, len(clients & (ours | others)), len(gone), taken_over)
+    return Loaded(len(rows), changed, len(there), len(gone), sorted(of_others))
 
 
 def remove(store: Store, tables: Tables, clients: Collection[bytes]) -> None:

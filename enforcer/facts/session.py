@@ -30,7 +30,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from enforcer.datapath.address import unpack
 from enforcer.errors import ConfigError, Fault
 from enforcer.facts.rows import NewSession
 from enforcer.policy.facts import SAML, Facts, saml
@@ -120,11 +119,11 @@ def _client(value: Any) -> bytes:
                 return packed
         else:
             packed = socket.inet_pton(socket.AF_INET6, value)
-            # Not an IPv4 address in another form, not ::, not ::1, not multicast.
+            if packed[:12] == _MAPPED:
+                raise _wrong(value, "an IPv4 address in IPv6 form", str(unpack_client(packed)))
+            # Not multicast, ::, ::1 or an IPv4-compatible address.
             if packed[0] != 0xFF and any(packed[:12]):
                 return packed
-            if packed[:12] == _MAPPED:
-                raise _wrong(value, "an IPv4 address in IPv6 form", str(unpack(packed)))
     except (TypeError, OSError, ValueError):
         raise _wrong(value, "`client` is no address", "one IPv4 or IPv6 address, such as 10.0.1.2") from None
     raise _wrong(value, "not an address that a client can have", "a unicast address")

@@ -47,11 +47,10 @@ __all__ = [
     "stored",
 ]
 
-FILE_NAME = "facts.db"
-"""In the gateway's directory."""
-
 NAMES_PER_HOST = 4096
 """Names that one address may have for one client; those that expire first make room."""
+# From so many on reading all rows is quicker than looking for each.
+_MANY = 10_000
 _SESSION = (
     "SELECT client, profile, value, expires, since, origin FROM sessions JOIN profiles ON number = profile"
 )
@@ -148,9 +147,18 @@ class Store:
         """Every client with a session, and its profile: what the kernel's map holds."""
         return list(self._rows("SELECT client, profile FROM sessions"))
 
-    def clients_of(self, origin: str) -> set[bytes]:
-        """Whose sessions come from there."""
-        return {row[0] for row in self._rows("SELECT client FROM sessions WHERE origin = ?", origin)}
+    def clients_of_file(self) -> set[bytes]:
+        """Whose sessions come from the watched file."""
+        # The index is for this very word.
+        return {row[0] for row in self._rows(f"SELECT client FROM sessions WHERE origin = '{FILE}'")}
+
+    def origins(self, clients: Collection[bytes]) -> dict[bytes, str]:
+        """Where the sessions of these clients come from; those without one are left out."""
+        query = "SELECT client, origin FROM sessions"
+        if len(clients) > _MANY:
+            return {client: origin for client, origin in self._rows(query) if client in clients}
+        with explained("reading the facts"):
+            return dict(among(self._database, f"{query} WHERE client", clients))
 
     def count_sessions(self) -> int:
         """How many sessions there are."""
@@ -272,8 +280,8 @@ class Change:
         rows = list(rows)
         changed = self.put_sessions(rows, FILE)
         named = {row.client for row in rows}
-        query = "SELECT client FROM sessions WHERE origin = ?"
-        gone = [row[0] for row in self._database.execute(query, (FILE,)) if row[0] not in named]
+        query = f"SELECT client FROM sessions WHERE origin = '{FILE}'"
+        gone = [row[0] for row in self._database.execute(query) if row[0] not in named]
         return changed, self.remove_sessions(gone)
 
     def expire_sessions(self, now: float, most: int = 1_000_000_000) -> list[bytes]:

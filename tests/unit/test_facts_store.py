@@ -127,14 +127,15 @@ def test_sessions_of_the_file(store: Store) -> None:
     with store.change() as change:
         changed, gone = change.replace_file_sessions([session(B, "b"), session(C, "c", 2e9)])
     assert ([client for client, _ in changed.clients], gone) == ([B, C], [])
-    assert store.clients_of(FILE) == {B, C}
+    assert store.clients_of_file() == {B, C}
+    assert store.origins([A, B, bytes(16)]) == {A: COMMAND, B: FILE}
     with store.change() as change:
         changed, gone = change.replace_file_sessions([session(C, "c", 2e9)])
         assert (changed, gone) == (Sessions([], []), [B])
     with store.change() as change:
         changed, gone = change.replace_file_sessions([session(A, "a")])
         assert (changed.clients, gone) == ([], [C])
-    assert store.clients_of(COMMAND) == set()
+    assert store.clients_of_file() == {A}
 
 
 @pytest.mark.parametrize("many", [3, 5000])
