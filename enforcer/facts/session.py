@@ -19,7 +19,6 @@ from __future__ import annotations
 import io
 import ipaddress
 import json
-import math
 import os
 import re
 import socket
@@ -170,7 +169,7 @@ def _expires(entry: Mapping[str, Any], now: float) -> float | None:
         ttl = entry["ttl"]
         if isinstance(ttl, bool) or not isinstance(ttl, int | float):
             raise _wrong(ttl, "`ttl` is no number", "seconds, such as 3600")
-        if not (math.isfinite(ttl) and 0 < ttl <= _LONGEST_TTL):
+        if not 0 < ttl <= _LONGEST_TTL:  # which not-a-number isn't either
             raise _wrong(ttl, "`ttl` is out of range", f"more than 0 and at most {_LONGEST_TTL} seconds")
         if "expires" in entry:
             raise _wrong(entry["expires"], "`expires` and `ttl` together", "one of them")
