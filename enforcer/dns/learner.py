@@ -75,6 +75,9 @@ _SAY_EVERY = 60.0
 # What live flows keep past its time is looked at again after this; reading a million flows takes 0.2 s.
 _LOOK_AGAIN = 10.0
 _REST = 50
+# Answers known to be learnt; 300 bytes each.
+_KNOWN = 16_384
+_SLACK = 5.0
 # After these the true answer may still come, and the client waits for it.
 _FORGERIES = ("unasked", "mismatched", "malformed")
 _KINDS = {message.A, message.AAAA, message.ANY, message.HTTPS, message.SVCB}
@@ -121,7 +124,7 @@ def settings(config: Mapping[str, Any]) -> Settings:
 
 
 class Answer(NamedTuple):
-    """What is to be learnt of one answer."""
+    """What is to be learnt of one answer; the addresses are sorted."""
 
     client: bytes
     name: str
@@ -235,7 +238,7 @@ class Reader:
             if not found.addresses and not found.mapped:
                 self.counts["empty"] += 1
             return None
-        return Answer(client, name, tuple(usable), time_of_day + found.ttl + self.settings.grace)
+        return Answer(client, name, tuple(sorted(usable)), time_of_day + found.ttl + self.settings.grace)
 
     def _reason(self, packed: bytes) -> str | None:
         """Why an address is not worth learning."""
@@ -272,6 +275,29 @@ def _refusal(head: message.Header, asked: tuple[bytes, int, int] | None) -> str 
     return next((word for word, holds in reasons if holds), None)
 
 
+class Known:
+    """What was learnt lately, so that the many answers about few names cost no change of the store.
+
+    An answer that would extend a name's time by less than ``slack`` seconds is as good as known.
+    """
+
+    def __init__(self, limit: int = _KNOWN) -> None:
+        self._limit = limit
+        self._until: dict[tuple[bytes, str, tuple[bytes, ...]], float] = {}
+
+    def new(self, answers: list[Answer], slack: float) -> list[Answer]:
+        """Those that there is something to learn of."""
+        return [one for one in answers if self._until.get(one[:3], 0.0) < one.expires - slack]
+
+    def add(self, answers: list[Answer]) -> None:
+        """These are in the store now."""
+        for answer in answers:
+            self._until.pop(answer[:3], None)
+            self._until[answer[:3]] = answer.expires
+        while len(self._until) > self._limit:
+            del self._until[next(iter(self._until))]
+
+
 class Learner:
     """The daemon's part: reads, learns, lets go. A context manager; raises BusyError, KernelError.
 
@@ -294,6 +320,7 @@ class Learner:
         self._alive = alive
         self._reader = Reader(settings(config))
         self.counts = self._reader.counts
+        self._known = Known()
         self._said = -_SAY_EVERY
         self._look = 0.0
         # Questions first: an answer that is held must have its question.
@@ -322,6 +349,7 @@ class Learner:
     def use(self, store: Store, tables: Tables, config: Mapping[str, Any]) -> None:
         """Another configuration: questions and streams stay, and the queue is not let go."""
         self._store, self._tables = store, tables
+        self._known = Known()
         self._reader.configure(settings(config))
         self._queue.fail_open(self._reader.settings.fail_open)
 
@@ -349,8 +377,14 @@ class Learner:
         return self._reader.answers(packet.data, now, time_of_day)
 
     def _learn(self, answers: list[Answer]) -> None:
-        if not answers:
-            return
+        for answer in answers:
+            self.counts["learnt"] += 1
+            self.counts["addresses"] += len(answer.addresses)
+        new = self._known.new(answers, min(_SLACK, self._reader.settings.grace / 2))
+        if new:
+            self._store_names(new)
+
+    def _store_names(self, answers: list[Answer]) -> None:
         try:
             self._put(answers)
         except BusyError as error:
@@ -361,19 +395,19 @@ class Learner:
                 return
             # A full table refuses what is new; answers that are known already must not suffer for it.
             for answer in answers:
-                self._learn([answer])
+                self._store_names([answer])
 
     def _put(self, answers: list[Answer]) -> None:
         with self._store.change() as change:
             names = change.learn([row for answer in answers for row in answer.rows()])
             if names.hosts or names.sets:
                 self._tables.named(names)
-        for answer in answers:
-            self.counts["learnt"] += 1
-            self.counts["addresses"] += len(answer.addresses)
+        self._known.add(answers)
 
     def _fail(self, answers: list[Answer], error: EnforcerError) -> None:
         self.counts["unlearnt"] += len(answers)
+        self.counts["learnt"] -= len(answers)
+        self.counts["addresses"] -= sum(len(answer.addresses) for answer in answers)
         now = time.monotonic()
         if now - self._said >= _SAY_EVERY:
             self._said = now

@@ -23,7 +23,7 @@ from scapy.packet import Packet
 from enforcer.datapath.address import pack
 from enforcer.dns import learner
 from enforcer.dns.alive import destinations
-from enforcer.dns.learner import COUNTS, Answer, Learner, Reader, settings
+from enforcer.dns.learner import COUNTS, Answer, Known, Learner, Reader, settings
 from enforcer.errors import BusyError, KernelError
 from enforcer.facts.store import ANYBODY, Names, Store
 from enforcer.kernel import queue
@@ -368,6 +368,38 @@ def test_a_bounded_number_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch)
     scene.learner.drain()
     assert scene.held.accepted == [2]
     assert scene.names() == {"n1.lab", "n2.lab", "n3.lab"}
+
+
+def test_what_is_known_is_not_stored_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[int] = []
+    change = scene.store.change
+    monkeypatch.setattr(scene.store, "change", lambda: changes.append(1) or change())
+
+    def expiry() -> float:
+        return max(row.expires for row in scene.store.names())
+
+    scene.bring("n1.lab.", ttl=600)
+    first = expiry()
+    scene.bring("n1.lab.", ttl=602)
+    scene.bring("n1.lab.", ttl=60)
+    assert (len(changes), expiry()) == (1, first)
+    scene.bring("n1.lab.", ttl=620)
+    assert len(changes) == 2
+    assert expiry() > first + 19
+    assert scene.learner.report()["counts"]["learnt"] == 4
+    scene.learner.use(scene.store, scene.tables, CONFIG)
+    scene.bring("n1.lab.", ttl=600)
+    assert len(changes) == 3
+
+
+def test_known_answers_are_bounded() -> None:
+    known = Known(limit=2)
+    answers = [Answer(bytes(16), f"n{number}", (b"a",), 100.0) for number in range(3)]
+    known.add(answers)
+    assert known.new(answers, 0.0) == answers[:1]
+    later = [one._replace(expires=104.0) for one in answers[1:]]
+    assert known.new(later, 5.0) == []
+    assert known.new(later, 3.0) == later
 
 
 def test_a_full_table_refuses_what_is_new_only(scene: Scene) -> None:
