@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from enforcer.errors import EnforcerError
 from enforcer.facts.rows import COMMAND, FILE, Sessions
 from enforcer.facts.session import unpack_client
-from enforcer.facts.store import Change, Store
+from enforcer.facts.store import Change, Store, Stored
 
 AT_ONCE = 2500
 """Sessions of one change: some 40 ms."""
@@ -21,7 +21,7 @@ AT_ONCE = 2500
 _PAUSE = 0.001
 _NAMED = 10
 
-Row = tuple[bytes, bytes, float | None]
+Row = tuple[bytes, Stored, float | None]
 """A client, its facts as they are stored, and the session's end."""
 
 

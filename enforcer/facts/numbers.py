@@ -24,36 +24,32 @@ def digest(value: bytes) -> bytes:
 
 
 class Numbers:
-    """The values of one table, as the bytes that are stored; each counts its users."""
+    """The values of one table, as the bytes that are stored, by their digests; each counts its users."""
 
     def __init__(self, database: sqlite3.Connection, table: str):
         self._database = database
         self._table = table
         self._released: set[int] = set()
 
-    def take(self, users: Mapping[bytes, int]) -> tuple[dict[bytes, int], dict[int, bytes]]:
-        """Numbers by value, and those that are new, which have as many users as ``users`` says.
+    def take(
+        self, users: Mapping[bytes, int], values: Mapping[bytes, bytes]
+    ) -> tuple[dict[bytes, int], dict[int, bytes]]:
+        """Numbers by digest; the values of those that are new, which have as many users as ``users`` says.
 
         Raises EnforcerError if there are too many values.
         """
-        keys = {value: digest(value) for value in users}
-        known = self._known(keys.values())
-        new = [value for value, key in keys.items() if key not in known]
+        numbers = self._known(users)
+        new = [key for key in users if key not in numbers]
         if not new:
-            return {value: known[key] for value, key in keys.items()}, {}
+            return numbers, {}
         sequence = self._next_sequence()
         free = self._free(len(new))
         self._database.executemany(
             f"INSERT INTO {self._table} VALUES (?, ?, ?, ?, ?)",
-            [
-                (number, keys[value], sequence, users[value], value)
-                for number, value in zip(free, new, strict=True)
-            ],
+            [(number, key, sequence, users[key], values[key]) for number, key in zip(free, new, strict=True)],
         )
-        numbers = dict(zip(new, free, strict=True))
-        if known:
-            numbers |= {value: known[key] for value, key in keys.items() if key in known}
-        return numbers, dict(zip(free, new, strict=True))
+        numbers.update(zip(new, free, strict=True))
+        return numbers, {number: values[key] for number, key in zip(free, new, strict=True)}
 
     def use(self, numbers: Iterable[int]) -> None:
         """One more user for each time that a number is named."""

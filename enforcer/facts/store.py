@@ -10,14 +10,14 @@ import marshal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from enforcer.facts import database
 from enforcer.facts.database import among, explained
-from enforcer.facts.numbers import NUMBERS, Numbers
+from enforcer.facts.numbers import NUMBERS, Numbers, digest
 from enforcer.facts.rows import (
     ANYBODY,
     COMMAND,
@@ -44,6 +44,7 @@ __all__ = [
     "SessionRow",
     "Sessions",
     "Store",
+    "Stored",
     "stored",
 ]
 
@@ -56,13 +57,18 @@ _SESSION = (
 )
 
 
-def stored(facts: Facts) -> bytes:
-    """Facts as they are stored: equal for equal facts.
+Stored = tuple[bytes, bytes]
+"""Facts as they are stored, behind the digest that they are found by."""
+
+
+def stored(facts: Facts) -> Stored:
+    """Equal for equal facts.
 
     marshal takes a fifth of JSON's time, which counts with 100,000 sessions; its version 2 has no references,
     so equal values are equal bytes, and every later Python reads it.
     """
-    return marshal.dumps(dict(sorted(facts.items())), 2)
+    value = marshal.dumps(dict(sorted(facts.items())), 2)
+    return digest(value), value
 
 
 class Store:
@@ -234,18 +240,19 @@ class Change:
 
         A session whose facts stay keeps its ``since``.
         """
-        return self.put_stored(((row.client, stored(row.facts), row.expires) for row in rows), origin)
+        return self.put_stored([(row.client, stored(row.facts), row.expires) for row in rows], origin)
 
-    def put_stored(self, rows: Iterable[tuple[bytes, bytes, float | None]], origin: str) -> Sessions:
+    def put_stored(self, rows: Sequence[tuple[bytes, Stored, float | None]], origin: str) -> Sessions:
         """As :meth:`put_sessions`, with facts that somebody else has brought into their stored form."""
-        wanted = {client: (facts, expires) for client, facts, expires in rows}
-        numbers, new = self._profiles.take(Counter(facts for facts, _ in wanted.values()))
+        wanted = {client: (facts[0], expires) for client, facts, expires in rows}
+        users = Counter([key for key, _ in wanted.values()])
+        numbers, new = self._profiles.take(users, dict([facts for _, facts, _ in rows]))
         before = self._sessions(wanted)
         now = time.time()
         changed: list[tuple[bytes, int]] = []
         added, updated = [], []
-        for client, (facts, expires) in wanted.items():
-            number = numbers[facts]
+        for client, (key, expires) in wanted.items():
+            number = numbers[key]
             old = before.get(client)
             if old is None:
                 changed.append((client, number))
@@ -316,11 +323,13 @@ class Change:
     def _rename(self, hosts: Iterable[tuple[bytes, bytes]]) -> Names:
         """Gives these hosts the sets of their names as they are now."""
         sets = {host: self._names_of(host) for host in hosts}
-        numbers, new = self._name_sets.take(Counter(one for one in sets.values() if one))
+        values = {digest(names): names for names in sets.values() if names}
+        users = Counter(digest(names) for names in sets.values() if names)
+        numbers, new = self._name_sets.take(users, values)
         changed: list[tuple[tuple[bytes, bytes], int]] = []
         current = "SELECT name_set FROM hosts WHERE client = ? AND address = ?"
         for host, names in sets.items():
-            number = numbers[names] if names else 0
+            number = numbers[digest(names)] if names else 0
             row = self._database.execute(current, host).fetchone()
             before = row[0] if row else 0
             if before == number:
