@@ -58,6 +58,9 @@ COUNTS = {
     "question-strange": "what clients sent to port 53 that is no question: updates, two questions, no DNS",
     "question-unanswered": "questions without an answer for ten seconds",
     "question-evicted": "questions forgotten because there were too many (of one client, or of all)",
+    "question-overflow": "times that more questions came at once than fit the buffer",
+    "answer-overflow": "times that more answers came at once than fit the buffer; the rest passed unlearnt",
+    "answer-dropped": "answers dropped because too many were held (dns.when_down: drop)",
     "packet-strange": "held packets that are neither UDP nor TCP, or were cut",
     "tcp-midway": "TCP segments of connections that began before the daemon did",
     "tcp-gap": "TCP connections given up: too much came after a missing segment",
@@ -69,7 +72,8 @@ COUNTS = {
 
 AT_ONCE = 256
 """Packets dealt with before the daemon's loop has its turn: 20 ms when all of them are new."""
-# All copies of questions that came before the held answers must be read before these.
+# All copies of questions that came before the held answers must be read before these; the socket's buffer
+# holds about as many.
 _COPIES_AT_ONCE = 16_384
 _SAY_EVERY = 60.0
 # What live flows keep past its time is looked at again after this; reading a million flows takes 0.2 s.
@@ -162,6 +166,7 @@ class Reader:
         packet = parse(data)
         if packet is None:
             self.counts["question-strange"] += 1
+        if packet is None or not self._believed(packet.destination):
             return
         for wire in self._messages(packet, self._asking):
             self._note(packet, wire, now)
@@ -172,12 +177,18 @@ class Reader:
         if packet is None:
             self.counts["packet-strange"] += 1
             return []
+        if not self._believed(packet.source):
+            self.counts["unlisted"] += bool(packet.payload)
+            return []
         found = []
         for wire in self._messages(packet, self._answering):
             answer = self._answer(packet, wire, now, time_of_day)
             if answer is not None:
                 found.append(answer)
         return found
+
+    def _believed(self, resolver: bytes) -> bool:
+        return not self.settings.resolvers or resolver in self.settings.resolvers
 
     @staticmethod
     def _messages(packet: Packet, streams: Streams) -> list[bytes]:
@@ -200,10 +211,6 @@ class Reader:
         self.questions.note(asker, asked.asks, now)
 
     def _answer(self, packet: Packet, wire: bytes, now: float, time_of_day: float) -> Answer | None:
-        resolvers = self.settings.resolvers
-        if resolvers and packet.source not in resolvers:
-            self.counts["unlisted"] += 1
-            return None
         try:
             head = message.header(wire)
             asker = Asker(
@@ -361,7 +368,7 @@ class Learner:
         """Reads some of what has come, learns, and lets it go; never waits for packets."""
         held = self._queue.receive(AT_ONCE)
         now, time_of_day = time.monotonic(), time.time()
-        for copy in self._log.receive(_COPIES_AT_ONCE):
+        for copy in self._log.receive(_COPIES_AT_ONCE if held else AT_ONCE):
             self._reader.question(copy, now)
         if not held:
             return
@@ -431,12 +438,12 @@ class Learner:
 
     def report(self) -> dict[str, Any]:
         """The counters by name, those of :data:`COUNTS` that are not zero, and how full everything is."""
+        self.counts["answer-overflow"] = self._queue.overflows
+        self.counts["answer-dropped"] = self._queue.dropped()
+        self.counts["question-overflow"] = self._log.overflows
         return {
             "counts": {name: self.counts[name] for name in COUNTS if self.counts[name]},
             "meanings": COUNTS,
             "questions": len(self._reader.questions),
             "streams": self._reader.streams,
-            "held_overflows": self._queue.overflows,
-            "held_dropped": self._queue.dropped(),
-            "copies_overflows": self._log.overflows,
         }
