@@ -32,13 +32,17 @@ class Numbers:
         self._released: set[int] = set()
 
     def take(
-        self, users: Mapping[bytes, int], values: Mapping[bytes, bytes]
+        self,
+        users: Mapping[bytes, int],
+        values: Mapping[bytes, bytes],
+        known: dict[bytes, int] | None = None,
     ) -> tuple[dict[bytes, int], dict[int, bytes]]:
         """Numbers by digest; the values of those that are new, which have as many users as ``users`` says.
 
-        Raises EnforcerError if there are too many values.
+        ``known`` are all numbers, if the caller has them; new ones are added to it. Raises EnforcerError if
+        there are too many values.
         """
-        numbers = self._known(users)
+        numbers = self._known(users) if known is None else known
         new = [key for key in users if key not in numbers]
         if not new:
             return numbers, {}

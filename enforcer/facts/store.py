@@ -92,6 +92,11 @@ class Store:
         """Ends the connection."""
         self._database.close()
 
+    @property
+    def version(self) -> int:
+        """Another one after every change by another connection."""
+        return int(self._one("PRAGMA data_version"))
+
     def expect_much(self) -> None:
         """For a process that writes much and ends: more memory, and the log is not tidied up meanwhile."""
         with explained("opening the facts"):
@@ -131,6 +136,10 @@ class Store:
         with explained("reading the facts"):
             found = Numbers(self._database, "profiles").after(after)
             return [(number, marshal.loads(facts)) for number, facts in found]
+
+    def profile_numbers(self) -> dict[bytes, int]:
+        """Every profile's number, by the digest of its facts."""
+        return dict(self._rows("SELECT digest, number FROM profiles"))
 
     def name_sets(self, after: int = 0) -> list[tuple[int, tuple[str, ...]]]:
         """Distinct sets of names, by number; those with a sequence above ``after``."""
@@ -242,12 +251,21 @@ class Change:
         """
         return self.put_stored([(row.client, stored(row.facts), row.expires) for row in rows], origin)
 
-    def put_stored(self, rows: Sequence[tuple[bytes, Stored, float | None]], origin: str) -> Sessions:
-        """As :meth:`put_sessions`, with facts that somebody else has brought into their stored form."""
+    def put_stored(
+        self,
+        rows: Sequence[tuple[bytes, Stored, float | None]],
+        origin: str,
+        fresh: dict[bytes, int] | None = None,
+    ) -> Sessions:
+        """As :meth:`put_sessions`, with facts that somebody else has brought into their stored form.
+
+        ``fresh`` says that none of the clients has a session, and holds every profile's number by its digest
+        (:meth:`Store.profile_numbers`); it is kept up to date.
+        """
         wanted = {client: (facts[0], expires) for client, facts, expires in rows}
         users = Counter([key for key, _ in wanted.values()])
-        numbers, new = self._profiles.take(users, dict([facts for _, facts, _ in rows]))
-        before = self._sessions(wanted)
+        numbers, new = self._profiles.take(users, dict([facts for _, facts, _ in rows]), fresh)
+        before = self._sessions(wanted) if fresh is None else {}
         now = time.time()
         changed: list[tuple[bytes, int]] = []
         added, updated = [], []

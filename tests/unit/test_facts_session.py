@@ -13,7 +13,7 @@ import pytest
 
 from enforcer import load_sessions
 from enforcer.datapath.address import pack
-from enforcer.errors import ConfigError, EnforcerError
+from enforcer.errors import ConfigError, EnforcerError, KernelError
 from enforcer.facts import loading, session
 from enforcer.facts.rows import COMMAND, FILE, NewSession, Sessions
 from enforcer.facts.session import read_file, shown
@@ -401,6 +401,53 @@ def test_bulk_loading(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatc
         assert load(FILE, many(5, "f{}@x")) == (5, 0, 5, 5, [])
         assert store.count_sessions() == 25
         agree()
+        assert {row.profile: row.facts for row in store.sessions()} == dict(store.profiles())
         loading.remove(store, tables, store.clients_of_file())
         assert store.count_sessions() == 20
         agree()
+
+
+class Meddling(Tables):
+    """While sessions are loaded, somebody else adds one."""
+
+    def __init__(self, store: Store, other: NewSession):
+        super().__init__()
+        self.store = store
+        self.other = other
+        self.calls = 0
+
+    def put(self, sessions: Sessions) -> None:
+        super().put(sessions)
+        self.calls += 1
+        if self.calls == 2:
+            raise KernelError("the tables are full", "Make room.")
+
+    def meddle(self) -> None:
+        with self.store.change() as change:
+            super().put(change.put_sessions([self.other], COMMAND))
+
+
+def test_somebody_else_changes_sessions_meanwhile(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "AT_ONCE", 10)
+    sessions = read_file(write(file, *many(30, "same@x")))
+    with Store(tmp_path / "facts.db") as store, Store(tmp_path / "facts.db") as others:
+        tables = Meddling(others, sessions[25]._replace(facts=NOTHING))
+        tables.calls = 2
+        monkeypatch.setattr(loading.time, "sleep", lambda _: tables.meddle() if tables.calls < 4 else None)
+        assert loading.load(store, tables, rows(*sessions), COMMAND, 1000).changed == 30
+        assert tables.clients == dict(store.session_profiles())
+        assert {row.profile: row.facts for row in store.sessions()} == dict(store.profiles())
+        assert len(store.profiles()) == 1
+
+
+def test_no_room_in_the_kernel_half_way(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "AT_ONCE", 10)
+    with Store(tmp_path / "facts.db") as store:
+        tables = Meddling(store, NewSession(address("10.1.1.1"), NOTHING, None))
+        with pytest.raises(
+            EnforcerError, match="10 of 30 sessions are in force, and then: the tables are full"
+        ):
+            loading.load(store, tables, rows(*read_file(write(file, *many(30)))), COMMAND, 1000)
+        assert store.count_sessions() == 10
