@@ -109,6 +109,7 @@ class FileWatch:
                 continue  # it isn't there, or is no directory; looked for again
 
     def _forget(self, directory: Path) -> None:
-        number = self._directories.pop(directory)
-        with suppress(OSError):  # it went with the directory
-            self._events.rm_watch(number)
+        number = self._directories.pop(directory, None)
+        if number is not None:
+            with suppress(OSError):  # it went with the directory
+                self._events.rm_watch(number)
