@@ -71,8 +71,11 @@ class Attendance:
 
     def remove(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """`session remove`: those of ``clients`` that have a session; ``missing`` are the others."""
+        texts = request.get("clients")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UsageError("`clients` is not a list of addresses")
         clients, problems = [], []
-        for text in dict.fromkeys(request.get("clients", ())):
+        for text in dict.fromkeys(texts):
             try:
                 clients.append(session.client_of(text))
             except ValueError as error:
