@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from enforcer.bench import changes, flows, origins, process, report, scale
+from enforcer.bench import changes, flows, origins, process, report, scale, storm
 from enforcer.bench.generator import Generator
 from enforcer.bench.machine import machine
 from enforcer.bench.measure import Bench
@@ -31,6 +31,7 @@ FIGURES: dict[str, Callable[[Bench], None]] = {
     "packet-policies": scale.packet_policies,
     "egress-ips": scale.egress_ips,
     "switch": changes.policies,
+    "storm": storm.storm,
     "sessions": changes.sessions,
     "places": changes.places,
     "start": process.start,

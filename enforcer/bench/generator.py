@@ -37,7 +37,7 @@ _SETTLE = 0.05  # seconds that a straggler may take to the sink
 
 @dataclass(frozen=True)
 class Stream:
-    """Packets each of which begins a flow, or with ``flows`` 1 belongs to one.
+    """Packets each of which begins a flow, or with ``flows`` belongs to one of so many.
 
     Flow n goes to origin n % origins, from client n // origins % clients; ports follow.
     """
@@ -59,7 +59,7 @@ class Stream:
 
     @property
     def capacity(self) -> int:
-        """Flows before one comes again."""
+        """Flows before the first comes again."""
         return self.flows or self.clients * self.origins * _PORTS
 
     @property
@@ -112,7 +112,7 @@ class Generator:
 
     def send(self, wire: Wire, stream: Stream, count: int, *, start: int = 0, timed: bool = True) -> Run:
         """Sends ``count`` packets from flow ``start`` on and counts them at the sinks."""
-        if start + count > stream.capacity > 1:
+        if not stream.flows and start + count > stream.capacity:
             raise ValueError(f"{start + count} flows of {stream.capacity}")
         maps = self._programs.maps
         maps.stream.put(0, stream.row(maps.stream.value, start))

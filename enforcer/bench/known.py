@@ -9,18 +9,19 @@ import random
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from enforcer.bench.generator import FIRST_CLIENT, FIRST_ORIGIN
-from enforcer.datapath.address import pack
+from enforcer.datapath.address import IPAddress, pack
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
-from enforcer.policy.facts import Facts
+from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts
 
 COUNTRIES = (
     *("AR", "AT", "AU", "BE", "BR", "CA", "CH", "CL", "CN", "CZ", "DE", "DK", "ES", "FI", "FR", "GB", "GR"),
     *("IE", "IN", "IT", "JP", "KR", "MX", "NL", "NO", "NZ", "PL", "PT", "SE", "SG", "US", "ZA"),
 )
+CONTINENT = "EU"
 CLIENTS = 64
 ORIGINS = 256
 _FOR_GOOD = 1e11
@@ -76,23 +77,33 @@ def session(number: int) -> Facts:
     }
 
 
-def _numbered(first: str, count: int) -> Iterator[tuple[int, bytes]]:
-    start = ip_address(first)
-    return ((number + 1, pack(start + number)) for number in range(count))
+def _has_session(client: int) -> bool:
+    return client % 2 == 1
+
+
+def _names(origin: int) -> Iterator[tuple[int | None, str]]:
+    """The names of origin ``origin``, from 1, each with the client that was told it; None: whichever."""
+    if origin % 2:
+        yield None, host(origin)
+    if origin % 8 == 1:
+        yield from ((None, host(origin + shift)) for shift in (300, 600))
+        yield from ((client, host(origin + 1)) for client in range(1, 9))
 
 
 def remember(store: Store) -> None:
     """Puts sessions and names into a gateway's store; they are in force with the next switch of policies."""
     sessions, names = [], []
     for family in (4, 6):
-        clients = list(_numbered(FIRST_CLIENT[family], CLIENTS))
-        sessions += [NewSession(client, session(number), None) for number, client in clients if number % 2]
-        for number, origin in _numbered(FIRST_ORIGIN[family], ORIGINS):
-            if number % 2:
-                names.append(Learnt(ANYBODY, origin, host(number), _FOR_GOOD))
-            if number % 8 == 1:
-                names += [Learnt(ANYBODY, origin, host(number + shift), _FOR_GOOD) for shift in (300, 600)]
-                names += [Learnt(client, origin, host(number + 1), _FOR_GOOD) for _, client in clients[:8]]
+        first_client, first_origin = (
+            ip_address(FIRST_CLIENT[family]) - 1,
+            ip_address(FIRST_ORIGIN[family]) - 1,
+        )
+        for number in filter(_has_session, range(1, CLIENTS + 1)):
+            sessions.append(NewSession(pack(first_client + number), session(number), None))
+        for number in range(1, ORIGINS + 1):
+            for client, name in _names(number):
+                who = ANYBODY if client is None else pack(first_client + client)
+                names.append(Learnt(who, pack(first_origin + number), name, _FOR_GOOD))
     with store.change() as change:
         change.put_sessions(sessions, COMMAND)
         change.learn(names)
@@ -115,7 +126,7 @@ def write_places(path: Path, prefixes: int = 0) -> Path:
     from mmdb_writer import MMDBWriter, SearchTreeLeaf  # an extra that installed gateways do without
 
     leaves = {
-        code: SearchTreeLeaf({"country": {"iso_code": code}, "continent": {"code": "EU"}})
+        code: SearchTreeLeaf({"country": {"iso_code": code}, "continent": {"code": CONTINENT}})
         for code in COUNTRIES
     }
     writer = MMDBWriter(6, "GeoLite2-Country", ipv4_compatible=True)
@@ -158,3 +169,31 @@ def _insert(tree: Any, network: IPv4Network | IPv6Network, leaf: Any) -> None:
             child = node[side] = SearchTreeNode(child, child)
         node = child
     node[value >> (128 - length) & 1] = leaf
+
+
+def connection(src: IPAddress, dst: IPAddress, port: int, protocol: int) -> Connection:
+    """What policies see of a connection of the traffic's to port 8000, with all that is known."""
+    family = src.version
+    client = int(src) - int(ip_address(FIRST_CLIENT[family])) + 1
+    origin = int(dst) - int(ip_address(FIRST_ORIGIN[family])) + 1
+    names = [name for who, name in _names(origin) if who == client] or [
+        name for who, name in _names(origin) if who is None
+    ]
+    return Connection(
+        src,
+        dst,
+        port,
+        8000,
+        protocol,
+        _place("src", src),
+        _place("dst", dst),
+        session(client) if _has_session(client) else NOTHING,
+        tuple(host_facts(name) for name in names),
+    )
+
+
+def _place(side: Literal["src", "dst"], address: IPAddress) -> Facts:
+    for network, code in traffic_places():
+        if address in network:
+            return place_facts(side, code, CONTINENT)
+    return NOTHING

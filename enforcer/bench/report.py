@@ -17,7 +17,9 @@ CLAIM_TITLES = ("figure", "case", "what", "measured", "range", "limit", "")
 
 
 def number(value: float, unit: str) -> str:
-    """A figure with its unit, three digits that mean something."""
+    """A figure with its unit, three digits that mean something; a count (no unit) is whole."""
+    if not unit:
+        return f"{value:,.0f}"
     if unit == "ns":
         return f"{value:,.0f} ns"
     digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
