@@ -401,3 +401,20 @@ def test_a_reload_is_waited_for_and_does_not_hold_up_others(
 
 def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_sets_of_rules_that_different_processes_add(lab: Lab, gateway: Gateway, sessions: Path) -> None:
+    """The daemon and the process that loads a large file number their sets of rules without a clash."""
+    gateway.run("session", "add", "10.0.1.9", "--group", "none")
+    bulk = sessions.with_name("bulk.jsonl")
+    write_many(bulk, 9000, lambda index: f"user{index}@{'x' * 60}.example")
+    with bulk.open("a") as file:
+        for family in (4, 6):
+            file.write(json.dumps({"client": CLIENT[family], "email": "ann@corp.example"}) + "\n")
+    assert bulk.stat().st_size > 1 << 20
+    gateway.run("session", "load", str(bulk))
+    for family in (4, 6):
+        assert leaves_from(seen(lab, family), LAX1)
+    gateway.run("session", "add", "10.0.1.8", "--group", "ops")
+    for family in (4, 6):
+        assert leaves_from(seen(lab, family), LAX1)
