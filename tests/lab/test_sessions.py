@@ -408,9 +408,8 @@ def test_sets_of_rules_that_different_processes_add(lab: Lab, gateway: Gateway, 
     gateway.run("session", "add", "10.0.1.9", "--group", "none")
     bulk = sessions.with_name("bulk.jsonl")
     write_many(bulk, 9000, lambda index: f"user{index}@{'x' * 60}.example")
-    with bulk.open("a") as file:
-        for family in (4, 6):
-            file.write(json.dumps({"client": CLIENT[family], "email": "ann@corp.example"}) + "\n")
+    ann = lines(*({"client": CLIENT[family], "email": "ann@corp.example"} for family in (4, 6)))
+    bulk.write_text(ann + bulk.read_text())
     assert bulk.stat().st_size > 1 << 20
     gateway.run("session", "load", str(bulk))
     for family in (4, 6):
