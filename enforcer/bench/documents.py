@@ -51,7 +51,7 @@ def policies(count: int) -> list[dict[str, Any]]:
             {
                 "name": f"policy {number}",
                 "precedence": number + 1,
-                **_KINDS[number % len(_KINDS)](chance),
+                **KINDS[number % len(KINDS)](chance),
                 "egress": EGRESSES[number % 2],
             }
         )
@@ -217,7 +217,7 @@ def _by_either(chance: random.Random) -> Texts:
     }
 
 
-_KINDS: list[Callable[[random.Random], Texts]] = [
+KINDS: list[Callable[[random.Random], Texts]] = [
     _by_origin,
     _by_origin_and_port,
     _by_client_and_port,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
 from enforcer.bench.generator import FIRST_CLIENT, FIRST_ORIGIN
-from enforcer.datapath.address import IPAddress, pack
+from enforcer.datapath.address import IPAddress, IPNetwork, pack
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
 from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts
@@ -109,16 +110,19 @@ def remember(store: Store) -> None:
         change.learn(names)
 
 
-def traffic_places() -> Iterator[tuple[IPv4Network | IPv6Network, str]]:
-    """Networks of 8 clients and of 16 origins, each in a country; every fourth is in none."""
+@cache
+def traffic_places() -> tuple[tuple[IPNetwork, str], ...]:
+    """Networks of 8 clients and of 16 origins, each in a country; one in four is in none."""
     chance = random.Random(1)
+    found: list[tuple[IPNetwork, str]] = []
     for first, count, each in ((FIRST_CLIENT, CLIENTS + 1, 3), (FIRST_ORIGIN, ORIGINS + 1, 4)):
         for start in range(0, count, 1 << each):
             if chance.random() < 0.75:
                 code = chance.choice(COUNTRIES)
                 for family, bits in ((4, 32), (6, 128)):
                     network = ip_network(f"{ip_address(first[family]) - 1 + start}/{bits - each}")
-                    yield network, code
+                    found.append((network, code))
+    return tuple(found)
 
 
 def write_places(path: Path, prefixes: int = 0) -> Path:
@@ -138,7 +142,7 @@ def write_places(path: Path, prefixes: int = 0) -> Path:
     return path
 
 
-def _elsewhere(count: int) -> Iterator[tuple[IPv4Network | IPv6Network, str]]:
+def _elsewhere(count: int) -> Iterator[tuple[IPNetwork, str]]:
     """Seven of ten are IPv4, as they are in GeoLite2."""
     chance = random.Random(2)
     four = count * 7 // 10
@@ -156,7 +160,7 @@ def _no_neighbours(chance: random.Random, values: Sequence[str]) -> Iterator[str
         yield last
 
 
-def _insert(tree: Any, network: IPv4Network | IPv6Network, leaf: Any) -> None:
+def _insert(tree: Any, network: IPNetwork, leaf: Any) -> None:
     """One prefix of those that don't overlap; MMDBWriter.insert_network takes ten times as long."""
     from mmdb_writer import SearchTreeNode
 

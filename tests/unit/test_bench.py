@@ -5,19 +5,28 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from enforcer.bench import documents, report
-from enforcer.bench.generator import TCP, UDP, Generator, Stream, parts
+from enforcer.bench import documents, known, report, rulesets
+from enforcer.bench.generator import FIRST_CLIENT, FIRST_ORIGIN, TCP, UDP, Generator, Stream, parts
 from enforcer.bench.peers import Floor, Peer, Snat
 from enforcer.bench.programs import Programs
+from enforcer.bench.reloads import generations
 from enforcer.bench.results import Claim, Results, Row, Sample, bound, ratio, rotated
 from enforcer.config import Configuration
-from enforcer.policy.tables import compile_tables
+from enforcer.datapath.address import pack
+from enforcer.facts.places import Database
+from enforcer.facts.store import ANYBODY, Store
+from enforcer.policy.facts import Connection, host_facts, place_facts
+from enforcer.policy.tables import MatchTables, compile_tables
 
 
 def row(subject: str, *values: float, lost: float = 0.0) -> Row:
@@ -93,14 +102,121 @@ def test_a_stream_in_the_kernels_layout() -> None:
     assert (Stream(4, UDP).frame, Stream(6, TCP).frame) == (54, 74)
 
 
-@pytest.mark.parametrize("count", [1, 1000, 4000])
+def compiled(policies: list[dict[str, Any]]) -> MatchTables:
+    document = json.loads(json.dumps(documents.gateway(policies)))
+    return compile_tables(Configuration.model_validate(document).policies)
+
+
+def traffic() -> Iterator[Connection]:
+    """Some of what the generator sends."""
+    for family in (4, 6):
+        for origin in range(0, known.ORIGINS, 3):
+            for client in range(0, known.CLIENTS, 7):
+                yield known.connection(
+                    ip_address(FIRST_CLIENT[family]) + client,
+                    ip_address(FIRST_ORIGIN[family]) + origin,
+                    1024 + origin,
+                    TCP,
+                )
+
+
+@pytest.mark.parametrize("count", [1, 100, 1000, 4000])
 def test_policies_are_valid_and_fit_the_tables(count: int) -> None:
-    document = documents.gateway(documents.policies(count))
-    config = Configuration.model_validate(json.loads(json.dumps(document)))
-    assert len(config.policies) == count
-    tables = compile_tables(config.policies)
+    policies = documents.policies(count)
+    assert len(policies) == count
+    tables = compiled(policies)
     assert len(tables.rules) >= count
-    assert documents.policies(count) == documents.policies(count)
+    assert documents.policies(count) == policies
+
+
+@pytest.mark.parametrize("count", [1, 100, 4000])
+def test_a_new_flow_takes_every_look_up_whatever_the_number_of_policies(count: int) -> None:
+    places = {"source_place", "destination_place"}
+    packet = {"source", "source_ports", "ports", "protocols"}
+    assert compiled(documents.policies(count)).uses == places | packet | {"client", "host"}
+
+
+def test_different_policies_decide_about_the_traffic() -> None:
+    tables = compiled(documents.policies(1000))
+    deciding = {tables.decide(connection) for connection in traffic()}
+    assert None not in deciding
+    assert len(deciding) > 20
+    kinds = len(documents.KINDS)
+    assert len({index % kinds for index in deciding if index is not None and index < 999}) > kinds // 3
+
+
+def test_what_is_remembered_is_what_a_connection_is_said_to_have(tmp_path: Path) -> None:
+    connections = list(traffic())
+    assert {bool(one.client) for one in connections} == {False, True}
+    assert {bool(one.source_place) for one in connections} == {False, True}
+    assert {bool(one.destination_place) for one in connections} == {False, True}
+    assert {len(one.hosts) for one in connections} == {0, 1, 3}
+    database = Database(known.write_places(tmp_path / "places.mmdb", prefixes=100))
+    with Store(tmp_path / "facts.db") as store, database:
+        known.remember(store)
+        for one in connections[::3]:
+            session = store.session(pack(one.src))
+            assert (session.facts if session else {}) == one.client
+            names = store.names_at(pack(one.src), pack(one.dst)) or store.names_at(ANYBODY, pack(one.dst))
+            assert [host_facts(name) for name in names] == sorted(
+                one.hosts, key=lambda facts: facts["net.fqdn.host"]
+            )
+            assert place_facts("src", *database.find(one.src)) == one.source_place
+            assert place_facts("dst", *database.find(one.dst)) == one.destination_place
+
+
+def test_a_database_has_the_prefixes_that_were_asked_for(tmp_path: Path) -> None:
+    with Database(known.write_places(tmp_path / "places.mmdb", prefixes=2000)) as database:
+        assert len(database.prefixes(lambda *_: True).length) >= 2000
+
+
+def test_generations_decide_differently() -> None:
+    one, two = generations(100)
+    assert [policy["name"] for policy in one] == [policy["name"] for policy in two]
+    ranked = sorted(two, key=lambda policy: policy["precedence"])
+    assert [policy["name"] for policy in ranked] == [
+        *reversed([policy["name"] for policy in one[:-1]]),
+        "everything",
+    ]
+    assert all(before["egress"] != after["egress"] for before, after in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 7, 1000])
+def test_policies_that_nft_can_say_are_valid(count: int) -> None:
+    policies = rulesets.policies(count)
+    assert len(policies) == count
+    assert not compiled(policies).uses & {"client", "host", "source_place", "destination_place"}
+
+
+def test_a_policy_in_three_languages() -> None:
+    match = rulesets.Match(
+        destination=("198.51.100.0/24", "2001:db8::/48"), protocol="udp", excluded=((1, 1), (9, 20))
+    )
+    assert match.expression == (
+        'net.dst.ip in {198.51.100.0/24 2001:db8::/48} and net.protocol == "udp"'
+        " and not net.dst.port in {1 9..20}"
+    )
+    assert match.rule(6, "ip6") == ("ip6 daddr 2001:db8::/48 meta l4proto udp th dport != { 1, 9-20 }")
+    assert match.shape == ("ip daddr", "meta l4proto", "th dport")
+    fixed = ("198.51.100.0/24", "udp")
+    assert list(match.elements(4)) == [(fixed, (0, 0)), (fixed, (2, 8)), (fixed, (21, 65535))]
+    assert list(rulesets.Match(source=("10.0.0.0/8", "fd00::/8")).elements(6)) == [(("fd00::/8",), None)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
+@pytest.mark.parametrize("ruleset", [rulesets.chain, rulesets.maps])
+def test_rulesets_are_taken_by_nft(ruleset: Callable[[int], str]) -> None:
+    command = ["unshare", "--net", "nft", "-f", "-"]
+    done = subprocess.run(command, input=ruleset(200), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stream_of_few_flows_begins_anew() -> None:
+    assert Stream(4, UDP, origins=16, flows=4096).capacity == 4096
+
+
+def test_counts_are_whole() -> None:
+    assert (report.number(1234.0, ""), report.number(0.5, "s")) == ("1,234", "0.500 s")
 
 
 def test_egress_ips_are_valid_and_many() -> None:
