@@ -129,6 +129,15 @@ def test_the_chains_for_dns(netns: str, dns: Dns) -> None:
     assert not [name for name in listed("chain") if name.startswith("dns")]
 
 
+@pytest.mark.parametrize(("dns", "flags"), [("pass", "flags bypass "), ("drop", "")])
+def test_a_kernel_with_nft_queue(netns: str, dns: Dns, flags: str) -> None:
+    nft.apply(replace(ruleset(), dns=dns))
+    text = run("nft list chain inet enforcer dns_answers")
+    if "queue" not in text:
+        pytest.skip("this kernel has no nft_queue")
+    assert text.count(f"ct direction reply queue {flags}to {DNS_QUEUE}\n") == 2
+
+
 def test_a_kernel_without_nft_queue(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*arguments: Any, compat: bool = False) -> list[Message]:
         messages = list(real(*arguments, compat=compat))
