@@ -25,10 +25,11 @@ import numpy as np
 from enforcer import applying, availability, control
 from enforcer.applying import Work
 from enforcer.datapath import sweep
+from enforcer.datapath.banks import is_crowded
 from enforcer.datapath.maps import Maps
 from enforcer.desired import Desired
 from enforcer.errors import EnforcerError, KernelError, UsageError
-from enforcer.facts.inforce import InForce
+from enforcer.facts.inforce import InForce, refill
 from enforcer.facts.rows import COMMAND, FILE
 from enforcer.facts.store import Store
 from enforcer.gateway import Gateway
@@ -201,11 +202,16 @@ class Daemon:
 
     def _load(self) -> None:
         """Takes up what the child has put in force."""
-        if self.maps is not None:
-            self.maps.close()
+        before = self.maps
         self.gateway = Gateway(self.instance)
         self.wanted = self.gateway.previous
         self.maps = self.gateway.maps()
+        if before is not None:
+            if before.directory != self.maps.directory:
+                # Other maps: what changed between their filling and now is in the old ones.
+                with self.store.change():
+                    refill(self.maps, self.store)
+            before.close()
         self._refresh()
         self.tables = InForce(self.maps, self.store)
         self.attendance = Attendance(self.store, self.tables, self.maps, self.say)
@@ -240,6 +246,9 @@ class Daemon:
         self.due["tick"] = time.monotonic() + _TICK
         for source in self.sources.values():
             self._guarded(source.tick)
+        if not self.reloading and self.maps is not None and is_crowded(self.maps):
+            self.say("the policy tables have little room left: they are made anew")
+            self._reload()
         for caller in [caller for caller in self.callers if caller.late]:
             self._hang_up(caller)
 

@@ -21,7 +21,7 @@ from enforcer import __version__, availability
 from enforcer.datapath import pins as places
 from enforcer.datapath import programs, sweep
 from enforcer.datapath.address import pack
-from enforcer.datapath.banks import BANK
+from enforcer.datapath.banks import BANK, is_crowded
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
 from enforcer.desired import Desired, desired
@@ -113,7 +113,7 @@ class Gateway:
             filters=attached,
             sysctls=_sysctls(name for name in wanted.outside if name in found),
             programs=self._program_ids(wanted),
-            tables=self.state.tables if self.state else "",
+            tables=self._tables(),
             settings=self._settings(),
         )
 
@@ -125,11 +125,22 @@ class Gateway:
             return {}
         return self.pins.program_ids()
 
+    def _tables(self) -> str:
+        """The digest of the bank in force; none if it has no room for clients and hosts that are new."""
+        if self.state is None or not self.state.tables:
+            return ""
+        try:
+            with self.maps() as maps:
+                return "" if is_crowded(maps) else self.state.tables
+        except EnforcerError:
+            return ""
+
     def _settings(self) -> tuple[int, ...]:
         if self.state is None or not self.state.layouts:
             return ()
         try:
-            row = self.maps().settings.get(0)
+            with self.maps() as maps:
+                row = maps.settings.get(0)
         except EnforcerError:
             return ()
         if row is None or not row["ready"]:
@@ -352,7 +363,8 @@ class _Applier:
         return Maps(self.gateway.pins.maps(self.state.layout), self.state.layouts)
 
     def _switch(self, operations: list[SwitchTables]) -> None:
-        from enforcer.facts.switching import Switch, refill
+        from enforcer.facts.inforce import refill
+        from enforcer.facts.switching import Switch
 
         if self.contents is None:
             raise KernelError("the policies are not loaded", "Reload: enforcer reload")

@@ -57,6 +57,10 @@ class Command(click.Command):
             _fail(ctx, error)
 
 
+class Subject(Command, click.Group):
+    """Several commands under one word."""
+
+
 def _fail(ctx: click.Context, error: EnforcerError) -> NoReturn:
     # Each fault of a file begins with its place, also if the daemon found it.
     located = isinstance(error, ConfigError | ReportedError) and error.exit_code == ConfigError.exit_code

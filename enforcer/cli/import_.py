@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from enforcer.cli.app import Command
+from enforcer.cli.app import Command, Subject
 from enforcer.cli.output import json_option, print_json
 
 
@@ -62,4 +62,4 @@ def cloudflare(ctx: click.Context, file: Path, as_json: bool) -> None:
     ctx.exit(0 if imported.complete else 1)
 
 
-command = click.Group("import", help="Make policies of other products' rules.", commands=[cloudflare])
+command = Subject("import", help="Make policies of other products' rules.", commands=[cloudflare])

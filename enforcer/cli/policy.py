@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, Settings, Subject
 from enforcer.cli.output import Column, Right, json_option, print_json, print_table
 
 FAILED = (
@@ -73,4 +73,4 @@ def test(ctx: click.Context, file: Path, as_json: bool) -> None:
     ctx.exit(1 if failed else 0)
 
 
-command = click.Group("policy", help="Try policies out.", commands=[test])
+command = Subject("policy", help="Try policies out: a table of expectations against them.", commands=[test])

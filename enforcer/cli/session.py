@@ -9,13 +9,9 @@ from typing import Any
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Settings, Subject
 
 GROUP_KEYS = ("id", "name", "email")
-
-
-class Commands(Command, click.Group):
-    """Commands of one subject."""
 
 
 class GroupType(click.ParamType):
@@ -56,7 +52,7 @@ def _attributes(pairs: tuple[tuple[str, str], ...]) -> dict[str, str | list[str]
     return {key: texts[0] if len(texts) == 1 else texts for key, texts in values.items()}
 
 
-@click.group("session", cls=Commands)
+@click.group("session", cls=Subject)
 def command() -> None:
     """Set who a client is: add or remove sessions, one by one or from a file.
 

@@ -79,6 +79,12 @@ class PlaceTable(NamedTuple):
 NOWHERE = PlaceTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
 
 
+def is_crowded(maps: Maps) -> bool:
+    """Whether the bank in force should be made anew, with more room."""
+    settings = maps.settings.get(0)
+    return settings is not None and Bank(maps, int(settings["bank"]) & BANK).room < ROOM // 4
+
+
 def word(bank: int, tables: MatchTables) -> int:
     """The value of ``settings.bank`` that puts a bank in force."""
     return bank | sum(_USES[name] for name in tables.uses)
@@ -93,9 +99,13 @@ class Bank:
         self._sets = maps.inner("rule_sets", number)
         self._profiles = maps.inner("profile_sets", number)
         self._names = maps.inner("name_sets", number)
-        taken = maps.sets_taken.get(number)
-        self._taken = int(taken) if taken is not None else 0
         self._known = dict(known or {})
+
+    @property
+    def _taken(self) -> int:
+        """How many sets there are; other processes add some too, each in its change of the store."""
+        taken = self._maps.sets_taken.get(self.number)
+        return int(taken) if taken is not None else 0
 
     @property
     def room(self) -> int:
@@ -118,17 +128,18 @@ class Bank:
     def numbers_of(self, rules: Sequence[Bits]) -> list[int]:
         """The numbers of sets of rules; those that the bank has not are added. FullTableError."""
         new = [bits for bits in dict.fromkeys(rules) if bits not in self._known]
-        if len(new) > self.room:
-            raise FullTableError(
-                f"{len(new):,} more sets of rules are needed, {self.room:,} have room in the policy tables",
-                "Reload, which makes room for twice as many as are used: enforcer reload",
-            )
         if new:
-            keys = np.arange(self._taken, self._taken + len(new), dtype=_U32)
+            first = self._taken
+            room = self._sets.info.entries - first
+            if len(new) > room:
+                raise FullTableError(
+                    f"{len(new):,} more sets of rules are needed, {room:,} have room in the policy tables",
+                    "Reload, which makes room for twice as many as are used: enforcer reload",
+                )
+            keys = np.arange(first, first + len(new), dtype=_U32)
             self._sets.put_many(keys, rule_sets(new, self._sets.value))
             self._known.update(zip(new, keys.tolist(), strict=True))
-            self._taken += len(new)
-            self._maps.sets_taken.put(self.number, self._taken)
+            self._maps.sets_taken.put(self.number, first + len(new))
         return [self._known[bits] for bits in rules]
 
 
@@ -207,7 +218,8 @@ def write(
 def _places(maps: Maps, places: PlaceTable | int) -> int:
     """A table of addresses: a new one, or that of a bank."""
     if isinstance(places, int):
-        return os.dup(maps.inner("places", places).fd)
+        there = maps.inner("places", places)
+        return os.dup(there.fd)
     key, value = maps.layout("places_inner")
     keys = np.zeros(len(places.length), dtype=key)
     keys["length"] = places.length

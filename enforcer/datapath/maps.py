@@ -6,9 +6,10 @@ import ctypes
 import errno
 import os
 import struct
+import weakref
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -147,6 +148,12 @@ class Maps:
         self._layouts = layouts
         self._open: dict[str, Map] = {}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __getattr__(self, name: str) -> Map:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -163,17 +170,15 @@ class Maps:
         return self._open[name]
 
     def inner(self, name: str, bank: int) -> Map:
-        """A policy bank's table, opened anew each time: a bank that is made anew has others."""
+        """A policy bank's table as it is now: one made anew has another. Closed when it is let go."""
         pinned = f"{name}_{bank}"
         try:
             fd = syscall.get(str(self.directory / pinned))
         except OSError as error:
             raise syscall.explain_error(error, f"opening the map {pinned}") from error
-        before = self._open.get(pinned)
-        if before is not None:
-            os.close(before.fd)
-        self._open[pinned] = Map(fd, *self.layout(f"{name}_inner"), pinned)
-        return self._open[pinned]
+        opened = Map(fd, *self.layout(f"{name}_inner"), pinned)
+        weakref.finalize(opened, os.close, fd)
+        return opened
 
     def pin_inner(self, name: str, bank: int, fd: int) -> None:
         """Pins a policy bank's table in the place of the one before."""

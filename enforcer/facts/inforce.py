@@ -7,7 +7,7 @@ ends, and a bank is not switched meanwhile.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,6 +121,22 @@ def write_hosts(maps: Maps, hosts: Sequence[tuple[tuple[bytes, bytes], int]]) ->
     """Which set of names each host has."""
     rows = [client + address for (client, address), _ in hosts]
     _put_rows(maps.hosts, rows, [number for _, number in hosts])
+
+
+def refill(maps: Maps, store: Store) -> None:
+    """Writes every session and host into maps that are new, or that missed some changes."""
+    clients, hosts = store.session_profiles(), store.hosts()
+    write_sessions(maps, clients)
+    write_hosts(maps, hosts)
+    _keep_only(maps.sessions, {client for client, _ in clients})
+    _keep_only(maps.hosts, {client + address for (client, address), _ in hosts})
+
+
+def _keep_only(table: Map, keys: Collection[bytes]) -> None:
+    """Deletes what is not in the store any more."""
+    for key in table.items()[0]:
+        if key.tobytes() not in keys:
+            table.delete(key)
 
 
 def _row(table: Map, raw: bytes) -> np.ndarray:

@@ -82,12 +82,6 @@ class Switch:
         change.switch(json.dumps(document).encode())
 
 
-def refill(maps: Maps, store: Store) -> None:
-    """Writes every session and host into maps that are new."""
-    inforce.write_sessions(maps, store.session_profiles())
-    inforce.write_hosts(maps, store.hosts())
-
-
 def _rules(tables: MatchTables, places: Sequence[tuple[str | None, str | None]]) -> list[tuple[Bits, Bits]]:
     resolvers = tables.resolvers
     source = resolvers["source_place"].rules_of_many([place_facts("src", *place) for place in places])

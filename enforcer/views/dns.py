@@ -6,12 +6,16 @@ from typing import Any
 
 from enforcer import control
 from enforcer.instance import Instance
+from enforcer.views.source import Source
 
 Row = dict[str, Any]
 
 
 def dns(instance: Instance) -> list[Row]:
-    """What has happened at least once; empty while no policy asks for names. The daemon is asked."""
+    """What has happened at least once; empty while no policy asks for names. The daemon is asked.
+
+    Raises NotInstalledError, EnforcerError if there is no daemon."""
+    Source(instance)
     report = control.ask(control.daemon_of(instance), "dns")
     return [
         {"what": what, "number": count, "meaning": report["meanings"][what]}

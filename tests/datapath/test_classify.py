@@ -17,11 +17,11 @@ from mixes import PRIVATE, Rule, World, packet, policy, world
 from enforcer.datapath.address import IPAddress, IPNetwork, mapped, pack
 from enforcer.datapath.banks import NO_SLOT, Action
 from enforcer.datapath.reasons import reasons
-from enforcer.facts.inforce import InForce
+from enforcer.facts.inforce import InForce, refill
 from enforcer.facts.places import Place, Places
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
-from enforcer.facts.switching import Contents, Switch, refill
+from enforcer.facts.switching import Contents, Switch
 from enforcer.policy.facts import Connection
 from enforcer.policy.language import expression_of
 from enforcer.policy.reference import in_order, matches

@@ -19,6 +19,8 @@ _COMMANDS = (
 )
 # The clock of RFC 4861 reachability is drawn anew every few hours.
 _SETTINGS = ("net/ipv4/conf", "net/ipv6/conf", "net/ipv4/ip_forward", "net/netfilter")
+# Tables of the two policy banks: the second's are pinned at the first switch, whatever becomes of it.
+_BANK = re.compile(r"/maps-\w+/\w+_[01]$")
 _COUNTS = ("nf_conntrack_count",)
 
 
@@ -34,7 +36,8 @@ def snapshot(namespace: Namespace) -> dict[str, str]:
     cookie = f"{namespace.cookie():x}"
     for root in ("/sys/fs/bpf/enforcer", "/run/enforcer"):
         place = Path(root) / cookie
-        found[str(place)] = "\n".join(sorted(map(str, place.rglob("*")))) if place.exists() else "none"
+        paths = sorted(str(path) for path in place.rglob("*") if not _BANK.search(str(path)))
+        found[str(place)] = "\n".join(paths) if place.exists() else "none"
     return found
 
 
