@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from enforcer.bench import changes, flows, origins, process, report, scale, storm
+from enforcer.bench import changes, flows, names, origins, process, report, scale, storm
 from enforcer.bench.generator import Generator
 from enforcer.bench.machine import machine
 from enforcer.bench.measure import Bench
@@ -34,6 +34,7 @@ FIGURES: dict[str, Callable[[Bench], None]] = {
     "storm": storm.storm,
     "sessions": changes.sessions,
     "places": changes.places,
+    "names": names.names,
     "start": process.start,
     "rest": process.rest,
 }

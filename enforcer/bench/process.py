@@ -65,9 +65,9 @@ class Daemon(Program):
 
 
 @contextmanager
-def running(bench: Bench, name: str, document: Document) -> Iterator[Daemon]:
+def running(bench: Bench, name: str, document: Document, *, sinks: bool = True) -> Iterator[Daemon]:
     """A gateway whose daemon ends with the block; the block starts it."""
-    with Wire(name, bench.programs) as wire:
+    with Wire(name, bench.programs, sinks=sinks) as wire:
         daemon = Daemon(wire, bench.directory, document)
         try:
             yield daemon

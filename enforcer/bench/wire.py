@@ -45,10 +45,12 @@ _GATEWAY: dict[str, str | int] = {
 class Wire:
     """The namespaces of one gateway; a context manager that leaves nothing."""
 
-    def __init__(self, name: str, programs: Programs):
+    def __init__(self, name: str, programs: Programs, *, sinks: bool = True):
+        """Without ``sinks`` what comes out of the gateway reaches sockets in ``ends``."""
         self.gateway = Namespace(f"{PREFIX}-{os.getpid()}-{name}")
         self.ends = Namespace(f"{PREFIX}-{os.getpid()}-{name}-ends")
         self._programs = programs
+        self._sinks = sinks
 
     def __enter__(self) -> Self:
         try:
@@ -91,7 +93,8 @@ class Wire:
             "route add default via 198.51.100.254",
             "route add default via 2001:db8:ffff::fe",
         )
-        self.ends.call(self._attach_sinks)
+        if self._sinks:
+            self.ends.call(self._attach_sinks)
 
     def _attach_sinks(self) -> None:
         with IPRoute() as route:
