@@ -459,6 +459,8 @@ class Daemon:
             if self.gateway.pins is not None:
                 # Newer sources on the disk are for the next start, in a process of its own.
                 actual = replace(actual, programs=self.gateway.pins.program_ids())
+            # A bank without room is for a reload, too.
+            actual = replace(actual, tables=state.tables)
             if distrust_table and actual.table is not None:
                 actual = replace(actual, table="")
             operations = plan(self.wanted, actual, self.wanted, state.tables, restore=False)
