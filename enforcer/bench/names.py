@@ -133,7 +133,7 @@ class Resolver:
             if not ready:
                 raise LabError(f"{len(open_):,} of {len(wanted):,} DNS answers did not come")
             for frame in self._received(self._far):
-                self._far.send(_answer(frame))
+                self._far.send(answer(frame))
             for frame in self._received(self._near):
                 (number,) = struct.unpack_from("!H", frame, _HEADERS)
                 if number in open_:
@@ -155,24 +155,27 @@ class Resolver:
 
     def _question(self, name: int, number: int) -> bytes:
         self._port = self._port + 1 if self._port < 65000 else _FIRST_PORT
-        labels = f"n{name}", f"site-{name % 200}", "example"
-        written = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
-        message = struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + written
-        message += struct.pack("!2H", _AAAA if name % 2 else _A, 1)
-        return _frame(
-            (INSIDE_MAC, NEAR_MAC), (_CLIENT.packed, _RESOLVER.packed), (self._port, _DNS_PORT), message
-        )
+        return question(name, number, self._port)
 
 
-def _answer(frame: bytes) -> bytes:
-    """What a resolver says to a question."""
+def question(name: int, number: int, port: int) -> bytes:
+    """The client's frame that asks for a name, from a port."""
+    labels = f"n{name}.{known.site(name % 200)}".split(".")
+    written = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
+    message = struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + written
+    message += struct.pack("!2H", _AAAA if name % 2 else _A, 1)
+    return _frame((INSIDE_MAC, NEAR_MAC), (_CLIENT.packed, _RESOLVER.packed), (port, _DNS_PORT), message)
+
+
+def answer(frame: bytes) -> bytes:
+    """The frame with which the resolver answers a question's."""
     source, destination = frame[_ETHERNET + 12 : _ETHERNET + 16], frame[_ETHERNET + 16 : _ETHERNET + 20]
     ports = struct.unpack_from("!2H", frame, _ETHERNET + _IP)
-    question = frame[_HEADERS:]
-    label = question[13 : 13 + question[12]]
+    asked = frame[_HEADERS:]
+    label = asked[13 : 13 + asked[12]]
     address = _address(int(label[1:]))
-    (number,) = struct.unpack_from("!H", question)
-    message = struct.pack("!6H", number, 0x8180, 1, 1, 0, 0) + question[12:]
+    (number,) = struct.unpack_from("!H", asked)
+    message = struct.pack("!6H", number, 0x8180, 1, 1, 0, 0) + asked[12:]
     kind = _AAAA if len(address) == 16 else _A
     message += struct.pack("!3HIH", 0xC00C, kind, 1, 3600, len(address)) + address
     return _frame((OUTSIDE_MAC, FAR_MAC), (destination, source), (ports[1], ports[0]), message)

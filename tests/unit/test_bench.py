@@ -11,16 +11,21 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import dns.message
 import numpy as np
 import pytest
 from rich.console import Console
+from scapy.layers.inet import IP
+from scapy.layers.inet import UDP as UDP_
+from scapy.layers.l2 import Ether
 
-from enforcer.bench import documents, known, report, rulesets
+from enforcer.bench import documents, known, names, report, rulesets
 from enforcer.bench.generator import FIRST_CLIENT, FIRST_ORIGIN, TCP, UDP, Generator, Stream, parts
 from enforcer.bench.peers import Floor, Peer, Snat
 from enforcer.bench.programs import Programs
 from enforcer.bench.reloads import generations
 from enforcer.bench.results import Claim, Results, Row, Sample, bound, ratio, rotated
+from enforcer.bench.wire import INSIDE_MAC, NEAR_MAC, OUTSIDE_MAC
 from enforcer.config import Configuration
 from enforcer.datapath.address import pack
 from enforcer.facts.places import Database
@@ -201,6 +206,34 @@ def test_a_policy_in_three_languages() -> None:
     fixed = ("198.51.100.0/24", "udp")
     assert list(match.elements(4)) == [(fixed, (0, 0)), (fixed, (2, 8)), (fixed, (21, 65535))]
     assert list(rulesets.Match(source=("10.0.0.0/8", "fd00::/8")).elements(6)) == [(("fd00::/8",), None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "address"), [(258, "A", "198.19.1.2"), (9, "AAAA", "2001:db8:b::9")]
+)
+def test_questions_and_answers_are_dns(name: int, kind: str, address: str) -> None:
+    asked = Ether(names.question(name, 77, 20_000))
+    assert (asked.src, asked.dst) == (NEAR_MAC, INSIDE_MAC)
+    assert (asked[IP].src, asked[IP].dst, asked[UDP_].sport, asked[UDP_].dport) == (
+        "10.64.0.1",
+        "198.18.0.53",
+        20_000,
+        53,
+    )
+    wire = bytes(asked)[42:]
+    question = dns.message.from_wire(wire)
+    assert (question.id, question.question[0].to_text()) == (
+        77,
+        f"n{name}.site-{name % 200}.example. IN {kind}",
+    )
+    told = Ether(names.answer(bytes(asked)))
+    sum_sent = told[IP].chksum
+    del told[IP].chksum
+    assert Ether(bytes(told))[IP].chksum == sum_sent
+    assert (told.dst, told[IP].dst, told[UDP_].dport) == (OUTSIDE_MAC, "10.64.0.1", 20_000)
+    answer = dns.message.from_wire(bytes(told)[42:])
+    assert question.is_response(answer)
+    assert [item.to_text() for item in answer.answer[0]] == [address]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
