@@ -95,7 +95,20 @@ class InForce:
         """Hosts whose names changed; number 0: one that has none any more."""
         self.refresh()
         put_names(self._bank, self._host, names.sets)
-        write_hosts(self._maps, [host for host in names.hosts if host[1]])
+        before = [
+            (host, self._maps.hosts.get(_row(self._maps.hosts, b"".join(host)))) for host, _ in names.hosts
+        ]
+        try:
+            write_hosts(self._maps, [host for host in names.hosts if host[1]])
+        except KernelError:
+            # The store forgets this change, so its numbers must not stay: they will be others' names.
+            for host, number in before:
+                key = _row(self._maps.hosts, b"".join(host))
+                if number is None:
+                    self._maps.hosts.delete(key)
+                else:
+                    self._maps.hosts.put(key, number)
+            raise
         for (client, address), number in names.hosts:
             if not number:
                 self._maps.hosts.delete(_row(self._maps.hosts, client + address))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from enforcer.lab import features, netns, program
+from enforcer.lab.configuration import added
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.program import start_all
 from enforcer.lab.services import Services
@@ -18,6 +19,7 @@ from enforcer.lab.topology import Lab
 
 # Seconds; the compiler alone takes 20 to 50 in an emulated machine.
 PATIENCE = 240.0
+PERSON = "ann@corp.example"
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +42,20 @@ def services(lab: Lab) -> Iterator[Services]:
 
 @pytest.fixture(scope="session")
 def gateway(lab: Lab) -> Iterator[Gateway]:
-    """The enforcer, running with the lab's configuration."""
-    gateway = Gateway(lab)
+    """The enforcer, running with the lab's configuration, and in it a person and a name."""
+    person = {
+        "name": "person",
+        "precedence": 1,
+        "identity": f'identity.email == "{PERSON}"',
+        "egress": "default",
+    }
+    named = {
+        "name": "named",
+        "precedence": 2,
+        "traffic": 'net.fqdn.host == "www.lab" and net.src.ip in {10.0.1.4 fd00:1::4}',
+        "egress": "default",
+    }
+    gateway = Gateway(lab, added(lab.config(), "policies", person, named))
     with gateway:
         yield gateway
         gateway.down()

@@ -13,6 +13,7 @@ from enforcer.lab.gateway import Gateway
 from enforcer.lab.services import Services
 from enforcer.lab.topology import CLIENT, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SHARED, Lab
 
+PERSON = "ann@corp.example"
 families = pytest.mark.parametrize("family", [4, 6])
 Ask = Callable[[Lab, Services, int], str]
 
@@ -101,6 +102,29 @@ def test_without_a_fallback_it_is_refused_at_once(gateway: Gateway, services: Se
     status, said = curl(gateway.lab.client, url(ORIGIN2[family], ABROAD_PORT), timeout=30)
     assert status == 0
     assert "refused" in said or "Couldn't connect" in said
+
+
+@families
+def test_a_person_is_known_by_the_session(gateway: Gateway, services: Services, family: int) -> None:
+    client, source = gateway.lab.client, f"{CLIENT[family][:-1]}3"
+    assert tcp_ask(client, ORIGIN2[family], source=source).address != SHARED[family]
+    gateway.run("session", "add", source, "--email", PERSON)
+    assert tcp_ask(client, ORIGIN2[family], source=source).address == SHARED[family]
+    gateway.run("session", "remove", source)
+    assert tcp_ask(client, ORIGIN2[family], source=source).address != SHARED[family]
+
+
+@families
+def test_a_name_is_learnt_before_its_first_connection(
+    gateway: Gateway, services: Services, family: int
+) -> None:
+    client, source = gateway.lab.client, f"{CLIENT[family][:-1]}4"
+    assert tcp_ask(client, ORIGIN2[family], source=source).address != SHARED[family]
+    kind = "A" if family == 4 else "AAAA"
+    assert dig(client, RESOLVER[family], "www.lab", kind, source=source) == [ORIGIN2[family]]
+    assert tcp_ask(client, ORIGIN2[family], source=source).address == SHARED[family]
+    # Debian's kernel has nftables' own expression for it.
+    assert "queue flags bypass to" in gateway.lab.gw.run("nft", "list", "ruleset").stdout
 
 
 @families
