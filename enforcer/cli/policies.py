@@ -32,6 +32,6 @@ def command(settings: Settings, as_json: bool) -> None:
         print_json(rows)
     else:
         for row in rows:
-            texts = (row["traffic"], row["identity"], row["device_posture"])
-            row["selectors"] = " and ".join(text for text in texts if text)
+            texts = [row[key] for key in ("traffic", "identity", "device_posture") if row[key]]
+            row["selectors"] = texts[0] if len(texts) == 1 else " and ".join(f"({text})" for text in texts)
         print_table(rows, COLUMNS, "There are no policies: everything takes the nearest dedicated egress IP.")

@@ -84,8 +84,8 @@ def test_the_demo_shows_everything_as_it_should_be_and_leaves_nothing(demo: Demo
     assert demo.process.returncode == 0, output + errors
     assert "✗" not in output
     assert errors == ""
-    # 21 kinds of traffic, each in both families.
-    assert re.search(r"✓ 42 of 42 rows as they should be, (\d+) of \1 other checks\n$", output)
+    # 23 kinds of traffic, each in both families.
+    assert re.search(r"✓ 46 of 46 rows as they should be, (\d+) of \1 other checks\n$", output)
     for shown in (
         "proxy.udp off",
         "TCP reset",

@@ -9,7 +9,7 @@ from typing import Any
 
 from enforcer.lab import clients
 from enforcer.lab.configuration import ABROAD_PORT, LAX1, LAX2, SHOP_PORT, TRAVEL_PORT
-from enforcer.lab.demo.stage import FAMILIES, Question, Stage
+from enforcer.lab.demo.stage import FAMILIES, PERSON, READER, SITE, Question, Stage
 from enforcer.lab.netns import Namespace
 from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SHARED
 
@@ -147,6 +147,23 @@ def quic(origin: dict[int, str], times: int = 1) -> Drive:
     return drive
 
 
+def as_person(stage: Stage, family: int) -> list[str]:
+    """A session for the client's address; without it the origin sees another address."""
+    stage.gateway.run("session", "add", CLIENT[family], "--email", PERSON, "--ttl", "60")
+    try:
+        return web(ORIGIN1)(stage, family)
+    finally:
+        stage.gateway.run("session", "remove", CLIENT[family])
+
+
+def by_name(stage: Stage, family: int) -> list[str]:
+    """A question to the resolver, and right after its answer the first connection."""
+    client, source = stage.lab.client, READER[family]
+    kind = {4: "A", 6: "AAAA"}[family]
+    (address,) = clients.dig(client, RESOLVER[family], SITE, kind, source=source)
+    return [clients.tcp_ask(client, address, source=source).address]
+
+
 def dns(tcp: bool) -> Drive:
     """dig asks unbound, whose log of queries names the asker."""
 
@@ -253,6 +270,22 @@ MAIN = (
         _nearest,
         Question(ORIGIN2, "tcp", 80),
         ("dedicated", "nearest"),
+    ),
+    Row(
+        "TCP of a person that policy person names, by the session of her address",
+        "enforcer session, curl, nginx",
+        as_person,
+        _lax2,
+        Question(ORIGIN1, "tcp", 80, supposed=("--email", PERSON)),
+        ("dedicated", "policy"),
+    ),
+    Row(
+        "TCP to a site that policy site names, its first connection after the DNS answer",
+        "dig, unbound, TCP",
+        by_name,
+        _lax2,
+        Question(ORIGIN1, "tcp", 9000, READER, ("--host", SITE)),
+        ("dedicated", "policy"),
     ),
     Row(
         "TCP of policy shop, egress: default",

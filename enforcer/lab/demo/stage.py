@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from enforcer.lab.configuration import LAX1, LAX2, Document, added, changed
@@ -14,10 +14,15 @@ from enforcer.lab.services import Services
 from enforcer.lab.topology import CLIENT, Lab
 
 FAMILIES = (4, 6)
+PERSON, SITE = "ann@corp.example", "bank.lab"
+# A second address of the client's, which asks for the site by its name.
+READER = {4: "10.0.1.5", 6: "fd00:1::5"}
 
 
 def configuration(lab: Lab) -> Document:
-    """The lab's configuration, and in it: bank has a fallback, and the port of the limit takes lax-1."""
+    """The lab's configuration, and in it: bank has a fallback, the port of the limit takes lax-1, and there
+    are a person and a site that leave from lax-2.
+    """
     bank = {"ipv4": LAX1[4], "ipv4_fallback": LAX2[4], "ipv6": LAX1[6]}
     bulk = {
         "name": "bulk",
@@ -25,21 +30,39 @@ def configuration(lab: Lab) -> Document:
         "traffic": f"net.dst.port == {PORT}",
         "egress": {"ipv4": LAX1[4], "ipv6": LAX1[6]},
     }
-    return added(changed(lab.config(), "policies", "bank", egress=bank), "policies", bulk)
+    lax2 = {"ipv4": LAX2[4], "ipv6": LAX2[6]}
+    person = {
+        "name": "person",
+        "precedence": 6,
+        "traffic": "net.dst.ip in {198.18.1.0/24 2001:db8:a1::/64}",
+        "identity": f'identity.email == "{PERSON}"',
+        "egress": lax2,
+    }
+    site = {
+        "name": "site",
+        "precedence": 7,
+        "traffic": f'net.fqdn.host == "{SITE}" and net.src.ip in {{{" ".join(READER.values())}}}',
+        "egress": lax2,
+    }
+    config = changed(lab.config(), "policies", "bank", egress=bank)
+    return added(config, "policies", bulk, person, site)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What `enforcer explain` is asked of: an origin by family, a protocol, a port."""
+    """What `enforcer explain` is asked of: an origin by family, a protocol, a port, and what is supposed."""
 
     origin: dict[int, str]
     protocol: str
     port: int | None = None
+    client: dict[int, str] = field(default_factory=lambda: CLIENT)
+    supposed: tuple[str, ...] = ()
 
     def arguments(self, family: int) -> list[str]:
         """The command's arguments."""
-        asked = ["--src", CLIENT[family], "--dst", self.origin[family], "--protocol", self.protocol]
-        return asked if self.port is None else [*asked, "--dport", str(self.port)]
+        asked = ["--src", self.client[family], "--dst", self.origin[family], "--protocol", self.protocol]
+        asked += [] if self.port is None else ["--dport", str(self.port)]
+        return [*asked, *self.supposed]
 
 
 @dataclass(frozen=True)
