@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,10 +66,12 @@ def main(quick: bool, rounds: int | None, only: tuple[str, ...], write: bool, cp
                 rounds = rounds or (2 if quick else 5)
                 bench = Bench(programs, generator, Path(directory), results, rounds, quick, status.update)
                 for name in only or FIGURES:
+                    began = time.monotonic()
                     try:
                         FIGURES[name](bench)
                     except EnforcerError as error:  # the others can still be measured
                         results.failures[name] = str(error)
+                    results.took[name] = round(time.monotonic() - began, 1)
             results.machine["generator_had_cpu_alone"] = generator.alone
     except EnforcerError as error:
         raise click.ClickException(str(error)) from error

@@ -50,7 +50,7 @@ def names(bench: Bench) -> None:
     places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
     mixed = documents.gateway(documents.policies(1000), geoip={"database": str(places)})
     new, again, held, unheld = [], [], [], []
-    for number in range(min(bench.rounds, 3)):
+    for number in range(2):
         bench.say(f"{NAMES}: round {number + 1}")
         with running(bench, f"names{number}", mixed, sinks=False) as daemon:
             daemon.start()

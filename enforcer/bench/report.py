@@ -67,6 +67,7 @@ def show(results: Results, console: Console) -> None:
     for name, reason in results.failures.items():
         console.print(f"not measured: {name}: {reason}", style="bold red", markup=False)
     console.print(", ".join(f"{name} {value}" for name, value in results.machine.items()))
+    console.print("seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in results.took.items()))
 
 
 def markdown(results: Results) -> Iterator[str]:

@@ -83,12 +83,15 @@ class Results:
     claims: list[Claim] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     """Figures that could not be measured, and why."""
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds that each figure's measurement took, its preparation included."""
 
     def as_json(self) -> dict[str, Any]:
         """One JSON document, in the order of measurement."""
         return {
             "machine": self.machine,
             "failures": self.failures,
+            "took": self.took,
             "claims": [{**asdict(claim), "holds": claim.holds} for claim in self.claims],
             "rows": [
                 {
