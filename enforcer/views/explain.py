@@ -159,8 +159,8 @@ def _trace(source: Source, connection: Connection) -> list[dict[str, Any]]:
             "precedence": step.policy.precedence,
             "policy": step.policy.name,
             "outcome": step.outcome,
-            "selector": step.selector,
-            "reason": step.reason,
+            "selector": step.selector or None,
+            "reason": step.reason or None,
         }
         for step in trace(rules_in_force(source), connection, Lists(source.config["lists"]))
     ]
