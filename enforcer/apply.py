@@ -30,7 +30,6 @@ from enforcer.instance import Instance
 from enforcer.kernel import links
 from enforcer.kernel.namespace import netns_cookie
 from enforcer.plan import Operation, SwitchTables, plan
-from enforcer.policy.tables import compile_tables
 from enforcer.state import LAST_POLICY, LAST_SLOT, State, assign
 
 
@@ -65,8 +64,7 @@ def target(config: Configuration, file: str, before: State | None) -> Target:
         undo=list(known.undo),
     )
     actions = [_action(config, policy, slots, policies) for policy in config.ordered_policies()]
-    tables = compile_tables(config.policies, config.named_lists)
-    contents = Contents(tables, actions, config.private_networks, database)
+    contents = Contents(config.tables, actions, config.private_networks, database)
     return Target(config, wanted, contents, state)
 
 

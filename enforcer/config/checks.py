@@ -13,7 +13,7 @@ from enforcer.config.draft import Draft
 from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
-from enforcer.config.models import Configuration, PolicyEgress, Proxy
+from enforcer.config.models import Configuration, PolicyEgress
 from enforcer.policy.shadow import decidable, hidden
 
 
@@ -214,8 +214,8 @@ def _check_database(draft: Draft) -> None:
         )
 
 
-def warnings(draft: Draft) -> Iterator[tuple[Way, str]]:
-    """Say what is allowed and probably not meant."""
+def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, str]]:
+    """Say what is allowed and probably not meant; TooManyRulesError if the policies fit no match tables."""
     places: dict[tuple[str, str], None] = {}
     for fields in draft.egress_ips.values():
         place = draft.locations[fields["location"]]
@@ -234,17 +234,16 @@ def warnings(draft: Draft) -> Iterator[tuple[Way, str]]:
             f"egress_ips: none at {location}, where this gateway stands; expected one at least, for "
             "traffic that no policy matches",
         )
-    yield from _hidden(draft)
+    yield from _hidden(draft, configuration)
 
 
-def _hidden(draft: Draft) -> Iterator[tuple[Way, str]]:
+def _hidden(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, str]]:
     """Name the policies that can never decide, and what decides instead."""
-    proxy = draft.values.get("proxy", Proxy())
+    proxy, policies = configuration.proxy, configuration.policies
     protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
-    policies = draft.values.get("policies", ())
     index = {policy.name: place for place, policy in enumerate(policies)}
-    asked = decidable(protocols, draft.private_networks.values())
-    for one in hidden(policies, draft.named_lists, asked):
+    asked = decidable(protocols, configuration.private_networks)
+    for one in hidden(policies, configuration.named_lists, asked, configuration.tables):
         way = ("policies", index[one.name])
         lines = [f"{name} (line {draft.line(('policies', index[name]))})" for name in one.by]
         by = f": {listed(lines)}" if lines else ""

@@ -9,6 +9,7 @@ from enforcer.config import checks, document
 from enforcer.config.draft import draft
 from enforcer.config.models import Configuration
 from enforcer.errors import ConfigError, Fault
+from enforcer.policy.rules import TooManyRulesError
 
 
 def load(path: Path, *, interfaces: Collection[str] | None = None) -> Configuration:
@@ -21,6 +22,11 @@ def load(path: Path, *, interfaces: Collection[str] | None = None) -> Configurat
     if found.faults:
         raise ConfigError(found.faults)
     configuration = Configuration(**found.values)
-    notes = [(found.document.key_place(way), message) for way, message in checks.warnings(found)]
+    try:
+        warnings = list(checks.warnings(found, configuration))
+    except TooManyRulesError as error:
+        place = found.document.key_place(("policies",))
+        raise ConfigError([Fault(str(path), place.line, f"policies: {error}", place.column)]) from None
+    notes = [(found.document.key_place(way), message) for way, message in warnings]
     configuration._warnings = tuple(Fault(str(path), at.line, message, at.column) for at, message in notes)
     return configuration

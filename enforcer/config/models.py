@@ -39,6 +39,7 @@ from enforcer.config.fields import (
 )
 from enforcer.errors import Fault
 from enforcer.policy.lists import MAX_VALUES, NO_LISTS, Lists
+from enforcer.policy.tables import MatchTables, compile_tables
 
 SHARED: Final = "shared"
 """The shared address where an egress IP's name could stand; no egress IP may be called so."""
@@ -280,6 +281,11 @@ class Configuration(_Model):
     def named_lists(self) -> Lists:
         """The lists for expressions to use."""
         return Lists(self.lists) if self.lists else NO_LISTS
+
+    @cached_property
+    def tables(self) -> MatchTables:
+        """The policies as match tables; TooManyRulesError (a loaded file's have been made)."""
+        return compile_tables(self.policies, self.named_lists)
 
     def ordered_policies(self) -> tuple[Policy, ...]:
         """All policies, disabled ones too, in ascending precedence."""

@@ -102,12 +102,12 @@ class InForce:
             write_hosts(self._maps, [host for host in names.hosts if host[1]])
         except KernelError:
             # The store forgets this change, so its numbers must not stay: they will be others' names.
-            for host, number in before:
+            for host, row in before:
                 key = _row(self._maps.hosts, b"".join(host))
-                if number is None:
+                if row is None:
                     self._maps.hosts.delete(key)
                 else:
-                    self._maps.hosts.put(key, number)
+                    self._maps.hosts.put(key, row)
             raise
         for (client, address), number in names.hosts:
             if not number:

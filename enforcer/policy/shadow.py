@@ -46,13 +46,21 @@ def decidable(protocols: Iterable[int], private: Iterable[Network]) -> Box:
     )
 
 
-def hidden(policies: Iterable[Rule], lists: Lists = NO_LISTS, asked: Box | None = None) -> list[Hidden]:
-    """Name the enabled policies that can never decide; ``asked``: which connections policies are asked about.
+def hidden(
+    policies: Iterable[Rule],
+    lists: Lists = NO_LISTS,
+    asked: Box | None = None,
+    tables: MatchTables | None = None,
+) -> list[Hidden]:
+    """Name the enabled policies that can never decide.
 
-    ExpressionError, TooManyRulesError.
+    ``asked``: which connections policies are asked about; ``tables`` are those of the policies, if they are
+    there already. ExpressionError, TooManyRulesError.
     """
     ordered = in_order(policies)
-    search = _Search(compile_tables(ordered, lists), [box for one in ordered for box in _boxes(one, lists)])
+    search = _Search(
+        tables or compile_tables(ordered, lists), [box for one in ordered for box in _boxes(one, lists)]
+    )
     found = []
     rule = 0
     for policy in ordered:

@@ -23,6 +23,12 @@ from enforcer.policy.sets import ROOT4, ROOT6, AddressSet, PortSet, Prefix, Prot
 
 T = TypeVar("T")
 
+MAX_PREFIXES = 1 << 20
+"""Of one trie: some 100 MiB in the kernel."""
+
+MAX_SETS = 1 << 16
+"""Distinct sets of rules, 2 KiB each in the kernel."""
+
 Groups = tuple[tuple[Predicate, Bits], ...]
 """Distinct predicates of one dimension, each with the rules that have it."""
 
@@ -125,7 +131,8 @@ def compile_tables(policies: Iterable[Rule], lists: Lists = NO_LISTS) -> MatchTa
     boxes: list[Box] = []
     rules: list[int] = []
     needs: list[tuple[int, str]] = []
-    for index, policy in enumerate(in_order(policies)):
+    ordered: list[Rule] = in_order(policies)
+    for index, policy in enumerate(ordered):
         if policy.enabled:
             found = rules_of(expression_of(policy, lists))
             boxes += found
@@ -135,7 +142,7 @@ def compile_tables(policies: Iterable[Rule], lists: Lists = NO_LISTS) -> MatchTa
         largest = ", ".join(f"{name} {count:,}" for count, name in sorted(needs, reverse=True)[:3])
         raise TooManyRulesError(f"{len(boxes):,} rules, {MAX_RULES:,} at most; most are needed by: {largest}")
     classes = {0: 0}
-    return MatchTables(
+    tables = MatchTables(
         rules=tuple(rules),
         source=_address_table(_grouped(box.source for box in boxes), classes),
         destination=_address_table(_grouped(box.destination for box in boxes), classes),
@@ -150,6 +157,25 @@ def compile_tables(policies: Iterable[Rule], lists: Lists = NO_LISTS) -> MatchTa
         },
         sets=tuple(classes),
     )
+    prefixes = max(len(tables.source), len(tables.destination))
+    if prefixes > MAX_PREFIXES:
+        raise TooManyRulesError(_too_large(f"{prefixes:,} prefixes", MAX_PREFIXES, boxes, rules, ordered))
+    if len(classes) > MAX_SETS:
+        raise TooManyRulesError(
+            _too_large(f"{len(classes):,} sets of rules", MAX_SETS, boxes, rules, ordered)
+        )
+    return tables
+
+
+def _too_large(what: str, most: int, boxes: list[Box], rules: list[int], ordered: list[Rule]) -> str:
+    """Name the policies whose addresses and ports cut the tables into most pieces."""
+    pieces: dict[int, int] = {}
+    for box, index in zip(boxes, rules, strict=True):
+        size = len(box.source) + len(box.destination) + len(box.source_ports) + len(box.ports)
+        pieces[index] = pieces.get(index, 0) + size
+    largest = sorted(pieces, key=lambda index: -pieces[index])[:3]
+    names = ", ".join(f"{ordered[index].name} ({pieces[index]:,} prefixes and ranges)" for index in largest)
+    return f"{what} in the match tables, {most:,} at most; most are of: {names}"
 
 
 def _grouped(values: Iterable[T]) -> dict[T, Bits]:

@@ -758,3 +758,9 @@ def test_policies_that_never_decide_are_a_warning_with_those_that_do(file: Path)
         f"[3]: udp can never decide: {shared}",
         f"[4]: branch can never decide: {shared}",
     ]
+
+
+def test_policies_that_fit_no_table_are_a_fault(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enforcer.policy.tables.MAX_PREFIXES", 3)
+    (fault,) = faults_of(write(file, changed(("policies.0.traffic", "net.dst.ip in {10.0.0.1 10.0.0.3}"))))
+    assert "policies: 4 prefixes in the match tables, 3 at most; most are of: bank" in fault.message

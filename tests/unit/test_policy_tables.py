@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -17,7 +16,7 @@ from enforcer.policy import sets
 from enforcer.policy.facts import NOTHING, Connection
 from enforcer.policy.language import parse
 from enforcer.policy.reference import decide, evaluate, in_order
-from enforcer.policy.rules import MAX_RULES, TooManyRulesError, rules_of
+from enforcer.policy.rules import MAX_RULES, TooManyRulesError
 from enforcer.policy.tables import MatchTables, compile_tables
 
 
@@ -168,37 +167,6 @@ def test_too_many_rules_name_the_policies_that_need_most() -> None:
     assert len(tables.rules) == MAX_RULES
 
 
-def mixed(count: int) -> list[Rule]:
-    kinds = [
-        'net.dst.ip in {{10.{hi}.{lo}.0/24 2001:db8:{i:x}::/48}} and net.protocol == "tcp"',
-        "net.dst.port in {{{i} {i}..{j}}}",
-        "net.src.ip in {{10.{hi}.{lo}.0/24}} and net.dst.ip not in {{2001:db8:{i:x}::/48}}",
-        "not (net.dst.ip == 198.51.{hi}.{lo} or net.dst.port == 443) and net.src.ip == 10.1.{hi}.{lo}",
-        "net.src.ip in {{10.2.{hi}.1..10.2.{hi}.{lo}}} and net.dst.port != 25",
-    ]
-    return [
-        Rule(f"p{i}", i, kinds[i % len(kinds)].format(i=i, j=i + 9, hi=i >> 8, lo=(i & 255) or 1))
-        for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize(("count", "seconds"), [(1000, 0.3), (4000, 1.5)])
-def test_compiling_is_fast(count: int, seconds: float) -> None:
-    policies = mixed(count)
-    for policy in policies:
-        parse(policy.traffic)
-    rules_of.cache_clear()
-    best = min(timed(policies) for _ in range(3))
-    assert best < seconds, best
-
-
-def timed(policies: list[Rule]) -> float:
-    rules_of.cache_clear()
-    started = time.perf_counter()
-    compile_tables(policies)
-    return time.perf_counter() - started
-
-
 @given(
     st.lists(st.sampled_from(NETWORKS), max_size=6),
     st.lists(st.sampled_from(NETWORKS), max_size=6),
@@ -228,3 +196,18 @@ def compile_trie(entries: sets.AddressSet):  # type: ignore[no-untyped-def]
         ]
 
     return look_up
+
+
+def test_tables_that_do_not_fit_name_the_policies_that_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = rules(
+        " or ".join(f"net.dst.ip == 10.0.0.{2 * i}" for i in range(100)),
+        "net.dst.port in {1..9 11..19}",
+    )
+    compile_tables(policies)
+    monkeypatch.setattr("enforcer.policy.tables.MAX_PREFIXES", 100)
+    with pytest.raises(TooManyRulesError, match=r"10\d prefixes .* 100 at most; most are of: p0 \(10"):
+        compile_tables(policies)
+    monkeypatch.undo()
+    monkeypatch.setattr("enforcer.policy.tables.MAX_SETS", 2)
+    with pytest.raises(TooManyRulesError, match=r"sets of rules in the match tables, 2 at most"):
+        compile_tables(policies)
