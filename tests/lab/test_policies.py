@@ -323,3 +323,58 @@ def _redecided(rows: list[dict[str, Any]]) -> dict[str, int]:
     assert found[0]["flows"] == sum(found[0]["clients"].values())
     clients: dict[str, int] = found[0]["clients"]
     return clients
+
+
+# --- what is wrong
+
+LONG = "net.dst.port == 1 or " * 60_000
+BAD = {
+    "unknown field": ("net.dst.prot == 1", "net.dst.prot is no known field; expected net.dst.port"),
+    "operator that the type has not": ('net.fqdn.host < "a"', "net.fqdn.host"),
+    "unbalanced": ("(net.dst.port == 1", "`)`"),
+    "prefix as an address": ("net.dst.ip == 2001:db8::/32", "is a prefix"),
+    "name as a port": ('net.dst.port == "http"', "is no port"),
+    "list without any": ('identity.groups[*].name == "x"', "any("),
+    "unknown list": ("net.dst.ip in $nobody", "nobody"),
+    "pattern that explodes": ('identity.email matches "((a{100}){100}){100}"', "regular expression"),
+    "pattern of other engines": (r'identity.email matches "(a)\1"', "regular expression"),
+    "a megabyte": (LONG, "characters"),
+    "deep nesting": ("(" * 5000 + "net.dst.port == 1" + ")" * 5000, "100 levels"),
+    "no places": ('net.dst.geo.country == "DE"', "geoip"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_expression_is_one_message_and_changes_nothing(enforced: Gateway, kind: str) -> None:
+    text, message = BAD[kind]
+    use(enforced, policy("good", 1, to(LAX2), traffic="net.dst.port == 9000"))
+    document = enforced.lab.config(policies=[policy("bad", 1, to(LAX1), traffic=text)])
+    enforced.write(document)
+    done = enforced.run("reload", check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert message in line and "Traceback" not in line and len(line) < 600
+    assert "policies[0]" in line
+    for family in (4, 6):
+        assert tcp_ask(enforced.lab.client, ORIGIN1[family]).address == leaves_from(LAX2, family)
+
+
+def test_a_list_of_100_000_addresses(enforced: Gateway) -> None:
+    numbers = range(100_000)
+    values = [
+        f"198.18.{64 + (n >> 8) % 64}.{n & 255}/32"
+        if n < 16384
+        else f"100.{64 + (n >> 16)}.{n >> 8 & 255}.{n & 255}"
+        for n in numbers
+    ]
+    values[-2:] = [ORIGIN1[4], ORIGIN1[6]]
+    many = policy("many", 1, to(LAX2), traffic="net.dst.ip in $many and net.dst.port == 9000")
+    use(enforced, many, lists={"many": values})
+    for family in (4, 6):
+        assert tcp_ask(enforced.lab.client, ORIGIN1[family]).address == leaves_from(LAX2, family)
+        assert tcp_ask(enforced.lab.client, ORIGIN2[family]).address == SHARED[family]
+    one_more = enforced.lab.config(policies=[many], lists={"many": [*values, "192.0.2.1"]})
+    enforced.write(one_more)
+    done = enforced.run("reload", check=False)
+    assert done.returncode == 2 and "100,000" in done.stderr
+    assert tcp_ask(enforced.lab.client, ORIGIN1[4]).address == leaves_from(LAX2, 4)
