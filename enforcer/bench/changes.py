@@ -24,7 +24,6 @@ from enforcer.datapath.banks import BANK
 from enforcer.datapath.maps import Maps
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
-from enforcer.lab.configuration import Document
 from enforcer.lab.netns import LabError
 
 POLICIES = "Policies changed"
@@ -79,7 +78,7 @@ def policies(bench: Bench) -> None:
                 bench.say(f"{POLICIES}: {count:,}{known_of}")
                 reloads = bench.rounds if count == 1000 else 1  # of 4,000, reading the file takes seconds
                 for chosen in islice(_alternately(documents.policies(count)), reloads):
-                    daemon.write(_gateway(chosen, places))
+                    daemon.write(documents.placed(chosen, places))
                     took = daemon.run("reload")
                     figures.keep(f"`enforcer reload`, {count:,} policies{known_of}, as a user waits", took)
                 for _ in range(bench.rounds):
@@ -90,10 +89,6 @@ def policies(bench: Bench) -> None:
                         f"compile and switch, {count:,} policies{known_of}", took_compile + took_switch, limit
                     )
     figures.into(bench)
-
-
-def _gateway(policies: list[dict[str, Any]], places: Path, **changes: object) -> Document:
-    return documents.gateway(policies, geoip={"database": str(places)}, **changes)
 
 
 def _alternately(policies: list[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
@@ -141,7 +136,7 @@ def sessions(bench: Bench) -> None:
     many = _session_file(bench.directory / "many.jsonl", range(1, MANY + 1))
     own = range(MANY + 1, MANY + 1 + _WATCHED[0])
     watched = _session_file(bench.directory / "watched.jsonl", own)
-    document = _gateway(documents.policies(1000), places, sessions={"file": str(watched)})
+    document = documents.placed(documents.policies(1000), places, sessions={"file": str(watched)})
     with running(bench, "sessions", document) as daemon:
         for number in range(min(bench.rounds, 3)):
             bench.say(f"{SESSIONS}: round {number + 1}")
@@ -171,7 +166,7 @@ def _watch_many(bench: Bench, figures: Figures, places: Path, count: int) -> Non
     """A watched file of many, in which one session is another one: all of it is read."""
     numbers = range(1, count + 1)
     watched = _session_file(bench.directory / "watched.jsonl", numbers)
-    document = _gateway(documents.policies(1000), places, sessions={"file": str(watched)})
+    document = documents.placed(documents.policies(1000), places, sessions={"file": str(watched)})
     with running(bench, f"watched{count}", document) as daemon:
         daemon.start()
         with closing(_maps(daemon)) as maps:
@@ -242,18 +237,18 @@ def places(bench: Bench) -> None:
     small = known.write_places(bench.directory / "small.mmdb", prefixes=1000)
     large = known.write_places(bench.directory / "large.mmdb", prefixes=_PREFIXES)
     policies = documents.policies(1000)
-    with running(bench, "places", _gateway(policies, small)) as daemon:
+    with running(bench, "places", documents.placed(policies, small)) as daemon:
         daemon.start()
         with closing(_maps(daemon)) as maps:
             for number in range(2):
                 bench.say(f"{PLACES}: round {number + 1}")
-                daemon.write(_gateway(policies, large))
+                daemon.write(documents.placed(policies, large))
                 took = daemon.run("reload")
                 bank = int(maps.settings.get(0)["bank"]) & BANK  # type: ignore[index]
                 found = len(maps.inner("places", bank).items()[0])
                 if found < _PREFIXES:
                     raise LabError(f"{found:,} prefixes are in force, {_PREFIXES:,} were written")
                 figures.keep(f"`enforcer reload`, {_PREFIXES:,} prefixes, 1,000 policies", took, 10.0)
-                daemon.write(_gateway(policies, small))
+                daemon.write(documents.placed(policies, small))
                 daemon.run("reload")
     figures.into(bench)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from enforcer.bench import known
@@ -29,6 +30,11 @@ def gateway(policies: list[dict[str, Any]] | None = None, **changes: object) -> 
         policies=[everything()] if policies is None else policies,
         **changes,
     )
+
+
+def placed(policies: list[dict[str, Any]], places: Path, **changes: object) -> Document:
+    """With a database of places, which policies that ask about countries need."""
+    return gateway(policies, geoip={"database": str(places)}, **changes)
 
 
 def everything(more: str = "") -> dict[str, Any]:

@@ -48,7 +48,7 @@ _HEADERS = _ETHERNET + _IP + _UDP
 def names(bench: Bench) -> None:
     """Many new names, the same ones again; how long one answer takes, with and without anybody learning."""
     places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
-    mixed = documents.gateway(documents.policies(1000), geoip={"database": str(places)})
+    mixed = documents.placed(documents.policies(1000), places)
     new, again, held, unheld = [], [], [], []
     for number in range(2):
         bench.say(f"{NAMES}: round {number + 1}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from enforcer.bench import documents
+from enforcer.bench import documents, known
 from enforcer.bench.measure import Bench
 from enforcer.bench.results import Row, Sample, bound
 from enforcer.bench.wire import Wire
@@ -78,7 +78,8 @@ def running(bench: Bench, name: str, document: Document, *, sinks: bool = True) 
 def start(bench: Bench) -> None:
     """From nothing to ready, the compiler's work included; then status with 1,000 policies."""
     bench.say(START)
-    many = documents.gateway(documents.policies(_POLICIES))
+    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
+    many = documents.placed(documents.policies(_POLICIES), places)
     with running(bench, "start", documents.gateway()) as daemon:
         found: dict[str, list[Sample]] = {}
 

@@ -12,6 +12,7 @@ import select
 import sys
 import time
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 from enforcer.bench import documents
@@ -33,17 +34,12 @@ def generations(count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return one, [*turned, other[-1]]
 
 
-def document(policies: list[dict[str, Any]], places: str) -> documents.Document:
-    """A generation's configuration."""
-    return documents.gateway(policies, geoip={"database": places})
-
-
-def main(count: int, places: str) -> None:
+def main(count: int, places: Path) -> None:
     """Until standard input ends."""
     gateway = gateway_here()
     with gateway.instance.change_lock():
         aims = [
-            aim(gateway, Configuration.model_validate(document(policies, places)))
+            aim(gateway, Configuration.model_validate(documents.placed(policies, places)))
             for policies in generations(count)
         ]
         print("ready", flush=True)
@@ -59,4 +55,4 @@ def main(count: int, places: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), Path(sys.argv[2]))

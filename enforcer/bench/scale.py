@@ -34,7 +34,7 @@ def policies(bench: Bench) -> None:
                 Enforcer(
                     bench.programs,
                     bench.directory,
-                    documents.gateway(documents.policies(count), geoip={"database": str(places)}),
+                    documents.placed(documents.policies(count), places),
                     f"-p{count}",
                     _named(count),
                     informed=True,

@@ -78,7 +78,7 @@ def storm(bench: Bench) -> None:
         peer = Enforcer(
             bench.programs,
             bench.directory,
-            reloads.document(generations[0], str(places)),
+            documents.placed(generations[0], places),
             "-storm",
             informed=True,
         )
