@@ -2,7 +2,8 @@
 /*
  * The kernel side of the enforcer, from a packet's arrival to its departure:
  *
- *   from_client   TC ingress, inside    which egress, and is there room?      → the mark
+ *   from_client   TC ingress, inside    a flow that is known? its egress      → the mark
+ *   decide        its tail              else: which egress, is there room?    → the mark
  *   (kernel)      route, nft: refuse, forward, translate by the mark
  *   to_origin     TC egress, outside    the last guard: no source but the planned ones
  *   from_origin   TC ingress, outside   neighbour solicitations for on-link ranges
@@ -97,88 +98,177 @@ static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const s
 	return flows.lookup(&key);
 }
 
-/* TCP and UDP are flows; the rest is only given its address, packet by packet. */
-static __always_inline int open_flow(struct __sk_buff *skb, const struct settings *s, struct packet *p, u64 now)
+/*
+ * What from_client and explain hand to decide, which they call as a tail: so the verifier looks at the decision
+ * once, whatever came before. A question's own place keeps it from packets that arrive while it is asked.
+ */
+struct pending {
+	struct packet packet;
+	u64 now;
+};
+enum place { A_PACKET, A_QUESTION, PLACES };
+BPF_PERCPU_ARRAY(pending, struct pending, PLACES);
+enum stage { DECIDE, STAGES };
+/* Pinned for itself: what was loaded before keeps its own until nothing calls it any more. */
+BPF_TABLE_PINNED("prog", u32, u32, stages, STAGES, STAGES_PIN, 0);
+
+/* cb[0]: which place, and for a question what it supposes. */
+enum { SUPPOSE_SHIFT = 1 };
+
+static __always_inline struct pending *get_pending(u32 place)
 {
-	struct verdict v = {};
-	int reason = route(skb, p);
-	u32 counted = 1;
+	int index = place & A_QUESTION;
 
-	if (reason) {
-		count(reason, 0);
-		return PASS;
-	}
-	if (!begins(p))
-		return block(REASON_OUT_OF_STATE);
-	classify(s, p, &v, true, 0);
-	if (v.policy)
-		hit(v.policy, now);
-	if (v.reason == REASON_ICMP) {
-		struct flow *about = flow_of_error(skb, p);
-
-		if (about) {
-			v.reason = REASON_ICMP_ERROR;
-			v.slot = about->slot;
-		}
-	}
-	if (v.reason >= REASON_MALFORMED)
-		return block(v.reason);
-	if (v.reason >= REASON_LIMIT)
-		return refuse(skb, s, v.reason);
-	if (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP) {
-		reason = admit(&p->tuple, &v, s->limit, now);
-		if (reason)
-			return refuse(skb, s, reason);
-		if (enter(skb, p, &v, now)) {
-			struct flow *flow = flows.lookup(&p->tuple);
-
-			give_back(&p->tuple, v.source, true);
-			if (!flow)
-				return refuse(skb, s, REASON_FLOWS_FULL);
-			/* Another processor has entered the same flow just now: this packet takes its way. */
-			v.reason = flow->reason;
-			v.slot = flow->slot;
-			counted = 0;
-		}
-	} else {
-		counted = 0;
-	}
-	count(v.reason, counted);
-	set_mark(skb, s, v.slot + 1);
-	return PASS;
+	return pending.lookup(&index);
 }
 
 int from_client(struct __sk_buff *skb)
 {
 	struct settings *s = get_settings();
-	struct packet p = {};
+	struct pending *w = get_pending(A_PACKET);
+	struct packet *p;
 	struct flow *flow;
-	u64 now;
 	int reason;
 
-	if (!s || !s->ready)
+	if (!s || !s->ready || !w)
 		return block(REASON_NOT_READY);
+	p = &w->packet;
+	__builtin_memset(p, 0, sizeof(*p));
 	/* Whatever mark came along, ours starts empty. */
 	set_mark(skb, s, 0);
-	reason = parse(skb, &p);
+	reason = parse(skb, p);
 	if (reason == REASON_MALFORMED || reason == REASON_TINY_FRAGMENT)
 		return block(reason);
 	if (reason) {
 		count(reason, 0);
 		return PASS;
 	}
-	now = bpf_ktime_get_coarse_ns();
-	flow = flows.lookup(&p.tuple);
-	if (flow && reopens(flow, &p)) {
-		flows.delete(&p.tuple);
+	w->now = bpf_ktime_get_coarse_ns();
+	flow = flows.lookup(&p->tuple);
+	if (flow && reopens(flow, p)) {
+		flows.delete(&p->tuple);
 		flow = 0;
 	}
-	if (!flow)
-		return open_flow(skb, s, &p, now);
+	if (!flow) {
+		skb->cb[0] = A_PACKET;
+		stages.call(skb, DECIDE);
+		return block(REASON_NOT_READY);
+	}
 	set_mark(skb, s, flow->slot + 1);
 	count(flow->reason, 0);
-	pass_packet(skb, flow, &p, ORIGINAL, now);
+	pass_packet(skb, flow, p, ORIGINAL, w->now);
 	return PASS;
+}
+
+static __always_inline int store_verdict(struct __sk_buff *skb, const struct verdict *v)
+{
+	return bpf_skb_store_bytes(skb, 0, v, sizeof(*v), 0);
+}
+
+/*
+ * explain: what from_client would do with this packet, decided by the same program, with nothing entered,
+ * counted or sent. The verdict overwrites the packet's first bytes. cb[0] says what is supposed.
+ */
+int explain(struct __sk_buff *skb)
+{
+	struct settings *s = get_settings();
+	struct pending *w = get_pending(A_QUESTION);
+	struct verdict v = {};
+
+	v.reason = REASON_NOT_READY;
+	if (!s || !s->ready || !w)
+		return store_verdict(skb, &v);
+	__builtin_memset(&w->packet, 0, sizeof(w->packet));
+	v.reason = parse(skb, &w->packet);
+	if (v.reason)
+		return store_verdict(skb, &v);
+	skb->cb[0] = A_QUESTION | skb->cb[0] << SUPPOSE_SHIFT;
+	stages.call(skb, DECIDE);
+	v.reason = REASON_NOT_READY;
+	return store_verdict(skb, &v);
+}
+
+static __always_inline int answer(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
+				  struct verdict *v)
+{
+	v->limit = s->limit;
+	if (v->reason < REASON_LIMIT && (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP)) {
+		v->active = active_at(&p->tuple, v->source);
+		if (v->active >= v->limit)
+			v->reason = REASON_LIMIT;
+	}
+	return store_verdict(skb, v);
+}
+
+/* TCP and UDP are flows; the rest is only given its address, packet by packet. */
+static __always_inline int open_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
+				     struct verdict *v, u64 now)
+{
+	u32 counted = 1;
+	int reason;
+
+	if (v->policy)
+		hit(v->policy, now);
+	if (v->reason == REASON_ICMP) {
+		struct flow *about = flow_of_error(skb, p);
+
+		if (about) {
+			v->reason = REASON_ICMP_ERROR;
+			v->slot = about->slot;
+		}
+	}
+	if (v->reason >= REASON_MALFORMED)
+		return block(v->reason);
+	if (v->reason >= REASON_LIMIT)
+		return refuse(skb, s, v->reason);
+	if (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP) {
+		reason = admit(&p->tuple, v, s->limit, now);
+		if (reason)
+			return refuse(skb, s, reason);
+		if (enter(skb, p, v, now)) {
+			struct flow *flow = flows.lookup(&p->tuple);
+
+			give_back(&p->tuple, v->source, true);
+			if (!flow)
+				return refuse(skb, s, REASON_FLOWS_FULL);
+			/* Another processor has entered the same flow just now: this packet takes its way. */
+			v->reason = flow->reason;
+			v->slot = flow->slot;
+			counted = 0;
+		}
+	} else {
+		counted = 0;
+	}
+	count(v->reason, counted);
+	set_mark(skb, s, v->slot + 1);
+	return PASS;
+}
+
+/* A flow that is not known: which egress, and is there room? */
+int decide(struct __sk_buff *skb)
+{
+	u32 place = skb->cb[0] & A_QUESTION;
+	u32 suppose = place ? skb->cb[0] >> SUPPOSE_SHIFT : 0;
+	struct pending *w = get_pending(place);
+	struct settings *s = get_settings();
+	struct verdict v = {};
+	struct packet *p;
+
+	if (!s || !w)
+		return block(REASON_NOT_READY);
+	p = &w->packet;
+	v.reason = route(skb, p);
+	if (!v.reason && !begins(p))
+		v.reason = REASON_OUT_OF_STATE;
+	if (!v.reason)
+		classify(s, p, &v, !place, suppose);
+	if (place)
+		return answer(skb, s, p, &v);
+	if (v.reason >= REASON_LOCAL) {
+		count(v.reason, 0);
+		return PASS;
+	}
+	return open_flow(skb, s, p, &v, w->now);
 }
 
 int to_client(struct __sk_buff *skb)
@@ -271,36 +361,6 @@ int from_origin(struct __sk_buff *skb)
 		return PASS;
 	count(REASON_NEIGHBOUR, 0);
 	return bpf_redirect(skb->ifindex, 0);
-}
-
-/*
- * explain: what from_client would do with this packet, decided by the same functions, with nothing
- * entered, counted or sent. The verdict overwrites the packet's first bytes.
- */
-int explain(struct __sk_buff *skb)
-{
-	struct settings *s = get_settings();
-	struct packet p = {};
-	struct verdict v = {};
-	int reason;
-
-	if (!s || !s->ready) {
-		v.reason = REASON_NOT_READY;
-	} else {
-		reason = parse(skb, &p);
-		if (!reason)
-			reason = route(skb, &p);
-		v.reason = reason;
-		if (!reason)
-			classify(s, &p, &v, false, skb->cb[0]);
-		v.limit = s->limit;
-		if (v.reason < REASON_LIMIT && (p.tuple.protocol == IPPROTO_TCP || p.tuple.protocol == IPPROTO_UDP)) {
-			v.active = active_at(&p.tuple, v.source);
-			if (v.active >= v.limit)
-				v.reason = REASON_LIMIT;
-		}
-	}
-	return bpf_skb_store_bytes(skb, 0, &v, sizeof(v), 0);
 }
 
 enum {

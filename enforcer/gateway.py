@@ -172,7 +172,7 @@ class Gateway:
     def drop_stale_pins(self) -> None:
         """Unpins maps of layouts that are no longer in force."""
         if self.pins is not None and self.state is not None:
-            self.pins.remove_maps_but(self.state.layout)
+            self.pins.remove_but(self.state.layout, self.state.stages)
 
     def down(self) -> list[str]:
         """Takes away everything that was ever installed; returns what was done.
@@ -349,9 +349,8 @@ class _Applier:
             _check_maps(old, before)
         gateway.pins.directory.mkdir(parents=True, exist_ok=True)
         self._unsettle(programs=True)
-        self.state.layouts = programs.load(
-            gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins
-        )
+        loaded = programs.load(gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins)
+        self.state.layouts, self.state.stages = loaded.layouts, loaded.stages
         self.state.programs = source_digest()
         self.fresh_maps = before is None or before.layout != self.state.layout
         if old is not None and before is not None and before.layout != self.state.layout:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class State:
     """Digest of the loaded programs' sources."""
     tables: str = ""
     """Digest of what the policy bank in force was made from."""
+    stages: str = ""
+    """Where the loaded programs' table of tail calls is pinned (enforcer/datapath/programs.py)."""
     layouts: dict[str, Any] = field(default_factory=dict)
     """BCC's descriptions of the maps (enforcer/datapath/layout.py)."""
     undo: list[dict[str, str]] = field(default_factory=list)
@@ -45,7 +47,8 @@ class State:
     def save(self, path: Path) -> None:
         """Writes the file as a whole or not at all."""
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
+        # Written at every switch: neither copied before (asdict) nor indented.
+        new.write_text(json.dumps(vars(self), sort_keys=True))
         new.rename(path)
 
     @classmethod

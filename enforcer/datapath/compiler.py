@@ -21,7 +21,9 @@ from typing import Any
 
 from enforcer.errors import KernelError, PrivilegeError
 
-PROGRAMS = ("from_client", "to_client", "to_origin", "from_origin", "explain", "reap", "forget")
+# Maps of one load's programs alone: nobody else opens them.
+_PRIVATE = ("pending", "stages")
+PROGRAMS = ("from_client", "decide", "to_client", "to_origin", "from_origin", "explain", "reap", "forget")
 _UAPI = Path("/usr/include")
 
 
@@ -93,10 +95,11 @@ def _fail(what: str, said: list[str], error: Exception) -> KernelError | Privile
 
 
 def compile_programs(
-    pin_directory: Path, flows: int, origins: int, defines: tuple[str, ...] = ()
+    pin_directory: Path, stages: Path, flows: int, origins: int, defines: tuple[str, ...] = ()
 ) -> Compiled:
     """Compiles and loads every program; maps pinned in ``pin_directory`` are used, others are made there.
 
+    ``stages`` is where the table of tail calls is pinned; without a pin the kernel would empty it.
     Raises KernelError with the compiler's or the verifier's words, PrivilegeError.
     """
     root = Path(str(files("enforcer.bpf")))
@@ -106,9 +109,13 @@ def compile_programs(
         f'-DPIN_DIRECTORY="{pin_directory}"',
         f"-DFLOWS={flows}",
         f"-DORIGINS={origins}",
+        f'-DSTAGES_PIN="{stages}"',
         *defines,
     ]
-    return compile_text(_one_text(root), flags, dict.fromkeys(PROGRAMS, "SCHED_CLS"))
+    compiled = compile_text(_one_text(root), flags, dict.fromkeys(PROGRAMS, "SCHED_CLS"))
+    for name in _PRIVATE:
+        del compiled.layouts[name]
+    return compiled
 
 
 def compile_text(text: str, flags: Sequence[str], kinds: Mapping[str, str]) -> Compiled:

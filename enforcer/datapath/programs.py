@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from enforcer.datapath import syscall
-from enforcer.datapath.maps import Maps
+from enforcer.datapath.maps import Map, Maps
 
+_STAGES = "stages-"
 # Maps whose content is carried over to a new layout; the rest is written anew at every start.
 _CARRIED = ("clients", "policy_hits", "reasons")
 
@@ -60,10 +61,10 @@ class Pins:
         self.directory.rmdir()
         return True
 
-    def remove_maps_but(self, layout_digest: str) -> None:
-        """Unpins the maps of other layouts."""
-        for path in self.directory.glob("maps-*"):
-            if path != self.maps(layout_digest):
+    def remove_but(self, layout_digest: str, stages: str) -> None:
+        """Unpins the maps of other layouts, and the tails of other programs."""
+        for path in (*self.directory.glob("maps-*"), *self.directory.glob(f"{_STAGES}*")):
+            if path not in (self.maps(layout_digest), self.directory / stages):
                 _remove_directory(path)
 
 
@@ -78,19 +79,32 @@ def layout_digest(definition: str, flows: int, origins: int) -> str:
     return hashlib.sha256(f"{definition} {flows} {origins}".encode()).hexdigest()
 
 
-def load(pins: Pins, digest: str, flows: int, origins: int) -> dict[str, Any]:
-    """Compiles and loads the programs on the maps of this layout, and pins both; returns the layouts.
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded: the maps' layouts, and the name of the directory with the table of tail calls."""
 
-    Nothing is attached. Programs that are attached already keep running on their maps.
+    layouts: dict[str, Any]
+    stages: str
+
+
+def load(pins: Pins, digest: str, flows: int, origins: int) -> Loaded:
+    """Compiles and loads the programs on the maps of this layout, and pins both.
+
+    Nothing is attached. Programs that are attached already keep running on their maps, and calling their own
+    tails.
     """
     from enforcer.datapath import compiler  # BCC: only in a process that ends
 
     directory = pins.maps(digest)
     fresh = not directory.is_dir()
     directory.mkdir(parents=True, exist_ok=True)
+    stages = pins.directory / f"{_STAGES}{os.urandom(4).hex()}"
+    stages.mkdir()
     try:
-        compiled = compiler.compile_programs(directory, flows, origins)
+        compiled = compiler.compile_programs(directory, stages / "stages", flows, origins)
+        _link(stages / "stages", compiled.programs["decide"])
     except BaseException:
+        _remove_directory(stages)
         if fresh:
             _remove_directory(directory)
         raise
@@ -103,7 +117,14 @@ def load(pins: Pins, digest: str, flows: int, origins: int) -> dict[str, Any]:
     if pins.programs.is_dir():
         _remove_directory(pins.programs)
     new.rename(pins.programs)
-    return compiled.layouts
+    return Loaded(compiled.layouts, stages.name)
+
+
+def _link(stages: Path, program: int) -> None:
+    """Makes a program the first, and only, stage that others call."""
+    table = syscall.get(str(stages))
+    Map(table, np.dtype("<u4"), np.dtype("<u4"), "stages").put(0, program)
+    os.close(table)
 
 
 def carry_over(old: Maps, new: Maps) -> None:

@@ -21,7 +21,7 @@ def directory() -> Iterator[Path]:
 
 
 def test_the_verifier_takes_every_program(directory: Path) -> None:
-    compiled = compiler.compile_programs(directory, flows=65536, origins=4096)
+    compiled = compiler.compile_programs(directory, directory / "stages", flows=65536, origins=4096)
     assert set(compiled.programs) == set(compiler.PROGRAMS)
     for fd in compiled.programs.values():
         assert syscall.program_info(fd)[0] > 0
