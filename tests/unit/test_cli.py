@@ -14,10 +14,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from enforcer import apply, applying, control, daemon, gateway
+from enforcer import apply, applying, control, gateway
 from enforcer import instance as instances
 from enforcer.cli import app, output
 from enforcer.cli.app import NOUNS, OTHERS, VERBS, entry
+from enforcer.daemon import systemd
 from enforcer.datapath import syscall
 from enforcer.errors import (
     BusyError,
@@ -301,18 +302,18 @@ def test_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool)
         listener.bind("\0" + name[1:] if abstract else name)
         listener.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", name)
-        daemon.notify("READY=1")
+        systemd.notify("READY=1")
         assert listener.recv(100) == b"READY=1"
-    daemon.notify("nobody listens")  # no error
+    systemd.notify("nobody listens")  # no error
     monkeypatch.delenv("NOTIFY_SOCKET")
-    daemon.notify("nobody asked")
+    systemd.notify("nobody asked")
 
 
 def test_watchdog_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    assert daemon.watchdog_interval() is None
+    assert systemd.watchdog_interval() is None
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
-    assert daemon.watchdog_interval() == 15
+    assert systemd.watchdog_interval() == 15
 
 
 # --- how things are written

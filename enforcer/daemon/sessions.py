@@ -28,12 +28,6 @@ _AT_ONCE = 1000
 _PATIENCE = 5.0
 
 
-def watched(config: Mapping[str, Any]) -> Path | None:
-    """The session file of a configuration in its JSON form."""
-    file = config.get("sessions", {}).get("file")
-    return Path(file) if file else None
-
-
 class Attendance:
     """Who has a session: changed here, in the store and in the kernel's maps alike."""
 

@@ -1,0 +1,143 @@
+"""One gateway's daemon: what it consists of, and who tells whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from enforcer.applying import Work
+from enforcer.control import Caller, report_of
+from enforcer.daemon.enforced import Enforced
+from enforcer.daemon.files import Files
+from enforcer.daemon.jobs import Job, Jobs
+from enforcer.daemon.keeping import Keeping
+from enforcer.daemon.loop import Loop, signals
+from enforcer.daemon.reloading import Reloading, report
+from enforcer.daemon.requests import Requests
+from enforcer.daemon.session_file import SessionFile
+from enforcer.daemon.sources import Sources
+from enforcer.daemon.sweeping import Sweeping
+from enforcer.daemon.systemd import notify, watchdog_interval
+from enforcer.errors import EnforcerError, UsageError
+from enforcer.facts.rows import COMMAND
+from enforcer.instance import Instance
+from enforcer.kernel.watch import Watch
+
+
+def _sign_of_life() -> float | None:
+    notify("WATCHDOG=1")
+    return watchdog_interval()
+
+
+class Daemon:
+    """``say`` receives lines for the person or the journal."""
+
+    def __init__(self, instance: Instance, file: Path, say: Callable[[str], None]):
+        self._instance = instance
+        self._file = file
+        self._say = say
+        self._running = True
+
+    def run(self, work: Work) -> None:
+        """Until SIGTERM or SIGINT, under the daemon's lock, which the caller holds.
+
+        ``work`` applies the file (enforcer/applying.py). Raises its error.
+        """
+        with ExitStack() as stack:
+            watch = stack.enter_context(Watch())
+            wake = stack.enter_context(signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+            report(work.result(), self._say)
+            self._loop = stack.enter_context(closing(Loop(self._say)))
+            self._compose(stack, watch)
+            self._take_up()
+            handlers = {
+                "reload": self._reload,
+                "session load": self._load_sessions,
+                "session add": self._add_session,
+                "session remove": lambda request, _: self._enforced.attendance.remove(request),
+                "dns": lambda *_: self._sources.report("names"),
+            }
+            stack.enter_context(closing(Requests(self._loop, self._instance.control_socket, handlers)))
+            self._loop.watch(wake, lambda: self._on_signals(wake))
+            self._ready(stack)
+            # What is under way is waited for: half a reload would be found by nobody.
+            self._loop.run(lambda: self._running or self._jobs.busy)
+        self._say("ended; enforcement goes on without the daemon (enforcer down takes it away)")
+
+    def _compose(self, stack: ExitStack, watch: Watch) -> None:
+        loop, say = self._loop, self._say
+        self._jobs = Jobs(loop)
+        self._enforced = stack.enter_context(closing(Enforced(self._instance, say)))
+        self._reloading = Reloading(
+            loop, self._jobs, self._enforced, self._file, say=say, after=self._after_reload
+        )
+        self._keeping = Keeping(loop, watch, self._enforced, lambda: self._reloading.under_way, say)
+        Sweeping(loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts)
+        self._sources = stack.enter_context(closing(Sources(loop, self._enforced, say)))
+        session_file = SessionFile(loop, self._jobs, self._enforced, say)
+        files = Files(loop, self._enforced, session_file, self._reloading.ask, say)
+        self._files = stack.enter_context(closing(files))
+        loop.task("expiry", self._expire)
+
+    def _ready(self, stack: ExitStack) -> None:
+        location, count = self._enforced.config.get("location", "?"), len(self._enforced.wanted.ours)
+        self._say(f"ready: location {location}, {count} egress IPs, pid {os.getpid()}")
+        notify("READY=1\nSTATUS=enforcing")
+        stack.callback(notify, "STOPPING=1")
+        if watchdog_interval():
+            self._loop.task("watchdog", _sign_of_life, 0.0)
+
+    def _take_up(self) -> None:
+        """What is in force now, from availability to the files that the configuration names."""
+        self._keeping.refresh()
+        self._sources.take_up()
+        self._files.take_up()
+        self._loop.call("expiry", self._expire())
+
+    def _expire(self) -> float:
+        return self._enforced.attendance.expire()
+
+    def _after_reload(self) -> None:
+        self._keeping.catch_up()
+        self._enforced.take_up()
+        self._take_up()
+
+    # --- requests and signals
+
+    def _reload(self, _: Mapping[str, Any], caller: Caller) -> None:
+        self._reloading.ask(caller)
+
+    def _add_session(self, request: Mapping[str, Any], _: Caller) -> dict[str, Any]:
+        result = self._enforced.attendance.add(request)
+        self._loop.call("expiry")
+        return result
+
+    def _load_sessions(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any] | None:
+        file = Path(str(request.get("file")))
+        if not file.is_absolute():
+            raise UsageError(f"{file}: not an absolute path")
+        result = self._enforced.attendance.load(file, str(request.get("name") or file), COMMAND)
+        if not isinstance(result, Work):
+            return result
+        self._jobs.add(Job("sessions", lambda: result, self._loaded_sessions, [caller]))
+        return None
+
+    def _loaded_sessions(self, work: Work) -> dict[str, Any]:
+        self._loop.call("expiry")
+        try:
+            return work.result()
+        except EnforcerError as error:
+            return report_of(error)
+
+    def _on_signals(self, wake: socket.socket) -> None:
+        for number in wake.recv(64):
+            if number == signal.SIGHUP:
+                self._reloading.ask()
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self._running = False
+                self._jobs.end()

@@ -1,0 +1,68 @@
+"""The files that the configuration names: watched, and taken up when they change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from enforcer.daemon.enforced import Enforced
+from enforcer.daemon.loop import Loop
+from enforcer.daemon.session_file import SETTLE, SessionFile
+from enforcer.kernel.files import FileWatch, stamp
+
+# Files are looked at so often besides their events.
+_LOOK_EVERY = 5.0
+
+
+class Files:
+    """The session file, which is loaded by itself, and the database of places, which takes a ``reload``."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        enforced: Enforced,
+        session_file: SessionFile,
+        reload: Callable[[], None],
+        say: Callable[[str], None],
+    ):
+        self._loop = loop
+        self._enforced = enforced
+        self._session_file = session_file
+        self._reload = reload
+        self._say = say
+        self._watch = FileWatch()
+        loop.watch(self._watch, lambda: self._changed(self._watch.drain()))
+        loop.task("look at files", self._look, _LOOK_EVERY)
+        loop.task("database", self._load_database)
+
+    def take_up(self) -> None:
+        """Watches the files that the configuration in force names."""
+        named = (self._enforced.session_file, self._enforced.database)
+        self._watch.watch(file for file in named if file is not None)
+        self._session_file.take_up()
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self._loop.unwatch(self._watch)
+        self._watch.close()
+
+    def _look(self) -> float:
+        self._changed(self._watch.look())
+        return _LOOK_EVERY
+
+    def _changed(self, files: Collection[Path]) -> None:
+        if self._enforced.session_file in files:
+            self._session_file.load()
+        if self._enforced.database in files:
+            # A new database may come in several steps.
+            self._loop.call("database", SETTLE)
+
+    def _load_database(self) -> None:
+        database = self._enforced.database
+        if database is None:
+            return
+        if stamp(database) is None:
+            self._say(f"{database} is gone: places stay as they are until it is there again")
+            return
+        self._say(f"{database} has changed: reloading")
+        self._reload()

@@ -1,0 +1,115 @@
+"""Keeping it so: availability follows the kernel's events, and what somebody took away is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from enforcer import availability
+from enforcer.daemon.enforced import Enforced
+from enforcer.daemon.loop import Loop
+from enforcer.errors import KernelError
+from enforcer.kernel.watch import Watch
+from enforcer.plan import LoadPrograms, SwitchTables, plan
+
+_AUDIT_EVERY = 60.0
+# While a process changes the gateway: look again after so many seconds.
+_TICK = 1.0
+
+
+class Keeping:
+    """``reloading`` tells whether a process changes the gateway just now, which is then left alone."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        watch: Watch,
+        enforced: Enforced,
+        reloading: Callable[[], bool],
+        say: Callable[[str], None],
+    ):
+        self._loop = loop
+        self._watch = watch
+        self._enforced = enforced
+        self._reloading = reloading
+        self._say = say
+        self._available: dict[str, tuple[bool, bool]] = {}
+        self._missed: set[str] = set()
+        self.timeouts = np.zeros(0)
+        """conntrack's timeouts: nanoseconds by state."""
+        loop.watch(watch, self._on_events)
+        loop.task("audit", self._audit, _AUDIT_EVERY)
+        loop.task("missed events", self._catch_up)
+
+    def refresh(self) -> None:
+        """Availability into the maps; says what changed."""
+        maps, wanted = self._enforced.maps, self._enforced.wanted
+        self.timeouts = availability.write_timeouts(maps)
+        now = availability.refresh(maps, wanted)
+        for name, (ipv4, ipv6) in now.items():
+            if self._available.get(name, (True, True)) != (ipv4, ipv6):
+                state = {(True, True): "available", (False, False): "unavailable"}.get(
+                    (ipv4, ipv6), "IPv4 unavailable" if ipv6 else "IPv6 unavailable"
+                )
+                self._say(f"egress {name}: {state}")
+        self._available = now
+
+    def catch_up(self) -> None:
+        """What the kernel said while a process changed the gateway has its turn next."""
+        self._loop.call("missed events")
+
+    def _put_back(self, *, distrust_table: bool = False) -> None:
+        """Puts back what somebody took away of the table, the filters and the settings.
+
+        The table's digest doesn't tell of rules that somebody changed: ``distrust_table`` writes it anew.
+        """
+        gateway, wanted = self._enforced.gateway, self._enforced.wanted
+        assert gateway.state is not None
+        with self._enforced.instance.change_lock():
+            state = gateway.state
+            actual = gateway.actual(wanted)
+            if gateway.pins is not None:
+                # Newer sources on the disk are for the next start, in a process of its own.
+                actual = replace(actual, programs=gateway.pins.program_ids())
+            # A bank without room is for a reload, too.
+            actual = replace(actual, tables=state.tables)
+            if distrust_table and actual.table is not None:
+                actual = replace(actual, table="")
+            operations = plan(wanted, actual, wanted, state.tables, restore=False)
+            if any(isinstance(operation, LoadPrograms | SwitchTables) for operation in operations):
+                raise KernelError(
+                    "somebody removed pinned programs or settings", "Load them: enforcer reload"
+                )
+            if operations:
+                gateway.apply(operations, wanted, None, state)
+                for operation in operations:
+                    self._say(f"put back: {operation}")
+
+    def _audit(self) -> float:
+        """What no event tells: kernel settings, conntrack's timeouts."""
+        if self._reloading():
+            return _TICK
+        self._put_back()
+        self.refresh()
+        return _AUDIT_EVERY
+
+    def _on_events(self) -> None:
+        kinds = self._watch.drain()
+        if self._reloading():
+            self._missed |= kinds
+        else:
+            self._after(kinds)
+
+    def _catch_up(self) -> None:
+        missed, self._missed = self._missed, set()
+        self._after(missed)
+
+    def _after(self, kinds: set[str]) -> None:
+        while kinds:
+            if "route" in kinds:
+                self.refresh()
+            self._put_back(distrust_table="nft" in kinds)
+            # Writing a large table overflows the queue of events, which reads as a change by somebody else.
+            kinds = self._watch.drain() - {"nft"} if "nft" in kinds else set()

@@ -1,0 +1,87 @@
+"""Reloads: the file applied anew by a process of its own, when somebody asks or when the tables run full."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from enforcer import applying
+from enforcer.applying import Work
+from enforcer.control import Caller, report_of
+from enforcer.daemon.enforced import Enforced
+from enforcer.daemon.jobs import Job, Jobs
+from enforcer.daemon.loop import Loop
+from enforcer.daemon.systemd import notify
+from enforcer.datapath.banks import is_crowded
+from enforcer.errors import EnforcerError
+
+_TICK = 1.0
+_RELOAD = "reload"
+
+
+class Reloading:
+    """``after`` is called when a process has changed the gateway; it raises EnforcerError."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        jobs: Jobs,
+        enforced: Enforced,
+        file: Path,
+        *,
+        say: Callable[[str], None],
+        after: Callable[[], None],
+    ):
+        self._jobs = jobs
+        self._enforced = enforced
+        self._file = file
+        self._say = say
+        self._after = after
+        loop.task("room", self._look_for_room, _TICK)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a process changes the gateway just now: what is here is of before."""
+        return self._jobs.runs(_RELOAD)
+
+    def ask(self, caller: Caller | None = None) -> None:
+        """Has the file applied, after what is under way; ``caller`` gets the result."""
+        callers = [] if caller is None else [caller]
+        waiting = self._jobs.waiting(_RELOAD)
+        if waiting is not None:
+            waiting.callers += callers
+        else:
+            self._jobs.add(Job(_RELOAD, self._begin, self._finish, callers))
+
+    def _begin(self) -> Work:
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        return applying.start(self._file)
+
+    def _finish(self, work: Work) -> dict[str, Any]:
+        try:
+            result = work.result()
+            report(result, self._say)
+            self._after()
+        except EnforcerError as error:
+            self._say(f"reload failed, what was in force stays: {error}")
+            with suppress(EnforcerError):
+                self._after()  # what there is to undo may have grown
+            return report_of(error)
+        finally:
+            notify("READY=1")
+        return result
+
+    def _look_for_room(self) -> float:
+        if not self.under_way and is_crowded(self._enforced.maps):
+            self._say("the policy tables have little room left: they are made anew")
+            self.ask()
+        return _TICK
+
+
+def report(result: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Says what a process that applied the file has done."""
+    for line in [*(f"warning: {text}" for text in result["warnings"]), *result["operations"]]:
+        say(line)

@@ -1,0 +1,107 @@
+"""What else the loop serves, where the configuration asks for it: the learner of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+from enforcer.daemon.enforced import Enforced
+from enforcer.daemon.loop import Loop
+from enforcer.facts.inforce import InForce
+from enforcer.facts.store import Store
+
+_TICK = 1.0
+
+
+class Source(Protocol):
+    """Something that is readable now and then, with a tick about once a second.
+
+    What is wanted of a configuration is kept over a reload (``use``); what is no more is closed.
+    """
+
+    def fileno(self) -> int:
+        """Readable when :meth:`drain` has something to do."""
+
+    def drain(self) -> None:
+        """Do it; never waits."""
+
+    def tick(self) -> None:
+        """What time brings."""
+
+    def use(self, store: Store, tables: InForce, config: Mapping[str, Any]) -> None:
+        """Another configuration is in force."""
+
+    def report(self) -> dict[str, Any]:
+        """What it has to tell."""
+
+    def close(self) -> None:
+        """The end."""
+
+
+class Maker(Protocol):
+    """Makes a source if what is enforced asks for it, else None."""
+
+    def __call__(self, enforced: Enforced, say: Callable[[str], None]) -> Callable[[], Source] | None:
+        """What opens the source."""
+
+
+def _names(enforced: Enforced, say: Callable[[str], None]) -> Callable[[], Source] | None:
+    """What learns names from DNS answers, if a policy asks for names."""
+    if not enforced.wanted.dns:
+        return None
+    # The library of DNS is for those who need it.
+    from enforcer.dns.alive import destinations
+    from enforcer.dns.learner import Learner
+
+    def alive() -> Collection[bytes]:
+        return destinations(enforced.maps.flows)
+
+    return lambda: Learner(enforced.store, enforced.tables, enforced.config, say=say, alive=alive)
+
+
+SOURCES: dict[str, Maker] = {"names": _names}
+"""Makers by name. A maker gives what opens the source, which is called only if it isn't open."""
+
+
+class Sources:
+    """Those that are open."""
+
+    def __init__(self, loop: Loop, enforced: Enforced, say: Callable[[str], None]):
+        self._loop = loop
+        self._enforced = enforced
+        self._say = say
+        self._open: dict[str, Source] = {}
+        loop.task("sources", self._tick, _TICK)
+
+    def take_up(self) -> None:
+        """Opens, keeps and closes what the configuration in force wants. Raises what opening one raises."""
+        enforced = self._enforced
+        for name, maker in SOURCES.items():
+            opener = maker(enforced, self._say)
+            if opener is None:
+                self._close(name)
+            elif name in self._open:
+                self._open[name].use(enforced.store, enforced.tables, enforced.config)
+            else:
+                self._open[name] = opener()
+                self._loop.watch(self._open[name], self._open[name].drain)
+
+    def report(self, name: str) -> dict[str, Any]:
+        """What a source has to tell; nothing if it isn't open."""
+        return self._open[name].report() if name in self._open else {}
+
+    def close(self) -> None:
+        """Closes all."""
+        for name in list(self._open):
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        if name in self._open:
+            source = self._open.pop(name)
+            self._loop.unwatch(source)
+            source.close()
+
+    def _tick(self) -> float:
+        for source in self._open.values():
+            self._loop.guard(source.tick)
+        return _TICK

@@ -1,0 +1,68 @@
+"""Sweeps: flows that are over are reaped, and origins without flows forgotten."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from enforcer.daemon.enforced import Enforced
+from enforcer.daemon.loop import Loop
+from enforcer.datapath import sweep
+from enforcer.kernel import conntrack
+
+# A sweep takes a share of one core: it waits for this many times what the last one took.
+_REST = 100
+_AT_LEAST = 1.0
+# How many flows a sweep asks conntrack about, at some 10 µs each.
+_ASK_UNANSWERED = 2000
+_ASK_IDLE = 250
+
+
+class Sweeping:
+    """``timeouts`` gives conntrack's timeouts; while ``reloading`` nothing is swept."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        enforced: Enforced,
+        reloading: Callable[[], bool],
+        timeouts: Callable[[], np.ndarray],
+    ):
+        self._enforced = enforced
+        self._reloading = reloading
+        self._timeouts = timeouts
+        self._asked_since = 0.0
+        loop.task("sweep", self._sweep, _AT_LEAST)
+
+    def _sweep(self) -> float:
+        """Reaps idle flows, and those that conntrack doesn't have: never had (dropped behind us, no port
+        free) or no more (deleted by somebody, or when its table was full).
+        """
+        if self._reloading():
+            return _AT_LEAST
+        maps, pins = self._enforced.maps, self._enforced.gateway.pins
+        assert pins is not None
+        began = time.monotonic()
+        found = sweep.sweep(maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE)
+        suspects = np.concatenate([sweep.some(found.unanswered, _ASK_UNANSWERED), found.idle])
+        if len(suspects):
+            unknown = conntrack.missing([_tuple(key) for key in suspects])
+            sweep.reap(pins, suspects[unknown], unknown=True)
+        if len(found.unanswered) <= _ASK_UNANSWERED:
+            self._asked_since = began - 2.5
+        sweep.forget_origins(maps.origins, pins)
+        return max(_AT_LEAST, _REST * (time.monotonic() - began))
+
+
+def _tuple(key: Any) -> conntrack.Tuple:
+    """A flow's key as conntrack's original tuple."""
+    return conntrack.Tuple(
+        int(key["protocol"]),
+        key["client"].tobytes(),
+        key["origin"].tobytes(),
+        int(key["client_port"].byteswap()),
+        int(key["origin_port"].byteswap()),
+    )
