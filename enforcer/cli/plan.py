@@ -10,7 +10,9 @@ from enforcer.cli.app import Command, Settings
 from enforcer.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
+    from enforcer.apply import Outlook
     from enforcer.changes import Redecided
+    from enforcer.plan import Operation
 
 MOST_CLIENTS = 10
 
@@ -29,21 +31,33 @@ def command(settings: Settings, as_json: bool) -> None:
     outlook = plan_file(settings.file)
     for warning in outlook.warnings:
         click.echo(f"warning: {warning}", err=True)
-    rows: list[dict[str, Any]] = [{"operation": str(operation)} for operation in outlook.operations]
-    rows += [
-        {"operation": str(change), "change": change.kind, "what": change.what, "fields": list(change.fields)}
-        for change in outlook.changes
-    ]
-    found = outlook.redecided
-    if found.flows:
-        rows.append({"operation": _sentence(found), "flows": found.flows, "clients": found.clients})
+    rows = [_row(operation, outlook) for operation in outlook.operations]
     if as_json:
         print_json(rows)
         return
     for row in rows:
         click.echo(row["operation"])
+        if "changes" in row:
+            for change in outlook.changes:
+                click.echo(f"  {change}")
+            if outlook.redecided.flows:
+                click.echo(f"  {_sentence(outlook.redecided)}")
     if not rows:
         click.echo("nothing to do: the file is in force")
+
+
+def _row(operation: Operation, outlook: Outlook) -> dict[str, Any]:
+    """An operation; that which puts policies in force has what they change."""
+    from enforcer.plan import SwitchTables
+
+    row: dict[str, Any] = {"operation": str(operation)}
+    if isinstance(operation, SwitchTables):
+        row["changes"] = [
+            {"change": change.kind, "what": change.what, "fields": list(change.fields)}
+            for change in outlook.changes
+        ]
+        row["flows"], row["clients"] = outlook.redecided.flows, outlook.redecided.clients
+    return row
 
 
 def _sentence(found: Redecided) -> str:

@@ -271,13 +271,14 @@ def test_plan_says_which_policies_change(enforced: Gateway) -> None:
     changed_file = added(changed_file, "policies", policy("three", 3, "default", traffic="net.dst.port == 3"))
     changed_file["lists"] = {"nets": ["198.18.8.0/24"]}
     rows = plan_of(enforced, changed_file)
-    assert {(row["change"], row["what"]): row["fields"] for row in rows if "change" in row} == {
+    (row,) = [row for row in rows if "changes" in row]
+    assert {(each["change"], each["what"]): each["fields"] for each in row["changes"]} == {
         ("appears", "policy three"): [],
         ("goes", "policy one"): [],
         ("changes", "policy two"): ["precedence", "egress"],
         ("changes", "list nets"): [],
     }
-    assert not [row for row in rows if "flows" in row]
+    assert (row["flows"], row["clients"]) == (0, {})
 
 
 def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: Gateway) -> None:
@@ -317,11 +318,9 @@ def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: Gateway
 
 
 def _redecided(rows: list[dict[str, Any]]) -> dict[str, int]:
-    found = [row for row in rows if "flows" in row]
-    if not found:
-        return {}
-    assert found[0]["flows"] == sum(found[0]["clients"].values())
-    clients: dict[str, int] = found[0]["clients"]
+    (row,) = [row for row in rows if "changes" in row]
+    assert row["flows"] == sum(row["clients"].values())
+    clients: dict[str, int] = row["clients"]
     return clients
 
 
