@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any
 
 from enforcer.datapath import banks
 from enforcer.datapath.banks import Action, PlaceTable
@@ -50,9 +49,12 @@ class Switch:
         self._store = store
         self.word = banks.word(bank, contents.tables)
         places = _places(maps, bank, contents, store)
-        client, host = contents.tables.resolvers["client"], contents.tables.resolvers["host"]
+        resolvers = contents.tables.resolvers
+        self._client, self._host = resolvers["client"], resolvers["host"]
         self._sequence = store.sequence
         profiles, names = store.profiles(), store.name_sets()
+        by_profile = self._client.rules_of_many([facts for _, facts in profiles])
+        by_names = inforce.rules_of_names(self._host, [each for _, each in names])
         self._bank = banks.write(
             maps,
             bank,
@@ -61,22 +63,17 @@ class Switch:
             contents.private,
             places=places.table,
             place_rules=_rules(contents.tables, places.places),
-            room=banks.ROOM
-            + 2 * len({*client.rules_of_many([facts for _, facts in profiles])})
-            + 2 * len({*inforce.rules_of_names(host, [each for _, each in names])}),
+            room=banks.ROOM + 2 * len({*by_profile, *by_names}),
         )
         self._number = bank
         self._kept = places
-        self._put(profiles, names)
-
-    def _put(self, profiles: list[Any], names: list[Any]) -> None:
-        resolvers = self._tables.resolvers
-        inforce.put_profiles(self._bank, resolvers["client"], profiles)
-        inforce.put_names(self._bank, resolvers["host"], names)
+        self._bank.put_profiles([number for number, _ in profiles], by_profile)
+        self._bank.put_names([number for number, _ in names], by_names)
 
     def finish(self, change: Change) -> None:
         """Catches up with the facts, and says in the store which bank they are for."""
-        self._put(self._store.profiles(self._sequence), self._store.name_sets(self._sequence))
+        inforce.put_profiles(self._bank, self._client, self._store.profiles(self._sequence))
+        inforce.put_names(self._bank, self._host, self._store.name_sets(self._sequence))
         document = json.loads(inforce.document(self._tables, self._number))
         document["places"] = {"digest": self._kept.digest, "places": self._kept.places}
         change.switch(json.dumps(document).encode())
