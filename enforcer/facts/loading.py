@@ -73,12 +73,13 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
     """
     version = store.version
     clients = {row[0] for row in rows}
-    there = store.origins(clients)
+    before = store.count_sessions()
+    there = store.origins(clients) if before else {}
     of_others = {client for client, one in there.items() if one != origin}
     if origin == COMMAND and of_others:
         raise of_file(of_others)
     gone = store.clients_of_file() - clients if origin == FILE else set()
-    total = store.count_sessions() + len(clients) - len(there) - len(gone)
+    total = before + len(clients) - len(there) - len(gone)
     if total > room:
         raise EnforcerError(
             f"{total:,} sessions are more than the {room:,} that have room", "Nothing was changed."
