@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from enforcer.cli.app import Command, Settings
@@ -25,4 +27,6 @@ def command(settings: Settings) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(line)
+    """What nobody can read any more must not end the daemon, nor a path that is no UTF-8."""
+    with suppress(OSError):
+        click.echo(line.encode(errors="backslashreplace"))

@@ -6,14 +6,18 @@ import selectors
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 from enforcer.errors import EnforcerError
 
-# What failed is tried again after so many seconds.
+# A task that failed is due again, and a source whose reading failed is watched again, after so many seconds.
 _AGAIN = 1.0
+_ASIDE = 0.2
+# The same error is said again after so many seconds.
+_SILENCE = 60.0
 
 Task = Callable[[], float | None]
 """Something that is due at times; returns in how many seconds again, or None: when it is called for."""
@@ -27,13 +31,15 @@ class Readable(Protocol):
 
 
 class Loop:
-    """Calls what is ready; ``say`` hears of errors, which end nothing."""
+    """Calls what is ready. ``say`` hears of errors, which end nothing: what failed has another turn later."""
 
     def __init__(self, say: Callable[[str], None]):
         self._say = say
         self._selector = selectors.DefaultSelector()
         self._tasks: dict[str, Task] = {}
         self._due: dict[str, float] = {}
+        self._aside: dict[Readable, tuple[float, Callable[[], None]]] = {}
+        self._said: dict[str, float] = {}
 
     def close(self) -> None:
         """The end; nothing that is watched is closed."""
@@ -45,7 +51,8 @@ class Loop:
 
     def unwatch(self, source: Readable) -> None:
         """Before the source is closed."""
-        self._selector.unregister(source)
+        if self._aside.pop(source, None) is None:
+            self._selector.unregister(source)
 
     def task(self, name: str, task: Task, after: float | None = None) -> None:
         """Makes a task known by name; it is due after so many seconds, or when it is called for."""
@@ -60,34 +67,65 @@ class Loop:
     def run(self, going: Callable[[], bool]) -> None:
         """Goes on as long as ``going`` says so."""
         while going():
-            wait = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
-            ready: list[Callable[[], None]] = [key.data for key, _ in self._selector.select(wait)]
-            for act in ready:
-                self.guard(act)
+            for key, _ in self._selector.select(self._wait()):
+                if self._is_watched(key):
+                    self._read(key)
             now = time.monotonic()
+            for source, (until, act) in list(self._aside.items()):
+                if until <= now:
+                    del self._aside[source]
+                    self.guard(partial(self.watch, source, act))
             for name in sorted(self._due, key=self._due.__getitem__):
                 if self._due[name] <= now:
-                    self.guard(partial(self._do, name))
+                    self._do(name)
+
+    def _wait(self) -> float | None:
+        times = [*self._due.values(), *(until for until, _ in self._aside.values())]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _is_watched(self, key: selectors.SelectorKey) -> bool:
+        """Not any more, if what had its turn before it has closed it."""
+        return self._selector.get_map().get(key.fd) is key
+
+    def _read(self, key: selectors.SelectorKey) -> None:
+        if not self.guard(key.data) and self._is_watched(key):
+            # It is still readable, and would fail at once.
+            self._selector.unregister(key.fileobj)
+            self._aside[cast(Readable, key.fileobj)] = (time.monotonic() + _ASIDE, key.data)
 
     def _do(self, name: str) -> None:
         del self._due[name]
-        try:
-            after = self._tasks[name]()
-        except Exception:
-            self.call(name, _AGAIN)
-            raise
-        if after is not None:
-            self.call(name, after)
 
-    def guard(self, act: Callable[[], object]) -> None:
-        """An error is said, and the loop goes on."""
+        def task() -> None:
+            after = self._tasks[name]()
+            if after is not None:
+                self.call(name, after)
+
+        if not self.guard(task):
+            self.call(name, _AGAIN)
+
+    def guard(self, act: Callable[[], object]) -> bool:
+        """Whether it went well. An error is said, and the loop goes on: a fault of ours, too.
+
+        Without a daemon idle flows stay counted and sessions don't end: worse than one task undone.
+        """
         try:
             act()
         except (EnforcerError, OSError) as error:
-            self._say(f"error: {error}")
-            # A task that fails at once must not spin.
-            for name, due in self._due.items():
-                self._due[name] = max(due, time.monotonic() + _AGAIN)
+            self._complain(f"error: {error}")
+        except Exception:
+            self._complain(f"error in the daemon itself, which goes on:\n{traceback.format_exc().rstrip()}")
+        else:
+            return True
+        return False
+
+    def _complain(self, text: str) -> None:
+        """Once a minute if it is the same every time."""
+        now = time.monotonic()
+        self._said = {said: since for said, since in self._said.items() if now - since < _SILENCE}
+        if text not in self._said:
+            self._said[text] = now
+            self._say(text)
 
 
 class signals:
