@@ -12,6 +12,8 @@ from enforcer.errors import EnforcerError
 
 Handler = Callable[[Mapping[str, Any], Caller], dict[str, Any] | None]
 """The answer to a request, or None if the caller gets it later. Raises EnforcerError."""
+FAILED = {"error": "the daemon failed", "hint": "See its log.", "exit_code": 1}
+"""The answer where an unexpected error was met."""
 _TICK = 1.0
 
 
@@ -50,6 +52,9 @@ class Requests:
             result = self._handle(request, caller)
         except EnforcerError as error:
             result = report_of(error)
+        except Exception:
+            caller.answer(FAILED)
+            raise
         if result is not None:
             caller.answer(result)
 

@@ -93,6 +93,8 @@ class Attendance:
             large = path.stat().st_size >= SMALL
         except OSError as error:
             raise ConfigError([session.Fault(name, 0, f"cannot be read: {error.strerror}")]) from error
+        except ValueError as error:  # a NUL, or what is no text of the file system's
+            raise UsageError(f"{name!r} cannot be a file: {error}") from error
         if large:
             arguments = [str(path), origin, name, *([] if now is None else [repr(now)])]
             return Work("enforcer.load_sessions", *arguments)

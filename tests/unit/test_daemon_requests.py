@@ -1,0 +1,98 @@
+"""Requests to the daemon: each gets its answer, whatever it asks."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from enforcer import control
+from enforcer.control import Caller
+from enforcer.daemon.loop import Loop
+from enforcer.daemon.requests import Requests
+from enforcer.daemon.sessions import Attendance
+from enforcer.errors import EnforcerError, UsageError
+from enforcer.facts.rows import COMMAND
+
+Ask = Callable[[bytes], dict[str, Any]]
+
+
+def wrong(request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+    raise KeyError("unexpected")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def path(tmp_path: Path, said: list[str]) -> Iterator[Path]:
+    """The socket of a loop that runs in a thread."""
+    ending = threading.Event()
+    with closing(Loop(said.append)) as loop:
+        loop.task("end", lambda: 0.02, 0.0)
+        handlers = {"echo": lambda request, _: dict(request), "wrong": wrong}
+        with closing(Requests(loop, tmp_path / "control", handlers)):
+            thread = threading.Thread(target=loop.run, args=(lambda: not ending.is_set(),))
+            thread.start()
+            try:
+                yield tmp_path / "control"
+            finally:
+                ending.set()
+                thread.join()
+
+
+def test_a_request_is_handled_by_name(path: Path) -> None:
+    assert control.ask(path, "echo", content=[1]) == {"request": "echo", "content": [1]}
+
+
+@pytest.mark.parametrize("name", ["sing", "", None, 7, ["echo"], {"echo": 1}])
+def test_an_unknown_request(path: Path, name: Any) -> None:
+    with pytest.raises(EnforcerError, match="unknown request"):
+        control.ask(path, name)
+
+
+def test_an_unexpected_error_is_answered_and_said(path: Path, said: list[str]) -> None:
+    with pytest.raises(EnforcerError, match="the daemon failed"):
+        control.ask(path, "wrong")
+    assert control.ask(path, "echo") == {"request": "echo"}
+    assert "KeyError" in said[0]
+
+
+def test_who_asks_nothing_is_hung_up_on(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.settimeout(10)
+        start = time.monotonic()
+        assert control.ask(path, "echo") == {"request": "echo"}  # who is slow holds up nobody
+        assert time.monotonic() - start < 1
+        assert connection.recv(1) == b""
+        assert 1.9 < time.monotonic() - start < 5
+
+
+def test_a_request_comes_in_parts(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.settimeout(10)
+        for part in (b'{"request"', b': "ec', b'ho"}\n'):
+            connection.sendall(part)
+            time.sleep(0.05)
+        assert json.loads(connection.makefile("rb").readline()) == {"request": "echo"}
+
+
+@pytest.mark.parametrize("name", ["/a\0b", "/\ud800"])
+def test_a_file_that_cannot_be(name: str) -> None:
+    """Not from a command line; but the socket takes any text."""
+    maps = SimpleNamespace(sessions=SimpleNamespace(info=SimpleNamespace(entries=10)))
+    attendance = Attendance(cast(Any, None), cast(Any, None), cast(Any, maps), print)
+    with pytest.raises(UsageError, match="cannot be a file"):
+        attendance.load(Path(name), name, COMMAND)
