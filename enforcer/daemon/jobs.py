@@ -10,7 +10,8 @@ from typing import Any
 from enforcer.applying import Work
 from enforcer.control import Caller, report_of
 from enforcer.daemon.loop import Loop
-from enforcer.errors import EnforcerError
+from enforcer.daemon.requests import FAILED
+from enforcer.errors import EnforcerError, KernelError
 
 
 @dataclass
@@ -18,10 +19,10 @@ class Job:
     """Work to begin when its turn comes, and who waits for its result."""
 
     name: str
-    begin: Callable[[], Work]
+    begin: Callable[[], Work | dict[str, Any]]
+    """A result instead of work: there is nothing to do any more."""
     finish: Callable[[Work], dict[str, Any]]
     callers: list[Caller] = field(default_factory=list)
-    work: Work | None = None
 
 
 class Jobs:
@@ -30,18 +31,18 @@ class Jobs:
     def __init__(self, loop: Loop):
         self._loop = loop
         self._queue: deque[Job] = deque()
-        self._job: Job | None = None
+        self._running: tuple[Job, Work] | None = None
         self._ending = False
         loop.task("next job", self._next)
 
     @property
     def busy(self) -> bool:
         """Whether anything runs or waits."""
-        return self._job is not None or bool(self._queue)
+        return self._running is not None or bool(self._queue)
 
     def runs(self, name: str) -> bool:
         """Whether a job of this name runs just now."""
-        return self._job is not None and self._job.name == name
+        return self._running is not None and self._running[0].name == name
 
     def waiting(self, name: str) -> Job | None:
         """The first job of this name that has not begun."""
@@ -58,24 +59,39 @@ class Jobs:
         self._loop.call("next job")
 
     def _next(self) -> None:
-        while self._job is None and self._queue:
+        while self._running is None and self._queue:
             job = self._queue.popleft()
-            if self._ending:
-                _answer(job, report_of(EnforcerError("the daemon is about to end")))
-                continue
-            self._job = job
-            job.work = job.begin()
-            self._loop.watch(job.work, self._read)
+            begun = self._begin(job)
+            if isinstance(begun, Work):
+                self._running = job, begun
+                self._loop.watch(begun, self._read)
+            else:
+                _answer(job, begun)
+
+    def _begin(self, job: Job) -> Work | dict[str, Any]:
+        if self._ending:
+            return report_of(EnforcerError("the daemon is about to end"))
+        try:
+            return job.begin()
+        except OSError as error:
+            failure = KernelError(f"no process can be started: {error.strerror}")
+            _answer(job, report_of(failure))
+            raise failure from error
+        except Exception:
+            _answer(job, FAILED)
+            raise
 
     def _read(self) -> None:
-        job = self._job
-        if job is None or job.work is None or not job.work.ended():
+        if self._running is None:
             return
-        self._loop.unwatch(job.work)
-        self._job = None
-        result: dict[str, Any] = {"error": "the daemon failed", "hint": "See its log.", "exit_code": 1}
+        job, work = self._running
+        if not work.ended():
+            return
+        self._loop.unwatch(work)
+        self._running = None
+        result = FAILED
         try:
-            result = job.finish(job.work)
+            result = job.finish(work)
         finally:
             _answer(job, result)
             # What was put off has its turn first.

@@ -57,8 +57,10 @@ class Reloading:
             self._jobs.add(Job(_RELOAD, self._begin, self._finish, callers))
 
     def _begin(self) -> Work:
-        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        return applying.start(self._file)
+        began = time.monotonic_ns() // 1000
+        work = applying.start(self._file)
+        notify(f"RELOADING=1\nMONOTONIC_USEC={began}")
+        return work
 
     def _finish(self, work: Work) -> dict[str, Any]:
         try:
