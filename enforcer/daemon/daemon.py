@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from enforcer.daemon.loop import Loop, signals
 from enforcer.daemon.reloading import Reloading, report
 from enforcer.daemon.requests import Requests
 from enforcer.daemon.session_file import SessionFile
+from enforcer.daemon.sessions import is_large, load_apart
 from enforcer.daemon.sources import Sources
 from enforcer.daemon.sweeping import Sweeping
 from enforcer.daemon.systemd import notify, watchdog_interval
@@ -121,10 +124,11 @@ class Daemon:
         file = Path(str(request.get("file")))
         if not file.is_absolute():
             raise UsageError(f"{file}: not an absolute path")
-        result = self._enforced.attendance.load(file, str(request.get("name") or file), COMMAND)
-        if not isinstance(result, Work):
-            return result
-        self._jobs.add(Job("sessions", lambda: result, self._loaded_sessions, [caller]))
+        name = str(request.get("name") or file)
+        if not is_large(file, name):
+            return self._enforced.attendance.load(file, name, COMMAND)
+        begin = partial(load_apart, file, name, COMMAND, time.time())
+        self._jobs.add(Job("sessions", begin, self._loaded_sessions, [caller]))
         return None
 
     def _loaded_sessions(self, work: Work) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""The watched session file: loaded when it changes, by the daemon itself or by a process of its own."""
+"""The watched session file: loaded when it changes, by the daemon itself or by a process of its own.
+
+One load at a time, and none while a reload runs that might put other maps or another file in force: sessions
+that came into maps of before, or of a file that nobody watches any more, would be nobody's to end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,15 @@ from enforcer.control import report_of
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.sessions import is_large, load_apart
 from enforcer.errors import EnforcerError
 from enforcer.facts.rows import FILE
 from enforcer.kernel.files import Stamp, stamp
 
 SETTLE = 1.0
 """Tools that replace a file may take the old one away first: seconds until the new one is there."""
+
+_LOAD = "session file"
 
 
 class SessionFile:
@@ -52,18 +58,29 @@ class SessionFile:
         self._stamp = stamp(file)
         if self._stamp is None:
             self._loop.call("vanished", SETTLE)
-            return
+        elif not self._jobs.waiting(_LOAD):  # what waits reads the file as it is then
+            self._load(file)
+
+    def _load(self, file: Path) -> None:
         try:
-            result = self._enforced.attendance.load(file, str(file), FILE)
+            # What an older content says must not come after what a newer one does.
+            if self._jobs.runs(_LOAD) or is_large(file, str(file)):
+                self._jobs.add(Job(_LOAD, self._begin, self._finish))
+            else:
+                self._loaded(file, self._enforced.attendance.load(file, str(file), FILE))
         except EnforcerError as error:
             self._wrong(file, error)
-            return
-        if isinstance(result, Work):
-            self._jobs.add(Job("sessions", lambda: result, partial(self._finish, file)))
-        else:
-            self._loaded(file, result)
 
-    def _finish(self, file: Path, work: Work) -> dict[str, Any]:
+    def _begin(self) -> Work | dict[str, Any]:
+        """At its turn: a reload may have come before, with another file or none."""
+        if self._file is None:
+            return {}
+        self._stamp = stamp(self._file)
+        return load_apart(self._file, str(self._file), FILE)
+
+    def _finish(self, work: Work) -> dict[str, Any]:
+        file = self._file
+        assert file is not None  # no reload comes in between
         try:
             result = work.result()
         except EnforcerError as error:

@@ -28,6 +28,21 @@ _AT_ONCE = 1000
 _PATIENCE = 5.0
 
 
+def is_large(path: Path, name: str) -> bool:
+    """Whether a file is better loaded by a process of its own. Raises ConfigError, UsageError."""
+    try:
+        return path.stat().st_size >= SMALL
+    except OSError as error:
+        raise ConfigError([session.Fault(name, 0, f"cannot be read: {error.strerror}")]) from error
+    except ValueError as error:  # a NUL, or what is no text of the file system's
+        raise UsageError(f"{name!r} cannot be a file: {error}") from error
+
+
+def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> Work:
+    """Begins to load a file; ``ttl`` counts from ``now``, or from the file's last change."""
+    return Work("enforcer.load_sessions", str(path), origin, name, *([] if now is None else [repr(now)]))
+
+
 class Attendance:
     """Who has a session: changed here, in the store and in the kernel's maps alike."""
 
@@ -86,18 +101,9 @@ class Attendance:
         missing = [str(session.unpack_client(client)) for client in clients if client not in set(gone)]
         return {"removed": len(gone), "missing": missing}
 
-    def load(self, path: Path, name: str, origin: str) -> dict[str, Any] | Work:
-        """Loads a file: the result, or the process that will have it if the file is large."""
+    def load(self, path: Path, name: str, origin: str) -> dict[str, Any]:
+        """Loads a file, which takes long if it is large. Raises EnforcerError; ``name`` is for faults."""
         now = None if origin == FILE else time.time()
-        try:
-            large = path.stat().st_size >= SMALL
-        except OSError as error:
-            raise ConfigError([session.Fault(name, 0, f"cannot be read: {error.strerror}")]) from error
-        except ValueError as error:  # a NUL, or what is no text of the file system's
-            raise UsageError(f"{name!r} cannot be a file: {error}") from error
-        if large:
-            arguments = [str(path), origin, name, *([] if now is None else [repr(now)])]
-            return Work("enforcer.load_sessions", *arguments)
         rows = [(row.client, stored(row.facts), row.expires) for row in session.read_file(path, now, name)]
         return loading.report(loading.load(self._store, self._tables, rows, origin, self._room))
 

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -18,9 +17,8 @@ from enforcer import control
 from enforcer.control import Caller
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import Requests
-from enforcer.daemon.sessions import Attendance
+from enforcer.daemon.sessions import is_large
 from enforcer.errors import EnforcerError, UsageError
-from enforcer.facts.rows import COMMAND
 
 Ask = Callable[[bytes], dict[str, Any]]
 
@@ -92,7 +90,5 @@ def test_a_request_comes_in_parts(path: Path) -> None:
 @pytest.mark.parametrize("name", ["/a\0b", "/\ud800"])
 def test_a_file_that_cannot_be(name: str) -> None:
     """Not from a command line; but the socket takes any text."""
-    maps = SimpleNamespace(sessions=SimpleNamespace(info=SimpleNamespace(entries=10)))
-    attendance = Attendance(cast(Any, None), cast(Any, None), cast(Any, maps), print)
     with pytest.raises(UsageError, match="cannot be a file"):
-        attendance.load(Path(name), name, COMMAND)
+        is_large(Path(name), name)
