@@ -80,7 +80,9 @@ class Daemon:
             loop, self._jobs, self._enforced, self._file, say=say, after=self._after_reload
         )
         self._keeping = Keeping(loop, watch, self._enforced, lambda: self._reloading.under_way, say)
-        Sweeping(loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts)
+        self._sweeping = Sweeping(
+            loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts
+        )
         self._sources = stack.enter_context(closing(Sources(loop, self._enforced, say)))
         session_file = SessionFile(loop, self._jobs, self._enforced, say)
         files = Files(loop, self._enforced, session_file, self._reloading.ask, say)
@@ -107,6 +109,7 @@ class Daemon:
 
     def _after_reload(self) -> None:
         self._keeping.catch_up()
+        self._sweeping.catch_up()
         self._enforced.take_up()
         self._take_up()
 

@@ -11,7 +11,7 @@ from enforcer import availability
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.errors import KernelError
-from enforcer.kernel.watch import Watch
+from enforcer.kernel.watch import NFT, ROUTE, Watch
 from enforcer.plan import LoadPrograms, SwitchTables, plan
 
 _AUDIT_EVERY = 60.0
@@ -36,12 +36,12 @@ class Keeping:
         self._reloading = reloading
         self._say = say
         self._available: dict[str, tuple[bool, bool]] = {}
-        self._missed: set[str] = set()
+        self._news: set[str] = set()
         self.timeouts = np.zeros(0)
         """conntrack's timeouts: nanoseconds by state."""
         loop.watch(watch, self._on_events)
         loop.task("audit", self._audit, _AUDIT_EVERY)
-        loop.task("missed events", self._catch_up)
+        loop.task("events", self._follow)
 
     def refresh(self) -> None:
         """Availability into the maps; says what changed."""
@@ -57,8 +57,8 @@ class Keeping:
         self._available = now
 
     def catch_up(self) -> None:
-        """What the kernel said while a process changed the gateway has its turn next."""
-        self._loop.call("missed events")
+        """What the kernel has said has its turn next."""
+        self._loop.call("events")
 
     def _put_back(self, *, distrust_table: bool = False) -> None:
         """Puts back what somebody took away of the table, the filters and the settings.
@@ -96,20 +96,16 @@ class Keeping:
         return _AUDIT_EVERY
 
     def _on_events(self) -> None:
-        kinds = self._watch.drain()
-        if self._reloading():
-            self._missed |= kinds
-        else:
-            self._after(kinds)
+        self._news |= self._watch.drain()
+        if self._news and not self._reloading():
+            self.catch_up()
 
-    def _catch_up(self) -> None:
-        missed, self._missed = self._missed, set()
-        self._after(missed)
-
-    def _after(self, kinds: set[str]) -> None:
-        while kinds:
-            if "route" in kinds:
+    def _follow(self) -> None:
+        """Does what the events ask for; they are kept until it is done."""
+        while self._news and not self._reloading():
+            kinds = self._news
+            if ROUTE in kinds:
                 self.refresh()
-            self._put_back(distrust_table="nft" in kinds)
+            self._put_back(distrust_table=NFT in kinds)
             # Writing a large table overflows the queue of events, which reads as a change by somebody else.
-            kinds = self._watch.drain() - {"nft"} if "nft" in kinds else set()
+            self._news = self._watch.drain() - {NFT} if NFT in kinds else set()

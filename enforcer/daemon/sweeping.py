@@ -35,14 +35,27 @@ class Sweeping:
         self._reloading = reloading
         self._timeouts = timeouts
         self._asked_since = 0.0
+        self._put_off = False
+        self._loop = loop
         loop.task("sweep", self._sweep, _AT_LEAST)
 
+    def catch_up(self) -> None:
+        """A sweep that a reload put off comes before the next reload."""
+        if self._put_off:
+            self._loop.call("sweep")
+
     def _sweep(self) -> float:
+        self._put_off = self._reloading()
+        if self._put_off:
+            return _AT_LEAST
+        began = time.monotonic()
+        self._reap()
+        return max(_AT_LEAST, _REST * (time.monotonic() - began))
+
+    def _reap(self) -> None:
         """Reaps idle flows, and those that conntrack doesn't have: never had (dropped behind us, no port
         free) or no more (deleted by somebody, or when its table was full).
         """
-        if self._reloading():
-            return _AT_LEAST
         maps, pins = self._enforced.maps, self._enforced.gateway.pins
         assert pins is not None
         began = time.monotonic()
@@ -54,7 +67,6 @@ class Sweeping:
         if len(found.unanswered) <= _ASK_UNANSWERED:
             self._asked_since = began - 2.5
         sweep.forget_origins(maps.origins, pins)
-        return max(_AT_LEAST, _REST * (time.monotonic() - began))
 
 
 def _tuple(key: Any) -> conntrack.Tuple:
