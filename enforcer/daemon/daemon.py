@@ -77,7 +77,7 @@ class Daemon:
         self._jobs = Jobs(loop)
         self._enforced = stack.enter_context(closing(Enforced(self._instance, say)))
         self._reloading = Reloading(
-            loop, self._jobs, self._enforced, self._file, say=say, after=self._after_reload
+            loop, self._jobs, self._enforced, self._file, say=say, take_up=self._after_reload
         )
         self._keeping = Keeping(loop, watch, self._enforced, lambda: self._reloading.under_way, say)
         self._sweeping = Sweeping(
@@ -100,9 +100,9 @@ class Daemon:
     def _take_up(self) -> None:
         """What is in force now, from availability to the files that the configuration names."""
         self._keeping.refresh()
-        self._sources.take_up()
-        self._files.take_up()
         self._loop.call("expiry", self._expire())
+        self._files.take_up()
+        self._sources.take_up()
 
     def _expire(self) -> float:
         return self._enforced.attendance.expire()

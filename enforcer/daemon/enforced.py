@@ -50,14 +50,14 @@ class Enforced:
         return _path(self.config.get("geoip", {}).get("database"))
 
     def take_up(self) -> None:
-        """What another process has put in force."""
+        """What another process has put in force. After an error all is as before, for another try."""
         gateway, wanted, maps = self._found()
-        before = self.maps
-        self._use(gateway, wanted, maps)
-        if before.directory != maps.directory:
+        if self.maps.directory != maps.directory:
             # Other maps: what changed between their filling and now is in the old ones.
             with self.store.change():
                 refill(maps, self.store)
+        before = self.maps
+        self._use(gateway, wanted, maps)
         before.close()
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ class Job:
     begin: Callable[[], Work | dict[str, Any]]
     """A result instead of work: there is nothing to do any more."""
     finish: Callable[[Work], dict[str, Any]]
+    """Gives the answer; an error is the answer too, and is said by the loop."""
     callers: list[Caller] = field(default_factory=list)
 
 
@@ -92,6 +93,9 @@ class Jobs:
         result = FAILED
         try:
             result = job.finish(work)
+        except EnforcerError as error:
+            result = report_of(error)
+            raise
         finally:
             _answer(job, result)
             # What was put off has its turn first.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ from enforcer.datapath.banks import is_crowded
 from enforcer.errors import EnforcerError
 
 _TICK = 1.0
+# After a reload that failed, tables without room ask for one again in so many seconds.
+_PATIENCE = 60.0
 _RELOAD = "reload"
 
 
 class Reloading:
-    """``after`` is called when a process has changed the gateway; it raises EnforcerError."""
+    """``take_up`` is called when a process has changed the gateway, and again in a while if it fails."""
 
     def __init__(
         self,
@@ -33,13 +34,15 @@ class Reloading:
         file: Path,
         *,
         say: Callable[[str], None],
-        after: Callable[[], None],
+        take_up: Callable[[], None],
     ):
         self._jobs = jobs
         self._enforced = enforced
         self._file = file
         self._say = say
-        self._after = after
+        self._take_up = take_up
+        self._loop = loop
+        loop.task("take up", self._again)
         loop.task("room", self._look_for_room, _TICK)
 
     @property
@@ -66,15 +69,25 @@ class Reloading:
         try:
             result = work.result()
             report(result, self._say)
-            self._after()
         except EnforcerError as error:
             self._say(f"reload failed, what was in force stays: {error}")
-            with suppress(EnforcerError):
-                self._after()  # what there is to undo may have grown
-            return report_of(error)
+            self._loop.call("room", _PATIENCE)
+            result = report_of(error)
+        try:
+            self._take_up()  # after a failure, too: what there is to undo may have grown
+        except Exception:
+            self._loop.call("take up", _TICK)
+            raise
         finally:
             notify("READY=1")
         return result
+
+    def _again(self) -> float | None:
+        if self._jobs.busy:
+            return _TICK
+        self._take_up()
+        self._say("what is in force has been taken up now")
+        return None
 
     def _look_for_room(self) -> float:
         if not self.under_way and is_crowded(self._enforced.maps):

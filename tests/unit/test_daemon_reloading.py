@@ -1,0 +1,125 @@
+"""Reloads: asked for by many, done once; what fails is tried again, and not all the time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from enforcer import applying
+from enforcer.applying import Work
+from enforcer.control import Caller
+from enforcer.daemon import reloading
+from enforcer.daemon.jobs import Jobs
+from enforcer.daemon.loop import Loop
+from enforcer.daemon.reloading import Reloading
+from enforcer.errors import KernelError
+
+
+class Waiting:
+    """Stands for a caller."""
+
+    def __init__(self) -> None:
+        self.answers: list[dict[str, Any]] = []
+
+    def answer(self, result: dict[str, Any]) -> None:
+        self.answers.append(result)
+
+
+class Machine:
+    """``result`` is what the process says; ``begun`` counts processes, ``taken`` what was taken up."""
+
+    def __init__(self, loop: Loop, said: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch):
+        self.loop = loop
+        self.said = said
+        self.result: dict[str, Any] = {"operations": ["switch"], "warnings": []}
+        self.begun = self.taken = self.failures = 0
+        self.crowded = False
+        self.jobs = Jobs(loop)
+        self._file = directory / "result"
+        monkeypatch.setattr(applying, "start", self._start)
+        monkeypatch.setattr(reloading, "is_crowded", lambda _: self.crowded)
+        enforced = cast(Any, SimpleNamespace(maps=None))
+        self.reloading = Reloading(
+            loop, self.jobs, enforced, Path("f"), say=said.append, take_up=self._take_up
+        )
+        loop.task("tick", lambda: 0.02, 0.0)
+
+    def _start(self, _: Path) -> Work:
+        self.begun += 1
+        self._file.write_text(json.dumps(self.result))
+        return Work("json.tool", str(self._file))
+
+    def _take_up(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise KernelError("busy")
+        self.taken += 1
+
+    def ask(self) -> Waiting:
+        waiting = Waiting()
+        self.reloading.ask(cast(Caller, waiting))
+        return waiting
+
+    def run(self, seconds: float = 20, going: Callable[[], bool] | None = None) -> None:
+        end = time.monotonic() + seconds
+        self.loop.run(lambda: time.monotonic() < end and (going or (lambda: self.jobs.busy))())
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    said: list[str] = []
+    with closing(Loop(said.append)) as loop:
+        yield Machine(loop, said, tmp_path, monkeypatch)
+
+
+def test_many_ask_while_one_runs(machine: Machine) -> None:
+    """The one that runs may have read the file before it changed: one more comes after it, for all."""
+    first = machine.ask()
+    machine.run(going=lambda: not machine.reloading.under_way)
+    others = [machine.ask() for _ in range(5)]
+    machine.run()
+    assert (machine.begun, machine.taken) == (2, 2)
+    for one in (first, *others):
+        assert one.answers == [machine.result]
+    assert machine.said == ["switch"] * 2
+
+
+def test_a_failure_is_answered_and_its_leftovers_are_taken_up(machine: Machine) -> None:
+    machine.result = {"error": "wrong file", "hint": None, "exit_code": 2}
+    waiting = machine.ask()
+    machine.run()
+    assert waiting.answers == [machine.result]
+    assert machine.taken == 1
+    assert machine.said == ["reload failed, what was in force stays: wrong file"]
+
+
+def test_what_could_not_be_taken_up_is_tried_again(machine: Machine) -> None:
+    machine.failures = 2
+    waiting = machine.ask()
+    machine.run(10, lambda: machine.taken == 0)
+    assert [one["error"] for one in waiting.answers] == ["busy"]
+    assert machine.begun == 1
+    assert machine.said == ["switch", "error: busy", "what is in force has been taken up now"]
+
+
+def test_tables_without_room_ask_for_a_reload(machine: Machine) -> None:
+    machine.crowded = True
+    machine.run(10, lambda: machine.begun == 0)
+    machine.crowded = False
+    machine.run()
+    assert (machine.begun, machine.taken) == (1, 1)
+
+
+def test_tables_without_room_and_a_wrong_file_do_not_reload_all_the_time(machine: Machine) -> None:
+    machine.crowded = True
+    machine.result = {"error": "wrong file", "hint": None, "exit_code": 2}
+    machine.run(3, lambda: True)
+    assert machine.begun == 1
+    assert machine.said.count("reload failed, what was in force stays: wrong file") == 1
