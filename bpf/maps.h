@@ -232,8 +232,8 @@ BANKS(rule_sets, "array", u32, struct rule_set, BPF_F_INNER_MAP);
 BANKS(rules, "array", u32, struct rule, BPF_F_INNER_MAP);
 #pragma pop_macro("BPF_ANNOTATE_KV_PAIR")
 
-/* User space's: how many of a bank's rule_sets are taken. */
-PINNED("array", int, u32, sets_taken, 2, 0);
+/* User space's: how many of a bank's rule_sets are taken, and from 2 on, how many more were asked for in vain. */
+PINNED("array", int, u32, sets_taken, 4, 0);
 /* A question's (explain): what the client, and what the host, would match if it were as supposed. */
 PINNED("array", int, struct rule_set, supposed, 2, 0);
 

@@ -126,12 +126,17 @@ class Gateway:
         return self.pins.program_ids()
 
     def _tables(self) -> str:
-        """The digest of the bank in force; none if it has no room for clients and hosts that are new."""
+        """The digest of the bank in force; none if it is to be made anew.
+
+        That is when it has no room for clients and hosts that are new, or when the facts are about another.
+        """
         if self.state is None or not self.state.tables:
             return ""
         try:
-            with self.maps() as maps:
-                return "" if is_crowded(maps) else self.state.tables
+            with self.maps() as maps, Store(self.instance.facts_file, create=False) as store:
+                settings = maps.settings.get(0)
+                fits = settings is not None and store.bank == int(settings["bank"]) & BANK
+                return self.state.tables if fits and not is_crowded(maps) else ""
         except EnforcerError:
             return ""
 
@@ -373,22 +378,28 @@ class _Applier:
         current = maps.settings.get(0)
         bank = 1 - (int(current["bank"]) & BANK) if current is not None and current["ready"] else 0
         with Store(self.gateway.instance.facts_file) as store:
-            switch = Switch(maps, bank, self.contents, store)
+            switch = Switch(maps, bank, self.contents, store, fresh=self.fresh_maps)
             # Last before the switch: a slot that goes is refused from here on.
             availability.refresh(maps, self.wanted)
-            with store.change() as change:
-                switch.finish(change)
-                if self.fresh_maps:
-                    refill(maps, store)
-                settings = np.zeros((), dtype=maps.settings.value)
-                values = settings_of(self.wanted)
-                for name, value in zip(
-                    ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"), values, strict=True
-                ):
-                    settings[name] = value
-                settings["bank"] = switch.word
-                settings["ready"] = 1
-                maps.settings.put(0, settings)
+            settings = np.zeros((), dtype=maps.settings.value)
+            values = settings_of(self.wanted)
+            for name, value in zip(
+                ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"), values, strict=True
+            ):
+                settings[name] = value
+            settings["bank"] = switch.word
+            settings["ready"] = 1
+            try:
+                with store.change() as change:
+                    switch.finish(change)
+                    if self.fresh_maps:
+                        refill(maps, store)
+                    maps.settings.put(0, settings)
+            except BaseException:
+                # The store is about the bank before, and so must the kernel be.
+                if current is not None:
+                    maps.settings.put(0, current)
+                raise
         self.fresh_maps = False
 
     def _attach(self, operations: list[Attach]) -> None:

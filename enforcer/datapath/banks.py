@@ -1,12 +1,13 @@
 """Policies in the kernel: two banks of match tables, of which one is in force.
 
-The bank that is not in force gets new inner maps, then one 4-byte write switches. A packet reads the
+The bank that is not in force gets new inner maps, then one write of the settings switches. A packet reads the
 bank's number once, so it never sees half of two generations. What a bank says of clients and hosts goes
 on changing while it is in force: sets of rules are added to it, never changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ ROOM = 4096
 
 # enum bank_bits of bpf/maps.h, by the dimensions' names in the match tables
 BANK = 1
+_BANKS = 2
 _USES = {
     "source": 2,
     "source_ports": 4,
@@ -45,6 +47,7 @@ _USES = {
     "host": 256,
 }
 _U32 = np.dtype("<u4")
+_IPV4 = IPv6Network("::ffff:0:0/96")
 _PACKET = (
     "source_prefixes",
     "destination_prefixes",
@@ -79,33 +82,32 @@ class PlaceTable(NamedTuple):
 NOWHERE = PlaceTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
 
 
-def is_crowded(maps: Maps) -> bool:
-    """Whether the bank in force should be made anew, with more room."""
-    settings = maps.settings.get(0)
-    return settings is not None and Bank(maps, int(settings["bank"]) & BANK).room < ROOM // 4
-
-
-def word(bank: int, tables: MatchTables) -> int:
-    """The value of ``settings.bank`` that puts a bank in force."""
-    return bank | sum(_USES[name] for name in tables.uses)
-
-
 class Bank:
-    """A bank that was filled: what may still be added to it."""
+    """A bank that was filled: what may still be added to it.
 
-    def __init__(self, maps: Maps, number: int, known: dict[Bits, int] | None = None):
+    Sets of rules are known by their digests. Processes add to a bank, each in its change of the store.
+    """
+
+    def __init__(self, maps: Maps, number: int):
         self.number = number
         self._maps = maps
         self._sets = maps.inner("rule_sets", number)
         self._profiles = maps.inner("profile_sets", number)
         self._names = maps.inner("name_sets", number)
-        self._known = dict(known or {})
+        self._known: dict[bytes, int] = {}
+        self._read = 0
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether packets are decided by these very tables."""
+        settings, inner = self._maps.settings.get(0), self._maps.rule_sets.get(self.number)
+        if settings is None or inner is None or int(settings["bank"]) & BANK != self.number:
+            return False
+        return int(inner) == self._sets.info.id
 
     @property
     def _taken(self) -> int:
-        """How many sets there are; other processes add some too, each in its change of the store."""
-        taken = self._maps.sets_taken.get(self.number)
-        return int(taken) if taken is not None else 0
+        return _count(self._maps, self.number)
 
     @property
     def room(self) -> int:
@@ -121,26 +123,69 @@ class Bank:
         self._put(self._names, numbers, rules)
 
     def _put(self, table: Map, numbers: Sequence[int], rules: Sequence[Bits]) -> None:
-        sets = np.array(self.numbers_of(rules), dtype=_U32)
-        if table.info.entries > 1:  # else no rule asks
+        if len(numbers) and table.info.entries > 1:  # else no rule asks
+            sets = np.array(self.numbers_of(rules), dtype=_U32)
             table.put_many(np.array(numbers, dtype=_U32), sets)
 
     def numbers_of(self, rules: Sequence[Bits]) -> list[int]:
         """The numbers of sets of rules; those that the bank has not are added. FullTableError."""
-        new = [bits for bits in dict.fromkeys(rules) if bits not in self._known]
+        self._catch_up()
+        digests = {bits: _digest(bits.to_bytes(RULES // 8, "little")) for bits in dict.fromkeys(rules)}
+        new = [bits for bits, digest in digests.items() if digest not in self._known]
         if new:
             first = self._taken
             room = self._sets.info.entries - first
             if len(new) > room:
+                self._maps.sets_taken.put(_BANKS + self.number, len(new))
                 raise FullTableError(
                     f"{len(new):,} more sets of rules are needed, {room:,} have room in the policy tables",
-                    "Reload, which makes room for twice as many as are used: enforcer reload",
+                    "The daemon makes them anew with more room; try again then (see its log).",
                 )
             keys = np.arange(first, first + len(new), dtype=_U32)
             self._sets.put_many(keys, rule_sets(new, self._sets.value))
-            self._known.update(zip(new, keys.tolist(), strict=True))
-            self._maps.sets_taken.put(self.number, first + len(new))
-        return [self._known[bits] for bits in rules]
+            self._known.update(zip((digests[bits] for bits in new), keys.tolist(), strict=True))
+            self._read = first + len(new)
+            self._maps.sets_taken.put(self.number, self._read)
+        return [self._known[digests[bits]] for bits in rules]
+
+    def _catch_up(self) -> None:
+        """Learns the sets that are there already."""
+        taken = self._taken
+        if taken == self._read:
+            return
+        for keys, values in self._sets.chunks():
+            for key, members in zip(keys.tolist(), values["words"], strict=True):
+                if self._read <= key < taken:
+                    self._known.setdefault(_digest(members.tobytes()), key)
+        self._read = taken
+
+
+def _digest(members: bytes) -> bytes:
+    return hashlib.blake2b(members, digest_size=16).digest()
+
+
+def _count(maps: Maps, index: int) -> int:
+    found = maps.sets_taken.get(index)
+    return int(found) if found is not None else 0
+
+
+def wanted_room(maps: Maps) -> int:
+    """How many sets of rules the bank in force had no room for."""
+    settings = maps.settings.get(0)
+    return _count(maps, _BANKS + (int(settings["bank"]) & BANK)) if settings is not None else 0
+
+
+def is_crowded(maps: Maps) -> bool:
+    """Whether the bank in force should be made anew, with more room."""
+    settings = maps.settings.get(0)
+    if settings is None:
+        return False
+    return wanted_room(maps) > 0 or Bank(maps, int(settings["bank"]) & BANK).room < ROOM // 4
+
+
+def word(bank: int, tables: MatchTables) -> int:
+    """The value of ``settings.bank`` that puts a bank in force."""
+    return bank | sum(_USES[name] for name in tables.uses)
 
 
 def write(
@@ -212,7 +257,8 @@ def write(
         Map(made[name], *types[name], name).put_many(keys, values)
     _install(maps, bank, made)
     maps.sets_taken.put(bank, len(known))
-    return Bank(maps, bank, known)
+    maps.sets_taken.put(_BANKS + bank, 0)
+    return Bank(maps, bank)
 
 
 def _places(maps: Maps, places: PlaceTable | int) -> int:
@@ -295,6 +341,8 @@ def with_private(
         while above and not network.subnet_of(above[-1][0]):
             above.pop()
         inherited_set, inherited_flag = (above[-1][1], above[-1][2]) if above else (0, 0)
+        if network == _IPV4:
+            inherited_flag = 0  # an IPv6 network, however short its prefix, has no IPv4 address
         entry = (network, sets.get(network, inherited_set), int(network in flagged or inherited_flag))
         above.append(entry)
         result.append(entry)

@@ -15,7 +15,7 @@ from typing import Any
 
 from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
 
-FORMAT = 1
+FORMAT = 2
 """Of the tables; a file of another format is begun anew."""
 PATIENCE = 10.0
 """Seconds that a change waits for another one."""
@@ -27,7 +27,7 @@ _AT_ONCE = 500
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT INTO meta VALUES ('generation', 0), ('document', NULL), ('sequence', 0);
+INSERT INTO meta VALUES ('generation', 0), ('document', NULL), ('bank', NULL), ('sequence', 0);
 
 CREATE TABLE profiles (
     number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sequence INTEGER NOT NULL,

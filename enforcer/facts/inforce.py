@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enforcer.datapath.banks import BANK, Bank
+from enforcer.datapath.banks import Bank
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import KernelError
 from enforcer.facts.store import Names, Sessions, Store
@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # the language, and with it the parser, is not needed here
     from enforcer.policy.tables import MatchTables
 
 
-def document(tables: MatchTables, bank: int) -> bytes:
-    """What :class:`InForce` needs of the tables in a bank, for the store to keep."""
+def document(tables: MatchTables, bank: int, places: dict[str, Any]) -> bytes:
+    """What :class:`InForce` needs of the tables in a bank, for the store to keep; and the bank's places."""
     groups = {name: dump(tables.groups[name]) for name in ("client", "host")}
-    return json.dumps({"bank": bank, **groups}).encode()
+    return json.dumps({"bank": bank, "places": places, **groups}).encode()
 
 
 def rules_of_names(resolver: Resolver, sets: Sequence[tuple[str, ...]]) -> list[Bits]:
@@ -43,32 +43,42 @@ def rules_of_names(resolver: Resolver, sets: Sequence[tuple[str, ...]]) -> list[
 
 
 class InForce:
-    """Writes what changes in the store to the kernel's maps; FullTableError, KernelError."""
+    """Writes what changes in the store to the kernel's maps; FullTableError, KernelError.
+
+    A change that is taken back leaves what it wrote in the maps. The next one begins with mending that:
+    before a number is given to other facts, nobody has it by mistake.
+    """
 
     def __init__(self, maps: Maps, store: Store):
         self._maps = maps
         self._store = store
         self._generation = -1
-
-    @property
-    def room(self) -> int:
-        """How many sets of rules can be added before the bank has to be made anew."""
-        self.refresh()
-        return self._bank.room
+        self._undone = store.undone
 
     def refresh(self) -> None:
-        """Takes up the bank in force, if it was switched."""
+        """Takes up the bank in force, if it was switched. KernelError: the store knows another one."""
         generation = self._store.generation
-        if generation == self._generation:
-            return
-        content = json.loads(self._store.document or b"null")
-        settings = self._maps.settings.get(0)
-        if content is None or settings is None or int(settings["bank"]) & BANK != content["bank"]:
-            raise KernelError("the policies in force are not those of the facts", "Reload: enforcer reload")
-        self._bank = Bank(self._maps, content["bank"])
-        self._client = Resolver(load(content["client"]))
-        self._host = Resolver(load(content["host"]))
-        self._generation = generation
+        if generation != self._generation:
+            self._generation = -1
+            content = json.loads(self._store.document or b"null")
+            if content is None:
+                raise _mismatch()
+            self._bank = Bank(self._maps, content["bank"])
+            self._client = Resolver(load(content["client"]))
+            self._host = Resolver(load(content["host"]))
+            self._generation = generation
+        if not self._bank.is_in_force:
+            self._generation = -1
+            raise _mismatch()
+
+    @property
+    def fits(self) -> bool:
+        """Whether what the store knows of policies is what decides."""
+        try:
+            self.refresh()
+        except KernelError:
+            return False
+        return True
 
     def rules_of_client(self, facts: Facts) -> Bits:
         """Which rules would match a client with these facts."""
@@ -83,35 +93,35 @@ class InForce:
     def put(self, sessions: Sessions) -> None:
         """Sessions that are new or changed."""
         self.refresh()
+        self._mend({client for client, _ in sessions.clients}, ())
         put_profiles(self._bank, self._client, sessions.profiles)
         write_sessions(self._maps, sessions.clients)
 
     def removed(self, clients: Iterable[bytes]) -> None:
         """Sessions that ended."""
+        self._mend((), ())
         for client in clients:
             self._maps.sessions.delete(_row(self._maps.sessions, client))
 
     def named(self, names: Names) -> None:
         """Hosts whose names changed; number 0: one that has none any more."""
         self.refresh()
+        self._mend((), {b"".join(host) for host, _ in names.hosts})
         put_names(self._bank, self._host, names.sets)
-        before = [
-            (host, self._maps.hosts.get(_row(self._maps.hosts, b"".join(host)))) for host, _ in names.hosts
-        ]
-        try:
-            write_hosts(self._maps, [host for host in names.hosts if host[1]])
-        except KernelError:
-            # The store forgets this change, so its numbers must not stay: they will be others' names.
-            for host, row in before:
-                key = _row(self._maps.hosts, b"".join(host))
-                if row is None:
-                    self._maps.hosts.delete(key)
-                else:
-                    self._maps.hosts.put(key, row)
-            raise
+        write_hosts(self._maps, [host for host in names.hosts if host[1]])
         for (client, address), number in names.hosts:
             if not number:
                 self._maps.hosts.delete(_row(self._maps.hosts, client + address))
+
+    def _mend(self, clients: Collection[bytes], hosts: Collection[bytes]) -> None:
+        """After a change that was taken back: all as in the store, but for what is about to be written."""
+        if self._store.undone != self._undone:
+            refill(self._maps, self._store, clients, hosts)
+            self._undone = self._store.undone
+
+
+def _mismatch() -> KernelError:
+    return KernelError("the policies in force are not those of the facts", "Reload: enforcer reload")
 
 
 def put_profiles(bank: Bank, resolver: Resolver, profiles: Sequence[tuple[int, Facts]]) -> None:
@@ -136,13 +146,18 @@ def write_hosts(maps: Maps, hosts: Sequence[tuple[tuple[bytes, bytes], int]]) ->
     _put_rows(maps.hosts, rows, [number for _, number in hosts])
 
 
-def refill(maps: Maps, store: Store) -> None:
-    """Writes every session and host into maps that are new, or that missed some changes."""
-    clients, hosts = store.session_profiles(), store.hosts()
-    write_sessions(maps, clients)
-    write_hosts(maps, hosts)
-    _keep_only(maps.sessions, {client for client, _ in clients})
-    _keep_only(maps.hosts, {client + address for (client, address), _ in hosts})
+def refill(maps: Maps, store: Store, clients: Collection[bytes] = (), hosts: Collection[bytes] = ()) -> None:
+    """Makes the maps what the store says: new maps, or such as missed a change, or were written for none.
+
+    Of ``clients`` and ``hosts`` (client and address) nothing is written: the caller does.
+    """
+    sessions, names = store.session_profiles(), store.hosts()
+    _keep_only(maps.sessions, {client for client, _ in sessions if client not in clients})
+    _keep_only(
+        maps.hosts, {client + address for (client, address), _ in names if client + address not in hosts}
+    )
+    write_sessions(maps, [row for row in sessions if row[0] not in clients])
+    write_hosts(maps, [row for row in names if b"".join(row[0]) not in hosts])
 
 
 def _keep_only(table: Map, keys: Collection[bytes]) -> None:

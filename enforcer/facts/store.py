@@ -81,6 +81,8 @@ class Store:
     def __init__(self, path: Path, *, create: bool = True):
         self.path = path
         self._database = database.connect(path, create=create)
+        self.undone = 0
+        """How many changes were taken back: what they had written elsewhere is still there."""
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +115,12 @@ class Store:
         """The resolvers' document of the bank in force."""
         found = self._meta("document")
         return None if found is None else bytes(found)
+
+    @property
+    def bank(self) -> int | None:
+        """The bank that the document is about."""
+        found = self._meta("bank")
+        return None if found is None else int(found)
 
     @property
     def sequence(self) -> int:
@@ -218,6 +226,7 @@ class Store:
                 change.settle()
                 self._database.execute("COMMIT")
             except BaseException:
+                self.undone += 1
                 with suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
                 raise
@@ -375,7 +384,8 @@ class Change:
 
     # --- the policy bank
 
-    def switch(self, document: bytes) -> None:
+    def switch(self, document: bytes, bank: int) -> None:
         """A new bank's resolvers are in force: the document, and a generation more."""
+        self._database.execute("UPDATE meta SET value = ? WHERE key = 'bank'", (bank,))
         self._database.execute("UPDATE meta SET value = ? WHERE key = 'document'", (document,))
         self._database.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")

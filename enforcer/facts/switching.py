@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
 from enforcer.datapath import banks
 from enforcer.datapath.banks import Action, PlaceTable
@@ -41,14 +42,16 @@ class _Places:
 
 
 class Switch:
-    """A bank made ready; ``finish`` is called within a change of the store, right before the switch."""
+    """A bank made ready; ``finish`` is called within a change of the store, right before the switch.
 
-    def __init__(self, maps: Maps, bank: int, contents: Contents, store: Store):
+    ``fresh``: the maps are new, so nothing can be taken over from the bank before.
+    """
+
+    def __init__(self, maps: Maps, bank: int, contents: Contents, store: Store, *, fresh: bool = False):
         self._maps = maps
-        self._tables = contents.tables
         self._store = store
         self.word = banks.word(bank, contents.tables)
-        places = _places(maps, bank, contents, store)
+        places = _places(bank, contents, {} if fresh else json.loads(store.document or b"{}"))
         resolvers = contents.tables.resolvers
         self._client, self._host = resolvers["client"], resolvers["host"]
         self._sequence = store.sequence
@@ -63,10 +66,11 @@ class Switch:
             contents.private,
             places=places.table,
             place_rules=_rules(contents.tables, places.places),
-            room=banks.ROOM + 2 * len({*by_profile, *by_names}),
+            room=banks.ROOM + 2 * len({*by_profile, *by_names}) + 2 * banks.wanted_room(maps),
         )
         self._number = bank
-        self._kept = places
+        kept = {"digest": places.digest, "places": places.places}
+        self._document = inforce.document(contents.tables, bank, kept)
         self._bank.put_profiles([number for number, _ in profiles], by_profile)
         self._bank.put_names([number for number, _ in names], by_names)
 
@@ -74,9 +78,7 @@ class Switch:
         """Catches up with the facts, and says in the store which bank they are for."""
         inforce.put_profiles(self._bank, self._client, self._store.profiles(self._sequence))
         inforce.put_names(self._bank, self._host, self._store.name_sets(self._sequence))
-        document = json.loads(inforce.document(self._tables, self._number))
-        document["places"] = {"digest": self._kept.digest, "places": self._kept.places}
-        change.switch(json.dumps(document).encode())
+        change.switch(self._document, self._number)
 
 
 def _rules(tables: MatchTables, places: Sequence[tuple[str | None, str | None]]) -> list[tuple[Bits, Bits]]:
@@ -88,8 +90,11 @@ def _rules(tables: MatchTables, places: Sequence[tuple[str | None, str | None]])
     return list(zip(source, destination, strict=True))
 
 
-def _places(maps: Maps, bank: int, contents: Contents, store: Store) -> _Places:
-    """The addresses of the places that some policy tells from the rest of the world."""
+def _places(bank: int, contents: Contents, before: dict[str, Any]) -> _Places:
+    """The addresses of the places that some policy tells from the rest of the world.
+
+    ``before`` is the document of the bank in force, whose addresses are taken over if they are the same.
+    """
     resolvers = contents.tables.resolvers
     source, destination = resolvers["source_place"], resolvers["destination_place"]
     if contents.database is None or (source.unused and destination.unused):
@@ -108,7 +113,6 @@ def _places(maps: Maps, bank: int, contents: Contents, store: Store) -> _Places:
         for predicate, _ in dump(contents.tables.groups[name])
     ]
     digest = hashlib.sha256(f"{contents.database.digest} {sorted(asked)}".encode()).hexdigest()
-    before = json.loads(store.document or b"{}")
     if before.get("bank") == 1 - bank and before.get("places", {}).get("digest") == digest:
         return _Places(1 - bank, [tuple(place) for place in before["places"]["places"]], digest)
     found = contents.database.prefixes(wanted)

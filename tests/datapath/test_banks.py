@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Network, ip_network
 from pathlib import Path
 
 import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
 
 from enforcer.apply import planned, target
 from enforcer.config import load
-from enforcer.datapath.banks import BANK, ROOM, Bank, FullTableError, is_crowded
+from enforcer.datapath.banks import BANK, ROOM, Bank, FullTableError, is_crowded, with_private
 from enforcer.facts.inforce import InForce
 from enforcer.facts.rows import COMMAND, NewSession
 from enforcer.facts.store import Store
@@ -16,6 +19,8 @@ from enforcer.gateway import Gateway
 from enforcer.plan import SwitchTables
 
 from .box import Box
+
+IPV4, IPV6 = IPv6Network("::ffff:0:0/96"), IPv6Network("::/0")
 
 
 def in_force(box: Box) -> int:
@@ -28,11 +33,14 @@ def test_processes_add_sets_without_a_clash(box: Box) -> None:
     number = in_force(box)
     one, other = Bank(box.maps, number), Bank(box.maps, number)
     room = one.room
-    first = one.numbers_of([0b101, 0b110])
-    second = other.numbers_of([0b111, 0b1000])
+    first = one.numbers_of([0b101 << 900, 0b110 << 900])
+    second = other.numbers_of([0b111 << 900, 0b1000 << 900])
     assert len({*first, *second}) == 4
-    assert one.numbers_of([0b110, 0b1001])[0] == first[1]
+    assert one.numbers_of([0b110 << 900, 0b1001 << 900])[0] == first[1]
     assert one.room == other.room == room - 5
+    # What is there is found again, by others and later.
+    assert Bank(box.maps, number).numbers_of([0b111 << 900, 0b101 << 900]) == [second[0], first[0]]
+    assert one.room == room - 5
 
 
 def test_a_bank_without_room_refuses_and_is_made_anew(box: Box) -> None:
@@ -54,9 +62,14 @@ def test_a_bank_without_room_refuses_and_is_made_anew(box: Box) -> None:
 
 
 def test_what_has_no_room_is_neither_stored_nor_in_force(box: Box) -> None:
-    rule = {"name": "ann", "precedence": 1, "identity": 'identity.email == "ann"', "egress": "default"}
+    rules = [
+        {"name": name, "precedence": number, "identity": text, "egress": "default"}
+        for number, (name, text) in enumerate(
+            {"ann": 'identity.email == "ann"', "bob": 'identity.email == "bob"'}.items()
+        )
+    ]
     kept = box.config
-    box.apply({**kept, "policies": [rule]})
+    box.apply({**kept, "policies": rules})
     try:
         new = NewSession(bytes(10) + b"\xff\xff\x0a\x01\x00\x07", {"identity.email": ("ann",)}, None)
         with Store(box.instance.facts_file) as store:
@@ -69,8 +82,66 @@ def test_what_has_no_room_is_neither_stored_nor_in_force(box: Box) -> None:
             assert not len(box.maps.sessions.items()[0])
             # Room is made by applying the same file again.
             box.apply(box.config)
+            again = InForce(box.maps, store)
             with store.change() as change:
-                InForce(box.maps, store).put(change.put_sessions([new], COMMAND))
+                again.put(change.put_sessions([new], COMMAND))
             assert len(box.maps.sessions.items()[0]) == 1
+            with store.change() as change:
+                again.removed(change.remove_sessions([new.client]))
     finally:
         box.apply(kept)
+
+
+def test_what_a_change_wrote_that_was_taken_back_is_nobodys(box: Box) -> None:
+    """A number that is given again, to others' facts, is not still in the kernel for the first client."""
+    rules = [{"name": "ann", "precedence": 1, "identity": 'identity.email == "ann"', "egress": "default"}]
+    kept = box.config
+    box.apply({**kept, "policies": rules})
+    try:
+        one, other = (bytes(10) + b"\xff\xff\x0a\x01\x00" + bytes([last]) for last in (8, 9))
+        with Store(box.instance.facts_file) as store:
+            current = InForce(box.maps, store)
+            with pytest.raises(KeyboardInterrupt), store.change() as change:
+                current.put(
+                    change.put_sessions([NewSession(one, {"identity.email": ("eve",)}, None)], COMMAND)
+                )
+                raise KeyboardInterrupt
+            assert len(box.maps.sessions.items()[0]) == 1
+            with store.change() as change:
+                current.put(
+                    change.put_sessions([NewSession(other, {"identity.email": ("ann",)}, None)], COMMAND)
+                )
+            (key,) = box.maps.sessions.items()[0]
+            assert key.tobytes() == other
+            with store.change() as change:
+                current.removed(change.remove_sessions([other]))
+        assert not len(box.maps.sessions.items()[0])
+    finally:
+        box.apply(kept)
+
+
+def test_new_maps_take_no_places_over(box: Box, tmp_path: Path) -> None:
+    """A changed limit makes new maps, in which the bank before has no table of addresses."""
+    database = tmp_path / "places.mmdb"
+    writer = MMDBWriter(6, "GeoLite2-Country", ipv4_compatible=True)
+    writer.insert_network(IPSet(["198.18.0.0/15"]), {"country": {"iso_code": "DE"}})
+    writer.to_db_file(str(database))
+    kept = box.config
+    rule = {"name": "de", "precedence": 1, "traffic": 'net.dst.geo.country == "DE"', "egress": "default"}
+    config = {**kept, "policies": [rule], "geoip": {"database": str(database)}}
+    box.apply(config)
+    try:
+        limits = {"connections_per_origin": 40000, "flows": 131072}
+        box.apply({**config, "limits": limits})
+        box.apply({**config, "limits": {**limits, "flows": 65536}})
+    finally:
+        box.apply(kept)
+
+
+@pytest.mark.parametrize("network", ["::/0", "::/64"])
+def test_an_ipv6_private_network_has_no_ipv4_address(network: str) -> None:
+    merged = {
+        str(each): flag for each, _, flag in with_private([(IPV6, 1), (IPV4, 2)], [ip_network(network)])
+    }
+    assert merged["::ffff:0:0/96"] == 0
+    assert merged[network] == 1

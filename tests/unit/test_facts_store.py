@@ -259,7 +259,7 @@ def test_an_address_of_too_many_names_keeps_the_longest_lived(
 def test_a_switch_is_a_generation(store: Store, path: Path) -> None:
     assert (store.generation, store.document, store.sequence) == (0, None, 0)
     with store.change() as change:
-        change.switch(b'{"rules": []}')
+        change.switch(b'{"rules": []}', 1)
     with Store(path, create=False) as other:
         assert (other.generation, other.document) == (1, b'{"rules": []}')
 
@@ -269,7 +269,7 @@ def test_what_fails_changes_nothing(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), store.change() as change:
         change.put_sessions([session(B, "b")], COMMAND)
         change.learn([Learnt(A, ORIGIN, "www.example", 1.0)])
-        change.switch(b"x")
+        change.switch(b"x", 0)
         _ = 1 / 0
     assert [row.client for row in store.sessions()] == [A]
     assert (store.generation, store.sequence, list(store.names())) == (0, 1, [])
@@ -332,7 +332,7 @@ def _contend(path: Path, which: int) -> None:
                 change.put_sessions([session(client, f"{which}-{index}")], COMMAND)
                 if index % 2:
                     change.remove_sessions([client])
-                change.switch(str(int(change.document or b"0") + 1).encode())
+                change.switch(str(int(change.document or b"0") + 1).encode(), 0)
 
 
 def test_processes_contend(path: Path) -> None:
