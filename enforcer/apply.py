@@ -2,8 +2,9 @@
 
 Run as a process of its own (`python -m enforcer.apply FILE`), which ends when it is done: with it go the
 compiler and the validating library, 200 MB that a daemon at rest has no use for. With --start nobody
-watched before: the nftables table is written anew, whatever it claims to hold. The result is one JSON
-document on stdout: {"operations": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}.
+watched before: the nftables table is written anew, whatever it claims to hold. With --again instead of a file
+the configuration in force is applied once more. The result is one JSON document on stdout:
+{"operations": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from enforcer.facts.places import Database
 from enforcer.facts.store import Store
 from enforcer.facts.switching import Contents
 from enforcer.gateway import Gateway
-from enforcer.instance import Instance
+from enforcer.instance import Instance, not_installed
 from enforcer.kernel import links
 from enforcer.kernel.namespace import netns_cookie
 from enforcer.plan import Operation, SwitchTables, plan
 from enforcer.state import LAST_POLICY, LAST_SLOT, State, assign
+
+AGAIN = "--again"
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,39 @@ def apply_file(file: Path, *, start: bool = False) -> dict[str, list[str]]:
     config = check_file(file)
     instance = Instance(netns_cookie())
     with instance.change_lock():
+        return _apply(Gateway(instance), config, str(file), distrust_table=start)
+
+
+def apply_again() -> dict[str, list[str]]:
+    """Applies the configuration in force once more, whatever its file says by now.
+
+    For what it refers to and has changed (the database of places), and to give its tables more room.
+    """
+    instance = Instance(netns_cookie())
+    with instance.change_lock():
         gateway = Gateway(instance)
-        aim = target(config, str(file), gateway.state)
-        operations = planned(gateway, aim, distrust_table=start)
-        before = gateway.state
+        if gateway.state is None or not gateway.state.config:
+            raise not_installed()
+        config = Configuration.model_validate(gateway.state.config)
+        return _apply(gateway, config, gateway.state.config_file)
+
+
+def _apply(
+    gateway: Gateway, config: Configuration, file: str, *, distrust_table: bool = False
+) -> dict[str, list[str]]:
+    aim = target(config, file, gateway.state)
+    operations = planned(gateway, aim, distrust_table=distrust_table)
+    before = gateway.state
+    try:
+        gateway.apply(operations, aim.wanted, aim.contents, aim.state)
+    except Exception as error:
         try:
-            gateway.apply(operations, aim.wanted, aim.contents, aim.state)
-        except Exception:
             _put_back(gateway, before, aim.wanted)
-            raise
-        gateway.drop_stale_pins()
+        except EnforcerError as second:
+            message = f"{error}; and what was in force before could not be put back: {second.message}"
+            raise KernelError(message, second.hint) from error
+        raise
+    gateway.drop_stale_pins()
     return {
         "operations": [str(operation) for operation in operations],
         "warnings": [str(warning) for warning in config.warnings],
@@ -166,12 +192,15 @@ def _put_back(gateway: Gateway, before: State | None, failed: Desired) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """The process's entry: the file, and --start if a daemon starts."""
+    """The process's entry: the file, and --start if a daemon starts; or --again alone."""
     # Half a plan is worse than a late end, and who started us waits for it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
-        result: dict[str, Any] = dict(apply_file(Path(arguments[0]), start="--start" in arguments))
+        if arguments == [AGAIN]:
+            result: dict[str, Any] = dict(apply_again())
+        else:
+            result = dict(apply_file(Path(arguments[0]), start="--start" in arguments))
     except EnforcerError as error:
         result = report_of(error)
     except OSError as error:

@@ -131,13 +131,15 @@ def _ask(source: Source, known: Known, question: Question, supposed: Supposed, c
 
 @contextmanager
 def _supposing(source: Source, known: Known, supposed: Supposed, client: Facts) -> Iterator[int]:
-    """Puts the rules of what is supposed where the program looks for them; one question at a time."""
-    if supposed.email is None and supposed.host is None:
-        yield 0
-        return
-    in_force = InForce(source.maps, known.store)
-    # One question at a time, and no bank is switched meanwhile.
-    with known.store.change():
+    """Puts the rules of what is supposed where the program looks for them.
+
+    One question at a time: there is one place for what it supposes, and one a processor for its packet.
+    """
+    with known.store.change():  # no bank is switched meanwhile
+        if supposed.email is None and supposed.host is None:
+            yield 0
+            return
+        in_force = InForce(source.maps, known.store)
         rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
         source.maps.supposed.put_many(np.arange(2), rule_sets(rules, source.maps.supposed.value))
         yield (supposed.email is not None) * _SUPPOSE_CLIENT | (supposed.host is not None) * _SUPPOSE_HOST
