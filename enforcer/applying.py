@@ -53,3 +53,8 @@ class Work:
 def start(file: Path, *options: str) -> Work:
     """Begins to apply the file."""
     return Work("enforcer.apply", str(file), *options)
+
+
+def start_again() -> Work:
+    """Begins to apply the configuration in force once more."""
+    return Work("enforcer.apply", "--again")

@@ -85,7 +85,7 @@ class Daemon:
         )
         self._sources = stack.enter_context(closing(Sources(loop, self._enforced, say)))
         session_file = SessionFile(loop, self._jobs, self._enforced, say)
-        files = Files(loop, self._enforced, session_file, self._reloading.ask, say)
+        files = Files(loop, self._enforced, session_file, self._reloading.again, say)
         self._files = stack.enter_context(closing(files))
         loop.task("expiry", self._expire)
 
@@ -139,6 +139,7 @@ class Daemon:
         try:
             return work.result()
         except EnforcerError as error:
+            self._enforced.mend()
             return report_of(error)
 
     def _on_signals(self, wake: socket.socket) -> None:

@@ -30,6 +30,7 @@ class Enforced:
         self._say = say
         try:
             self._use(*self._found())
+            self.mend()
         except BaseException:
             self.store.close()
             raise
@@ -59,6 +60,11 @@ class Enforced:
         before = self.maps
         self._use(gateway, wanted, maps)
         before.close()
+
+    def mend(self) -> None:
+        """Makes the maps what the store says: a process may have ended between writing these and it."""
+        with self.store.change():
+            refill(self.maps, self.store)
 
     def close(self) -> None:
         """Ends the connection to the store."""

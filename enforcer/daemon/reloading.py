@@ -1,9 +1,14 @@
-"""Reloads: the file applied anew by a process of its own, when somebody asks or when the tables run full."""
+"""Reloads, each by a process of its own: of the file when somebody asks, else of what is in force already.
+
+The latter is for tables that run full and for a new database of places: a file that somebody is just writing
+must not come into force by that.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,7 @@ from enforcer.errors import EnforcerError
 _TICK = 1.0
 # After a reload that failed, tables without room ask for one again in so many seconds.
 _PATIENCE = 60.0
-_RELOAD = "reload"
+_RELOAD, _AGAIN = "reload", "again"
 
 
 class Reloading:
@@ -48,7 +53,7 @@ class Reloading:
     @property
     def under_way(self) -> bool:
         """Whether a process changes the gateway just now: what is here is of before."""
-        return self._jobs.runs(_RELOAD)
+        return self._jobs.runs(_RELOAD) or self._jobs.runs(_AGAIN)
 
     def ask(self, caller: Caller | None = None) -> None:
         """Has the file applied, after what is under way; ``caller`` gets the result."""
@@ -57,11 +62,17 @@ class Reloading:
         if waiting is not None:
             waiting.callers += callers
         else:
-            self._jobs.add(Job(_RELOAD, self._begin, self._finish, callers))
+            begin = partial(self._begin, partial(applying.start, self._file))
+            self._jobs.add(Job(_RELOAD, begin, self._finish, callers))
 
-    def _begin(self) -> Work:
+    def again(self) -> None:
+        """Has the configuration in force applied once more."""
+        if not self._jobs.waiting(_RELOAD) and not self._jobs.waiting(_AGAIN):
+            self._jobs.add(Job(_AGAIN, partial(self._begin, applying.start_again), self._finish))
+
+    def _begin(self, start: Callable[[], Work]) -> Work:
         began = time.monotonic_ns() // 1000
-        work = applying.start(self._file)
+        work = start()
         notify(f"RELOADING=1\nMONOTONIC_USEC={began}")
         return work
 
@@ -90,9 +101,14 @@ class Reloading:
         return None
 
     def _look_for_room(self) -> float:
-        if not self.under_way and is_crowded(self._enforced.maps):
+        if self.under_way:
+            return _TICK
+        if is_crowded(self._enforced.maps):
             self._say("the policy tables have little room left: they are made anew")
-            self.ask()
+            self.again()
+        elif not self._enforced.tables.fits:
+            self._say("the policy tables are not those that the facts are about: they are made anew")
+            self.again()
         return _TICK
 
 

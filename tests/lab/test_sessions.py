@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from enforcer.instance import Instance
 from enforcer.lab.clients import Session, curl, tcp_ask, url
 from enforcer.lab.configuration import LAX1, LAX2, Document
 from enforcer.lab.gateway import Gateway
@@ -417,3 +418,41 @@ def test_sets_of_rules_that_different_processes_add(lab: Lab, gateway: Gateway, 
     gateway.run("session", "add", "10.0.1.8", "--group", "ops")
     for family in (4, 6):
         assert leaves_from(seen(lab, family), LAX1)
+
+
+@families
+def test_facts_that_are_lost_leave_nobody_with_anothers(
+    lab: Lab, gateway: Gateway, sessions: Path, family: int
+) -> None:
+    """The store is begun anew, as after a crash: what the kernel still has of clients is nobody's."""
+    gateway.run("session", "add", CLIENT[family], "--email", "ann@corp.example")
+    assert is_from(lab, family, LAX1)
+    gateway.kill()
+    for file in Instance(lab.gw.cookie()).directory.glob("facts.db*"):
+        file.unlink()
+    assert is_from(lab, family, LAX1)  # the kernel goes on
+    gateway.start()
+    assert seen(lab, family) == SHARED[family]
+    other = f"{CLIENT[family][:-1]}3"
+    gateway.run("session", "add", other, "--group", "ops")
+    assert seen(lab, family) == SHARED[family]
+    assert leaves_from(seen(lab, family, source=other), LAX2)
+
+
+def test_more_kinds_of_clients_than_there_was_room_for(lab: Lab, gateway: Gateway, sessions: Path) -> None:
+    """Each client matches rules of its own: the tables are made anew with more room, then the file loads."""
+    teams = [policy(f"team {n}", n, LAX1 if n % 2 else LAX2, identity=_member(n)) for n in range(100)]
+    gateway.reload(lab.config(policies=[*teams, rest()], sessions={"file": str(sessions)}))
+    entries = []
+    for index in range(6000):
+        members = {index % 100, index // 100, (index * 7 + index // 900) % 100}
+        groups = [{"name": f"team {n}"} for n in sorted(members)]
+        entries.append({"client": f"10.99.{index >> 8}.{index & 255}", "groups": groups})
+    entries.append({"client": CLIENT[4], "groups": [{"name": "team 7"}, {"name": "team 8"}]})
+    replace(sessions, lines(*entries))
+    until(lambda: is_from(lab, 4, LAX1), 60)
+    assert "the policy tables have little room left: they are made anew" in gateway.said()
+
+
+def _member(number: int) -> str:
+    return f'any(identity.groups[*].name == "team {number}")'
