@@ -20,7 +20,7 @@ from enforcer.facts import inforce
 from enforcer.facts.places import Database
 from enforcer.facts.store import Change, Store
 from enforcer.policy.facts import place_facts
-from enforcer.policy.resolver import Bits, dump
+from enforcer.policy.resolver import Bits, described
 from enforcer.policy.tables import MatchTables
 
 
@@ -110,7 +110,7 @@ def _places(bank: int, contents: Contents, before: dict[str, Any]) -> _Places:
     asked = [
         f"{name} {predicate}"
         for name in ("source_place", "destination_place")
-        for predicate, _ in dump(contents.tables.groups[name])
+        for predicate in described(contents.tables.groups[name])
     ]
     digest = hashlib.sha256(f"{contents.database.digest} {sorted(asked)}".encode()).hexdigest()
     if before.get("bank") == 1 - bank and before.get("places", {}).get("digest") == digest:
