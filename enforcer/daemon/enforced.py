@@ -53,10 +53,11 @@ class Enforced:
     def take_up(self) -> None:
         """What another process has put in force. After an error all is as before, for another try."""
         gateway, wanted, maps = self._found()
-        if self.maps.directory != maps.directory:
+        if self.maps.sessions.info.id != maps.sessions.info.id or self.store.undone:
             # Other maps: what changed between their filling and now is in the old ones.
             with self.store.change():
                 refill(maps, self.store)
+            self.store.undone = 0
         before = self.maps
         self._use(gateway, wanted, maps)
         before.close()
