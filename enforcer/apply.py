@@ -13,6 +13,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from enforcer.config import SHARED, Configuration, load
 from enforcer.control import report_of
 from enforcer.datapath.banks import NO_SLOT, Action
 from enforcer.desired import Desired, desired, last_slot, tables_digest
-from enforcer.errors import EnforcerError, KernelError
+from enforcer.errors import EnforcerError, KernelError, NotInstalledError
 from enforcer.facts.places import Database
 from enforcer.facts.store import Store
 from enforcer.facts.switching import Contents
@@ -126,8 +127,12 @@ def plan_file(file: Path) -> Outlook:
     redecided = Redecided()
     before = gateway.state.config if gateway.state else {}
     if before and any(isinstance(operation, SwitchTables) for operation in operations):
-        with Store(instance.facts_file, create=False) as store:
-            redecided = Redecision(aim, gateway.maps(), store).of_flows()
+        with ExitStack() as opened:
+            store = None
+            # An earlier version kept no facts: nobody has a session.
+            with suppress(NotInstalledError):
+                store = opened.enter_context(Store(instance.facts_file, create=False))
+            redecided = Redecision(aim, operations, gateway.maps(), store).of_flows()
     warnings = [str(warning) for warning in config.warnings]
     return Outlook(operations, changes(before, aim.state.config) if before else [], redecided, warnings)
 

@@ -5,27 +5,24 @@ Live flows keep what they have, whatever the file says; this is for the person w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enforcer.datapath.address import IPAddress, mapped, pack, unpack
-from enforcer.datapath.banks import NO_SLOT, Action
+from enforcer.datapath.address import IPAddress, IPNetwork, unpack
+from enforcer.datapath.banks import Action
 from enforcer.datapath.maps import Maps
-from enforcer.datapath.reasons import by_name
 from enforcer.facts.inforce import rules_of_names
 from enforcer.facts.rows import ANYBODY
 from enforcer.facts.store import Store
+from enforcer.plan import AddAddress, AddRange, Operation
 from enforcer.policy.facts import place_facts
 from enforcer.policy.resolver import Bits
 
 if TYPE_CHECKING:
     from enforcer.apply import Target
-
-NEAREST, REFUSED = -1, -2
-"""Outcomes besides slots: whichever egress is nearest, and none."""
 
 DNS, TCP, UDP = 53, 6, 17
 _FAMILIES = 2
@@ -81,28 +78,41 @@ class Redecided:
 
 
 class Redecision:
-    """The decisions of a configuration that is not in force yet."""
+    """The decisions of a configuration that is not in force yet.
 
-    def __init__(self, aim: Target, maps: Maps, store: Store):
+    ``operations`` are what applying it takes; without a ``store`` no client has a session and no host a name.
+    """
+
+    def __init__(self, aim: Target, operations: Sequence[Operation], maps: Maps, store: Store | None):
         self._aim = aim
         self._tables = aim.contents.tables
         self._maps = maps
         self._store = store
-        self._names = dict(store.name_sets())
-        self._hosts = dict(store.hosts()) if "host" in self._tables.uses else {}
-        self._private = [mapped(network) for network in aim.contents.private]
-        self._available = self._availability()
+        named = store is not None and "host" in self._tables.uses
+        self._names = dict(store.name_sets()) if store and named else {}
+        self._hosts = dict(store.hosts()) if store and named else {}
+        self._private = _by_length(aim.contents.private)
+        self._available = self._availability(operations)
+        self._nearest = [self._nearest_in(family) for family in range(_FAMILIES)]
 
-    def _availability(self) -> set[tuple[int, int]]:
-        """(slot, family) of what can be used; an egress IP that is new will be there."""
+    def _availability(self, operations: Sequence[Operation]) -> set[tuple[int, int]]:
+        """(slot, family) of what can be used: what is there, what the operations add, what is new."""
+        added: set[object] = {each.held[1].ip for each in operations if isinstance(each, AddAddress)}
+        added |= {each.network for each in operations if isinstance(each, AddRange)}
         known = self._maps.egresses
         found = set()
         for egress in self._aim.wanted.ours:
             row = known.get(egress.slot)
-            for family in range(_FAMILIES):
-                if row is None or not row["source"]["planned"][family] or row["source"]["available"][family]:
+            for family, address in enumerate((egress.ipv4, egress.ipv6)):
+                new = row is None or not row["source"]["planned"][family]
+                if new or address in added or (row is not None and row["source"]["available"][family]):
                     found.add((egress.slot, family))
         return found
+
+    def _nearest_in(self, family: int) -> frozenset[int]:
+        slots = {egress.name: egress.slot for egress in self._aim.wanted.egresses}
+        nearest = {slots[name] for name in self._aim.wanted.nearest}
+        return frozenset(slot for slot in nearest if (slot, family) in self._available)
 
     def of_flows(self) -> Redecided:
         """Compare with what every live flow has."""
@@ -119,19 +129,18 @@ class Redecision:
     def _differing(self, keys: np.ndarray, flows: np.ndarray) -> Iterator[tuple[bytes, int]]:
         """Per client; flows that policies cannot tell apart are decided once."""
         alike = np.zeros(
-            len(keys), dtype=[("ends", "V32"), ("ports", "<u4", 2), ("protocol", "<u4"), ("now", "<i4")]
+            len(keys), dtype=[("ends", "V32"), ("ports", "<u4", 2), ("protocol", "<u4"), ("now", "<u4")]
         )
         ends = np.concatenate([keys["client"], keys["origin"]], axis=1)
         alike["ends"] = np.ascontiguousarray(ends).view("V32").reshape(-1)
         alike["ports"][:, 0] = self._port_class(self._tables.source_ports, keys["client_port"])
         alike["ports"][:, 1] = self._port_class(self._tables.ports, keys["origin_port"])
         alike["protocol"] = keys["protocol"]
-        nearest = flows["reason"] == by_name()["nearest"].number
-        alike["now"] = np.where(nearest, NEAREST, flows["slot"].astype("<i4"))
+        alike["now"] = flows["slot"]
         distinct, counts = np.unique(alike.view(f"V{alike.itemsize}"), return_counts=True)
         for row, number in zip(distinct.view(alike.dtype), counts, strict=True):
             both = bytes(row["ends"])
-            if self._outcome(both[:16], both[16:], row["ports"], int(row["protocol"])) != int(row["now"]):
+            if int(row["now"]) not in self._outcome(both[:16], both[16:], row["ports"], int(row["protocol"])):
                 yield both[:16], int(number)
 
     @staticmethod
@@ -141,17 +150,19 @@ class Redecision:
         firsts = np.array([first for first, _, _ in table], dtype="<u4")
         return np.where(host == DNS, DNS, firsts[np.searchsorted(firsts, host, side="right") - 1] | _CLASS)
 
-    def _outcome(self, client: bytes, origin: bytes, ports: np.ndarray, protocol: int) -> int:
-        """A slot, NEAREST or REFUSED."""
+    def _outcome(self, client: bytes, origin: bytes, ports: np.ndarray, protocol: int) -> frozenset[int]:
+        """The slots that a flow may have; none: it is refused."""
         wanted = self._aim.wanted
         proxied = wanted.proxy_tcp if protocol == TCP else wanted.proxy_udp
-        if not proxied or int(ports[1]) == DNS or self._is_private(origin):
-            return 0
+        destination = _address(origin)
+        family = 0 if destination.version == 4 else 1
+        if not proxied or int(ports[1]) == DNS or self._is_private(destination):
+            return _SHARED
         rules = self._rules(client, origin, [int(each) & ~_CLASS for each in ports], protocol)
         if not rules:
-            return NEAREST
+            return self._nearest[family]
         index = self._tables.rules[(rules & -rules).bit_length() - 1]
-        return self._slot(self._aim.contents.actions[index], family=0 if origin[:12] == _MAPPED else 1)
+        return self._slots(self._aim.contents.actions[index], family)
 
     def _rules(self, client: bytes, origin: bytes, ports: list[int], protocol: int) -> Bits:
         tables, resolvers = self._tables, self._tables.resolvers
@@ -159,7 +170,7 @@ class Redecision:
         rules = tables.by_addresses(source, destination) & tables.by_ports(*ports)
         rules &= tables.sets[tables.protocols[protocol]]
         if rules and "client" in tables.uses:
-            session = self._store.session(client)
+            session = self._store.session(client) if self._store else None
             rules &= resolvers["client"].rules(session.facts if session else {})
         if rules and "host" in tables.uses:
             number = self._hosts.get((client, origin)) or self._hosts.get((ANYBODY, origin), 0)
@@ -172,25 +183,31 @@ class Redecision:
             rules &= resolvers["destination_place"].rules(place_facts("dst", *database.find(destination)))
         return rules
 
-    def _is_private(self, origin: bytes) -> bool:
-        value = int.from_bytes(origin, "big")
+    def _is_private(self, origin: IPAddress) -> bool:
+        value = int(origin)
         return any(
-            value >> (128 - network.prefixlen) == int(network.network_address) >> (128 - network.prefixlen)
-            for network in self._private
+            version == origin.version and value >> shift in found
+            for (version, shift), found in self._private.items()
         )
 
-    def _slot(self, action: Action, family: int) -> int:
-        primary, fallback = action.slot[family], action.fallback[family]
-        for slot in (primary, fallback):
+    def _slots(self, action: Action, family: int) -> frozenset[int]:
+        for slot in (action.slot[family], action.fallback[family]):
             if slot == 0 or (slot, family) in self._available:
-                return slot
-            if slot == NO_SLOT:
-                return REFUSED
-        return REFUSED
+                return frozenset((slot,))
+        return frozenset()
 
 
-_MAPPED = pack(unpack([0, 0, 0xFFFF0000, 0]))[:12]
+_SHARED = frozenset((0,))
 _CLASS = 1 << 31  # marks a port that stands for its range
+
+
+def _by_length(networks: Iterable[IPNetwork]) -> dict[tuple[int, int], set[int]]:
+    """The networks' first bits, by family and by how many bits follow."""
+    found: dict[tuple[int, int], set[int]] = {}
+    for network in networks:
+        shift = network.max_prefixlen - network.prefixlen
+        found.setdefault((network.version, shift), set()).add(int(network.network_address) >> shift)
+    return found
 
 
 def _address(raw: bytes) -> IPAddress:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.errors import PrivilegeError
+from enforcer.policy.rules import MAX_POLICIES
 
 FORMAT = 1
 LAST_SLOT = 16383
-LAST_POLICY = 16383
+LAST_POLICY = MAX_POLICIES
 
 
 @dataclass

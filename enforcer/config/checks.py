@@ -14,6 +14,7 @@ from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
 from enforcer.config.models import Configuration, PolicyEgress
+from enforcer.policy.rules import MAX_POLICIES
 from enforcer.policy.shadow import decidable, hidden
 
 
@@ -161,6 +162,9 @@ def _check_mark_mask(draft: Draft) -> None:
 
 
 def _check_policies(draft: Draft) -> None:
+    count = len(draft.policies)
+    if count > MAX_POLICIES:
+        draft.note(("policies",), f"policies: are {count:,}; expected {MAX_POLICIES:,} at most", key=True)
     _check_unique(draft, draft.policies, "policies", "name", "a name")
     _check_unique(draft, draft.policies, "policies", "precedence", "a precedence")
     owners: dict[Any, int] = {}

@@ -132,7 +132,12 @@ def _dedicated_range6(value: object) -> IPv6Network:
 
 
 def _private_network(value: object) -> IPv4Network | IPv6Network:
-    return _network(value, "a prefix, such as 10.20.0.0/16 or fd20::/48")
+    network = _network(value, "a prefix, such as 10.20.0.0/16 or fd20::/48")
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        ipv4 = network.network_address.ipv4_mapped
+        if ipv4 is not None:
+            raise _wrong("is an IPv4-mapped prefix", str(IPv4Network((ipv4, network.prefixlen - 96))))
+    return network
 
 
 def _name(value: object) -> str:

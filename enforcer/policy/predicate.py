@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cmp_to_key
+from typing import Any
 
 from enforcer.policy.evaluation import holds
 from enforcer.policy.expression import Test, TextIn
-from enforcer.policy.facts import SAML, Facts
-
-_SEVERAL = {
-    "identity.groups.id",
-    "identity.groups.name",
-    "identity.groups.email",
-    "device_posture.checks.passed",
-    "net.fqdn.domains",
-}
+from enforcer.policy.facts import Facts
+from enforcer.policy.fields import FIELDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +78,8 @@ def _joined(kind: type[AllOf] | type[AnyOf], parts: set[Predicate], absorbing: P
 
 
 def is_single(field: str) -> bool:
-    """Whether a field has one value at most."""
-    return field not in _SEVERAL and not field.startswith(SAML)
+    """Whether a field has one value at most; a SAML attribute can have several."""
+    return field in FIELDS and not FIELDS[field].many
 
 
 def _merged(parts: list[Predicate], *, conjunction: bool) -> set[Predicate]:
@@ -149,3 +144,30 @@ def triggers(predicate: Predicate) -> frozenset[Test] | None:
                     return None
                 united |= each
             return united
+
+
+def sorted_parts(parts: Iterable[Predicate]) -> list[Predicate]:
+    """Sort the parts of a predicate: a set of them has another order in every process."""
+    return sorted(parts, key=_place)
+
+
+def _place(predicate: Predicate) -> tuple[Any, ...]:
+    match predicate:
+        case Literal(test, negated):
+            if isinstance(test, TextIn):
+                return 0, test.field, test.quantifier, negated, _by_values(test.values)
+            return 1, test.field, test.quantifier, negated, test.pattern
+        case AllOf(parts):
+            return 2, *sorted(map(_place, parts))
+        case AnyOf(parts):
+            return 3, *sorted(map(_place, parts))
+
+
+def _compare_values(one: frozenset[str], two: frozenset[str]) -> int:
+    """Compare by size, then by the first value that only one of them has: without sorting 100,000."""
+    if len(one) != len(two) or one == two:
+        return len(one) - len(two)
+    return -1 if min(one ^ two) in one else 1
+
+
+_by_values = cmp_to_key(_compare_values)

@@ -7,7 +7,9 @@ are multiplied with each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from enforcer.policy.evaluation import holds
@@ -22,13 +24,14 @@ Signature = tuple[Bits, Bits]
 """Tests that are true, fields that are known."""
 
 _FEW = 64  # signatures that are worked out one by one
+_REMEMBERED = 65_536  # answers that are kept; more are forgotten together, to be worked out again
 _BLOCK = 4096  # signatures worked out together; bounds the matrix of rules and signatures
 
 
 class Resolver:
     """The predicates of one dimension, each with the rules that have it."""
 
-    def __init__(self, groups: Iterable[tuple[Predicate, Bits]]):
+    def __init__(self, groups: Sequence[tuple[Predicate, Bits]]):
         self.groups = [group for group in groups if group[0] != TRUE]
         self._all = 0
         for predicate, rules in groups:
@@ -85,7 +88,10 @@ class Resolver:
             for start in range(0, len(missing), _BLOCK):
                 block = missing[start : start + _BLOCK]
                 self._found.update(zip(block, self._work_out(block), strict=True))
-        return [self._found[signature] for signature in signatures]
+        answers = [self._found[signature] for signature in signatures]
+        if len(self._found) > _REMEMBERED:
+            self._found.clear()
+        return answers
 
     def _signature(self, facts: Facts) -> Signature:
         true = known = 0
@@ -101,6 +107,8 @@ class Resolver:
             if field in self._others:
                 memo = (field, values)
                 if memo not in self._memo:
+                    if len(self._memo) >= _REMEMBERED:
+                        self._memo.clear()
                     self._memo[memo] = sum(bit for test, bit in self._others[field] if holds(test, values))
                 true |= self._memo[memo]
         return true, known
@@ -185,36 +193,64 @@ def _literals(predicate: Predicate) -> Iterator[Literal]:
             yield from _literals(part)
 
 
-def dump(groups: Iterable[tuple[Predicate, Bits]]) -> list[Any]:
-    """As JSON values."""
-    return [[_dump(predicate), f"{rules:x}"] for predicate, rules in groups]
+def dump(groups: Sequence[tuple[Predicate, Bits]]) -> list[Any]:
+    """As pairs of JSON values, the same in every process: first all comparisons, then each group."""
+    tests, numbers = _numbered(groups)
+    return [[tests, None], *([_dump(predicate, numbers), f"{rules:x}"] for predicate, rules in groups)]
 
 
-def load(document: Iterable[Any]) -> list[tuple[Predicate, Bits]]:
-    """From what :func:`dump` gave."""
-    return [(_load(predicate), int(rules, 16)) for predicate, rules in document]
+def load(document: Sequence[Any]) -> list[tuple[Predicate, Bits]]:
+    """From what :func:`dump` gave; ValueError."""
+    (dumped, _), *groups = document
+    tests = [_load_test(test) for test in dumped]
+    return [(_load(predicate, tests), int(rules, 16)) for predicate, rules in groups]
 
 
-def _dump(predicate: Predicate) -> Any:
-    match predicate:
-        case Literal(TextIn(field, values, quantifier), negated):
-            return ["in", negated, quantifier, field, sorted(values)]
-        case Literal(TextMatches(field, pattern, quantifier), negated):
-            return ["matches", negated, quantifier, field, pattern]
-        case AllOf(parts):
-            return ["and", [_dump(part) for part in parts]]
-        case AnyOf(parts):
-            return ["or", [_dump(part) for part in parts]]
+def described(groups: Sequence[tuple[Predicate, Bits]]) -> list[str]:
+    """What is asked, whichever rules ask it; equal, in every process, for groups of the same predicates."""
+    tests, numbers = _numbered(groups)
+    predicates = [_dump(predicate, numbers) for predicate, _ in groups if predicate != TRUE]
+    return [json.dumps(each) for each in (*tests, *sorted(predicates))]
 
 
-def _load(document: Any) -> Predicate:
+def _numbered(groups: Sequence[tuple[Predicate, Bits]]) -> tuple[list[Any], dict[Test, int]]:
+    """The distinct comparisons in their dumped form, and where each stands."""
+    distinct = {literal.test for predicate, _ in groups for literal in _literals(predicate)}
+    dumped = sorted(((_dump_test(test), test) for test in distinct), key=itemgetter(0))
+    return [form for form, _ in dumped], {test: number for number, (_, test) in enumerate(dumped)}
+
+
+def _dump_test(test: Test) -> list[Any]:
+    if isinstance(test, TextIn):
+        return ["in", test.quantifier, test.field, sorted(test.values)]
+    return ["matches", test.quantifier, test.field, test.pattern]
+
+
+def _load_test(document: Any) -> Test:
     match document:
-        case ["in", negated, quantifier, field, values]:
-            return Literal(TextIn(field, frozenset(values), quantifier), negated)
-        case ["matches", negated, quantifier, field, pattern]:
-            return Literal(TextMatches(field, pattern, quantifier), negated)
+        case ["in", quantifier, field, values]:
+            return TextIn(field, frozenset(values), quantifier)
+        case ["matches", quantifier, field, pattern]:
+            return TextMatches(field, pattern, quantifier)
+    raise ValueError(f"no comparison: {document!r:.100}")
+
+
+def _dump(predicate: Predicate, numbers: dict[Test, int]) -> list[Any]:
+    match predicate:
+        case Literal(test, negated):
+            return ["not" if negated else "is", numbers[test]]
+        case AllOf(parts):
+            return ["and", sorted(_dump(part, numbers) for part in parts)]
+        case AnyOf(parts):
+            return ["or", sorted(_dump(part, numbers) for part in parts)]
+
+
+def _load(document: Any, tests: Sequence[Test]) -> Predicate:
+    match document:
+        case ["is" | "not" as sign, number]:
+            return Literal(tests[number], sign == "not")
         case ["and", parts]:
-            return AllOf(frozenset(map(_load, parts)))
+            return AllOf(frozenset(_load(part, tests) for part in parts))
         case ["or", parts]:
-            return AnyOf(frozenset(map(_load, parts)))
-    raise ValueError(f"no predicate: {document!r}")
+            return AnyOf(frozenset(_load(part, tests) for part in parts))
+    raise ValueError(f"no predicate: {document!r:.100}")

@@ -30,8 +30,12 @@ from enforcer.policy.predicate import FALSE, TRUE, Literal, Predicate
 MAX_RULES = 16384
 """Rules of all enabled policies together: the width of the kernel's bit sets."""
 
+MAX_POLICIES = 16383
+"""Policies of a file, the disabled ones too: each has a number of its own in the kernel."""
+
 # Entries of sets (prefixes, ranges) that one expression may make the compiler look at: about two seconds.
 _MAX_WORK = 2_000_000
+_VALUES_PER_ENTRY = 4  # texts in sets count for so much less: they are joined by hash
 
 
 class TooManyRulesError(ValueError):
@@ -87,16 +91,27 @@ _INTERSECTION: tuple[_Operation, ...] = (
 )
 
 
+_FIRST_PREDICATE = Box._fields.index("source_place")
+_CHEAP_FIRST = sorted(
+    range(len(Box._fields)), key=lambda place: (place >= _FIRST_PREDICATE, Box._fields[place] != "protocols")
+)
+
+
 class _Work:
     """What one expression may cost yet."""
 
     def __init__(self) -> None:
         self.left = _MAX_WORK
+        self._literals: dict[Literal, Literal] = {}
 
     def spend(self, entries: int) -> None:
         self.left -= entries
         if self.left < 0:
             raise _too_many()
+
+    def literal(self, literal: Literal) -> Literal:
+        """The same object for equal ones: so a list that is named often is neither compared nor joined."""
+        return self._literals.setdefault(literal, literal)
 
 
 @lru_cache(maxsize=8192)
@@ -118,10 +133,10 @@ def _boxes(expression: Expression, negated: bool, work: _Work) -> list[Box]:
             conjunction = isinstance(expression, And) is not negated
             return _all(parts, work) if conjunction else _any(parts, work)
         case _:
-            return _one(_WHOLE._replace(**_side(expression, negated)))
+            return _one(_WHOLE._replace(**_side(expression, negated, work)))
 
 
-def _side(comparison: Comparison, negated: bool) -> dict[str, Any]:
+def _side(comparison: Comparison, negated: bool, work: _Work) -> dict[str, Any]:
     """The dimension that a comparison is about, and its set there."""
     match comparison:
         case AddressIn(side, networks):
@@ -134,7 +149,7 @@ def _side(comparison: Comparison, negated: bool) -> dict[str, Any]:
             protocols = sets.protocols(numbers)
             return {"protocols": sets.ALL_PROTOCOLS ^ protocols if negated else protocols}
         case TextIn(field) | TextMatches(field):
-            return {dimension(field): Literal(comparison, negated)}
+            return {dimension(field): work.literal(Literal(comparison, negated))}
 
 
 def _one(box: Box) -> list[Box]:
@@ -147,21 +162,54 @@ def _same(one: object, two: object) -> bool:
 
 def intersection(one: Box, two: Box) -> list[Box]:
     """The box of what is in both; none if nothing is."""
-    return _one(_both(one, two))
+    return _both(one, two, _Work())
 
 
-def _both(one: Box, two: Box) -> Box:
+def _both(one: Box, two: Box, work: _Work) -> list[Box]:
+    """Intersect the cheap dimensions first: where one is empty, nobody asks for the others."""
     if one is _WHOLE or two is _WHOLE:
-        return two if one is _WHOLE else one
-    return Box._make(map(_intersected, _INTERSECTION, one, two))
-
-
-def _intersected(operation: _Operation, one: Any, two: Any) -> Any:
-    return one if one is two else operation(one, two)
+        return [two if one is _WHOLE else one]
+    found: dict[int, Any] = {}
+    for place in _CHEAP_FIRST:
+        mine: Any = one[place]
+        theirs: Any = two[place]
+        if mine is theirs:
+            found[place] = mine
+            continue
+        if place >= _FIRST_PREDICATE:
+            work.spend(_meeting(mine, theirs))
+        found[place] = _INTERSECTION[place](mine, theirs)
+        if found[place] == _EMPTY[place]:
+            return []
+    return [Box._make(found[place] for place in range(len(_EMPTY)))]
 
 
 def _size(box: Box) -> int:
+    """The entries of what a packet carries; for predicates see :func:`_meeting`."""
     return len(box.source) + len(box.destination) + len(box.source_ports) + len(box.ports)
+
+
+def _meeting(one: Predicate, two: Predicate) -> int:
+    """What joining two predicates costs: their comparisons, and the values where both ask about a field."""
+    if one is TRUE or two is TRUE:
+        return 0
+    mine, theirs = _asked(one), _asked(two)
+    values = sum(mine[field] + theirs[field] for field in mine.keys() & theirs.keys())
+    return len(mine) + len(theirs) + values // _VALUES_PER_ENTRY
+
+
+def _asked(predicate: Predicate) -> dict[str, int]:
+    """Field → how many comparisons and values there are of it."""
+    found: dict[str, int] = {}
+    left = [predicate]
+    while left:
+        one = left.pop()
+        if isinstance(one, Literal):
+            values = len(one.test.values) if isinstance(one.test, TextIn) else 0
+            found[one.test.field] = found.get(one.test.field, 0) + 1 + values
+        else:
+            left += one.parts
+    return found
 
 
 def _all(parts: list[list[Box]], work: _Work) -> list[Box]:
@@ -169,7 +217,7 @@ def _all(parts: list[list[Box]], work: _Work) -> list[Box]:
     boxes = [_WHOLE]
     for part in sorted(parts, key=len):
         work.spend(sum(map(_size, boxes)) * len(part) + sum(map(_size, part)) * len(boxes))
-        boxes = _joined([box for one in boxes for two in part for box in _one(_both(one, two))], work)
+        boxes = _joined([box for one in boxes for two in part for box in _both(one, two, work)], work)
     return boxes
 
 
@@ -189,7 +237,7 @@ def _joined(found: list[Box], work: _Work) -> list[Box]:
             for box in boxes:
                 groups.setdefault(box[:place] + box[place + 1 :], []).append(box[place])
             boxes = [
-                Box._make((*others[:place], _union(place, values), *others[place:]))
+                Box._make((*others[:place], _union(place, values, work), *others[place:]))
                 for others, values in groups.items()
             ]
     if len(boxes) > MAX_RULES:
@@ -197,12 +245,17 @@ def _joined(found: list[Box], work: _Work) -> list[Box]:
     return boxes
 
 
-def _union(place: int, values: list[Any]) -> Any:
+def _union(place: int, values: list[Any], work: _Work) -> Any:
     """Unite in pairs, then pairs of pairs: as many addresses in one `or` as in one set cost little more."""
     while len(values) > 1:
         pairs = zip(values[::2], values[1::2], strict=False)
         odd = values[-1:] if len(values) % 2 else []
-        values = [_UNION[place](one, two) for one, two in pairs] + odd
+        united = []
+        for one, two in pairs:
+            if place >= _FIRST_PREDICATE:
+                work.spend(_meeting(one, two))
+            united.append(_UNION[place](one, two))
+        values = united + odd
     return values[0]
 
 

@@ -16,7 +16,17 @@ from enforcer.policy import sets
 from enforcer.policy.expression import Network, TextIn
 from enforcer.policy.facts import Connection, Facts
 from enforcer.policy.language import NO_LISTS, Lists, expression_of
-from enforcer.policy.predicate import FALSE, TRUE, AllOf, AnyOf, Literal, Predicate, is_single, is_true
+from enforcer.policy.predicate import (
+    FALSE,
+    TRUE,
+    AllOf,
+    AnyOf,
+    Literal,
+    Predicate,
+    is_single,
+    is_true,
+    sorted_parts,
+)
 from enforcer.policy.reference import Rule, in_order
 from enforcer.policy.rules import Box, intersection, rules_of
 from enforcer.policy.sets import AddressSet
@@ -262,8 +272,8 @@ def _suppose(predicate: Predicate, facts: dict[str, tuple[str, ...]]) -> None:
             if is_single(field) and negated and before:
                 facts[field] = before
         case AllOf(parts):
-            for part in sorted(parts, key=repr):
+            for part in sorted_parts(parts):
                 _suppose(part, facts)
         case AnyOf(parts):
-            for part in sorted(parts, key=repr)[:1]:
+            for part in sorted_parts(parts)[:1]:
                 _suppose(part, facts)

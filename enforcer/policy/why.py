@@ -17,6 +17,8 @@ from enforcer.policy.expression import (
     Or,
     PortIn,
     ProtocolIn,
+    TextIn,
+    TextMatches,
 )
 from enforcer.policy.facts import NOTHING, Connection, Facts, dimension
 from enforcer.policy.fields import FIELDS
@@ -27,11 +29,16 @@ _MOST = 5  # comparisons or values that are named
 
 def why(expression: Expression, connection: Connection) -> tuple[str, str]:
     """Say which comparison of an expression that does not match failed, and what was seen instead."""
-    host = connection.hosts[0] if connection.hosts else NOTHING
-    blamed = _blamed(expression, True, connection, host)
+    found = [_blamed(expression, True, connection, host) for host in connection.hosts or (NOTHING,)]
+    # A name of which the host's part is true fails for what has to be told.
+    blamed = next((each for each in found if not any(map(_is_about_the_host, each))), found[0])
     selectors = dict.fromkeys(_written(comparison, wanted) for comparison, wanted in blamed)
     reasons = dict.fromkeys(_seen(comparison, connection) for comparison, _ in blamed)
     return _some(selectors, " or ") or "not everything", _some(reasons, "; ")
+
+
+def _is_about_the_host(blamed: tuple[Comparison, bool]) -> bool:
+    return isinstance(blamed[0], TextIn | TextMatches) and dimension(blamed[0].field) == "host"
 
 
 def _some(texts: Iterable[str], between: str) -> str:

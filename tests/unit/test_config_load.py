@@ -199,6 +199,9 @@ ONE_FAULT = [
     ("private_networks.0", "198.51.100.1", "is also the shared address (line"),
     ("private_networks.0", "0.0.0.0/0", "(and 2 more)"),
     ("private_networks.0", "lan", "is not an IP prefix"),
+    ("private_networks.1", "::ffff:10.0.0.0/104", "is an IPv4-mapped prefix; expected 10.0.0.0/8"),
+    ("private_networks.1", "::ffff:0:0/96", "is an IPv4-mapped prefix; expected 0.0.0.0/0"),
+    ("private_networks.1", "::ffff:10.0.0.1", "is an IPv4-mapped prefix; expected 10.0.0.1/32"),
     ("private_networks.0", 10, "is a number; expected a prefix"),
     # limits and mask
     ("limits.connections_per_origin", 64513, "64513 is too large; expected 64,512 at most"),
@@ -491,6 +494,23 @@ def test_a_faulty_list_hides_nothing_else(file: Path) -> None:
     changes = changed(("lists", {"a": ["192.0.2.1", True]}), ("policies.1.traffic", "net.dst.ip in $a"))
     (fault,) = faults_of(write(file, changes))
     assert "lists.a[1]" in fault.message
+
+
+@pytest.mark.parametrize("network", ["::/0", "::/64", "::fffe:0:0/95", "::fffe:0:0/96"])
+def test_a_private_network_may_contain_mapped_addresses(network: str) -> None:
+    """IPv4 has none: such a prefix is of IPv6 alone."""
+    networks = Configuration.model_validate(changed(("private_networks", [network]))).private_networks
+    assert [str(each) for each in networks] == [network]
+
+
+def test_more_policies_than_have_numbers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enforcer.config.checks.MAX_POLICIES", 3)
+    policies = [{"name": f"p{i}", "precedence": i, "traffic": f"net.dst.port == {i}"} for i in range(4)]
+    assert len(load(write(file, changed(("policies", policies[:3])))).policies) == 3
+    for policy in policies:
+        policy["enabled"] = False
+    (fault,) = faults_of(write(file, changed(("policies", policies))))
+    assert "policies: are 4; expected 3 at most" in fault.message
 
 
 def test_places_need_a_database_that_is_there(file: Path) -> None:

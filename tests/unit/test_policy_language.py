@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -39,6 +40,7 @@ from enforcer.policy.language import (
 )
 from enforcer.policy.lists import MAX_VALUES
 from enforcer.policy.patterns import MAX_PATTERN
+from enforcer.policy.predicate import is_single
 from enforcer.policy.reference import matches
 from enforcer.policy.rules import MAX_RULES, TooManyRulesError, rules_of
 
@@ -613,6 +615,49 @@ def test_an_expression_that_multiplies_is_refused_in_time(count: int) -> None:
     )
     with pytest.raises(TooManyRulesError):
         rules_of(parse(" and ".join(terms)))
+
+
+PEOPLE = Lists(
+    {
+        "people": [f"{number}@example.com" for number in range(100_000)],
+        "more": [f"{number}@example.com" for number in range(50_000, 150_000)],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "(identity.email in $people or net.dst.port == {})",
+        '(identity.email in $people and identity.email != "{}@example.com" or net.dst.port == {})',
+        '(identity.email in $people or identity.email != "{}@example.com" and net.dst.port == {})',
+        "(identity.email in $people and net.src.port != {} or identity.email not in $more)",
+        'any(identity.groups[*].name in $people) or any(identity.groups[*].name == "{}")',
+    ],
+)
+def test_a_large_list_in_many_terms_is_refused_or_done_in_time(term: str) -> None:
+    """A value costs too, or such an expression takes minutes and gigabytes."""
+    expression = parse(" and ".join(term.replace("{}", str(number)) for number in range(60)), PEOPLE)
+    began = time.process_time()
+    with suppress(TooManyRulesError):
+        rules_of(expression)
+    assert time.process_time() - began < 10
+
+
+def test_a_large_list_costs_nothing_where_nothing_meets_it() -> None:
+    terms = [f"net.dst.port == {i} and net.dst.ip == 10.0.0.{i}" for i in range(100)]
+    one_list = f"identity.email in $people and ({' or '.join(f'({term})' for term in terms)})"
+    assert len(rules_of(parse(one_list, PEOPLE))) == 100
+    each = " or ".join(f"identity.email in $people and {term}" for term in terms[:30])
+    assert len(rules_of(parse(each, PEOPLE))) == 30
+    groups = " or ".join(f'any(identity.groups[*].name == "g{i}") and {term}' for i, term in enumerate(terms))
+    assert len(rules_of(parse(f"identity.email in $people and ({groups})", PEOPLE))) == 100
+
+
+def test_which_fields_have_several_values_is_said_once() -> None:
+    for field in FIELDS.values():
+        assert is_single(field.name) is not field.many
+    assert not is_single('identity.saml_attributes["department"]')
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,21 @@ def test_why_a_policy_failed(text: str, selector: str, reason: str) -> None:
     assert (step.outcome, step.selector, step.reason) == ("failed", selector, reason)
 
 
+@pytest.mark.parametrize(
+    ("text", "selector"),
+    [
+        ('net.fqdn.host == "cdn.example.net" and net.dst.port == 80', "net.dst.port == 80"),
+        ('net.fqdn.host != "www.example.com" and identity.name == "A"', 'identity.name == "A"'),
+        ('net.dst.port == 80 and net.fqdn.host == "x.org"', "net.dst.port == 80"),
+        ('net.fqdn.host == "x.org" and net.dst.port == 80', 'net.fqdn.host == "x.org"'),
+    ],
+)
+def test_why_is_asked_of_the_name_that_fits(text: str, selector: str) -> None:
+    """KNOWN goes by two names; that one of them is another is not why the policy failed."""
+    (step,) = trace([Policy("p", 1, text)], KNOWN)
+    assert (step.outcome, step.selector) == ("failed", selector)
+
+
 def test_why_a_name_is_not_known() -> None:
     (step,) = trace([Policy("p", 1, 'net.fqdn.host != "x.org"')], BARE)
     assert step.reason == "unknown: no name learnt for 203.0.113.9"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import time
 from ipaddress import ip_network
 
@@ -121,3 +124,29 @@ def test_thousands_of_policies_are_searched_at_once() -> None:
     began = time.perf_counter()
     assert [(one.name, one.by) for one in hidden(policies)] == [("again", ("p7",))]
     print(f"{time.perf_counter() - began:.2f} s")
+
+
+PROGRAM = """
+from enforcer.policy.language import parse
+from enforcer.policy.rules import rules_of
+from enforcer.policy.shadow import _example
+group = "identity.groups[*].name"
+alternatives = [f'all({group} in {{"{a}" "{b}" "{c}"}})' for a, b, c in ("amx", "bly", "ckz")]
+for text in (" or ".join(alternatives), f'any({group} in {{"a" "b"}}) and any({group} in {{"c" "d"}})'):
+    print([_example(box) for box in rules_of(parse(text))])
+"""
+
+
+def test_every_process_tries_the_same_connections() -> None:
+    """Strings hash differently in each: what depends on that would be a warning that comes and goes."""
+    said = set()
+    for seed in range(8):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said.add(done.stdout)
+    assert len(said) == 1

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from enforcer import instance as instances
 from enforcer.errors import BusyError, PrivilegeError
 from enforcer.instance import Instance
-from enforcer.state import State, assign
+from enforcer.policy.rules import MAX_POLICIES
+from enforcer.state import LAST_POLICY, State, assign
 
 NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True)
 
@@ -52,6 +53,11 @@ def test_a_narrower_mask_moves_numbers_that_are_too_large_for_it() -> None:
 def test_more_names_than_numbers() -> None:
     with pytest.raises(ValueError, match="3 names, but only 2 numbers"):
         assign("abc", {}, 2)
+
+
+def test_every_policy_of_a_file_gets_a_number() -> None:
+    names = [str(number) for number in range(MAX_POLICIES)]
+    assert set(assign(names, {"gone": 5}, LAST_POLICY)) == set(names)
 
 
 def test_the_lowest_number_that_nobody_had_comes_first() -> None:
