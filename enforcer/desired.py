@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IP
 from types import SimpleNamespace
 from typing import Any
 
+from enforcer.facts.inforce import FORMAT
 from enforcer.kernel.addresses import Held
 from enforcer.kernel.ruleset import Dns, Ruleset
 from enforcer.policy.nearest import nearest
@@ -163,5 +164,5 @@ def tables_digest(
 ) -> str:
     """Equal for configurations whose policy bank is equal; ``database`` is the digest of that of places."""
     parts = [config["policies"], config["lists"], config["private_networks"], config["egress_ips"]]
-    parts += [slots, policies, database]
+    parts += [slots, policies, database, FORMAT]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

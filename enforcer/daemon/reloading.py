@@ -23,7 +23,7 @@ from enforcer.datapath.banks import is_crowded
 from enforcer.errors import EnforcerError
 
 _TICK = 1.0
-# After a reload that failed, tables without room ask for one again in so many seconds.
+# After a reload that failed or did not help, the tables ask for one again in so many seconds.
 _PATIENCE = 60.0
 _RELOAD, _AGAIN = "reload", "again"
 
@@ -109,6 +109,7 @@ class Reloading:
         elif not self._enforced.tables.fits:
             self._say("the policy tables are not those that the facts are about: they are made anew")
             self.again()
+            return _PATIENCE  # if that did not help, neither would asking more often
         return _TICK
 
 

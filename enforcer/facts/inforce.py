@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # the language, and with it the parser, is not needed here
     from enforcer.policy.tables import MatchTables
 
 
+FORMAT = 1
+"""Of the document; part of the digest that says whether a bank has to be made anew."""
+
+
 def document(tables: MatchTables, bank: int, places: dict[str, Any]) -> bytes:
     """What :class:`InForce` needs of the tables in a bank, for the store to keep; and the bank's places."""
     groups = {name: dump(tables.groups[name]) for name in ("client", "host")}
@@ -60,12 +64,13 @@ class InForce:
         generation = self._store.generation
         if generation != self._generation:
             self._generation = -1
-            content = json.loads(self._store.document or b"null")
-            if content is None:
-                raise _mismatch()
+            try:
+                content = json.loads(self._store.document or b"{}")
+                self._client = Resolver(load(content["client"]))
+                self._host = Resolver(load(content["host"]))
+            except (KeyError, TypeError, ValueError):  # none, or another version's
+                raise _mismatch() from None
             self._bank = Bank(self._maps, content["bank"])
-            self._client = Resolver(load(content["client"]))
-            self._host = Resolver(load(content["host"]))
             self._generation = generation
         if not self._bank.is_in_force:
             self._generation = -1
