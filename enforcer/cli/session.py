@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from enforcer.cli.app import Settings, Subject
+from enforcer.errors import ConfigError, Fault
 
 GROUP_KEYS = ("id", "name", "email")
 
@@ -139,27 +140,21 @@ def load(settings: Settings, file: Path) -> None:
     \b
     {"client": "10.0.1.2", "email": "ann@corp.example", "groups": [{"name": "staff"}], "ttl": 28800}
     """
-    socket, instance = _daemon(settings)
-    if str(file) != "-":
-        _load(socket, file.absolute(), str(file))
-        return
-    with tempfile.NamedTemporaryFile(dir=instance.directory, prefix="sessions-") as copy:
-        while chunk := sys.stdin.buffer.read(1 << 20):
-            copy.write(chunk)
-        copy.flush()
-        _load(socket, Path(copy.name), "standard input")
-
-
-def _daemon(settings: Settings) -> tuple[Path, Any]:
     from enforcer import control
 
     instance = settings.instance
-    return control.daemon_of(instance), instance
-
-
-def _load(socket: Path, file: Path, name: str) -> None:
-    from enforcer import control
-
-    result = control.ask(socket, "session load", file=str(file), name=name)
+    socket = control.daemon_of(instance)
+    name = "standard input" if str(file) == "-" else str(file)
+    if file.exists() and not file.is_file():
+        raise ConfigError([Fault(name, 0, "not a regular file; expected a file of JSON Lines")])
+    # A copy: systemd keeps /home and /tmp from the daemon, and a file may change while it is read.
+    with tempfile.NamedTemporaryFile(dir=instance.directory, prefix="sessions-") as copy:
+        try:
+            with click.open_file(str(file), "rb") as source:
+                shutil.copyfileobj(source, copy)
+        except OSError as error:
+            raise ConfigError([Fault(name, 0, f"cannot be read: {error.strerror}")]) from error
+        copy.flush()
+        result = control.ask(socket, "session load", file=copy.name, name=name)
     added = result["sessions"] - result["replaced"]
     click.echo(f"{result['sessions']:,} sessions: {added:,} added, {result['replaced']:,} were there before")
