@@ -58,6 +58,10 @@ class InForce:
         self._store = store
         self._generation = -1
         self._undone = store.undone
+        self._begun = store.begun
+        self._clients: set[bytes] = set()
+        """Whom this change has written, or the last one."""
+        self._hosts: set[tuple[bytes, bytes]] = set()
 
     def refresh(self) -> None:
         """Takes up the bank in force, if it was switched. KernelError: the store knows another one."""
@@ -98,31 +102,50 @@ class InForce:
     def put(self, sessions: Sessions) -> None:
         """Sessions that are new or changed."""
         self.refresh()
-        self._mend({client for client, _ in sessions.clients}, ())
+        self._begin()
+        self._clients.update(client for client, _ in sessions.clients)
         put_profiles(self._bank, self._client, sessions.profiles)
         write_sessions(self._maps, sessions.clients)
 
     def removed(self, clients: Iterable[bytes]) -> None:
         """Sessions that ended."""
-        self._mend((), ())
+        self._begin()
         for client in clients:
+            self._clients.add(client)
             self._maps.sessions.delete(_row(self._maps.sessions, client))
 
     def named(self, names: Names) -> None:
         """Hosts whose names changed; number 0: one that has none any more."""
         self.refresh()
-        self._mend((), {b"".join(host) for host, _ in names.hosts})
+        self._begin()
+        self._hosts.update(host for host, _ in names.hosts)
         put_names(self._bank, self._host, names.sets)
         write_hosts(self._maps, [host for host in names.hosts if host[1]])
         for (client, address), number in names.hosts:
             if not number:
                 self._maps.hosts.delete(_row(self._maps.hosts, client + address))
 
-    def _mend(self, clients: Collection[bytes], hosts: Collection[bytes]) -> None:
-        """After a change that was taken back: all as in the store, but for what is about to be written."""
+    def _begin(self) -> None:
+        """The first of a change: whom the one before wrote, if it was taken back, has what the store says."""
+        if self._store.begun == self._begun:
+            return
+        self._begun = self._store.begun
         if self._store.undone != self._undone:
-            refill(self._maps, self._store, clients, hosts)
+            for client in self._clients:
+                session = self._store.session(client)
+                _set(self._maps.sessions, client, session.profile if session else 0)
+            for client, address in self._hosts:
+                _set(self._maps.hosts, client + address, self._store.name_set_of(client, address))
             self._undone = self._store.undone
+        self._clients.clear()
+        self._hosts.clear()
+
+
+def _set(table: Map, raw: bytes, number: int) -> None:
+    if number:
+        table.put(_row(table, raw), number)
+    else:
+        table.delete(_row(table, raw))
 
 
 def _mismatch() -> KernelError:
@@ -151,18 +174,13 @@ def write_hosts(maps: Maps, hosts: Sequence[tuple[tuple[bytes, bytes], int]]) ->
     _put_rows(maps.hosts, rows, [number for _, number in hosts])
 
 
-def refill(maps: Maps, store: Store, clients: Collection[bytes] = (), hosts: Collection[bytes] = ()) -> None:
-    """Makes the maps what the store says: new maps, or such as missed a change, or were written for none.
-
-    Of ``clients`` and ``hosts`` (client and address) nothing is written: the caller does.
-    """
+def refill(maps: Maps, store: Store) -> None:
+    """Makes the maps what the store says: new maps, or such as somebody else may have written for nothing."""
     sessions, names = store.session_profiles(), store.hosts()
-    _keep_only(maps.sessions, {client for client, _ in sessions if client not in clients})
-    _keep_only(
-        maps.hosts, {client + address for (client, address), _ in names if client + address not in hosts}
-    )
-    write_sessions(maps, [row for row in sessions if row[0] not in clients])
-    write_hosts(maps, [row for row in names if b"".join(row[0]) not in hosts])
+    _keep_only(maps.sessions, {client for client, _ in sessions})
+    _keep_only(maps.hosts, {client + address for (client, address), _ in names})
+    write_sessions(maps, sessions)
+    write_hosts(maps, names)
 
 
 def _keep_only(table: Map, keys: Collection[bytes]) -> None:

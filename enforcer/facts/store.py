@@ -83,6 +83,8 @@ class Store:
         self._database = database.connect(path, create=create)
         self.undone = 0
         """How many changes were taken back: what they had written elsewhere is still there."""
+        self.begun = 0
+        """How many changes were begun."""
 
     def __enter__(self) -> Self:
         return self
@@ -207,6 +209,11 @@ class Store:
         query = "SELECT client, address, name_set FROM hosts"
         return [((client, address), number) for client, address, number in self._rows(query)]
 
+    def name_set_of(self, client: bytes, address: bytes) -> int:
+        """The number of the set of names that an address has for a client; 0 for none."""
+        query = "SELECT name_set FROM hosts WHERE client = ? AND address = ?"
+        return int(self._one(query, client, address) or 0)
+
     def next_name_expiry(self) -> float | None:
         """When the next name expires."""
         found = self._one("SELECT min(expires) FROM names")
@@ -220,6 +227,7 @@ class Store:
         """
         with explained("changing the facts"):
             database.begin(self._database)
+            self.begun += 1
             try:
                 change = Change(self._database)
                 yield change
