@@ -23,6 +23,7 @@ from enforcer.errors import ConfigError, Fault
 from enforcer.policy.expression import TextIn, TextMatches, comparisons
 from enforcer.policy.facts import dimension
 from enforcer.policy.language import ExpressionError, Lists, parse
+from enforcer.policy.lists import uuid
 
 MAX_BYTES = 64 << 20
 _HIGHEST = 0xFFFFFFFF  # precedence
@@ -222,7 +223,7 @@ def _references(rules: Iterable[dict[str, Any]]) -> list[str]:
     for rule in rules:
         for key in EXPRESSIONS:
             for name in _names(rule.get(key)):
-                found.setdefault(name.lower().replace("-", ""), name)
+                found.setdefault(uuid(name) or name, name)
     return list(found.values())
 
 

@@ -17,8 +17,9 @@ docs/policy-test.md is for people.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -286,10 +287,19 @@ class _Reader:
             self.fault((*way, "reason"), "is no reason", messages.nearest(expected.reason, REASONS))
         if expected.egress is None:
             return None
-        if expected.egress not in self.names:
+        egress = _canonical(expected.egress)
+        if egress not in self.names:
             words = (*(egress.name for egress in self.config.egress_ips), SHARED, NEAREST, REFUSED)
             self.fault((*way, "egress"), "is no egress", messages.nearest(expected.egress, words))
-        return self.names.get(expected.egress)
+        return self.names.get(egress)
+
+
+def _canonical(text: str) -> str:
+    """An address or a range in the one form that the configuration's have here; anything else as it is."""
+    for read in (ip_address, ip_network):
+        with suppress(ValueError):
+            return str(read(text))
+    return text
 
 
 _ADAPTER: TypeAdapter[Entry] = TypeAdapter(Entry)

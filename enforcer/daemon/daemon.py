@@ -139,7 +139,7 @@ class Daemon:
         try:
             return work.result()
         except EnforcerError as error:
-            self._enforced.mend()
+            self._enforced.after(error)
             return report_of(error)
 
     def _on_signals(self, wake: socket.socket) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from enforcer.daemon.sessions import Attendance
 from enforcer.datapath.maps import Maps
 from enforcer.desired import Desired
+from enforcer.errors import ConfigError, EnforcerError
 from enforcer.facts.inforce import InForce, refill
 from enforcer.facts.store import Store
 from enforcer.gateway import Gateway
@@ -61,6 +62,11 @@ class Enforced:
         before = self.maps
         self._use(gateway, wanted, maps)
         before.close()
+
+    def after(self, error: EnforcerError) -> None:
+        """A process that loaded sessions failed; a file that is wrong has changed nothing."""
+        if error.exit_code != ConfigError.exit_code:
+            self.mend()
 
     def mend(self) -> None:
         """Makes the maps what the store says: a process may have ended between writing these and it."""

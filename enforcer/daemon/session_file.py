@@ -85,7 +85,7 @@ class SessionFile:
             result = work.result()
         except EnforcerError as error:
             self._wrong(file, error)
-            self._enforced.mend()
+            self._enforced.after(error)
             return report_of(error)
         self._loaded(file, result)
         return result

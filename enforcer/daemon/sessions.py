@@ -98,7 +98,8 @@ class Attendance:
         with self._store.change() as change:
             gone = change.remove_sessions(clients)
             self._tables.removed(gone)
-        missing = [str(session.unpack_client(client)) for client in clients if client not in set(gone)]
+        ended = set(gone)
+        missing = [str(session.unpack_client(client)) for client in clients if client not in ended]
         return {"removed": len(gone), "missing": missing}
 
     def load(self, path: Path, name: str, origin: str) -> dict[str, Any]:

@@ -18,11 +18,11 @@ class Lists:
 
     def __init__(self, values: Mapping[str, Sequence[str]]):
         self._values = {name: tuple(entries) for name, entries in values.items()}
-        self._by_uuid = {uuid: name for name in self._values if (uuid := _uuid(name))}
+        self._by_uuid = {digits: name for name in self._values if (digits := uuid(name))}
 
     def find(self, name: str) -> str | None:
         """Give a list's own name; a UUID is the same with and without dashes, in either case."""
-        return name if name in self._values else self._by_uuid.get(_uuid(name))
+        return name if name in self._values else self._by_uuid.get(uuid(name))
 
     def get(self, name: str) -> tuple[str, ...] | None:
         """Give a list's values; None for a name that is not there."""
@@ -39,7 +39,8 @@ class Lists:
         return len(self._values)
 
 
-def _uuid(name: str) -> str:
+def uuid(name: str) -> str:
+    """Give a UUID's digits, however it is written; empty for any other name."""
     digits = name.lower().replace("-", "")
     return digits if _UUID.fullmatch(digits) else ""
 

@@ -452,3 +452,10 @@ def test_any_bytes(tmp_path: Path, content: bytes) -> None:
 def test_errors_are_ours() -> None:
     with pytest.raises(ConfigError):
         cloudflare.read("x", b"{")
+
+
+def test_lists_whose_names_differ_in_case_are_two() -> None:
+    rules = [
+        rule(name, number, traffic=f"net.dst.ip in ${name}") for number, name in enumerate(("Staff", "staff"))
+    ]
+    assert convert(rules).lists == ["Staff", "staff"]

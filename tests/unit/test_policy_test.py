@@ -165,7 +165,16 @@ def test_decisions(
 
 @pytest.mark.parametrize(
     "egress",
-    ["lax-1", "203.0.113.10", "2001:db8:2::/64", "default", "198.51.100.1", "2001:db8:ffff::1", "nearest"],
+    [
+        "lax-1",
+        "203.0.113.10",
+        "2001:db8:2::/64",
+        "default",
+        "198.51.100.1",
+        "2001:db8:ffff::1",
+        "2001:DB8:ffff:0::1",
+        "nearest",
+    ],
 )
 def test_ways_to_name_an_egress(config: Path, tmp_path: Path, egress: str) -> None:
     names = {"lax-1": "lax-1", "203.0.113.10": "lax-1", "2001:db8:2::/64": "lax-2", "nearest": "nearest"}
