@@ -41,18 +41,23 @@ class Machine:
         self.result: dict[str, Any] = {"operations": ["switch"], "warnings": []}
         self.begun = self.taken = self.failures = 0
         self.crowded = False
+        self.files: list[Path | None] = []
+        """What was applied; None: what was in force."""
         self.jobs = Jobs(loop)
         self._file = directory / "result"
         monkeypatch.setattr(applying, "start", self._start)
+        monkeypatch.setattr(applying, "start_again", lambda: self._start(None))
         monkeypatch.setattr(reloading, "is_crowded", lambda _: self.crowded)
-        enforced = cast(Any, SimpleNamespace(maps=None))
+        self.tables = SimpleNamespace(fits=True)
+        enforced = cast(Any, SimpleNamespace(maps=None, tables=self.tables))
         self.reloading = Reloading(
             loop, self.jobs, enforced, Path("f"), say=said.append, take_up=self._take_up
         )
         loop.task("tick", lambda: 0.02, 0.0)
 
-    def _start(self, _: Path) -> Work:
+    def _start(self, file: Path | None) -> Work:
         self.begun += 1
+        self.files.append(file)
         self._file.write_text(json.dumps(self.result))
         return Work("json.tool", str(self._file))
 
@@ -115,6 +120,7 @@ def test_tables_without_room_ask_for_a_reload(machine: Machine) -> None:
     machine.crowded = False
     machine.run()
     assert (machine.begun, machine.taken) == (1, 1)
+    assert machine.files == [None]  # a file that somebody is writing must not come into force by that
 
 
 def test_tables_without_room_and_a_wrong_file_do_not_reload_all_the_time(machine: Machine) -> None:
@@ -123,3 +129,19 @@ def test_tables_without_room_and_a_wrong_file_do_not_reload_all_the_time(machine
     machine.run(3, lambda: True)
     assert machine.begun == 1
     assert machine.said.count("reload failed, what was in force stays: wrong file") == 1
+
+
+def test_tables_that_the_facts_are_not_about_are_made_anew_once(machine: Machine) -> None:
+    machine.tables.fits = False
+    machine.run(3, lambda: True)
+    assert machine.files == [None]
+
+
+def test_who_asks_for_the_file_does_not_get_what_was_in_force(machine: Machine) -> None:
+    machine.ask()
+    machine.run(going=lambda: not machine.reloading.under_way)
+    machine.reloading.again()
+    waiting = machine.ask()
+    machine.run()
+    assert machine.files == [Path("f"), None, Path("f")]
+    assert waiting.answers == [machine.result]
