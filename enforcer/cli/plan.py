@@ -37,11 +37,11 @@ def command(settings: Settings, as_json: bool) -> None:
         return
     for row in rows:
         click.echo(row["operation"])
-        if "changes" in row:
+        if row["changes"]:
             for change in outlook.changes:
                 click.echo(f"  {change}")
-            if outlook.redecided.flows:
-                click.echo(f"  {_sentence(outlook.redecided)}")
+        if row["flows"]:
+            click.echo(f"  {_sentence(outlook.redecided)}")
     if not rows:
         click.echo("nothing to do: the file is in force")
 
@@ -50,14 +50,16 @@ def _row(operation: Operation, outlook: Outlook) -> dict[str, Any]:
     """An operation; that which puts policies in force has what they change."""
     from enforcer.plan import SwitchTables
 
-    row: dict[str, Any] = {"operation": str(operation)}
-    if isinstance(operation, SwitchTables):
-        row["changes"] = [
-            {"change": change.kind, "what": change.what, "fields": list(change.fields)}
-            for change in outlook.changes
-        ]
-        row["flows"], row["clients"] = outlook.redecided.flows, outlook.redecided.clients
-    return row
+    switches = isinstance(operation, SwitchTables)
+    changes = outlook.changes if switches else []
+    return {
+        "operation": str(operation),
+        "changes": [
+            {"change": change.kind, "what": change.what, "fields": list(change.fields)} for change in changes
+        ],
+        "flows": outlook.redecided.flows if switches else 0,
+        "clients": outlook.redecided.clients if switches else {},
+    }
 
 
 def _sentence(found: Redecided) -> str:

@@ -27,14 +27,14 @@ def policies(source: Source) -> list[Row]:
                 "name": policy["name"],
                 "enabled": policy["enabled"],
                 "traffic": policy["traffic"],
-                "identity": policy["identity"],
-                "device_posture": policy["device_posture"],
                 "egress": _primary(policy["egress"], names),
                 "fallback": _fallback(policy["egress"], names),
                 "matched": matched,
                 "last_matched": round((now - int(hits["last"])) / 1e9, 3)
                 if hits is not None and matched
                 else None,
+                "identity": policy["identity"],
+                "device_posture": policy["device_posture"],
             }
         )
     return rows

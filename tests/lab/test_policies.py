@@ -271,7 +271,7 @@ def test_plan_says_which_policies_change(enforced: Gateway) -> None:
     changed_file = added(changed_file, "policies", policy("three", 3, "default", traffic="net.dst.port == 3"))
     changed_file["lists"] = {"nets": ["198.18.8.0/24"]}
     rows = plan_of(enforced, changed_file)
-    (row,) = [row for row in rows if "changes" in row]
+    (row,) = [row for row in rows if row["operation"] == "switch policies and settings"]
     assert {(each["change"], each["what"]): each["fields"] for each in row["changes"]} == {
         ("appears", "policy three"): [],
         ("goes", "policy one"): [],
@@ -318,7 +318,7 @@ def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: Gateway
 
 
 def _redecided(rows: list[dict[str, Any]]) -> dict[str, int]:
-    (row,) = [row for row in rows if "changes" in row]
+    (row,) = [row for row in rows if row["operation"] == "switch policies and settings"]
     assert row["flows"] == sum(row["clients"].values())
     clients: dict[str, int] = row["clients"]
     return clients
