@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from enforcer.daemon.enforced import Enforced
@@ -14,7 +14,7 @@ _TICK = 1.0
 
 
 class Source(Protocol):
-    """Something that is readable now and then, with a tick about once a second.
+    """Something that is readable now and then, with a tick at least once a second.
 
     What is wanted of a configuration is kept over a reload (``use``); what is no more is closed.
     """
@@ -25,8 +25,8 @@ class Source(Protocol):
     def drain(self) -> None:
         """Do it; never waits."""
 
-    def tick(self) -> None:
-        """What time brings."""
+    def tick(self) -> float:
+        """What time brings; returns in how many seconds to come again."""
 
     def use(self, store: Store, tables: InForce, config: Mapping[str, Any]) -> None:
         """Another configuration is in force."""
@@ -50,10 +50,10 @@ def _names(enforced: Enforced, say: Callable[[str], None]) -> Callable[[], Sourc
     if not enforced.wanted.dns:
         return None
     # The library of DNS is for those who need it.
-    from enforcer.dns.alive import destinations
+    from enforcer.dns.alive import Alive, destinations
     from enforcer.dns.learner import Learner
 
-    def alive() -> Collection[bytes]:
+    def alive() -> Alive:
         return destinations(enforced.maps.flows)
 
     return lambda: Learner(enforced.store, enforced.tables, enforced.config, say=say, alive=alive)
@@ -80,11 +80,14 @@ class Sources:
             opener = maker(enforced, self._say)
             if opener is None:
                 self._close(name)
-            elif name in self._open:
+                continue
+            if name in self._open:
                 self._open[name].use(enforced.store, enforced.tables, enforced.config)
             else:
                 self._open[name] = opener()
                 self._loop.watch(self._open[name], self._open[name].drain)
+            # What came while the kernel was asked for something has been read, and is not readable any more.
+            self._loop.guard(self._open[name].drain)
 
     def report(self, name: str) -> dict[str, Any]:
         """What a source has to tell; nothing if it isn't open."""
@@ -102,6 +105,7 @@ class Sources:
             source.close()
 
     def _tick(self) -> float:
+        due = [_TICK]
         for source in self._open.values():
-            self._loop.guard(source.tick)
-        return _TICK
+            self._loop.guard(lambda source=source: due.append(source.tick()))  # type: ignore[misc]
+        return min(due)

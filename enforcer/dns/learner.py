@@ -19,18 +19,19 @@ import ipaddress
 import select
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, Self
 
 from enforcer.datapath.address import pack
 from enforcer.dns import message
+from enforcer.dns.alive import Alive
 from enforcer.dns.message import MalformedError
 from enforcer.dns.packet import TCP, Packet, parse
 from enforcer.dns.questions import Asker, Questions
 from enforcer.dns.stream import Streams
 from enforcer.errors import BusyError, EnforcerError
-from enforcer.facts.store import ANYBODY, Learnt, Names, Store
+from enforcer.facts.store import ANYBODY, FIRST, Learnt, Names, Place, Store
 from enforcer.kernel import queue
 from enforcer.kernel.nflog import Log
 from enforcer.kernel.queue import Queue
@@ -39,6 +40,8 @@ from enforcer.kernel.ruleset import DNS_QUEUE
 COUNTS = {
     "learnt": "answers learnt",
     "addresses": "addresses learnt with them",
+    "addresses-over": "addresses past the 64th of an answer",
+    "crowded-out": "names that made room for others: too many of one client, or of one address",
     "empty": "answers without an address of the type asked for",
     "nxdomain": "answers that the name does not exist",
     "error": "answers with another error (SERVFAIL, REFUSED, …)",
@@ -64,6 +67,7 @@ COUNTS = {
     "packet-strange": "held packets that are neither UDP nor TCP, or were cut",
     "tcp-midway": "TCP segments of connections that began before the daemon did",
     "tcp-gap": "TCP connections given up: too much came after a missing segment",
+    "tcp-silent": "TCP connections forgotten after 30 seconds of silence",
     "tcp-evicted": "TCP connections given up: too many at once",
     "tcp-full": "TCP connections given up: too many bytes in all",
     "tcp-strange": "TCP connections on port 53 that speak no DNS",
@@ -72,9 +76,20 @@ COUNTS = {
 
 AT_ONCE = 256
 """Packets dealt with before the daemon's loop has its turn: 20 ms when all of them are new."""
-# All copies of questions that came before the held answers must be read before these; the socket's buffer
-# holds about as many.
-_COPIES_AT_ONCE = 16_384
+ADDRESSES_AT_MOST = 64
+"""Addresses that are learnt of one answer: its first ones."""
+# All copies of questions that came before the held answers must be read before these. The socket's buffer
+# holds about 16,384; more may come while they are read, and answers must not wait for ever.
+_COPIES_AT_MOST = 32_768
+_COPIES_AT_ONCE = 1024
+_COPIES_TIME = 0.25
+# Seconds that the loop waits for another change of the store: as long as a client waits gladly.
+_PATIENCE = 0.2
+# Seconds in which a store or table that has refused one answer is not asked again.
+_REFUSED = 1.0
+# Names looked at in one turn, when their time is over.
+_NAMES_AT_ONCE = 1000
+_TICK = 1.0
 _SAY_EVERY = 60.0
 # What live flows keep past its time is looked at again after this; reading a million flows takes 0.2 s.
 _LOOK_AGAIN = 10.0
@@ -161,6 +176,12 @@ class Reader:
         """How many directions of TCP connections are followed."""
         return len(self._asking) + len(self._answering)
 
+    def expire(self, now: float) -> None:
+        """Forgets questions that nobody has answered in time, and connections that are silent."""
+        self.questions.expire(now)
+        self._asking.expire(now)
+        self._answering.expire(now)
+
     def question(self, data: bytes, now: float) -> None:
         """Notes what a copied packet asks. ``now`` is in seconds of a clock that never goes back."""
         packet = parse(data)
@@ -168,7 +189,7 @@ class Reader:
             self.counts["question-strange"] += 1
         if packet is None or not self._believed(packet.destination):
             return
-        for wire in self._messages(packet, self._asking):
+        for wire in self._messages(packet, self._asking, now):
             self._note(packet, wire, now)
 
     def answers(self, data: bytes, now: float, time_of_day: float) -> list[Answer]:
@@ -181,7 +202,7 @@ class Reader:
             self.counts["unlisted"] += bool(packet.payload)
             return []
         found = []
-        for wire in self._messages(packet, self._answering):
+        for wire in self._messages(packet, self._answering, now):
             answer = self._answer(packet, wire, now, time_of_day)
             if answer is not None:
                 found.append(answer)
@@ -191,11 +212,11 @@ class Reader:
         return not self.settings.resolvers or resolver in self.settings.resolvers
 
     @staticmethod
-    def _messages(packet: Packet, streams: Streams) -> list[bytes]:
+    def _messages(packet: Packet, streams: Streams, now: float) -> list[bytes]:
         if packet.protocol != TCP:
             return [packet.payload]
         key = packet.source, packet.source_port, packet.destination, packet.destination_port
-        return streams.feed(key, packet)
+        return streams.feed(key, packet, now)
 
     def _note(self, packet: Packet, wire: bytes, now: float) -> None:
         try:
@@ -245,7 +266,9 @@ class Reader:
             if not found.addresses and not found.mapped:
                 self.counts["empty"] += 1
             return None
-        return Answer(client, name, tuple(sorted(usable)), time_of_day + found.ttl + self.settings.grace)
+        self.counts["addresses-over"] += max(0, len(usable) - ADDRESSES_AT_MOST)
+        first = tuple(sorted(usable[:ADDRESSES_AT_MOST]))
+        return Answer(client, name, first, time_of_day + found.ttl + self.settings.grace)
 
     def _reason(self, packed: bytes) -> str | None:
         """Why an address is not worth learning."""
@@ -282,6 +305,9 @@ def _refusal(head: message.Header, asked: tuple[bytes, int, int] | None) -> str 
     return next((word for word, holds in reasons if holds), None)
 
 
+_Key = tuple[bytes, str, tuple[bytes, ...]]
+
+
 class Known:
     """What was learnt lately, so that the many answers about few names cost no change of the store.
 
@@ -290,7 +316,8 @@ class Known:
 
     def __init__(self, limit: int = _KNOWN) -> None:
         self._limit = limit
-        self._until: dict[tuple[bytes, str, tuple[bytes, ...]], float] = {}
+        self._until: dict[_Key, float] = {}
+        self._keys: dict[str, set[_Key]] = {}
 
     def new(self, answers: list[Answer], slack: float) -> list[Answer]:
         """Those that there is something to learn of."""
@@ -299,17 +326,38 @@ class Known:
     def add(self, answers: list[Answer]) -> None:
         """These are in the store now."""
         for answer in answers:
-            self._until.pop(answer[:3], None)
-            self._until[answer[:3]] = answer.expires
+            key = answer[:3]
+            self._until.pop(key, None)
+            self._until[key] = answer.expires
+            self._keys.setdefault(answer.name, set()).add(key)
         while len(self._until) > self._limit:
-            del self._until[next(iter(self._until))]
+            key = next(iter(self._until))
+            del self._until[key]
+            self._keys[key[1]].discard(key)
+            if not self._keys[key[1]]:
+                del self._keys[key[1]]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These are not in the store any more, for some client and address."""
+        for name in names:
+            for key in self._keys.pop(name, ()):
+                del self._until[key]
+
+
+class _Round(NamedTuple):
+    """One look at all names whose time is over, some at a turn."""
+
+    began: float
+    alive: Alive
+    place: Place
 
 
 class Learner:
     """The daemon's part: reads, learns, lets go. A context manager; raises BusyError, KernelError.
 
     ``say`` receives lines for the journal. ``alive`` gives the destinations of live flows
-    (:func:`enforcer.dns.alive.destinations`).
+    (:func:`enforcer.dns.alive.destinations`). After it is made, and after :meth:`use`, :meth:`drain` is to be
+    called once: what came meanwhile has been read.
     """
 
     def __init__(
@@ -319,7 +367,7 @@ class Learner:
         config: Mapping[str, Any],
         *,
         say: Callable[[str], None],
-        alive: Callable[[], Collection[bytes]],
+        alive: Callable[[], Alive],
     ) -> None:
         self._store = store
         self._tables = tables
@@ -330,6 +378,8 @@ class Learner:
         self._known = Known()
         self._said = -_SAY_EVERY
         self._look = 0.0
+        self._round: _Round | None = None
+        self._refused: tuple[float, EnforcerError] | None = None
         # Questions first: an answer that is held must have its question.
         self._log = Log(DNS_QUEUE)
         try:
@@ -357,8 +407,11 @@ class Learner:
         """Another configuration: questions and streams stay, and the queue is not let go."""
         self._store, self._tables = store, tables
         self._known = Known()
+        self._round = self._refused = None
+        before = self._reader.settings.fail_open
         self._reader.configure(settings(config))
-        self._queue.fail_open(self._reader.settings.fail_open)
+        if self._reader.settings.fail_open != before:
+            self._queue.fail_open(self._reader.settings.fail_open)
 
     def fileno(self) -> int:
         """Readable when :meth:`drain` has something to do."""
@@ -367,15 +420,30 @@ class Learner:
     def drain(self) -> None:
         """Reads some of what has come, learns, and lets it go; never waits for packets."""
         held = self._queue.receive(AT_ONCE)
-        now, time_of_day = time.monotonic(), time.time()
-        for copy in self._log.receive(_COPIES_AT_ONCE if held else AT_ONCE):
-            self._reader.question(copy, now)
-        if not held:
-            return
         try:
-            self._learn([answer for packet in held for answer in self._read(packet, now, time_of_day)])
+            now, time_of_day = time.monotonic(), time.time()
+            if held:
+                self._note_all(now)
+                self._learn([answer for packet in held for answer in self._read(packet, now, time_of_day)])
+            else:
+                self._note(AT_ONCE, now)
         finally:
-            self._queue.accept_up_to(held[-1].number)
+            if held:
+                self._queue.accept_up_to(held[-1].number)
+
+    def _note_all(self, now: float) -> None:
+        """Notes the questions that came before the answers that are held, within reason."""
+        left = _COPIES_AT_MOST
+        while left > 0 and (noted := self._note(min(left, _COPIES_AT_ONCE), now)):
+            left -= noted
+            if time.monotonic() - now > _COPIES_TIME:
+                break
+
+    def _note(self, most: int, now: float) -> int:
+        copies = self._log.receive(most)
+        for copy in copies:
+            self._reader.question(copy, now)
+        return len(copies)
 
     def _read(self, packet: queue.Packet, now: float, time_of_day: float) -> list[Answer]:
         if not packet.whole:
@@ -392,24 +460,31 @@ class Learner:
             self._store_names(new)
 
     def _store_names(self, answers: list[Answer]) -> None:
+        if self._refused is not None and time.monotonic() < self._refused[0]:
+            self._fail(answers, self._refused[1])
+            return
         try:
             self._put(answers)
         except BusyError as error:
             self._fail(answers, error)
         except EnforcerError as error:
-            if len(answers) == 1:
+            half = len(answers) // 2
+            if not half:
+                self._refused = time.monotonic() + _REFUSED, error
                 self._fail(answers, error)
                 return
-            # A full table refuses what is new; answers that are known already must not suffer for it.
-            for answer in answers:
-                self._store_names([answer])
+            # One that there is no room for must not take the others with it.
+            self._store_names(answers[:half])
+            self._store_names(answers[half:])
 
     def _put(self, answers: list[Answer]) -> None:
-        with self._store.change() as change:
+        with self._store.change(patience=_PATIENCE) as change:
             names = change.learn([row for answer in answers for row in answer.rows()])
             if names.hosts or names.sets:
                 self._tables.named(names)
         self._known.add(answers)
+        self._known.forget(change.crowded_out)
+        self.counts["crowded-out"] += len(change.crowded_out)
 
     def _fail(self, answers: list[Answer], error: EnforcerError) -> None:
         self.counts["unlearnt"] += len(answers)
@@ -420,21 +495,44 @@ class Learner:
             self._said = now
             self._say(f"names not learnt ({self.counts['unlearnt']} answers so far): {error}")
 
-    def tick(self) -> None:
-        """Once a second: forgets questions without an answer, and names whose time is over."""
+    def tick(self) -> float:
+        """Forgets questions without an answer, and some of the names whose time is over.
+
+        Returns in how many seconds it is due again: at once while there are more.
+        """
         now = time.monotonic()
-        self._reader.questions.expire(now)
-        expiry = self._store.next_name_expiry()
-        if now < self._look or expiry is None or expiry > time.time():
-            return
-        alive = self._alive()
-        with self._store.change() as change:
-            names = change.forget_names(time.time(), alive)
-            self._tables.named(names)
-        spent = time.monotonic() - now
+        self._reader.expire(now)
+        if self._round is None:
+            expiry = self._store.next_name_expiry()
+            if now < self._look or expiry is None or expiry > time.time():
+                return _TICK
+            self._round = self._look_at_flows(FIRST)
+        elif now - self._round.began > _LOOK_AGAIN:
+            self._round = self._look_at_flows(self._round.place)
+        try:
+            with self._store.change(patience=_PATIENCE) as change:
+                names, place_after = change.forget_names(
+                    time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.place
+                )
+                if names.hosts or names.sets:
+                    self._tables.named(names)
+        except BusyError:
+            return _TICK
+        if place_after is not None:
+            self._round = self._round._replace(place=place_after)
+            return 0.0
+        self._round = None
         kept = self._store.next_name_expiry()
         rest = _LOOK_AGAIN if kept is not None and kept <= time.time() else 0.0
-        self._look = time.monotonic() + max(rest, _REST * spent)
+        self._look = max(self._look, time.monotonic() + rest)
+        return _TICK
+
+    def _look_at_flows(self, place: Place) -> _Round:
+        began = time.monotonic()
+        alive = self._alive()
+        ended = time.monotonic()
+        self._look = ended + _REST * (ended - began)
+        return _Round(began, alive, place)
 
     def report(self) -> dict[str, Any]:
         """The counters by name, those of :data:`COUNTS` that are not zero, and how full everything is."""

@@ -26,8 +26,8 @@ RECORDS_AT_MOST = 256
 """An answer with more records is not read: no host has so many addresses, and reading takes its time."""
 CHAIN_AT_MOST = 16
 """CNAMEs in a row; BIND follows 11 (max-query-restarts), and followed 16 before."""
-TTL_AT_MOST = 604_800
-"""Seconds (RFC 8767, 4)."""
+TTL_AT_MOST = 86_400
+"""Seconds; resolvers keep hardly anything for longer (Unbound: cache-max-ttl)."""
 
 _HEADER = struct.Struct(">HHHHHH")
 _TYPE_AND_CLASS = struct.Struct(">HH")

@@ -1,13 +1,16 @@
 """Questions that were seen and not answered yet: only their answers count.
 
 Bounded in all and for each client, so that one client that asks very much takes nothing from others: at
-a bound the oldest question goes (of this client, or of all), and its answer will not be learnt.
+a bound the oldest question goes (of this client, or of all), and its answer will not be learnt. A client is
+an IPv4 address or an IPv6 /64 (:func:`enforcer.facts.store.household`).
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from typing import NamedTuple
+
+from enforcer.facts.store import household
 
 LIFETIME = 10.0
 """Seconds. Resolver libraries give up after five (resolv.conf(5), timeout)."""
@@ -45,13 +48,13 @@ class Questions:
     def note(self, asker: Asker, asked: Asked, now: float) -> None:
         """Remembers a question; one with the same number from the same place takes its predecessor's."""
         self._remove(asker)
-        mine = self._clients.get(asker.client)
+        mine = self._clients.get(household(asker.client))
         if mine is not None and len(mine) >= self._of_one_client:
             self._evict(next(iter(mine)))
         if len(self._asked) >= self._total:
             self._evict(next(iter(self._asked)))
         self._asked[asker] = asked, now + LIFETIME
-        self._clients.setdefault(asker.client, OrderedDict())[asker] = None
+        self._clients.setdefault(household(asker.client), OrderedDict())[asker] = None
 
     def asked(self, asker: Asker, now: float) -> Asked | None:
         """What was asked; None if nothing was, or too long ago."""
@@ -78,7 +81,8 @@ class Questions:
     def _remove(self, asker: Asker) -> None:
         if self._asked.pop(asker, None) is None:
             return
-        mine = self._clients[asker.client]
+        client = household(asker.client)
+        mine = self._clients[client]
         del mine[asker]
         if not mine:
-            del self._clients[asker.client]
+            del self._clients[client]

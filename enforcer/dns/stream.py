@@ -6,6 +6,7 @@ once: it is the one that is still held, and what went on before it has told the 
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -16,8 +17,13 @@ STREAMS = 4096
 """Directions of connections that are followed; the one silent for longest makes room."""
 AHEAD = 1 << 17
 """Bytes that a segment may be ahead of what is missing."""
+EARLY = 256
+"""Segments kept ahead of what is missing."""
 TOTAL = 16 << 20
-"""Bytes kept in all streams together."""
+"""Bytes kept in all streams together, and OVERHEAD for each segment that is early."""
+OVERHEAD = 128
+SILENCE = 30.0
+"""Seconds after which a silent stream is forgotten; it goes on where a segment begins and ends a message."""
 SHORTEST = 12
 """A DNS message has a header."""
 _MODULO = 1 << 32
@@ -28,15 +34,18 @@ class _Stream:
     """One direction of one connection."""
 
     expected: int
-    """The sequence number of the byte that comes next."""
+    """The sequence number of the byte that comes next, which does not wrap: it grows past 32 bits."""
+    heard: float
     ready: bytearray = field(default_factory=bytearray)
     early: dict[int, bytes] = field(default_factory=dict)
-    """Segments ahead of a gap, by sequence number."""
+    """Segments ahead of a gap, by sequence number that does not wrap."""
+    order: list[int] = field(default_factory=list)
+    """A heap of their numbers."""
     ahead: int = 0
 
     @property
     def size(self) -> int:
-        return len(self.ready) + self.ahead
+        return len(self.ready) + self.ahead + OVERHEAD * len(self.early)
 
 
 class Streams:
@@ -44,7 +53,8 @@ class Streams:
 
     ``counts`` gets what was not followed: ``tcp-midway`` (a connection whose beginning was not seen, until a
     segment begins and ends with a message), ``tcp-gap`` (too much came after a missing segment),
-    ``tcp-evicted`` (too many connections), ``tcp-full`` (too many bytes in all), ``tcp-strange`` (no DNS).
+    ``tcp-evicted`` (too many connections), ``tcp-full`` (too many bytes in all), ``tcp-silent`` (nothing came
+    for SILENCE), ``tcp-strange`` (no DNS).
     """
 
     def __init__(self, counts: Counter[str], limit: int = STREAMS, total: int = TOTAL) -> None:
@@ -56,7 +66,7 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def feed(self, key: Hashable, segment: Packet) -> list[bytes]:
+    def feed(self, key: Hashable, segment: Packet, now: float = 0.0) -> list[bytes]:
         """The messages that this segment completes, in order."""
         if segment.flags & RST:
             self._drop(key)
@@ -64,7 +74,7 @@ class Streams:
         sequence = segment.sequence
         if segment.flags & SYN:
             sequence = (sequence + 1) % _MODULO
-            stream: _Stream | None = self._begin(key, sequence)
+            stream: _Stream | None = self._begin(key, sequence, now)
         else:
             stream = self._streams.get(key)
         payload = segment.payload
@@ -74,25 +84,36 @@ class Streams:
             if not _is_whole(payload):
                 self._counts["tcp-midway"] += 1
                 return []
-            stream = self._begin(key, sequence)
+            stream = self._begin(key, sequence, now)
         self._streams.move_to_end(key)
+        stream.heard = now
         before = stream.size
         messages = self._take(stream, sequence, payload)
         self._room -= stream.size - before
-        if messages is None or self._room < 0:
-            if messages is not None:
-                self._counts["tcp-full"] += 1
+        end = (sequence + len(payload)) % _MODULO
+        if messages is None or (segment.flags & FIN and stream.expected % _MODULO == end):
             self._drop(key)
-        elif segment.flags & FIN and stream.expected == (sequence + len(payload)) % _MODULO:
-            self._drop(key)
+        while self._room < 0:
+            # The one silent for longest, of those that hold anything.
+            self._drop(next(key for key, stream in self._streams.items() if stream.size))
+            self._counts["tcp-full"] += 1
         return messages or []
 
-    def _begin(self, key: Hashable, expected: int) -> _Stream:
+    def expire(self, now: float) -> None:
+        """Forgets the streams that have been silent for too long."""
+        while self._streams:
+            key, stream = next(iter(self._streams.items()))
+            if stream.heard + SILENCE > now:
+                break
+            self._counts["tcp-silent"] += 1
+            self._drop(key)
+
+    def _begin(self, key: Hashable, expected: int, now: float) -> _Stream:
         self._drop(key)
         if len(self._streams) >= self._limit:
             self._drop(next(iter(self._streams)))
             self._counts["tcp-evicted"] += 1
-        stream = self._streams[key] = _Stream(expected)
+        stream = self._streams[key] = _Stream(expected, now)
         return stream
 
     def _drop(self, key: Hashable) -> None:
@@ -106,40 +127,35 @@ class Streams:
             return []
         ahead = (sequence - stream.expected) % _MODULO
         if 0 < ahead < _MODULO // 2:
-            return [] if self._keep(stream, sequence, ahead, payload) else None
-        self._append(stream, sequence, payload)
-        if stream.early:
-            self._join(stream)
+            return [] if self._keep(stream, ahead, payload) else None
+        self._append(stream, stream.expected - (stream.expected - sequence) % _MODULO, payload)
+        while stream.order and stream.order[0] <= stream.expected:
+            start = heapq.heappop(stream.order)
+            early = stream.early.pop(start)
+            stream.ahead -= len(early)
+            self._append(stream, start, early)
         return self._messages(stream)
 
-    def _keep(self, stream: _Stream, sequence: int, ahead: int, payload: bytes) -> bool:
-        old = stream.early.get(sequence, b"")
+    def _keep(self, stream: _Stream, ahead: int, payload: bytes) -> bool:
+        start = stream.expected + ahead
+        old = stream.early.get(start, b"")
         if len(payload) > len(old):
-            if ahead + len(payload) > AHEAD or stream.ahead + len(payload) > AHEAD:
+            much = ahead + len(payload) > AHEAD or stream.ahead + len(payload) > AHEAD
+            if much or (not old and len(stream.early) >= EARLY):
                 self._counts["tcp-gap"] += 1
                 return False
-            stream.early[sequence] = payload
+            if not old:
+                heapq.heappush(stream.order, start)
+            stream.early[start] = payload
             stream.ahead += len(payload) - len(old)
         return True
 
     @staticmethod
-    def _append(stream: _Stream, sequence: int, payload: bytes) -> None:
+    def _append(stream: _Stream, start: int, payload: bytes) -> None:
         """What of a segment that begins no later than the next byte is new."""
-        new = payload[(stream.expected - sequence) % _MODULO :]
+        new = payload[stream.expected - start :]
         stream.ready += new
-        stream.expected = (stream.expected + len(new)) % _MODULO
-
-    def _join(self, stream: _Stream) -> None:
-        """Early segments whose turn has come."""
-        joined = True
-        while joined:
-            joined = False
-            for sequence in list(stream.early):
-                if (stream.expected - sequence) % _MODULO < _MODULO // 2:
-                    payload = stream.early.pop(sequence)
-                    stream.ahead -= len(payload)
-                    self._append(stream, sequence, payload)
-                    joined = True
+        stream.expected += len(new)
 
     def _messages(self, stream: _Stream) -> list[bytes] | None:
         ready = stream.ready

@@ -96,13 +96,13 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
         return _open(path, create)
 
 
-def begin(database: sqlite3.Connection) -> None:
-    """Begins a change, after the one that is under way.
+def begin(database: sqlite3.Connection, patience: float | None = None) -> None:
+    """Begins a change, after the one that is under way; waits for it for ``patience`` seconds (PATIENCE).
 
     sqlite's own waiting sleeps for up to 100 ms at a time and would miss the moments between the changes of a
     bulk load.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
     database.execute("PRAGMA busy_timeout = 0")
     try:
         while True:

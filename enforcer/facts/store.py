@@ -10,7 +10,7 @@ import marshal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -45,11 +45,21 @@ __all__ = [
     "Sessions",
     "Store",
     "Stored",
+    "household",
     "stored",
 ]
 
-NAMES_PER_HOST = 4096
-"""Names that one address may have for one client; those that expire first make room."""
+NAMES_PER_HOST = 64
+"""Names that one address may have for one client; of those known before the first to expire makes room."""
+NAMES_PER_SHARED_HOST = 256
+"""The same for ANYBODY."""
+NAMES_PER_CLIENT = 16_384
+"""Names of all addresses that one client may have (:func:`household`); the first to expire make room."""
+FIRST = (-1.0, b"", b"", "")
+"""Before every name, where :meth:`Change.forget_names` begins."""
+Place = tuple[float, bytes, bytes, str]
+"""Of a name among all, by expiry: expires, client, address, name."""
+_MAPPED = bytes(10) + b"\xff\xff"
 # From so many on reading all rows is quicker than looking for each.
 _MANY = 10_000
 _SESSION = (
@@ -59,6 +69,11 @@ _SESSION = (
 
 Stored = tuple[bytes, bytes]
 """Facts as they are stored, behind the digest that they are found by."""
+
+
+def household(client: bytes) -> bytes:
+    """What a client's bounds are for: its IPv4 address, or its IPv6 /64, all of which one host may use."""
+    return client if client.startswith(_MAPPED) else client[:8]
 
 
 def stored(facts: Facts) -> Stored:
@@ -220,13 +235,13 @@ class Store:
         return None if found is None else float(found)
 
     @contextmanager
-    def change(self) -> Iterator[Change]:
-        """The one change at a time; waits for another's end, up to ten seconds (BusyError).
+    def change(self, patience: float | None = None) -> Iterator[Change]:
+        """The one change at a time; waits for another's end, up to ten seconds or ``patience`` (BusyError).
 
         All of it is kept, or after an exception nothing.
         """
         with explained("changing the facts"):
-            database.begin(self._database)
+            database.begin(self._database, patience)
             self.begun += 1
             try:
                 change = Change(self._database)
@@ -240,6 +255,9 @@ class Store:
                 raise
 
 
+_Touched = Mapping[tuple[bytes, bytes], set[str]]
+
+
 class Change:
     """A change of the store, from :meth:`Store.change`."""
 
@@ -247,6 +265,8 @@ class Change:
         self._database = connection
         self._profiles = Numbers(connection, "profiles")
         self._name_sets = Numbers(connection, "name_sets")
+        self.crowded_out: list[str] = []
+        """Names that have made room for others, each for one client and address."""
 
     @property
     def document(self) -> bytes | None:
@@ -334,8 +354,12 @@ class Change:
     # --- names
 
     def learn(self, answers: Iterable[Learnt]) -> Names:
-        """Adds names; a later expiry extends one that is known. Only hosts whose names changed are listed."""
-        touched: dict[tuple[bytes, bytes], None] = {}
+        """Adds names; a later expiry extends one that is known. Only hosts whose names changed are listed.
+
+        Where there are too many, those that were known before make room (:attr:`crowded_out`).
+        """
+        touched: dict[tuple[bytes, bytes], set[str]] = {}
+        clients: dict[bytes, set[tuple[bytes, bytes, str]]] = {}
         known = "SELECT expires FROM names WHERE client = ? AND address = ? AND name = ?"
         extend = "UPDATE names SET expires = ? WHERE client = ? AND address = ? AND name = ?"
         for answer in answers:
@@ -343,21 +367,67 @@ class Change:
             row = self._database.execute(known, where).fetchone()
             if row is None:
                 self._database.execute("INSERT INTO names VALUES (?, ?, ?, ?)", answer)
-                touched[answer.client, answer.address] = None
+                touched.setdefault((answer.client, answer.address), set()).add(answer.name)
+                if answer.client != ANYBODY:
+                    clients.setdefault(household(answer.client), set()).add(where)
             elif row[0] < answer.expires:
                 self._database.execute(extend, (answer.expires, *where))
+        for client, new in clients.items():
+            for who, address, name in self._crowded(client, new):
+                touched.setdefault((who, address), set()).discard(name)
         return self._rename(touched)
 
-    def forget_names(self, now: float, alive: Collection[bytes]) -> Names:
-        """Expired names go, unless their address is in ``alive``: the destinations of live flows."""
-        query = "SELECT client, address, name FROM names WHERE expires <= ?"
-        gone = [row for row in self._database.execute(query, (now,)) if row[1] not in alive]
-        self._database.executemany("DELETE FROM names WHERE client = ? AND address = ? AND name = ?", gone)
-        return self._rename(dict.fromkeys((client, address) for client, address, _ in gone))
+    def _crowded(self, client: bytes, new: set[tuple[bytes, bytes, str]]) -> list[tuple[bytes, bytes, str]]:
+        """Takes away what a client has too many of; ``new`` only if there is nothing else."""
+        of_client = "FROM names WHERE client BETWEEN ? AND ?"
+        between = client.ljust(16, b"\0"), client.ljust(16, b"\xff")
+        (count,) = self._database.execute(f"SELECT count(*) {of_client}", between).fetchone()
+        if count <= NAMES_PER_CLIENT:
+            return []
+        # With the plus, the index of all names by expiry is not walked for one client's.
+        query = f"SELECT client, address, name {of_client} ORDER BY +expires LIMIT ?"
+        excess = count - NAMES_PER_CLIENT
+        rows = self._database.execute(query, (*between, excess + len(new))).fetchall()
+        gone = sorted(rows, key=new.__contains__)[:excess]
+        self._forget(gone)
+        self.crowded_out += [name for _, _, name in gone]
+        return gone
 
-    def _rename(self, hosts: Iterable[tuple[bytes, bytes]]) -> Names:
-        """Gives these hosts the sets of their names as they are now."""
-        sets = {host: self._names_of(host) for host in hosts}
+    def forget_names(
+        self,
+        now: float,
+        origins: Container[bytes] = (),
+        pairs: Container[bytes] = (),
+        most: int = 1_000_000_000,
+        after: Place = FIRST,
+    ) -> tuple[Names, Place | None]:
+        """Expired names go, unless a live flow needs them.
+
+        A client's own name is kept while its address behind the client's is in ``pairs``, a name that holds
+        for ANYBODY while its address is in ``origins``. Looks at up to ``most`` names behind ``after``;
+        returns also where to go on, None at the end.
+        """
+        query = (
+            "SELECT expires, client, address, name FROM names WHERE expires <= ? "
+            "AND (expires, client, address, name) > (?, ?, ?, ?) "
+            "ORDER BY expires, client, address, name LIMIT ?"
+        )
+        rows: list[Place] = self._database.execute(query, (now, *after, most)).fetchall()
+        gone = [
+            (client, address, name)
+            for _, client, address, name in rows
+            if not (address in origins if client == ANYBODY else client + address in pairs)
+        ]
+        self._forget(gone)
+        names = self._rename({(client, address): set() for client, address, _ in gone})
+        return names, rows[-1] if len(rows) == most else None
+
+    def _forget(self, gone: Iterable[tuple[bytes, bytes, str]]) -> None:
+        self._database.executemany("DELETE FROM names WHERE client = ? AND address = ? AND name = ?", gone)
+
+    def _rename(self, hosts: _Touched) -> Names:
+        """Gives these hosts the sets of their names as they are now; with each, which are new."""
+        sets = {host: self._names_of(host, new) for host, new in hosts.items()}
         values = {digest(names): names for names in sets.values() if names}
         users = Counter(digest(names) for names in sets.values() if names)
         numbers, new = self._name_sets.take(users, values)
@@ -380,15 +450,15 @@ class Change:
             changed.append((host, number))
         return Names(changed, [(number, marshal.loads(names)) for number, names in new.items()])
 
-    def _names_of(self, host: tuple[bytes, bytes]) -> bytes:
+    def _names_of(self, host: tuple[bytes, bytes], new: Collection[str]) -> bytes:
         query = "SELECT name FROM names WHERE client = ? AND address = ? ORDER BY expires DESC"
         names = [row[0] for row in self._database.execute(query, host)]
-        if len(names) > NAMES_PER_HOST:
-            self._database.executemany(
-                "DELETE FROM names WHERE client = ? AND address = ? AND name = ?",
-                [(*host, name) for name in names[NAMES_PER_HOST:]],
-            )
-        return marshal.dumps(tuple(sorted(names[:NAMES_PER_HOST])), 2) if names else b""
+        limit = NAMES_PER_SHARED_HOST if host[0] == ANYBODY else NAMES_PER_HOST
+        if len(names) > limit:
+            names.sort(key=lambda name: name not in new)
+            self._forget((*host, name) for name in names[limit:])
+            self.crowded_out += names[limit:]
+        return marshal.dumps(tuple(sorted(names[:limit])), 2) if names else b""
 
     # --- the policy bank
 

@@ -65,7 +65,13 @@ class PacketSocket:
         self._socket.settimeout(netlink.ANSWER_TIMEOUT_S)
         try:
             while True:
-                data = self._socket.recv(_LARGEST)
+                try:
+                    data = self._socket.recv(_LARGEST)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:  # TimeoutError among them
+                        raise
+                    self.overflows += 1
+                    continue
                 if HEADER.unpack_from(data)[1] != NLMSG_ERROR:
                     early.append(data)
                     continue

@@ -126,7 +126,7 @@ class Classifier:
         sessions, names = rows_of(world)
         with self.store.change() as change:
             gone = change.remove_sessions(row.client for row in list(self.store.sessions()))
-            forgotten = change.forget_names(FOREVER * 2, ())
+            forgotten, _ = change.forget_names(FOREVER * 2)
             early = change.put_sessions(sessions[::2], COMMAND), change.learn(names[::2])
         for client in gone:
             self.box.maps.sessions.delete(np.frombuffer(client, dtype=self.box.maps.sessions.key)[0])

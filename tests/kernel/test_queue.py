@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import time
@@ -283,6 +284,29 @@ def test_a_full_buffer_is_noticed(resolver: Lab, family: int, monkeypatch: pytes
         held.accept_up_to(packets[-1].number)
         for _ in range(20):  # the others passed
             assert len(talk.client.recv(2000)) == 1000
+
+
+def test_a_full_buffer_does_not_disturb_settings(
+    resolver: Lab, held: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """Reports once that packets were lost."""
+
+        def __init__(self, real: socket.socket) -> None:
+            self.real, self.lost = real, True
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.real, name)
+
+        def recv(self, size: int) -> bytes:
+            if self.lost:
+                self.lost = False
+                raise OSError(errno.ENOBUFS, "no buffer space")
+            return self.real.recv(size)
+
+    monkeypatch.setattr(held, "_socket", Full(held._socket))
+    held.fail_open(False)
+    assert held.overflows == 1
 
 
 def test_one_listener_at_a_time(resolver: Lab, held: Queue, copies: Log) -> None:

@@ -22,9 +22,10 @@ from scapy.packet import Packet
 
 from enforcer.datapath.address import pack
 from enforcer.dns import learner
-from enforcer.dns.alive import destinations
+from enforcer.dns.alive import Alive, destinations
 from enforcer.dns.learner import COUNTS, Answer, Known, Learner, Reader, settings
 from enforcer.errors import BusyError, KernelError
+from enforcer.facts import store as store_of_facts
 from enforcer.facts.store import ANYBODY, Names, Store
 from enforcer.kernel import queue
 
@@ -124,6 +125,15 @@ def test_a_ttl_of_zero_lives_for_the_grace() -> None:
     wire.ask(query())
     (found,) = wire.answer(answer(query(), "198.18.1.10", ttl=0))
     assert found.expires == DAY + 7
+
+
+def test_an_answers_addresses_are_bounded() -> None:
+    wire = Wire()
+    wire.ask(query())
+    addresses = [f"198.18.1.{number}" for number in range(70, 0, -1)]
+    (found,) = wire.answer(answer(query(), *addresses))
+    assert set(found.addresses) == {packed(one) for one in addresses[:64]}
+    assert wire.counts == {"addresses-over": 6}
 
 
 def changed(change: Callable[[dns.message.Message], object]) -> dns.message.Message:
@@ -314,7 +324,7 @@ class Tables:
 class Scene:
     def __init__(self, learner: Learner, store: Store, tables: Tables, held: Held, said: list[str]) -> None:
         self.learner, self.store, self.tables, self.held, self.said = learner, store, tables, held, said
-        self.alive: set[bytes] = set()
+        self.alive = Alive(set(), set())
 
     def bring(self, *names: str, ttl: int = 60) -> None:
         """A question and an answer for each; the address is the name's first number."""
@@ -373,7 +383,7 @@ def test_a_bounded_number_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch)
 def test_what_is_known_is_not_stored_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[int] = []
     change = scene.store.change
-    monkeypatch.setattr(scene.store, "change", lambda: changes.append(1) or change())
+    monkeypatch.setattr(scene.store, "change", lambda patience: changes.append(1) or change(patience))
 
     def expiry() -> float:
         return max(row.expires for row in scene.store.names())
@@ -402,7 +412,7 @@ def test_known_answers_are_bounded() -> None:
     assert known.new(later, 3.0) == later
 
 
-def test_a_full_table_refuses_what_is_new_only(scene: Scene) -> None:
+def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     full = packed("198.18.1.2")
 
     def refuse(names: Names) -> None:
@@ -410,11 +420,24 @@ def test_a_full_table_refuses_what_is_new_only(scene: Scene) -> None:
             raise KernelError("the table hosts is full")
 
     scene.tables.fails = refuse
-    scene.bring("n1.lab.", "n2.lab.", "n3.lab.")
-    assert scene.names() == {"n1.lab", "n3.lab"}
-    assert scene.held.accepted == [2]
-    assert scene.learner.counts["unlearnt"] == 1
+    tries: list[int] = []
+    change = scene.store.change
+    monkeypatch.setattr(scene.store, "change", lambda patience: tries.append(1) or change(patience))
+    names = [f"n{number}.lab." for number in (1, 3, 4, 5, 6, 7, 2, 8)]
+    scene.bring(*names)
+    # Halves: the first, [6 7 2 8], [6 7], [2 8], [2]; then it is not asked again for a second.
+    assert scene.names() == {f"n{number}.lab" for number in (1, 3, 4, 5, 6, 7)}
+    assert len(tries) == 6
+    assert scene.held.accepted == [7]
+    assert scene.learner.counts["unlearnt"] == 2
     assert scene.said == ["names not learnt (1 answers so far): the table hosts is full"]
+    scene.bring("n8.lab.")
+    assert len(tries) == 6
+    assert scene.learner.counts["unlearnt"] == 3
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 1)
+    scene.bring("n8.lab.")
+    assert "n8.lab" in scene.names()
     scene.bring("n2.lab.")
     assert len(scene.said) == 1  # said once a minute
 
@@ -440,6 +463,85 @@ def test_a_bug_holds_nothing_back(scene: Scene) -> None:
     assert scene.held.accepted == [0]
 
 
+def test_a_bug_in_noting_questions_holds_nothing_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(scene.learner._reader, "question", fail)
+    with pytest.raises(RuntimeError):
+        scene.bring("n1.lab.")
+    assert scene.held.accepted == [0]
+
+
+def test_all_questions_are_read_before_an_answer_is_judged(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = scene.learner._log
+    assert isinstance(log, Held)
+    junk = [b""] * 20_000
+    log.packets += junk
+    scene.bring("n1.lab.")
+    assert scene.names() == {"n1.lab"}
+    log.packets += junk * 2
+    scene.bring("n2.lab.")
+    assert len(log.packets) == 40_001 - 32_768
+    assert scene.learner.counts["unasked"] == 1
+    monkeypatch.setattr(learner, "_COPIES_TIME", -1.0)
+    log.packets = list(junk)
+    scene.bring()
+    scene.held.packets.append(queue.Packet(5, b""))
+    scene.learner.drain()
+    assert len(log.packets) == 20_000 - 256 - 1024
+    assert scene.held.accepted == [5]
+
+
+def test_fail_open_is_set_only_if_it_changes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(scene.held, "fail_open", calls.append)
+    scene.learner.use(scene.store, scene.tables, CONFIG)
+    drop = {**CONFIG, "dns": {**CONFIG["dns"], "when_down": "drop"}}
+    scene.learner.use(scene.store, scene.tables, drop)
+    scene.learner.use(scene.store, scene.tables, drop)
+    assert calls == [False]
+
+
+def test_what_was_crowded_out_is_learnt_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_of_facts, "NAMES_PER_HOST", 2)
+    scene.bring("n1.a.lab.")
+    scene.bring("n1.b.lab.", ttl=70)
+    scene.bring("n1.c.lab.", ttl=20)
+    host = packed(CLIENT), packed("198.18.1.1")
+    assert scene.store.names_at(*host) == ("n1.b.lab", "n1.c.lab")
+    assert scene.learner.counts["crowded-out"] == 1
+    scene.bring("n1.a.lab.")
+    assert scene.store.names_at(*host) == ("n1.a.lab", "n1.b.lab")
+
+
+def test_another_change_is_not_waited_for_long(scene: Scene) -> None:
+    with Store(scene.store.path) as other, other.change():
+        began = time.monotonic()
+        scene.bring("n1.lab.")
+        assert time.monotonic() - began < 5
+        assert scene.held.accepted == [0]
+        assert scene.learner.counts["unlearnt"] == 1
+
+
+def test_forgetting_goes_on_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "_NAMES_AT_ONCE", 3)
+    scene.bring("n1.lab.", "n2.lab.", "n3.lab.", ttl=0)
+    scene.held.accepted.clear()
+    assert scene.learner.tick() == 1.0
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 31)
+    origin = packed("198.18.1.2")
+    scene.alive = Alive({origin}, set())
+    assert scene.learner.tick() == 0.0
+    assert 3 <= len(list(scene.store.names())) <= 4
+    assert scene.learner.tick() == 0.0
+    assert scene.learner.tick() == 1.0
+    assert [(row.client, row.name) for row in scene.store.names()] == [(ANYBODY, "n2.lab")]
+
+
 def test_names_are_forgotten_but_those_of_live_flows(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.bring("n1.lab.", "n2.lab.", ttl=0)
     scene.bring("n3.lab.", ttl=3600)
@@ -448,11 +550,14 @@ def test_names_are_forgotten_but_those_of_live_flows(scene: Scene, monkeypatch: 
     assert len(scene.names()) == 3
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 31)
-    scene.alive = {packed("198.18.1.2")}
+    origin = packed("198.18.1.2")
+    scene.alive = Alive({origin}, {packed("10.0.1.9") + origin})
     scene.learner.tick()
     assert scene.names() == {"n2.lab", "n3.lab"}
     assert scene.tables.hosts[ANYBODY, packed("198.18.1.1")] == 0
-    scene.alive = set()
+    assert scene.tables.hosts[packed(CLIENT), origin] == 0  # the flow is another client's
+    assert scene.tables.hosts[ANYBODY, origin] != 0
+    scene.alive = Alive(set(), set())
     scene.learner.tick()
     assert scene.names() == {"n2.lab", "n3.lab"}  # looked at again in ten seconds
     monkeypatch.setattr(learner, "_LOOK_AGAIN", 0.0)
@@ -465,6 +570,7 @@ def test_destinations_of_flows() -> None:
     keys = np.zeros(1000, dtype=[("client", "<u4", 4), ("origin", "<u4", 4), ("port", "<u2")])
     keys["origin"][:, 3] = np.arange(1000) % 300
     keys["origin"][:, 0] = np.arange(1000) % 2
+    keys["client"][:, 3] = np.arange(1000) % 900 % 2
     values = np.ones(1000, dtype=[("counted", "u1")])
     values["counted"][np.arange(1000) % 300 == 7] = 0  # over, and kept for late segments
 
@@ -474,7 +580,16 @@ def test_destinations_of_flows() -> None:
             yield keys[500:], values[500:]
 
     found = destinations(Flows())  # type: ignore[arg-type]
-    assert found == {
-        key["origin"].tobytes() for key, value in zip(keys, values, strict=True) if value["counted"]
-    }
-    assert len(found) == 299
+    going = [key for key, value in zip(keys, values, strict=True) if value["counted"]]
+    origins = {key["origin"].tobytes() for key in going}
+    pairs = {key["client"].tobytes() + key["origin"].tobytes() for key in going}
+    assert len(origins) == 299
+    assert all(one in found.origins for one in origins)
+    assert all(one in found.pairs for one in pairs)
+    clients = {key["client"].tobytes() for key in keys}
+    others = {client + key["origin"].tobytes() for key in keys for client in clients} - pairs
+    assert others
+    assert not any(one in found.pairs for one in others)
+    assert not any(key["origin"].tobytes() in found.origins for key in keys[7::300])
+    nothing = destinations(type("None", (), {"chunks": lambda _: iter(())})())
+    assert bytes(16) not in nothing.origins

@@ -10,7 +10,7 @@ ASKED = (b"\1a\0", 1, 1)
 
 
 def asker(number: int, client: int = 1) -> Asker:
-    return Asker(client.to_bytes(16, "big"), 4000, bytes(16), 17, number)
+    return Asker(bytes(10) + b"\xff\xff" + client.to_bytes(4, "big"), 4000, bytes(16), 17, number)
 
 
 def made(total: int = 100, of_one_client: int = 10) -> tuple[Questions, Counter[str]]:
@@ -64,6 +64,17 @@ def test_one_client_takes_nothing_from_others() -> None:
     assert questions.asked(asker(40, client=2), 2.0) == ASKED
     assert counts == {"question-evicted": 40}
     assert len(questions) == 11
+
+
+def test_one_client_of_ipv6_is_a_64() -> None:
+    questions, counts = made()
+    for number in range(12):
+        host = bytes.fromhex("fd00000100000000") + number.to_bytes(8, "big")
+        questions.note(asker(0)._replace(client=host), ASKED, 0.0)
+    questions.note(asker(0)._replace(client=bytes.fromhex("fd00000100000001") + bytes(8)), ASKED, 0.0)
+    assert counts == {"question-evicted": 2}
+    questions.expire(LIFETIME)
+    assert len(questions) == len(questions._clients) == 0
 
 
 def test_the_oldest_of_all_goes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 from collections import Counter
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.dns.packet import FIN, RST, SYN, TCP, Packet
-from enforcer.dns.stream import AHEAD, Streams
+from enforcer.dns.stream import AHEAD, EARLY, OVERHEAD, SILENCE, Streams
 
 KEY = "a connection"
 
@@ -115,6 +116,47 @@ def test_a_gap_is_bounded() -> None:
     assert counts["tcp-gap"] == 2
 
 
+def test_early_segments_are_bounded() -> None:
+    streams, counts = made()
+    streams.feed(KEY, segment(99, flags=SYN))
+    message = bytes(2 * EARLY)
+    data = framed(message)
+    early = range(2, 2 + 2 * EARLY, 2)
+    for at in reversed(early):
+        assert streams.feed(KEY, segment(100 + at, data[at : at + 1])) == []
+        assert streams.feed(KEY, segment(100 + at, data[at : at + 1])) == []
+    assert streams._room == (16 << 20) - EARLY * (1 + OVERHEAD)
+    assert streams.feed(KEY, segment(103, data[3:4])) == []
+    assert (len(streams), counts) == (0, {"tcp-gap": 1})
+
+
+def test_many_early_segments_are_joined_at_once() -> None:
+    streams, counts = made()
+    began = time.process_time()
+    for _ in range(20):
+        streams.feed(KEY, segment(99, flags=SYN))
+        data = framed(bytes(EARLY - 1))
+        for at in reversed(range(1, len(data))):
+            assert streams.feed(KEY, segment(100 + at, data[at : at + 1])) == []
+        assert streams.feed(KEY, segment(100, data[:1])) == [bytes(EARLY - 1)]
+    assert counts == {}
+    assert time.process_time() - began < 1
+    assert streams._room == 16 << 20
+
+
+def test_who_is_silent_is_forgotten() -> None:
+    streams, counts = made()
+    streams.feed(1, segment(99, flags=SYN), 0.0)
+    streams.feed(2, segment(99, flags=SYN), 0.0)
+    streams.feed(1, segment(100, framed(ONE)), 10.0)
+    streams.expire(SILENCE - 1)
+    assert len(streams) == 2
+    streams.expire(SILENCE)
+    assert (len(streams), counts) == (1, {"tcp-silent": 1})
+    assert streams.feed(1, segment(142, framed(TWO)), SILENCE) == [TWO]
+    assert streams.feed(2, segment(100, framed(ONE)), SILENCE) == [ONE]  # where a message begins
+
+
 def test_all_together_are_bounded() -> None:
     counts: Counter[str] = Counter()
     streams = Streams(counts, limit=10, total=5000)
@@ -125,6 +167,8 @@ def test_all_together_are_bounded() -> None:
         streams.feed(number, segment(100, b"\xff\xff" + bytes(998)))
     assert counts["tcp-full"] == 5
     assert len(streams) == 5
+    # The last to speak are those that stay.
+    assert streams.feed(11, segment(1100, bytes(64537))) == [bytes(65535)]
     streams.feed(3, segment(100, flags=RST))
     streams.feed(3, segment(99, flags=SYN))
     assert streams.feed(3, segment(100, framed(ONE))) == [ONE]

@@ -15,7 +15,18 @@ from enforcer.datapath.address import pack
 from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
 from enforcer.facts import database, numbers
 from enforcer.facts import store as stores
-from enforcer.facts.store import ANYBODY, COMMAND, FILE, Learnt, Names, NewSession, Sessions, Store
+from enforcer.facts.store import (
+    ANYBODY,
+    COMMAND,
+    FILE,
+    FIRST,
+    Learnt,
+    Names,
+    NewSession,
+    Place,
+    Sessions,
+    Store,
+)
 from enforcer.policy.facts import Facts, saml
 
 A, B, C = (pack(ipaddress.ip_address(text)) for text in ("10.0.0.1", "10.0.0.2", "fd00::3"))
@@ -228,12 +239,13 @@ def test_names_are_learnt_extended_and_forgotten(store: Store) -> None:
     assert dict(names.sets)[2] == ("cdn.example", "www.example")
     assert sorted(store.hosts()) == [((A, ORIGIN), 2), ((B, ORIGIN), 1)]
     with store.change() as change:
-        assert change.forget_names(99.0, ()) == Names([], [])
-        assert change.forget_names(100.0, {ORIGIN}) == Names([], [])
-        assert sorted(change.forget_names(100.0, {ORIGIN6}).hosts) == [((A, ORIGIN), 1), ((B, ORIGIN), 0)]
+        assert change.forget_names(99.0) == (Names([], []), None)
+        assert change.forget_names(100.0, (), {A + ORIGIN, B + ORIGIN}) == (Names([], []), None)
+        names, _ = change.forget_names(100.0, {ORIGIN}, {A + ORIGIN6})
+        assert sorted(names.hosts) == [((A, ORIGIN), 1), ((B, ORIGIN), 0)]
     assert store.name_sets() == [(1, ("www.example",))]
     with store.change() as change:
-        assert change.forget_names(1e12, ()).hosts == [((A, ORIGIN), 0)]
+        assert change.forget_names(1e12)[0].hosts == [((A, ORIGIN), 0)]
     assert (store.name_sets(), store.hosts(), list(store.names())) == ([], [], [])
     assert store.next_name_expiry() is None
 
@@ -250,7 +262,59 @@ def test_an_address_of_too_many_names_keeps_the_longest_lived(
     names = learn(store, *(Learnt(A, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
     assert names.sets == [(1, ("n2.example", "n3.example", "n4.example"))]
     assert store.names_at(A, ORIGIN) == ("n2.example", "n3.example", "n4.example")
-    assert learn(store, Learnt(A, ORIGIN, "short.example", 1.0)) == Names([], [])
+    # Whoever has learnt a name connects now: a new one stays, however short it lives.
+    with store.change() as change:
+        change.learn([Learnt(A, ORIGIN, "short.example", 1.0)])
+        assert change.crowded_out == ["n2.example"]
+    assert store.names_at(A, ORIGIN) == ("n3.example", "n4.example", "short.example")
+    monkeypatch.setattr(stores, "NAMES_PER_SHARED_HOST", 4)
+    learn(store, *(Learnt(ANYBODY, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
+    assert len(store.names_at(ANYBODY, ORIGIN)) == 4
+
+
+def address(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def test_one_clients_names_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "NAMES_PER_CLIENT", 4)
+    learn(store, Learnt(B, ORIGIN, "b.example", 1.0))
+    learn(store, *(Learnt(A, address(number), "www.example", 100.0 + number) for number in range(4)))
+    names = learn(store, *(Learnt(A, address(number), "new.example", 2.0) for number in (0, 7)))
+    assert set(names.hosts) >= {((A, address(1)), 0)}
+    found = {(row.address, row.name) for row in store.names() if row.client == A}
+    assert found == {
+        (address(0), "new.example"),
+        (address(7), "new.example"),
+        (address(2), "www.example"),
+        (address(3), "www.example"),
+    }
+    assert store.names_at(B, ORIGIN) == ("b.example",)
+    assert {host for host, _ in store.hosts()} == {(row.client, row.address) for row in store.names()}
+
+
+def test_a_client_of_ipv6_is_a_64(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "NAMES_PER_CLIENT", 4)
+    hosts = [bytes.fromhex("fd00000100000000") + number.to_bytes(8, "big") for number in range(6)]
+    other = bytes.fromhex("fd00000100000001") + bytes(8)
+    for number, client in enumerate([*hosts, other]):
+        learn(store, Learnt(client, ORIGIN, "www.example", 100.0 + number))
+    assert [row.client for row in store.names()] == [*hosts[2:], other]
+
+
+def test_names_are_forgotten_some_at_a_time(store: Store) -> None:
+    learn(store, *(Learnt(A, address(number), "www.example", 9.0) for number in range(10)))
+    alive = {A + address(number) for number in range(5)}
+    place: Place | None = FIRST
+    gone = []
+    for turn in range(4):
+        assert place is not None
+        with store.change() as change:
+            names, place = change.forget_names(9.0, (), alive, 3, place)
+        gone.append(len(names.hosts))
+        assert (place is None) == (turn == 3)
+    assert gone == [0, 1, 3, 1]
+    assert len(store.hosts()) == 5
 
 
 # --- the file, generations, errors

@@ -1,0 +1,64 @@
+"""What else the loop serves: drained once when it is set up, and due when it says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from enforcer.daemon import sources
+from enforcer.daemon.loop import Loop
+from enforcer.daemon.sources import Sources
+
+
+class Something:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.due: list[float] = []
+        self._read, self._write = os.pipe()
+
+    def fileno(self) -> int:
+        return self._read
+
+    def drain(self) -> None:
+        self.calls.append("drain")
+        raise RuntimeError
+
+    def tick(self) -> float:
+        self.calls.append("tick")
+        return self.due.pop(0)
+
+    def use(self, *_: Any) -> None:
+        self.calls.append("use")
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    with closing(Loop(lambda _: None)) as opened:
+        yield opened
+
+
+def test_drained_once_and_due_when_it_says_so(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Something()
+    monkeypatch.setattr(sources, "SOURCES", {"one": lambda *_: lambda: one})
+    enforced: Any = SimpleNamespace(store=None, tables=None, config={})
+    with closing(Sources(loop, enforced, lambda _: None)) as opened:
+        opened.take_up()
+        assert one.calls == ["drain"]  # what it raises is said, and ends nothing
+        opened.take_up()
+        assert one.calls == ["drain", "use", "drain"]
+        one.due = [0.0, 5.0]
+        assert opened._tick() == 0.0
+        assert opened._tick() == 1.0
+        assert opened._tick() == 1.0  # it has failed
