@@ -6,7 +6,9 @@ cd "$(dirname "$0")/.."
 home=/opt/enforcer
 
 scripts/setup.sh --gateway "$home"
-install -D -m 644 -t "$home/share" README.md LICENSE docs/enforcer.sample.yaml docs/enforcer.schema.json
+install -D -m 644 -t "$home/share" README.md LICENSE
+install -D -m 644 -t "$home/share/docs" docs/*.md docs/enforcer.sample.yaml docs/enforcer.schema.json
+install -D -m 644 -t "$home/share/docs/examples" docs/examples/*
 install -D -m 644 -t /etc/enforcer docs/enforcer.sample.yaml docs/enforcer.schema.json
 install -D -m 644 -t /etc/systemd/system packaging/enforcer.service
 install -d /usr/local/bin /etc/bash_completion.d

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Self
 
@@ -23,7 +24,7 @@ NFGEN_SIZE = 4
 _LARGEST = 1 << 17
 
 
-class PacketSocket:
+class PacketSocket(ABC):
     """Bound to one number; a context manager. The namespace is the one in which it was made.
 
     ``doing`` names in errors what the packets are for.
@@ -92,8 +93,9 @@ class PacketSocket:
             )
         raise netlink.failure(self._doing, code)
 
+    @abstractmethod
     def _is_taken(self, number: int) -> bool:
-        raise NotImplementedError
+        """Whether another socket has the number."""
 
     def _send(self, kind: int, flags: int, number: int, attributes: bytes) -> None:
         # struct nfgenmsg: family, version, resource in network order
