@@ -253,7 +253,7 @@ def test_a_port_is_used_again(enforced: Gateway, family: int, end: str) -> None:
             if end != "reset":
                 assert second.recv(1) == b""
             second.close()
-            assert agree(enforced)[key(family, PORT)] == 0
+            wait_for(lambda: agree(enforced)[key(family, PORT)] == 0, "the connection's end")
         # The client's own TIME_WAIT would hinder it, not the gateway's.
         with contextlib.suppress(OSError):
             lab.client.run("ss", "-K", "sport", "20000", check=False)
@@ -278,7 +278,7 @@ def test_refused_ports_are_tried_again_from_the_same_port(enforced: Gateway, fam
         client.connect((ORIGIN1[family], 9))
         with client, server.accept()[0]:
             assert agree(enforced)[key(family, 9)] == 1
-    assert agree(enforced)[key(family, 9)] == 0
+    wait_for(lambda: agree(enforced)[key(family, 9)] == 0, "the connection's end")
 
 
 @families
