@@ -337,15 +337,6 @@ class Change:
         self._profiles.release(row[0] for row in found.values())
         return list(found)
 
-    def replace_file_sessions(self, rows: Iterable[NewSession]) -> tuple[Sessions, list[bytes]]:
-        """Makes these the sessions of the watched file; returns what changed, and who has none any more."""
-        rows = list(rows)
-        changed = self.put_sessions(rows, FILE)
-        named = {row.client for row in rows}
-        query = f"SELECT client FROM sessions WHERE origin = '{FILE}'"
-        gone = [row[0] for row in self._database.execute(query) if row[0] not in named]
-        return changed, self.remove_sessions(gone)
-
     def expire_sessions(self, now: float, most: int = 1_000_000_000) -> list[bytes]:
         """Ends the sessions that have expired by ``now``, or so many of them; returns their clients."""
         query = "SELECT client FROM sessions WHERE expires <= ? LIMIT ?"

@@ -8,14 +8,14 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from enforcer.policy.evaluation import evaluate, matches
 from enforcer.policy.facts import Connection
-from enforcer.policy.language import NO_LISTS, Lists, expression_of
+from enforcer.policy.language import NO_LISTS, Lists, Texts, expression_of
 from enforcer.policy.why import why
 
 __all__ = ["Outcome", "Rule", "Step", "decide", "evaluate", "in_order", "matches", "trace"]
 
 
-class Rule(Protocol):
-    """What policies are here; :class:`enforcer.config.Policy` is one."""
+class Rule(Texts, Protocol):
+    """What policies are here: three texts and more; :class:`enforcer.config.Policy` is one."""
 
     @property
     def name(self) -> str:
@@ -28,18 +28,6 @@ class Rule(Protocol):
     @property
     def enabled(self) -> bool:
         """Whether it takes part."""
-
-    @property
-    def traffic(self) -> str:
-        """Expression; empty: everything."""
-
-    @property
-    def identity(self) -> str:
-        """Expression; empty: everybody."""
-
-    @property
-    def device_posture(self) -> str:
-        """Expression; empty: every device."""
 
 
 R = TypeVar("R", bound=Rule)

@@ -6,14 +6,14 @@ import ipaddress
 import multiprocessing
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from enforcer.datapath.address import pack
 from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
-from enforcer.facts import database, numbers
+from enforcer.facts import database, loading, numbers
 from enforcer.facts import store as stores
 from enforcer.facts.store import (
     ANYBODY,
@@ -26,6 +26,7 @@ from enforcer.facts.store import (
     Place,
     Sessions,
     Store,
+    stored,
 )
 from enforcer.policy.facts import Facts, saml
 
@@ -135,18 +136,24 @@ def test_expiry(store: Store) -> None:
 
 def test_sessions_of_the_file(store: Store) -> None:
     put(store, session(A, "a"))
-    with store.change() as change:
-        changed, gone = change.replace_file_sessions([session(B, "b"), session(C, "c", 2e9)])
-    assert ([client for client, _ in changed.clients], gone) == ([B, C], [])
+    assert _loaded(store, session(B, "b"), session(C, "c", 2e9)) == (2, 2, 0, 0, [])
     assert store.clients_of_file() == {B, C}
     assert store.origins([A, B, bytes(16)]) == {A: COMMAND, B: FILE}
-    with store.change() as change:
-        changed, gone = change.replace_file_sessions([session(C, "c", 2e9)])
-        assert (changed, gone) == (Sessions([], []), [B])
-    with store.change() as change:
-        changed, gone = change.replace_file_sessions([session(A, "a")])
-        assert (changed.clients, gone) == ([], [C])
+    assert _loaded(store, session(C, "c", 2e9)) == (1, 0, 1, 1, [])
+    assert _loaded(store, session(A, "a")) == (1, 0, 1, 1, [A])
     assert store.clients_of_file() == {A}
+
+
+def _loaded(store: Store, *rows: NewSession) -> loading.Loaded:
+    """What the watched file's reader does with the store."""
+
+    class Tables:
+        def put(self, sessions: Sessions) -> None: ...
+
+        def removed(self, clients: Iterable[bytes]) -> None: ...
+
+    kept = [(row.client, stored(row.facts), row.expires) for row in rows]
+    return loading.load(store, Tables(), kept, FILE, 100)
 
 
 @pytest.mark.parametrize("many", [3, 5000])
