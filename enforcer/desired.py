@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
 from types import SimpleNamespace
 from typing import Any
 
+from enforcer import timers
 from enforcer.facts.inforce import FORMAT
 from enforcer.kernel.addresses import Held
 from enforcer.kernel.ruleset import Dns, Ruleset
@@ -51,6 +53,10 @@ class Desired:
     origins: int
     dns: Dns = ""
     """Whether names are learnt, and what becomes of DNS answers while no daemon runs."""
+    fast_path: bool = True
+    """Whether established flows may pass by the kernel's routing, conntrack and translation."""
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """Kernel settings by name, forwarding excepted."""
 
     @property
     def mark_shift(self) -> int:
@@ -142,6 +148,9 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         flows=config["limits"]["flows"],
         origins=config["limits"]["origins"],
         dns=_dns(config),
+        # An earlier version's state knows neither.
+        fast_path=config.get("fast_path", False),
+        sysctls=timers.settings(config["timers"]) if "timers" in config else {},
     )
 
 

@@ -31,7 +31,7 @@ from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
 from enforcer.kernel.filters import Direction, Filter
 from enforcer.plan import (
-    SYSCTLS,
+    FORWARDING,
     Actual,
     AddAddress,
     AddRange,
@@ -73,8 +73,10 @@ def layout_of(wanted: Desired) -> str:
     )
 
 
-def _sysctls(outside: Iterable[str]) -> dict[str, str]:
-    return {name: sysctl.read(name) for name in [*SYSCTLS, *map(accept_ra, outside)]}
+def _sysctls(wanted: Desired, outside: Iterable[str]) -> dict[str, str]:
+    """What is set of what is wanted; conntrack's settings are not there before it is loaded."""
+    conntracks = filter(sysctl.exists, wanted.sysctls)
+    return {name: sysctl.read(name) for name in [*FORWARDING, *map(accept_ra, outside), *conntracks]}
 
 
 class Gateway:
@@ -111,7 +113,7 @@ class Gateway:
             ranges=frozenset(addresses.ranges()),
             table=nft.installed(),
             filters=attached,
-            sysctls=_sysctls(name for name in wanted.outside if name in found),
+            sysctls=_sysctls(wanted, (name for name in wanted.outside if name in found)),
             programs=self._program_ids(wanted),
             tables=self._tables(),
             settings=self._settings(),
@@ -304,10 +306,12 @@ class _Applier:
         }
         steps[kind](operations)
 
-    def _note(self, **entry: str) -> None:
-        """Notes how to undo the next step, before it is taken."""
-        if entry not in self.state.undo:
-            self.state.undo.append(entry)
+    def _note(self, *entries: dict[str, str]) -> None:
+        """Notes how to undo the next step, before it is taken; what is noted already stays as first found."""
+        noted = [_what(entry) for entry in self.state.undo]
+        fresh = [entry for entry in entries if _what(entry) not in noted]
+        if fresh:
+            self.state.undo += fresh
             # The file must describe what is in force until the plan is done, but for the undo list.
             current = State.load(self.gateway.instance.state_file) or State()
             current.undo = self.state.undo
@@ -411,7 +415,7 @@ class _Applier:
                 continue  # gone meanwhile; an event tells when it is back
             index = found[operation.interface].index
             if filters.ensure_clsact(index):
-                self._note(kind="clsact", interface=operation.interface)
+                self._note({"kind": "clsact", "interface": operation.interface})
             fd = self.gateway.pins.program(operation.program)
             filters.attach(index, operation.direction, fd, f"enforcer/{operation.program}")
             os.close(fd)
@@ -429,7 +433,7 @@ class _Applier:
 
     def _take_multicast(self, operations: list[TakeMulticast]) -> None:
         for operation in operations:
-            self._note(kind="allmulti", interface=operation.interface)
+            self._note({"kind": "allmulti", "interface": operation.interface})
             links.set_allmulti(operation.interface, True)
 
     def _remove_addresses(self, operations: list[RemoveAddress]) -> None:
@@ -448,11 +452,18 @@ class _Applier:
             sweep.end_flows(self._maps().flows, self.gateway.pins, {egress.slot for egress in gone})
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:
+        # Undone in reverse: a setting itself resets its followers, so it is noted after them.
+        names = [
+            name for operation in operations for name in [*sysctl.followers(operation.name), operation.name]
+        ]
+        self._note(*({"kind": "sysctl", "name": name, "was": sysctl.read(name)} for name in names))
         for operation in operations:
-            # Undone in reverse: the setting itself resets its followers, so it is noted last.
-            for name in [*sysctl.followers(operation.name), operation.name]:
-                self._note(kind="sysctl", name=name, was=sysctl.read(name))
             sysctl.write(operation.name, operation.value)
+
+
+def _what(entry: dict[str, str]) -> dict[str, str]:
+    """What an entry of the undo list is about."""
+    return {key: value for key, value in entry.items() if key != "was"}
 
 
 def _check_maps(maps: Maps, state: State) -> None:

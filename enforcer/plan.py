@@ -28,7 +28,7 @@ def accept_ra(interface: str) -> str:
     return f"net/ipv6/conf/{interface}/accept_ra"
 
 
-SYSCTLS = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,8 @@ def _operations(
     first = _with_going(ruleset, previous) if goes and there and previous else ruleset
     if actual.table != first.digest():
         yield InstallTable(first, there, trusted=bool(actual.table) and not _widens(desired, previous))
+    # conntrack has its settings when its table is there: the first one loads it.
+    yield from _settings(desired.sysctls, actual)
     if restore:
         yield from _additions(desired, actual, previous)
     if not actual.programs:
@@ -237,9 +239,7 @@ def _operations(
     yield from _detachments(desired, actual)
     if previous is not None:
         yield from _removals(desired, previous, actual)
-    forwarding = [
-        SetSysctl(name, value) for name, value in SYSCTLS.items() if actual.sysctls.get(name) != value
-    ]
+    forwarding = _settings(FORWARDING, actual)
     if any("ipv6" in operation.name for operation in forwarding):
         # A router drops the default routes that it learnt from advertisements, unless told to keep them
         # (ip-sysctl.rst, accept_ra).
@@ -247,6 +247,10 @@ def _operations(
             if actual.sysctls.get(name) == "1":
                 yield SetSysctl(name, "2")
     yield from forwarding
+
+
+def _settings(wanted: Mapping[str, str], actual: Actual) -> list[SetSysctl]:
+    return [SetSysctl(name, value) for name, value in wanted.items() if actual.sysctls.get(name) != value]
 
 
 def _going(desired: Desired, previous: Desired | None) -> bool:

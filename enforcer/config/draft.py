@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from enforcer.config import messages
 from enforcer.config.document import Document, Way
-from enforcer.config.fields import MarkMask, Name, PrivateNetwork, type_name
+from enforcer.config.fields import MarkMask, Name, PrivateNetwork, Switch, type_name
 from enforcer.config.models import (
     DNS,
     Configuration,
@@ -29,6 +29,7 @@ from enforcer.config.models import (
     Proxy,
     Sessions,
     Shared,
+    Timers,
 )
 from enforcer.errors import Fault
 from enforcer.policy.lists import NO_LISTS, Lists
@@ -42,6 +43,8 @@ _SINGLE: dict[str, Any] = {
     "proxy": Proxy,
     "shared": Shared,
     "limits": Limits,
+    "timers": Timers,
+    "fast_path": Switch,
     "mark_mask": MarkMask,
     "geoip": GeoIP,
     "sessions": Sessions,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from enforcer.policy.language import MAX_LENGTH
 
@@ -31,6 +31,7 @@ _NEVER_A_SOURCE6 = {
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _IFNAMSIZ = 16
+_WEEK = 604800
 
 
 def _wrong(wrong: str, right: str) -> PydanticCustomError:
@@ -240,6 +241,24 @@ def _expression(value: object) -> str:
     if not isinstance(value, str):
         raise _wrong(f"is {type_name(value)}", "an expression, such as 'net.dst.port in {80 443}'")
     return value
+
+
+class Seconds:
+    """The type of a timer: whole seconds, ``least`` of them at least, for which ``rule`` is the reason."""
+
+    def __init__(self, least: int, rule: str):
+        self._least = least
+        self._rule = rule
+
+    def __get_pydantic_core_schema__(self, *_: Any) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            self._check, core_schema.int_schema(strict=True, ge=self._least, le=_WEEK)
+        )
+
+    def _check(self, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool) and value < self._least:
+            raise _wrong("is too short", f"{self._least:,} seconds at least ({self._rule})")
+        return value
 
 
 def type_name(value: object) -> str:

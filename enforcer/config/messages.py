@@ -26,6 +26,7 @@ from enforcer.config.models import (
     Proxy,
     Sessions,
     Shared,
+    Timers,
 )
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
@@ -36,6 +37,7 @@ _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     ("shared",): Shared,
     ("egress_ips", "*"): EgressIP,
     ("limits",): Limits,
+    ("timers",): Timers,
     ("geoip",): GeoIP,
     ("sessions",): Sessions,
     ("dns",): DNS,

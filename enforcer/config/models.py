@@ -33,6 +33,7 @@ from enforcer.config.fields import (
     PrivateNetwork,
     Range6,
     Resolver,
+    Seconds,
     SharedIPv6,
     Switch,
     Title,
@@ -116,6 +117,25 @@ class Limits(_Model):
     """Flows that the gateway can hold; a new one beyond is refused."""
     origins: Annotated[int, Field(strict=True, ge=1024, le=16777216)] = 65536
     """Origins, per egress address, that the gateway can count; a new one beyond is refused."""
+
+
+class Timers(_Model):
+    """After how many seconds without a packet a connection is forgotten; docs/timers.md says why."""
+
+    tcp_established: Annotated[int, Seconds(7440, "RFC 5382, REQ-5: 2 hours 4 minutes")] = 7440
+    """An open TCP connection, also one that one side has closed."""
+    tcp_transitory: Annotated[int, Seconds(240, "RFC 5382, REQ-5: 4 minutes")] = 240
+    """A TCP connection that is being opened."""
+    tcp_closing: Annotated[int, Seconds(240, "RFC 5382, REQ-5: 4 minutes")] = 240
+    """A TCP connection that both sides have closed, until the last acknowledgement."""
+    tcp_time_wait: Annotated[int, Seconds(30, "the shortest TIME-WAIT of an origin")] = 60
+    """A TCP connection that is closed."""
+    tcp_close: Annotated[int, Seconds(10, "a reset may be lost and come again")] = 240
+    """A TCP connection after a reset."""
+    udp: Annotated[int, Seconds(120, "RFC 4787, REQ-5: 2 minutes")] = 300
+    """A UDP flow."""
+    icmp: Annotated[int, Seconds(60, "RFC 5508, REQ-2")] = 60
+    """An ICMP or ICMPv6 query."""
 
 
 class GeoIP(_Model):
@@ -245,6 +265,10 @@ class Configuration(_Model):
     """Destinations reached by tunnel or WAN; traffic to them leaves from the shared address."""
     limits: Limits = Limits()
     """Sizes and ceilings."""
+    timers: Timers = Timers()
+    """After how many seconds without a packet a connection is forgotten."""
+    fast_path: Switch = True
+    """Whether established flows pass by the kernel's routing, conntrack and translation."""
     mark_mask: MarkMask = 0xFFFF
     """The bits of the packet mark that are the enforcer's: contiguous, at least 8."""
     lists: dict[Name, NamedList] = {}

@@ -86,6 +86,8 @@ class Keeping:
                 gateway.apply(operations, wanted, None, state)
                 for operation in operations:
                     self._say(f"put back: {operation}")
+                # Read meanwhile, they may be those of whom it is put back from.
+                self.timeouts = availability.write_timeouts(self._enforced.maps)
 
     def _audit(self) -> float:
         """What no event tells: kernel settings, conntrack's timeouts."""

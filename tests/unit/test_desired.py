@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from enforcer.config.models import Timers
 from enforcer.desired import desired, last_slot
+from enforcer.timers import REFRESH
 
 
 def config(here: str, *egress_locations: str) -> dict[str, Any]:
@@ -77,3 +79,38 @@ def test_marks_are_slots_under_the_mask() -> None:
     assert last_slot(wanted.mark_mask) == 253
     assert wanted.mark(253) == 0xFE00
     assert wanted.ruleset().source4.keys() == {0x100, 0x200}
+
+
+def test_timers_are_settings_of_conntrack() -> None:
+    """Those of flows that may be fast are longer by what conntrack may not have seen of them."""
+    content = {**config("nyc", "nyc"), "timers": Timers().model_dump(), "fast_path": True}
+    wanted = desired(content, {"e1": 1})
+    assert wanted.fast_path
+    fast = {
+        "udp_timeout": 300,
+        "udp_timeout_stream": 300,
+        "tcp_timeout_established": 7440,
+        "tcp_timeout_fin_wait": 7440,
+        "tcp_timeout_close_wait": 7440,
+        "tcp_timeout_unacknowledged": 7440,
+        "tcp_timeout_max_retrans": 7440,
+    }
+    others = {
+        "tcp_timeout_syn_sent": 240,
+        "tcp_timeout_syn_recv": 240,
+        "tcp_timeout_last_ack": 240,
+        "tcp_timeout_time_wait": 60,
+        "tcp_timeout_close": 240,
+        "icmp_timeout": 60,
+        "icmpv6_timeout": 60,
+        "tcp_be_liberal": 1,
+    }
+    expected = {name: seconds + REFRESH for name, seconds in fast.items()} | others
+    assert wanted.sysctls == {
+        f"net/netfilter/nf_conntrack_{name}": str(value) for name, value in expected.items()
+    }
+
+
+def test_an_earlier_versions_state_has_neither_timers_nor_a_fast_path() -> None:
+    wanted = desired(config("nyc", "nyc"), {"e1": 1})
+    assert (wanted.fast_path, wanted.sysctls) == (False, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
+from typing import cast
 
 import pytest
 from hypothesis import assume, given
@@ -14,8 +15,8 @@ from enforcer.desired import Desired, Egress
 from enforcer.kernel.filters import Direction, Filter
 from enforcer.kernel.links import Link
 from enforcer.plan import (
+    FORWARDING,
     HOOKS,
-    SYSCTLS,
     Actual,
     AddAddress,
     AddRange,
@@ -35,6 +36,7 @@ from enforcer.plan import (
 )
 
 INTERFACES = ("in0", "in1", "any0", "out0", "out1")
+CONNTRACK = ("net/netfilter/nf_conntrack_udp_timeout", "net/netfilter/nf_conntrack_icmp_timeout")
 PROGRAMS = tuple(program for _, _, program in HOOKS)
 POOL = tuple(
     Egress(
@@ -74,6 +76,7 @@ def wanted(draw: st.DrawFn) -> Desired:
         proxy_udp=draw(st.booleans()),
         flows=1024,
         origins=1024,
+        sysctls={name: draw(st.sampled_from(("60", "65"))) for name in CONNTRACK},
     )
 
 
@@ -84,6 +87,8 @@ def untouched(draw: st.DrawFn) -> Actual:
     held = {("out0", IPv4Interface("198.51.100.1/24"))} if draw(st.booleans()) else set()
     if draw(st.booleans()):
         held.add(("out0", IPv4Interface("203.0.113.1/32")))
+    # conntrack may not be loaded yet.
+    settings = [*FORWARDING, *(CONNTRACK if draw(st.booleans()) else ())]
     return Actual(
         links={
             name: Link(name, number, 14, True, 1500, draw(st.booleans()), ())
@@ -93,7 +98,7 @@ def untouched(draw: st.DrawFn) -> Actual:
         ranges=frozenset({IPv6Network("2001:db8:1::/64")} if draw(st.booleans()) else ()),
         table=None,
         filters={},
-        sysctls={name: draw(st.sampled_from(("0", "1"))) for name in SYSCTLS},
+        sysctls={name: draw(st.sampled_from(("0", "1", "60"))) for name in settings},
     )
 
 
@@ -199,7 +204,7 @@ def test_what_was_planned_holds(change: Change) -> None:
     }
     found = {key: one.name.removeprefix("enforcer/") for key, one in after.filters.items()}
     assert found == expected
-    assert all(after.sysctls[name] == value for name, value in SYSCTLS.items())
+    assert FORWARDING.items() | aim.sysctls.items() <= after.sysctls.items()
 
 
 @given(changes())
@@ -221,9 +226,16 @@ def test_what_lets_traffic_through_comes_last(change: Change) -> None:
     assert attached == sorted(attached, key=PROGRAMS.index)
     assert PROGRAMS[0] == "to_origin"
     assert PROGRAMS[-1] == "from_client"
-    sysctls = positions(operations, SetSysctl)
-    assert sysctls == list(range(len(operations) - len(sysctls), len(operations)))
+    forwarding = [
+        number
+        for number in positions(operations, SetSysctl)
+        if cast(SetSysctl, operations[number]).name in FORWARDING
+    ]
+    assert forwarding == list(range(len(operations) - len(forwarding), len(operations)))
     switch = positions(operations, SwitchTables)
+    # The timers are in the maps, too.
+    for number in set(positions(operations, SetSysctl)) - set(forwarding):
+        assert not switch or number < switch[0]
     for number in positions(operations, Attach):
         assert not switch or switch[0] < number
     assert len(switch) <= 1
@@ -301,7 +313,7 @@ def desired_with(*slots: int) -> Desired:
 
 def clean() -> Actual:
     links = {name: Link(name, number, 14, True, 1500, False, ()) for number, name in enumerate(INTERFACES)}
-    return Actual(links, frozenset(), frozenset(), None, {}, dict.fromkeys(SYSCTLS, "0"))
+    return Actual(links, frozenset(), frozenset(), None, {}, dict.fromkeys(FORWARDING, "0"))
 
 
 def test_a_first_start_in_words() -> None:
@@ -378,6 +390,14 @@ def test_one_lost_filter_is_one_operation(direction: Direction) -> None:
     (operation,) = plan(aim, replace(actual, filters=lost), aim, "x")
     assert isinstance(operation, Attach)
     assert (operation.interface, operation.direction) == ("out0", direction)
+
+
+def test_a_setting_that_somebody_changed_is_one_operation() -> None:
+    name = CONNTRACK[0]
+    aim = replace(desired_with(1), sysctls={name: "305"})
+    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
+    (operation,) = plan(aim, replace(actual, sysctls={**actual.sysctls, name: "30"}), aim, "x")
+    assert str(operation) == "set net.netfilter.nf_conntrack_udp_timeout = 305"
 
 
 def every_operation() -> Iterator[type[Operation]]:

@@ -1,0 +1,46 @@
+"""The file's timers as conntrack's settings, which the kernel keeps for each network namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+_CONNTRACK: Final = "net/netfilter/nf_conntrack_"
+
+# The settings that a timer sets. A connection that one side has closed is still in its established phase
+# (RFC 5382, 5; RFC 6146, 3.5.2.2, "V4 FIN RCV"). The last two of it are conntrack's shorter timeouts, for
+# data that is not acknowledged and for an acknowledgement that comes again and again: conntrack sees only
+# some packets of a fast flow and would be wrong about both.
+_OF_FAST_FLOWS: Final[Mapping[str, tuple[str, ...]]] = {
+    "tcp_established": (
+        "tcp_timeout_established",
+        "tcp_timeout_fin_wait",
+        "tcp_timeout_close_wait",
+        "tcp_timeout_unacknowledged",
+        "tcp_timeout_max_retrans",
+    ),
+    "udp": ("udp_timeout", "udp_timeout_stream"),
+}
+_OF_OTHERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "tcp_transitory": ("tcp_timeout_syn_sent", "tcp_timeout_syn_recv"),
+    "tcp_closing": ("tcp_timeout_last_ack",),
+    "tcp_time_wait": ("tcp_timeout_time_wait",),
+    "tcp_close": ("tcp_timeout_close",),
+    "icmp": ("icmp_timeout", "icmpv6_timeout"),
+}
+REFRESH: Final = 5
+"""Seconds after which a packet of a fast flow has gone the kernel's way for certain.
+
+conntrack's clock runs from there, the file's from the last packet: so conntrack is given that much more.
+"""
+
+
+def settings(timers: Mapping[str, int]) -> dict[str, str]:
+    """Values by the names of the settings, those of timers that ``timers`` has."""
+    # conntrack sees only some segments of a fast flow: its windows are of earlier ones.
+    found = {_CONNTRACK + "tcp_be_liberal": "1"}
+    for names, more in ((_OF_FAST_FLOWS, REFRESH), (_OF_OTHERS, 0)):
+        for timer, each in names.items():
+            if timer in timers:
+                found |= {_CONNTRACK + name: str(timers[timer] + more) for name in each}
+    return found
