@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from snapshot import difference, snapshot
+from versions import program_copy, use_copy
 
-import enforcer
 from enforcer.lab import topology
 from enforcer.lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
 from enforcer.lab.configuration import LAX1, LAX2, Document, added, changed, without
@@ -117,23 +115,6 @@ def otherwise(config: Document) -> Document:
     """Policies that send everything elsewhere than the lab's do."""
     moved = changed(config, "policies", "bank", egress={"ipv4": LAX2[4], "ipv6": LAX2[6]})
     return added(moved, "policies", {"name": "rest", "precedence": 1000, "egress": "default"})
-
-
-def program_copy(target: Path, edit: Callable[[Path], None]) -> Path:
-    """Another version of the program: a copy of the package in which ``edit`` changed the BPF sources."""
-    copy = target / "enforcer"
-    ignored = shutil.ignore_patterns("__pycache__", "bpf")
-    shutil.copytree(Path(enforcer.__file__).parent, copy, ignore=ignored)
-    shutil.copytree(Path(str(files("enforcer.bpf"))), copy / "bpf", ignore=ignored)
-    edit(copy / "bpf")
-    return target
-
-
-def use_copy(gateway: Gateway, place: Path) -> None:
-    """Have the gateway's daemon and commands run from that copy."""
-    prefix = ["env", "-C", str(place), f"PYTHONPATH={place}"]
-    gateway.enforcer = [*prefix, *gateway.enforcer]
-    gateway.argv = [*gateway.enforcer, "run"]
 
 
 def check_new(

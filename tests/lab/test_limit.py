@@ -21,6 +21,7 @@ from truth import (
     tracked,
     wait_for,
 )
+from versions import impatient
 
 from enforcer.lab.clients import Session, UdpFlow, family_of, fate
 from enforcer.lab.configuration import LAX1, Document
@@ -48,8 +49,9 @@ def config(lab: Lab, limit: int) -> Document:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab) -> Iterator[Gateway]:
-    with running(lab, config(lab, LIMIT)) as gateway:
+def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    version = impatient(tmp_path_factory.mktemp("version"))
+    with running(lab, config(lab, LIMIT), version) as gateway:
         yield gateway
 
 
@@ -169,27 +171,19 @@ def test_a_refused_connection_takes_no_room(enforced: Gateway, port: int, family
 
 
 @pytest.fixture
-def short_timeouts(enforced: Gateway) -> Iterator[Gateway]:
-    """conntrack forgets what is half-open or idle after seconds; the daemon learns it at a reload."""
-    names = ("tcp_timeout_syn_sent", "udp_timeout", "udp_timeout_stream")
-    before = {
-        f"net.netfilter.nf_conntrack_{name}": enforced.lab.gw.run(
-            "sysctl", "-n", f"net.netfilter.nf_conntrack_{name}"
-        ).stdout.strip()
-        for name in names
-    }
-    enforced.lab.gw.sysctls(dict.fromkeys(before, 4))
-    enforced.reload()
+def short_timers(enforced: Gateway) -> Iterator[Gateway]:
+    """What is half-open or idle is forgotten after seconds."""
+    normal = config(enforced.lab, LIMIT)
+    enforced.reload(normal | {"timers": {"tcp_transitory": 4, "udp": 1}})
     yield enforced
-    enforced.lab.gw.sysctls(dict(before))
-    enforced.reload()
+    enforced.reload(normal)
 
 
 @families
 def test_half_open_connections_count_once_and_end_by_timeout(
-    short_timeouts: Gateway, port: int, family: int
+    short_timers: Gateway, port: int, family: int
 ) -> None:
-    lab = short_timeouts.lab
+    lab = short_timers.lab
     origin = key("tcp", family, ORIGIN1, port)
     with ExitStack() as stack:
         lab.origin1.run(
@@ -206,24 +200,24 @@ def test_half_open_connections_count_once_and_end_by_timeout(
             attempt.setblocking(False)
             attempt.connect_ex((ORIGIN1[family], port))
             waiting.append(attempt)
-        wait_for(lambda: counted(short_timeouts)[origin] == LIMIT)
+        wait_for(lambda: counted(short_timers)[origin] == LIMIT)
         with pytest.raises(ConnectionRefusedError):
             Session(lab.client, ORIGIN1[family], port)
         time.sleep(1.5)  # retransmissions, a second after the first
-        row = row_of(short_timeouts, origin)
+        row = row_of(short_timers, origin)
         assert (row["active"], row["peak"], row["total"]) == (LIMIT, LIMIT, LIMIT)
         assert tracked(lab)[origin] == LIMIT
         for attempt in waiting:
             attempt.close()
-        wait_for(lambda: counted(short_timeouts)[origin] == 0)
+        wait_for(lambda: counted(short_timers)[origin] == 0)
         assert tracked(lab)[origin] == 0
 
 
 @families
 def test_idle_udp_flows_are_given_back_and_busy_ones_stay(
-    short_timeouts: Gateway, port: int, family: int
+    short_timers: Gateway, port: int, family: int
 ) -> None:
-    lab = short_timeouts.lab
+    lab = short_timers.lab
     origin = key("udp", family, ORIGIN1, port)
     with (
         Holders(lab.origin1, port, capacity=LIMIT) as holders,
@@ -236,7 +230,7 @@ def test_idle_udp_flows_are_given_back_and_busy_ones_stay(
         assert busy.socket.recv(16) == b"?"
         assert idle.open(LIMIT).failed == {PROHIBITED[family]: 1}
         deadline = time.monotonic() + 20
-        while counted(short_timeouts)[origin] != 1:
+        while counted(short_timers)[origin] != 1:
             assert time.monotonic() < deadline
             busy.socket.send(b"?")
             assert busy.socket.recv(16) == b"?"

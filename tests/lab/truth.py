@@ -8,9 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv6Address, IPv6Network, ip_address
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
+from versions import use_copy
 
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
@@ -41,13 +43,15 @@ class Origin(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(lab: Lab, config: Document | None = None) -> Iterator[Gateway]:
-    """The enforcer on the lab's gateway; gone afterwards, whatever happened.
+def running(lab: Lab, config: Document | None = None, version: Path | None = None) -> Iterator[Gateway]:
+    """The enforcer on the lab's gateway, or another version of it; gone afterwards, whatever happened.
 
     The kernel limits ICMP errors to one peer to one a second after a burst; these tests ask for more.
     """
     lab.gw.sysctls({"net.ipv4.icmp_ratelimit": 0, "net.ipv6.icmp.ratelimit": 0})
     gateway = Gateway(lab, config)
+    if version is not None:
+        use_copy(gateway, version)
     try:
         yield gateway.start()
     finally:

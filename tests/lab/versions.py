@@ -1,0 +1,41 @@
+"""Other versions of the program, made of copies of the package."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import enforcer
+from enforcer.lab.gateway import Gateway
+
+
+def program_copy(target: Path, edit: Callable[[Path], None]) -> Path:
+    """Another version of the program: a copy of the package in which ``edit`` changed the BPF sources."""
+    copy = target / "enforcer"
+    ignored = shutil.ignore_patterns("__pycache__", "bpf")
+    shutil.copytree(Path(enforcer.__file__).parent, copy, ignore=ignored)
+    shutil.copytree(Path(str(files("enforcer.bpf"))), copy / "bpf", ignore=ignored)
+    edit(copy / "bpf")
+    return target
+
+
+def impatient(target: Path) -> Path:
+    """A version that takes any timer: no test waits for the RFCs' minutes. Its BPF programs are the same."""
+
+    def edit(bpf: Path) -> None:
+        models = bpf.parent / "config" / "models.py"
+        text, changed = re.subn(r"Seconds\(\d+,", "Seconds(1,", models.read_text())
+        assert changed == 7
+        models.write_text(text)
+
+    return program_copy(target, edit)
+
+
+def use_copy(gateway: Gateway, place: Path) -> None:
+    """Have the gateway's daemon and commands run from that copy."""
+    prefix = ["env", "-C", str(place), f"PYTHONPATH={place}"]
+    gateway.enforcer = [*prefix, *gateway.enforcer]
+    gateway.argv = [*gateway.enforcer, "run"]
