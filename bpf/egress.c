@@ -14,32 +14,19 @@
 #include <linux/pkt_cls.h>
 #include "maps.h"
 #include "tally.h"
+#include "mark.h"
 #include "packet.h"
 #include "route.h"
 #include "policy.h"
 #include "origin.h"
+#include "ways.h"
+#include "fastpath.h"
+#include "learn.h"
 #include "flow.h"
 #include "neighbour.h"
 
 /* The next filter, if there is one, has its say too. */
 #define PASS TC_ACT_UNSPEC
-
-enum {
-	MARK_REFUSED = 0xffffffff,
-};
-
-static __always_inline struct settings *get_settings(void)
-{
-	int zero = 0;
-
-	return settings.lookup(&zero);
-}
-
-/* Mark value 0 is "not ours", slot + 1 a slot, all ones "refused" (ARCHITECTURE.md, Mark). */
-static __always_inline void set_mark(struct __sk_buff *skb, const struct settings *s, u32 value)
-{
-	skb->mark = (skb->mark & ~s->mark_mask) | ((value << s->mark_shift) & s->mark_mask);
-}
 
 static __always_inline int refuse(struct __sk_buff *skb, const struct settings *s, u32 reason)
 {
@@ -130,12 +117,16 @@ int from_client(struct __sk_buff *skb)
 	struct flow *flow;
 	int reason;
 
+	reason = take_fast_path(skb, ORIGINAL);
+	if (reason)
+		return reason;
 	if (!s || !s->ready || !w)
 		return block(REASON_NOT_READY);
 	p = &w->packet;
 	__builtin_memset(p, 0, sizeof(*p));
-	/* Whatever mark came along, ours starts empty. */
+	/* Whatever mark or tag came along, ours start empty. */
 	set_mark(skb, s, 0);
+	skb->tc_index = 0;
 	reason = parse(skb, p);
 	if (reason == REASON_MALFORMED || reason == REASON_TINY_FRAGMENT)
 		return block(reason);
@@ -146,6 +137,7 @@ int from_client(struct __sk_buff *skb)
 	w->now = bpf_ktime_get_coarse_ns();
 	flow = flows.lookup(&p->tuple);
 	if (flow && reopens(flow, p)) {
+		unlearn(flow, &p->tuple);
 		flows.delete(&p->tuple);
 		flow = 0;
 	}
@@ -157,6 +149,7 @@ int from_client(struct __sk_buff *skb)
 	set_mark(skb, s, flow->slot + 1);
 	count(flow->reason, 0);
 	pass_packet(skb, flow, p, ORIGINAL, w->now);
+	offer(skb, flow, p);
 	return PASS;
 }
 
@@ -279,6 +272,8 @@ int to_client(struct __sk_buff *skb)
 	struct interface *in;
 	struct flow *flow;
 
+	if (skb->tc_index == TAG_FAST)
+		return PASS;
 	if (parse(skb, &p) || (p.tuple.protocol != IPPROTO_TCP && p.tuple.protocol != IPPROTO_UDP))
 		return PASS;
 	reply = p.tuple;
@@ -295,21 +290,22 @@ int to_client(struct __sk_buff *skb)
 		return PASS;
 	count(REASON_REPLY, 0);
 	pass_packet(skb, flow, &p, REPLY, bpf_ktime_get_coarse_ns());
+	if (p.family == IPV4)
+		learn_way_back(skb, IPV4, flow, &p.tuple);
+	else
+		learn_way_back(skb, IPV6, flow, &p.tuple);
 	return PASS;
 }
 
 /* Whether the packet's source is the address that its mark names. */
-static __always_inline bool is_planned(struct __sk_buff *skb)
+static __always_inline bool is_planned(struct __sk_buff *skb, const struct settings *s)
 {
-	struct settings *s = get_settings();
 	struct packet p = {};
 	struct egress *egress;
 	struct source *planned;
 	u32 slot, wrong = 0;
 	int i;
 
-	if (!s)
-		return false;
 	if (skb->protocol == be16(ETH_P_IP)) {
 		struct iphdr ip;
 
@@ -341,10 +337,20 @@ static __always_inline bool is_planned(struct __sk_buff *skb)
 int to_origin(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ingress_ifindex;
+	struct settings *s;
 	struct interface *in;
 
-	if (is_planned(skb))
+	/* What it was learnt from has passed here. */
+	if (skb->tc_index == TAG_FAST)
 		return PASS;
+	s = get_settings();
+	if (s && is_planned(skb, s)) {
+		if (skb->tc_index && skb->protocol == be16(ETH_P_IP))
+			learn_way_out(skb, IPV4);
+		else if (skb->tc_index)
+			learn_way_out(skb, IPV6);
+		return PASS;
+	}
 	/* The gateway's own packets came in by no interface, and others' are none of ours. */
 	in = interfaces.lookup(&ifindex);
 	return in && in->role == INSIDE ? block(REASON_LEAK) : PASS;
@@ -352,11 +358,16 @@ int to_origin(struct __sk_buff *skb)
 
 int from_origin(struct __sk_buff *skb)
 {
-	struct settings *s = get_settings();
+	struct settings *s;
+	int result = take_fast_path(skb, REPLY);
 
+	if (result)
+		return result;
+	s = get_settings();
 	/* From here on a mark of ours says "classified by from_client". */
 	if (s)
 		set_mark(skb, s, 0);
+	skb->tc_index = 0;
 	if (!answer_solicitation(skb))
 		return PASS;
 	count(REASON_NEIGHBOUR, 0);
@@ -386,6 +397,7 @@ int reap(struct __sk_buff *skb)
 		int state;
 		u64 *limit;
 		u32 source[4];
+		u16 source_port;
 
 		if (bpf_skb_load_bytes(skb, KEYS_AT + i * sizeof(key), &key, sizeof(key)) < 0)
 			break;
@@ -407,7 +419,9 @@ int reap(struct __sk_buff *skb)
 		if (!gone)
 			continue;
 		copy_address(source, flow->source);
+		source_port = flow->source_port;
 		flows.delete(&key);
+		delete_ways(&key, source, source_port);
 		if (give)
 			give_back(&key, source, false);
 		reaped++;

@@ -1,20 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * A flow's life, told as conntrack tells it, so that our counts and conntrack's are the same:
- * nf_conntrack_proto_tcp.c's states and its judgement of resets, nf_conntrack_proto_udp.c's streams.
+ * nf_conntrack_proto_tcp.c's states and its judgement of resets, nf_conntrack_proto_udp.c's streams. Windows are not
+ * followed: of a fast flow conntrack sees only some packets, so it is told to be liberal (nf_conntrack_tcp_be_liberal).
  */
 
 enum {
 	STREAM_AFTER = 2000000000,   /* ns after which an answered UDP flow is a stream */
-	ACK_WINDOW = 66000,          /* bytes that an acknowledgement may be behind at least (MAXACKWINCONST) */
-	NO_SCALE = 0xff,
-	RETRANSMISSIONS = 3,         /* equal ACKs after which the timeout is short (nf_conntrack_tcp_max_retrans) */
 };
-
-static __always_inline bool before(u32 a, u32 b)
-{
-	return (s32)(a - b) < 0;
-}
 
 static __always_inline bool is_closed(u32 state)
 {
@@ -145,108 +138,25 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	return verdict;
 }
 
-enum fit {
-	FITS,
-	TOO_OLD,                     /* ignored */
-	TOO_NEW,                     /* INVALID: past what the peer has offered room for, or sent */
-};
-
-/* The window in bytes that a segment offers (RFC 7323, 2.3: scaled if both said so); the largest is kept. */
-static __always_inline u32 note_window(struct flow *flow, const struct packet *p, u32 direction)
-{
-	u32 window = p->window;
-
-	if (p->tcp_flags & TCP_SYN)
-		flow->scale[direction] = p->window_scale;
-	else if (flow->scale[0] != NO_SCALE && flow->scale[1] != NO_SCALE)
-		window <<= flow->scale[direction] & 15;
-	if (window > flow->window[direction])
-		flow->window[direction] = window;
-	return window;
-}
-
-/* Sequence numbers, acknowledgements and windows (tcp_in_window). Selective acknowledgements are not read: they
- * widen what conntrack takes, but no host sends more than the plain ones allow. */
-static __always_inline enum fit note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
+/* The highest sequence number, and acknowledgement, of each side. What acknowledges more than was seen is not
+ * noted: a true one comes again. */
+static __always_inline void note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
 {
 	u32 direction = s->direction & 1, peer = !direction;
 	u32 seen = 1 << direction, peer_seen = 1 << peer;
-	u32 ack = p->ack;
-	u32 window = note_window(flow, p, direction);
-	u32 lag = flow->window[direction] > ACK_WINDOW ? flow->window[direction] : ACK_WINDOW;
-	u32 edge;
 
-	if (!(flow->seen_sides & seen)) {
-		flow->seen_sides |= seen;
+	if (!(flow->seen_sides & seen) || before(flow->end[direction], s->end) || p->tcp_flags & TCP_SYN)
 		flow->end[direction] = s->end;
-		flow->room[direction] = s->end;
-		flow->window[direction] = flow->window[direction] ?: 1;
-		if (s->kind == A_SYN)
-			return FITS;
-		if (s->kind != A_SYN_ACK) {
-			flow->room[direction] += window ?: 1;
-			if (!(flow->seen_sides & peer_seen))
-				flow->end[peer] = flow->room[peer] = ack;
-			else if (ack == flow->end[peer] + 1)
-				flow->end[peer]++;  /* the answer to a keepalive */
-		}
-	} else if (p->tcp_flags & TCP_SYN && before(flow->end[direction], s->end) &&
-		   (flow->state == SYN_SENT || flow->state == SYN_RECV)) {
-		flow->end[direction] = s->end;
-		flow->room[direction] = s->end;
-		if (direction == REPLY && s->kind == A_SYN)
-			return FITS;
-	}
-	if (!(p->tcp_flags & TCP_ACK) || (s->kind == A_RESET && !ack))
-		ack = flow->end[peer];
-	if (before(flow->end[peer], ack))
-		return TOO_NEW;
-	/* A reset without a connection has number 0. */
-	if (s->kind != A_RESET || p->seq || flow->state != SYN_SENT) {
-		bool old = before(s->end, flow->end[direction] - flow->window[peer]) || before(ack, flow->end[peer] - lag);
-
-		if (before(flow->room[direction], p->seq)) {
-			if (!flow->window[peer] || old || s->end - flow->room[direction] >= flow->window[peer])
-				return TOO_NEW;
-			/* A little more than there is room for: let through, and what answers it will be understood. */
-			if (before(flow->end[direction], s->end)) {
-				flow->end[direction] = s->end;
-				flow->unacked |= seen;
-			}
-			return TOO_OLD;
-		}
-		if (flow->window[peer] && before(s->end, flow->end[direction] - flow->window[peer]))
-			return TOO_OLD;
-	}
-	if (before(ack, flow->end[peer] - lag))
-		return TOO_OLD;
-	if (before(flow->end[direction], s->end)) {
-		flow->end[direction] = s->end;
-		flow->unacked |= seen;
-	}
-	if (p->tcp_flags & TCP_ACK) {
-		if (!(flow->has_acked & seen) || before(flow->acked[direction], ack))
-			flow->acked[direction] = ack;
-		flow->has_acked |= seen;
-	}
-	edge = ack + window;
-	if (!before(edge, flow->room[peer]))
-		flow->room[peer] = edge + !window;
-	if (ack == flow->end[peer])
-		flow->unacked &= ~peer_seen;
+	flow->seen_sides |= seen;
+	if (!(p->tcp_flags & TCP_ACK) || (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)))
+		return;
+	if (!(flow->has_acked & seen) || before(flow->acked[direction], p->ack))
+		flow->acked[direction] = p->ack;
+	flow->has_acked |= seen;
 	if (s->kind == AN_ACK) {
-		if (flow->last_direction == direction && flow->last_seq == p->seq && flow->last_ack == ack &&
-		    flow->last_end == s->end && flow->last_window == p->window) {
-			flow->retransmitted += flow->retransmitted < RETRANSMISSIONS;
-		} else {
-			flow->last_seq = p->seq;
-			flow->last_ack = ack;
-			flow->last_end = s->end;
-			flow->last_window = p->window;
-			flow->retransmitted = 0;
-		}
+		flow->last_end = s->end;
+		flow->last_ack = p->ack;
 	}
-	return FITS;
 }
 
 /* Let through without being believed: but what is said to it later counts. */
@@ -254,9 +164,7 @@ static __always_inline void remember_ignored(struct flow *flow, const struct pac
 {
 	flow->last = s->kind;
 	flow->last_direction = s->direction;
-	flow->last_seq = p->seq;
 	flow->last_end = s->end;
-	flow->last_window = p->window;
 	if (s->kind == A_SYN && s->direction == ORIGINAL) {
 		flow->notes &= ~(SIMULTANEOUS | CHALLENGING);
 		/* A host in LAST_ACK answers a SYN with an ACK that acknowledges no FIN (RFC 5961, 4). */
@@ -267,20 +175,13 @@ static __always_inline void remember_ignored(struct flow *flow, const struct pac
 		flow->last_ack = p->ack;
 }
 
-/* The timeout of a flow that has just moved: conntrack's choice for what it believes half-dead is short. */
+/* The timeout of a flow that has just moved: what is believed half-dead, and a connection that was picked up midway
+ * and that nobody answers, don't last as long as one that is established. */
 static __always_inline u32 timeout_of(const struct flow *flow, u32 segment)
 {
-	if (flow->state != ESTABLISHED)
-		return segment == A_RESET ? CLOSE : flow->state;
-	if (flow->retransmitted >= RETRANSMISSIONS)
-		return RETRANSMITTED;
 	if (segment == A_RESET)
 		return CLOSE;
-	if (flow->unacked)
-		return UNACKNOWLEDGED;
-	if (!flow->last_window)
-		return RETRANSMITTED;
-	return flow->replied ? ESTABLISHED : UNACKNOWLEDGED;
+	return flow->state == ESTABLISHED && !flow->replied ? SYN_SENT : flow->state;
 }
 
 static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction)
@@ -288,7 +189,6 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	struct segment s = { .kind = segment_of(p->tcp_flags), .direction = direction };
 	u32 state = flow->state, next = next_state(state, s.kind, direction);
 	enum reset reset = CHECKED;
-	enum fit fit;
 
 	s.end = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
 	if (next == INVALID)
@@ -300,13 +200,10 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 			return STAYS;
 		}
 		next = SYN_RECV;
-		flow->end[ORIGINAL] = flow->room[ORIGINAL] = flow->last_end;
-		flow->window[ORIGINAL] = flow->last_window ?: 1;
-		flow->window[REPLY] = 0;
+		flow->end[ORIGINAL] = flow->last_end;
 		flow->seen_sides = 1 << ORIGINAL;
 		flow->has_acked = 0;
-		flow->unacked = 0;
-		flow->notes &= ~(CHALLENGING | PICKED_UP);
+		flow->notes &= ~CHALLENGING;
 	}
 	if (state == LAST_ACK && s.kind == AN_ACK && follows(flow, A_SYN, !direction) &&
 	    flow->notes & CHALLENGING) {
@@ -324,17 +221,8 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 		if (reset == CHALLENGED)
 			next = state;
 	}
-	if (reset != BELIEVED) {
-		fit = note_numbers(flow, p, &s);
-		/* What conntrack picked up midway it takes as it comes. */
-		if (fit != FITS && !(flow->notes & PICKED_UP)) {
-			if (fit == TOO_NEW && flow->notes & ASSURED && (s.kind == A_FIN || s.kind == A_RESET)) {
-				flow->last = s.kind;
-				flow->last_direction = direction;
-			}
-			return STAYS;
-		}
-	}
+	if (reset != BELIEVED)
+		note_numbers(flow, p, &s);
 	flow->last = s.kind;
 	flow->last_direction = direction;
 	flow->state = next;
@@ -385,11 +273,19 @@ static __always_inline void pass_packet(struct __sk_buff *skb, struct flow *flow
 					enum direction direction, u64 now)
 {
 	u32 segments = skb->gso_segs ?: 1;
+	bool closing = p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST);
 	u32 result;
 
+	if (closing) {
+		flow->closing = 1;
+		unlearn(flow, &p->tuple);
+	}
 	__sync_fetch_and_add(&flow->packets[direction], segments);
 	__sync_fetch_and_add(&flow->bytes[direction], p->total);
 	result = track(flow, p, direction, now);
+	/* It may not have been believed, or was the opening. */
+	if (flow->closing && flow->state == ESTABLISHED)
+		flow->closing = 0;
 	if (result & ENDED)
 		give_back(&p->tuple, flow->source, false);
 	if (result & FORGOTTEN)
@@ -415,13 +311,8 @@ static __always_inline long enter(struct __sk_buff *skb, const struct packet *p,
 	if (p->tuple.protocol == IPPROTO_TCP) {
 		flow.last = segment_of(p->tcp_flags);
 		flow.state = flow.last == A_SYN ? SYN_SENT : ESTABLISHED;
-		flow.timeout = flow.last == A_SYN ? SYN_SENT : UNACKNOWLEDGED;
-		flow.notes = flow.last == A_SYN ? 0 : PICKED_UP;
+		flow.timeout = SYN_SENT;
 		flow.end[ORIGINAL] = p->seq + p->payload + (flow.last == A_SYN);
-		flow.room[ORIGINAL] = flow.end[ORIGINAL] + (flow.last == A_SYN ? 0 : p->window ?: 1);
-		flow.scale[ORIGINAL] = p->window_scale;
-		flow.scale[REPLY] = NO_SCALE;
-		flow.window[ORIGINAL] = p->window ?: 1;
 		flow.seen_sides = 1 << ORIGINAL;
 	} else {
 		flow.state = UDP_UNREPLIED;

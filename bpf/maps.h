@@ -22,6 +22,8 @@ enum {
 	NEAREST_BUCKETS = 1024,
 	CLIENTS = 65536,
 	INTERFACES = 1024,
+	HOPS = 65536,
+	GUARDS = 256,
 	ON_LINK_RANGES = SLOTS,
 	NO_SLOT = 0xffffffff,
 };
@@ -84,8 +86,7 @@ struct flow_key {
 	u8 pad[3];
 };
 
-/* conntrack's states (nf_conntrack_tcp.h), and the two of UDP. A flow's `timeout` is a state, or one of
- * conntrack's shorter timeouts: while data is unacknowledged, and after one ACK has come again and again. */
+/* conntrack's states (nf_conntrack_tcp.h), and the two of UDP. */
 enum state {
 	UDP_UNREPLIED,
 	UDP_STREAM,
@@ -98,8 +99,6 @@ enum state {
 	TIME_WAIT,
 	CLOSE,
 	SYN_SENT2,
-	UNACKNOWLEDGED,
-	RETRANSMITTED,
 	TIMEOUTS,
 };
 
@@ -107,7 +106,6 @@ enum segment_kind { NOTHING, A_SYN, A_SYN_ACK, A_FIN, AN_ACK, A_RESET };
 
 enum note {
 	ASSURED = 1,             /* data has passed in both directions (IPS_ASSURED) */
-	PICKED_UP = 2,           /* its beginning was not seen */
 	SIMULTANEOUS = 4,        /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
 	CHALLENGING = 8,         /* the next ACK may answer a SYN, not a FIN (IP_CT_EXP_CHALLENGE_ACK) */
 };
@@ -124,27 +122,80 @@ struct flow {
 	u64 bytes[2];
 	u32 end[2];              /* highest sequence number + 1 that this side sent */
 	u32 acked[2];            /* highest acknowledgement that this side sent */
-	u32 room[2];             /* highest sequence number that the peer has offered this side room for */
-	u32 window[2];           /* largest window that this side offered, in bytes */
-	u32 last_seq;            /* of the last plain ACK, or of a segment that conntrack ignored since: */
-	u32 last_ack;
+	u32 last_ack;            /* of the last plain ACK, or of a segment that conntrack ignored since: */
 	u32 last_end;
-	u16 last_window;
 	u8 last;                 /* enum segment_kind of the last segment that wasn't INVALID */
 	u8 last_direction;
-	u8 retransmitted;        /* how often the last plain ACK came again */
 	u8 seen_sides;           /* bit per direction: end[] is valid */
 	u8 has_acked;            /* bit per direction: acked[] is valid */
-	u8 unacked;              /* bit per direction: data of this side awaits its acknowledgement */
 	u8 notes;                /* ASSURED, … */
 	u8 state;
-	u8 timeout;
+	u8 timeout;              /* the state whose timeout it has */
 	u8 counted;              /* 1: the origin's counter includes this flow */
 	u8 replied;
-	u8 scale[2];             /* window scale by side; 0xff: none */
-	u8 pad[5];
+	u8 closing;              /* 1: a SYN, FIN or RST is being followed, nothing may be learnt */
+	u16 source_port;         /* after translation; 0: no way has been learnt */
+	u64 fast_packets[2];     /* of ways that are gone; those that are there count for themselves */
+	u64 fast_bytes[2];
 };
 PINNED("hash", struct flow_key, struct flow, flows, FLOWS, 0);
+
+/* The fast path: what the kernel does to a flow's packets, learnt from one that it has done it to; an element for
+ * each direction. A table of sets of four, in which a tuple has one place by its hash: it may be full, and then the
+ * kernel's way is always there. An element is one cache line, for with many flows a packet's price is the lines
+ * that it touches. Nothing of it outlives its flow. */
+enum {
+	WAYS = 4,
+	IPV6_KIND = 0x80,
+};
+
+struct way {
+	u32 client[4];
+	u32 origin[4];
+	u16 client_port;
+	u16 origin_port;
+	u16 source_port;         /* after translation; the address follows from the slot and the client's */
+	u16 slot;
+	u32 until;               /* jiffies; from then on packets go the kernel's way, until one is learnt from */
+	u16 generation;          /* good while it is that of `fast` */
+	u16 hop;
+	u16 largest;             /* bytes from the network header on that have passed: of a GSO packet, a segment's */
+	u8 kind;                 /* protocol, and IPV6_KIND */
+	u8 reason;               /* REPLY: for packets of the origin, else for those of the client */
+	u32 acked;               /* highest acknowledgement */
+	u32 packets;             /* since it was learnt */
+	u32 bytes;
+};
+
+struct way_set {
+	struct way way[WAYS];
+};
+/* Mappable maps begin on a page. */
+PINNED("array", int, struct way_set, ways, WAY_SETS, BPF_F_MMAPABLE);
+
+/* From one interface to a neighbour beyond another. */
+struct hop {
+	u32 in;
+	u32 out;
+	u8 ethernet[12];         /* destination, source */
+	u32 until;               /* jiffies: later than that of any way which leads here */
+};
+PINNED("array", int, struct hop, hops, HOPS, 0);
+
+/* Who writes into a set of ways, or a hop, holds one of these. */
+struct guard {
+	struct bpf_spin_lock lock;
+	u32 pad;
+};
+PINNED("array", int, struct guard, guards, GUARDS, 0);
+
+struct fast {
+	u32 generation;          /* 16 bits; another one makes all that was learnt stale; 0: the fast path is off */
+	u32 lifetime;            /* jiffies that what was learnt is good for */
+	u64 seed;                /* of the hash: nobody shall know which tuples meet in one set */
+	u32 last;                /* user space's: the generation before it was switched off */
+};
+PINNED("array", int, struct fast, fast, 1, 0);
 
 /* The domain in which source ports must be unique, and the key of the limit. */
 struct origin_key {

@@ -6,6 +6,7 @@
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
+#include <linux/if_packet.h>
 
 #define be16(x) __builtin_bswap16(x)
 #define be32(x) __builtin_bswap32(x)
@@ -27,10 +28,6 @@ enum {
 	TCP_RST = 0x04,
 	TCP_ACK = 0x10,
 	TCP_URG = 0x20,
-	TCPOPT_EOL = 0,
-	TCPOPT_NOP = 1,
-	TCPOPT_WINDOW = 3,
-	TCP_OPTIONS = 12,        /* options of a SYN that are looked at */
 	NEXTHDR_HOP = 0,
 	NEXTHDR_ROUTING = 43,
 	NEXTHDR_FRAGMENT = 44,
@@ -54,9 +51,13 @@ struct packet {
 	u32 payload;             /* bytes of TCP payload */
 	u32 seq;                 /* host order */
 	u32 ack;
-	u16 window;              /* as in the header, not scaled */
-	u8 window_scale;         /* of a SYN; 0xff if it has none */
 };
+
+/* Sequence numbers compare modulo 2^32 (RFC 9293, 3.4). */
+static __always_inline bool before(u32 a, u32 b)
+{
+	return (s32)(a - b) < 0;
+}
 
 /* `length` bytes at `offset` from the network header. 0, or negative if the packet is shorter. */
 static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, u32 length)
@@ -186,29 +187,6 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	return offset > p->total || is_cut(skb, p) ? REASON_MALFORMED : 0;
 }
 
-/* The window scale option of a SYN (RFC 7323, 2.2): at most 14; 0xff if there is none. */
-static __always_inline u8 window_scale(struct __sk_buff *skb, u32 at, u32 end)
-{
-	u8 option[3];
-	int i;
-
-	for (i = 0; i < TCP_OPTIONS && at + sizeof(option) <= end; i++) {
-		if (bpf_skb_load_bytes_relative(skb, at, option, sizeof(option), BPF_HDR_START_NET) < 0)
-			break;
-		if (option[0] == TCPOPT_WINDOW)
-			return option[2] > 14 ? 14 : option[2];
-		if (option[0] == TCPOPT_EOL)
-			break;
-		if (option[0] == TCPOPT_NOP)
-			at++;
-		else if (option[1] < 2)
-			break;
-		else
-			at += option[1];
-	}
-	return 0xff;
-}
-
 static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *p)
 {
 	u32 left = p->total - p->transport;
@@ -229,9 +207,6 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		p->payload = left - tcp.doff * 4;
 		p->seq = be32(tcp.seq);
 		p->ack = be32(tcp.ack_seq);
-		p->window = be16(tcp.window);
-		if (flags & TCP_SYN)
-			p->window_scale = window_scale(skb, p->transport + sizeof(tcp), p->transport + tcp.doff * 4);
 	} else if (p->tuple.protocol == IPPROTO_UDP) {
 		struct udphdr udp;
 
@@ -253,7 +228,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 
 	if (skb->protocol != be16(ETH_P_IP) && skb->protocol != be16(ETH_P_IPV6))
 		return REASON_NOT_IP;
-	if (skb->pkt_type == 3 /* PACKET_OTHERHOST */)
+	if (skb->pkt_type == PACKET_OTHERHOST)
 		return REASON_NOT_IP;
 	reason = skb->protocol == be16(ETH_P_IP) ? parse_ipv4(skb, p) : parse_ipv6(skb, p);
 	if (reason)

@@ -34,7 +34,7 @@ static __always_inline bool is_available(u32 slot, u32 family)
 }
 
 /* The address of egress `slot` for this client; false if the slot has none here. */
-static __always_inline bool source_of(u32 slot, const struct packet *p, u32 *source)
+static __always_inline bool source_of(u32 slot, u32 family, const u32 *client, u32 *source)
 {
 	struct egress *egress = egresses.lookup(&slot);
 	struct source *s;
@@ -42,10 +42,10 @@ static __always_inline bool source_of(u32 slot, const struct packet *p, u32 *sou
 
 	if (!egress)
 		return false;
-	s = &egress->source[p->family & 1];
+	s = &egress->source[family & 1];
 #pragma unroll
 	for (i = 0; i < 4; i++)
-		source[i] = s->prefix[i] | (p->tuple.client[i] & ~s->mask[i]);
+		source[i] = s->prefix[i] | (client[i] & ~s->mask[i]);
 	return s->planned;
 }
 
@@ -346,6 +346,6 @@ static __always_inline void classify(const struct settings *s, const struct pack
 	choose(s, p, v, stay, suppose);
 	if (v->reason >= REASON_LIMIT)
 		return;
-	if (!source_of(v->slot, p, v->source))
+	if (!source_of(v->slot, p->family, p->tuple.client, v->source))
 		v->reason = REASON_UNAVAILABLE;
 }

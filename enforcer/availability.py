@@ -33,9 +33,7 @@ TIMEOUTS = (
     "tcp_last_ack",
     "tcp_time_wait",
     "tcp_close",
-    "tcp_syn_sent",
-    "tcp_unacknowledged",
-    "tcp_max_retrans",
+    "tcp_syn_sent2",  # no setting: two minutes
 )
 # A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
 # translation still holds. conntrack counts in jiffies of up to 10 ms.
@@ -136,8 +134,7 @@ def _write_on_link(on_link: Map, egresses: Sequence[Egress]) -> None:
 def write_timeouts(maps: Maps) -> np.ndarray:
     """conntrack's timeouts of this namespace, by state, in nanoseconds; what a flow may be idle."""
     seconds = sysctl.conntrack_timeouts()
-    fallback = {"tcp_unacknowledged": 300.0, "tcp_max_retrans": 300.0}
-    values = [seconds.get(name, fallback.get(name, 120.0)) + GRACE for name in TIMEOUTS]
+    values = [seconds.get(name, 120.0) + GRACE for name in TIMEOUTS]
     rows = (np.array(values) * 1e9).astype(maps.timeouts.value)
     maps.timeouts.put_many(np.arange(len(rows), dtype=maps.timeouts.key), rows)
     return rows

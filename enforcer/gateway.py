@@ -19,7 +19,7 @@ import numpy as np
 
 from enforcer import __version__, availability
 from enforcer.datapath import pins as places
-from enforcer.datapath import programs, sweep
+from enforcer.datapath import fast, programs, sweep
 from enforcer.datapath.address import pack
 from enforcer.datapath.banks import BANK, is_crowded
 from enforcer.datapath.maps import Maps
@@ -167,6 +167,7 @@ class Gateway:
         applier = _Applier(self, wanted, contents, state)
         for kind, group in groupby(operations, key=type):
             applier.carry_out(kind, list(group))
+        applier.switch_fast_path()
         state.applied = time.time()
         self.save(state)
 
@@ -405,6 +406,12 @@ class _Applier:
                     maps.settings.put(0, current)
                 raise
         self.fresh_maps = False
+
+    def switch_fast_path(self) -> None:
+        """On or off, as wanted; what was learnt before these operations is stale."""
+        if self.gateway.pins is not None and self.state.layouts:
+            with self._maps() as maps:
+                fast.switch(maps, on=self.wanted.fast_path)
 
     def _attach(self, operations: list[Attach]) -> None:
         found = links.links()

@@ -22,7 +22,7 @@ from typing import Any
 from enforcer.errors import KernelError, PrivilegeError
 
 # Maps of one load's programs alone: nobody else opens them.
-_PRIVATE = ("pending", "stages")
+_PRIVATE = ("pending", "stages", "passing", "last_tag")
 PROGRAMS = ("from_client", "decide", "to_client", "to_origin", "from_origin", "explain", "reap", "forget")
 _UAPI = Path("/usr/include")
 
@@ -34,6 +34,11 @@ class Compiled:
     programs: dict[str, int]
     layouts: dict[str, dict[str, Any]]
     module: object  # BCC's; the descriptors are closed when it is collected
+
+
+def way_sets(flows: int) -> int:
+    """How many sets of four the table of learnt ways has: two elements for each flow, rounded up to 2^n."""
+    return 1 << (flows // 2 - 1).bit_length()
 
 
 def _one_text(root: Path) -> str:
@@ -109,6 +114,7 @@ def compile_programs(
         f'-DPIN_DIRECTORY="{pin_directory}"',
         f"-DFLOWS={flows}",
         f"-DORIGINS={origins}",
+        f"-DWAY_SETS={way_sets(flows)}",
         f'-DSTAGES_PIN="{stages}"',
         *defines,
     ]

@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The fast path: packets of a flow that the kernel has routed and translated before are rewritten the same way
+ * and redirected, past routing, netfilter and neighbour code.
+ *
+ * What may pass is what nf_flowtable lets pass (nf_flow_table_ip.c): no fragments, no IP options, no extension
+ * headers, a TTL to spare, segments no larger than have passed before, neither SYN, FIN nor RST. Everything
+ * else goes the kernel's way, and is learnt from if it may be.
+ */
+
+enum {
+	TAG_FAST = 0xffff,       /* tc_index of a packet that has been rewritten here */
+	SPAN = 1 << 30,          /* bytes after which conntrack must see a packet: it compares sequence numbers modulo 2^32 */
+	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
+	HOPS_DECREASED = 0xfeff,
+	IP_VERSION_AND_LENGTH = 0x45,
+	NETWORK4 = sizeof(struct iphdr),
+	NETWORK6 = sizeof(struct ipv6hdr),
+	CHECK_TCP = 16,          /* offsets of the checksum */
+	CHECK_UDP = 6,
+};
+
+/* skb->priority by the TOS field's four old bits, as ip_forward sets it (route.c, ip_tos2prio). */
+#define PRIORITIES 0x4444666622220000ULL
+
+static __always_inline struct fast *get_fast(void)
+{
+	int zero = 0;
+	struct fast *f = fast.lookup(&zero);
+
+	return f && f->generation ? f : 0;
+}
+
+static __always_inline u16 fold16(u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+static __always_inline u32 sum16(u32 word)
+{
+	return (word & 0xffff) + (word >> 16);
+}
+
+static __always_inline u32 sum_address(const u32 *a, u32 family)
+{
+	return family == IPV4 ? sum16(a[3]) : sum16(a[0]) + sum16(a[1]) + sum16(a[2]) + sum16(a[3]);
+}
+
+/* What the fast path must know of a packet, all of it within the first bytes. */
+struct glance {
+	u32 from[4];
+	u32 to[4];
+	u16 from_port;
+	u16 to_port;
+	u8 protocol;
+	u8 tos;
+	u16 check;               /* the transport's checksum */
+	u32 total;
+	u32 segment;             /* bytes from the network header on, of one segment */
+	u32 sequence;
+	u32 ack;
+};
+
+/* Both ports, the translated one and the slot: a word that is read at once. */
+union numbers {
+	u64 word;
+	struct {
+		u16 client_port;
+		u16 origin_port;
+		u16 source_port;
+		u16 slot;
+	};
+};
+
+/* False: nothing for the fast path. */
+static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct glance *g)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
+	void *transport = data + ETH_HLEN + network;
+	u32 header = sizeof(struct udphdr);
+
+	if (transport + sizeof(struct udphdr) > end)
+		return false;
+	if (family == IPV4) {
+		struct iphdr *ip = data + ETH_HLEN;
+
+		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET) || ip->ttl <= 1)
+			return false;
+		g->tos = ip->tos;
+		g->total = be16(ip->tot_len);
+		g->protocol = ip->protocol;
+		g->from[3] = ip->saddr;
+		g->to[3] = ip->daddr;
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		if (*(u8 *)ip >> 4 != 6 || ip->hop_limit <= 1)
+			return false;
+		g->total = NETWORK6 + be16(ip->payload_len);
+		g->protocol = ip->nexthdr;
+		copy_address(g->from, ip->saddr.in6_u.u6_addr32);
+		copy_address(g->to, ip->daddr.in6_u.u6_addr32);
+	}
+	/* Neither padded nor cut short, nor too long for the field (BIG TCP). */
+	if (skb->len != ETH_HLEN + g->total)
+		return false;
+	g->from_port = *(u16 *)transport;
+	g->to_port = *(u16 *)(transport + 2);
+	if (g->protocol == IPPROTO_TCP) {
+		struct tcphdr *tcp = transport;
+		u8 flags;
+
+		if (transport + sizeof(*tcp) > end)
+			return false;
+		flags = *(u8 *)(transport + 13);
+		header = tcp->doff * 4;
+		if ((flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK || header < sizeof(*tcp) ||
+		    network + header > g->total)
+			return false;
+		g->sequence = be32(tcp->seq);
+		g->ack = be32(tcp->ack_seq);
+		g->check = tcp->check;
+	} else if (g->protocol == IPPROTO_UDP) {
+		struct udphdr *udp = transport;
+
+		if (network + be16(udp->len) != g->total || (family == IPV6 && !udp->check))
+			return false;
+		g->sequence = 0;
+		g->ack = 0;
+		g->check = udp->check;
+	} else {
+		return false;
+	}
+	g->segment = skb->gso_size ? network + header + skb->gso_size : g->total;
+	return true;
+}
+
+/* Rewrites the packet as the kernel would: its source (to the origin) or destination becomes `address`, `port`. */
+static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction, const struct glance *g,
+				    const struct hop *hop, const u32 *address, u16 port)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
+	void *transport = data + ETH_HLEN + network;
+	bool tcp = g->protocol == IPPROTO_TCP;
+	u32 check_at = tcp ? CHECK_TCP : CHECK_UDP;
+	u16 before_port = direction == ORIGINAL ? g->from_port : g->to_port;
+	u32 before_sum, fixed_sum, address_change, sum;
+	u16 port_change;
+
+	if (transport + (tcp ? sizeof(struct tcphdr) : sizeof(struct udphdr)) > end)
+		return false;
+	before_sum = fold16(sum_address(direction == ORIGINAL ? g->from : g->to, family));
+	fixed_sum = sum_address(direction == ORIGINAL ? g->to : g->from, family);
+	address_change = fold16(sum_address(address, family) + (u16)~before_sum);
+	port_change = fold16(port + (u16)~before_port);
+	*(u32 *)data = *(u32 *)&hop->ethernet[0];
+	*(u32 *)(data + 4) = *(u32 *)&hop->ethernet[4];
+	*(u32 *)(data + 8) = *(u32 *)&hop->ethernet[8];
+	*(u16 *)(transport + (direction == ORIGINAL ? 0 : 2)) = port;
+	if (family == IPV4) {
+		struct iphdr *ip = data + ETH_HLEN;
+
+		ip->ttl--;
+		ip->check = ~fold16((u16)~ip->check + address_change + TTL_DECREASED);
+		if (direction == ORIGINAL)
+			ip->saddr = address[3];
+		else
+			ip->daddr = address[3];
+		skb->priority = PRIORITIES >> ((g->tos & 0x1e) >> 1) * 4 & 15;
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		ip->hop_limit--;
+		if (direction == ORIGINAL)
+			copy_address(ip->saddr.in6_u.u6_addr32, address);
+		else
+			copy_address(ip->daddr.in6_u.u6_addr32, address);
+	}
+	if (!tcp && !g->check)
+		return true;  /* UDP without a checksum (RFC 768) */
+	/* Where the sender left the checksum to the device (CHECKSUM_PARTIAL), the field holds the sum of the
+	 * pseudo header. A program can't see that, but where it holds another number it is a checksum. */
+	if (!skb->gso_size &&
+	    g->check != fold16(before_sum + fixed_sum + be16(g->protocol) + be16(g->total - network))) {
+		sum = fold16((u16)~g->check + address_change + port_change);
+		sum = (u16)~sum;
+		*(u16 *)(transport + check_at) = !tcp && !sum ? 0xffff : sum;
+		/* For a device that has summed up the whole packet (CHECKSUM_COMPLETE). IPv4's own checksum makes
+		 * up for its header's change. */
+		bpf_csum_update(skb, family == IPV4 ? (u16)~address_change : HOPS_DECREASED);
+		return true;
+	}
+	check_at += ETH_HLEN + network;
+	bpf_l4_csum_replace(skb, check_at, 0, address_change, BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0));
+	bpf_l4_csum_replace(skb, check_at, 0, port_change, tcp ? 0 : BPF_F_MARK_MANGLED_0);
+	return true;
+}
+
+/* Whether this element is about the packet. Whether the packet is addressed to the flow's source is for later. */
+static __always_inline bool leads(const struct way *way, u32 family, enum direction direction, const struct glance *g,
+				  union numbers *numbers)
+{
+	numbers->word = *(volatile u64 *)&way->client_port;
+	if (way->kind != kind_of(family, g->protocol) || (way->reason == REASON_REPLY) != (direction == REPLY))
+		return false;
+	if (direction == ORIGINAL)
+		return numbers->client_port == g->from_port && numbers->origin_port == g->to_port &&
+		       is_equal_in(family, way->client, g->from) && is_equal_in(family, way->origin, g->to);
+	return numbers->source_port == g->to_port && numbers->origin_port == g->from_port &&
+	       is_equal_in(family, way->origin, g->from);
+}
+
+/* 0: the packet must go the kernel's way. Else what the program returns. */
+static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enum direction direction)
+{
+	struct settings *s = get_settings();
+	struct fast *f = get_fast();
+	struct glance g;
+	struct way_set *set;
+	struct way *way;
+	struct hop *hop;
+	union numbers n;
+	u32 source[4], client[4] = {};
+	u32 until;
+	int i, index;
+
+	if (!f || !s || !glance(skb, family, &g))
+		return 0;
+	index = direction == ORIGINAL ? set_of(f, family, g.from, g.to, g.from_port, g.to_port, g.protocol) :
+					set_of(f, family, g.to, g.from, g.to_port, g.from_port, g.protocol);
+	set = ways.lookup(&index);
+	if (!set)
+		return 0;
+	for (i = 0; i < WAYS; i++) {
+		way = &set->way[i];
+		if (leads(way, family, direction, &g, &n))
+			break;
+	}
+	if (i == WAYS)
+		return 0;
+	until = *(volatile u32 *)&way->until;
+	if ((s32)(until - (u32)bpf_jiffies64()) <= 0 || !until || way->generation != (u16)f->generation ||
+	    g.segment > way->largest || way->bytes > SPAN)
+		return 0;
+	index = way->hop;
+	hop = hops.lookup(&index);
+	if (!hop || hop->in != skb->ifindex)
+		return 0;
+	if (family == IPV4)
+		client[3] = way->client[3];
+	else
+		copy_address(client, way->client);
+	if (!source_of(n.slot, family, client, source) || (direction == REPLY && !is_equal_in(family, source, g.to)))
+		return 0;
+	/* Has somebody written another flow's way here meanwhile? */
+	if (*(volatile u64 *)&way->client_port != n.word || *(volatile u32 *)&way->until != until)
+		return 0;
+	if (!rewrite(skb, family, direction, &g, hop, direction == ORIGINAL ? source : client,
+		     direction == ORIGINAL ? n.source_port : n.client_port))
+		return 0;
+	if ((s32)(g.ack - way->acked) > 0)
+		way->acked = g.ack;
+	way->packets += skb->gso_segs ?: 1;
+	way->bytes += g.total;
+	count(way->reason, 0);
+	set_mark(skb, s, direction == ORIGINAL ? n.slot + 1 : 0);
+	skb->tc_index = TAG_FAST;
+	return bpf_redirect(hop->out, 0);
+}
+
+static __always_inline int take_fast_path(struct __sk_buff *skb, enum direction direction)
+{
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
+		return 0;
+	if (skb->protocol == be16(ETH_P_IP))
+		return forward_learnt(skb, IPV4, direction);
+	if (skb->protocol == be16(ETH_P_IPV6))
+		return forward_learnt(skb, IPV6, direction);
+	return 0;
+}

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Learning what the fast path replays. The way out is learnt where a flow's packet leaves: what arrived is known
+ * by a tag that it carries through the kernel. The way back is learnt where an answer leaves for its client: how
+ * it had arrived follows from the way out.
+ */
+
+enum {
+	TAGS = 128,              /* packets on their way through the kernel at once, on one processor */
+	HOP_TRIES = 8,
+	HOP_OUTLIVES = 1,        /* lifetimes that a hop is good for beyond its ways */
+	MACS = 12,
+};
+
+/* A packet of a flow on its way through the kernel, by its tag. */
+struct passing {
+	u32 tag;
+	u32 generation;
+	struct flow_key flow;
+	u32 sequence;
+	u32 ack;
+	u32 total;
+	u32 in;
+};
+BPF_PERCPU_ARRAY(passing, struct passing, TAGS);
+BPF_PERCPU_ARRAY(last_tag, u32, 1);
+
+/* Whether a flow's packets may take the fast path from now on. */
+static __always_inline bool is_learnable(const struct flow *flow, const struct flow_key *tuple)
+{
+	return flow->replied && !flow->closing && flow->reason != REASON_DNS &&
+	       (tuple->protocol == IPPROTO_UDP || flow->state == ESTABLISHED);
+}
+
+/* Has what becomes of this packet noted. */
+static __always_inline void offer(struct __sk_buff *skb, const struct flow *flow, const struct packet *p)
+{
+	struct fast *f = get_fast();
+	struct passing *one;
+	u32 *last, tag;
+	int index = 0;
+
+	if (!f || p->fragment || !is_learnable(flow, &p->tuple))
+		return;
+	last = last_tag.lookup(&index);
+	if (!last)
+		return;
+	tag = (*last + 1) & 0xffff;
+	if (!tag || tag == TAG_FAST)
+		tag = 1;
+	*last = tag;
+	index = tag % TAGS;
+	one = passing.lookup(&index);
+	if (!one)
+		return;
+	one->tag = tag;
+	one->generation = f->generation;
+	one->flow = p->tuple;
+	one->sequence = p->seq;
+	one->ack = p->ack;
+	one->total = p->total;
+	one->in = skb->ifindex;
+	skb->tc_index = tag;
+}
+
+/* The flow's packets go the kernel's way again. */
+static __always_inline void unlearn_way(const struct fast *f, struct flow *flow, const struct flow_key *tuple,
+					enum direction direction)
+{
+	struct way old = {};
+
+	if (!take_way(set_of_flow(f, tuple, flow->source, flow->source_port, direction), tuple, direction, &old))
+		return;
+	add_up(flow, &old);
+	/* What was acknowledged past us tells a true reset from a forged one. */
+	bpf_spin_lock(&flow->lock);
+	if (flow->has_acked & (1 << direction) && before(flow->acked[direction], old.acked))
+		flow->acked[direction] = old.acked;
+	bpf_spin_unlock(&flow->lock);
+}
+
+static __always_inline struct fast *get_seed(void)
+{
+	int zero = 0;
+
+	return fast.lookup(&zero);
+}
+
+static __always_inline void unlearn(struct flow *flow, const struct flow_key *tuple)
+{
+	struct fast *f = get_seed();
+
+	if (!f || !flow->source_port)
+		return;
+	unlearn_way(f, flow, tuple, ORIGINAL);
+	unlearn_way(f, flow, tuple, REPLY);
+	flow->source_port = 0;
+}
+
+/* The same for a flow that is no more. */
+static __always_inline void delete_ways(const struct flow_key *tuple, const u32 *source, u16 source_port)
+{
+	struct fast *f = get_seed();
+	struct way old = {};
+
+	if (!f || !source_port)
+		return;
+	take_way(set_of_flow(f, tuple, source, source_port, ORIGINAL), tuple, ORIGINAL, &old);
+	take_way(set_of_flow(f, tuple, source, source_port, REPLY), tuple, REPLY, &old);
+}
+
+static __always_inline bool is_ethernet(u32 ifindex, enum role role)
+{
+	struct interface *interface = interfaces.lookup(&ifindex);
+
+	return interface && interface->role == role && interface->ethernet;
+}
+
+static __always_inline bool is_same_hop(const struct hop *a, const struct hop *b)
+{
+	return a->in == b->in && a->out == b->out && *(u32 *)&a->ethernet[0] == *(u32 *)&b->ethernet[0] &&
+	       *(u32 *)&a->ethernet[4] == *(u32 *)&b->ethernet[4] && *(u32 *)&a->ethernet[8] == *(u32 *)&b->ethernet[8];
+}
+
+/* The number of a hop, which is good for long enough from now on; negative: there is no room. */
+static __always_inline int put_hop(const struct fast *f, const struct hop *hop, u32 now)
+{
+	u64 hash = mix(mix(mix(f->seed, (u64)hop->in << 32 | hop->out), *(u64 *)&hop->ethernet[0]),
+		       *(u32 *)&hop->ethernet[8]);
+	u32 until = now + f->lifetime * (1 + HOP_OUTLIVES) ?: 1;
+	int i;
+
+	for (i = 0; i < HOP_TRIES; i++) {
+		int index = (hash + i) % HOPS;
+		struct hop *there = hops.lookup(&index);
+		struct guard *guard = guard_of(index);
+		bool mine = false;
+
+		if (!there || !guard)
+			return -1;
+		bpf_spin_lock(&guard->lock);
+		if (is_same_hop(there, hop)) {
+			mine = true;
+		} else if (!there->until || (s32)(there->until - now) <= 0) {
+			there->in = hop->in;
+			there->out = hop->out;
+			*(u64 *)&there->ethernet[0] = *(u64 *)&hop->ethernet[0];
+			*(u32 *)&there->ethernet[8] = *(u32 *)&hop->ethernet[8];
+			mine = true;
+		}
+		if (mine)
+			there->until = until;
+		bpf_spin_unlock(&guard->lock);
+		if (mine)
+			return index;
+	}
+	return -1;
+}
+
+/* True: the flow may still be learnt. Whoever ends it does so before he looks for its ways: one of both sees the
+ * other. */
+static __always_inline bool is_still_learnable(const struct flow_key *tuple)
+{
+	struct flow *flow = flows.lookup((void *)tuple);
+
+	return flow && is_learnable(flow, tuple);
+}
+
+/* A packet of the flow is leaving, as it has become: enters its way. */
+static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, const struct glance *g, struct flow *flow,
+				  const struct flow_key *tuple, u32 in, u32 generation, enum direction direction)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 now = bpf_jiffies64();
+	u32 set = set_of_flow(f, tuple, flow->source, flow->source_port, direction);
+	struct hop hop = { .in = in, .out = skb->ifindex };
+	struct way way = {}, old = {};
+	int number;
+
+	if (data + MACS > end)
+		return;
+	*(u64 *)&hop.ethernet[0] = *(u64 *)data;
+	*(u32 *)&hop.ethernet[8] = *(u32 *)(data + 8);
+	number = put_hop(f, &hop, now);
+	if (number < 0)
+		return;
+	copy_address(way.client, tuple->client);
+	copy_address(way.origin, tuple->origin);
+	way.client_port = tuple->client_port;
+	way.origin_port = tuple->origin_port;
+	way.source_port = flow->source_port;
+	way.slot = flow->slot;
+	way.until = now + f->lifetime ?: 1;
+	way.generation = generation;
+	way.hop = number;
+	way.largest = g->segment > 0xffff ? 0 : g->segment;
+	way.kind = kind_of(family_of(tuple->client), tuple->protocol);
+	way.reason = direction == REPLY ? REASON_REPLY : flow->reason;
+	way.acked = g->ack;
+	put_way(f, set, tuple, &way, direction, now);
+	if (!is_still_learnable(tuple))
+		take_way(set, tuple, direction, &old);
+}
+
+/* In to_origin: what was offered has become this. */
+static __always_inline void learn_way_out(struct __sk_buff *skb, u32 family)
+{
+	u32 tag = skb->tc_index;
+	int index = tag % TAGS;
+	struct passing *from = passing.lookup(&index);
+	struct fast *f = get_fast();
+	struct glance g = {};
+	const struct flow_key *tuple;
+	struct flow *flow;
+
+	if (!from || from->tag != tag || !f)
+		return;
+	from->tag = 0;
+	tuple = &from->flow;
+	if (!is_ethernet(skb->ifindex, OUTSIDE) || !is_ethernet(from->in, INSIDE) || !glance(skb, family, &g))
+		return;
+	flow = flows.lookup((void *)tuple);
+	/* A connection tracking helper may have changed its contents: then each packet must meet it. */
+	if (!flow || !is_equal_in(family, g.to, tuple->origin) ||
+	    !is_equal_in(family, g.from, flow->source) || g.to_port != tuple->origin_port ||
+	    g.protocol != tuple->protocol || g.sequence != from->sequence || g.ack != from->ack || g.total != from->total)
+		return;
+	if (flow->source_port != g.from_port) {
+		unlearn(flow, tuple);
+		flow->source_port = g.from_port;
+	}
+	learn(skb, f, &g, flow, tuple, from->in, from->generation, ORIGINAL);
+}
+
+/* In to_client: an answer of this flow is leaving for its client. */
+static __always_inline void learn_way_back(struct __sk_buff *skb, u32 family, struct flow *flow,
+					   const struct flow_key *tuple)
+{
+	struct fast *f = get_fast();
+	struct glance g = {};
+
+	if (f && flow->source_port && is_learnable(flow, tuple) && is_ethernet(skb->ingress_ifindex, OUTSIDE) &&
+	    is_ethernet(skb->ifindex, INSIDE) && glance(skb, family, &g))
+		learn(skb, f, &g, flow, tuple, skb->ingress_ifindex, f->generation, REPLY);
+}

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The settings, and the packet mark that they describe (ARCHITECTURE.md, Mark). */
+
+enum {
+	MARK_REFUSED = 0xffffffff,
+};
+
+static __always_inline struct settings *get_settings(void)
+{
+	int zero = 0;
+
+	return settings.lookup(&zero);
+}
+
+/* Mark value 0 is "not ours", slot + 1 a slot, all ones "refused". */
+static __always_inline void set_mark(struct __sk_buff *skb, const struct settings *s, u32 value)
+{
+	skb->mark = (skb->mark & ~s->mark_mask) | ((value << s->mark_shift) & s->mark_mask);
+}

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The table of learnt ways: where a tuple's element is, and how it is written while others read it.
+ *
+ * Readers hold no lock. A writer makes the element invalid first (`until` 0) and valid last; a reader looks at
+ * tuple and `until` once more after he has read the rest. Stores become visible in their order on the machines that
+ * this runs on; where they didn't, a packet could get the port of another flow.
+ */
+
+enum { SETS_SHIFT = 4 };
+
+#define barrier() __asm__ volatile("" ::: "memory")
+
+static __always_inline u64 mix(u64 hash, u64 word)
+{
+	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ hash >> 32;
+}
+
+static __always_inline u64 pair(u32 a, u32 b)
+{
+	return (u64)a << 32 | b;
+}
+
+static __always_inline u8 kind_of(u32 family, u8 protocol)
+{
+	return family == IPV4 ? protocol : protocol | IPV6_KIND;
+}
+
+/* The number of the set where a tuple has its place, in network order throughout; `near` is the client, or the
+ * address that it has been given, `far` the origin. Sixteen sets are a page: ports in sequence share one. */
+static __always_inline u32 set_of(const struct fast *f, u32 family, const u32 *near, const u32 *far, u16 near_port,
+				  u16 far_port, u8 protocol)
+{
+	u32 port = be16(near_port);
+	u64 hash = mix(f->seed, pair(protocol, (port >> SETS_SHIFT) << 16 | far_port));
+
+	hash = mix(hash, pair(near[3], far[3]));
+	if (family == IPV6) {
+		hash = mix(hash, pair(near[0], near[1]));
+		hash = mix(hash, pair(far[0], far[1]));
+		hash = mix(hash, pair(near[2], far[2]));
+	}
+	return (mix(hash, 0) >> 32 << SETS_SHIFT | (port & ((1 << SETS_SHIFT) - 1))) & (WAY_SETS - 1);
+}
+
+static __always_inline bool is_equal(const u32 *a, const u32 *b)
+{
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
+}
+
+/* Of one family; of IPv4 addresses the last word says it all. */
+static __always_inline bool is_equal_in(u32 family, const u32 *a, const u32 *b)
+{
+	return family == IPV4 ? a[3] == b[3] : is_equal(a, b);
+}
+
+static __always_inline u32 family_of(const u32 *address)
+{
+	return is_mapped(address) ? IPV4 : IPV6;
+}
+
+static __always_inline bool is_way_of(const struct way *way, const struct flow_key *tuple, enum direction direction)
+{
+	return way->until && is_equal(way->client, tuple->client) && is_equal(way->origin, tuple->origin) &&
+	       way->client_port == tuple->client_port && way->origin_port == tuple->origin_port &&
+	       way->kind == kind_of(family_of(tuple->client), tuple->protocol) && (way->reason == REASON_REPLY) == (direction == REPLY);
+}
+
+/* The set where a direction of a flow has its place; the flow's source and port after translation are known. */
+static __always_inline u32 set_of_flow(const struct fast *f, const struct flow_key *tuple, const u32 *source,
+				       u16 source_port, enum direction direction)
+{
+	u32 family = family_of(tuple->client);
+
+	if (direction == ORIGINAL)
+		return set_of(f, family, tuple->client, tuple->origin, tuple->client_port, tuple->origin_port,
+			      tuple->protocol);
+	return set_of(f, family, source, tuple->origin, source_port, tuple->origin_port, tuple->protocol);
+}
+
+static __always_inline struct guard *guard_of(u32 number)
+{
+	int index = number % GUARDS;
+
+	return guards.lookup(&index);
+}
+
+static __always_inline void tuple_of(struct flow_key *tuple, const struct way *way)
+{
+	copy_address(tuple->client, way->client);
+	copy_address(tuple->origin, way->origin);
+	tuple->client_port = way->client_port;
+	tuple->origin_port = way->origin_port;
+	tuple->protocol = way->kind & ~IPV6_KIND;
+	tuple->pad[0] = 0;
+	tuple->pad[1] = 0;
+	tuple->pad[2] = 0;
+}
+
+/* Its packets belong to its flow. */
+static __always_inline void add_up(struct flow *flow, const struct way *old)
+{
+	u32 direction = old->reason == REASON_REPLY ? REPLY : ORIGINAL;
+
+	__sync_fetch_and_add(&flow->fast_packets[direction], old->packets);
+	__sync_fetch_and_add(&flow->fast_bytes[direction], old->bytes);
+}
+
+static __always_inline void count_way(const struct way *old)
+{
+	struct flow_key tuple;
+	struct flow *flow;
+
+	if (!old->packets)
+		return;
+	tuple_of(&tuple, old);
+	flow = flows.lookup(&tuple);
+	if (flow)
+		add_up(flow, old);
+}
+
+/* Enters a way, or writes it anew. Nothing happens if the set is full of others that are good. */
+static __always_inline void put_way(const struct fast *f, u32 number, const struct flow_key *tuple, const struct way *way,
+				    enum direction direction, u32 now)
+{
+	int index = number;
+	struct way_set *set = ways.lookup(&index);
+	struct guard *guard = guard_of(number);
+	struct way old = {};
+	int i, at = -1;
+
+	if (!set || !guard)
+		return;
+	bpf_spin_lock(&guard->lock);
+#pragma unroll
+	for (i = WAYS - 1; i >= 0; i--) {
+		struct way *there = &set->way[i];
+
+		if (!there->until || there->generation != f->generation || (s32)(there->until - now) <= 0)
+			at = i;
+	}
+#pragma unroll
+	for (i = 0; i < WAYS; i++)
+		if (is_way_of(&set->way[i], tuple, direction))
+			at = i;
+	if (at >= 0) {
+		struct way *there = &set->way[at & (WAYS - 1)];
+		u32 until = way->until;
+		u32 largest = way->largest;
+
+		old = *there;
+		there->until = 0;
+		barrier();
+		if (is_equal(old.client, way->client) && old.generation == way->generation && old.hop == way->hop &&
+		    old.client_port == way->client_port && old.largest > largest && old.until)
+			largest = old.largest;
+		*there = *way;
+		there->until = 0;
+		there->largest = largest;
+		barrier();
+		there->until = until;
+	}
+	bpf_spin_unlock(&guard->lock);
+	if (at >= 0 && old.until)
+		count_way(&old);
+}
+
+/* Deletes a flow's way in one direction. True: there was one, and this is what it was. */
+static __always_inline bool take_way(u32 number, const struct flow_key *tuple, enum direction direction, struct way *old)
+{
+	int index = number;
+	struct way_set *set = ways.lookup(&index);
+	struct guard *guard = guard_of(number);
+	bool found = false;
+	int i;
+
+	if (!set || !guard)
+		return false;
+	bpf_spin_lock(&guard->lock);
+#pragma unroll
+	for (i = 0; i < WAYS; i++)
+		if (is_way_of(&set->way[i], tuple, direction)) {
+			*old = set->way[i];
+			set->way[i].until = 0;
+			found = true;
+		}
+	bpf_spin_unlock(&guard->lock);
+	return found;
+}
