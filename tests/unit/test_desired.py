@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from enforcer.config.models import Timers
+from enforcer.datapath.fast import LIFETIME
 from enforcer.desired import desired, last_slot
 from enforcer.timers import REFRESH
 
@@ -109,6 +110,10 @@ def test_timers_are_settings_of_conntrack() -> None:
     assert wanted.sysctls == {
         f"net/netfilter/nf_conntrack_{name}": str(value) for name, value in expected.items()
     }
+
+
+def test_conntrack_sees_a_packet_of_a_fast_flow_before_it_forgets_it() -> None:
+    assert REFRESH >= LIFETIME + 1
 
 
 def test_an_earlier_versions_state_has_neither_timers_nor_a_fast_path() -> None:
