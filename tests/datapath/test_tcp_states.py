@@ -199,6 +199,7 @@ DELETED_BY_THE_ORIGIN = (
 KNOWN = {"", COUNTED_FROM_THE_SYN, DELETED_BY_THE_ORIGIN}
 
 
+@pytest.mark.rfc7857_2
 @pytest.mark.parametrize("wild", [0.0, 0.15], ids=["real", "wild"])
 def test_states_are_those_of_conntrack(box: Box, wire: Wire, family: int, wild: float) -> None:
     found: dict[str, list[list[str]]] = {}

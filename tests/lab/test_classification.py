@@ -174,6 +174,9 @@ def test_dns_to_a_resolver_is_shared(enforced: Gateway, services: Services, fami
     assert services.resolver.queries()[-1] == (SHARED[family], "bank.lab", "AAAA")
 
 
+@pytest.mark.rfc5508_req1
+@pytest.mark.rfc5508_req10a
+@pytest.mark.rfc6888_req2
 @families
 def test_ping_is_shared(enforced: Gateway, services: Services, family: int) -> None:
     told = foretold(enforced, ORIGIN1[family], "icmp")
@@ -212,6 +215,7 @@ def test_tcp_is_shared_when_it_is_not_proxied(enforced: Gateway, family: int) ->
         enforced.reload(enforced.lab.config())
 
 
+@pytest.mark.rfc4787_req2
 @families
 def test_clients_without_a_policy_are_spread_and_each_stays(enforced: Gateway, family: int) -> None:
     client = enforced.lab.client
@@ -305,6 +309,7 @@ def test_a_removed_address_makes_way_for_the_fallback_and_comes_back(enforced: G
         enforced.reload(enforced.lab.config())
 
 
+@pytest.mark.rfc5508_req8
 @families
 def test_without_a_fallback_it_is_refused_and_counted(enforced: Gateway, family: int) -> None:
     told = foretold(enforced, ORIGIN2[family], "tcp", ABROAD_PORT)
@@ -367,6 +372,9 @@ def test_the_first_policy_in_precedence_decides(enforced: Gateway, family: int) 
         enforced.reload(enforced.lab.config())
 
 
+@pytest.mark.rfc4787_req12b
+@pytest.mark.rfc5508_req4b
+@pytest.mark.rfc5508_req10a
 @families
 @pytest.mark.parametrize("origin", [ORIGIN1, PRIVATE], ids=["dedicated", "shared"])
 def test_port_unreachable_reaches_the_client(enforced: Gateway, family: int, origin: dict[int, str]) -> None:
@@ -377,6 +385,8 @@ def test_port_unreachable_reaches_the_client(enforced: Gateway, family: int, ori
         assert flow.error() == IcmpError(origin[family], *((3, 3) if family == 4 else (1, 4)))
 
 
+@pytest.mark.rfc5508_req4a
+@pytest.mark.rfc5508_req4c
 @families
 def test_the_inner_header_of_an_error_is_translated_back(enforced: Gateway, family: int) -> None:
     lab = enforced.lab
@@ -400,6 +410,7 @@ def test_the_inner_header_of_an_error_is_translated_back(enforced: Gateway, fami
     assert struct.unpack_from("!HH", inner, ports) == (port, 9)
 
 
+@pytest.mark.rfc5508_req10a
 @families
 def test_ttl_probes_walk_the_way(enforced: Gateway, family: int) -> None:
     exceeded = (11, 0) if family == 4 else (3, 0)
@@ -432,6 +443,7 @@ def test_a_clients_error_about_a_flow_leaves_with_the_flows_address(enforced: Ga
     assert packets(enforced)["icmp-error"] == before + 1
 
 
+@pytest.mark.rfc6888_req6
 @families
 def test_between_inside_networks_nothing_is_touched(enforced: Gateway, family: int) -> None:
     lab = enforced.lab
@@ -482,6 +494,7 @@ def test_from_the_gateway_itself_nothing_is_touched(
     assert {asker for asker, _, _ in services.resolver.queries()} <= {SHARED[4], SHARED[6]}
 
 
+@pytest.mark.rfc5382_req9
 @families
 def test_unreachable_destinations_answer_as_a_router_does(enforced: Gateway, family: int) -> None:
     """A flow that dies behind us is given back; the internet's errors reach the client."""

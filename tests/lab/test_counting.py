@@ -97,6 +97,7 @@ def test_mixed_requests(enforced: Gateway, family: int) -> None:
         assert agree(enforced)[key(family, 9000)] >= 1
 
 
+@pytest.mark.rfc5382_req2
 @families
 def test_connections_that_end_each_in_its_way(enforced: Gateway, family: int) -> None:
     lab = enforced.lab
@@ -160,6 +161,7 @@ def test_a_storm_of_opening_and_closing(enforced: Gateway, family: int) -> None:
     assert row_of(enforced, key(family, PORT))["total"] >= 3000
 
 
+@pytest.mark.rfc5382_req2
 @families
 def test_simultaneous_close(enforced: Gateway, family: int) -> None:
     lab = enforced.lab
@@ -226,6 +228,8 @@ def test_udp(enforced: Gateway, family: int) -> None:
         assert found[key(family, 9, "udp")] == 5
 
 
+@pytest.mark.rfc5382_req2
+@pytest.mark.rfc6888_req8a
 @families
 @pytest.mark.parametrize("end", ["close", "reset", "origin"])
 def test_a_port_is_used_again(enforced: Gateway, family: int, end: str) -> None:

@@ -330,6 +330,9 @@ def test_nothing_leaks_when_addresses_are_lost(lab: Lab, services: Services, gat
 # --- full tables
 
 
+@pytest.mark.rfc6888_req5a
+@pytest.mark.rfc6888_req11a
+@pytest.mark.rfc6888_req11d
 @families
 def test_a_full_flow_table_refuses_what_is_new_and_leaks_nothing(
     lab: Lab, services: Services, gateway: Gateway, family: int
@@ -484,6 +487,7 @@ def silence(lab: Lab, asker: str) -> Iterator[None]:
     assert [packet.summary() for packet in capture.packets()] == []
 
 
+@pytest.mark.rfc5382_req4a
 @families
 def test_what_arrives_for_an_egress_address_gets_silence(
     lab: Lab, services: Services, marked_gateway: Gateway, family: int
@@ -505,6 +509,11 @@ def test_what_arrives_for_an_egress_address_gets_silence(
         assert eventually(lambda: reasons(gateway)["unsolicited"] - before >= sent), reasons(gateway)
 
 
+@pytest.mark.rfc4787_req8
+@pytest.mark.rfc5382_req3
+@pytest.mark.rfc6888_req7
+@pytest.mark.rfc6888_req8
+@pytest.mark.rfc6888_req8c
 @families
 def test_a_live_flows_port_is_open_to_its_origin_only(
     lab: Lab, services: Services, marked_gateway: Gateway, family: int

@@ -127,6 +127,7 @@ def check_new(
             assert leaves_from(seen.address, *expected), (seen, expected)
 
 
+@pytest.mark.rfc4787_req11
 def test_connections_keep_their_address_through_everything(
     lab: Lab, services: Services, gateway: Gateway, tmp_path: Path
 ) -> None:

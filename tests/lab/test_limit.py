@@ -77,6 +77,10 @@ def stays(gateway: Gateway, expected: dict[Origin, int]) -> None:
     }
 
 
+@pytest.mark.rfc4787_req11
+@pytest.mark.rfc7857_4
+@pytest.mark.rfc6888_req11a
+@pytest.mark.rfc6888_req11d
 @families
 @protocols
 def test_exactly_so_many_and_for_this_origin_alone(
@@ -240,6 +244,8 @@ def test_idle_udp_flows_are_given_back_and_busy_ones_stay(
         assert idle.open(LIMIT - 1).opened == LIMIT - 1
 
 
+@pytest.mark.rfc5508_req8
+@pytest.mark.rfc6888_req11b
 @families
 def test_refusals_of_udp_name_their_reason(enforced: Gateway, port: int, family: int) -> None:
     lab = enforced.lab
@@ -282,6 +288,9 @@ def test_a_changed_limit_holds_from_the_reload_on(enforced: Gateway, port: int, 
         assert hammer.open(2).opened == 2
 
 
+@pytest.mark.rfc4787_req3
+@pytest.mark.rfc5382_req7
+@pytest.mark.rfc6888_req13
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @families

@@ -101,6 +101,7 @@ def fragments(lab: Lab, family: int, port: int, payload: bytes, number: int) -> 
     return [raw(ethernet / piece) for piece in pieces]
 
 
+@pytest.mark.rfc4787_req14
 @families
 @pytest.mark.parametrize("order", ["forwards", "backwards", "interleaved", "first in the middle"])
 def test_fragments_arrive_whole_and_from_the_right_address(
@@ -195,6 +196,7 @@ def test_ip_options_pass(enforced: Gateway, kind: int, option: tuple[int, int, i
     agree(enforced)
 
 
+@pytest.mark.rfc5508_req10d
 @families
 def test_what_a_router_must_do_to_a_header(enforced: Gateway, family: int) -> None:
     """One off the hop limit at each router, and the traffic class stays (RFC 2474, RFC 3168)."""
@@ -289,6 +291,7 @@ BEHIND = (("net", "origin2"),)  # on the internet; its own end would tell TCP
 OUTSIDE = (("gw", "out0"), ("net", "gw0"))  # the gateway's own
 
 
+@pytest.mark.rfc4787_req13
 @families
 @pytest.mark.parametrize("ends", [BEHIND, OUTSIDE], ids=["behind", "outside"])
 @pytest.mark.parametrize("size", [1280, 1400])
@@ -311,6 +314,7 @@ def leaving(family: int) -> set[str]:
     return {leaves_from(LAX1, family), leaves_from(LAX2, family)}
 
 
+@pytest.mark.rfc5382_req9
 @families
 @pytest.mark.parametrize("ends", [BEHIND, OUTSIDE], ids=["behind", "outside"])
 def test_a_smaller_mtu_is_found_by_tcp(
@@ -321,6 +325,7 @@ def test_a_smaller_mtu_is_found_by_tcp(
         assert learnt(enforced.lab.client, ORIGIN2[family]) == 1300
 
 
+@pytest.mark.rfc4787_req13a
 @families
 def test_a_packet_that_may_be_cut_is_cut(enforced: Gateway, family: int) -> None:
     """By the gateway in IPv4; in IPv6 by the sender, once it was told."""
