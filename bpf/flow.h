@@ -177,11 +177,11 @@ static __always_inline void remember_ignored(struct flow *flow, const struct pac
 
 /* The timeout of a flow that has just moved: what is believed half-dead, and a connection that was picked up midway
  * and that nobody answers, don't last as long as one that is established. */
-static __always_inline u32 timeout_of(const struct flow *flow, u32 segment)
+static __always_inline u32 timeout_of(const struct flow *flow, const struct segment *s)
 {
-	if (segment == A_RESET)
+	if (s->kind == A_RESET)
 		return CLOSE;
-	return flow->state == ESTABLISHED && !flow->replied ? SYN_SENT : flow->state;
+	return flow->state == ESTABLISHED && !flow->replied && s->direction == ORIGINAL ? SYN_SENT : flow->state;
 }
 
 static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction)
@@ -226,16 +226,16 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	flow->last = s.kind;
 	flow->last_direction = direction;
 	flow->state = next;
-	flow->timeout = timeout_of(flow, s.kind);
 	if (!flow->replied) {
 		if (s.kind == A_RESET)
 			return DIES;
 		/* A client that goes on asking doesn't keep its entry. */
 		if (s.kind == A_SYN && state == SYN_SENT)
 			return STAYS;
-	} else if (next == ESTABLISHED && (state == SYN_RECV || state == ESTABLISHED)) {
-		flow->notes |= ASSURED;
 	}
+	flow->timeout = timeout_of(flow, &s);
+	if (flow->replied && next == ESTABLISHED && (state == SYN_RECV || state == ESTABLISHED))
+		flow->notes |= ASSURED;
 	return MOVES;
 }
 

@@ -179,7 +179,7 @@ def test_reaping_gives_back_one(box: Box, family: int, protocol: str) -> None:
         box, *[(segment if protocol == "tcp" else datagram)(family, sport=port) for port in range(1000, 1005)]
     )
     timeouts = box.maps.timeouts.items()[1]
-    for seconds, left in ((1, 5), (200, 0)):
+    for seconds, left in ((1, 5), (400, 0)):
         age(box, seconds)
         found = sweep.sweep(box.maps, box.pins, timeouts, 0, sample=250)
         assert (found.flows, found.reaped) == (5, 5 - left)
