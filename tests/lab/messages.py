@@ -88,8 +88,13 @@ def send(namespace: Namespace, *packets: bytes) -> None:
             raw.sendto(each, (socket.inet_ntop(family, to), 0))
 
 
-def entries(lab: Lab, protocol: int, client: str, port: int | None = None) -> list[conntrack.Entry]:
-    """The gateway's entries of a client's flows; ``port`` is its source port, of an echo the identifier."""
+def entries(
+    lab: Lab, protocol: int, client: str, port: int | None = None, to: int | None = None
+) -> list[conntrack.Entry]:
+    """The gateway's entries of a client's flows from one of its ports to one of an origin's.
+
+    Of an echo ``port`` is the identifier; it has no ``to``.
+    """
     packed = _packed(client)
     return [
         entry
@@ -97,24 +102,25 @@ def entries(lab: Lab, protocol: int, client: str, port: int | None = None) -> li
         if entry.original.protocol == protocol
         and entry.original.source == packed
         and port in (None, entry.original.source_port)
+        and to in (None, entry.original.destination_port)
     ]
 
 
-def entry(lab: Lab, protocol: int, client: str, port: int) -> conntrack.Entry:
+def entry(lab: Lab, protocol: int, client: str, port: int, to: int | None = None) -> conntrack.Entry:
     """The only such entry."""
-    (found,) = entries(lab, protocol, client, port)
+    (found,) = entries(lab, protocol, client, port, to)
     return found
 
 
 def age(lab: Lab, flow: conntrack.Entry, seconds: int) -> None:
     """Leave an entry so many seconds, as if the rest of its time were over."""
     name = NAMES[flow.original.protocol]
-    number = {"icmp": "--icmp-id", "icmpv6": "--icmpv6-id"}.get(name, "--sport")
     family = "ipv4" if flow.family == socket.AF_INET else "ipv6"
     source, destination = _text(flow.original.source), _text(flow.original.destination)
+    ports = "--sport", str(flow.original.source_port), "--dport", str(flow.original.destination_port)
     lab.gw.run(
         *f"conntrack -U -f {family} -p {name} -s {source} -d {destination} -t {seconds}".split(),
-        *([number, str(flow.original.source_port)] if name in ("tcp", "udp") else []),
+        *(ports if name in ("tcp", "udp") else ()),
     )
 
 

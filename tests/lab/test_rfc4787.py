@@ -121,12 +121,12 @@ def test_rfc4787_req6_packets_of_either_direction_refresh(enforced: Gateway, fam
         port = sock.getsockname()[1]
 
         def left() -> int:
-            return entry(lab, UDP, CLIENT[family], port).timeout
+            return entry(lab, UDP, CLIENT[family], port, 9300).timeout
 
         def refreshed_by(source: socket.socket, peer: tuple[str, int]) -> None:
             # Some of a flow's packets may pass without conntrack; never for longer than some seconds.
             full = left()
-            age(lab, entry(lab, UDP, CLIENT[family], port), 20)
+            age(lab, entry(lab, UDP, CLIENT[family], port, 9300), 20)
             assert left() <= 20
 
             def again() -> bool:
@@ -213,11 +213,11 @@ def test_rfc4787_req12_no_icmp_error_ends_a_mapping(enforced: Gateway, family: i
         Capture(lab.client, "eth0", lab.directory, expression="icmp or icmp6", direction="in") as inside,
     ):
         seen = ask(sock, ORIGIN1[family])
-        before = entry(lab, UDP, CLIENT[family], sock.getsockname()[1])
+        before = entry(lab, UDP, CLIENT[family], sock.getsockname()[1], 9000)
         quoted = packet(seen.address, ORIGIN1[family], Udp(sport=seen.peer_port, dport=9000) / b"?\n")
         for what in ERRORS[family]:
             send(lab.resolver, icmp(RESOLVER[family], seen.address, what, quoted, rest=about(what)))
-        asking = entry(lab, UDP, CLIENT[family], sock.getsockname()[1])
+        asking = entry(lab, UDP, CLIENT[family], sock.getsockname()[1], 9000)
         assert (asking.original, asking.reply) == (before.original, before.reply)
         assert ask(sock, ORIGIN1[family]) == seen
         inside.stop()

@@ -73,7 +73,7 @@ def test_rfc5382_req5_nor_less_while_data_is_not_acknowledged(enforced: Gateway)
                 session.socket.sendall(b"\n")
             time.sleep(2)  # repeated after 0.2, 0.6 and 1.4
             for family, session in ((4, one), (6, two)):
-                flow = entry(lab, TCP, CLIENT[family], session.socket.getsockname()[1])
+                flow = entry(lab, TCP, CLIENT[family], session.socket.getsockname()[1], 9000)
                 assert flow.state == "ESTABLISHED"
                 assert flow.timeout >= 7440 - 2
         finally:
@@ -133,14 +133,14 @@ def test_rfc5382_req2a_both_sides_open_at_once(enforced: Gateway, family: int) -
         client.connect_ex((ORIGIN1[family], PORT))
         here = client.getsockname()[1]
         wait_for(lambda: outside.sources().total() > 0, "the client's SYN")
-        flow = entry(lab, TCP, CLIENT[family], here)
+        flow = entry(lab, TCP, CLIENT[family], here, PORT)
         origin.connect((leaves_from(LAX1, family), flow.reply.destination_port))
         client.settimeout(5)
         client.sendall(b"hello")
         assert origin.recv(10) == b"hello"
         origin.sendall(b"world")
         assert client.recv(10) == b"world"
-        assert entry(lab, TCP, CLIENT[family], here).state == "ESTABLISHED"
+        assert entry(lab, TCP, CLIENT[family], here, PORT).state == "ESTABLISHED"
         agree(enforced)
     agree(enforced)
 
@@ -191,7 +191,7 @@ def test_rfc5382_req10_no_icmp_error_ends_a_connection(enforced: Gateway, family
         Capture(lab.net, "gw0", lab.directory, expression="tcp dst port 9000", direction="in") as outside,
     ):
         port = session.socket.getsockname()[1]
-        before = entry(lab, TCP, CLIENT[family], port)
+        before = entry(lab, TCP, CLIENT[family], port, 9000)
         assert session.ask() == session.seen
         outside.stop()
         sent = outside.packets()[-1][Tcp]
@@ -200,7 +200,7 @@ def test_rfc5382_req10_no_icmp_error_ends_a_connection(enforced: Gateway, family
         for what in ERRORS[family]:
             send(lab.resolver, icmp(RESOLVER[family], session.seen.address, what, quoted, rest=about(what)))
         assert session.ask() == session.seen
-        after = entry(lab, TCP, CLIENT[family], port)
+        after = entry(lab, TCP, CLIENT[family], port, 9000)
         assert (after.original, after.reply, after.state) == (before.original, before.reply, "ESTABLISHED")
         inside.stop()
         start = 14 + (20 if family == 4 else 40)
