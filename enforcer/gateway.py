@@ -9,7 +9,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enforcer import __version__, availability
+from enforcer import __version__, availability, hooks
+from enforcer.datapath import fast, programs, sweep, ways
 from enforcer.datapath import pins as places
-from enforcer.datapath import fast, programs, sweep
 from enforcer.datapath.address import pack
 from enforcer.datapath.banks import BANK, is_crowded
 from enforcer.datapath.maps import Maps
@@ -29,9 +29,10 @@ from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeErro
 from enforcer.facts.store import Store
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
-from enforcer.kernel.filters import Direction, Filter
+from enforcer.kernel.filters import Direction
 from enforcer.plan import (
     FORWARDING,
+    HOOKS,
     Actual,
     AddAddress,
     AddRange,
@@ -79,6 +80,14 @@ def _sysctls(wanted: Desired, outside: Iterable[str]) -> dict[str, str]:
     return {name: sysctl.read(name) for name in [*FORWARDING, *map(accept_ra, outside), *conntracks]}
 
 
+def _hooked(found: Mapping[str, links.Link]) -> dict[tuple[str, Direction], int]:
+    return {
+        (name, direction): program
+        for name, link in found.items()
+        for direction, program in hooks.attached(link.index).items()
+    }
+
+
 class Gateway:
     """The gateway of this network namespace, with its state file and its pins."""
 
@@ -102,21 +111,28 @@ class Gateway:
     def actual(self, wanted: Desired) -> Actual:
         """Reads what the kernel holds."""
         found = links.links()
-        attached: dict[tuple[str, Direction], Filter] = {}
-        for name, link in found.items():
-            for one in filters.attached(link.index):
-                if one.ours:
-                    attached[name, one.direction] = one
         return Actual(
             links=found,
             held=frozenset(addresses.held()),
             ranges=frozenset(addresses.ranges()),
             table=nft.installed(),
-            filters=attached,
+            hooks=_hooked(found),
             sysctls=_sysctls(wanted, (name for name in wanted.outside if name in found)),
             programs=self._program_ids(wanted),
             tables=self._tables(),
             settings=self._settings(),
+        )
+
+    def hooked(self, wanted: Desired) -> bool:
+        """Whether the pinned programs are where they belong, at the interfaces that are there."""
+        found = links.links()
+        there = _hooked({name: found[name] for name in wanted.inside + wanted.outside if name in found})
+        ids = self.pins.program_ids() if self.pins is not None else {}
+        return all(
+            there.get((name, direction)) == ids.get(program)
+            for role, direction, program in HOOKS
+            for name in getattr(wanted, role)
+            if name in found
         )
 
     def _program_ids(self, wanted: Desired) -> dict[str, int]:
@@ -210,7 +226,7 @@ class Gateway:
             for direction in ("ingress", "egress"):
                 step(
                     f"detached from {name} {direction}",
-                    lambda index=link.index, direction=direction: filters.detach(index, direction),
+                    lambda index=link.index, direction=direction: hooks.detach(index, direction),
                 )
             if name in made:
                 step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
@@ -245,6 +261,18 @@ def take_down(instance: Instance) -> list[str]:
         done.append(f"ended the daemon (pid {pid})")
     with instance.change_lock():
         return done + Gateway(instance).down()
+
+
+def relearn(instance: Instance) -> int | None:
+    """Makes all that the fast path has learnt stale; of how many flows that was, or None if it is off.
+
+    What the daemon does at an event, with it or without it. Raises NotInstalledError.
+    """
+    if State.load(instance.state_file) is None:
+        raise not_installed()  # and no lock is made for what isn't there
+    with instance.change_lock(), Gateway(instance).maps() as maps:
+        known = ways.count_fast(maps)
+        return known if fast.relearn(maps) else None
 
 
 def _end(instance: Instance, pid: int) -> None:
@@ -421,11 +449,13 @@ class _Applier:
             if operation.interface not in found:
                 continue  # gone meanwhile; an event tells when it is back
             index = found[operation.interface].index
-            if filters.ensure_clsact(index):
+            if hooks.prepare(index):
                 self._note({"kind": "clsact", "interface": operation.interface})
             fd = self.gateway.pins.program(operation.program)
-            filters.attach(index, operation.direction, fd, f"enforcer/{operation.program}")
-            os.close(fd)
+            try:
+                hooks.attach(index, operation.direction, fd, operation.program)
+            finally:
+                os.close(fd)
 
     def _detach(self, operations: list[Detach]) -> None:
         found = links.links()
@@ -433,7 +463,7 @@ class _Applier:
             if operation.interface not in found:
                 continue
             name, index = operation.interface, found[operation.interface].index
-            filters.detach(index, operation.direction)
+            hooks.detach(index, operation.direction)
             made = {"kind": "clsact", "interface": name}
             if made in self.state.undo and filters.remove_clsact(index):
                 self.state.undo.remove(made)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from enforcer.desired import Desired, Egress
 from enforcer.kernel.addresses import Held
-from enforcer.kernel.filters import Direction, Filter
+from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
 from enforcer.kernel.ruleset import Ruleset
 
@@ -39,8 +39,8 @@ class Actual:
     held: frozenset[Held]
     ranges: frozenset[IPv6Network]
     table: str | None
-    filters: Mapping[tuple[str, Direction], Filter]
-    """Our filters by interface and direction."""
+    hooks: Mapping[tuple[str, Direction], int]
+    """Ids of our programs by interface and direction; 0: attached, but not as it should be."""
     sysctls: Mapping[str, str]
     programs: Mapping[str, int] = field(default_factory=dict)
     """Ids of the pinned programs by name; empty if nothing is loaded, or what is loaded is out of date."""
@@ -297,14 +297,13 @@ def _attachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
         for name in getattr(desired, role):
             if name not in actual.links:
                 continue
-            attached = actual.filters.get((name, direction))
             wanted = actual.programs.get(program)
-            if wanted is None or attached is None or attached.program != wanted:
+            if wanted is None or actual.hooks.get((name, direction)) != wanted:
                 yield Attach(name, direction, program)
 
 
 def _detachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
-    for name, direction in actual.filters:
+    for name, direction in actual.hooks:
         if name not in desired.inside + desired.outside:
             yield Detach(name, direction)
 

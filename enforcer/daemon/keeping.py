@@ -42,6 +42,7 @@ class Keeping:
         loop.watch(watch, self._on_events)
         loop.task("audit", self._audit, _AUDIT_EVERY)
         loop.task("events", self._follow)
+        loop.task("hooks", self._look_at_hooks, _TICK)
 
     def refresh(self) -> None:
         """Availability into the maps; says what changed."""
@@ -96,6 +97,13 @@ class Keeping:
         self._put_back()
         self.refresh()
         return _AUDIT_EVERY
+
+    def _look_at_hooks(self) -> float:
+        """Nothing tells of a program that somebody takes off its hook."""
+        gateway, wanted = self._enforced.gateway, self._enforced.wanted
+        if gateway.pins is not None and not self._reloading() and not gateway.hooked(wanted):
+            self._put_back()
+        return _TICK
 
     def _on_events(self) -> None:
         self._news |= self._watch.drain()

@@ -6,6 +6,8 @@ import difflib
 import re
 from pathlib import Path
 
+from enforcer.datapath import tcx
+from enforcer.kernel import links
 from enforcer.lab.netns import Namespace
 
 _COMMANDS = (
@@ -32,6 +34,7 @@ def snapshot(namespace: Namespace) -> dict[str, str]:
         for hook in ("ingress", "egress"):
             command = f"tc filter show dev {name} {hook}"
             found[command] = namespace.run(*command.split(), check=False).stdout
+    found["programs"] = namespace.call(_programs)
     found["settings"] = namespace.call(_settings)
     cookie = f"{namespace.cookie():x}"
     for root in ("/sys/fs/bpf/enforcer", "/run/enforcer"):
@@ -48,6 +51,16 @@ def difference(before: dict[str, str], after: dict[str, str]) -> str:
         one, other = before.get(name, "").splitlines(), after.get(name, "").splitlines()
         lines += difflib.unified_diff(one, other, f"{name} (before)", f"{name} (after)", lineterm="", n=0)
     return "\n".join(lines)
+
+
+def _programs() -> str:
+    if not tcx.supported():
+        return ""
+    return "\n".join(
+        f"{name} {one.direction} {one.name}"
+        for name, link in links.links().items()
+        for one in tcx.attached(link.index)
+    )
 
 
 def _settings() -> str:

@@ -12,6 +12,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+from sabotage import crowd, sabotage
 from snapshot import difference, snapshot
 from versions import program_copy, use_copy
 
@@ -309,7 +310,7 @@ def test_down_after_an_interface_has_gone_and_things_were_changed_by_hand(bare: 
     gateway = Gateway(bare).start()
     gateway.kill()
     bare.gw.run("nft", "flush", "ruleset")
-    traffic_control(bare, "qdisc del dev out0 clsact")
+    sabotage(bare.gw, "unhook out0 egress")
     bare.gw.ip(f"addr del {LAX1[4]}/32 dev out0")
     gateway.run("down")
     assert difference(before, snapshot(bare.gw)) == ""
@@ -390,22 +391,22 @@ def check_client2(lab: Lab) -> None:
 def test_what_others_take_away_is_put_back(lab: Lab, services: Services, gateway: Gateway) -> None:
     gateway.start()
     with living(lab) as live:
-        for sabotage in (
+        for line in (
             "nft flush ruleset",
             "nft flush chain inet enforcer translate",
-            "tc filter del dev in0 ingress",
-            "tc qdisc del dev out0 clsact",
+            "unhook in0 ingress",
+            "unhook out0 egress",
             "sysctl -qw net.ipv4.ip_forward=0",
             "sysctl -qw net.ipv6.conf.all.forwarding=0",
         ):
             said = len(gateway.said())
-            lab.gw.run(*sabotage.split())
+            sabotage(lab.gw, line)
             assert eventually(lambda said=said: "put back" in gateway.said()[said:]), (
-                sabotage,
+                line,
                 gateway.said(),
             )
-            assert nothing_to_do(gateway), sabotage
-            live.check(sabotage)
+            assert nothing_to_do(gateway), line
+            live.check(line)
             for family in (4, 6):
                 check_new(lab, family, (LAX1,), NEAREST)
 
@@ -420,7 +421,7 @@ def test_newer_sources_on_the_disk_wait_for_the_next_start(
     widen(place / "enforcer" / "bpf")
     with living(lab) as live:
         said = len(gateway.said())
-        lab.gw.run("tc", "filter", "del", "dev", "in0", "ingress")
+        sabotage(lab.gw, "unhook in0 ingress")
         assert eventually(lambda: "put back: attach from_client" in gateway.said()[said:]), gateway.said()
         assert "upgrade" not in gateway.said()[said:]
         assert gateway.json("status")["versions"]["programs"] == loaded
@@ -570,15 +571,14 @@ def test_an_egress_ip_that_leaves_the_file_is_taken_away(
 # --- failing half-way
 
 
-def test_another_programs_filter_in_our_place_stops_a_start_without_a_trace(bare: Lab) -> None:
-    traffic_control(bare, "qdisc add dev in0 clsact")
-    traffic_control(bare, f"filter add dev in0 ingress prio 1 {ANY_PACKET}")
+def test_a_hook_without_room_stops_a_start_without_a_trace(bare: Lab) -> None:
+    crowd(bare.gw, "in0", "ingress")
     bare.gw.sysctl("net.ipv4.ip_forward", 0)
     before = snapshot(bare.gw)
     gateway = Gateway(bare)
     done = gateway.run("run", check=False)
     assert done.returncode == 1
-    assert "another program's filter (u32) has priority 1" in done.stderr
+    assert "attaching a program to ingress of interface" in done.stderr
     assert "Traceback" not in done.stderr
     assert difference(before, snapshot(bare.gw)) == ""
 
@@ -586,8 +586,7 @@ def test_another_programs_filter_in_our_place_stops_a_start_without_a_trace(bare
 def test_a_reload_that_fails_half_way_is_taken_back(bare: Lab) -> None:
     bare.gw.ip(*(f"link add {name} type veth peer name {name}peer" for name in ("in2", "in3")))
     gateway = Gateway(bare).start()
-    traffic_control(bare, "qdisc add dev in3 clsact")
-    traffic_control(bare, f"filter add dev in3 egress prio 1 {ANY_PACKET}")
+    crowd(bare.gw, "in3", "egress")
     before = snapshot(bare.gw)
     more = added(bare.config(), "egress_ips", LAX3)
     more["interfaces"]["inside"] += ["in2", "in3"]
@@ -595,7 +594,7 @@ def test_a_reload_that_fails_half_way_is_taken_back(bare: Lab) -> None:
     gateway.write(more)
     done = gateway.run("reload", check=False)
     assert done.returncode == 1
-    assert "another program's filter (u32) has priority 1" in done.stderr
+    assert "attaching a program to egress of interface" in done.stderr
     assert difference(before, snapshot(bare.gw)) == ""
     for family in (4, 6):  # the failure came after the switch: the old policies are in force again
         question = (

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from enforcer.desired import Desired, Egress
-from enforcer.kernel.filters import Direction, Filter
+from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
 from enforcer.plan import (
     FORWARDING,
@@ -97,7 +97,7 @@ def untouched(draw: st.DrawFn) -> Actual:
         held=frozenset(held),
         ranges=frozenset({IPv6Network("2001:db8:1::/64")} if draw(st.booleans()) else ()),
         table=None,
-        filters={},
+        hooks={},
         sysctls={name: draw(st.sampled_from(("0", "1", "60"))) for name in settings},
     )
 
@@ -124,12 +124,12 @@ def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -
             return replace(actual, tables=tables, settings=settings_of(aim))
         case Attach(interface, direction, program):
             assert interface in actual.links
-            made = Filter(direction, 1, 1, "bpf", f"enforcer/{program}", actual.programs[program])
-            return replace(actual, filters={**actual.filters, (interface, direction): made})
+            made = {(interface, direction): actual.programs[program]}
+            return replace(actual, hooks={**actual.hooks, **made})
         case Detach(interface, direction):
-            kept = {key: one for key, one in actual.filters.items() if key != (interface, direction)}
-            assert len(kept) == len(actual.filters) - 1
-            return replace(actual, filters=kept)
+            kept = {key: one for key, one in actual.hooks.items() if key != (interface, direction)}
+            assert len(kept) == len(actual.hooks) - 1
+            return replace(actual, hooks=kept)
         case TakeMulticast(interface):
             link = replace(actual.links[interface], allmulti=True)
             return replace(actual, links={**actual.links, interface: link})
@@ -174,9 +174,9 @@ def changes(draw: st.DrawFn) -> Change:
     if draw(st.booleans()):
         actual = replace(actual, table=draw(st.sampled_from((None, ""))))
     if draw(st.booleans()):
-        gone = draw(st.sets(st.sampled_from(sorted(actual.filters)))) if actual.filters else set()
-        kept = {key: one for key, one in actual.filters.items() if key not in gone}
-        actual = replace(actual, filters=kept)
+        gone = draw(st.sets(st.sampled_from(sorted(actual.hooks)))) if actual.hooks else set()
+        kept = {key: one for key, one in actual.hooks.items() if key not in gone}
+        actual = replace(actual, hooks=kept)
     if draw(st.booleans()):
         actual = replace(actual, held=frozenset(), ranges=frozenset())
     return Change(actual, previous, aim, draw(st.sampled_from(("old", "new"))))
@@ -197,13 +197,12 @@ def test_what_was_planned_holds(change: Change) -> None:
     assert {aim.shared4, aim.shared6, *(egress.ipv4 for egress in aim.ours)} <= held
     assert after.ranges >= {egress.ipv6 for egress in aim.ours}
     expected = {
-        (name, direction): program
+        (name, direction): after.programs[program]
         for role, direction, program in HOOKS
         for name in getattr(aim, role)
         if name in after.links
     }
-    found = {key: one.name.removeprefix("enforcer/") for key, one in after.filters.items()}
-    assert found == expected
+    assert after.hooks == expected
     assert FORWARDING.items() | aim.sysctls.items() <= after.sysctls.items()
 
 
@@ -282,7 +281,7 @@ def test_only_what_we_added_is_taken_away(change: Change) -> None:
 def test_addresses_that_others_took_away_stay_away_while_keeping(change: Change) -> None:
     """The daemon puts back everything else (contract: they are unavailable from that moment)."""
     after = apply(change.actual, change.operations, change.aim, change.tables)
-    lost = replace(after, held=frozenset(), ranges=frozenset(), table=None, filters={})
+    lost = replace(after, held=frozenset(), ranges=frozenset(), table=None, hooks={})
     operations = plan(change.aim, lost, change.aim, change.tables, restore=False)
     assert positions(operations, AddAddress, AddRange, LoadPrograms, SwitchTables) == []
     assert positions(operations, InstallTable) == [0]
@@ -379,15 +378,15 @@ def test_an_outside_interface_that_is_another() -> None:
     operations = plan(aim, actual, before, "x")
     after = apply(actual, operations, aim, "x")
     assert {name for name, _ in after.held} == {"out1"}
-    assert {name for name, _ in after.filters} == {"in0", "out1"}
+    assert {name for name, _ in after.hooks} == {"in0", "out1"}
 
 
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_one_lost_filter_is_one_operation(direction: Direction) -> None:
     aim = desired_with(1)
     actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
-    lost = {key: one for key, one in actual.filters.items() if key != ("out0", direction)}
-    (operation,) = plan(aim, replace(actual, filters=lost), aim, "x")
+    lost = {key: one for key, one in actual.hooks.items() if key != ("out0", direction)}
+    (operation,) = plan(aim, replace(actual, hooks=lost), aim, "x")
     assert isinstance(operation, Attach)
     assert (operation.interface, operation.direction) == ("out0", direction)
 

@@ -7,6 +7,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from enforcer import hooks
+from enforcer.kernel import links
 from enforcer.lab import clients
 from enforcer.lab.configuration import LAX1, LAX2, changed
 from enforcer.lab.demo.screen import Screen
@@ -75,8 +77,13 @@ def footprint(gateway: Namespace) -> dict[str, list[str]]:
         "TC": "tc qdisc show",
     }
     found = {what: gateway.run(*command.split()).stdout.splitlines() for what, command in commands.items()}
+    found["programs"] = gateway.call(_programs)
     found["settings"] = gateway.call(_settings)
     return {what: sorted(lines) for what, lines in found.items()}
+
+
+def _programs() -> list[str]:
+    return [f"{name}: {hooks.attached(link.index)}" for name, link in links.links().items()]
 
 
 def _settings() -> list[str]:
