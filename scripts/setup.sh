@@ -3,7 +3,7 @@
 # the Python packages of setup.cfg. Called by every make target; with nothing to do it takes a few
 # milliseconds.
 #
-#   scripts/setup.sh                    for the lab and the tests, in .venv
+#   scripts/setup.sh                    for the lab, the tests and the benchmark, in .venv
 #   scripts/setup.sh --vm               that and a virtual machine to test another kernel in
 #   scripts/setup.sh --gateway [DIR]    only what the daemon needs, in .venv; or installed for good in DIR
 set -euo pipefail
@@ -13,6 +13,7 @@ unset PYTHONHOME PYTHONPATH
 gateway_packages=(python3 python3-venv python3-bpfcc linux-libc-dev iproute2)
 lab_packages=(nftables conntrack tcpdump curl nginx-light unbound dnsutils iperf3 ethtool iputils-ping
   openssh-server shellcheck git make)
+bench_packages=(iptables wrk)
 vm_packages=(qemu-system-x86 busybox-static kmod file)
 
 venv=.venv
@@ -20,7 +21,10 @@ project=(--editable .)
 packages=("${gateway_packages[@]}")
 kind=${1:-}
 case $kind in
-  '') packages+=("${lab_packages[@]}") project=(--editable '.[lab,test]') ;;
+  '')
+    packages+=("${lab_packages[@]}" "${bench_packages[@]}")
+    project=(--editable '.[bench,lab,test]')
+    ;;
   --vm) packages+=("${lab_packages[@]}" "${vm_packages[@]}") project=(--editable '.[lab,test,vm]') ;;
   --gateway) if [[ -n ${2:-} ]]; then venv=$2 project=(--upgrade .); fi ;;
   *) echo "setup: unknown option $kind; see the head of $0" >&2 && exit 2 ;;

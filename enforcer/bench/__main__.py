@@ -12,7 +12,23 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from enforcer.bench import changes, flows, names, origins, process, report, scale, storm
+from enforcer.bench import (
+    changes,
+    closes,
+    crowded,
+    established,
+    flows,
+    memory,
+    names,
+    process,
+    refused,
+    report,
+    scale,
+    stall,
+    storm,
+    throughput,
+    web,
+)
 from enforcer.bench.generator import Generator
 from enforcer.bench.machine import machine
 from enforcer.bench.measure import Bench
@@ -25,9 +41,14 @@ DOCUMENTATION = Path("docs/bench")
 _PAGE = 140  # columns, where there is no terminal
 FIGURES: dict[str, Callable[[Bench], None]] = {
     "new": flows.new,
-    "established": flows.established,
-    "crowded": origins.crowded,
-    "refused": origins.refused,
+    "established": established.established,
+    "crowded": crowded.crowded,
+    "refused": refused.refused,
+    "stall": stall.stall,
+    "iperf": throughput.iperf,
+    "web": web.short,
+    "closes": closes.closes,
+    "memory": memory.memory,
     "policies": scale.policies,
     "packet-policies": scale.packet_policies,
     "egress-ips": scale.egress_ips,
@@ -42,7 +63,7 @@ FIGURES: dict[str, Callable[[Bench], None]] = {
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="2 rounds, and one sweep waited for: to see that it works.")
+@click.option("--quick", is_flag=True, help="2 rounds: to see that it works.")
 @click.option("--rounds", type=click.IntRange(1, 25), help="Rounds of each figure; default 5.")
 @click.option(
     "--only", multiple=True, type=click.Choice(list(FIGURES)), help="Only this figure; may be repeated."
@@ -54,6 +75,8 @@ def main(quick: bool, rounds: int | None, only: tuple[str, ...], write: bool, cp
 
     Exit code 1: a limit is missed.
     """
+    if write and only:
+        raise click.UsageError("--write writes the whole page: it needs all figures, so leave --only out")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     console = Console() if sys.stdout.isatty() else Console(width=_PAGE)
@@ -64,7 +87,16 @@ def main(quick: bool, rounds: int | None, only: tuple[str, ...], write: bool, cp
             results = Results(machine(generator))
             with console.status("") as status:
                 rounds = rounds or (2 if quick else 5)
-                bench = Bench(programs, generator, Path(directory), results, rounds, quick, status.update)
+                bench = Bench(
+                    programs,
+                    generator,
+                    Path(directory),
+                    results,
+                    rounds,
+                    quick,
+                    status.update,
+                    report.written(DOCUMENTATION),
+                )
                 for name in only or FIGURES:
                     began = time.monotonic()
                     try:

@@ -76,12 +76,12 @@ def policies(bench: Bench) -> None:
                 daemon.run("session", "load", str(sessions))
             for count, limit in ((1000, None),) if many else ((1000, 0.5), (4000, 2.0)):
                 bench.say(f"{POLICIES}: {count:,}{known_of}")
-                reloads = bench.rounds if count == 1000 else 1  # of 4,000, reading the file takes seconds
+                reloads = bench.few if count == 1000 else 1  # of 4,000, reading the file takes seconds
                 for chosen in islice(_alternately(documents.policies(count)), reloads):
                     daemon.write(documents.placed(chosen, places))
                     took = daemon.run("reload")
                     figures.keep(f"`enforcer reload`, {count:,} policies{known_of}, as a user waits", took)
-                for _ in range(bench.rounds):
+                for _ in range(bench.few):
                     took_compile, took_switch = _switch(daemon)
                     figures.keep(f"compile, {count:,} policies{known_of}", took_compile)
                     figures.keep(f"switch, {count:,} policies{known_of}", took_switch)
@@ -138,7 +138,7 @@ def sessions(bench: Bench) -> None:
     watched = _session_file(bench.directory / "watched.jsonl", own)
     document = documents.placed(documents.policies(1000), places, sessions={"file": str(watched)})
     with running(bench, "sessions", document) as daemon:
-        for number in range(min(bench.rounds, 3)):
+        for number in range(min(bench.rounds, 2)):
             bench.say(f"{SESSIONS}: round {number + 1}")
             daemon.start()
             with closing(_maps(daemon)) as maps:
@@ -171,7 +171,7 @@ def _watch_many(bench: Bench, figures: Figures, places: Path, count: int) -> Non
         daemon.start()
         with closing(_maps(daemon)) as maps:
             _wait_for(maps, count)
-            for number in range(min(bench.rounds, 3)):
+            for number in range(min(bench.rounds, 2)):
                 bench.say(f"{SESSIONS}: a file of {count:,}, round {number + 1}")
                 took = _rewrite(maps, watched, numbers, f"changed-{number}@example.com")
                 figures.keep(f"one session changed in a watched file of {count:,}", took)
@@ -240,7 +240,7 @@ def places(bench: Bench) -> None:
     with running(bench, "places", documents.placed(policies, small)) as daemon:
         daemon.start()
         with closing(_maps(daemon)) as maps:
-            for number in range(2):
+            for number in range(1 if bench.quick else 2):
                 bench.say(f"{PLACES}: round {number + 1}")
                 daemon.write(documents.placed(policies, large))
                 took = daemon.run("reload")

@@ -1,8 +1,8 @@
 """How many closes a second one origin bears while it has as many live connections as it may.
 
-A closed connection holds its port for as long as the timer of TIME_WAIT says (docs/timers.md). From Linux 6.5 on
-its port is given to a new one before that if there is no free one (nf_nat_core.c, nf_nat_used_tuple_harder):
-there no SYN is lost, and what is borne is what opening and closing costs.
+A closed connection holds its port for as long as the timer of TIME_WAIT says (docs/timers.md). From Linux
+6.5 on its port is given to a new one before that if there is no free one (nf_nat_core.c,
+nf_nat_used_tuple_harder): there no SYN is lost, and what is borne is what opening and closing costs.
 """
 
 from __future__ import annotations

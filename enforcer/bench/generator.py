@@ -11,6 +11,7 @@ import contextlib
 import os
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from statistics import median
@@ -30,8 +31,13 @@ _PORTS = 65536 - FIRST_PORT
 _LIVE_FRAMES = 2
 _ATTRIBUTES = 144  # bytes of union bpf_attr
 _BATCH = 64
-_PART = 8192
-_TRANSPORT = 20  # TRANSPORT_WORDS of traffic.c
+_PART = 65536
+SYN, ACK = 0x02, 0x10
+TRANSPORT = 20
+"""Bytes of a TCP header; the generator's UDP datagrams are as long if nothing is said."""
+STAMPED_PORT = 8002
+"""Packets to it are stamped (traffic.c)."""
+_STAMPS = 65536
 _SETTLE = 0.05  # seconds that a straggler may take to the sink
 
 
@@ -50,6 +56,12 @@ class Stream:
     """0: as many as there are ports for."""
     first_origin: IPAddress | None = None
     origin_port: int = 8000
+    flags: int = SYN
+    """Of TCP: SYN, or ACK within connections that an origin has answered."""
+    transport: int = TRANSPORT
+    """Bytes after the IP header."""
+    one_source: bool = False
+    """All clients leave a gateway by one address: those of IPv6 have the same host bits, which it keeps."""
 
     @property
     def case(self) -> str:
@@ -65,7 +77,7 @@ class Stream:
     @property
     def frame(self) -> int:
         """Bytes of a frame."""
-        return 14 + (20 if self.family == 4 else 40) + _TRANSPORT
+        return 14 + (20 if self.family == 4 else 40) + self.transport
 
     def row(self, layout: np.dtype, start: int) -> np.ndarray:
         """The ``struct stream`` of traffic.c, beginning with flow ``start``."""
@@ -78,6 +90,8 @@ class Stream:
         row["origin_port"] = int.from_bytes(self.origin_port.to_bytes(2, "big"), "little")
         row["gateway"], row["router"] = _mac(INSIDE_MAC), _mac(NEAR_MAC)
         row["ipv6"], row["protocol"] = self.family == 6, self.protocol
+        row["flags"], row["transport"] = self.flags, self.transport
+        row["by_network"] = self.one_source
         return row
 
 
@@ -110,16 +124,46 @@ class Generator:
         self.alone = True
         """Whether timed runs had the processor for themselves."""
 
-    def send(self, wire: Wire, stream: Stream, count: int, *, start: int = 0, timed: bool = True) -> Run:
-        """Sends ``count`` packets from flow ``start`` on and counts them at the sinks."""
+    def send(
+        self,
+        wire: Wire,
+        stream: Stream,
+        count: int,
+        *,
+        start: int = 0,
+        timed: bool = True,
+        within: tuple[Stream, int] | None = None,
+    ) -> Run:
+        """Sends ``count`` packets from flow ``start`` on and counts them at the sinks.
+
+        ``within``: another stream, of frames as long, and that every so many-th packet is one of its own.
+        """
         if not stream.flows and start + count > stream.capacity:
             raise ValueError(f"{start + count} flows of {stream.capacity}")
         maps = self._programs.maps
-        maps.stream.put(0, stream.row(maps.stream.value, start))
+        row = stream.row(maps.stream.value, start)
+        if within:
+            other, row["every"] = within
+            maps.stream.put(1, other.row(maps.stream.value, 0))
+        maps.stream.put(0, row)
         before = self._seen()
         took = wire.gateway.call(lambda: self._run(stream.frame, count, timed))
         seen = self._settled(before, count) - before
         return Run(count, int(seen[0]), int(seen[1]), int(seen[2]), took)
+
+    def delays(self, wire: Wire, send: Callable[[], Run]) -> tuple[Run, np.ndarray]:
+        """What ``send`` returns, and of its stamped packets that arrived (65,536 at most) the nanoseconds
+        from their writing to the sink: generator, gateway and both devices."""
+        delays = self._programs.maps.delays
+        numbers = np.arange(_STAMPS, dtype=np.uint32)
+        delays.put_many(numbers, np.zeros(_STAMPS, dtype=np.uint64))
+        wire.attach("far", "sink_timed")
+        try:
+            run = send()
+        finally:
+            wire.attach("far", "sink_far")
+        _, found = delays.items()
+        return run, found[found > 0]
 
     def _seen(self) -> np.ndarray:
         """Packets by kind (enum seen of traffic.c)."""
@@ -143,7 +187,9 @@ class Generator:
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
             except OSError:
                 self.alone = False
-        each = [live_frames(self._programs.fds["generate"], size, part) for part in parts(count)]
+        # Setting up a part's frames takes 20 ms: what is not timed is one part.
+        shares = parts(count) if timed else [count]
+        each = [live_frames(self._programs.fds["generate"], size, share) for share in shares]
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         return median(each)

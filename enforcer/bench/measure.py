@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,8 @@ from enforcer.bench.programs import Programs
 from enforcer.bench.results import Claim, Results, Row, Sample, rotated
 
 Subject = TypeVar("Subject")
-FLOWS = 32768
+Measured = TypeVar("Measured")
+FLOWS = 16384
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Bench:
     rounds: int
     quick: bool
     say: Callable[[str], None]
+    previous: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """Medians of the run that was written last, by figure, case and subject."""
 
     def add(self, rows: Sequence[Row] = (), claims: Sequence[Claim] = ()) -> None:
         """Keeps figures."""
@@ -35,18 +38,35 @@ class Bench:
         self.results.claims += claims
 
     def interleave(
-        self, subjects: Sequence[Subject], measure: Callable[[Subject], Sample], *, warm: bool = True
-    ) -> list[tuple[Sample, ...]]:
+        self,
+        subjects: Sequence[Subject],
+        measure: Callable[[Subject], Measured],
+        *,
+        warm: bool = True,
+        rounds: int | None = None,
+    ) -> list[tuple[Measured, ...]]:
         """The samples of each subject, in its order; one round before is not counted if ``warm``."""
-        samples: list[list[Sample]] = [[] for _ in subjects]
-        for number in range(-1 if warm else 0, self.rounds):
+        samples: list[list[Measured]] = [[] for _ in subjects]
+        for number in range(-1 if warm else 0, rounds or self.rounds):
             for index in rotated(range(len(subjects)), number):
                 sample = measure(subjects[index])
                 if number >= 0:
                     samples[index].append(sample)
         return [tuple(found) for found in samples]
 
-    def new_flows(self, figure: str, stream: Stream, peers: Sequence[Peer], flows: int = FLOWS) -> list[Row]:
+    @property
+    def few(self) -> int:
+        """Rounds of a figure that no target is about."""
+        return min(self.rounds, 3)
+
+    def new_flows(
+        self,
+        figure: str,
+        stream: Stream,
+        peers: Sequence[Peer],
+        flows: int = FLOWS,
+        rounds: int | None = None,
+    ) -> list[Row]:
         """Nanoseconds a new flow, all peers' tables empty before each run."""
         self.say(f"{figure}: {stream.case}")
 
@@ -54,7 +74,7 @@ class Bench:
             peer.reset()
             return sample(peer, self.generator.send(peer.wire, stream, flows))
 
-        found = self.interleave(peers, measure)
+        found = self.interleave(peers, measure, rounds=rounds)
         for peer in peers:
             peer.reset()
         return [

@@ -4,41 +4,58 @@ from __future__ import annotations
 
 import struct
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
+from enforcer import hooks
 from enforcer.bench import known
 from enforcer.bench.generator import Run
 from enforcer.bench.programs import Programs
 from enforcer.bench.wire import INSIDE_INDEX, Wire
-from enforcer.datapath import syscall
+from enforcer.datapath import fast, syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.facts.store import Store
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
-from enforcer.kernel import filters
 from enforcer.lab.configuration import Document, dump
 from enforcer.lab.netns import LabError
 
-_SNAT = """
-table inet bench {
-  chain postrouting {
+
+def _snat(how: str = "") -> str:
+    return f"""
+table inet bench {{
+  chain postrouting {{
     type nat hook postrouting priority srcnat;
-    meta nfproto ipv4 oifname "out0" snat ip to 203.0.113.10 fully-random
-    meta nfproto ipv6 oifname "out0" snat ip6 to 2001:db8:1::10 fully-random
+    meta nfproto ipv4 oifname "out0" snat ip to 203.0.113.10 {how}
+    meta nfproto ipv6 oifname "out0" snat ip6 to 2001:db8:1::10 {how}
+  }}
+}}
+"""
+
+
+_STATES = """
+table inet bench {
+  chain forward {
+    type filter hook forward priority filter; policy drop;
+    ct state established,related accept
+    iifname "in0" ct state new accept
   }
 }
 """
-_COUNT = """
-table inet bench {
-  set origins4 { type ipv4_addr . inet_proto . inet_service; size 65535; flags dynamic; }
-  set origins6 { type ipv6_addr . inet_proto . inet_service; size 65535; flags dynamic; }
-  chain forward {
+
+
+def _count(limit: int) -> str:
+    return f"""
+table inet bench_limit {{
+  set origins4 {{ type ipv4_addr . inet_proto . inet_service; size 65535; flags dynamic; }}
+  set origins6 {{ type ipv6_addr . inet_proto . inet_service; size 65535; flags dynamic; }}
+  chain forward {{
     type filter hook forward priority filter;
-    ct state new add @origins4 { ip daddr . meta l4proto . th dport ct count over 40000 } drop
-    ct state new add @origins6 { ip6 daddr . meta l4proto . th dport ct count over 40000 } drop
-  }
-}
+    ct state new add @origins4 {{ ip daddr . meta l4proto . th dport ct count over {limit} }} drop
+    ct state new add @origins6 {{ ip6 daddr . meta l4proto . th dport ct count over {limit} }} drop
+  }}
+}}
 """
 
 
@@ -80,7 +97,10 @@ class Peer:
 
 
 class Floor(Peer):
-    """A program that redirects and knows nothing: what the generator, both devices and the sink cost."""
+    """A program that redirects and knows nothing: what the generator, both devices and the sink cost.
+
+    It is attached as the enforcer's programs are.
+    """
 
     name = "bare bpf_redirect (the floor)"
     key = "floor"
@@ -90,32 +110,126 @@ class Floor(Peer):
         fd = self.programs.fds["redirect"]
 
         def attach() -> None:
-            filters.ensure_clsact(INSIDE_INDEX)
-            filters.attach(INSIDE_INDEX, "ingress", fd, "enforcer/redirect")
+            hooks.prepare(INSIDE_INDEX)
+            hooks.attach(INSIDE_INDEX, "ingress", fd, "redirect")
 
         self.wire.gateway.call(attach)
 
 
 class Snat(Peer):
-    """One nftables rule: source NAT with random ports."""
+    """One nftables rule: source NAT that keeps the client's port while it can."""
 
     name = "nft SNAT"
     key = "nft"
     translates = True
     tracks = True
-    rules: ClassVar[str] = _SNAT
+
+    @property
+    def rules(self) -> str:
+        """The ruleset, as nft reads it."""
+        return _snat()
 
     def prepare(self) -> None:
         """Installs the table."""
         self.wire.gateway.run("nft", "-f", "-", text=self.rules)
 
 
-class Count(Snat):
-    """The same, and a limit per origin as nftables has it."""
+class RandomSnat(Snat):
+    """The same with ports at random where the client's is taken."""
 
-    name = "nft SNAT + ct count"
+    name = "nft SNAT random"
+    key = "random"
+
+    @property
+    def rules(self) -> str:
+        """The ruleset."""
+        return _snat("random")
+
+
+class FullyRandomSnat(Snat):
+    """The same with ports that are always random, as the enforcer's are: what it is measured against."""
+
+    name = "nft SNAT fully-random"
+    key = "fully"
+
+    @property
+    def rules(self) -> str:
+        """The ruleset."""
+        return _snat("fully-random")
+
+
+class Stateful(Snat):
+    """The same behind a forward chain that asks for conntrack's state, as firewalls do."""
+
+    name = "nft SNAT fully-random, ct state"
+    key = "states"
+
+    @property
+    def rules(self) -> str:
+        """The ruleset."""
+        return _snat("fully-random") + _STATES
+
+
+class Limited(FullyRandomSnat):
+    """Some peer that limits an origin's connections."""
+
+    def __init__(self, programs: Programs, limit: int = 40000):
+        super().__init__(programs)
+        self.limit = limit
+
+    def prepare(self) -> None:
+        """Installs translation and limit."""
+        super().prepare()
+        self.restrict()
+
+    def restrict(self) -> None:
+        """Installs the limit."""
+
+    def relax(self) -> None:
+        """Takes the limit away. Without it many flows are there soon; then :meth:`restrict`."""
+
+
+class Count(Limited):
+    """A limit per origin as nftables has it."""
+
+    name = "nft SNAT fully-random, ct count"
     key = "count"
-    rules = _SNAT + _COUNT
+
+    def restrict(self) -> None:
+        """Installs the limit."""
+        self.wire.gateway.run("nft", "-f", "-", text=_count(self.limit))
+
+    def relax(self) -> None:
+        """Takes it away."""
+        self.wire.gateway.run("nft", "delete table inet bench_limit")
+
+
+class Connlimit(Limited):
+    """A limit per origin as iptables has it. It is keyed by address alone; the port is another condition."""
+
+    name = "iptables SNAT --random-fully, connlimit"
+    key = "iptables"
+
+    def prepare(self) -> None:
+        """Installs the rules, by Debian's default iptables."""
+        for command, source in (("iptables", "203.0.113.10"), ("ip6tables", "2001:db8:1::10")):
+            snat = f"-t nat -A POSTROUTING -o out0 -j SNAT --to-source {source} --random-fully"
+            self.wire.gateway.run(command, *snat.split())
+        self.restrict()
+
+    def restrict(self) -> None:
+        """Installs the limit."""
+        rule = (
+            "-A FORWARD -i in0 -m conntrack --ctstate NEW -m connlimit --connlimit-daddr"
+            f" --connlimit-above {self.limit} -j DROP"
+        )
+        for command in ("iptables", "ip6tables"):
+            self.wire.gateway.run(command, *rule.split())
+
+    def relax(self) -> None:
+        """Takes it away."""
+        for command in ("iptables", "ip6tables"):
+            self.wire.gateway.run(command, "-F", "FORWARD")
 
 
 class Ruleset(Snat):
@@ -179,10 +293,10 @@ class Enforcer(Peer):
     def reset(self) -> None:
         """Forgets all flows and counts."""
         super().reset()
-        maps = self.maps()
-        for name in ("flows", "origins", "clients"):
-            clear(getattr(maps, name))
-        maps.close()
+        with closing(self.maps()) as maps:
+            for name in ("flows", "origins", "clients"):
+                clear(getattr(maps, name))
+            fast.relearn(maps)
 
 
 def clear(table: Map) -> None:

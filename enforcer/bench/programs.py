@@ -22,7 +22,10 @@ from enforcer.errors import KernelError
 
 OUTSIDE_INDEX = 3
 """The interface index of every gateway's outside interface, a constant of the floor's program."""
-KINDS = {"generate": "XDP", "sink_far": "XDP", "sink_near": "XDP", "redirect": "SCHED_CLS"}
+KINDS = {
+    **dict.fromkeys(("generate", "sink_far", "sink_timed", "pass_far", "sink_near"), "XDP"),
+    **dict.fromkeys(("redirect", "reflect"), "SCHED_CLS"),
+}
 
 
 class Programs:

@@ -28,6 +28,8 @@ class Row:
     subject: str
     unit: str
     samples: tuple[Sample, ...]
+    previous: float | None = None
+    """The median of the run that was written before this one."""
 
     @property
     def median(self) -> float:
@@ -57,7 +59,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure that has a limit; ``value`` is None if it could not be measured."""
+    """A figure that has a limit; ``value`` is None if it could not be measured.
+
+    ``at_least``: the limit is the least that it may be. ``target``: one of those that a release must reach.
+    """
 
     figure: str
     case: str
@@ -67,11 +72,15 @@ class Claim:
     limit: float
     low: float | None = None
     high: float | None = None
+    at_least: bool = False
+    target: bool = False
 
     @property
     def holds(self) -> bool:
         """Whether the value is within the limit."""
-        return self.value is not None and self.value <= self.limit
+        if self.value is None:
+            return False
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 @dataclass
@@ -110,18 +119,21 @@ class Results:
         }
 
 
-def ratio(row: Row, base: Row, limit: float, text: str = "") -> Claim:
+def ratio(
+    row: Row, base: Row, limit: float, text: str = "", *, at_least: bool = False, target: bool = False
+) -> Claim:
     """``row`` against ``base``: medians, and the range of the ratios within each round."""
     text = text or f"{row.subject} / {base.subject}"
-    if row.is_lost or base.is_lost:
-        return Claim(row.figure, row.case, text, "x", None, limit)
-    each = [one.value / other.value for one, other in zip(row.samples, base.samples, strict=True)]
-    return Claim(row.figure, row.case, text, "x", row.median / base.median, limit, min(each), max(each))
+    value = low = high = None
+    if not (row.is_lost or base.is_lost):
+        each = [one.value / other.value for one, other in zip(row.samples, base.samples, strict=True)]
+        value, low, high = row.median / base.median, min(each), max(each)
+    return Claim(row.figure, row.case, text, "x", value, limit, low, high, at_least, target)
 
 
-def bound(row: Row, limit: float, text: str) -> Claim:
+def bound(row: Row, limit: float, text: str, *, target: bool = False) -> Claim:
     """The median of ``row`` against a limit in its own unit."""
-    return Claim(row.figure, row.case, text, row.unit, row.median, limit, row.low, row.high)
+    return Claim(row.figure, row.case, text, row.unit, row.median, limit, row.low, row.high, target=target)
 
 
 def rotated(items: Sequence[Any], by: int) -> list[Any]:

@@ -43,7 +43,7 @@ def policies(bench: Bench) -> None:
             ],
             stack,
         )
-        for stream in (Stream(4, TCP, origins=256), Stream(4, UDP, origins=256), Stream(6, TCP, origins=256)):
+        for stream in (Stream(4, TCP, origins=256), Stream(6, UDP, origins=256)):
             rows = bench.new_flows(POLICIES, stream, peers)
             bench.add(
                 rows,
@@ -80,7 +80,9 @@ def packet_policies(bench: Bench) -> None:
             ]
         peers = entered(found, stack)
         for family in (4, 6):
-            bench.add(bench.new_flows(PACKET_POLICIES, Stream(family, TCP, origins=256), peers, _FEW))
+            bench.add(
+                bench.new_flows(PACKET_POLICIES, Stream(family, TCP, origins=256), peers, _FEW, bench.few)
+            )
 
 
 def egress_ips(bench: Bench) -> None:
@@ -100,5 +102,5 @@ def egress_ips(bench: Bench) -> None:
             stack,
         )
         for family in (4, 6):
-            rows = bench.new_flows(EGRESS_IPS, Stream(family, TCP), peers)
+            rows = bench.new_flows(EGRESS_IPS, Stream(family, TCP), peers, rounds=bench.few)
             bench.add(rows, [ratio(rows[1], rows[0], 1.1)])

@@ -38,7 +38,7 @@ _POLICIES = 100
 _OLD, _NEW = 16384, 512
 """Packets of established flows, then new flows, again and again: conntrack has room for some 200,000."""
 _ORIGINS = 256
-_SECONDS = 5.0
+_SECONDS = 3.0
 
 
 class Storm:

@@ -4,7 +4,8 @@
 
     near ── in0 [gateway] out0 ── far
 
-The generator makes frames arrive at in0; near and far are only sinks, so they share one namespace. Every
+The generator makes frames arrive at in0; near and far are only sinks, so they share one namespace. For a
+while far can answer instead, as the origins. Every
 gateway has the same interface indexes and MAC addresses, and its neighbours are static: nothing is resolved
 while a measurement runs. Clients are 10.64.0.0/10 and fd64::/16, behind a router on in0.
 """
@@ -14,12 +15,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from pyroute2 import IPRoute
 
+from enforcer import hooks
 from enforcer.bench.programs import OUTSIDE_INDEX, Programs
 from enforcer.datapath.pins import directory, find_bpffs
 from enforcer.instance import Instance
@@ -94,13 +98,33 @@ class Wire:
             "route add default via 2001:db8:ffff::fe",
         )
         if self._sinks:
-            self.ends.call(self._attach_sinks)
+            self.attach("near", "sink_near")
+            self.attach("far", "sink_far")
+            self.ends.call(self._answer)
 
-    def _attach_sinks(self) -> None:
-        with IPRoute() as route:
-            for name in ("near", "far"):
-                (index,) = route.link_lookup(ifname=name)
-                route.link("set", index=index, xdp_fd=self._programs.fds[f"sink_{name}"])
+    def attach(self, end: str, program: str) -> None:
+        """Gives ``near`` or ``far`` another XDP program."""
+
+        def attach() -> None:
+            with IPRoute() as route:
+                (index,) = route.link_lookup(ifname=end)
+                route.link("set", index=index, xdp_fd=self._programs.fds[program])
+
+        self.ends.call(attach)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """What arrives at far comes back as its origin's answer."""
+        self.attach("far", "pass_far")
+        try:
+            yield
+        finally:
+            self.attach("far", "sink_far")
+
+    def _answer(self) -> None:
+        index = socket.if_nametoindex("far")
+        hooks.prepare(index)
+        hooks.attach(index, "ingress", self._programs.fds["reflect"], "reflect")
 
 
 def remove(namespaces: list[Namespace]) -> None:
