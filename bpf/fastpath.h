@@ -31,20 +31,18 @@ static __always_inline struct fast *get_fast(void)
 	return f && f->generation ? f : 0;
 }
 
-static __always_inline u16 fold16(u32 sum)
+/* Ones' complement sums (RFC 1071) of words as they were loaded: their byte order doesn't matter. */
+static __always_inline u32 fold16(u64 sum)
 {
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-static __always_inline u32 sum16(u32 word)
+static __always_inline u64 sum_address(const u32 *a, u32 family)
 {
-	return (word & 0xffff) + (word >> 16);
-}
-
-static __always_inline u32 sum_address(const u32 *a, u32 family)
-{
-	return family == IPV4 ? sum16(a[3]) : sum16(a[0]) + sum16(a[1]) + sum16(a[2]) + sum16(a[3]);
+	return family == IPV4 ? a[3] : (u64)a[0] + a[1] + a[2] + a[3];
 }
 
 /* What the fast path must know of a packet, all of it within the first bytes. */
@@ -147,15 +145,14 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	bool tcp = g->protocol == IPPROTO_TCP;
 	u32 check_at = tcp ? CHECK_TCP : CHECK_UDP;
 	u16 before_port = direction == ORIGINAL ? g->from_port : g->to_port;
-	u32 before_sum, fixed_sum, address_change, sum;
-	u16 port_change;
+	u64 before_sum = sum_address(direction == ORIGINAL ? g->from : g->to, family);
+	u64 other_sum = sum_address(direction == ORIGINAL ? g->to : g->from, family);
+	u32 address_change, port_change, sum;
 
 	if (transport + (tcp ? sizeof(struct tcphdr) : sizeof(struct udphdr)) > end)
 		return false;
-	before_sum = fold16(sum_address(direction == ORIGINAL ? g->from : g->to, family));
-	fixed_sum = sum_address(direction == ORIGINAL ? g->to : g->from, family);
-	address_change = fold16(sum_address(address, family) + (u16)~before_sum);
-	port_change = fold16(port + (u16)~before_port);
+	address_change = fold16(sum_address(address, family) + (u16)~fold16(before_sum));
+	port_change = port + (u16)~before_port;
 	*(u32 *)data = *(u32 *)&hop->ethernet[0];
 	*(u32 *)(data + 4) = *(u32 *)&hop->ethernet[4];
 	*(u32 *)(data + 8) = *(u32 *)&hop->ethernet[8];
@@ -184,7 +181,7 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	/* Where the sender left the checksum to the device (CHECKSUM_PARTIAL), the field holds the sum of the
 	 * pseudo header. A program can't see that, but where it holds another number it is a checksum. */
 	if (!skb->gso_size &&
-	    g->check != fold16(before_sum + fixed_sum + be16(g->protocol) + be16(g->total - network))) {
+	    g->check != fold16(before_sum + other_sum + be16(g->protocol) + be16(g->total - network))) {
 		sum = fold16((u16)~g->check + address_change + port_change);
 		sum = (u16)~sum;
 		*(u16 *)(transport + check_at) = !tcp && !sum ? 0xffff : sum;
@@ -223,8 +220,8 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	struct way *way;
 	struct hop *hop;
 	union numbers n;
-	u32 source[4], client[4] = {};
-	u32 until;
+	u32 source[4], client[4];
+	u32 until, first;
 	int i, index;
 
 	if (!f || !s || !glance(skb, family, &g))
@@ -234,8 +231,9 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	set = ways.lookup(&index);
 	if (!set)
 		return 0;
+	first = first_of(direction == ORIGINAL ? g.from_port : g.to_port);
 	for (i = 0; i < WAYS; i++) {
-		way = &set->way[i];
+		way = &set->way[(first + i) & (WAYS - 1)];
 		if (leads(way, family, direction, &g, &n))
 			break;
 	}
@@ -253,7 +251,7 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 		client[3] = way->client[3];
 	else
 		copy_address(client, way->client);
-	if (!source_of(n.slot, family, client, source) || (direction == REPLY && !is_equal_in(family, source, g.to)))
+	if (!source_of(n.slot, family, client, source, family == IPV4 ? 3 : 0) || (direction == REPLY && !is_equal_in(family, source, g.to)))
 		return 0;
 	/* Has somebody written another flow's way here meanwhile? */
 	if (*(volatile u64 *)&way->client_port != n.word || *(volatile u32 *)&way->until != until)

@@ -33,8 +33,8 @@ static __always_inline bool is_available(u32 slot, u32 family)
 	return egress && egress->source[family & 1].planned && egress->source[family & 1].available;
 }
 
-/* The address of egress `slot` for this client; false if the slot has none here. */
-static __always_inline bool source_of(u32 slot, u32 family, const u32 *client, u32 *source)
+/* The address of egress `slot` for this client, from its word `first` on; false if the slot has none here. */
+static __always_inline bool source_of(u32 slot, u32 family, const u32 *client, u32 *source, int first)
 {
 	struct egress *egress = egresses.lookup(&slot);
 	struct source *s;
@@ -45,7 +45,8 @@ static __always_inline bool source_of(u32 slot, u32 family, const u32 *client, u
 	s = &egress->source[family & 1];
 #pragma unroll
 	for (i = 0; i < 4; i++)
-		source[i] = s->prefix[i] | (client[i] & ~s->mask[i]);
+		if (i >= first)
+			source[i] = s->prefix[i] | (client[i] & ~s->mask[i]);
 	return s->planned;
 }
 
@@ -346,6 +347,6 @@ static __always_inline void classify(const struct settings *s, const struct pack
 	choose(s, p, v, stay, suppose);
 	if (v->reason >= REASON_LIMIT)
 		return;
-	if (!source_of(v->slot, p->family, p->tuple.client, v->source))
+	if (!source_of(v->slot, p->family, p->tuple.client, v->source, 0))
 		v->reason = REASON_UNAVAILABLE;
 }

@@ -7,7 +7,10 @@
  * this runs on; where they didn't, a packet could get the port of another flow.
  */
 
-enum { SETS_SHIFT = 4 };
+enum {
+	SETS_SHIFT = 4,
+	PORTS_SHIFT = 5,
+};
 
 #define barrier() __asm__ volatile("" ::: "memory")
 
@@ -28,12 +31,13 @@ static __always_inline u8 kind_of(u32 family, u8 protocol)
 }
 
 /* The number of the set where a tuple has its place, in network order throughout; `near` is the client, or the
- * address that it has been given, `far` the origin. Sixteen sets are a page: ports in sequence share one. */
+ * address that it has been given, `far` the origin. Sixteen sets are a page of memory, and 32 ports in sequence share
+ * it: what a processor pays for many flows is as much the pages as the lines. */
 static __always_inline u32 set_of(const struct fast *f, u32 family, const u32 *near, const u32 *far, u16 near_port,
 				  u16 far_port, u8 protocol)
 {
 	u32 port = be16(near_port);
-	u64 hash = mix(f->seed, pair(protocol, (port >> SETS_SHIFT) << 16 | far_port));
+	u64 hash = mix(f->seed, pair(protocol, (port >> PORTS_SHIFT) << 16 | far_port));
 
 	hash = mix(hash, pair(near[3], far[3]));
 	if (family == IPV6) {
@@ -42,6 +46,12 @@ static __always_inline u32 set_of(const struct fast *f, u32 family, const u32 *n
 		hash = mix(hash, pair(near[2], far[2]));
 	}
 	return (mix(hash, 0) >> 32 << SETS_SHIFT | (port & ((1 << SETS_SHIFT) - 1))) & (WAY_SETS - 1);
+}
+
+/* Where in its set a tuple is looked for first: others of these ports are elsewhere. */
+static __always_inline u32 first_of(u16 near_port)
+{
+	return be16(near_port) >> SETS_SHIFT & (WAYS - 1);
 }
 
 static __always_inline bool is_equal(const u32 *a, const u32 *b)
@@ -124,6 +134,7 @@ static __always_inline void count_way(const struct way *old)
 static __always_inline void put_way(const struct fast *f, u32 number, const struct flow_key *tuple, const struct way *way,
 				    enum direction direction, u32 now)
 {
+	u32 first = first_of(direction == ORIGINAL ? tuple->client_port : way->source_port);
 	int index = number;
 	struct way_set *set = ways.lookup(&index);
 	struct guard *guard = guard_of(number);
@@ -135,10 +146,10 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 	bpf_spin_lock(&guard->lock);
 #pragma unroll
 	for (i = WAYS - 1; i >= 0; i--) {
-		struct way *there = &set->way[i];
+		struct way *there = &set->way[(first + i) & (WAYS - 1)];
 
 		if (!there->until || there->generation != f->generation || (s32)(there->until - now) <= 0)
-			at = i;
+			at = first + i;
 	}
 #pragma unroll
 	for (i = 0; i < WAYS; i++)
