@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enforcer import __version__, availability, hooks
-from enforcer.datapath import fast, programs, sweep, ways
+from enforcer.datapath import fast, programs, sweep
 from enforcer.datapath import pins as places
 from enforcer.datapath.address import pack
 from enforcer.datapath.banks import BANK, is_crowded
@@ -261,18 +261,6 @@ def take_down(instance: Instance) -> list[str]:
         done.append(f"ended the daemon (pid {pid})")
     with instance.change_lock():
         return done + Gateway(instance).down()
-
-
-def relearn(instance: Instance) -> int | None:
-    """Makes all that the fast path has learnt stale; of how many flows that was, or None if it is off.
-
-    What the daemon does at an event, with it or without it. Raises NotInstalledError.
-    """
-    if State.load(instance.state_file) is None:
-        raise not_installed()  # and no lock is made for what isn't there
-    with instance.change_lock(), Gateway(instance).maps() as maps:
-        known = ways.count_fast(maps)
-        return known if fast.relearn(maps) else None
 
 
 def _end(instance: Instance, pid: int) -> None:

@@ -14,7 +14,7 @@ from enforcer import __version__
 from enforcer.control import ReportedError
 from enforcer.errors import ConfigError, EnforcerError
 
-VERBS = ("run", "reload", "down", "check", "session")
+VERBS = ("run", "reload", "relearn", "down", "check", "session")
 NOUNS = (
     *("status", "policies", "egress", "origins", "flows", "reasons"),
     *("sessions", "hosts", "dns", "explain", "plan"),

@@ -20,6 +20,7 @@ COLUMNS = (
     Column("state", "State"),
     Column("path", "Path"),
     Right("packets", "Packets", number),
+    Right("fast_packets", "Fast", number),
     Right("bytes", "Bytes", size),
     Right("age", "Age", duration),
     Right("idle", "Idle", duration),

@@ -47,6 +47,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
         yield "policies", number(found["policies"])
         yield "live flows", number(found["flows"])
+        path = found["fast_path"]
+        yield "fast path", f"on, {number(path['flows'])} of the live flows" if path["on"] else "off"
         yield "refused", number(found["refused"])
         yield "leaks prevented", number(found["leaks_prevented"])
         yield "configuration", f"{found['config_file']}, applied {found['applied']}"

@@ -19,6 +19,7 @@ from enforcer.daemon.files import Files
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.keeping import Keeping
 from enforcer.daemon.loop import Loop, signals
+from enforcer.daemon.relearning import Relearning
 from enforcer.daemon.reloading import Reloading, report
 from enforcer.daemon.requests import Requests
 from enforcer.daemon.session_file import SessionFile
@@ -29,6 +30,7 @@ from enforcer.daemon.systemd import notify, watchdog_interval
 from enforcer.errors import EnforcerError, UsageError
 from enforcer.facts.rows import COMMAND
 from enforcer.instance import Instance
+from enforcer.kernel.path import PathWatch
 from enforcer.kernel.watch import Watch
 
 
@@ -80,6 +82,7 @@ class Daemon:
             loop, self._jobs, self._enforced, self._file, say=say, take_up=self._after_reload
         )
         self._keeping = Keeping(loop, watch, self._enforced, lambda: self._reloading.under_way, say)
+        self._relearning = Relearning(loop, stack.enter_context(PathWatch()), self._enforced)
         self._sweeping = Sweeping(
             loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts
         )
@@ -99,6 +102,8 @@ class Daemon:
 
     def _take_up(self) -> None:
         """What is in force now, from availability to the files that the configuration names."""
+        # What was said before anybody listened, or about the maps before these.
+        self._relearning.relearn()
         self._keeping.refresh()
         self._loop.call("expiry", self._expire())
         self._files.take_up()

@@ -1,19 +1,22 @@
-"""The fast path's switch: what was learnt is good for a while, and while its generation is the present one."""
+"""The fast path's switch: what was learnt is good for a while, if its generation is still the present one."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
+from enforcer.datapath.jiffies import TICK
 from enforcer.datapath.maps import Maps
 
 LIFETIME = 4.0
-"""Seconds that what was learnt is good for. Then a packet of the flow goes the kernel's way again: conntrack's
-timers, the route and the neighbour are refreshed by it."""
+"""Seconds that what was learnt is good for. Then a packet of the flow goes the kernel's way again, which
+refreshes conntrack's timers, the route and the neighbour."""
 
-_CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
 _GENERATIONS = 0xFFFF
 
 
@@ -25,6 +28,20 @@ def is_on(maps: Maps) -> bool:
 
 def switch(maps: Maps, *, on: bool) -> None:
     """Switches the fast path on or off; either makes all that was learnt stale at once."""
+    with _alone(maps):
+        _begin_anew(maps, on=on)
+
+
+def relearn(maps: Maps) -> bool:
+    """Makes all that was learnt stale; false: the fast path is off, and stays so."""
+    with _alone(maps):
+        on = is_on(maps)
+        if on:
+            _begin_anew(maps, on=True)
+    return on
+
+
+def _begin_anew(maps: Maps, *, on: bool) -> None:
     row = maps.fast.get(0)
     last = 0 if row is None else max(int(row["last"]), int(row["generation"]))
     last = last % _GENERATIONS + 1
@@ -32,12 +49,20 @@ def switch(maps: Maps, *, on: bool) -> None:
     values["generation"] = last if on else 0
     values["last"] = last
     values["seed"] = secrets.randbits(64) if row is None or not row["seed"] else row["seed"]
-    # The clock that is as coarse as the tick tells how long a jiffy is.
-    values["lifetime"] = round(LIFETIME / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
+    values["lifetime"] = round(LIFETIME / TICK)
     maps.fast.put(0, values)
 
 
-def relearn(maps: Maps) -> None:
-    """Makes all that was learnt stale; a fast path that is off stays off."""
-    if is_on(maps):
-        switch(maps, on=True)
+@contextmanager
+def _alone(maps: Maps) -> Iterator[None]:
+    """The daemon relearns while another process switches: nobody may write what he read before that."""
+    try:
+        directory = os.open(maps.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:  # others are in force, nobody else opens these any more
+        yield
+        return
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)

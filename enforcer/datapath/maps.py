@@ -191,6 +191,10 @@ class Maps:
 
     def layout(self, name: str) -> tuple[np.dtype, np.dtype]:
         """The types of a map's keys and values."""
+        if name not in self._layouts:
+            raise LayoutError(
+                f"the programs in force have no map {name}", "An upgrade brings it: enforcer reload"
+            )
         described = self._layouts[name]
         return layout.dtype(described["key"]), layout.dtype(described["value"])
 

@@ -26,6 +26,7 @@ _QUIET = 5.0
 _FORGET_AFTER = 600.0
 EVERY = 2
 """Mark of a run of `reap` that asks nothing (REAP_EVERY)."""
+_ESTABLISHED = 4  # enum state of bpf/maps.h
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Sweep:
     """Keys of young unanswered flows: conntrack may never have taken them up."""
     idle: np.ndarray
     """Keys of some of the flows that were silent for a while: conntrack may have dropped them since."""
+    midway: np.ndarray
+    """Keys of idle connections that were picked up midway and never answered: established, to conntrack."""
     seconds: float
 
 
@@ -52,7 +55,7 @@ def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, samp
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     total = reaped = 0
     nobody = np.empty(0, dtype=maps.flows.key)
-    unanswered, idle = [nobody], [nobody]
+    unanswered, idle, midway = [nobody], [nobody], [nobody]
     limits = timeouts.astype(np.int64)
     for keys, flows in maps.flows.chunks():
         total += len(keys)
@@ -60,13 +63,21 @@ def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, samp
         expired = silent > limits[flows["timeout"]]
         if expired.any():
             reaped += reap(pins, keys[expired])
+            midway.append(keys[expired & (flows["state"] == _ESTABLISHED) & (flows["replied"] == 0)])
         counted = ~expired & (flows["counted"] == 1)
         created = flows["created"].astype(np.int64)
         young = (created > asked_since * 1e9) & (now - created > _SETTLED * 1e9)
         unanswered.append(keys[counted & young & (flows["replied"] == 0)])
         idle.append(some(keys[counted & (silent > _QUIET * 1e9)], sample))
     asked = some(np.concatenate(idle), sample)
-    return Sweep(total, reaped, np.concatenate(unanswered), asked, time.monotonic() - began)
+    return Sweep(
+        total,
+        reaped,
+        np.concatenate(unanswered),
+        asked,
+        np.concatenate(midway),
+        time.monotonic() - began,
+    )
 
 
 def some(keys: np.ndarray, number: int) -> np.ndarray:

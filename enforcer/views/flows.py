@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from enforcer.datapath import ways
 from enforcer.datapath.address import port, unpack
 from enforcer.kernel import conntrack
 from enforcer.views.source import PROTOCOLS, Source
@@ -12,12 +13,18 @@ from enforcer.views.source import PROTOCOLS, Source
 Row = dict[str, Any]
 # enum state of bpf/maps.h: UDP's two, then TCP's in conntrack's order.
 STATES = ("REPLIED", "ASSURED", *conntrack.TCP_STATES[1:])
+_NOTHING = ways.Learnt(0, 0, good=False, idle=None)
 
 
 def flows(source: Source) -> list[Row]:
-    """The youngest first. The source port is conntrack's; None if conntrack no longer has the connection."""
+    """The youngest first. The source port is conntrack's; None if conntrack no longer has the connection.
+
+    ``path`` is "fast" while a direction's packets go past the kernel's routing, conntrack and translation.
+    ``idle`` is a few seconds too short where the last packets took that path: no time is kept of them.
+    """
     ports = {entry.original: entry.reply.destination_port for entry in conntrack.entries()}
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    learnt = ways.by_flow(source.maps)
     rows: list[Row] = []
     for keys, values in source.maps.flows.chunks():
         for key, flow in zip(keys, values, strict=True):
@@ -28,6 +35,10 @@ def flows(source: Source) -> list[Row]:
                 port(key["client_port"]),
                 port(key["origin_port"]),
             )
+            fast = learnt.get(key.tobytes(), _NOTHING)
+            kernel_packets = int(flow["packets"].sum())
+            fast_packets = int(flow["fast_packets"].sum()) + fast.packets
+            idle = round((now - int(flow["seen"])) / 1e9, 3)
             rows.append(
                 {
                     "protocol": PROTOCOLS[original.protocol],
@@ -40,11 +51,13 @@ def flows(source: Source) -> list[Row]:
                     "source_port": ports.get(original),
                     "policy": source.policy_names.get(int(flow["policy"])),
                     "state": _state(flow),
-                    "path": "kernel",
-                    "packets": int(flow["packets"].sum()),
-                    "bytes": int(flow["bytes"].sum()),
+                    "path": "fast" if fast.good else "kernel",
+                    "packets": kernel_packets + fast_packets,
+                    "fast_packets": fast_packets,
+                    "kernel_packets": kernel_packets,
+                    "bytes": int(flow["bytes"].sum() + flow["fast_bytes"].sum()) + fast.bytes,
                     "age": round((now - int(flow["created"])) / 1e9, 3),
-                    "idle": round((now - int(flow["seen"])) / 1e9, 3),
+                    "idle": idle if fast.idle is None else min(idle, round(fast.idle, 3)),
                 }
             )
     rows.sort(key=lambda row: row["age"])

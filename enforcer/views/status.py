@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from enforcer import __version__
-from enforcer.errors import NotInstalledError
+from enforcer.datapath import fast, ways
+from enforcer.datapath.maps import Maps
+from enforcer.errors import LayoutError, NotInstalledError
 from enforcer.instance import Instance
 from enforcer.views.egress import egress
 from enforcer.views.reasons import packets_of, reasons
@@ -41,6 +43,7 @@ def status(instance: Instance) -> dict[str, Any]:
         },
         "policies": len(config["policies"]),
         "flows": int(values["active"].sum()),
+        "fast_path": _fast_path(source.maps),
         "refused": sum(row["flows"] for row in tally if row["verdict"] == "refused"),
         "leaks_prevented": packets_of(tally, *LEAKS),
         "daemon_pid": pid,
@@ -55,6 +58,14 @@ def status(instance: Instance) -> dict[str, Any]:
     }
 
 
+def _fast_path(maps: Maps) -> dict[str, Any]:
+    """Whether it is on, and how many flows' packets take it just now."""
+    try:
+        return {"on": fast.is_on(maps), "flows": ways.count_fast(maps)}
+    except LayoutError:  # an earlier version's programs have none
+        return {"on": False, "flows": 0}
+
+
 def _down(pid: int | None) -> dict[str, Any]:
     empty: dict[str, Any] = dict.fromkeys(
         (
@@ -65,6 +76,7 @@ def _down(pid: int | None) -> dict[str, Any]:
             "egress_ips",
             "policies",
             "flows",
+            "fast_path",
             "refused",
             "leaks_prevented",
         )

@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from enforcer import apply, applying, control, gateway
+from enforcer import apply, applying, control, gateway, relearn
 from enforcer import instance as instances
 from enforcer.cli import app, output
 from enforcer.cli.app import NOUNS, OTHERS, VERBS, entry
@@ -183,6 +183,28 @@ def test_down_prints_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway, "take_down", lambda _: ["ended the daemon (pid 7)", "removed addresses"])
     result = run("down")
     assert (result.exit_code, result.stdout) == (0, "ended the daemon (pid 7)\nremoved addresses\n")
+
+
+@pytest.mark.parametrize(
+    ("flows", "said"),
+    [
+        (0, "forgot the ways of 0 flows on the fast path\n"),
+        (40000, "forgot the ways of 40,000 flows on the fast path\n"),
+        (None, "the fast path is off: nothing was learnt\n"),
+    ],
+)
+def test_relearn_says_what_it_did(monkeypatch: pytest.MonkeyPatch, flows: int | None, said: str) -> None:
+    monkeypatch.setattr(relearn, "relearn", lambda _: flows)
+    result = run("relearn")
+    assert (result.exit_code, result.stdout) == (0, said)
+
+
+def test_relearn_where_nothing_is_enforced(instance: Instance) -> None:
+    """It leaves nothing behind."""
+    result = run("relearn")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: nothing is enforced on this gateway\n")
+    assert not instance.directory.exists()
 
 
 class Answering:

@@ -19,9 +19,11 @@ FLOW = np.dtype(
         ("timeout", "u1"),
         ("counted", "u1"),
         ("replied", "u1"),
-        ("pad", "u1", 5),
+        ("state", "u1"),
+        ("pad", "u1", 4),
     ]
 )
+ESTABLISHED, FIN_WAIT = 4, 5
 TIMEOUTS = (np.array([10, 100, 5]) * 1e9).astype("<u8")
 
 
@@ -36,6 +38,7 @@ class Flows:
             value["seen"] = now - int(row.get("idle", 0) * 1e9)
             value["timeout"] = row.get("timeout", 1)
             value["counted"], value["replied"] = row.get("counted", 1), row.get("replied", 1)
+            value["state"] = row.get("state", ESTABLISHED)
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(self.values), 2):
@@ -105,6 +108,20 @@ def test_some_of_the_silent_ones_are_asked_about(reaped: list[int]) -> None:
     assert len(run(rows, sample=3).idle) == 3
 
 
+def test_connections_picked_up_midway_are_named_when_they_are_over(reaped: list[int]) -> None:
+    """conntrack takes them for established, and would keep them for hours."""
+    rows: list[dict[str, float]] = [
+        {"idle": 11, "timeout": 0, "replied": 0},
+        {"idle": 9, "timeout": 0, "replied": 0},
+        {"idle": 11, "timeout": 0, "replied": 1},
+        {"idle": 11, "timeout": 0, "replied": 0, "state": FIN_WAIT},
+        {"idle": 11, "timeout": 0, "replied": 0},
+    ]
+    found = run(rows)
+    assert found.midway.tolist() == [0, 4]
+    assert reaped == [0, 2, 3, 4]
+
+
 def test_seen_after_the_sweep_began(reaped: list[int]) -> None:
     """Another processor's clock may be a little ahead; nothing wraps."""
     assert run([{"idle": -1, "age": -1, "replied": 0}]).unanswered.tolist() == []
@@ -115,3 +132,4 @@ def test_nothing_to_sweep(reaped: list[int]) -> None:
     found = run([])
     assert (found.flows, found.reaped) == (0, 0)
     assert found.unanswered.dtype == Flows.key and not len(found.unanswered)
+    assert found.midway.dtype == Flows.key and not len(found.midway)

@@ -1,0 +1,25 @@
+"""`enforcer relearn`."""
+
+from __future__ import annotations
+
+import click
+
+from enforcer.cli.app import Command, Settings
+from enforcer.cli.output import number
+
+
+@click.command("relearn", cls=Command)
+@click.pass_obj
+def command(settings: Settings) -> None:
+    """Forget what the fast path has learnt.
+
+    Every connection goes on: its next packets go the kernel's way, and are learnt from. The daemon does the
+    same when a route, a link, an address, a neighbour or the nftables rules change.
+    """
+    from enforcer.relearn import relearn
+
+    flows = relearn(settings.instance)
+    if flows is None:
+        click.echo("the fast path is off: nothing was learnt")
+    else:
+        click.echo(f"forgot the ways of {number(flows)} flows on the fast path")

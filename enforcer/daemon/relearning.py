@@ -1,0 +1,39 @@
+"""What the fast path has learnt is forgotten as soon as the kernel says that it may be true no more."""
+
+from __future__ import annotations
+
+from enforcer.daemon.enforced import Enforced
+from enforcer.daemon.loop import Loop
+from enforcer.datapath import fast
+from enforcer.kernel.path import PathWatch
+
+# Where events come without end, flows take the kernel's way once in so many seconds.
+_REST = 0.1
+
+
+class Relearning:
+    """Also while a process changes the gateway: that one's changes are known to itself, others' are not."""
+
+    def __init__(self, loop: Loop, watch: PathWatch, enforced: Enforced):
+        self._loop = loop
+        self._watch = watch
+        self._enforced = enforced
+        loop.watch(watch, self._on_events)
+        loop.task("relearn", self.relearn)
+        loop.task("listen", self._listen)
+
+    def relearn(self) -> None:
+        """Makes all that was learnt stale."""
+        fast.relearn(self._enforced.maps)
+
+    def _on_events(self) -> None:
+        """At once for the first event; the next ones wait unread."""
+        if not self._watch.drain():
+            return
+        self._loop.unwatch(self._watch)
+        self._loop.call("listen", _REST)
+        if not self._loop.guard(self.relearn):
+            self._loop.call("relearn", _REST)
+
+    def _listen(self) -> None:
+        self._loop.watch(self._watch, self._on_events)

@@ -1,0 +1,122 @@
+"""Events after which packets may have to go another way than the fast path has learnt.
+
+Routes of any table and the rules that choose it, next hops, links, addresses, filters, neighbours, and what
+others change in nftables. Only the standard library.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from typing import Self
+
+from enforcer.kernel import events, netlink
+from enforcer.kernel.events import Event
+from enforcer.kernel.netlink import Channel
+
+# include/uapi/linux/neighbour.h, rtnetlink.h, netfilter/nf_tables.h
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+NDA_DST, NDA_LLADDR = 1, 2
+NTF_PROXY, NUD_FAILED = 8, 0x20
+NEIGHBOUR = struct.Struct("=BxxxiHBx")  # struct ndmsg: family, interface, state, flags
+AF_BRIDGE = 7  # what bridges learn is told to the same group
+NEWGEN = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN: a transaction's last message
+
+GROUPS = (
+    *(events.LINK, events.TRAFFIC_CONTROL, events.NEXT_HOP, events.IPV4_NETCONF, events.IPV6_NETCONF),
+    *(events.IPV4_ADDRESS, events.IPV4_ROUTE, events.IPV4_RULE),
+    *(events.IPV6_ADDRESS, events.IPV6_ROUTE, events.IPV6_RULE),
+)
+
+# One event is as good as a thousand, and those for which there is no room cost nobody's time: a routing
+# daemon that loads its table makes 100,000 a second.
+_LITTLE_ROOM = 1 << 13
+_ROOM = 1 << 20
+# How many neighbours are remembered, at some 200 bytes each; the kernel keeps 1,024 of a family by default.
+_NEIGHBOURS = 1 << 14
+
+
+class PathWatch:
+    """A subscription; closed with :meth:`close` or as a context manager."""
+
+    def __init__(self) -> None:
+        self._routes = events.subscribe(netlink.NETLINK_ROUTE, GROUPS, _LITTLE_ROOM)
+        self._neighbours = events.subscribe(netlink.NETLINK_ROUTE, (events.NEIGHBOUR,), _ROOM)
+        self._nft = events.subscribe(netlink.NETLINK_NETFILTER, (events.NFTABLES,), _ROOM)
+        self._known = Neighbours()
+        with Channel(netlink.NETLINK_ROUTE, "reading the neighbours") as channel:
+            for message in channel.dump(RTM_GETNEIGH, bytes(NEIGHBOUR.size)):
+                self._known.are_new(Event(RTM_NEWNEIGH, 0, message))
+        self._poll = select.epoll()
+        for source in self._sources:
+            self._poll.register(source, select.EPOLLIN)
+
+    @property
+    def _sources(self) -> tuple[socket.socket, ...]:
+        return self._routes, self._neighbours, self._nft
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._poll.close()
+        for source in self._sources:
+            source.close()
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when :meth:`drain` has something."""
+        return self._poll.fileno()
+
+    def drain(self) -> bool:
+        """Whether anything of that kind has happened since the last call; never waits."""
+        changed = [True for _ in events.received(self._routes)]
+        changed += [self._known.are_new(event) for event in events.received(self._neighbours)]
+        changed += [_is_others(event) for event in events.received(self._nft)]
+        return any(changed)
+
+
+class Neighbours:
+    """Link-layer addresses as the kernel last told them.
+
+    Most of what it says of a neighbour is how sure it is of the same address.
+    """
+
+    def __init__(self, most: int = _NEIGHBOURS) -> None:
+        self._most = most
+        self._known: dict[tuple[int, bytes], bytes] = {}
+        self._complete = True
+
+    def are_new(self, event: Event | None) -> bool:
+        """Whether packets to the neighbour that it is about may have gone to another address until now.
+
+        None is what there was no room for: from then on an unknown neighbour is not necessarily a new one.
+        """
+        if event is None:
+            self._forget()
+            return True
+        family, interface, state, flags = NEIGHBOUR.unpack_from(event.payload)
+        if family == AF_BRIDGE or flags & NTF_PROXY:
+            return False
+        parts = netlink.attributes(event.payload, NEIGHBOUR.size)
+        who, address = (interface, parts.get(NDA_DST, b"")), parts.get(NDA_LLADDR)
+        before = self._known.pop(who, None)
+        if event.kind == RTM_DELNEIGH or state & NUD_FAILED or address is None:
+            return before is not None
+        if len(self._known) >= self._most:
+            self._forget()
+        self._known[who] = address
+        return address != before if before is not None else not self._complete
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._complete = False
+
+
+def _is_others(event: Event | None) -> bool:
+    """Whether somebody else has changed nftables."""
+    return event is None or (event.kind == NEWGEN and not netlink.is_own_port(event.port))

@@ -1,0 +1,220 @@
+"""What user space reads of the fast path, and its switch: on real maps, as small as they can be."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enforcer.datapath import fast, syscall, ways
+from enforcer.datapath.jiffies import TICK, jiffies
+from enforcer.datapath.maps import Map
+from enforcer.datapath.ways import Learnt
+
+MMAPABLE = 1024
+SETS = 64
+TCP, IPV6 = 6, 0x80
+REPLY = 50
+U32 = np.dtype("<u4")
+FLOW_KEY = np.dtype(
+    [
+        ("client", "<u4", 4),
+        ("origin", "<u4", 4),
+        ("client_port", "<u2"),
+        ("origin_port", "<u2"),
+        ("protocol", "u1"),
+        ("pad", "u1", 3),
+    ]
+)
+WAY = np.dtype(
+    [
+        ("client", "<u4", 4),
+        ("origin", "<u4", 4),
+        *((name, "<u2") for name in ("client_port", "origin_port", "source_port", "slot")),
+        ("until", "<u4"),
+        *((name, "<u2") for name in ("generation", "hop", "largest")),
+        ("kind", "u1"),
+        ("reason", "u1"),
+        *((name, "<u4") for name in ("acked", "packets", "bytes")),
+    ]
+)
+FAST = np.dtype(
+    [("generation", "<u4"), ("lifetime", "<u4"), ("seed", "<u8"), ("last", "<u4"), ("pad", "<u4")]
+)
+
+
+@pytest.fixture
+def maps(tmp_path: Path) -> Iterator[Any]:
+    sets = np.dtype([("way", WAY, 4)])
+    try:
+        table = syscall.create_map(syscall.ARRAY, 4, sets.itemsize, SETS, MMAPABLE)
+        switch = syscall.create_map(syscall.ARRAY, 4, FAST.itemsize, 1)
+    except OSError as error:
+        pytest.skip(f"maps cannot be made here: {error}")
+    yield SimpleNamespace(
+        ways=Map(table, U32, sets, "ways"),
+        fast=Map(switch, U32, FAST, "fast"),
+        flows=SimpleNamespace(key=FLOW_KEY),
+        directory=tmp_path,
+    )
+    os.close(table)
+    os.close(switch)
+
+
+def flow(number: int, kind: int = TCP) -> dict[str, Any]:
+    return {"client": number, "origin": number + 1, "client_port": 1, "origin_port": 2, "kind": kind}
+
+
+def key(row: dict[str, Any]) -> bytes:
+    made = np.zeros(1, dtype=FLOW_KEY)
+    for name in ("client", "origin", "client_port", "origin_port"):
+        made[name] = row[name]
+    made["protocol"] = row["kind"] & ~IPV6
+    return made.tobytes()
+
+
+def learn(maps: Any, *rows: dict[str, Any], left: float = 3.0) -> None:
+    """As the programs do: a row to a set, in the generation in force unless it says another."""
+    for number, row in enumerate(rows):
+        table = np.zeros((), dtype=maps.ways.value)
+        way = table["way"][number % 4 : number % 4 + 1]
+        way["generation"] = maps.fast.get(0)["generation"]
+        way["until"] = (jiffies() + round(row.pop("left", left) / TICK)) & 0xFFFFFFFF
+        for name, value in row.items():
+            way[name] = value
+        maps.ways.put(number * 7 % SETS, table)
+
+
+def test_the_kernels_clock() -> None:
+    before = jiffies()
+    time.sleep(0.1)
+    assert 0.09 / TICK < (jiffies() - before) & 0xFFFFFFFF < 10 / TICK
+    assert TICK in (0.001, 0.004, 0.01, 1 / 300)
+
+
+def test_ways_by_flow(maps: Any) -> None:
+    fast.switch(maps, on=True)
+    four, six, one = flow(1), flow(2, TCP | IPV6), flow(3)
+    learn(
+        maps,
+        four | {"packets": 3, "bytes": 300},
+        four | {"packets": 4, "bytes": 40, "reason": REPLY},
+        six | {"packets": 1, "bytes": 60, "left": -2.0},
+        one,
+    )
+    found = ways.by_flow(maps)
+    assert found.keys() == {key(four), key(six), key(one)}
+    assert found[key(four)] == Learnt(7, 340, good=True, idle=0.0)
+    assert found[key(one)] == Learnt(0, 0, good=True, idle=None)
+    packets, size, good, idle = found[key(six)]
+    assert (packets, size, good) == (1, 60, False)
+    assert idle is not None and 2.0 - TICK <= idle < 30
+    assert ways.count_fast(maps) == 2
+
+
+def test_one_good_direction_is_enough(maps: Any) -> None:
+    fast.switch(maps, on=True)
+    learn(maps, flow(1) | {"left": -1.0}, flow(1) | {"reason": REPLY})
+    assert ways.by_flow(maps)[key(flow(1))].good
+    assert ways.count_fast(maps) == 1
+
+
+def test_the_clock_wraps(maps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast.switch(maps, on=True)
+    monkeypatch.setattr(ways, "jiffies", lambda: 0xFFFFFFF0)
+    learn(maps, flow(1) | {"until": 16, "packets": 1}, flow(2) | {"until": 0xFFFFFFE0, "packets": 1})
+    found = ways.by_flow(maps)
+    assert found[key(flow(1))] == Learnt(1, 0, good=True, idle=0.0)
+    assert found[key(flow(2))] == Learnt(1, 0, good=False, idle=pytest.approx(16 * TICK))
+
+
+def test_another_generation_is_none(maps: Any) -> None:
+    fast.switch(maps, on=True)
+    learn(maps, flow(1) | {"packets": 5})
+    assert ways.count_fast(maps) == 1
+    assert fast.relearn(maps) is True
+    assert ways.count_fast(maps) == 0
+    assert ways.by_flow(maps)[key(flow(1))] == Learnt(5, 0, good=False, idle=0.0)
+
+
+def test_nothing_learnt(maps: Any) -> None:
+    assert ways.by_flow(maps) == {}
+    assert ways.count_fast(maps) == 0
+
+
+def test_a_full_table(maps: Any) -> None:
+    fast.switch(maps, on=True)
+    full = np.zeros(SETS, dtype=maps.ways.value)
+    full["way"]["until"] = jiffies() + 100000
+    full["way"]["generation"] = maps.fast.get(0)["generation"]
+    full["way"]["client"][..., 3] = np.arange(SETS * 4).reshape(SETS, 4)
+    maps.ways.put_many(np.arange(SETS), full)
+    assert ways.count_fast(maps) == len(ways.by_flow(maps)) == SETS * 4
+
+
+def test_off_stays_off(maps: Any) -> None:
+    for _ in range(2):
+        fast.switch(maps, on=False)
+        learn(maps, flow(1))
+        assert not fast.is_on(maps)
+        assert fast.relearn(maps) is False
+        assert not fast.is_on(maps)
+        assert ways.count_fast(maps) == 0
+
+
+def test_a_generation_does_not_come_back_soon(maps: Any) -> None:
+    fast.switch(maps, on=True)
+    first = int(maps.fast.get(0)["generation"])
+    seed = int(maps.fast.get(0)["seed"])
+    seen = {first}
+    for on in (True, False, True, False, True):
+        fast.switch(maps, on=on)
+        row = maps.fast.get(0)
+        assert int(row["seed"]) == seed != 0
+        assert int(row["lifetime"]) == round(fast.LIFETIME / TICK)
+        if on:
+            assert int(row["generation"]) not in seen
+            seen.add(int(row["generation"]))
+
+
+def test_generations_have_sixteen_bits_and_are_never_none(maps: Any) -> None:
+    fast.switch(maps, on=True)
+    row = maps.fast.get(0)
+    row["generation"] = row["last"] = 0xFFFF
+    maps.fast.put(0, row)
+    assert fast.relearn(maps)
+    assert int(maps.fast.get(0)["generation"]) == 1
+
+
+def test_who_switches_off_is_not_overtaken_by_who_relearns(maps: Any) -> None:
+    """Events go on while a process applies a file: what it switched off must be off when all are through."""
+    for _ in range(50):
+        fast.switch(maps, on=True)
+        start = threading.Barrier(3)
+
+        def relearn(start: threading.Barrier = start) -> None:
+            start.wait()
+            for _ in range(5):
+                fast.relearn(maps)
+
+        others = [threading.Thread(target=relearn) for _ in range(2)]
+        for each in others:
+            each.start()
+        start.wait()
+        fast.switch(maps, on=False)
+        for each in others:
+            each.join()
+        assert not fast.is_on(maps)
+
+
+def test_maps_that_are_pinned_no_more(maps: Any) -> None:
+    maps.directory = maps.directory / "gone"
+    fast.switch(maps, on=True)
+    assert fast.relearn(maps) is True
