@@ -45,6 +45,7 @@ from enforcer.plan import (
     RemoveAddress,
     RemoveRange,
     SetSysctl,
+    SwitchFastPath,
     SwitchTables,
     TakeMulticast,
     accept_ra,
@@ -320,6 +321,8 @@ class _Applier:
             RemoveRange: self._remove_ranges,
             EndFlows: self._end_flows,
             SetSysctl: self._set_sysctls,
+            # A plan ends with it, whatever it consists of.
+            SwitchFastPath: lambda _: None,
         }
         steps[kind](operations)
 

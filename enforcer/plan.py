@@ -186,6 +186,16 @@ class SetSysctl(Operation):
         return f"set {self.name.replace('/', '.')} = {self.value}"
 
 
+@dataclass(frozen=True)
+class SwitchFastPath(Operation):
+    """The fast path on or off: live, and with nothing lost."""
+
+    on: bool
+
+    def __str__(self) -> str:
+        return f"switch the fast path {'on' if self.on else 'off'}"
+
+
 def settings_of(desired: Desired) -> tuple[int, ...]:
     """The fields of struct settings that the file decides."""
     return (
@@ -227,7 +237,8 @@ def _operations(
         yield LoadPrograms(first=previous is None)
     # Interfaces and addresses are in the maps too, and must be there before a program is attached.
     in_force = actual.tables == tables and actual.settings == settings_of(desired)
-    if not actual.programs or not in_force or previous not in (None, desired):
+    changed = previous is not None and replace(previous, fast_path=desired.fast_path) != desired
+    if not actual.programs or not in_force or changed:
         yield SwitchTables()
     yield from _attachments(desired, actual)
     if first != ruleset:
@@ -239,6 +250,7 @@ def _operations(
     yield from _detachments(desired, actual)
     if previous is not None:
         yield from _removals(desired, previous, actual)
+        yield from _fast_path(desired, previous)
     forwarding = _settings(FORWARDING, actual)
     if any("ipv6" in operation.name for operation in forwarding):
         # A router drops the default routes that it learnt from advertisements, unless told to keep them
@@ -251,6 +263,11 @@ def _operations(
 
 def _settings(wanted: Mapping[str, str], actual: Actual) -> list[SetSysctl]:
     return [SetSysctl(name, value) for name, value in wanted.items() if actual.sysctls.get(name) != value]
+
+
+def _fast_path(desired: Desired, previous: Desired) -> Iterator[Operation]:
+    if previous.fast_path != desired.fast_path:
+        yield SwitchFastPath(desired.fast_path)
 
 
 def _going(desired: Desired, previous: Desired | None) -> bool:

@@ -29,6 +29,7 @@ from enforcer.plan import (
     RemoveAddress,
     RemoveRange,
     SetSysctl,
+    SwitchFastPath,
     SwitchTables,
     TakeMulticast,
     plan,
@@ -76,6 +77,7 @@ def wanted(draw: st.DrawFn) -> Desired:
         proxy_udp=draw(st.booleans()),
         flows=1024,
         origins=1024,
+        fast_path=draw(st.booleans()),
         sysctls={name: draw(st.sampled_from(("60", "65"))) for name in CONNTRACK},
     )
 
@@ -135,7 +137,7 @@ def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -
             return replace(actual, links={**actual.links, interface: link})
         case SetSysctl(name, value):
             return replace(actual, sysctls={**actual.sysctls, name: value})
-        case EndFlows():
+        case EndFlows() | SwitchFastPath():
             return actual
     raise AssertionError(operation)
 
@@ -208,10 +210,13 @@ def test_what_was_planned_holds(change: Change) -> None:
 
 @given(changes())
 def test_the_table_comes_first(change: Change) -> None:
-    """It is what closes the gateway: nothing else is done before it is there."""
+    """It is what closes the gateway: nothing else is done before it is there, as it was or anew."""
     operations = change.operations
     tables = positions(operations, InstallTable)
-    assert tables[:1] in ([], [0])
+    if tables and tables[0]:
+        # It is there already, with the slots that go.
+        assert change.previous is not None
+        assert change.actual.table == change.previous.ruleset().digest()
     if change.actual.table is None:
         assert isinstance(operations[0], InstallTable)
         assert not operations[0].there
@@ -291,6 +296,22 @@ def test_addresses_that_others_took_away_stay_away_while_keeping(change: Change)
 def test_an_unchanged_file_ends_no_flow(change: Change) -> None:
     operations = plan(change.aim, change.actual, change.aim, change.tables)
     assert positions(operations, EndFlows, RemoveAddress, RemoveRange) == []
+
+
+@given(changes())
+def test_the_fast_path_is_switched_where_the_file_says_otherwise(change: Change) -> None:
+    found = [operation.on for operation in change.operations if isinstance(operation, SwitchFastPath)]
+    before = change.previous
+    different = before is not None and before.fast_path != change.aim.fast_path
+    assert found == ([change.aim.fast_path] if different else [])
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_switch_of_the_fast_path_touches_nothing_else(on: bool) -> None:
+    before = replace(desired_with(1, 2), fast_path=not on)
+    actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
+    operations = plan(replace(before, fast_path=on), actual, before, "x")
+    assert [str(operation) for operation in operations] == [f"switch the fast path {'on' if on else 'off'}"]
 
 
 def desired_with(*slots: int) -> Desired:
