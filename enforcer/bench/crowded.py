@@ -14,18 +14,20 @@ from enforcer.bench.results import Row, Sample, ratio
 CROWDED = "New flow at an origin that has many"
 LEVELS = (1000, 10000, 40000, 45000)
 _LIMIT = 50000
-_WARM = 50
-_MANY, _FEW, _SLOW = 1000, 200, 100
-"""Flows a round: at an origin that has many; that has few; of a peer that walks through all there are."""
+_MANY, _FEW, _SLOW = 4500, 1200, 750
+"""Flows around a level, of all rounds: at an origin that has many; that has few; of a peer that walks through
+all there are."""
+_TIMED = 0.8
+"""Share of them that is timed, after others that warm the caches."""
 _FLAT = 1.15
 _PATIENCE = 40000
 """Flows up to which those take part that walk through all there are: getting there takes the square of it."""
 
 
-def _each(peer: Peer, level: int) -> int:
+def _around(peer: Peer, level: int) -> int:
     if isinstance(peer, Limited):
         return _SLOW
-    return _FEW if level < 10 * _MANY else _MANY
+    return _FEW if level < _MANY else _MANY
 
 
 class Origin:
@@ -47,12 +49,13 @@ class Origin:
         self.bench.say(f"{CROWDED}: {self.stream.case}, {level:,}")
         peers = [peer for peer in self.peers if not isinstance(peer, Limited) or level <= _PATIENCE]
         for peer in peers:
-            around = self.bench.rounds * (_WARM + _each(peer, level))
-            self._send(peer, level - around // 2 - self._filled[peer])
+            self._send(peer, level - _around(peer, level) // 2 - self._filled[peer])
 
         def measure(peer: Peer) -> Sample:
-            self._send(peer, _WARM)
-            return sample(peer, self._send(peer, _each(peer, level), timed=True))
+            each = _around(peer, level) // self.bench.rounds
+            timed = round(_TIMED * each)
+            self._send(peer, each - timed)
+            return sample(peer, self._send(peer, timed, timed=True))
 
         found = self.bench.interleave(peers, measure, warm=False)
         case = f"{self.stream.case}, {level:,} flows"

@@ -60,6 +60,9 @@ class Stream:
     """Of TCP: SYN, or ACK within connections that an origin has answered."""
     transport: int = TRANSPORT
     """Bytes after the IP header."""
+    stride: int = 1
+    """Packet n belongs to flow n * stride % flows, so that what comes one after the other does not lie so in
+    tables. It has no divisor in common with ``flows``: every flow has its turn."""
     one_source: bool = False
     """All clients leave a gateway by one address: those of IPv6 have the same host bits, which it keeps."""
 
@@ -85,7 +88,7 @@ class Stream:
         row["client"] = _words(ip_address(FIRST_CLIENT[self.family]))
         row["origin"] = _words(self.first_origin or ip_address(FIRST_ORIGIN[self.family]))
         row["clients"], row["origins"], row["flows"] = self.clients, self.origins, self.capacity
-        row["next"] = start
+        row["next"], row["stride"] = start, self.stride
         row["first_port"] = FIRST_PORT
         row["origin_port"] = int.from_bytes(self.origin_port.to_bytes(2, "big"), "little")
         row["gateway"], row["router"] = _mac(INSIDE_MAC), _mac(NEAR_MAC)

@@ -42,7 +42,8 @@ struct stream {
 	u32 clients;
 	u32 origins;
 	u64 flows;               /* after so many the stream begins anew */
-	u64 next;                /* the flow that the next packet belongs to */
+	u64 next;                /* number of the next packet */
+	u64 stride;              /* packet n belongs to flow n * stride % flows */
 	u16 first_port;
 	u16 origin_port;
 	u8 gateway[6];           /* MAC addresses */
@@ -137,8 +138,8 @@ int generate(struct xdp_md *ctx)
 	}
 	if (!s || !s->flows || !s->clients || !s->origins)
 		return XDP_ABORTED;
-	flow = s->next;
-	s->next = flow + 1 < s->flows ? flow + 1 : 0;
+	flow = s->next * s->stride % s->flows;
+	s->next = s->next + 1 < s->flows ? s->next + 1 : 0;
 	rest = flow / s->origins;
 	origin = be32(be32(s->origin[3]) + (u32)(flow % s->origins));
 	client = be32(be32(s->client[3]) + (u32)(rest % s->clients));

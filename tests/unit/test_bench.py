@@ -103,6 +103,7 @@ def test_a_stream_in_the_kernels_layout() -> None:
             ("origins", "<u4"),
             ("flows", "<u8"),
             ("next", "<u8"),
+            ("stride", "<u8"),
             ("first_port", "<u2"),
             ("origin_port", "<u2"),
             ("gateway", "u1", (6,)),
