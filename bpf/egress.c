@@ -70,6 +70,7 @@ static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const s
 		inner += ip.ihl * 4;
 	} else {
 		struct ipv6hdr ip;
+		int i;
 
 		if (p->icmp_type >= ICMPV6_FIRST_QUERY || load(skb, inner, &ip, sizeof(ip)) < 0)
 			return 0;
@@ -77,6 +78,14 @@ static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const s
 		copy_address(key.client, ip.daddr.in6_u.u6_addr32);
 		copy_address(key.origin, ip.saddr.in6_u.u6_addr32);
 		inner += sizeof(ip);
+		for (i = 0; i < EXTENSION_HEADERS && is_extension(key.protocol); i++) {
+			u8 header[8];
+
+			if (load(skb, inner, header, sizeof(header)) < 0)
+				return 0;
+			inner += extension_length(key.protocol, header);
+			key.protocol = header[0];
+		}
 	}
 	if (load(skb, inner, &ports, sizeof(ports)) < 0)
 		return 0;
@@ -137,6 +146,14 @@ int from_client(struct __sk_buff *skb)
 	w->now = bpf_ktime_get_coarse_ns();
 	flow = flows.lookup(&p->tuple);
 	if (flow && reopens(flow, p)) {
+		bool give;
+
+		bpf_spin_lock(&flow->lock);
+		give = flow->counted;
+		flow->counted = 0;
+		bpf_spin_unlock(&flow->lock);
+		if (give)
+			give_back(&p->tuple, flow->source, false);
 		unlearn(flow, &p->tuple);
 		flows.delete(&p->tuple);
 		flow = 0;
@@ -272,8 +289,10 @@ int to_client(struct __sk_buff *skb)
 	struct interface *in;
 	struct flow *flow;
 
-	if (skb->tc_index == TAG_FAST)
+	if (skb->tc_index == TAG_FAST) {
+		skb->tc_index = 0;
 		return PASS;
+	}
 	if (parse(skb, &p) || (p.tuple.protocol != IPPROTO_TCP && p.tuple.protocol != IPPROTO_UDP))
 		return PASS;
 	reply = p.tuple;
@@ -341,8 +360,10 @@ int to_origin(struct __sk_buff *skb)
 	struct interface *in;
 
 	/* What it was learnt from has passed here. */
-	if (skb->tc_index == TAG_FAST)
+	if (skb->tc_index == TAG_FAST) {
+		skb->tc_index = 0;
 		return PASS;
+	}
 	s = get_settings();
 	if (s && is_planned(skb, s)) {
 		if (skb->tc_index && skb->protocol == be16(ETH_P_IP))
@@ -359,15 +380,17 @@ int to_origin(struct __sk_buff *skb)
 int from_origin(struct __sk_buff *skb)
 {
 	struct settings *s;
-	int result = take_fast_path(skb, REPLY);
+	int result;
 
+	/* Whatever tag came along. */
+	skb->tc_index = 0;
+	result = take_fast_path(skb, REPLY);
 	if (result)
 		return result;
 	s = get_settings();
 	/* From here on a mark of ours says "classified by from_client". */
 	if (s)
 		set_mark(skb, s, 0);
-	skb->tc_index = 0;
 	if (!answer_solicitation(skb))
 		return PASS;
 	count(REASON_NEIGHBOUR, 0);
@@ -397,7 +420,6 @@ int reap(struct __sk_buff *skb)
 		int state;
 		u64 *limit;
 		u32 source[4];
-		u16 source_port;
 
 		if (bpf_skb_load_bytes(skb, KEYS_AT + i * sizeof(key), &key, sizeof(key)) < 0)
 			break;
@@ -413,15 +435,15 @@ int reap(struct __sk_buff *skb)
 		    (mark == REAP_UNKNOWN && (!flow->replied || flow->seen + REAP_SETTLED < now))) {
 			give = flow->counted;
 			flow->counted = 0;
+			flow->closing = 1;
 			gone = true;
 		}
 		bpf_spin_unlock(&flow->lock);
 		if (!gone)
 			continue;
 		copy_address(source, flow->source);
-		source_port = flow->source_port;
+		unlearn(flow, &key);
 		flows.delete(&key);
-		delete_ways(&key, source, source_port);
 		if (give)
 			give_back(&key, source, false);
 		reaped++;

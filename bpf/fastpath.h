@@ -10,7 +10,7 @@
 
 enum {
 	TAG_FAST = 0xffff,       /* tc_index of a packet that has been rewritten here */
-	SPAN = 1 << 30,          /* bytes after which conntrack must see a packet: it compares sequence numbers modulo 2^32 */
+	MOST_BYTES = 1 << 30,    /* after which a way is learnt anew, before its counter overflows */
 	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
 	IP_VERSION_AND_LENGTH = 0x45,
@@ -55,6 +55,7 @@ struct glance {
 	u8 tos;
 	u16 check;               /* the transport's checksum */
 	u32 total;
+	u32 gso_size;
 	u32 segment;             /* bytes from the network header on, of one segment */
 	u32 sequence;
 	u32 ack;
@@ -71,6 +72,22 @@ union numbers {
 	};
 };
 
+/* An Ethernet frame has 60 bytes at least: what follows a shorter packet is nobody's. The kernel cuts it off, too. */
+static __always_inline void trim(struct __sk_buff *skb, u32 family)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 total;
+
+	if (skb->len != ETH_ZLEN || data + ETH_HLEN + NETWORK4 > end)
+		return;
+	if (family == IPV4)
+		total = be16(((struct iphdr *)(data + ETH_HLEN))->tot_len);
+	else
+		total = NETWORK6 + be16(((struct ipv6hdr *)(data + ETH_HLEN))->payload_len);
+	if (total >= NETWORK4 + sizeof(struct udphdr) && total < ETH_ZLEN - ETH_HLEN)
+		bpf_skb_change_tail(skb, ETH_HLEN + total, 0);
+}
+
 /* False: nothing for the fast path. */
 static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct glance *g)
 {
@@ -79,6 +96,7 @@ static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct gla
 	void *transport = data + ETH_HLEN + network;
 	u32 header = sizeof(struct udphdr);
 
+	g->gso_size = skb->gso_size;
 	if (transport + sizeof(struct udphdr) > end)
 		return false;
 	if (family == IPV4) {
@@ -123,7 +141,8 @@ static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct gla
 	} else if (g->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = transport;
 
-		if (network + be16(udp->len) != g->total || (family == IPV6 && !udp->check))
+		/* A tunnel's segments have inner headers, which nothing tells here. */
+		if (network + be16(udp->len) != g->total || (family == IPV6 && !udp->check) || g->gso_size)
 			return false;
 		g->sequence = 0;
 		g->ack = 0;
@@ -131,7 +150,7 @@ static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct gla
 	} else {
 		return false;
 	}
-	g->segment = skb->gso_size ? network + header + skb->gso_size : g->total;
+	g->segment = g->gso_size ? network + header + g->gso_size : g->total;
 	return true;
 }
 
@@ -143,13 +162,21 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
 	void *transport = data + ETH_HLEN + network;
 	bool tcp = g->protocol == IPPROTO_TCP;
-	u32 check_at = tcp ? CHECK_TCP : CHECK_UDP;
 	u16 before_port = direction == ORIGINAL ? g->from_port : g->to_port;
 	u64 before_sum = sum_address(direction == ORIGINAL ? g->from : g->to, family);
 	u64 other_sum = sum_address(direction == ORIGINAL ? g->to : g->from, family);
-	u32 address_change, port_change, sum;
+	u32 address_change, port_change, check_at, sum;
+	u16 *check;
 
-	if (transport + (tcp ? sizeof(struct tcphdr) : sizeof(struct udphdr)) > end)
+	/* One question, for the verifier of Linux 6.1 forgets the answer. */
+	if (tcp) {
+		check = transport + CHECK_TCP;
+		check_at = ETH_HLEN + network + CHECK_TCP;
+	} else {
+		check = transport + CHECK_UDP;
+		check_at = ETH_HLEN + network + CHECK_UDP;
+	}
+	if ((void *)(check + 1) > end || transport + sizeof(struct udphdr) > end)
 		return false;
 	address_change = fold16(sum_address(address, family) + (u16)~fold16(before_sum));
 	port_change = port + (u16)~before_port;
@@ -180,17 +207,16 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 		return true;  /* UDP without a checksum (RFC 768) */
 	/* Where the sender left the checksum to the device (CHECKSUM_PARTIAL), the field holds the sum of the
 	 * pseudo header. A program can't see that, but where it holds another number it is a checksum. */
-	if (!skb->gso_size &&
+	if (!g->gso_size &&
 	    g->check != fold16(before_sum + other_sum + be16(g->protocol) + be16(g->total - network))) {
 		sum = fold16((u16)~g->check + address_change + port_change);
 		sum = (u16)~sum;
-		*(u16 *)(transport + check_at) = !tcp && !sum ? 0xffff : sum;
+		*check = !tcp && !sum ? 0xffff : sum;
 		/* For a device that has summed up the whole packet (CHECKSUM_COMPLETE). IPv4's own checksum makes
 		 * up for its header's change. */
 		bpf_csum_update(skb, family == IPV4 ? (u16)~address_change : HOPS_DECREASED);
 		return true;
 	}
-	check_at += ETH_HLEN + network;
 	bpf_l4_csum_replace(skb, check_at, 0, address_change, BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0));
 	bpf_l4_csum_replace(skb, check_at, 0, port_change, tcp ? 0 : BPF_F_MARK_MANGLED_0);
 	return true;
@@ -224,8 +250,14 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	u32 until, first;
 	int i, index;
 
-	if (!f || !s || !glance(skb, family, &g))
+	if (!f || !s)
 		return 0;
+	trim(skb, family);
+	if (!glance(skb, family, &g))
+		return 0;
+	/* The way back is learnt from an answer that carries the port which it came to. */
+	if (direction == REPLY && g.to_port != TAG_FAST)
+		skb->tc_index = g.to_port;
 	index = direction == ORIGINAL ? set_of(f, family, g.from, g.to, g.from_port, g.to_port, g.protocol) :
 					set_of(f, family, g.to, g.from, g.to_port, g.from_port, g.protocol);
 	set = ways.lookup(&index);
@@ -240,8 +272,8 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	if (i == WAYS)
 		return 0;
 	until = *(volatile u32 *)&way->until;
-	if ((s32)(until - (u32)bpf_jiffies64()) <= 0 || !until || way->generation != (u16)f->generation ||
-	    g.segment > way->largest || way->bytes > SPAN)
+	if (!is_good(until, bpf_jiffies64(), f) || way->generation != (u16)f->generation ||
+	    g.segment > way->largest || way->bytes > MOST_BYTES)
 		return 0;
 	index = way->hop;
 	hop = hops.lookup(&index);

@@ -2,7 +2,8 @@
 /*
  * A flow's life, told as conntrack tells it, so that our counts and conntrack's are the same:
  * nf_conntrack_proto_tcp.c's states and its judgement of resets, nf_conntrack_proto_udp.c's streams. Windows are not
- * followed: of a fast flow conntrack sees only some packets, so it is told to be liberal (nf_conntrack_tcp_be_liberal).
+ * followed: of a fast flow conntrack sees only some packets, so it is told to be liberal (nf_conntrack_tcp_be_liberal,
+ * nf_conntrack_tcp_ignore_invalid_rst).
  */
 
 enum {
@@ -103,7 +104,6 @@ static __always_inline bool follows(const struct flow *flow, u32 kind, u32 direc
 
 /* How conntrack sees a reset. */
 enum reset {
-	UNBELIEVED,                  /* INVALID */
 	CHALLENGED,                  /* the state stays, until the peer has answered */
 	CHECKED,                     /* believed if its acknowledgement can be true */
 	BELIEVED,
@@ -119,8 +119,6 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	if (flow->has_acked & (1 << !direction) && flow->last != A_SYN) {
 		if (p->seq == 0 && !settled)
 			return CHECKED;
-		if (before(p->seq, flow->acked[!direction]))
-			return UNBELIEVED;
 		if (!settled || p->seq == flow->acked[!direction])
 			return CHECKED;
 		/* The last of a train of segments. */
@@ -216,8 +214,6 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 		next = ESTABLISHED;
 	if (s.kind == A_RESET) {
 		reset = judge_reset(flow, p, direction);
-		if (reset == UNBELIEVED)
-			return STAYS;
 		if (reset == CHALLENGED)
 			next = state;
 	}
@@ -226,6 +222,11 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	flow->last = s.kind;
 	flow->last_direction = direction;
 	flow->state = next;
+	/* With windows unknown a client could end its connection for us alone. It takes the origin to end a count
+	 * before its time, or a reset that the origin must believe. */
+	if (direction == REPLY ? s.kind == A_FIN || next == CLOSE :
+				 next == CLOSE && flow->has_acked & 1 << REPLY && p->seq == flow->acked[REPLY])
+		flow->notes |= ENDED_BY_PEER;
 	if (!flow->replied) {
 		if (s.kind == A_RESET)
 			return DIES;
@@ -253,7 +254,7 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 	bpf_spin_lock(&flow->lock);
 	if (p->tuple.protocol == IPPROTO_TCP) {
 		fate = track_tcp(flow, p, direction);
-		if (flow->counted && (fate == DIES || is_closed(flow->state))) {
+		if (flow->counted && (fate == DIES || (is_closed(flow->state) && flow->notes & ENDED_BY_PEER))) {
 			flow->counted = 0;
 			result = fate == DIES ? ENDED | FORGOTTEN : ENDED;
 		}
@@ -283,9 +284,14 @@ static __always_inline void pass_packet(struct __sk_buff *skb, struct flow *flow
 	__sync_fetch_and_add(&flow->packets[direction], segments);
 	__sync_fetch_and_add(&flow->bytes[direction], p->total);
 	result = track(flow, p, direction, now);
-	/* It may not have been believed, or was the opening. */
-	if (flow->closing && flow->state == ESTABLISHED)
-		flow->closing = 0;
+	/* It may not have been believed, or was the opening. Else a packet of the other direction may have said so, too
+	 * early. */
+	if (flow->state == ESTABLISHED) {
+		if (flow->closing)
+			flow->closing = 0;
+	} else if (closing) {
+		unlearn(flow, &p->tuple);
+	}
 	if (result & ENDED)
 		give_back(&p->tuple, flow->source, false);
 	if (result & FORGOTTEN)

@@ -7,14 +7,17 @@
 
 enum {
 	TAGS = 128,              /* packets on their way through the kernel at once, on one processor */
+	PASSING = 25,            /* jiffies that a packet's way may take */
 	HOP_TRIES = 8,
 	HOP_OUTLIVES = 1,        /* lifetimes that a hop is good for beyond its ways */
 	MACS = 12,
 };
 
-/* A packet of a flow on its way through the kernel, by its tag. */
+/* A packet of a flow on its way through the kernel, by its tag. Tags are given in sequence on all processors, so that
+ * one which leaves on another than it came on finds nothing. */
 struct passing {
 	u32 tag;
+	u32 since;               /* jiffies */
 	u32 generation;
 	struct flow_key flow;
 	u32 sequence;
@@ -23,7 +26,14 @@ struct passing {
 	u32 in;
 };
 BPF_PERCPU_ARRAY(passing, struct passing, TAGS);
-BPF_PERCPU_ARRAY(last_tag, u32, 1);
+BPF_ARRAY(last_tag, u64, 1);
+
+static __always_inline struct fast *get_seed(void)
+{
+	int zero = 0;
+
+	return fast.lookup(&zero);
+}
 
 /* Whether a flow's packets may take the fast path from now on. */
 static __always_inline bool is_learnable(const struct flow *flow, const struct flow_key *tuple)
@@ -37,7 +47,8 @@ static __always_inline void offer(struct __sk_buff *skb, const struct flow *flow
 {
 	struct fast *f = get_fast();
 	struct passing *one;
-	u32 *last, tag;
+	u64 *last;
+	u32 tag;
 	int index = 0;
 
 	if (!f || p->fragment || !is_learnable(flow, &p->tuple))
@@ -45,15 +56,13 @@ static __always_inline void offer(struct __sk_buff *skb, const struct flow *flow
 	last = last_tag.lookup(&index);
 	if (!last)
 		return;
-	tag = (*last + 1) & 0xffff;
-	if (!tag || tag == TAG_FAST)
-		tag = 1;
-	*last = tag;
+	tag = 1 + __sync_fetch_and_add(last, 1) % (TAG_FAST - 1);
 	index = tag % TAGS;
 	one = passing.lookup(&index);
 	if (!one)
 		return;
 	one->tag = tag;
+	one->since = bpf_jiffies64();
 	one->generation = f->generation;
 	one->flow = p->tuple;
 	one->sequence = p->seq;
@@ -63,50 +72,41 @@ static __always_inline void offer(struct __sk_buff *skb, const struct flow *flow
 	skb->tc_index = tag;
 }
 
-/* The flow's packets go the kernel's way again. */
-static __always_inline void unlearn_way(const struct fast *f, struct flow *flow, const struct flow_key *tuple,
+/* What was stored before is seen by others before anything is read after (a locked instruction). */
+static __always_inline void full_barrier(struct flow *flow)
+{
+	__sync_fetch_and_add(&flow->fast_packets[ORIGINAL], 0);
+}
+
+static __always_inline void unlearn_way(const struct fast *f, struct flow *flow, const struct flow_key *tuple, u16 port,
 					enum direction direction)
 {
 	struct way old = {};
 
-	if (!take_way(set_of_flow(f, tuple, flow->source, flow->source_port, direction), tuple, direction, &old))
+	if (!take_way(set_of_flow(f, tuple, flow->source, port, direction), tuple, direction, &old))
 		return;
 	add_up(flow, &old);
-	/* What was acknowledged past us tells a true reset from a forged one. */
+	/* The last that was acknowledged tells a true reset from a forged one. */
 	bpf_spin_lock(&flow->lock);
-	if (flow->has_acked & (1 << direction) && before(flow->acked[direction], old.acked))
-		flow->acked[direction] = old.acked;
+	flow->acked[direction] = old.acked;
+	flow->has_acked |= 1 << direction;
 	bpf_spin_unlock(&flow->lock);
 }
 
-static __always_inline struct fast *get_seed(void)
-{
-	int zero = 0;
-
-	return fast.lookup(&zero);
-}
-
+/* The flow's packets go the kernel's way again. */
 static __always_inline void unlearn(struct flow *flow, const struct flow_key *tuple)
 {
 	struct fast *f = get_seed();
+	u16 port;
 
-	if (!f || !flow->source_port)
+	full_barrier(flow);
+	port = flow->source_port;
+	if (!f || !port)
 		return;
-	unlearn_way(f, flow, tuple, ORIGINAL);
-	unlearn_way(f, flow, tuple, REPLY);
 	flow->source_port = 0;
-}
-
-/* The same for a flow that is no more. */
-static __always_inline void delete_ways(const struct flow_key *tuple, const u32 *source, u16 source_port)
-{
-	struct fast *f = get_seed();
-	struct way old = {};
-
-	if (!f || !source_port)
-		return;
-	take_way(set_of_flow(f, tuple, source, source_port, ORIGINAL), tuple, ORIGINAL, &old);
-	take_way(set_of_flow(f, tuple, source, source_port, REPLY), tuple, REPLY, &old);
+	full_barrier(flow);
+	unlearn_way(f, flow, tuple, port, ORIGINAL);
+	unlearn_way(f, flow, tuple, port, REPLY);
 }
 
 static __always_inline bool is_ethernet(u32 ifindex, enum role role)
@@ -157,22 +157,23 @@ static __always_inline int put_hop(const struct fast *f, const struct hop *hop, 
 	return -1;
 }
 
-/* True: the flow may still be learnt. Whoever ends it does so before he looks for its ways: one of both sees the
- * other. */
-static __always_inline bool is_still_learnable(const struct flow_key *tuple)
+/* True: the flow may still be learnt, with this port. Whoever ends it (`closing`), or another port, says so before
+ * he looks for its ways: one of both sees the other. */
+static __always_inline bool is_still_learnable(const struct flow_key *tuple, u16 port)
 {
 	struct flow *flow = flows.lookup((void *)tuple);
 
-	return flow && is_learnable(flow, tuple);
+	return flow && is_learnable(flow, tuple) && flow->source_port == port;
 }
 
 /* A packet of the flow is leaving, as it has become: enters its way. */
 static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, const struct glance *g, struct flow *flow,
-				  const struct flow_key *tuple, u32 in, u32 generation, enum direction direction)
+				  const struct flow_key *tuple, u16 port, u32 in, u32 generation,
+				  enum direction direction)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 now = bpf_jiffies64();
-	u32 set = set_of_flow(f, tuple, flow->source, flow->source_port, direction);
+	u32 set = set_of_flow(f, tuple, flow->source, port, direction);
 	struct hop hop = { .in = in, .out = skb->ifindex };
 	struct way way = {}, old = {};
 	int number;
@@ -188,7 +189,7 @@ static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, c
 	copy_address(way.origin, tuple->origin);
 	way.client_port = tuple->client_port;
 	way.origin_port = tuple->origin_port;
-	way.source_port = flow->source_port;
+	way.source_port = port;
 	way.slot = flow->slot;
 	way.until = now + f->lifetime ?: 1;
 	way.generation = generation;
@@ -198,8 +199,39 @@ static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, c
 	way.reason = direction == REPLY ? REASON_REPLY : flow->reason;
 	way.acked = g->ack;
 	put_way(f, set, tuple, &way, direction, now);
-	if (!is_still_learnable(tuple))
+	full_barrier(flow);
+	if (!is_still_learnable(tuple, port))
 		take_way(set, tuple, direction, &old);
+}
+
+/* conntrack has given the port to this flow: whose it was before has lost its entry there, and its ways go. */
+static __always_inline void evict(const struct fast *f, const struct flow_key *tuple, const struct flow *flow, u16 port)
+{
+	int i, index = set_of_flow(f, tuple, flow->source, port, REPLY);
+	struct way_set *set = ways.lookup(&index);
+	struct flow_key other;
+	struct flow *owner;
+	bool found = false;
+
+	if (!set)
+		return;
+	for (i = 0; i < WAYS; i++) {
+		struct way *way = &set->way[i];
+
+		if (way->until && way->reason == REASON_REPLY && way->source_port == port && way->slot == (u16)flow->slot &&
+		    way->origin_port == tuple->origin_port && is_equal(way->origin, tuple->origin) &&
+		    way->kind == kind_of(family_of(tuple->client), tuple->protocol) &&
+		    (way->client_port != tuple->client_port || !is_equal(way->client, tuple->client))) {
+			tuple_of(&other, way);
+			found = true;
+			break;
+		}
+	}
+	if (!found)
+		return;
+	owner = flows.lookup(&other);
+	if (owner)
+		unlearn(owner, &other);
 }
 
 /* In to_origin: what was offered has become this. */
@@ -217,19 +249,21 @@ static __always_inline void learn_way_out(struct __sk_buff *skb, u32 family)
 		return;
 	from->tag = 0;
 	tuple = &from->flow;
-	if (!is_ethernet(skb->ifindex, OUTSIDE) || !is_ethernet(from->in, INSIDE) || !glance(skb, family, &g))
+	if ((u32)bpf_jiffies64() - from->since > PASSING || family_of(tuple->client) != family ||
+	    !is_ethernet(skb->ifindex, OUTSIDE) || !is_ethernet(from->in, INSIDE) || !glance(skb, family, &g))
 		return;
 	flow = flows.lookup((void *)tuple);
 	/* A connection tracking helper may have changed its contents: then each packet must meet it. */
-	if (!flow || !is_equal_in(family, g.to, tuple->origin) ||
-	    !is_equal_in(family, g.from, flow->source) || g.to_port != tuple->origin_port ||
-	    g.protocol != tuple->protocol || g.sequence != from->sequence || g.ack != from->ack || g.total != from->total)
+	if (!flow || !is_equal_in(family, g.to, tuple->origin) || !is_equal_in(family, g.from, flow->source) ||
+	    g.to_port != tuple->origin_port || g.protocol != tuple->protocol || g.sequence != from->sequence ||
+	    g.ack != from->ack || g.total != from->total)
 		return;
 	if (flow->source_port != g.from_port) {
+		evict(f, tuple, flow, g.from_port);
 		unlearn(flow, tuple);
 		flow->source_port = g.from_port;
 	}
-	learn(skb, f, &g, flow, tuple, from->in, from->generation, ORIGINAL);
+	learn(skb, f, &g, flow, tuple, g.from_port, from->in, from->generation, ORIGINAL);
 }
 
 /* In to_client: an answer of this flow is leaving for its client. */
@@ -237,9 +271,10 @@ static __always_inline void learn_way_back(struct __sk_buff *skb, u32 family, st
 					   const struct flow_key *tuple)
 {
 	struct fast *f = get_fast();
+	u16 port = flow->source_port;
 	struct glance g = {};
 
-	if (f && flow->source_port && is_learnable(flow, tuple) && is_ethernet(skb->ingress_ifindex, OUTSIDE) &&
+	if (f && port && skb->tc_index == port && is_learnable(flow, tuple) && is_ethernet(skb->ingress_ifindex, OUTSIDE) &&
 	    is_ethernet(skb->ifindex, INSIDE) && glance(skb, family, &g))
-		learn(skb, f, &g, flow, tuple, skb->ingress_ifindex, f->generation, REPLY);
+		learn(skb, f, &g, flow, tuple, port, skb->ingress_ifindex, f->generation, REPLY);
 }

@@ -107,6 +107,7 @@ enum segment_kind { NOTHING, A_SYN, A_SYN_ACK, A_FIN, AN_ACK, A_RESET };
 enum note {
 	ASSURED = 1,             /* data has passed in both directions (IPS_ASSURED) */
 	SIMULTANEOUS = 4,        /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
+	ENDED_BY_PEER = 2,       /* the origin has sent a FIN or a reset, or a client's reset was in its place */
 	CHALLENGING = 8,         /* the next ACK may answer a SYN, not a FIN (IP_CT_EXP_CHALLENGE_ACK) */
 };
 

@@ -139,6 +139,14 @@ static __always_inline bool is_extension(u8 next)
 	       next == NEXTHDR_AUTH;
 }
 
+/* Bytes of an extension header that begins with these. */
+static __always_inline u32 extension_length(u8 kind, const u8 *header)
+{
+	if (kind == NEXTHDR_FRAGMENT)
+		return 8;
+	return kind == NEXTHDR_AUTH ? (header[1] + 2) * 4 : (header[1] + 1) * 8;
+}
+
 static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 {
 	struct ipv6hdr ip;
@@ -172,12 +180,8 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 			/* Offset 0 and nothing to follow is an atomic fragment (RFC 6946): a whole packet. */
 			p->fragment = (place & (IP6_OFFSET | IP6_MORE)) != 0;
 			p->later_fragment = (place & IP6_OFFSET) != 0;
-			offset += 8;
-		} else if (next == NEXTHDR_AUTH) {
-			offset += (header[1] + 2) * 4;
-		} else {
-			offset += (header[1] + 1) * 8;
 		}
+		offset += extension_length(next, header);
 		next = header[0];
 	}
 	if (is_extension(next) && !p->later_fragment)

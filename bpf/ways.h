@@ -89,6 +89,12 @@ static __always_inline u32 set_of_flow(const struct fast *f, const struct flow_k
 	return set_of(f, family, source, tuple->origin, source_port, tuple->origin_port, tuple->protocol);
 }
 
+/* Whether what is good `until` then is so now; not for what is so old that the clock has come round. */
+static __always_inline bool is_good(u32 until, u32 now, const struct fast *f)
+{
+	return until && until - now - 1 < f->lifetime;
+}
+
 static __always_inline struct guard *guard_of(u32 number)
 {
 	int index = number % GUARDS;
@@ -148,7 +154,7 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 	for (i = WAYS - 1; i >= 0; i--) {
 		struct way *there = &set->way[(first + i) & (WAYS - 1)];
 
-		if (!there->until || there->generation != f->generation || (s32)(there->until - now) <= 0)
+		if (!is_good(there->until, now, f) || there->generation != f->generation)
 			at = first + i;
 	}
 #pragma unroll
@@ -161,6 +167,8 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 		u32 largest = way->largest;
 
 		old = *there;
+		/* A reader takes equal ones for the same. */
+		until += until == old.until;
 		there->until = 0;
 		barrier();
 		if (is_equal(old.client, way->client) && old.generation == way->generation && old.hop == way->hop &&

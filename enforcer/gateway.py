@@ -403,6 +403,8 @@ class _Applier:
         bank = 1 - (int(current["bank"]) & BANK) if current is not None and current["ready"] else 0
         with Store(self.gateway.instance.facts_file) as store:
             switch = Switch(maps, bank, self.contents, store, fresh=self.fresh_maps)
+            # A way's address is its slot's: what is learnt must not outlive that. On again when all is done.
+            fast.switch(maps, on=False)
             # Last before the switch: a slot that goes is refused from here on.
             availability.refresh(maps, self.wanted)
             settings = np.zeros((), dtype=maps.settings.value)

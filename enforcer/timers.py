@@ -37,8 +37,9 @@ conntrack's clock runs from there, the file's from the last packet: so conntrack
 
 def settings(timers: Mapping[str, int]) -> dict[str, str]:
     """Values by the names of the settings, those of timers that ``timers`` has."""
-    # conntrack sees only some segments of a fast flow: its windows are of earlier ones.
-    found = {_CONNTRACK + "tcp_be_liberal": "1"}
+    # conntrack sees only some segments of a fast flow: its windows are of earlier ones, and so is what it
+    # compares a reset with.
+    found = {_CONNTRACK + "tcp_be_liberal": "1", _CONNTRACK + "tcp_ignore_invalid_rst": "1"}
     for names, more in ((_OF_FAST_FLOWS, REFRESH), (_OF_OTHERS, 0)):
         for timer, each in names.items():
             if timer in timers:
