@@ -102,9 +102,8 @@ class Daemon:
 
     def _take_up(self) -> None:
         """What is in force now, from availability to the files that the configuration names."""
-        # What was said before anybody listened, or about the maps before these.
-        self._relearning.relearn()
         self._keeping.refresh()
+        self._relearning.take_up()
         self._loop.call("expiry", self._expire())
         self._files.take_up()
         self._sources.take_up()

@@ -19,11 +19,17 @@ class Relearning:
         self._watch = watch
         self._enforced = enforced
         loop.watch(watch, self._on_events)
-        loop.task("relearn", self.relearn)
+        loop.task("relearn", self._relearn)
         loop.task("listen", self._listen)
 
-    def relearn(self) -> None:
-        """Makes all that was learnt stale."""
+    def take_up(self) -> None:
+        """On or off, as the configuration in force says: who was to change it may have been killed.
+
+        What was learnt is stale in any case: nobody has watched over these maps before.
+        """
+        fast.switch(self._enforced.maps, on=self._enforced.wanted.fast_path)
+
+    def _relearn(self) -> None:
         fast.relearn(self._enforced.maps)
 
     def _on_events(self) -> None:
@@ -32,7 +38,7 @@ class Relearning:
             return
         self._loop.unwatch(self._watch)
         self._loop.call("listen", _REST)
-        if not self._loop.guard(self.relearn):
+        if not self._loop.guard(self._relearn):
             self._loop.call("relearn", _REST)
 
     def _listen(self) -> None:

@@ -76,11 +76,12 @@ def _left(rows: np.ndarray, now: int) -> np.ndarray:
 
 
 def _are_good(maps: Maps, rows: np.ndarray, now: int) -> np.ndarray:
+    """As is_good() of bpf/ways.h, and of the generation in force."""
     fast = maps.fast.get(0)
-    generation = 0 if fast is None else int(fast["generation"])
-    if not generation:
+    if fast is None or not fast["generation"]:
         return np.zeros(len(rows), dtype=bool)
-    return (_left(rows, now) > 0) & (rows["generation"] == generation)
+    left = _left(rows, now)
+    return (left > 0) & (left <= int(fast["lifetime"])) & (rows["generation"] == fast["generation"])
 
 
 def _keys(maps: Maps, rows: np.ndarray) -> list[bytes]:

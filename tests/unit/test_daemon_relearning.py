@@ -48,7 +48,8 @@ class Machine:
         self.done: list[float] = []
         self.failures = 0
         self.maps = object()
-        enforced = cast(Any, SimpleNamespace(maps=self.maps))
+        self.wanted = SimpleNamespace(fast_path=True)
+        enforced = cast(Any, SimpleNamespace(maps=self.maps, wanted=self.wanted))
         self.relearning = Relearning(loop, cast(Any, events), enforced)
 
     def relearn(self, maps: object) -> None:
@@ -118,3 +119,15 @@ def test_an_event_that_could_not_be_heeded_is_not_lost(machine: Machine) -> None
     machine.events.happen()
     machine.run(5, lambda: not machine.done)
     assert len(machine.done) == 1
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_what_is_in_force_says_whether_it_is_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
+    """A process that was killed while it changed the gateway may have left it off."""
+    switched: list[tuple[object, bool]] = []
+    monkeypatch.setattr(relearning.fast, "switch", lambda maps, *, on: switched.append((maps, on)))
+    machine.wanted.fast_path = on
+    machine.relearning.take_up()
+    assert switched == [(machine.maps, on)]

@@ -119,6 +119,13 @@ def test_ways_by_flow(maps: Any) -> None:
     assert ways.count_fast(maps) == 2
 
 
+def test_what_is_so_old_that_the_clock_has_come_round(maps: Any) -> None:
+    fast.switch(maps, on=True)
+    learn(maps, flow(1) | {"left": fast.LIFETIME + 60})
+    assert not ways.by_flow(maps)[key(flow(1))].good
+    assert ways.count_fast(maps) == 0
+
+
 def test_one_good_direction_is_enough(maps: Any) -> None:
     fast.switch(maps, on=True)
     learn(maps, flow(1) | {"left": -1.0}, flow(1) | {"reason": REPLY})
@@ -152,7 +159,7 @@ def test_nothing_learnt(maps: Any) -> None:
 def test_a_full_table(maps: Any) -> None:
     fast.switch(maps, on=True)
     full = np.zeros(SETS, dtype=maps.ways.value)
-    full["way"]["until"] = jiffies() + 100000
+    full["way"]["until"] = jiffies() + round(3 / TICK)
     full["way"]["generation"] = maps.fast.get(0)["generation"]
     full["way"]["client"][..., 3] = np.arange(SETS * 4).reshape(SETS, 4)
     maps.ways.put_many(np.arange(SETS), full)
