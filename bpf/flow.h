@@ -7,6 +7,7 @@
  */
 
 enum {
+	IN_FLIGHT = 1 << 23,         /* bytes: more than a usual receive buffer (tcp_rmem) */
 	STREAM_AFTER = 2000000000,   /* ns after which an answered UDP flow is a stream */
 };
 
@@ -102,6 +103,17 @@ static __always_inline bool follows(const struct flow *flow, u32 kind, u32 direc
 	return flow->last == kind && flow->last_direction == direction;
 }
 
+static __always_inline bool was_established(u32 state)
+{
+	return state >= ESTABLISHED && state <= CLOSE;
+}
+
+/* A reset whose number the peer has acknowledged, or is still to: what is under way is less than IN_FLIGHT. */
+static __always_inline bool is_plausible(const struct flow *flow, const struct packet *p, u32 direction)
+{
+	return flow->has_acked & 1 << !direction && p->seq - flow->acked[!direction] < IN_FLIGHT;
+}
+
 /* How conntrack sees a reset. */
 enum reset {
 	CHALLENGED,                  /* the state stays, until the peer has answered */
@@ -119,10 +131,8 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	if (flow->has_acked & (1 << !direction) && flow->last != A_SYN) {
 		if (p->seq == 0 && !settled)
 			return CHECKED;
-		if (!settled || p->seq == flow->acked[!direction])
-			return CHECKED;
-		/* The last of a train of segments. */
-		if (follows(flow, AN_ACK, direction) && p->seq == flow->last_end)
+		/* conntrack wants it exact, or after a segment that it has seen: of a fast flow it has seen few. */
+		if (!settled || is_plausible(flow, p, direction))
 			return CHECKED;
 		verdict = CHALLENGED;
 	}
@@ -225,7 +235,7 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	/* With windows unknown a client could end its connection for us alone. It takes the origin to end a count
 	 * before its time, or a reset that the origin must believe. */
 	if (direction == REPLY ? s.kind == A_FIN || next == CLOSE :
-				 next == CLOSE && flow->has_acked & 1 << REPLY && p->seq == flow->acked[REPLY])
+				 next == CLOSE && (!was_established(state) || is_plausible(flow, p, direction)))
 		flow->notes |= ENDED_BY_PEER;
 	if (!flow->replied) {
 		if (s.kind == A_RESET)

@@ -155,7 +155,7 @@ def play(box: Box, wire: Wire, family: int, seed: int, port: int, wild: float) -
     opening: list[tuple[int, int | None]] = list(chance.choice(OPENINGS))
     log = [f"seed {seed}"]
     theirs: str | None = None
-    picked_up = False
+    picked_up = origin_spoke = False
     for _ in range(12):
         side, flags = opening.pop(0) if opening else (chance.randrange(2), None)
         if connection.translated is None:
@@ -173,8 +173,13 @@ def play(box: Box, wire: Wire, family: int, seed: int, port: int, wild: float) -
             f"window {sent.window} {'through' if came else 'stopped'}: conntrack {theirs}, ours {ours}, "
             f"counted {counted}, timeouts {timeouts}"
         )
+        origin_spoke |= bool(came and side and sent.flags & (FIN | RST))
+        if counted and {ours, theirs} <= {*OVER} and ours is not None and not origin_spoke:
+            return log, ENDED_ALONE
         if sent.flags & RST and (picked_up or wild) and before == "ESTABLISHED":
             return log, RESET_OUTSIDE_WINDOW
+        if sent.flags & RST and (before, theirs, ours) == ("ESTABLISHED", "ESTABLISHED", "CLOSE"):
+            return log, RESET_BEFORE_ITS_ACK
         if counted == (theirs not in OVER) and (ours == theirs or {ours, theirs} <= set(OVER)):
             picked_up = theirs is not None and (picked_up or (before is None and theirs == "ESTABLISHED"))
             if picked_up and theirs == "ESTABLISHED" and timeouts[1] - 1 == TRANSITORY:
@@ -204,10 +209,19 @@ COUNTED_FROM_THE_SYN = (
 DELETED_BY_THE_ORIGIN = (
     "a SYN of an origin's on a finished connection: conntrack forgets it, and the packet is dropped before us"
 )
-RESET_OUTSIDE_WINDOW = (
-    "a reset after ACKs outside any window, or of a connection picked up midway: conntrack hasn't noted such ACKs"
+RESET_OUTSIDE_WINDOW = "a reset after ACKs outside any window, or of a connection picked up midway: conntrack hasn't noted such ACKs"
+RESET_BEFORE_ITS_ACK = "a reset ahead of what was acknowledged: conntrack waits for the answer, we believe it"
+ENDED_ALONE = (
+    "a client's FINs and resets that its origin has said nothing to: they end no count before its time"
 )
-KNOWN = {"", RESET_OUTSIDE_WINDOW, COUNTED_FROM_THE_SYN, DELETED_BY_THE_ORIGIN}
+KNOWN = {
+    "",
+    ENDED_ALONE,
+    RESET_BEFORE_ITS_ACK,
+    RESET_OUTSIDE_WINDOW,
+    COUNTED_FROM_THE_SYN,
+    DELETED_BY_THE_ORIGIN,
+}
 
 
 @pytest.mark.rfc7857_2
