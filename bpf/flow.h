@@ -234,8 +234,9 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	flow->state = next;
 	/* With windows unknown a client could end its connection for us alone. It takes the origin to end a count
 	 * before its time, or a reset that the origin must believe. */
-	if (direction == REPLY ? s.kind == A_FIN || next == CLOSE :
-				 next == CLOSE && (!was_established(state) || is_plausible(flow, p, direction)))
+	if ((direction == REPLY && s.kind == A_FIN) ||
+	    (s.kind == A_RESET && next == CLOSE &&
+	     (direction == REPLY || !was_established(state) || is_plausible(flow, p, direction))))
 		flow->notes |= ENDED_BY_PEER;
 	if (!flow->replied) {
 		if (s.kind == A_RESET)
