@@ -53,11 +53,11 @@ def flows(source: Source) -> list[Row]:
                     "state": _state(flow),
                     "path": "fast" if fast.good else "kernel",
                     "packets": kernel_packets + fast_packets,
-                    "fast_packets": fast_packets,
-                    "kernel_packets": kernel_packets,
                     "bytes": int(flow["bytes"].sum() + flow["fast_bytes"].sum()) + fast.bytes,
                     "age": round((now - int(flow["created"])) / 1e9, 3),
                     "idle": idle if fast.idle is None else min(idle, round(fast.idle, 3)),
+                    "fast_packets": fast_packets,
+                    "kernel_packets": kernel_packets,
                 }
             )
     rows.sort(key=lambda row: row["age"])

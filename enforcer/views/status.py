@@ -43,7 +43,6 @@ def status(instance: Instance) -> dict[str, Any]:
         },
         "policies": len(config["policies"]),
         "flows": int(values["active"].sum()),
-        "fast_path": _fast_path(source.maps),
         "refused": sum(row["flows"] for row in tally if row["verdict"] == "refused"),
         "leaks_prevented": packets_of(tally, *LEAKS),
         "daemon_pid": pid,
@@ -55,6 +54,7 @@ def status(instance: Instance) -> dict[str, Any]:
         },
         "config_file": source.state.config_file,
         "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
+        "fast_path": _fast_path(source.maps),
     }
 
 
@@ -76,7 +76,6 @@ def _down(pid: int | None) -> dict[str, Any]:
             "egress_ips",
             "policies",
             "flows",
-            "fast_path",
             "refused",
             "leaks_prevented",
         )
@@ -89,4 +88,5 @@ def _down(pid: int | None) -> dict[str, Any]:
         "versions": versions,
         "config_file": None,
         "applied": None,
+        "fast_path": None,
     }

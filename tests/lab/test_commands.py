@@ -29,12 +29,12 @@ LIMIT = 40  # within reach of sockets, and beyond what the datagrams of all test
 # The contract's fields; more may follow them.
 FIELDS = {
     "status": "state since location interfaces proxy egress_ips policies flows refused leaks_prevented "
-    "daemon_pid versions",
+    "daemon_pid versions config_file applied fast_path",
     "policies": "precedence name enabled traffic egress fallback matched",
     "egress": "name location ipv4 ipv6 available active busiest_origin utilisation",
     "origins": "egress source_ip protocol origin_ip origin_port active limit utilisation peak total refused",
     "flows": "protocol client_ip client_port origin_ip origin_port egress source_ip source_port policy state "
-    "path packets bytes age idle",
+    "path packets bytes age idle fast_packets kernel_packets",
     "reasons": "reason packets flows",
     "explain": "verdict reason policy egress source_ip active limit",
     "plan": "",
@@ -121,7 +121,9 @@ def test_json_values_are_what_they_say(lab: Lab, gateway: Gateway) -> None:
     )
     live = [row for row in flows if row["state"] == "ESTABLISHED"]
     assert {row["policy"] for row in live if row["origin_ip"] in ORIGIN1.values()} == {"bank"}
-    assert all(row["source_port"] and row["path"] == "kernel" for row in live)
+    assert all(row["source_port"] and row["path"] in ("kernel", "fast") for row in live)
+    assert all(row["packets"] == row["fast_packets"] + row["kernel_packets"] for row in flows)
+    assert status["fast_path"]["on"] and 0 <= status["fast_path"]["flows"] <= len(flows)
     assert [row["age"] for row in flows] == sorted(row["age"] for row in flows)
     assert all(row["limit"] == LIMIT and row["utilisation"] == row["active"] / LIMIT for row in origins)
     table = lab.gw.run("conntrack", "-L", check=False).stdout
@@ -147,7 +149,7 @@ def test_json_values_are_what_they_say(lab: Lab, gateway: Gateway) -> None:
         ("policies", ("Policy", "bank", "net.dst.ip in {198.18.1.0/24", "nyc-1", "lax-2")),
         ("egress", ("Egress", "203.0.113.10", "2001:db8:1::/64", "yes", "no", ":9000")),
         ("origins", ("Source", "198.18.1.10", "2001:db8:a1::10", " %")),
-        ("flows", ("Client", "10.0.1.2", "fd00:1::2", "ESTABLISHED", "kernel")),
+        ("flows", ("Client", "10.0.1.2", "fd00:1::2", "ESTABLISHED", "Path")),
         ("reasons", ("Reason", "unavailable", "a policy names this egress IP")),
         ("plan", ("nothing to do",)),
     ],
@@ -294,7 +296,7 @@ def test_completion_completes() -> None:
         )
         return {line.partition(",")[2] for line in done.stdout.splitlines()}
 
-    assert complete("re") == {"reload", "reasons"}
+    assert complete("re") == {"reload", "relearn", "reasons"}
     assert {"--src", "--dst", "--dport"} <= complete("explain", "--")
     assert complete("explain", "--protocol", "") == {"tcp", "udp", "icmp"}
 
