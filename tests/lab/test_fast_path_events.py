@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transfer import Transfer
+from transfer import PATIENCE, PORT, Transfer
 from truth import agree, look, running, wait_for
 
 from enforcer.datapath import fast
@@ -93,10 +95,11 @@ def generation(gateway: Gateway) -> int:
 
 
 @contextmanager
-def stale_at_once(gateway: Gateway, pair: list[Transfer]) -> Iterator[None]:
-    """Whatever happens in here makes all stale; before, everything is learnt anew."""
-    gateway.run("relearn")
-    on_fast_path(gateway, pair)
+def stale_at_once(gateway: Gateway, pair: list[Transfer], *, fresh: bool = True) -> Iterator[None]:
+    """Whatever happens in here makes all stale; before, if ``fresh``, everything is learnt anew."""
+    if fresh:
+        gateway.run("relearn")
+        on_fast_path(gateway, pair)
     # The daemon may have been told late of what came before.
     time.sleep(0.3)
     before = generation(gateway)
@@ -188,6 +191,51 @@ def test_a_route_leads_elsewhere(gateway: Gateway) -> None:
                 for line in lines:
                     lab.gw.run("ip", *line.split())
             ends(lambda left=left: arrived(lab.net, left), left)
+        on_fast_path(gateway, pair)
+
+
+def test_an_event_is_heeded_while_a_reload_is_under_way(gateway: Gateway) -> None:
+    """However long that takes: the process that applies the file is stopped in the middle."""
+    lab = gateway.lab
+    with transfers(gateway, "origin2", ORIGIN2) as pair, ThreadPoolExecutor(1) as pool:
+        gateway.run("relearn")
+        on_fast_path(gateway, pair)
+        reload = pool.submit(gateway.reload)
+        wait_for(lambda: bool(children(gateway)), "a reload")
+        (applying,) = children(gateway)
+        os.kill(applying, signal.SIGSTOP)
+        try:
+            with stale_at_once(gateway, pair, fresh=False):
+                lab.gw.ip(*(f"route replace {TO_ORIGIN2[family]} via {NEXT[family]}" for family in (4, 6)))
+            ends(lambda: arrived(lab.net, "gw1"), "gw1")
+            lab.gw.ip(*(f"route replace {TO_ORIGIN2[family]} via {NEXT1[family]}" for family in (4, 6)))
+        finally:
+            os.kill(applying, signal.SIGCONT)
+        assert reload.result(PATIENCE) == "nothing changed\n"
+
+
+def children(gateway: Gateway) -> list[int]:
+    """The processes that the daemon has started."""
+    return [int(pid) for pid in Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()]
+
+
+# --- nftables
+
+
+def test_somebody_forbids_it(gateway: Gateway) -> None:
+    """In a table of his own, which the fast path knows nothing of; when it is gone they go on."""
+    lab = gateway.lab
+    rules = f"""table inet others {{
+        chain forward {{
+            type filter hook forward priority 0
+            tcp dport {PORT} drop
+        }}
+    }}"""
+    with transfers(gateway, "origin1", ORIGIN1) as pair:
+        with stale_at_once(gateway, pair):
+            lab.gw.run("nft", "-f", "-", text=rules)
+        ends(lambda: arrived(lab.origin1, "eth0"), "to the origin")
+        lab.gw.run("nft", "delete", "table", "inet", "others")
         on_fast_path(gateway, pair)
 
 
