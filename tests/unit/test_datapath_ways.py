@@ -96,7 +96,7 @@ def test_the_kernels_clock() -> None:
     before = jiffies()
     time.sleep(0.1)
     assert 0.09 / TICK < (jiffies() - before) & 0xFFFFFFFF < 10 / TICK
-    assert TICK in (0.001, 0.004, 0.01, 1 / 300)
+    assert round(1 / TICK) in (100, 250, 300, 1000)
 
 
 def test_ways_by_flow(maps: Any) -> None:

@@ -1,0 +1,85 @@
+"""`flows`: what the kernel's way and the fast path have counted, together and apart."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enforcer.datapath.address import words
+from enforcer.datapath.ways import Learnt
+from enforcer.views import flows as views
+
+KEY = np.dtype(
+    [
+        ("client", "<u4", 4),
+        ("origin", "<u4", 4),
+        ("client_port", "<u2"),
+        ("origin_port", "<u2"),
+        ("protocol", "u1"),
+        ("pad", "u1", 3),
+    ]
+)
+FLOW = np.dtype(
+    [
+        *((name, "<u4") for name in ("slot", "policy")),
+        ("source", "<u4", 4),
+        *((name, "<u8") for name in ("created", "seen")),
+        *((name, "<u8", 2) for name in ("packets", "bytes", "fast_packets", "fast_bytes")),
+        *((name, "u1") for name in ("state", "replied")),
+    ]
+)
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, learnt: Learnt | None, family: int = 4) -> dict[str, Any]:
+    """The row of one flow, seen three seconds ago, of which so much is learnt."""
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    key, value = np.zeros(1, dtype=KEY), np.zeros(1, dtype=FLOW)
+    key["client"] = words(ip_address("10.0.1.2" if family == 4 else "fd00:1::2"))
+    key["origin"] = words(ip_address("198.18.1.10" if family == 4 else "2001:db8:a1::10"))
+    key["protocol"] = 6
+    value["source"] = key["origin"]
+    value["created"], value["seen"] = now - 60 * 10**9, now - 3 * 10**9
+    value["packets"], value["bytes"] = [3, 4], [300, 400]
+    value["fast_packets"], value["fast_bytes"] = [10, 20], [1000, 2000]
+    value["state"], value["replied"] = 4, 1
+    source: Any = SimpleNamespace(
+        maps=SimpleNamespace(flows=SimpleNamespace(chunks=lambda: [(key, value)])),
+        egress_names={0: "shared"},
+        policy_names={},
+    )
+    found = {} if learnt is None else {key[0].tobytes(): learnt}
+    monkeypatch.setattr(views.ways, "by_flow", lambda _: found)
+    monkeypatch.setattr(views.conntrack, "entries", lambda: iter(()))
+    (row,) = views.flows(source)
+    return row
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_flow_that_nothing_is_learnt_of(monkeypatch: pytest.MonkeyPatch, family: int) -> None:
+    row = shown(monkeypatch, None, family)
+    assert (row["path"], row["state"]) == ("kernel", "ESTABLISHED")
+    assert (row["packets"], row["fast_packets"], row["kernel_packets"], row["bytes"]) == (37, 30, 7, 3700)
+    assert row["idle"] == pytest.approx(3, abs=1)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_what_ways_have_carried_counts(monkeypatch: pytest.MonkeyPatch, good: bool) -> None:
+    row = shown(monkeypatch, Learnt(5, 50, good, 0.25))
+    assert row["path"] == ("fast" if good else "kernel")
+    assert (row["packets"], row["fast_packets"], row["kernel_packets"], row["bytes"]) == (42, 35, 7, 3750)
+    assert row["idle"] == 0.25
+
+
+def test_a_way_that_has_carried_nothing_does_not_make_it_younger(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = shown(monkeypatch, Learnt(0, 0, good=True, idle=None))
+    assert row["path"] == "fast"
+    assert row["idle"] == pytest.approx(3, abs=1)
+
+
+def test_a_way_that_was_used_before_the_last_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, Learnt(5, 50, good=False, idle=20.0))["idle"] == pytest.approx(3, abs=1)
