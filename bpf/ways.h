@@ -89,10 +89,11 @@ static __always_inline u32 set_of_flow(const struct fast *f, const struct flow_k
 	return set_of(f, family, source, tuple->origin, source_port, tuple->origin_port, tuple->protocol);
 }
 
-/* Whether what is good `until` then is so now; not for what is so old that the clock has come round. */
+/* Whether what is good `until` then is so now; not for what is so old that the clock has come round. What is learnt
+ * twice within a jiffy is good for one more. */
 static __always_inline bool is_good(u32 until, u32 now, const struct fast *f)
 {
-	return until && until - now - 1 < f->lifetime;
+	return until && until - now - 1 <= f->lifetime;
 }
 
 static __always_inline struct guard *guard_of(u32 number)
