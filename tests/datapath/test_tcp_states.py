@@ -209,7 +209,9 @@ COUNTED_FROM_THE_SYN = (
 DELETED_BY_THE_ORIGIN = (
     "a SYN of an origin's on a finished connection: conntrack forgets it, and the packet is dropped before us"
 )
-RESET_OUTSIDE_WINDOW = "a reset after ACKs outside any window, or of a connection picked up midway: conntrack hasn't noted such ACKs"
+RESET_OUTSIDE_WINDOW = (
+    "a reset after ACKs outside any window, or of a connection picked up midway: conntrack has not noted them"
+)
 RESET_BEFORE_ITS_ACK = "a reset ahead of what was acknowledged: conntrack waits for the answer, we believe it"
 ENDED_ALONE = (
     "a client's FINs and resets that its origin has said nothing to: they end no count before its time"

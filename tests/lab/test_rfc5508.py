@@ -227,6 +227,27 @@ def test_rfc5508_req5_an_error_from_inside_leaves_in_the_flows_words(
 
 
 @families
+def test_rfc5508_req5_an_error_whose_quotation_has_extension_headers(
+    enforced: Gateway, flow: tuple[socket.socket, tuple[str, int]], family: int
+) -> None:
+    """Or, in IPv4, options."""
+    from scapy.layers.inet import UDP as Udp
+    from scapy.layers.inet import IPOption_NOP
+    from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
+
+    lab, (client, peer) = enforced.lab, flow
+    content = Udp(sport=PORT, dport=client.getsockname()[1]) / b"y"
+    if family == 4:
+        body = packet(ORIGIN1[4], CLIENT[4], content, options=[IPOption_NOP()] * 4)
+    else:
+        body = packet(ORIGIN1[6], CLIENT[6], IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / content)
+    with outside(lab) as sent:
+        send(lab.client, icmp(CLIENT[family], ORIGIN1[family], TIME_EXCEEDED[family], body))
+        assert kinds(sent, family, 1) == [TIME_EXCEEDED[family]]
+        assert sent.sources() == {peer[0]: 1}
+
+
+@families
 def test_rfc5508_req5_an_error_from_inside_about_no_flow_does_not_leave(
     enforced: Gateway, lab: Lab, family: int
 ) -> None:
