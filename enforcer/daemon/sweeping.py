@@ -64,8 +64,8 @@ class Sweeping:
         if len(suspects):
             unknown = conntrack.missing([_tuple(key) for key in suspects])
             sweep.reap(pins, suspects[unknown], unknown=True)
-        # Hours too long they would hold their ports. One that has spoken just now is still there.
-        over = [key for key in found.midway if maps.flows.get(key) is None]
+        # They would hold their ports for hours. One that has spoken just now is still there.
+        over = [key for key in found.outlived if maps.flows.get(key) is None]
         if over:
             conntrack.delete([_tuple(key) for key in over])
         if len(found.unanswered) <= _ASK_UNANSWERED:

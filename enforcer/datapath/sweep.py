@@ -26,7 +26,7 @@ _QUIET = 5.0
 _FORGET_AFTER = 600.0
 EVERY = 2
 """Mark of a run of `reap` that asks nothing (REAP_EVERY)."""
-_ESTABLISHED = 4  # enum state of bpf/maps.h
+_ESTABLISHED, _CLOSE = 4, 9  # enum state of bpf/maps.h
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Sweep:
     """Keys of young unanswered flows: conntrack may never have taken them up."""
     idle: np.ndarray
     """Keys of some of the flows that were silent for a while: conntrack may have dropped them since."""
-    midway: np.ndarray
-    """Keys of idle connections that were picked up midway and never answered: established, to conntrack."""
+    outlived: np.ndarray
+    """Keys of idle connections that conntrack may keep for longer: picked up midway and never answered, or
+    ended by a reset that fits what only the fast path has seen. It takes either for established."""
     seconds: float
 
 
@@ -55,7 +56,7 @@ def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, samp
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     total = reaped = 0
     nobody = np.empty(0, dtype=maps.flows.key)
-    unanswered, idle, midway = [nobody], [nobody], [nobody]
+    unanswered, idle, outlived = [nobody], [nobody], [nobody]
     limits = timeouts.astype(np.int64)
     for keys, flows in maps.flows.chunks():
         total += len(keys)
@@ -63,7 +64,9 @@ def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, samp
         expired = silent > limits[flows["timeout"]]
         if expired.any():
             reaped += reap(pins, keys[expired])
-            midway.append(keys[expired & (flows["state"] == _ESTABLISHED) & (flows["replied"] == 0)])
+            midway = (flows["state"] == _ESTABLISHED) & (flows["replied"] == 0)
+            reset = (flows["state"] == _CLOSE) & flows["fast_packets"].any(axis=1)
+            outlived.append(keys[expired & (midway | reset)])
         counted = ~expired & (flows["counted"] == 1)
         created = flows["created"].astype(np.int64)
         young = (created > asked_since * 1e9) & (now - created > _SETTLED * 1e9)
@@ -75,7 +78,7 @@ def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, samp
         reaped,
         np.concatenate(unanswered),
         asked,
-        np.concatenate(midway),
+        np.concatenate(outlived),
         time.monotonic() - began,
     )
 

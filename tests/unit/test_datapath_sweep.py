@@ -21,9 +21,10 @@ FLOW = np.dtype(
         ("replied", "u1"),
         ("state", "u1"),
         ("pad", "u1", 4),
+        ("fast_packets", "<u8", 2),
     ]
 )
-ESTABLISHED, FIN_WAIT = 4, 5
+ESTABLISHED, FIN_WAIT, CLOSE = 4, 5, 9
 TIMEOUTS = (np.array([10, 100, 5]) * 1e9).astype("<u8")
 
 
@@ -39,6 +40,7 @@ class Flows:
             value["timeout"] = row.get("timeout", 1)
             value["counted"], value["replied"] = row.get("counted", 1), row.get("replied", 1)
             value["state"] = row.get("state", ESTABLISHED)
+            value["fast_packets"] = [0, row.get("fast", 0)]
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(self.values), 2):
@@ -118,8 +120,20 @@ def test_connections_picked_up_midway_are_named_when_they_are_over(reaped: list[
         {"idle": 11, "timeout": 0, "replied": 0},
     ]
     found = run(rows)
-    assert found.midway.tolist() == [0, 4]
+    assert found.outlived.tolist() == [0, 4]
     assert reaped == [0, 2, 3, 4]
+
+
+def test_connections_reset_past_conntrack_are_named_when_they_are_over(reaped: list[int]) -> None:
+    """It believes no reset that fits what it hasn't seen, and refreshes them for each late segment."""
+    rows: list[dict[str, float]] = [
+        {"idle": 11, "timeout": 0, "state": CLOSE, "fast": 1},
+        {"idle": 9, "timeout": 0, "state": CLOSE, "fast": 1},
+        {"idle": 11, "timeout": 0, "state": CLOSE},
+        {"idle": 11, "timeout": 0, "fast": 1},
+    ]
+    assert run(rows).outlived.tolist() == [0]
+    assert reaped == [0, 2, 3]
 
 
 def test_seen_after_the_sweep_began(reaped: list[int]) -> None:
@@ -132,4 +146,4 @@ def test_nothing_to_sweep(reaped: list[int]) -> None:
     found = run([])
     assert (found.flows, found.reaped) == (0, 0)
     assert found.unanswered.dtype == Flows.key and not len(found.unanswered)
-    assert found.midway.dtype == Flows.key and not len(found.midway)
+    assert found.outlived.dtype == Flows.key and not len(found.outlived)

@@ -1,4 +1,4 @@
-"""Connections that are picked up midway: a client goes on with one that nobody here has seen begin."""
+"""Connections of which conntrack has not seen what it takes: their beginning, or what a reset fits."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import itertools
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from socket import IPPROTO_RAW, SOCK_RAW
 
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
+from transfer import PORT, Transfer
 from truth import counted, families, inject, look, running, total, tracked, wait_for
 from versions import impatient
 
+from enforcer.lab.clients import family_of
 from enforcer.lab.gateway import Gateway
-from enforcer.lab.topology import CLIENT, Lab
+from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
+from enforcer.views.flows import flows
 from enforcer.views.source import Source
 
 NOBODY = {4: "198.18.1.99", 6: "2001:db8:a1::99"}
-TRANSITORY = 1
+TRANSITORY, CLOSE = 1, 5
 _ports = itertools.count(40000)
 
 
@@ -27,7 +32,9 @@ _ports = itertools.count(40000)
 def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Only what is not established is forgotten soon."""
     version = impatient(tmp_path_factory.mktemp("version"))
-    with running(lab, lab.config(timers={"tcp_transitory": TRANSITORY}), version) as gateway:
+    with running(
+        lab, lab.config(timers={"tcp_transitory": TRANSITORY, "tcp_close": CLOSE}), version
+    ) as gateway:
         yield gateway
 
 
@@ -45,7 +52,7 @@ def _mac(source: Source, interface: str) -> str:
 
 
 @families
-def test_nobody_answers(enforced: Gateway, family: int) -> None:
+def test_picked_up_midway_and_nobody_answers(enforced: Gateway, family: int) -> None:
     """To conntrack it is established, and would hold its port for hours although it counts no more."""
     lab, port, before = enforced.lab, next(_ports), total(enforced)
     acknowledge(enforced, family, port, 1000)
@@ -59,7 +66,7 @@ def test_nobody_answers(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_the_client_goes_on(enforced: Gateway, family: int) -> None:
+def test_picked_up_midway_and_the_client_goes_on(enforced: Gateway, family: int) -> None:
     """What is not idle is not forgotten."""
     lab, port, before = enforced.lab, next(_ports), total(enforced)
     acknowledge(enforced, family, port, 1000)
@@ -72,3 +79,30 @@ def test_the_client_goes_on(enforced: Gateway, family: int) -> None:
         time.sleep(0.2)
     assert total(enforced) == before + 1
     wait_for(lambda: not counted(enforced) and not tracked(lab), "both forgotten")
+
+
+@families
+def test_a_reset_of_a_fast_connection(enforced: Gateway, family: int) -> None:
+    """conntrack doesn't believe it, and keeps the connection for hours after a late segment."""
+    lab = enforced.lab
+    with Transfer(lab.client, lab.origin1, ORIGIN1[family], 1 << 20) as transfer:
+        wait_for(lambda: any(row["fast_packets"] > 100 for row in look(enforced, flows)), "the fast path")
+        (row,) = (row for row in look(enforced, flows) if row["client_port"] == transfer.client_port)
+    wait_for(lambda: not counted(enforced), "the count given back")
+    with silent(lab), closing(lab.origin1.socket(family_of(ORIGIN1[family]), SOCK_RAW, IPPROTO_RAW)) as raw:
+        network = (IP if family == 4 else IPv6)(src=ORIGIN1[family], dst=row["source_ip"])
+        late = TCP(sport=PORT, dport=row["source_port"], flags="A", seq=1, ack=1)
+        raw.sendto(bytes(network / late), (row["source_ip"], 0))
+        said = lab.gw.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp").stdout
+        assert "ESTABLISHED" in said and int(said.split()[2]) > 7000
+        wait_for(lambda: not tracked(lab), "its port free")
+
+
+@contextmanager
+def silent(lab: Lab) -> Iterator[None]:
+    """The client resets nothing any more."""
+    lab.client.run("nft", "add table inet silence")
+    lab.client.run("nft", "add chain inet silence output { type filter hook output priority 0; }")
+    lab.client.run("nft", "add rule inet silence output tcp flags rst drop")
+    yield
+    lab.client.run("nft", "delete table inet silence")
