@@ -54,6 +54,8 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
 def transfers(gateway: Gateway, origin: str, addresses: dict[int, str]) -> Iterator[list[Transfer]]:
     """One in each family, on the fast path; at the end each must have arrived, and the counts be right."""
     lab = gateway.lab
+    # A transfer that failed was reset, which conntrack may not have believed.
+    lab.gw.run("conntrack", "-F")
     with ExitStack() as stack:
         pair = [
             stack.enter_context(Transfer(lab.client, lab.namespaces[origin], address, LEAST))
