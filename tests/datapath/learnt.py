@@ -1,0 +1,215 @@
+"""A flow through a box that has been learnt, and what becomes of packets with the fast path and without."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+
+import numpy as np
+
+from enforcer.datapath import fast
+from enforcer.datapath.address import pack
+
+from . import frames as made
+from .box import CLIENT, CLIENT_MAC, MAC, ORIGIN, ROUTER_MAC, Box
+from .frames import Ends, Packet
+from .wire import _ADDRESS, _NEIGHBOUR, ACK, SYN, Wire, _mac
+
+TCP, UDP = 6, 17
+REPLY = 50  # the reason that ways of answers carry (bpf/reasons.h)
+LARGEST = 1500
+_PACKET_VNET_HDR = 15  # linux/if_packet.h
+PLAIN = bytes(10)
+"""A virtio_net_hdr that asks for nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of the gateway for one packet: (far, near) frames, each with its virtio header."""
+
+    far: list[bytes]
+    near: list[bytes]
+    fast: int = 0
+    """Packets that the way counted."""
+
+
+@dataclass
+class Way:
+    """Where a direction of the flow stands in the table."""
+
+    set: int
+    place: int
+
+
+class OffloadWire(Wire):
+    """A wire whose frames carry a virtio_net_hdr: offloads of checksums and segmentation can be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for end in (self.client, self.origin):
+            end.setsockopt(263, _PACKET_VNET_HDR, 1)  # SOL_PACKET
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+
+    def put(self, back: bool, frames: list[bytes], header: bytes = PLAIN) -> Outcome:
+        """Put frames on one end; what came out at both."""
+        near, far = (self.origin, self.client) if back else (self.client, self.origin)
+        self.taken(near)
+        self.taken(far)
+        for frame in frames:
+            near.send(header + frame)
+        # A busy processor may have left work for later.
+        returned = self.ask("out0" if back else "in0", near)
+        return Outcome(self.taken(far), returned)
+
+    def ask(self, interface: str, near: socket.socket) -> list[bytes]:
+        """As settle(): what came before the answer to an ARP request."""
+        mac, asker, asked = _mac(MAC[interface]), _NEIGHBOUR[interface], _ADDRESS[interface]
+        question = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + mac[:5] + b"\x99" + asker + bytes(6) + asked
+        near.send(PLAIN + mac + mac[:5] + b"\x99" + b"\x08\x06" + question)
+        near.settimeout(10)
+        found: list[bytes] = []
+        try:
+            while True:
+                frame, where = near.recvfrom(1 << 17)
+                if where[2] == socket.PACKET_OUTGOING:
+                    continue
+                if frame[22:24] == b"\x08\x06":
+                    return found
+                found.append(frame)
+        finally:
+            near.setblocking(False)
+
+    @staticmethod
+    def taken(end: socket.socket) -> list[bytes]:
+        found: list[bytes] = []
+        while True:
+            try:
+                frame, where = end.recvfrom(1 << 17)
+            except BlockingIOError:
+                return found
+            if where[2] != socket.PACKET_OUTGOING:
+                found.append(frame)
+
+
+@dataclass
+class Learnt:
+    """An established flow of the client's to the origin."""
+
+    box: Box
+    wire: OffloadWire
+    family: int
+    protocol: int
+    client_port: int
+    origin_port: int = 443
+    translated: tuple[bytes, int] = (b"", 0)
+    ways: dict[bool, Way] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fast.switch(self.box.maps, on=False)
+        first = Packet(tcp_flags=SYN, sequence=999)
+        assert self.put(first).far
+        answer = Packet(back=True, tcp_flags=SYN | ACK, sequence=1999, acknowledgement=1000)
+        assert self.put(answer).far
+        if self.protocol == TCP:
+            assert self.put(Packet(sequence=1000, acknowledgement=2000)).far
+
+    def ends(self, back: bool) -> Ends:
+        client, origin = (ip_address(one[self.family]).packed for one in (CLIENT, ORIGIN))
+        ports = self.client_port, self.origin_port
+        if not back:
+            return Ends(client, origin, ports, self.protocol, _mac(CLIENT_MAC), _mac(MAC["in0"]))
+        address, port = self.translated
+        return Ends(
+            origin, address, (self.origin_port, port), self.protocol, _mac(ROUTER_MAC), _mac(MAC["out0"])
+        )
+
+    def placed(self, packet: Packet) -> Packet:
+        """Sequence numbers are relative to where the connection stands."""
+        if packet.tcp_flags & SYN:
+            return packet
+        mine, theirs = (2000, 1000) if packet.back else (1000, 2000)
+        return replace(
+            packet, sequence=packet.sequence + mine, acknowledgement=packet.acknowledgement + theirs
+        )
+
+    def put(self, packet: Packet) -> Outcome:
+        """Send it as it is."""
+        outcome = self.wire.put(packet.back, made.frames(packet, self.ends(packet.back)))
+        if outcome.far and packet.tcp_flags & SYN and not packet.back:
+            self._note_translation(outcome.far[0][24:])
+        return outcome
+
+    def _note_translation(self, packet: bytes) -> None:
+        """A connection that is opened anew has a port of its own."""
+        at, ports = (12, 20) if self.family == 4 else (8, 40)
+        size = 4 if self.family == 4 else 16
+        self.translated = packet[at : at + size], int.from_bytes(packet[ports : ports + 2], "big")
+
+    def full(self, back: bool, size: int = LARGEST) -> Packet:
+        """An ordinary packet of so many bytes."""
+        empty = Packet(back=back)
+        return self.placed(Packet(back=back, payload=size - made.length(empty, self.ends(back))))
+
+    def learn(self, size: int = LARGEST) -> None:
+        """Have both directions learnt anew from packets of this size."""
+        fast.switch(self.box.maps, on=True)
+        for back in (False, True):
+            assert self.put(self.full(back, size)).far
+        self.ways = self._find()
+        assert self.ways.keys() == {False, True}, "not learnt"
+
+    def switch_on(self) -> None:
+        """Let the flow be learnt as it comes."""
+        fast.switch(self.box.maps, on=True)
+
+    def forget(self) -> None:
+        """Leave everything to the kernel."""
+        fast.switch(self.box.maps, on=False)
+
+    def _find(self) -> dict[bool, Way]:
+        current = self.box.maps.fast.get(0)
+        assert current is not None
+        _, sets = self.box.maps.ways.items()
+        ways = sets["way"]
+        client = pack(ip_address(CLIENT[self.family]))
+        mine = (
+            (ways["until"] != 0)
+            & (ways["generation"] == current["generation"])
+            & (ways["client_port"] == socket.htons(self.client_port))
+            & (ways["kind"] & 0x7F == self.protocol)
+            & (ways["client"].view("u1").reshape(*ways.shape, 16) == np.frombuffer(client, "u1")).all(axis=-1)
+        )
+        found = {}
+        for index, place in zip(*np.nonzero(mine), strict=True):
+            found[int(ways[index, place]["reason"]) == REPLY] = Way(int(index), int(place))
+        return found
+
+    def fast_packets(self, back: bool) -> int:
+        """All that this direction has sent along its ways."""
+        way = self.ways[back]
+        ways, flow = self.box.maps.ways.get(way.set), self.box.maps.flows.get(self.key())
+        assert ways is not None
+        assert flow is not None
+        return int(flow["fast_packets"][int(back)]) + int(ways["way"][way.place]["packets"])
+
+    def key(self) -> np.ndarray:
+        key = np.zeros((), dtype=self.box.maps.flows.key)
+        client, origin = (
+            np.frombuffer(pack(ip_address(one[self.family])), "<u4") for one in (CLIENT, ORIGIN)
+        )
+        key["client"], key["origin"] = client, origin
+        key["client_port"], key["origin_port"] = (
+            socket.htons(self.client_port),
+            socket.htons(self.origin_port),
+        )
+        key["protocol"] = self.protocol
+        return key
+
+    def watched(self, packet: Packet) -> Outcome:
+        """Send it, and tell whether it took the fast path."""
+        before = self.fast_packets(packet.back)
+        outcome = self.put(packet)
+        return Outcome(outcome.far, outcome.near, self.fast_packets(packet.back) - before)

@@ -1,0 +1,167 @@
+"""TCP connections that end anyhow amid fast packets: with the fast path and without, all is the same.
+
+Each life is led twice, by two connections of one gateway: what comes out at the other side, the flow's state
+and its origin's count are compared after every segment.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from enforcer.datapath import sweep
+from enforcer.lab.configuration import Document
+
+from . import box as boxes
+from .box import Box
+from .frames import ACK, Packet
+from .learnt import TCP, Learnt, OffloadWire
+from .wire import FIN, RST, SYN
+
+ROW = ("state", "timeout", "counted")
+_ports = itertools.cycle(range(20000, 60000))
+DATA = (1, 500, 1400)
+lives = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    return boxes.document(limits={"flows": 2048, "origins": 2048})
+
+
+@pytest.fixture(scope="module")
+def wire(box: Box) -> Iterator[OffloadWire]:
+    made = OffloadWire()
+    yield made
+    made.close()
+
+
+class Step(NamedTuple):
+    """What one side does; `back`: the origin."""
+
+    what: str
+    back: bool
+    size: int = 0
+
+
+WARM = [Step("data", False, 1400), Step("ack", True), Step("data", True, 1400), Step("ack", False)] * 2
+
+
+class Observed(NamedTuple):
+    """What became of one step. A flow's state is None when it is gone."""
+
+    arrived: bool
+    state: int | None
+    timeout: int | None
+    counted: int | None
+    active: int
+
+
+@dataclass
+class Life:
+    """A connection and the sequence number that each side sends next."""
+
+    flow: Learnt
+    next: dict[bool, int] = field(default_factory=lambda: {False: 1000, True: 2000})
+
+    def take(self, step: Step) -> Observed:
+        side, other = step.back, not step.back
+        flags, sequence, size = ACK, self.next[side], 0
+        if step.what == "data":
+            size = step.size
+        elif step.what == "again":  # what the other side has acknowledged long since
+            sequence, size = (2000 if side else 1000), step.size
+        elif step.what == "fin":
+            flags |= FIN
+        elif step.what == "reset":
+            flags = RST | ACK
+        elif step.what == "reset ahead":  # of more than can be under way
+            flags, sequence = RST, sequence + 10_000_000
+        elif step.what == "syn":
+            flags, sequence = (SYN | ACK, sequence) if side else (SYN, sequence + 1_000_000)
+        outcome = self.flow.put(
+            Packet(
+                back=side,
+                payload=size,
+                tcp_flags=flags,
+                sequence=sequence,
+                acknowledgement=0 if flags in (SYN, RST) else self.next[other],
+            )
+        )
+        if step.what == "data":
+            self.next[side] += size
+        elif step.what == "fin":
+            self.next[side] += 1
+        row = self.flow.box.maps.flows.get(self.flow.key())
+        state, timeout, counted = (None if row is None else int(row[name]) for name in ROW)
+        return Observed(bool(outcome.far), state, timeout, counted, self._active())
+
+    def _active(self) -> int:
+        _, rows = self.flow.box.maps.origins.items()
+        return int(rows["active"].astype(np.int64).sum())
+
+    def lead(self, steps: list[Step]) -> list[Observed]:
+        """From a warm connection on: both sides have sent full segments before."""
+        for step in WARM:
+            self.take(step)
+        return [self.take(step) for step in steps]
+
+
+def clear(box: Box) -> None:
+    """End all flows."""
+    sweep.end_flows(box.maps.flows, box.pins, set(range(16)))
+
+
+def end_all(box: Box) -> None:
+    """All counts are given back, and nothing learnt is left."""
+    clear(box)
+    assert not box.miscounted()
+    assert not box.maps.origins.items()[1]["active"].any()
+    assert not box.maps.ways.items()[1]["way"]["until"].any()
+
+
+sides = st.booleans()
+steps = st.one_of(
+    st.builds(Step, st.just("data"), sides, st.sampled_from(DATA)),
+    st.builds(Step, st.just("data"), sides, st.sampled_from(DATA)),
+    st.builds(Step, st.just("ack"), sides),
+    st.builds(Step, st.just("again"), sides, st.sampled_from(DATA)),
+    st.builds(Step, st.sampled_from(["fin", "reset", "reset ahead", "syn"]), sides),
+)
+
+
+@given(steps=st.lists(steps, max_size=20))
+@example(steps=[Step("data", False, 500), Step("reset", False)])
+@example(steps=[Step("data", True, 500), Step("reset", True)])
+@example(steps=[Step("data", True, 500), Step("reset", False)])
+@example(steps=[Step("data", False, 500), Step("reset", True)])
+@example(steps=[Step("fin", False), Step("ack", True), Step("data", True, 500), Step("data", True, 500)])
+@lives
+def test_a_life_ends_as_it_would(box: Box, wire: OffloadWire, family: int, steps: list[Step]) -> None:
+    clear(box)
+    slow = Life(Learnt(box, wire, family, TCP, next(_ports)))
+    slow.flow.forget()
+    expected = slow.lead(steps)
+    end_all(box)
+    quick = Life(Learnt(box, wire, family, TCP, next(_ports)))
+    quick.flow.switch_on()
+    found = quick.lead(steps)
+    ended = False
+    for step, one, other in zip(steps, expected, found, strict=True):
+        # conntrack hasn't seen all the numbers, so it may not believe the reset that ends a connection. What
+        # it lets through after that belongs to none.
+        came = one._replace(arrived=other.arrived) if ended else one
+        assert other == came, f"at {step} of {steps}"
+        ended |= step.what == "reset"
+    end_all(box)
