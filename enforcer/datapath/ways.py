@@ -81,7 +81,7 @@ def _are_good(maps: Maps, rows: np.ndarray, now: int) -> np.ndarray:
     if fast is None or not fast["generation"]:
         return np.zeros(len(rows), dtype=bool)
     left = _left(rows, now)
-    return (left > 0) & (left <= int(fast["lifetime"])) & (rows["generation"] == fast["generation"])
+    return (left > 0) & (left <= int(fast["lifetime"]) + 1) & (rows["generation"] == fast["generation"])
 
 
 def _keys(maps: Maps, rows: np.ndarray) -> list[bytes]:
