@@ -129,18 +129,23 @@ def test_the_chains_for_dns(netns: str, dns: Dns) -> None:
     assert not [name for name in listed("chain") if name.startswith("dns")]
 
 
+def is_native() -> bool:
+    """Whether answers are held by nft_queue; nft shows a target of xtables as one, if it knows how."""
+    return "target name NFQUEUE" not in run("nft --debug=netlink list chain inet enforcer dns_answers")
+
+
 @pytest.mark.parametrize(("dns", "flags"), [("pass", "flags bypass "), ("drop", "")])
 def test_a_kernel_with_nft_queue(netns: str, dns: Dns, flags: str) -> None:
     nft.apply(replace(ruleset(), dns=dns))
-    text = run("nft list chain inet enforcer dns_answers")
-    if "queue" not in text:
+    if not is_native():
         pytest.skip("this kernel has no nft_queue")
+    text = run("nft list chain inet enforcer dns_answers")
     assert text.count(f"ct direction reply queue {flags}to {DNS_QUEUE}\n") == 2
 
 
 def test_a_kernel_without_nft_queue(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nft.apply(replace(ruleset(), dns="pass"))
-    native = "queue" in run("nft list chain inet enforcer dns_answers")
+    native = is_native()
 
     def build(*arguments: Any, compat: bool = False) -> list[Message]:
         messages = list(real(*arguments, compat=compat))

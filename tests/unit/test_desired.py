@@ -105,6 +105,7 @@ def test_timers_are_settings_of_conntrack() -> None:
         "icmp_timeout": 60,
         "icmpv6_timeout": 60,
         "tcp_be_liberal": 1,
+        "tcp_ignore_invalid_rst": 1,
     }
     expected = {name: seconds + REFRESH for name, seconds in fast.items()} | others
     assert wanted.sysctls == {
