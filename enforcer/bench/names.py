@@ -49,34 +49,30 @@ def names(bench: Bench) -> None:
     """Many new names, the same ones again; how long one answer takes, with and without anybody learning."""
     places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
     mixed = documents.placed(documents.policies(1000), places)
-    new, again, held, unheld = [], [], [], []
-    for number in range(2):
-        bench.say(f"{NAMES}: round {number + 1}")
-        with running(bench, f"names{number}", mixed, sinks=False) as daemon:
-            daemon.start()
-            with ExitStack() as stack:
-                resolver = stack.enter_context(closing(Resolver(daemon.wire)))
-                maps = stack.enter_context(closing(Gateway(Instance(daemon.namespace.cookie())).maps()))
-                began = time.monotonic()
-                resolver.ask(range(_MANY), _AT_ONCE, partial(_is_learnt, maps))
-                new.append(_MANY / (time.monotonic() - began))
-                began = time.monotonic()
-                resolver.ask(range(_MANY), _AT_ONCE)
-                again.append(_MANY / (time.monotonic() - began))
-                held.append(median(resolver.ask(range(_MANY, _MANY + _FEW), 1)))
-        with running(bench, f"nameless{number}", documents.gateway(), sinks=False) as daemon:
-            daemon.start()
-            with closing(Resolver(daemon.wire)) as resolver:
-                unheld.append(median(resolver.ask(range(_FEW), 1)))
+    bench.say(NAMES)
+    with running(bench, "names", mixed, sinks=False) as daemon:
+        daemon.start()
+        with ExitStack() as stack:
+            resolver = stack.enter_context(closing(Resolver(daemon.wire)))
+            maps = stack.enter_context(closing(Gateway(Instance(daemon.namespace.cookie())).maps()))
+            began = time.monotonic()
+            resolver.ask(range(_MANY), _AT_ONCE, partial(_is_learnt, maps))
+            new = _MANY / (time.monotonic() - began)
+            began = time.monotonic()
+            resolver.ask(range(_MANY), _AT_ONCE)
+            again = _MANY / (time.monotonic() - began)
+            held = median(resolver.ask(range(_MANY, _MANY + _FEW), 1))
+    with running(bench, "nameless", documents.gateway(), sinks=False) as daemon:
+        daemon.start()
+        with closing(Resolver(daemon.wire)) as resolver:
+            unheld = median(resolver.ask(range(_FEW), 1))
     found = [
         (f"{_MANY:,} new names, 1,000 policies", "/s", new),
         ("the same names again", "/s", again),
-        ("one answer to a new name, from its question on", "ms", [1000 * each for each in held]),
-        ("the same where no policy asks about names", "ms", [1000 * each for each in unheld]),
+        ("one answer to a new name, from its question on", "ms", 1000 * held),
+        ("the same where no policy asks about names", "ms", 1000 * unheld),
     ]
-    bench.add(
-        [Row(NAMES, "", what, unit, tuple(Sample(value) for value in values)) for what, unit, values in found]
-    )
+    bench.add([Row(NAMES, "", what, unit, (Sample(value),)) for what, unit, value in found])
 
 
 def _address(name: int) -> bytes:

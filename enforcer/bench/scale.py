@@ -44,7 +44,7 @@ def policies(bench: Bench) -> None:
             stack,
         )
         for stream in (Stream(4, TCP, origins=256), Stream(6, UDP, origins=256)):
-            rows = bench.new_flows(POLICIES, stream, peers)
+            rows = bench.new_flows(POLICIES, stream, peers, rounds=bench.few)
             bench.add(
                 rows,
                 [
