@@ -1,0 +1,63 @@
+"""Which packets of a lab's connections took the fast path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from truth import look, wait_for
+
+from enforcer.lab.gateway import Gateway
+from enforcer.views.flows import flows as view_flows
+from enforcer.views.source import Source
+
+Row = dict[str, Any]
+
+
+def rows(gateway: Gateway, ports: Iterable[int], protocol: str = "tcp") -> list[Row]:
+    """The flows of these ports of clients, as `enforcer flows` shows them."""
+    wanted = set(ports)
+    return [
+        row
+        for row in look(gateway, view_flows)
+        if row["client_port"] in wanted and row["protocol"] == protocol
+    ]
+
+
+def share(found: list[Row]) -> float:
+    """How much of these flows' packets took the fast path."""
+    return sum(row["fast_packets"] for row in found) / sum(row["packets"] for row in found)
+
+
+def wait_until_fast(gateway: Gateway, ports: Iterable[int], protocol: str = "tcp") -> None:
+    """From now on packets of each of these flows take the fast path."""
+    wanted = set(ports)
+    before = {row["client_port"]: row["fast_packets"] for row in rows(gateway, wanted, protocol)}
+
+    def taken() -> bool:
+        now = rows(gateway, wanted, protocol)
+        return {row["client_port"] for row in now} == wanted and all(
+            row["fast_packets"] > before.get(row["client_port"], 0) for row in now
+        )
+
+    wait_for(taken, "the fast path")
+
+
+def learnt(gateway: Gateway) -> int:
+    """Elements in use of the table of learnt ways, whether they are good still or not."""
+
+    def count(source: Source) -> int:
+        _, sets = source.maps.ways.items()
+        return int(np.count_nonzero(sets["way"]["until"]))
+
+    return look(gateway, count)
+
+
+def actives(gateway: Gateway) -> list[int]:
+    """`active` of all origins: none is ever negative, which would be huge."""
+
+    def read(source: Source) -> list[int]:
+        return [int(value) for value in source.maps.origins.items()[1]["active"]]
+
+    return look(gateway, read)
