@@ -81,14 +81,6 @@ def _sysctls(wanted: Desired, outside: Iterable[str]) -> dict[str, str]:
     return {name: sysctl.read(name) for name in [*FORWARDING, *map(accept_ra, outside), *conntracks]}
 
 
-def _hooked(found: Mapping[str, links.Link]) -> dict[tuple[str, Direction], int]:
-    return {
-        (name, direction): program
-        for name, link in found.items()
-        for direction, program in hooks.attached(link.index).items()
-    }
-
-
 class Gateway:
     """The gateway of this network namespace, with its state file and its pins."""
 
@@ -117,7 +109,7 @@ class Gateway:
             held=frozenset(addresses.held()),
             ranges=frozenset(addresses.ranges()),
             table=nft.installed(),
-            hooks=_hooked(found),
+            hooks=self._hooked(found),
             sysctls=_sysctls(wanted, (name for name in wanted.outside if name in found)),
             programs=self._program_ids(wanted),
             tables=self._tables(),
@@ -127,7 +119,7 @@ class Gateway:
     def hooked(self, wanted: Desired) -> bool:
         """Whether the pinned programs are where they belong, at the interfaces that are there."""
         found = links.links()
-        there = _hooked({name: found[name] for name in wanted.inside + wanted.outside if name in found})
+        there = self._hooked({name: found[name] for name in wanted.inside + wanted.outside if name in found})
         ids = self.pins.program_ids() if self.pins is not None else {}
         return all(
             there.get((name, direction)) == ids.get(program)
@@ -135,6 +127,11 @@ class Gateway:
             for name in getattr(wanted, role)
             if name in found
         )
+
+    def _hooked(self, found: Mapping[str, links.Link]) -> dict[tuple[str, Direction], int]:
+        names = {link.index: name for name, link in found.items()}
+        programs = hooks.attached(self.pins, names)
+        return {(names[index], direction): program for (index, direction), program in programs.items()}
 
     def _program_ids(self, wanted: Desired) -> dict[str, int]:
         state = self.state
@@ -227,7 +224,7 @@ class Gateway:
             for direction in ("ingress", "egress"):
                 step(
                     f"detached from {name} {direction}",
-                    lambda index=link.index, direction=direction: hooks.detach(index, direction),
+                    lambda index=link.index, direction=direction: hooks.detach(self.pins, index, direction),
                 )
             if name in made:
                 step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
@@ -444,11 +441,7 @@ class _Applier:
             index = found[operation.interface].index
             if hooks.prepare(index):
                 self._note({"kind": "clsact", "interface": operation.interface})
-            fd = self.gateway.pins.program(operation.program)
-            try:
-                hooks.attach(index, operation.direction, fd, operation.program)
-            finally:
-                os.close(fd)
+            hooks.attach(self.gateway.pins, index, operation.direction, operation.program)
 
     def _detach(self, operations: list[Detach]) -> None:
         found = links.links()
@@ -456,7 +449,7 @@ class _Applier:
             if operation.interface not in found:
                 continue
             name, index = operation.interface, found[operation.interface].index
-            hooks.detach(index, operation.direction)
+            hooks.detach(self.gateway.pins, index, operation.direction)
             made = {"kind": "clsact", "interface": name}
             if made in self.state.undo and filters.remove_clsact(index):
                 self.state.undo.remove(made)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from enforcer.datapath import tcx
+from enforcer.datapath.programs import Pins
 from enforcer.kernel import filters
 from enforcer.kernel.filters import NAME_PREFIX, Direction
 
-PROGRAMS = ("from_client", "to_client", "to_origin", "from_origin")
 
-
-def attached(interface: int) -> dict[Direction, int]:
-    """Our programs at the interface with this index: ids by direction; 0: not attached as it should be."""
-    found: dict[Direction, int] = {}
-    for one in filters.attached(interface):
-        if one.ours:
-            found[one.direction] = 0 if tcx.supported() else one.program
-    if tcx.supported():
-        for program in tcx.attached(interface):
-            if program.name in PROGRAMS and program.direction not in found:
-                found[program.direction] = program.id
+def attached(pins: Pins | None, interfaces: Iterable[int]) -> dict[tuple[int, Direction], int]:
+    """Our programs at these interfaces: ids by index and direction; 0: not attached as it should be."""
+    wanted = set(interfaces)
+    found: dict[tuple[int, Direction], int] = {}
+    if pins is not None and tcx.supported():
+        found = {place: program for place, program in tcx.attached(pins.links).items() if place[0] in wanted}
+    for interface in wanted:
+        for one in filters.attached(interface):
+            if one.ours:
+                found[interface, one.direction] = 0 if tcx.supported() else one.program
     return found
 
 
@@ -27,18 +28,19 @@ def prepare(interface: int) -> bool:
     return not tcx.supported() and filters.ensure_clsact(interface)
 
 
-def attach(interface: int, direction: Direction, program: int, name: str) -> None:
-    """Attaches a program in front of all others; one of ours that is there is replaced in place."""
-    if tcx.supported():
-        tcx.attach(interface, direction, program, PROGRAMS)
-        filters.detach(interface, direction)  # an earlier version's
-    else:
-        filters.attach(interface, direction, program, f"{NAME_PREFIX}{name}")
+def attach(pins: Pins, interface: int, direction: Direction, name: str) -> None:
+    """Attaches a pinned program in front of all others; one of ours that is there is replaced in place."""
+    with pins.open(name) as program:
+        if tcx.supported():
+            tcx.attach(pins.links, interface, direction, program)
+            filters.detach(interface, direction)  # an earlier version's
+        else:
+            filters.attach(interface, direction, program, f"{NAME_PREFIX}{name}")
 
 
-def detach(interface: int, direction: Direction) -> bool:
+def detach(pins: Pins | None, interface: int, direction: Direction) -> bool:
     """Takes our programs off; other people's stay. True if there was one."""
     gone = bool(filters.detach(interface, direction))
-    if tcx.supported():
-        gone |= bool(tcx.detach(interface, direction, PROGRAMS))
+    if pins is not None:
+        gone |= tcx.detach(pins.links, interface, direction)
     return gone

@@ -19,6 +19,7 @@ from enforcer.bench.answering import establish
 from enforcer.bench.generator import TCP, TRANSPORT, UDP, Stream
 from enforcer.bench.measure import Bench, entered, sample
 from enforcer.bench.peers import (
+    ClassifierFloor,
     Connlimit,
     Count,
     Enforcer,
@@ -109,6 +110,7 @@ def established(bench: Bench) -> None:
         main = entered(
             [
                 Floor(bench.programs),
+                ClassifierFloor(bench.programs),
                 Peer(bench.programs),
                 FullyRandomSnat(bench.programs),
                 Enforcer(bench.programs, bench.directory, documents.gateway()),
@@ -131,11 +133,13 @@ def established(bench: Bench) -> None:
             case = f"{stream.case}, {flows:,} flow" + ("" if flows == 1 else "s")
             bench.say(f"{ESTABLISHED}: {case}")
             rows = _compare(bench, case, stream, main, bench.rounds * (_ROUNDS if protocol == UDP else 1))
-            floor, plain, snat, *_, enforcer = rows
+            floor, classifier, plain, snat, *_, enforcer = rows
+            most = 1.1 if flows == 1 else 1.25
             bench.add(
                 rows,
                 [
-                    ratio(enforcer, floor, 1.1 if flows == 1 else 1.25, target=True),
+                    ratio(enforcer, classifier, most, target=True),
+                    ratio(enforcer, floor, most, target=True),
                     ratio(enforcer, snat, 0.6, target=True),
                     ratio(enforcer, plain, 1.0, target=True),
                 ],

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
-from enforcer import hooks
 from enforcer.bench import known
 from enforcer.bench.generator import Run
 from enforcer.bench.programs import Programs
 from enforcer.bench.wire import INSIDE_INDEX, Wire
-from enforcer.datapath import fast, syscall
+from enforcer.datapath import fast, syscall, tcx
 from enforcer.datapath.maps import Map, Maps
 from enforcer.facts.store import Store
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
+from enforcer.kernel import filters
 from enforcer.lab.configuration import Document, dump
 from enforcer.lab.netns import LabError
 
@@ -104,16 +105,41 @@ class Floor(Peer):
 
     name = "bare bpf_redirect (the floor)"
     key = "floor"
+    _link: int | None = None
 
     def prepare(self) -> None:
         """Attaches the program."""
         fd = self.programs.fds["redirect"]
 
-        def attach() -> None:
-            hooks.prepare(INSIDE_INDEX)
-            hooks.attach(INSIDE_INDEX, "ingress", fd, "redirect")
+        if tcx.supported():
+            self._link = self.wire.gateway.call(lambda: tcx.link(INSIDE_INDEX, "ingress", fd))
+        else:
+            self.wire.gateway.call(lambda: by_clsact(fd))
 
-        self.wire.gateway.call(attach)
+    def __exit__(self, *_: object) -> None:
+        if self._link is not None:
+            os.close(self._link)
+            self._link = None
+        super().__exit__()
+
+
+class ClassifierFloor(Floor):
+    """The same as a filter of a clsact qdisc: a redirect as tc(8) attaches it."""
+
+    name = "bare bpf_redirect, by clsact"
+    key = "clsact"
+
+    def prepare(self) -> None:
+        """Attaches the program."""
+        fd = self.programs.fds["redirect"]
+
+        self.wire.gateway.call(lambda: by_clsact(fd))
+
+
+def by_clsact(program: int) -> None:
+    """Attaches a program to the inside interface of this namespace."""
+    filters.ensure_clsact(INSIDE_INDEX)
+    filters.attach(INSIDE_INDEX, "ingress", program, "enforcer/redirect")
 
 
 class Snat(Peer):

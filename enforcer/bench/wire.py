@@ -23,10 +23,10 @@ from typing import Self
 
 from pyroute2 import IPRoute
 
-from enforcer import hooks
 from enforcer.bench.programs import OUTSIDE_INDEX, Programs
 from enforcer.datapath.pins import directory, find_bpffs
 from enforcer.instance import Instance
+from enforcer.kernel import filters
 from enforcer.lab.netns import RUN_NETNS, Namespace, execute, processes_in
 
 PREFIX = "bench"
@@ -123,8 +123,8 @@ class Wire:
 
     def _answer(self) -> None:
         index = socket.if_nametoindex("far")
-        hooks.prepare(index)
-        hooks.attach(index, "ingress", self._programs.fds["reflect"], "reflect")
+        filters.ensure_clsact(index)
+        filters.attach(index, "ingress", self._programs.fds["reflect"], "enforcer/reflect")
 
 
 def remove(namespaces: list[Namespace]) -> None:

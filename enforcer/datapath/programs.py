@@ -6,6 +6,8 @@ import hashlib
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,11 @@ class Pins:
         """The programs, by name."""
         return self.directory / "programs"
 
+    @property
+    def links(self) -> Path:
+        """The links that hold programs at interfaces (enforcer/datapath/tcx.py)."""
+        return self.directory / "links"
+
     def maps(self, layout_digest: str) -> Path:
         """The maps of one layout, by name."""
         return self.directory / f"maps-{layout_digest[:16]}"
@@ -41,6 +48,15 @@ class Pins:
             return syscall.get(str(self.programs / name))
         except OSError as error:
             raise syscall.explain_error(error, f"opening the program {name}") from error
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[int]:
+        """The same, closed afterwards."""
+        fd = self.program(name)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def program_ids(self) -> dict[str, int]:
         """Ids of the pinned programs by name."""

@@ -18,8 +18,7 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64l
 _ATTRIBUTE_SIZE = 144
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE = 0, 1, 2, 3
-OBJ_PIN, OBJ_GET, PROG_ATTACH, PROG_DETACH, PROG_TEST_RUN = 6, 7, 8, 9, 10
-PROG_GET_FD_BY_ID, OBJ_GET_INFO, PROG_QUERY = 13, 15, 16
+OBJ_PIN, OBJ_GET, PROG_TEST_RUN, OBJ_GET_INFO, PROG_QUERY, LINK_CREATE, LINK_UPDATE = 6, 7, 10, 15, 16, 28, 29
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
 ANY, NOEXIST, EXIST = 0, 1, 2
@@ -108,15 +107,10 @@ def program_info(fd: int) -> tuple[int, str]:
     return identifier, tag.hex()
 
 
-def program_name(fd: int) -> tuple[str, str]:
-    """A program's name (BPF_OBJ_NAME_LEN: 15 characters) and its tag."""
-    tag, name = struct.unpack_from("<8x8s48x16s", _info(fd, 232))
-    return name.rstrip(b"\0").decode(), tag.hex()
-
-
-def program_by_id(identifier: int) -> int:
-    """A file descriptor of the program with this id. Raises OSError."""
-    return call(PROG_GET_FD_BY_ID, struct.pack("<I", identifier))
+def link_info(fd: int) -> tuple[int, int, int]:
+    """``struct bpf_link_info`` of a TCX link: program id, interface (0: it is gone), attach type."""
+    program, interface, kind = struct.unpack_from("<8xI4xII", _info(fd, 64))
+    return program, interface, kind
 
 
 def test_run(

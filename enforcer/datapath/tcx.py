@@ -1,6 +1,8 @@
-"""TCX: programs at an interface's TC hooks without a qdisc (Linux 6.6, Documentation/bpf/libbpf: tcx).
+"""TCX: programs at an interface's TC hooks without a qdisc (Linux 6.6, net/core/dev.c, sch_handle_ingress).
 
-A packet's way through clsact and its classifier costs some 40 ns a hook more. Only the standard library.
+A packet's way through clsact and its classifier costs some 40 ns a hook more. A program is held by a link,
+and the link by its pin: nobody takes it off by accident, and it ends with its interface. Only the standard
+library.
 """
 
 from __future__ import annotations
@@ -9,37 +11,27 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from enforcer.datapath import syscall
 
 Direction = Literal["ingress", "egress"]
 
-# include/uapi/linux/bpf.h: enum bpf_attach_type, BPF_F_*
-_ATTACH_TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47}
-_REPLACE, _BEFORE = 1 << 2, 1 << 3
+# include/uapi/linux/bpf.h: enum bpf_attach_type, BPF_F_BEFORE
+ATTACH_TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47}
+_BEFORE = 1 << 3
 _PROGRAMS = 64  # bpf_mprog_max()
 _LOOPBACK = 1
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program at a hook, in the order in which they run."""
-
-    direction: Direction
-    id: int
-    name: str
-    tag: str
 
 
 @cache
 def supported() -> bool:
     """Whether this kernel has TCX."""
     try:
-        _query(_LOOPBACK, "ingress")
+        programs(_LOOPBACK, "ingress")
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
@@ -47,74 +39,88 @@ def supported() -> bool:
     return True
 
 
-def attached(interface: int) -> list[Program]:
-    """The programs at both hooks of the interface with this index, ours and other people's."""
-    found = []
-    try:
-        for direction in _ATTACH_TYPES:
-            for identifier in _query(interface, direction):
-                fd = syscall.program_by_id(identifier)
-                try:
-                    found.append(Program(direction, identifier, *syscall.program_name(fd)))
-                finally:
-                    os.close(fd)
-    except OSError as error:
-        raise syscall.explain_error(error, f"reading the programs of interface {interface}") from error
-    return found
-
-
-def attach(interface: int, direction: Direction, program: int, names: Sequence[str]) -> None:
-    """Attaches the program with the file descriptor ``program`` in front of all others.
-
-    One that is there and has one of ``names`` is replaced in place: no packet passes between the two.
-    """
-    there = [one for one in attached(interface) if one.direction == direction and one.name in names]
-    kind = _ATTACH_TYPES[direction]
-    try:
-        if there:
-            old = syscall.program_by_id(there[0].id)
-            try:
-                if there[0].id != syscall.program_info(program)[0]:
-                    syscall.call(
-                        syscall.PROG_ATTACH, struct.pack("<5I", interface, program, kind, _REPLACE, old)
-                    )
-            finally:
-                os.close(old)
-        else:
-            syscall.call(syscall.PROG_ATTACH, struct.pack("<4I", interface, program, kind, _BEFORE))
-    except OSError as error:
-        what = f"attaching a program to {direction} of interface {interface}"
-        raise syscall.explain_error(error, what) from error
-
-
-def detach(interface: int, direction: Direction, names: Sequence[str]) -> list[Program]:
-    """Takes the programs of these names off; other people's stay. Returns what was there."""
-    gone = [one for one in attached(interface) if one.direction == direction and one.name in names]
-    try:
-        for one in gone:
-            fd = syscall.program_by_id(one.id)
-            try:
-                syscall.call(syscall.PROG_DETACH, struct.pack("<3I", interface, fd, _ATTACH_TYPES[direction]))
-            finally:
-                os.close(fd)
-    except OSError as error:
-        what = f"detaching a program from {direction} of interface {interface}"
-        raise syscall.explain_error(error, what) from error
-    return gone
-
-
-def _query(interface: int, direction: Direction) -> list[int]:
+def programs(interface: int, direction: Direction) -> list[int]:
+    """Ids of all programs at a hook, other people's too, in the order in which they run. Raises OSError."""
     identifiers = (ctypes.c_uint32 * _PROGRAMS)()
-    attributes = bytearray(64)
+    attributes = bytearray(144)
     struct.pack_into(
         "<IIIIQI", attributes, 0,
-        interface, _ATTACH_TYPES[direction], 0, 0, syscall.address(identifiers), _PROGRAMS,
+        interface, ATTACH_TYPES[direction], 0, 0, syscall.address(identifiers), _PROGRAMS,
     )  # fmt: skip
     try:
-        syscall.call(syscall.PROG_QUERY, attributes := bytearray(attributes.ljust(144, b"\0")))
+        syscall.call(syscall.PROG_QUERY, attributes)
     except OSError as error:
         if error.errno == errno.ENOENT:  # nothing has ever been attached
             return []
         raise
     (count,) = struct.unpack_from("<I", attributes, 24)
     return list(identifiers[:count])
+
+
+def link(interface: int, direction: Direction, program: int) -> int:
+    """Attaches a program in front of all others; a descriptor that holds it there. Raises OSError."""
+    return syscall.call(
+        syscall.LINK_CREATE, struct.pack("<4I", program, interface, ATTACH_TYPES[direction], _BEFORE)
+    )
+
+
+def attach(directory: Path, interface: int, direction: Direction, program: int) -> None:
+    """Attaches the program with the descriptor ``program`` in front of all others, pinned in ``directory``.
+
+    One that is there already is replaced in place: no packet passes between the two.
+    """
+    path = _path(directory, interface, direction)
+    try:
+        if (interface, direction) in attached(directory):
+            fd = syscall.get(str(path))
+            try:
+                syscall.call(syscall.LINK_UPDATE, struct.pack("<2I", fd, program))
+            finally:
+                os.close(fd)
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of an interface that is no more
+        fd = link(interface, direction, program)
+        try:
+            syscall.pin(fd, str(path))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        what = f"attaching a program to {direction} of interface {interface}"
+        raise syscall.explain_error(error, what) from error
+
+
+def attached(directory: Path) -> dict[tuple[int, Direction], int]:
+    """The programs' ids by interface and direction, as far as their interfaces are there."""
+    found = {}
+    try:
+        for path in _links(directory):
+            fd = syscall.get(str(path))
+            try:
+                program, interface, kind = syscall.link_info(fd)
+            finally:
+                os.close(fd)
+            for direction, number in ATTACH_TYPES.items():
+                if kind == number and path == _path(directory, interface, direction):
+                    found[interface, direction] = program
+    except OSError as error:
+        raise syscall.explain_error(error, "reading the attached programs") from error
+    return found
+
+
+def detach(directory: Path, interface: int, direction: Direction) -> bool:
+    """Takes our program off; other people's stay. True if there was one."""
+    path = _path(directory, interface, direction)
+    if not path.exists():
+        return False
+    path.unlink()
+    return True
+
+
+def _path(directory: Path, interface: int, direction: Direction) -> Path:
+    return directory / f"{interface}-{direction}"
+
+
+def _links(directory: Path) -> Iterator[Path]:
+    if directory.is_dir():
+        yield from sorted(directory.iterdir())

@@ -20,12 +20,11 @@ SCHED_CLS = 3
 FOREIGN = "bpf bytecode '1,6 0 0 0,'"
 
 
-def load(result: int, name: str = "") -> int:
+def load(result: int) -> int:
     """The descriptor of a TC program that returns ``result``."""
     code = struct.pack("=BBhi", 0xB7, 0, 0, result) + struct.pack("=BBhi", 0x95, 0, 0, 0)
     instructions, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
-    where = ctypes.addressof(instructions), ctypes.addressof(licence)
-    attribute = struct.pack("=IIQQIIQII16s", SCHED_CLS, 2, *where, 0, 0, 0, 0, 0, name.encode())
+    attribute = struct.pack("=IIQQ", SCHED_CLS, 2, ctypes.addressof(instructions), ctypes.addressof(licence))
     buffer = ctypes.create_string_buffer(attribute.ljust(128, b"\0"))
     descriptor = ctypes.CDLL(None, use_errno=True).syscall(NR_BPF, 5, buffer, 128)
     assert descriptor >= 0, os.strerror(ctypes.get_errno())

@@ -1,29 +1,37 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from enforcer import hooks
+from enforcer.datapath import pins as places
 from enforcer.datapath import syscall, tcx
+from enforcer.datapath.programs import Pins
 from enforcer.errors import KernelError
 from enforcer.kernel import filters
 
 from .conftest import run
 from .test_filters import load
 
-pytestmark = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TCX (Linux 6.6)")
+needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TCX (Linux 6.6)")
 DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")
 
 
 @pytest.fixture
-def programs() -> Iterator[tuple[int, int, int]]:
-    three = load(0, "from_client"), load(2, "from_client"), load(0, "somebody")
-    yield three
-    for descriptor in three:
-        os.close(descriptor)
+def pins() -> Iterator[Pins]:
+    """With two programs."""
+    made = Pins(places.mount_bpffs() / f"enforcer-test-{os.getpid()}")
+    made.programs.mkdir(parents=True)
+    for name, result in (("from_client", 0), ("to_client", 2)):
+        fd = load(result)
+        syscall.pin(fd, str(made.programs / name))
+        os.close(fd)
+    yield made
+    shutil.rmtree(made.directory)
 
 
 @pytest.fixture
@@ -33,49 +41,65 @@ def index(netns: str) -> int:
     return socket.if_nametoindex("in0")
 
 
+@needs_tcx
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_one_of_ours_is_replaced_in_place_and_others_stay(
-    index: int, programs: tuple[int, int, int], direction: tcx.Direction
+    index: int, pins: Pins, direction: tcx.Direction
 ) -> None:
-    ids = [syscall.program_info(program)[0] for program in programs]
-    tcx.attach(index, direction, programs[2], ())
-    for program in (programs[0], programs[1], programs[1]):
-        tcx.attach(index, direction, program, ["from_client"])
-        assert [one.name for one in tcx.attached(index)] == ["from_client", "somebody"]
-    assert [one.id for one in tcx.attached(index)] == [ids[1], ids[2]]
-    assert [one.id for one in tcx.detach(index, direction, ["from_client"])] == [ids[1]]
-    assert tcx.detach(index, direction, ["from_client"]) == []
-    assert [(one.direction, one.name) for one in tcx.attached(index)] == [(direction, "somebody")]
+    ids = pins.program_ids()
+    other = load(0)
+    held = tcx.link(index, direction, other)
+    for name in ("from_client", "to_client", "to_client"):
+        hooks.attach(pins, index, direction, name)
+        assert tcx.programs(index, direction) == [ids[name], syscall.program_info(other)[0]]
+        assert hooks.attached(pins, [index]) == {(index, direction): ids[name]}
+    assert hooks.attached(pins, []) == {}
+    assert hooks.detach(pins, index, direction) is True
+    assert hooks.detach(pins, index, direction) is False
+    assert tcx.programs(index, direction) == [syscall.program_info(other)[0]]
+    os.close(held)
+    assert tcx.programs(index, direction) == []
+    os.close(other)
 
 
-def test_what_an_earlier_version_left_at_clsact_is_not_in_place(
-    index: int, programs: tuple[int, int, int]
-) -> None:
+@needs_tcx
+def test_an_interface_that_is_made_again_has_no_program(index: int, pins: Pins) -> None:
+    hooks.attach(pins, index, "ingress", "from_client")
+    run("ip link del in0")
+    assert hooks.attached(pins, [index]) == {}
+    run(f"ip link add in0 index {index} type veth peer name far0")
+    assert hooks.attached(pins, [index]) == {}
+    hooks.attach(pins, index, "ingress", "from_client")
+    assert hooks.attached(pins, [index]) == {(index, "ingress"): pins.program_ids()["from_client"]}
+
+
+@needs_tcx
+def test_what_an_earlier_version_left_at_clsact_is_not_in_place(index: int, pins: Pins) -> None:
     filters.ensure_clsact(index)
-    filters.attach(index, "ingress", programs[0], "enforcer/from_client")
-    assert hooks.attached(index) == {"ingress": 0}
+    with pins.open("from_client") as program:
+        filters.attach(index, "ingress", program, "enforcer/from_client")
+    assert hooks.attached(pins, [index]) == {(index, "ingress"): 0}
     assert hooks.prepare(index) is False
-    hooks.attach(index, "ingress", programs[1], "from_client")
-    assert hooks.attached(index) == {"ingress": syscall.program_info(programs[1])[0]}
+    hooks.attach(pins, index, "ingress", "to_client")
+    assert hooks.attached(pins, [index]) == {(index, "ingress"): pins.program_ids()["to_client"]}
     assert filters.attached(index) == []
-    assert hooks.detach(index, "ingress") is True
-    assert hooks.detach(index, "ingress") is False
 
 
 def test_without_tcx_programs_are_filters_of_clsact(
-    index: int, programs: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    index: int, pins: Pins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tcx, "supported", lambda: False)
     assert hooks.prepare(index) is True
     assert hooks.prepare(index) is False
-    hooks.attach(index, "egress", programs[0], "to_origin")
-    assert hooks.attached(index) == {"egress": syscall.program_info(programs[0])[0]}
+    hooks.attach(pins, index, "egress", "to_client")
+    assert hooks.attached(pins, [index]) == {(index, "egress"): pins.program_ids()["to_client"]}
     (entry,) = filters.attached(index)
-    assert entry.name == "enforcer/to_origin"
-    assert hooks.detach(index, "egress") is True
+    assert entry.name == "enforcer/to_client"
+    assert hooks.detach(pins, index, "egress") is True
     assert filters.remove_clsact(index) is True
 
 
-def test_errors_name_the_operation(netns: str, programs: tuple[int, int, int]) -> None:
-    with pytest.raises(KernelError, match="interface 9999"):
-        tcx.attach(9999, "ingress", programs[0], ())
+@needs_tcx
+def test_errors_name_the_operation(netns: str, pins: Pins) -> None:
+    with pytest.raises(KernelError, match="attaching a program to ingress of interface 9999"):
+        hooks.attach(pins, 9999, "ingress", "from_client")

@@ -10,12 +10,14 @@ import pytest
 
 from enforcer import hooks
 from enforcer.datapath import syscall, tcx
-from enforcer.errors import KernelError
+from enforcer.datapath.programs import Pins
+from enforcer.gateway import Gateway
+from enforcer.instance import Instance
 from enforcer.kernel import links
 from enforcer.kernel.filters import Direction
 from enforcer.lab.netns import Namespace
 
-_PROG_LOAD, _SCHED_CLS = 5, 3
+_PROG_LOAD, _PROG_ATTACH, _SCHED_CLS = 5, 8, 3
 _NEXT = -1
 _MOST = 100
 
@@ -24,13 +26,14 @@ def sabotage(namespace: Namespace, line: str) -> None:
     """Does it, in this namespace."""
     word, *rest = line.split()
     if word == "unhook":
-        namespace.call(lambda: _unhook(*rest))  # type: ignore[arg-type]
+        pins = Gateway(Instance(namespace.cookie())).pins
+        namespace.call(lambda: _unhook(pins, *rest))  # type: ignore[arg-type]
     else:
         namespace.run(word, *rest)
 
 
-def _unhook(interface: str, direction: Direction) -> None:
-    assert hooks.detach(links.links()[interface].index, direction)
+def _unhook(pins: Pins, interface: str, direction: Direction) -> None:
+    assert hooks.detach(pins, links.links()[interface].index, direction)
 
 
 def crowd(namespace: Namespace, interface: str, direction: Direction) -> None:
@@ -49,8 +52,8 @@ def _crowd(interface: str, direction: Direction) -> None:
         attributes = struct.pack("=IIQQIIQII16s", _SCHED_CLS, 2, *where, 0, 0, 0, 0, 0, b"other%d" % number)
         fd = syscall.call(_PROG_LOAD, attributes)
         try:
-            tcx.attach(index, direction, fd, ())
-        except KernelError:
+            syscall.call(_PROG_ATTACH, struct.pack("=3I", index, fd, tcx.ATTACH_TYPES[direction]))
+        except OSError:
             return
         finally:
             os.close(fd)

@@ -57,9 +57,9 @@ def _programs() -> str:
     if not tcx.supported():
         return ""
     return "\n".join(
-        f"{name} {one.direction} {one.name}"
+        f"{name} {direction} {len(tcx.programs(link.index, direction))}"
         for name, link in links.links().items()
-        for one in tcx.attached(link.index)
+        for direction in tcx.ATTACH_TYPES
     )
 
 

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from enforcer import hooks
+from enforcer.datapath import tcx
 from enforcer.kernel import links
 from enforcer.lab import clients
 from enforcer.lab.configuration import LAX1, LAX2, changed
@@ -83,7 +83,13 @@ def footprint(gateway: Namespace) -> dict[str, list[str]]:
 
 
 def _programs() -> list[str]:
-    return [f"{name}: {hooks.attached(link.index)}" for name, link in links.links().items()]
+    if not tcx.supported():
+        return []
+    return [
+        f"{name} {direction}: {len(tcx.programs(link.index, direction))}"
+        for name, link in links.links().items()
+        for direction in tcx.ATTACH_TYPES
+    ]
 
 
 def _settings() -> list[str]:
