@@ -19,8 +19,8 @@ lab: setup  ## leave a lab standing to play in
 lab-down: setup  ## take that lab away
 	@$(PYTHON) -m enforcer.lab down
 
-test: setup  ## all tests: unit, kernel, datapath, lab
-	$(PYTHON) -m pytest
+test: setup  ## all tests: unit, kernel, datapath, lab; two files at a time
+	$(PYTHON) -m pytest --numprocesses=2 --dist=loadfile
 
 test-unit: setup  ## the tests that need no network namespace
 	$(PYTHON) -m pytest tests/unit

@@ -237,6 +237,7 @@ def test_a_port_is_used_again(enforced: Gateway, family: int, end: str) -> None:
     before = 0
     with contextlib.suppress(AssertionError):
         before = row_of(enforced, key(family, PORT))["total"]
+    number = 0  # whichever is free at first
     for _ in range(8):
         with contextlib.closing(lab.origin1.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)) as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -244,7 +245,8 @@ def test_a_port_is_used_again(enforced: Gateway, family: int, end: str) -> None:
             server.listen()
             client = lab.client.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            client.bind((CLIENT[family], 20_000))
+            client.bind((CLIENT[family], number))
+            number = client.getsockname()[1]
             client.settimeout(5)
             client.connect((ORIGIN1[family], PORT))
             accepted, _ = server.accept()
@@ -259,7 +261,7 @@ def test_a_port_is_used_again(enforced: Gateway, family: int, end: str) -> None:
             wait_for(lambda: agree(enforced)[key(family, PORT)] == 0, "the connection's end")
         # The client's own TIME_WAIT would hinder it, not the gateway's.
         with contextlib.suppress(OSError):
-            lab.client.run("ss", "-K", "sport", "20000", check=False)
+            lab.client.run("ss", "-K", "sport", str(number), check=False)
     assert row_of(enforced, key(family, PORT))["total"] == before + 8
 
 

@@ -223,6 +223,8 @@ def test_everything_is_enforced_while_the_daemon_is_dead(
         with pytest.raises(ConnectionRefusedError):
             Session(lab.client, ORIGIN1[family])
         third.close()
+        # A connection is over when the origin has had its say, too.
+        assert eventually(lambda: gateway.json("origins")[0]["active"] == 2)
         assert leaves_from(tcp_ask(lab.client, ORIGIN1[family]).address, LAX1)
         assert fate_of(lambda: tcp_ask(lab.client, ORIGIN2[family], 8082)) == "refused"
         assert leaves_from(tcp_ask(lab.client, ORIGIN2[family]).address, *NEAREST)
