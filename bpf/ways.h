@@ -138,7 +138,7 @@ static __always_inline void count_way(const struct way *old)
 }
 
 /* Enters a way, or writes it anew. Nothing happens if the set is full of others that are good. */
-static __always_inline void put_way(const struct fast *f, u32 number, const struct flow_key *tuple, const struct way *way,
+static __always_inline void put_way(const struct fast *f, u32 number, const struct flow_key *tuple, struct way *way,
 				    enum direction direction, u32 now)
 {
 	u32 first = first_of(direction == ORIGINAL ? tuple->client_port : way->source_port);
@@ -146,10 +146,13 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 	struct way_set *set = ways.lookup(&index);
 	struct guard *guard = guard_of(number);
 	struct way old = {};
+	u32 until = way->until;
+	bool renewed = false;
 	int i, at = -1;
 
 	if (!set || !guard)
 		return;
+	way->until = 0;
 	bpf_spin_lock(&guard->lock);
 #pragma unroll
 	for (i = WAYS - 1; i >= 0; i--) {
@@ -160,24 +163,21 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 	}
 #pragma unroll
 	for (i = 0; i < WAYS; i++)
-		if (is_way_of(&set->way[i], tuple, direction))
+		if (is_way_of(&set->way[i], tuple, direction)) {
 			at = i;
+			renewed = true;
+		}
 	if (at >= 0) {
 		struct way *there = &set->way[at & (WAYS - 1)];
-		u32 until = way->until;
-		u32 largest = way->largest;
 
 		old = *there;
 		/* A reader takes equal ones for the same. */
 		until += until == old.until;
+		if (renewed && old.generation == way->generation && old.hop == way->hop && old.largest > way->largest)
+			way->largest = old.largest;
 		there->until = 0;
 		barrier();
-		if (is_equal(old.client, way->client) && old.generation == way->generation && old.hop == way->hop &&
-		    old.client_port == way->client_port && old.largest > largest && old.until)
-			largest = old.largest;
 		*there = *way;
-		there->until = 0;
-		there->largest = largest;
 		barrier();
 		there->until = until;
 	}
