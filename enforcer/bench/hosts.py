@@ -28,6 +28,14 @@ _HOST: dict[str, str | int] = {
     "net.ipv4.ip_local_port_range": "1024 65535",
     "net.core.somaxconn": 4096,
 }
+# It remembers no closed connection. Translated clients are one address with ports at random: while a port is
+# in TIME-WAIT at the origin, a SYN from it may be taken for an old one (PAWS), and is sent again in a second.
+_ORIGIN: dict[str, str | int] = _HOST | {
+    "net.ipv6.conf.all.disable_ipv6": 0,
+    "net.ipv4.tcp_max_tw_buckets": 0,
+    # Above a minute, or FIN-WAIT-2 is a kind of TIME-WAIT, too (tcp_input.c, tcp_rcv_state_process).
+    "net.ipv4.tcp_fin_timeout": 120,
+}
 
 
 class Hosts(Wire):
@@ -45,7 +53,7 @@ class Hosts(Wire):
         execute(["ip", "netns", "add", self.client.name])
         super()._build()
         self.client.sysctls(_HOST)
-        self.origin.sysctls(_HOST | {"net.ipv6.conf.all.disable_ipv6": 0})
+        self.origin.sysctls(_ORIGIN)
         self.origin.ip(f"link set near netns {self.client.name}")
         for host, name, mac, addresses, network4, network6 in (
             (self.client, "near", NEAR_MAC, CLIENT, "10.0.1.1", "fd00:1::1"),
