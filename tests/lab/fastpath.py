@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from truth import look, wait_for
+from truth import OVER, look, wait_for
 
 from enforcer.lab.gateway import Gateway
 from enforcer.views.flows import flows as view_flows
@@ -16,12 +16,12 @@ Row = dict[str, Any]
 
 
 def rows(gateway: Gateway, ports: Iterable[int], protocol: str = "tcp") -> list[Row]:
-    """The flows of these ports of clients, as `enforcer flows` shows them."""
+    """The flows of these ports of clients that live, as `enforcer flows` shows them."""
     wanted = set(ports)
     return [
         row
         for row in look(gateway, view_flows)
-        if row["client_port"] in wanted and row["protocol"] == protocol
+        if row["client_port"] in wanted and row["protocol"] == protocol and row["state"] not in OVER
     ]
 
 
@@ -33,15 +33,19 @@ def share(found: list[Row]) -> float:
 def wait_until_fast(gateway: Gateway, ports: Iterable[int], protocol: str = "tcp") -> None:
     """From now on packets of each of these flows take the fast path."""
     wanted = set(ports)
-    before = {row["client_port"]: row["fast_packets"] for row in rows(gateway, wanted, protocol)}
+    before = {_end(row): row["fast_packets"] for row in rows(gateway, wanted, protocol)}
 
     def taken() -> bool:
         now = rows(gateway, wanted, protocol)
         return {row["client_port"] for row in now} == wanted and all(
-            row["fast_packets"] > before.get(row["client_port"], 0) for row in now
+            row["fast_packets"] > before.get(_end(row), 0) for row in now
         )
 
     wait_for(taken, "the fast path")
+
+
+def _end(row: Row) -> tuple[str, int]:
+    return row["client_ip"], row["client_port"]
 
 
 def learnt(gateway: Gateway) -> int:

@@ -71,6 +71,8 @@ def iperf(lab: Lab) -> Iterator[Iperf]:
 def transfers(gateway: Gateway, origin: str, addresses: dict[int, str], least: int) -> Iterator[list[int]]:
     """One in each family, on the fast path; the ports of their clients. At the end all bytes have arrived."""
     lab = gateway.lab
+    # A transfer that failed was reset, which conntrack may not have believed.
+    lab.gw.run("conntrack", "-F")
     with contextlib.ExitStack() as stack:
         pair = [
             stack.enter_context(Transfer(lab.client, lab.namespaces[origin], address, least))
@@ -144,7 +146,7 @@ def average(gateway: Gateway, address: str, streams: int, *, back: bool) -> floa
     options = ["-P", str(streams), "-n", str(SIZE), *(["-R"] if back else [])]
     result = json.loads(lab.client.run("iperf3", "-J", "-c", address, *options, check=False).stdout)
     assert "error" not in result, result["error"]
-    assert result["end"]["sum_received"]["bytes"] > SIZE // 2
+    assert result["end"]["sum_received"]["bytes"] > SIZE // 4
     now = received(*end)
     return (now[0] - before[0]) / (now[1] - before[1])
 
@@ -223,16 +225,19 @@ def test_transfers_over_links_of_many_sizes(
         pass
 
 
-def test_a_link_becomes_smaller_in_mid_transfer(enforced: Gateway) -> None:
+def test_links_become_smaller_in_mid_transfer(enforced: Gateway) -> None:
     """The gateway's own, out and in: what was learnt was larger."""
     lab = enforced.lab
+    links = ((("gw", "out0"), ("net", "gw0")), (("gw", "in0"), ("client", "eth0")))
     try:
         with transfers(enforced, "origin2", ORIGIN2, LEAST) as ports:
-            for role, interface in (("gw", "out0"), ("gw", "in0")):
-                lab.namespaces[role].ip(f"link set {interface} mtu 1280")
+            for ends in links:
+                for role, interface in ends:
+                    lab.namespaces[role].ip(f"link set {interface} mtu 1280")
                 wait_until_fast(enforced, ports)
     finally:
-        lab.gw.ip("link set out0 mtu 1500", "link set in0 mtu 1500")
+        for role, interface in (end for ends in links for end in ends):
+            lab.namespaces[role].ip(f"link set {interface} mtu 1500")
         for host in (lab.client, lab.origin2):
             for version in ("-4", "-6"):
                 host.run("ip", version, "route", "flush", "cache")
