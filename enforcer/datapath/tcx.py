@@ -113,7 +113,18 @@ def detach(directory: Path, interface: int, direction: Direction) -> bool:
     path = _path(directory, interface, direction)
     if not path.exists():
         return False
-    path.unlink()
+    try:
+        if (interface, direction) in attached(directory):
+            fd = syscall.get(str(path))
+            try:
+                # Without it the program would go a moment after the pin: the kernel frees links later.
+                syscall.call(syscall.LINK_DETACH, struct.pack("<I", fd))
+            finally:
+                os.close(fd)
+        path.unlink()
+    except OSError as error:
+        what = f"detaching a program from {direction} of interface {interface}"
+        raise syscall.explain_error(error, what) from error
     return True
 
 

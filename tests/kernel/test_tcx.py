@@ -58,7 +58,6 @@ def test_one_of_ours_is_replaced_in_place_and_others_stay(
     assert hooks.detach(pins, index, direction) is False
     assert tcx.programs(index, direction) == [syscall.program_info(other)[0]]
     os.close(held)
-    assert tcx.programs(index, direction) == []
     os.close(other)
 
 
