@@ -309,10 +309,7 @@ int to_client(struct __sk_buff *skb)
 		return PASS;
 	count(REASON_REPLY, 0);
 	pass_packet(skb, flow, &p, REPLY, bpf_ktime_get_coarse_ns());
-	if (p.family == IPV4)
-		learn_way_back(skb, IPV4, flow, &p.tuple);
-	else
-		learn_way_back(skb, IPV6, flow, &p.tuple);
+	learn_way_back(skb, p.family, flow, &p.tuple);
 	return PASS;
 }
 
@@ -366,10 +363,8 @@ int to_origin(struct __sk_buff *skb)
 	}
 	s = get_settings();
 	if (s && is_planned(skb, s)) {
-		if (skb->tc_index && skb->protocol == be16(ETH_P_IP))
-			learn_way_out(skb, IPV4);
-		else if (skb->tc_index)
-			learn_way_out(skb, IPV6);
+		if (skb->tc_index)
+			learn_way_out(skb, skb->protocol == be16(ETH_P_IP) ? IPV4 : IPV6);
 		return PASS;
 	}
 	/* The gateway's own packets came in by no interface, and others' are none of ours. */
@@ -399,7 +394,7 @@ int from_origin(struct __sk_buff *skb)
 
 enum {
 	KEYS_AT = 14,            /* BPF_PROG_TEST_RUN wants an Ethernet header first */
-	REAP_BATCH = 64,
+	REAP_BATCH = 16,
 	REAP_UNKNOWN = 1,        /* mark: conntrack doesn't know these, delete them if unanswered or still idle */
 	REAP_SETTLED = 1000000000,   /* ns: who has been silent for so long has nothing under way to conntrack */
 	REAP_EVERY = 2,          /* mark: their egress IP is gone, delete them */

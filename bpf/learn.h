@@ -234,6 +234,11 @@ static __always_inline void evict(const struct fast *f, const struct flow_key *t
 		unlearn(owner, &other);
 }
 
+static __always_inline bool glance_at(struct __sk_buff *skb, u32 family, struct glance *g)
+{
+	return family == IPV4 ? glance(skb, IPV4, g) : glance(skb, IPV6, g);
+}
+
 /* In to_origin: what was offered has become this. */
 static __always_inline void learn_way_out(struct __sk_buff *skb, u32 family)
 {
@@ -250,7 +255,7 @@ static __always_inline void learn_way_out(struct __sk_buff *skb, u32 family)
 	from->tag = 0;
 	tuple = &from->flow;
 	if ((u32)bpf_jiffies64() - from->since > PASSING || family_of(tuple->client) != family ||
-	    !is_ethernet(skb->ifindex, OUTSIDE) || !is_ethernet(from->in, INSIDE) || !glance(skb, family, &g))
+	    !is_ethernet(skb->ifindex, OUTSIDE) || !is_ethernet(from->in, INSIDE) || !glance_at(skb, family, &g))
 		return;
 	flow = flows.lookup((void *)tuple);
 	/* A connection tracking helper may have changed its contents: then each packet must meet it. */
@@ -275,6 +280,6 @@ static __always_inline void learn_way_back(struct __sk_buff *skb, u32 family, st
 	struct glance g = {};
 
 	if (f && port && skb->tc_index == port && is_learnable(flow, tuple) && is_ethernet(skb->ingress_ifindex, OUTSIDE) &&
-	    is_ethernet(skb->ifindex, INSIDE) && glance(skb, family, &g))
+	    is_ethernet(skb->ifindex, INSIDE) && glance_at(skb, family, &g))
 		learn(skb, f, &g, flow, tuple, port, skb->ingress_ifindex, f->generation, REPLY);
 }

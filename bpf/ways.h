@@ -198,7 +198,6 @@ static __always_inline bool take_way(u32 number, const struct flow_key *tuple, e
 	if (!set || !guard)
 		return false;
 	bpf_spin_lock(&guard->lock);
-#pragma unroll
 	for (i = 0; i < WAYS; i++)
 		if (is_way_of(&set->way[i], tuple, direction)) {
 			*old = set->way[i];

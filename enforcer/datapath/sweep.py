@@ -15,7 +15,7 @@ from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.programs import Pins
 
-BATCH = 64
+BATCH = 16
 """Keys a run of `reap` or `forget` takes (REAP_BATCH in bpf/egress.c)."""
 UNKNOWN = 1
 """Mark of a run of `reap` for flows that conntrack doesn't know (REAP_UNKNOWN)."""
