@@ -1,11 +1,15 @@
-"""Marks of requirements of RFCs (docs/rfc-compliance.md)."""
+"""What all tests share: marks of requirements of RFCs (docs/rfc-compliance.md), and a Ctrl-C that works."""
 
 from __future__ import annotations
+
+import signal
 
 import pytest
 from rfcs import KEYWORDS, label
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts us in the background has us ignore Ctrl-C, and what we start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for mark, (rfc, number) in KEYWORDS.items():
         config.addinivalue_line("markers", f"{mark}: RFC {rfc}, {label(rfc, number)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 import time
@@ -17,6 +18,7 @@ IPV4 = 0x0800
 IPV6 = 0x86DD
 _HEADER = 24  # bytes of struct pcap_file_header
 _RECORD = struct.Struct("=IIII")  # seconds, microseconds, bytes kept, bytes on the wire
+_numbers = itertools.count()  # of captures: none finds another's file, or is ready by another's word
 
 
 class Capture(Program):
@@ -36,14 +38,15 @@ class Capture(Program):
         direction: str = "inout",
         snap: int = 128,
     ):
-        self.pcap = directory / f"{namespace.name.rpartition('-')[2]}-{interface}-{id(self):x}.pcap"
+        number = next(_numbers)
+        self.pcap = directory / f"{namespace.name.rpartition('-')[2]}-{interface}-{number}.pcap"
         super().__init__(
             namespace,
             # -Z root: it would become a user who may not write here.
             f"tcpdump -i {interface} -w {self.pcap} -Q {direction} -s {snap} -n -p -U --immediate-mode "
             f"-B 32768 -Z root {expression}".split(),
             directory,
-            f"tcpdump-{interface}-{id(self):x}",
+            f"tcpdump-{interface}-{number}",
             ready=lambda: "listening on" in self.said(),
         )
 

@@ -10,14 +10,17 @@ import ipaddress
 import json
 import re
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from enforcer.lab.netns import LabError, Namespace, execute
 from enforcer.lab.program import Program, listening, module
 from enforcer.lab.topology import ORIGIN1, ORIGIN2, RESOLVER
+
+Entry = TypeVar("Entry")
 
 NAMES = {"bank.lab": ORIGIN1, "shop.lab": ORIGIN2, "www.lab": ORIGIN2}
 
@@ -30,6 +33,21 @@ class Seen:
     address: str
     peer_port: int
     port: int
+
+
+def logged(
+    log: Callable[[], list[Entry]], act: Callable[[], object], count: int = 1, patience: float = 5.0
+) -> list[Entry]:
+    """What a server's log has got by ``act``: waited for until so many came, or as many as did by then.
+
+    A log may be behind the answer: the kernel answers echo requests, nginx logs what it has answered.
+    """
+    before = len(log())
+    act()
+    deadline = time.monotonic() + patience
+    while len(new := log()[before:]) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return new
 
 
 class Reporter(Program):

@@ -53,6 +53,7 @@ from enforcer.lab.configuration import (
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.load import client_sources
 from enforcer.lab.netns import Namespace
+from enforcer.lab.servers import logged
 from enforcer.lab.services import Services
 from enforcer.lab.topology import (
     CLIENT,
@@ -159,8 +160,9 @@ def test_the_command_says_what_the_view_does(enforced: Gateway) -> None:
 
 @families
 def test_servers_logs_say_the_same(enforced: Gateway, services: Services, family: int) -> None:
-    by_http(enforced.lab.client, ORIGIN1[family], 443)
-    assert services.nginx["origin1"].seen()[-1].address == leaves_from(LAX1, family)
+    nginx = services.nginx["origin1"]
+    (seen,) = logged(nginx.seen, lambda: by_http(enforced.lab.client, ORIGIN1[family], 443))
+    assert seen.address == leaves_from(LAX1, family)
     by_udp(enforced.lab.client, ORIGIN2[family], TRAVEL_PORT)
     assert services.reporter["origin2"].seen("udp")[-1].address == leaves_from(LAX2, family)
 
@@ -181,9 +183,12 @@ def test_dns_to_a_resolver_is_shared(enforced: Gateway, services: Services, fami
 def test_ping_is_shared(enforced: Gateway, services: Services, family: int) -> None:
     told = foretold(enforced, ORIGIN1[family], "icmp")
     assert (told["reason"], told["source_ip"]) == ("icmp", SHARED[family])
-    assert ping(enforced.lab.client, ORIGIN1[family], count=3)
-    assert ping(enforced.lab.client, ORIGIN1[family], count=2, options=("-s", "4000"))
-    seen = services.reporter["origin1"].seen("icmp")[-5:]
+
+    def pings() -> None:
+        assert ping(enforced.lab.client, ORIGIN1[family], count=3)
+        assert ping(enforced.lab.client, ORIGIN1[family], count=2, options=("-s", "4000"))
+
+    seen = logged(lambda: services.reporter["origin1"].seen("icmp"), pings, 5)
     assert [echo.address for echo in seen] == [SHARED[family]] * 5
 
 

@@ -32,6 +32,7 @@ from enforcer.lab.clients import (
 from enforcer.lab.load import Hammer, Holders, client_sources
 from enforcer.lab.netns import LabError, Namespace, processes_in
 from enforcer.lab.program import Program, module
+from enforcer.lab.servers import logged
 from enforcer.lab.services import Services
 from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, Lab
 
@@ -72,7 +73,8 @@ def test_every_server_is_reached_and_sees_the_egress_address(
         for port, scheme in ((80, "http"), (8443, "https")):
             status, body = curl(lab.client, url(origin[family], port, scheme))
             assert (status, body.split()[0]) == (200, EGRESS[family])
-    assert services.nginx["origin1"].seen()[-1].address == EGRESS[family]
+    (seen,) = logged(services.nginx["origin1"].seen, lambda: curl(lab.client, url(ORIGIN1[family])))
+    assert seen.address == EGRESS[family]
     assert services.reporter["origin2"].seen("udp")[-1].address == EGRESS[family]
 
 
@@ -106,8 +108,9 @@ def test_sshd_of_the_gateway_sees_the_client(lab: Lab, services: Services, famil
 
 @families
 def test_echo_requests_are_noticed(lab: Lab, services: Services, family: int) -> None:
-    assert ping(lab.client, ORIGIN1[family], count=3)
-    assert [seen.address for seen in services.reporter["origin1"].seen("icmp")[-3:]] == [EGRESS[family]] * 3
+    reporter = services.reporter["origin1"]
+    seen = logged(lambda: reporter.seen("icmp"), lambda: ping(lab.client, ORIGIN1[family], count=3), 3)
+    assert [echo.address for echo in seen] == [EGRESS[family]] * 3
     assert not ping(lab.client, "198.18.1.99" if family == 4 else "2001:db8:a1::99")
 
 

@@ -10,6 +10,7 @@ import pytest
 from enforcer.lab.clients import curl, dig, ping, tcp_ask, udp_ask, url
 from enforcer.lab.configuration import ABROAD_PORT, LAX1, LAX2, SHOP_PORT, TRAVEL_PORT
 from enforcer.lab.gateway import Gateway
+from enforcer.lab.servers import logged
 from enforcer.lab.services import Services
 from enforcer.lab.topology import CLIENT, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SHARED, Lab
 
@@ -39,8 +40,9 @@ def fallback(lab: Lab, services: Services, family: int) -> str:
 
 
 def echo(lab: Lab, services: Services, family: int) -> str:
-    assert ping(lab.client, ORIGIN1[family])
-    return services.reporter["origin1"].seen("icmp")[-1].address
+    reporter = services.reporter["origin1"]
+    (seen,) = logged(lambda: reporter.seen("icmp"), lambda: ping(lab.client, ORIGIN1[family]))
+    return seen.address
 
 
 def dns_udp(lab: Lab, services: Services, family: int) -> str:

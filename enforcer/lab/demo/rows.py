@@ -11,6 +11,7 @@ from enforcer.lab import clients
 from enforcer.lab.configuration import ABROAD_PORT, LAX1, LAX2, SHOP_PORT, TRAVEL_PORT
 from enforcer.lab.demo.stage import FAMILIES, PERSON, READER, SITE, Question, Stage
 from enforcer.lab.netns import Namespace
+from enforcer.lab.servers import logged
 from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SHARED
 
 CLOSED_PORT = 9999
@@ -115,13 +116,6 @@ def _within(text: str, value: str) -> bool:
     return ipaddress.ip_address(text) in ipaddress.ip_network(value)
 
 
-def _new(log: Callable[[], list[Any]], act: Callable[[], object]) -> list[Any]:
-    """What a server's log has got by ``act``."""
-    before = len(log())
-    act()
-    return log()[before:]
-
-
 def web(origin: dict[int, str], port: int = 80, scheme: str = "http", times: int = 1) -> Drive:
     """curl asks nginx, which answers with the address that it sees."""
 
@@ -169,7 +163,7 @@ def dns(tcp: bool) -> Drive:
 
     def drive(stage: Stage, family: int) -> list[str]:
         client, resolver = stage.lab.client, stage.services.resolver
-        queries = _new(resolver.queries, lambda: clients.dig(client, RESOLVER[family], tcp=tcp))
+        queries = logged(resolver.queries, lambda: clients.dig(client, RESOLVER[family], tcp=tcp))
         return [asker for asker, _, _ in queries]
 
     return drive
@@ -183,7 +177,7 @@ def other_dns(stage: Stage, family: int) -> list[str]:
 def ping(stage: Stage, family: int) -> list[str]:
     """ping; a raw socket at the origin notices the request."""
     client, reporter = stage.lab.client, stage.services.reporter["origin1"]
-    seen = _new(lambda: reporter.seen("icmp"), lambda: clients.ping(client, ORIGIN1[family]))
+    seen = logged(lambda: reporter.seen("icmp"), lambda: clients.ping(client, ORIGIN1[family]))
     return [each.address for each in seen]
 
 
@@ -226,14 +220,14 @@ def between(stage: Stage, family: int) -> list[str]:
 def gateway_dns(stage: Stage, family: int) -> list[str]:
     """The gateway's own resolver and its log."""
     client, resolver = stage.lab.client, stage.services.gateway_resolver
-    queries = _new(resolver.queries, lambda: clients.dig(client, GATEWAY[family]))
+    queries = logged(resolver.queries, lambda: clients.dig(client, GATEWAY[family]))
     return [asker for asker, _, _ in queries]
 
 
 def gateway_ssh(stage: Stage, family: int) -> list[str]:
     """The gateway's own sshd and its log."""
     client, sshd = stage.lab.client, stage.services.sshd
-    return [each.address for each in _new(sshd.seen, lambda: clients.ssh_banner(client, GATEWAY[family]))]
+    return [each.address for each in logged(sshd.seen, lambda: clients.ssh_banner(client, GATEWAY[family]))]
 
 
 def from_gateway(stage: Stage, family: int) -> list[str]:
