@@ -166,7 +166,10 @@ int from_client(struct __sk_buff *skb)
 	set_mark(skb, s, flow->slot + 1);
 	count(flow->reason, 0);
 	pass_packet(skb, flow, p, ORIGINAL, w->now);
-	offer(skb, flow, p);
+	if (flow->replied)
+		offer(skb, flow, p);
+	else
+		skb->tc_index = TAG_OPENS;
 	return PASS;
 }
 
@@ -246,6 +249,7 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 			v->slot = flow->slot;
 			counted = 0;
 		}
+		skb->tc_index = TAG_OPENS;
 	} else {
 		counted = 0;
 	}
@@ -309,7 +313,7 @@ int to_client(struct __sk_buff *skb)
 		return PASS;
 	count(REASON_REPLY, 0);
 	pass_packet(skb, flow, &p, REPLY, bpf_ktime_get_coarse_ns());
-	learn_way_back(skb, p.family, flow, &p.tuple);
+	learn_way_back(skb, &p, flow);
 	return PASS;
 }
 
@@ -339,7 +343,7 @@ static __always_inline bool is_planned(struct __sk_buff *skb, const struct setti
 	} else {
 		return false;
 	}
-	slot = ((skb->mark & s->mark_mask) >> s->mark_shift) - 1;
+	slot = slot_of_mark(skb, s);
 	egress = egresses.lookup(&slot);
 	if (!egress)
 		return false;
@@ -363,8 +367,12 @@ int to_origin(struct __sk_buff *skb)
 	}
 	s = get_settings();
 	if (s && is_planned(skb, s)) {
-		if (skb->tc_index)
-			learn_way_out(skb, skb->protocol == be16(ETH_P_IP) ? IPV4 : IPV6);
+		u32 family = skb->protocol == be16(ETH_P_IP) ? IPV4 : IPV6;
+
+		if (skb->tc_index == TAG_OPENS)
+			open_way_out(skb, family, slot_of_mark(skb, s));
+		else if (skb->tc_index)
+			learn_way_out(skb, family);
 		return PASS;
 	}
 	/* The gateway's own packets came in by no interface, and others' are none of ours. */

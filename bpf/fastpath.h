@@ -10,6 +10,7 @@
 
 enum {
 	TAG_FAST = 0xffff,       /* tc_index of a packet that has been rewritten here */
+	TAG_OPENS = 0xfffe,      /* of a flow's that has not been answered */
 	MOST_BYTES = 1 << 30,    /* after which a way is learnt anew, before its counter overflows */
 	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
@@ -23,10 +24,17 @@ enum {
 /* skb->priority by the TOS field's four old bits, as ip_forward sets it (route.c, ip_tos2prio). */
 #define PRIORITIES 0x4444666622220000ULL
 
-static __always_inline struct fast *get_fast(void)
+static __always_inline struct fast *get_switch(void)
 {
 	int zero = 0;
-	struct fast *f = fast.lookup(&zero);
+
+	return fast.lookup(&zero);
+}
+
+/* Null while the fast path is off. */
+static __always_inline struct fast *get_fast(void)
+{
+	struct fast *f = get_switch();
 
 	return f && f->generation ? f : 0;
 }

@@ -11,6 +11,7 @@ enum {
 	HOP_TRIES = 8,
 	HOP_OUTLIVES = 1,        /* lifetimes that a hop is good for beyond its ways */
 	MACS = 12,
+	EMPTY_ONES = 3,          /* this packet of a TCP flow and later ones may be learnt from without data */
 };
 
 /* A packet of a flow on its way through the kernel, by its tag. Tags are given in sequence on all processors, so that
@@ -28,18 +29,18 @@ struct passing {
 BPF_PERCPU_ARRAY(passing, struct passing, TAGS);
 BPF_ARRAY(last_tag, u64, 1);
 
-static __always_inline struct fast *get_seed(void)
-{
-	int zero = 0;
-
-	return fast.lookup(&zero);
-}
-
 /* Whether a flow's packets may take the fast path from now on. */
 static __always_inline bool is_learnable(const struct flow *flow, const struct flow_key *tuple)
 {
 	return flow->replied && !flow->closing && flow->reason != REASON_DNS &&
 	       (tuple->protocol == IPPROTO_UDP || flow->state == ESTABLISHED);
+}
+
+/* What is learnt from an acknowledgement without data fits no packet with some. Short connections end before it would
+ * pay; who only acknowledges is learnt from a little later. */
+static __always_inline bool is_worth_learning(const struct flow *flow, const struct packet *p, enum direction direction)
+{
+	return p->tuple.protocol == IPPROTO_UDP || p->payload || flow->packets[direction] >= EMPTY_ONES;
 }
 
 /* Has what becomes of this packet noted. */
@@ -51,12 +52,12 @@ static __always_inline void offer(struct __sk_buff *skb, const struct flow *flow
 	u32 tag;
 	int index = 0;
 
-	if (!f || p->fragment || !is_learnable(flow, &p->tuple))
+	if (!f || p->fragment || !is_learnable(flow, &p->tuple) || !is_worth_learning(flow, p, ORIGINAL))
 		return;
 	last = last_tag.lookup(&index);
 	if (!last)
 		return;
-	tag = 1 + __sync_fetch_and_add(last, 1) % (TAG_FAST - 1);
+	tag = 1 + __sync_fetch_and_add(last, 1) % (TAG_OPENS - 1);
 	index = tag % TAGS;
 	one = passing.lookup(&index);
 	if (!one)
@@ -96,7 +97,7 @@ static __always_inline void unlearn_way(const struct fast *f, struct flow *flow,
 /* The flow's packets go the kernel's way again. */
 static __always_inline void unlearn(struct flow *flow, const struct flow_key *tuple)
 {
-	struct fast *f = get_seed();
+	struct fast *f = get_switch();
 	u16 port;
 
 	full_barrier(flow);
@@ -108,6 +109,17 @@ static __always_inline void unlearn(struct flow *flow, const struct flow_key *tu
 	unlearn_way(f, flow, tuple, port, ORIGINAL);
 	unlearn_way(f, flow, tuple, port, REPLY);
 }
+
+/* A flow's packet as it leaves: translated. */
+struct departure {
+	u32 family;
+	u32 slot;
+	u32 source[4];
+	u32 origin[4];
+	u16 port;
+	u16 origin_port;
+	u8 protocol;
+};
 
 static __always_inline bool is_ethernet(u32 ifindex, enum role role)
 {
@@ -205,23 +217,27 @@ static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, c
 }
 
 /* conntrack has given the port to this flow: whose it was before has lost its entry there, and its ways go. */
-static __always_inline void evict(const struct fast *f, const struct flow_key *tuple, const struct flow *flow, u16 port)
+static __always_inline void evict(const struct fast *f, const struct departure *d, const struct flow_key *but)
 {
-	int i, index = set_of_flow(f, tuple, flow->source, port, REPLY);
-	struct way_set *set = ways.lookup(&index);
+	int i, index = set_of(f, d->family, d->source, d->origin, d->port, d->origin_port, d->protocol);
+	struct guard *guard = guard_of(index);
+	struct way_set *set;
 	struct flow_key other;
 	struct flow *owner;
 	bool found = false;
 
+	if (!guard || !guard->answers)
+		return;
+	set = ways.lookup(&index);
 	if (!set)
 		return;
 	for (i = 0; i < WAYS; i++) {
 		struct way *way = &set->way[i];
 
-		if (way->until && way->reason == REASON_REPLY && way->source_port == port && way->slot == (u16)flow->slot &&
-		    way->origin_port == tuple->origin_port && is_equal(way->origin, tuple->origin) &&
-		    way->kind == kind_of(family_of(tuple->client), tuple->protocol) &&
-		    (way->client_port != tuple->client_port || !is_equal(way->client, tuple->client))) {
+		if (way->until && way->reason == REASON_REPLY && way->source_port == d->port && way->slot == (u16)d->slot &&
+		    way->origin_port == d->origin_port && is_equal(way->origin, d->origin) &&
+		    way->kind == kind_of(d->family, d->protocol) &&
+		    (!but || way->client_port != but->client_port || !is_equal(way->client, but->client))) {
 			tuple_of(&other, way);
 			found = true;
 			break;
@@ -264,22 +280,73 @@ static __always_inline void learn_way_out(struct __sk_buff *skb, u32 family)
 	    g.ack != from->ack || g.total != from->total)
 		return;
 	if (flow->source_port != g.from_port) {
-		evict(f, tuple, flow, g.from_port);
+		struct departure d = {
+			.family = family,
+			.slot = flow->slot,
+			.port = g.from_port,
+			.origin_port = tuple->origin_port,
+			.protocol = tuple->protocol,
+		};
+
+		copy_address(d.source, flow->source);
+		copy_address(d.origin, tuple->origin);
+		evict(f, &d, tuple);
 		unlearn(flow, tuple);
 		flow->source_port = g.from_port;
 	}
 	learn(skb, f, &g, flow, tuple, g.from_port, from->in, from->generation, ORIGINAL);
 }
 
-/* In to_client: an answer of this flow is leaving for its client. */
-static __always_inline void learn_way_back(struct __sk_buff *skb, u32 family, struct flow *flow,
-					   const struct flow_key *tuple)
+/* False: where its ports are is not known. */
+static __always_inline bool departs(struct __sk_buff *skb, u32 family, struct departure *d)
 {
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	void *transport = data + ETH_HLEN + (family == IPV4 ? NETWORK4 : NETWORK6);
+
+	if (transport + sizeof(struct udphdr) > end)
+		return false;
+	if (family == IPV4) {
+		struct iphdr *ip = data + ETH_HLEN;
+
+		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET))
+			return false;
+		d->protocol = ip->protocol;
+		map_ipv4(d->source, ip->saddr);
+		map_ipv4(d->origin, ip->daddr);
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		d->protocol = ip->nexthdr;
+		copy_address(d->source, ip->saddr.in6_u.u6_addr32);
+		copy_address(d->origin, ip->daddr.in6_u.u6_addr32);
+	}
+	d->family = family;
+	d->port = *(u16 *)transport;
+	d->origin_port = *(u16 *)(transport + 2);
+	return d->protocol == IPPROTO_TCP || d->protocol == IPPROTO_UDP;
+}
+
+/* In to_origin: a packet of a flow that has not been answered. Answers to its port are for this flow alone; it may
+ * have been another's until now, whose entry conntrack has deleted by command or for want of room. */
+static __always_inline void open_way_out(struct __sk_buff *skb, u32 family, u32 slot)
+{
+	struct departure d = { .slot = slot };
+	struct fast *f = get_fast();
+
+	if (f && (family == IPV4 ? departs(skb, IPV4, &d) : departs(skb, IPV6, &d)))
+		evict(f, &d, 0);
+}
+
+/* In to_client: an answer of this flow is leaving for its client. */
+static __always_inline void learn_way_back(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+{
+	const struct flow_key *tuple = &p->tuple;
 	struct fast *f = get_fast();
 	u16 port = flow->source_port;
 	struct glance g = {};
 
-	if (f && port && skb->tc_index == port && is_learnable(flow, tuple) && is_ethernet(skb->ingress_ifindex, OUTSIDE) &&
-	    is_ethernet(skb->ifindex, INSIDE) && glance_at(skb, family, &g))
+	if (f && port && skb->tc_index == port && is_learnable(flow, tuple) && is_worth_learning(flow, p, REPLY) &&
+	    is_ethernet(skb->ingress_ifindex, OUTSIDE) && is_ethernet(skb->ifindex, INSIDE) &&
+	    glance_at(skb, p->family, &g))
 		learn(skb, f, &g, flow, tuple, port, skb->ingress_ifindex, f->generation, REPLY);
 }

@@ -23,7 +23,6 @@ enum {
 	CLIENTS = 65536,
 	INTERFACES = 1024,
 	HOPS = 65536,
-	GUARDS = 256,
 	ON_LINK_RANGES = SLOTS,
 	NO_SLOT = 0xffffffff,
 };
@@ -183,12 +182,13 @@ struct hop {
 };
 PINNED("array", int, struct hop, hops, HOPS, 0);
 
-/* Who writes into a set of ways, or a hop, holds one of these. */
+/* Who writes into a set of ways holds its guard; of hops, that of the same number. It also says what needn't be
+ * looked for among the ways, whose memory is so large that little of it is in a cache. */
 struct guard {
 	struct bpf_spin_lock lock;
-	u32 pad;
+	u32 answers;             /* how many of the set's ways are for answers */
 };
-PINNED("array", int, struct guard, guards, GUARDS, 0);
+PINNED("array", int, struct guard, guards, WAY_SETS, 0);
 
 struct fast {
 	u32 generation;          /* 16 bits; another one makes all that was learnt stale; 0: the fast path is off */

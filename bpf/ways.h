@@ -98,7 +98,7 @@ static __always_inline bool is_good(u32 until, u32 now, const struct fast *f)
 
 static __always_inline struct guard *guard_of(u32 number)
 {
-	int index = number % GUARDS;
+	int index = number & (WAY_SETS - 1);
 
 	return guards.lookup(&index);
 }
@@ -135,6 +135,15 @@ static __always_inline void count_way(const struct way *old)
 	flow = flows.lookup(&tuple);
 	if (flow)
 		add_up(flow, old);
+}
+
+/* Under the guard's lock. A table from before an upgrade may hold more than its new guards know. */
+static __always_inline void count_answers(struct guard *guard, bool before, bool after)
+{
+	if (after && !before)
+		guard->answers++;
+	if (before && !after && guard->answers)
+		guard->answers--;
 }
 
 /* Enters a way, or writes it anew. Nothing happens if the set is full of others that are good. */
@@ -175,6 +184,7 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 		until += until == old.until;
 		if (renewed && old.generation == way->generation && old.hop == way->hop && old.largest > way->largest)
 			way->largest = old.largest;
+		count_answers(guard, old.until && old.reason == REASON_REPLY, direction == REPLY);
 		there->until = 0;
 		barrier();
 		*there = *way;
@@ -202,6 +212,7 @@ static __always_inline bool take_way(u32 number, const struct flow_key *tuple, e
 		if (is_way_of(&set->way[i], tuple, direction)) {
 			*old = set->way[i];
 			set->way[i].until = 0;
+			count_answers(guard, direction == REPLY, false);
 			found = true;
 		}
 	bpf_spin_unlock(&guard->lock);

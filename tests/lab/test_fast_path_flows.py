@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 from fastpath import actives, learnt, rows, share, wait_until_fast
+from messages import datagrams
 from transfer import Transfer
 from truth import agree, counted, families, look, origins, running, tracked, wait_for
 from versions import impatient
@@ -69,6 +70,39 @@ def test_every_pair_of_interfaces(enforced: Gateway, family: int) -> None:
                 wait_until_fast(enforced, [transfer.client_port])
                 assert transfer.finish() >= 1 << 22
     agree(enforced)
+
+
+# --- what is learnt from
+
+
+@families
+def test_an_opening_is_not_learnt_from_but_the_first_data(enforced: Gateway, family: int) -> None:
+    (pair,) = connected(enforced.lab.client, enforced.lab.origin1, ORIGIN1[family], 1)
+    assert learnt(enforced) == 0
+    pair.near.send(b"x")
+    wait_for(lambda: learnt(enforced) == 1, "the way out")
+    pair.far.send(b"y")
+    wait_for(lambda: learnt(enforced) == 2, "the way back")
+    for end in (pair.near, pair.far):
+        reset(end)
+    wait_for(lambda: learnt(enforced) == 0, "its ways gone", 2)
+
+
+@families
+def test_who_only_acknowledges_is_learnt_from(enforced: Gateway, family: int) -> None:
+    """An origin that sends and is sent nothing."""
+    (pair,) = connected(enforced.lab.client, enforced.lab.origin1, ORIGIN1[family], 1)
+    data = bytes(1 << 15)
+    pair.near.settimeout(5)
+    for _ in range(3):
+        pair.far.sendall(data)
+        left = len(data)
+        while left:
+            left -= len(pair.near.recv(left))
+    wait_for(lambda: learnt(enforced) == 2, "both ways")
+    for end in (pair.near, pair.far):
+        reset(end)
+    wait_for(lambda: learnt(enforced) == 0, "its ways gone", 2)
 
 
 # --- ends
@@ -277,6 +311,55 @@ def test_a_port_is_used_again_at_once(enforced: Gateway, family: int, how: str) 
                 near.close()
                 far.close()
     wait_for(lambda: not any(actives(enforced)), "the count given back", 2)
+
+
+@families
+def test_a_port_that_conntrack_gives_to_another(enforced: Gateway, family: int) -> None:
+    """Answers are the new flow's at once, and the old one's packets have the port no more."""
+    lab, given, port = enforced.lab, 40_007, 9600
+    old, new = 45_100, 45_101
+    protocol, address = {4: ("ip", ORIGIN1[4]), 6: ("ip6", ORIGIN1[6])}[family]
+    with (
+        datagrams(lab.client, CLIENT[family], old) as first,
+        datagrams(lab.client, CLIENT[family], new) as second,
+        datagrams(lab.origin1, address, port) as origin,
+    ):
+        first.sendto(b"which", (address, port))
+        source = origin.recvfrom(16)[1][0]
+        lab.gw.run("conntrack", "-F")
+        # Before the daemon's own chain, for both.
+        lab.gw.run(
+            "nft",
+            f"table inet given {{ chain given {{ type nat hook postrouting priority 80; udp dport {port} "
+            f"udp sport {{ {old}, {new} }} snat {protocol} to {_with_port(source, given)}; }}; }}",
+        )
+        try:
+            enforced.run("relearn")  # what the table's installation makes it do, and no later
+            time.sleep(0.5)
+            for _ in range(4):
+                first.sendto(b"old", (address, port))
+                data, peer = origin.recvfrom(16)
+                assert (data, peer[:2]) == (b"old", (source, given))
+                origin.sendto(b"to old", peer)
+                assert first.recv(16) == b"to old"
+            assert share(rows(enforced, [old], "udp")) > 0
+            lab.gw.run("conntrack", "-D", "-p", "udp", "--orig-port-src", str(old), "-f", f"ipv{family}")
+            second.sendto(b"new", (address, port))
+            data, peer = origin.recvfrom(16)
+            assert (data, peer[:2]) == (b"new", (source, given))
+            origin.sendto(b"to new", peer)
+            assert second.recv(16) == b"to new"
+            first.sendto(b"old", (address, port))
+            origin.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                origin.recvfrom(16)
+        finally:
+            lab.gw.run("nft", "delete table inet given")
+            lab.gw.run("conntrack", "-F")
+
+
+def _with_port(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 # --- as time goes by
