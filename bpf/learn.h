@@ -297,7 +297,7 @@ static __always_inline void learn_way_out(struct __sk_buff *skb, u32 family)
 	learn(skb, f, &g, flow, tuple, g.from_port, from->in, from->generation, ORIGINAL);
 }
 
-/* False: where its ports are is not known. */
+/* False: where its ports are is not known. Without Ethernet nothing has been learnt, and so nothing is found. */
 static __always_inline bool departs(struct __sk_buff *skb, u32 family, struct departure *d)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;

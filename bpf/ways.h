@@ -137,7 +137,7 @@ static __always_inline void count_way(const struct way *old)
 		add_up(flow, old);
 }
 
-/* Under the guard's lock. A table from before an upgrade may hold more than its new guards know. */
+/* Under the guard's lock. */
 static __always_inline void count_answers(struct guard *guard, bool before, bool after)
 {
 	if (after && !before)

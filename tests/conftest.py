@@ -9,7 +9,10 @@ from rfcs import KEYWORDS, label
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell that starts us in the background has us ignore Ctrl-C, and what we start would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for mark, (rfc, number) in KEYWORDS.items():
         config.addinivalue_line("markers", f"{mark}: RFC {rfc}, {label(rfc, number)}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A shell that starts us in the background has us ignore Ctrl-C, and what we start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,7 +21,7 @@ from enforcer.lab.netns import LabError
 
 MEMORY = "Memory and verifier"
 _FLOWS = 100_000
-_BY_FLOWS = ("flows", "ways")
+_BY_FLOWS = ("flows", "ways", "guards")
 """Maps as large as limits.flows says."""
 _VERIFIED = 216  # offset of verified_insns in struct bpf_prog_info
 _INFORMATION = 232
@@ -48,7 +48,7 @@ def memory(bench: Bench) -> None:
             for name in _BY_FLOWS
         ),
         (
-            f"both together, per {_FLOWS:,} flows",
+            f"all three, per {_FLOWS:,} flows",
             "MiB",
             sum(empty[name] for name in _BY_FLOWS) / entries * _FLOWS,
         ),
