@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +59,10 @@ def test_one_of_ours_is_replaced_in_place_and_others_stay(
     assert hooks.detach(pins, index, direction) is False
     assert tcx.programs(index, direction) == [syscall.program_info(other)[0]]
     os.close(held)
+    deadline = time.monotonic() + 5  # the kernel frees links a moment later
+    while tcx.programs(index, direction) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert tcx.programs(index, direction) == []
     os.close(other)
 
 
