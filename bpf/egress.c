@@ -9,8 +9,9 @@
  *   from_origin   TC ingress, outside   neighbour solicitations for on-link ranges
  *   to_client     TC egress, inside     follows the flow's replies
  *
- * and three programs that user space runs with BPF_PROG_TEST_RUN: explain, reap, forget.
+ * and programs that user space runs with BPF_PROG_TEST_RUN: explain, and those of sweep.h.
  */
+#include <linux/errno.h>
 #include <linux/pkt_cls.h>
 #include "maps.h"
 #include "tally.h"
@@ -19,10 +20,14 @@
 #include "route.h"
 #include "policy.h"
 #include "origin.h"
+#include "client.h"
+#include "admission.h"
 #include "ways.h"
 #include "fastpath.h"
 #include "learn.h"
 #include "flow.h"
+#include "room.h"
+#include "sweep.h"
 #include "neighbour.h"
 
 /* The next filter, if there is one, has its say too. */
@@ -118,18 +123,62 @@ static __always_inline struct pending *get_pending(u32 place)
 	return pending.lookup(&index);
 }
 
+/* Before the tables are filled nothing leaves the gateway, but the gateway itself can be reached. */
+static __always_inline int pass_local(struct __sk_buff *skb, const struct packet *p)
+{
+	if (route(skb, p) != REASON_LOCAL)
+		return block(REASON_NOT_READY);
+	count(REASON_LOCAL, 0);
+	return PASS;
+}
+
+enum { UNKNOWN_FLOW, KNOWN_FLOW };
+
+/* A packet of a flow that is known: gets the flow's mark, or after a reset the refusal's. */
+static __always_inline int continue_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p, u64 now)
+{
+	struct flow *flow = flows.lookup((void *)&p->tuple);
+	u64 identity = identity_of(&p->tuple);
+	u32 slot, reason, result;
+	int refusal;
+
+	if (!flow)
+		return UNKNOWN_FLOW;
+	/* The flow may end by this packet. */
+	slot = flow->slot;
+	reason = flow->reason;
+	result = pass_packet(skb, flow, p, ORIGINAL, identity, now);
+	if (result & GONE)
+		return UNKNOWN_FLOW;
+	if (result & RETURNS) {
+		refusal = return_flow(flow, &p->tuple, identity, s, now);
+		if (refusal) {
+			refuse(skb, s, refusal);
+			return KNOWN_FLOW;
+		}
+	}
+	set_mark(skb, s, slot + 1);
+	count(reason, 0);
+	if (result & DELETED)
+		return KNOWN_FLOW;
+	if (flow->replied)
+		offer(skb, flow, p);
+	else
+		skb->tc_index = TAG_OPENS;
+	return KNOWN_FLOW;
+}
+
 int from_client(struct __sk_buff *skb)
 {
 	struct settings *s = get_settings();
 	struct pending *w = get_pending(A_PACKET);
 	struct packet *p;
-	struct flow *flow;
 	int reason;
 
 	reason = take_fast_path(skb, ORIGINAL);
 	if (reason)
 		return reason;
-	if (!s || !s->ready || !w)
+	if (!s || !w)
 		return block(REASON_NOT_READY);
 	p = &w->packet;
 	__builtin_memset(p, 0, sizeof(*p));
@@ -143,34 +192,14 @@ int from_client(struct __sk_buff *skb)
 		count(reason, 0);
 		return PASS;
 	}
+	if (!s->ready)
+		return pass_local(skb, p);
 	w->now = bpf_ktime_get_coarse_ns();
-	flow = flows.lookup(&p->tuple);
-	if (flow && reopens(flow, p)) {
-		bool give;
-
-		bpf_spin_lock(&flow->lock);
-		give = flow->counted;
-		flow->counted = 0;
-		bpf_spin_unlock(&flow->lock);
-		if (give)
-			give_back(&p->tuple, flow->source, false);
-		unlearn(flow, &p->tuple);
-		flows.delete(&p->tuple);
-		flow = 0;
-	}
-	if (!flow) {
-		skb->cb[0] = A_PACKET;
-		stages.call(skb, DECIDE);
-		return block(REASON_NOT_READY);
-	}
-	set_mark(skb, s, flow->slot + 1);
-	count(flow->reason, 0);
-	pass_packet(skb, flow, p, ORIGINAL, w->now);
-	if (flow->replied)
-		offer(skb, flow, p);
-	else
-		skb->tc_index = TAG_OPENS;
-	return PASS;
+	if (continue_flow(skb, s, p, w->now) != UNKNOWN_FLOW)
+		return PASS;
+	skb->cb[0] = A_PACKET;
+	stages.call(skb, DECIDE);
+	return block(REASON_NOT_READY);
 }
 
 static __always_inline int store_verdict(struct __sk_buff *skb, const struct verdict *v)
@@ -206,19 +235,60 @@ static __always_inline int answer(struct __sk_buff *skb, const struct settings *
 {
 	v->limit = s->limit;
 	if (v->reason < REASON_LIMIT && (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP)) {
+		int refusal = refusal_of_client(&p->tuple, s);
+
 		v->active = active_at(&p->tuple, v->source);
 		if (v->active >= v->limit)
 			v->reason = REASON_LIMIT;
+		if (refusal)
+			v->reason = refusal;
 	}
 	return store_verdict(skb, v);
+}
+
+/* Admits and creates a new flow; where a table is full, room is made once. Else the reason why it is not created. */
+enum { CREATED, CREATED_BEFORE = -1 };
+static __always_inline int admit_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
+				      struct verdict *v, u64 now)
+{
+	int try, reason = REASON_FLOWS_FULL;
+	struct flow *flow;
+
+#pragma nounroll
+	for (try = 0; try < 2; try++) {
+		long failed;
+
+		if (try && !make_room(reason))
+			return reason;
+		reason = admit(&p->tuple, v->source, v->slot, s, now);
+		if (reason == REASON_ORIGINS_FULL)
+			continue;
+		if (reason)
+			return reason;
+		failed = create_flow(skb, p, v, now);
+		if (!failed)
+			return CREATED;
+		release(&p->tuple, v->source, 1, true);
+		if (failed != -E2BIG)
+			break;
+		reason = REASON_FLOWS_FULL;
+	}
+	if (reason)
+		return reason;
+	/* Another processor has created it since it was looked for: the verdict is that one's. */
+	flow = flows.lookup((void *)&p->tuple);
+	if (!flow || flow->deleting)
+		return REASON_ENDING;
+	v->reason = flow->reason;
+	v->slot = flow->slot;
+	return CREATED_BEFORE;
 }
 
 /* TCP and UDP are flows; the rest is only given its address, packet by packet. */
 static __always_inline int open_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
 				     struct verdict *v, u64 now)
 {
-	u32 counted = 1;
-	int reason;
+	int created = CREATED_BEFORE;
 
 	if (v->policy)
 		hit(v->policy, now);
@@ -235,25 +305,14 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 	if (v->reason >= REASON_LIMIT)
 		return refuse(skb, s, v->reason);
 	if (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP) {
-		reason = admit(&p->tuple, v, s->limit, now);
-		if (reason)
-			return refuse(skb, s, reason);
-		if (enter(skb, p, v, now)) {
-			struct flow *flow = flows.lookup(&p->tuple);
-
-			give_back(&p->tuple, v->source, true);
-			if (!flow)
-				return refuse(skb, s, REASON_FLOWS_FULL);
-			/* Another processor has entered the same flow just now: this packet takes its way. */
-			v->reason = flow->reason;
-			v->slot = flow->slot;
-			counted = 0;
-		}
+		created = admit_flow(skb, s, p, v, now);
+		if (created >= REASON_MALFORMED)
+			return block(created);
+		if (created > 0)
+			return refuse(skb, s, created);
 		skb->tc_index = TAG_OPENS;
-	} else {
-		counted = 0;
 	}
-	count(v->reason, counted);
+	count(v->reason, created == CREATED);
 	set_mark(skb, s, v->slot + 1);
 	return PASS;
 }
@@ -312,8 +371,8 @@ int to_client(struct __sk_buff *skb)
 	if (in && in->role == INSIDE)
 		return PASS;
 	count(REASON_REPLY, 0);
-	pass_packet(skb, flow, &p, REPLY, bpf_ktime_get_coarse_ns());
-	learn_way_back(skb, &p, flow);
+	if (!(pass_packet(skb, flow, &p, REPLY, identity_of(&p.tuple), bpf_ktime_get_coarse_ns()) & (GONE | DELETED)))
+		learn_way_back(skb, &p, flow);
 	return PASS;
 }
 
@@ -398,87 +457,4 @@ int from_origin(struct __sk_buff *skb)
 		return PASS;
 	count(REASON_NEIGHBOUR, 0);
 	return bpf_redirect(skb->ifindex, 0);
-}
-
-enum {
-	KEYS_AT = 14,            /* BPF_PROG_TEST_RUN wants an Ethernet header first */
-	REAP_BATCH = 16,
-	REAP_UNKNOWN = 1,        /* mark: conntrack doesn't know these, delete them if unanswered or still idle */
-	REAP_SETTLED = 1000000000,   /* ns: who has been silent for so long has nothing under way to conntrack */
-	REAP_EVERY = 2,          /* mark: their egress IP is gone, delete them */
-};
-
-/* reap: deletes those of the flows named in the packet that are idle beyond their timeout, or that the
- * packet's mark condemns. */
-int reap(struct __sk_buff *skb)
-{
-	u64 now = bpf_ktime_get_ns();
-	u32 mark = skb->mark;
-	int i, reaped = 0;
-
-	for (i = 0; i < REAP_BATCH; i++) {
-		struct flow_key key;
-		struct flow *flow;
-		bool give = false, gone = false;
-		int state;
-		u64 *limit;
-		u32 source[4];
-
-		if (bpf_skb_load_bytes(skb, KEYS_AT + i * sizeof(key), &key, sizeof(key)) < 0)
-			break;
-		flow = flows.lookup(&key);
-		if (!flow)
-			continue;
-		state = flow->timeout;
-		limit = timeouts.lookup(&state);
-		if (!limit)
-			continue;
-		bpf_spin_lock(&flow->lock);
-		if (mark == REAP_EVERY || flow->seen + *limit < now ||
-		    (mark == REAP_UNKNOWN && (!flow->replied || flow->seen + REAP_SETTLED < now))) {
-			give = flow->counted;
-			flow->counted = 0;
-			flow->closing = 1;
-			gone = true;
-		}
-		bpf_spin_unlock(&flow->lock);
-		if (!gone)
-			continue;
-		copy_address(source, flow->source);
-		unlearn(flow, &key);
-		flows.delete(&key);
-		if (give)
-			give_back(&key, source, false);
-		reaped++;
-	}
-	return reaped;
-}
-
-/* forget: deletes those of the origins named in the packet that have no live flow. */
-int forget(struct __sk_buff *skb)
-{
-	int i, forgotten = 0;
-
-	for (i = 0; i < REAP_BATCH; i++) {
-		struct origin_key key;
-		struct origin *origin;
-		bool gone = false;
-
-		if (bpf_skb_load_bytes(skb, KEYS_AT + i * sizeof(key), &key, sizeof(key)) < 0)
-			break;
-		origin = origins.lookup(&key);
-		if (!origin)
-			continue;
-		bpf_spin_lock(&origin->lock);
-		if (!origin->active) {
-			origin->dead = 1;
-			gone = true;
-		}
-		bpf_spin_unlock(&origin->lock);
-		if (!gone)
-			continue;
-		origins.delete(&key);
-		forgotten++;
-	}
-	return forgotten;
 }

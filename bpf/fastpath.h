@@ -11,7 +11,8 @@
 enum {
 	TAG_FAST = 0xffff,       /* tc_index of a packet that has been rewritten here */
 	TAG_OPENS = 0xfffe,      /* of a flow's that has not been answered */
-	MOST_BYTES = 1 << 30,    /* after which a way is learnt anew, before its counter overflows */
+	MOST_BYTES = 1 << 30,    /* after these a way is learnt again, before its counters overflow */
+	MOST_PACKETS = 0xffff,
 	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
 	IP_VERSION_AND_LENGTH = 0x45,
@@ -67,6 +68,7 @@ struct glance {
 	u32 segment;             /* bytes from the network header on, of one segment */
 	u32 sequence;
 	u32 ack;
+	u32 end;                 /* TCP: the sequence number after the segment */
 };
 
 /* Both ports, the translated one and the slot: a word that is read at once. */
@@ -145,6 +147,7 @@ static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct gla
 			return false;
 		g->sequence = be32(tcp->seq);
 		g->ack = be32(tcp->ack_seq);
+		g->end = g->sequence + g->total - network - header;
 		g->check = tcp->check;
 	} else if (g->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = transport;
@@ -154,6 +157,7 @@ static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct gla
 			return false;
 		g->sequence = 0;
 		g->ack = 0;
+		g->end = 0;
 		g->check = udp->check;
 	} else {
 		return false;
@@ -255,7 +259,7 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	struct hop *hop;
 	union numbers n;
 	u32 source[4], client[4];
-	u32 until, first;
+	u32 until, first, segments = skb->gso_segs ?: 1;
 	int i, index;
 
 	if (!f || !s)
@@ -281,7 +285,7 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 		return 0;
 	until = *(volatile u32 *)&way->until;
 	if (!is_good(until, bpf_jiffies64(), f) || way->generation != (u16)f->generation ||
-	    g.segment > way->largest || way->bytes > MOST_BYTES)
+	    g.segment > way->largest || way->bytes > MOST_BYTES || way->packets + segments > MOST_PACKETS)
 		return 0;
 	index = way->hop;
 	hop = hops.lookup(&index);
@@ -301,7 +305,8 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 		return 0;
 	if ((s32)(g.ack - way->acked) > 0)
 		way->acked = g.ack;
-	way->packets += skb->gso_segs ?: 1;
+	way->end = g.end;
+	way->packets += segments;
 	way->bytes += g.total;
 	count(way->reason, 0);
 	set_mark(skb, s, direction == ORIGINAL ? n.slot + 1 : 0);

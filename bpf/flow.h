@@ -7,8 +7,8 @@
  */
 
 enum {
-	IN_FLIGHT = 1 << 23,         /* bytes: more than a usual receive buffer (tcp_rmem) */
 	STREAM_AFTER = 2000000000,   /* ns after which an answered UDP flow is a stream */
+	BOTH_SIDES = 1 << ORIGINAL | 1 << REPLY,
 };
 
 static __always_inline bool is_closed(u32 state)
@@ -41,7 +41,7 @@ static __always_inline bool begins(const struct packet *p)
 	return p->tuple.protocol != IPPROTO_TCP || segment == A_SYN || segment == AN_ACK;
 }
 
-/* A client opens a connection anew on the tuple of a closed one. */
+/* A client opens another connection on the tuple of a closed one. */
 static __always_inline bool reopens(const struct flow *flow, const struct packet *p)
 {
 	return is_closed(flow->state) && segment_of(p->tcp_flags) == A_SYN;
@@ -90,6 +90,7 @@ enum fate {
 	STAYS,                       /* nothing, not even its idle time begins anew */
 	MOVES,
 	DIES,                        /* conntrack forgets it at once */
+	GOES_ON,                     /* both sides have sent after a reset, and this is the client's turn again */
 };
 
 struct segment {
@@ -108,10 +109,20 @@ static __always_inline bool was_established(u32 state)
 	return state >= ESTABLISHED && state <= CLOSE;
 }
 
-/* A reset whose number the peer has acknowledged, or is still to: what is under way is less than IN_FLIGHT. */
-static __always_inline bool is_plausible(const struct flow *flow, const struct packet *p, u32 direction)
+/*
+ * A reset with the number that its receiver expects: a host believes no other (RFC 5961, 3.2) but answers it, and the
+ * connection lives on. The number is the last one that the receiver has acknowledged, or that the sender has reached,
+ * if not everything has been acknowledged yet. What a side has sent on the fast path is known by its low 16 bits.
+ */
+static __always_inline bool is_exact(const struct flow *flow, const struct packet *p, u32 direction)
 {
-	return flow->has_acked & 1 << !direction && p->seq - flow->acked[!direction] < IN_FLIGHT;
+	u32 side = 1 << (direction & 1), peer = !direction;
+
+	if (flow->has_acked & 1 << peer && before(p->seq, flow->acked[peer]))
+		return false;
+	return (flow->has_acked & 1 << peer && p->seq == flow->acked[peer]) ||
+	       (flow->seen_sides & side && p->seq == flow->end[direction & 1]) ||
+	       (flow->has_fast_end & side && (u16)p->seq == flow->fast_end[direction & 1]);
 }
 
 /* How conntrack sees a reset. */
@@ -131,8 +142,7 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	if (flow->has_acked & (1 << !direction) && flow->last != A_SYN) {
 		if (p->seq == 0 && !settled)
 			return CHECKED;
-		/* conntrack wants it exact, or after a segment that it has seen: of a fast flow it has seen few. */
-		if (!settled || is_plausible(flow, p, direction))
+		if (!settled || is_exact(flow, p, direction))
 			return CHECKED;
 		verdict = CHALLENGED;
 	}
@@ -156,6 +166,7 @@ static __always_inline void note_numbers(struct flow *flow, const struct packet 
 	if (!(flow->seen_sides & seen) || before(flow->end[direction], s->end) || p->tcp_flags & TCP_SYN)
 		flow->end[direction] = s->end;
 	flow->seen_sides |= seen;
+	flow->has_fast_end &= ~seen;
 	if (!(p->tcp_flags & TCP_ACK) || (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)))
 		return;
 	if (!(flow->has_acked & seen) || before(flow->acked[direction], p->ack))
@@ -192,11 +203,22 @@ static __always_inline u32 timeout_of(const struct flow *flow, const struct segm
 	return flow->state == ESTABLISHED && !flow->replied && s->direction == ORIGINAL ? SYN_SENT : flow->state;
 }
 
+/* What was established is closed by a reset: for now, until both sides go on as if there had been none. */
+static __always_inline void close_by_reset(struct flow *flow, u32 state)
+{
+	flow->notes |= TRANSITORY;
+	flow->spoken = 0;
+	/* conntrack compares a reset's number with packets that it has not seen. */
+	if (state == ESTABLISHED && flow->fast_packets[ORIGINAL] + flow->fast_packets[REPLY])
+		flow->notes |= TELL_CONNTRACK;
+}
+
 static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction)
 {
 	struct segment s = { .kind = segment_of(p->tcp_flags), .direction = direction };
 	u32 state = flow->state, next = next_state(state, s.kind, direction);
 	enum reset reset = CHECKED;
+	bool exact = false;
 
 	s.end = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
 	if (next == INVALID)
@@ -223,6 +245,7 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	if (next == SYN_RECV && s.kind == AN_ACK && flow->notes & SIMULTANEOUS)
 		next = ESTABLISHED;
 	if (s.kind == A_RESET) {
+		exact = is_exact(flow, p, direction);
 		reset = judge_reset(flow, p, direction);
 		if (reset == CHALLENGED)
 			next = state;
@@ -232,12 +255,15 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	flow->last = s.kind;
 	flow->last_direction = direction;
 	flow->state = next;
-	/* With windows unknown a client could end its connection for us alone. It takes the origin to end a count
-	 * before its time, or a reset that the origin must believe. */
+	/* A client could end its connection for us alone. It takes the origin to end a count before its time, or a
+	 * reset that the origin must believe. */
 	if ((direction == REPLY && s.kind == A_FIN) ||
-	    (s.kind == A_RESET && next == CLOSE &&
-	     (direction == REPLY || !was_established(state) || is_plausible(flow, p, direction))))
+	    (s.kind == A_RESET && next == CLOSE && (direction == REPLY || !was_established(state) || exact)))
 		flow->notes |= ENDED_BY_PEER;
+	if (s.kind == A_RESET && next == CLOSE && state >= ESTABLISHED && state <= LAST_ACK)
+		close_by_reset(flow, state);
+	else if (flow->notes & TRANSITORY && s.kind == AN_ACK)
+		flow->spoken |= 1 << (direction & 1);
 	if (!flow->replied) {
 		if (s.kind == A_RESET)
 			return DIES;
@@ -248,53 +274,170 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	flow->timeout = timeout_of(flow, &s);
 	if (flow->replied && next == ESTABLISHED && (state == SYN_RECV || state == ESTABLISHED))
 		flow->notes |= ASSURED;
-	return MOVES;
+	return s.kind == AN_ACK && direction == ORIGINAL && flow->spoken == BOTH_SIDES ? GOES_ON : MOVES;
+}
+
+/* A 64-bit number for the tuple. Equal ones are rare, and are no harm unless a flow's memory becomes the other
+ * flow's at the very moment in which a packet of it is looked at. */
+static __always_inline u64 identity_of(const struct flow_key *tuple)
+{
+	u64 ports = pair(tuple->client_port, tuple->origin_port) ^ (u64)tuple->protocol << 16;
+	u64 identity = mix(mix(ports, pair(tuple->client[3], tuple->origin[3])), pair(tuple->client[0], tuple->origin[0]));
+
+	identity = mix(mix(identity, pair(tuple->client[1], tuple->origin[1])), pair(tuple->client[2], tuple->origin[2]));
+	return identity ?: 1;
+}
+
+/* Under the flow's lock: whether the memory still is this flow's, and nothing is deleting it. */
+static __always_inline bool is_current(struct flow *flow, u64 identity)
+{
+	if (flow->deleting)
+		return false;
+	if (!flow->identity)
+		flow->identity = identity;
+	return flow->identity == identity;
 }
 
 enum {
-	ENDED = 1,                   /* give its count back */
-	FORGOTTEN = 2,               /* and delete it */
+	UNANSWERED = 1,              /* so the client's count of unanswered flows goes down, too */
+	GONE = 2,                    /* the flow has been deleted since it was looked up, or a new one takes its place */
+	COUNTED = 4,                 /* it was counted until now, and is to be released by the caller */
+	DELETED = 8,                 /* it is to leave the map: the same */
+	ANSWERED = 16,               /* this packet is the first answer */
+	RETURNS = 32,                /* both sides have gone on after a reset: it is to be admitted again */
 };
 
-/* What one more packet means for its flow; ENDED is said once. */
-static __always_inline u32 track(struct flow *flow, const struct packet *p, enum direction direction, u64 now)
+/* Under the flow's lock: nothing is counted for the flow any more. */
+static __always_inline u32 uncount(struct flow *flow)
+{
+	u32 ended = flow->counted ? COUNTED : 0;
+
+	flow->counted = 0;
+	return ended | !flow->replied;
+}
+
+/* Under the flow's lock. DELETED is said once, and the flow must not be used after finish_flow. */
+static __always_inline u32 begin_deletion(struct flow *flow)
+{
+	flow->closing = 1;
+	flow->deleting = 1;
+	return uncount(flow) | DELETED;
+}
+
+/* After the lock: what `ended` says is done. */
+static __always_inline void finish_flow(struct flow *flow, const struct flow_key *tuple, u32 ended)
+{
+	u32 source[4];
+
+	copy_address(source, flow->source);
+	if (ended & DELETED)
+		flows.delete((void *)tuple);
+	if (ended & COUNTED)
+		release(tuple, source, ended & UNANSWERED, false);
+}
+
+/* What one more packet means for its flow. COUNTED, DELETED and ANSWERED are said once. */
+static __always_inline u32 track(struct flow *flow, const struct packet *p, enum direction direction, u64 identity, u64 now)
 {
 	enum fate fate = MOVES;
 	u32 result = 0;
 
 	bpf_spin_lock(&flow->lock);
+	if (!is_current(flow, identity)) {
+		result = GONE;
+		goto unlock;
+	}
 	if (p->tuple.protocol == IPPROTO_TCP) {
-		fate = track_tcp(flow, p, direction);
-		if (flow->counted && (fate == DIES || (is_closed(flow->state) && flow->notes & ENDED_BY_PEER))) {
-			flow->counted = 0;
-			result = fate == DIES ? ENDED | FORGOTTEN : ENDED;
-		}
+		bool reopened = direction == ORIGINAL && reopens(flow, p);
+
+		if (!reopened)
+			fate = track_tcp(flow, p, direction);
+		if (reopened)
+			result = begin_deletion(flow) | GONE;
+		else if (fate == DIES)
+			result = begin_deletion(flow);
+		else if (is_closed(flow->state) && flow->notes & ENDED_BY_PEER)
+			result = uncount(flow);
+		if (fate == GOES_ON)
+			result |= RETURNS;
 	} else if ((flow->replied || direction == REPLY) && now > flow->created + STREAM_AFTER) {
 		flow->state = UDP_STREAM;
 		flow->timeout = UDP_STREAM;
 	}
 	if (fate != STAYS)
 		flow->seen = now;
-	if (direction == REPLY)
+	if (direction == REPLY && !flow->replied) {
 		flow->replied = 1;
+		if (flow->counted)
+			result |= ANSWERED;
+	}
+unlock:
 	bpf_spin_unlock(&flow->lock);
 	return result;
 }
 
-static __always_inline void pass_packet(struct __sk_buff *skb, struct flow *flow, const struct packet *p,
-					enum direction direction, u64 now)
+/* Both sides have gone on after a reset (RFC 6146, 3.5.2.2: from TRANS back to ESTABLISHED). 0, or the reason why the
+ * flow cannot come back: others have taken its room. */
+static __always_inline int return_flow(struct flow *flow, const struct flow_key *tuple, u64 identity, const struct settings *s,
+				       u64 now)
 {
-	u32 segments = skb->gso_segs ?: 1;
+	bool counted = flow->counted, returned = false;
+	int reason = counted ? 0 : admit(tuple, flow->source, flow->slot, s, now);
+
+	if (reason)
+		return reason;
+	bpf_spin_lock(&flow->lock);
+	if (is_current(flow, identity) && flow->counted == counted && flow->spoken == BOTH_SIDES) {
+		flow->counted = 1;
+		flow->state = ESTABLISHED;
+		flow->timeout = ESTABLISHED;
+		flow->notes = (flow->notes & ~(ENDED_BY_PEER | TRANSITORY)) | ASSURED | TELL_CONNTRACK;
+		flow->spoken = 0;
+		flow->closing = 0;
+		returned = true;
+	}
+	bpf_spin_unlock(&flow->lock);
+	if (returned && !counted)
+		uncount_client(tuple, 0, 1);
+	else if (!counted)
+		release(tuple, flow->source, 1, true);
+	return 0;
+}
+
+/* Nothing may be learnt from now on. False: the flow has been deleted since it was looked up. */
+static __always_inline bool begin_closing(struct flow *flow, u64 identity)
+{
+	bool current;
+
+	bpf_spin_lock(&flow->lock);
+	current = is_current(flow, identity);
+	if (current)
+		flow->closing = 1;
+	bpf_spin_unlock(&flow->lock);
+	return current;
+}
+
+/* Follows a packet of the flow. What track() has said; RETURNS remains to be done. */
+static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow, const struct packet *p,
+				       enum direction direction, u64 identity, u64 now)
+{
 	bool closing = p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST);
 	u32 result;
 
 	if (closing) {
-		flow->closing = 1;
+		if (!begin_closing(flow, identity))
+			return GONE;
 		unlearn(flow, &p->tuple);
 	}
-	__sync_fetch_and_add(&flow->packets[direction], segments);
+	result = track(flow, p, direction, identity, now);
+	if (result & (COUNTED | DELETED))
+		finish_flow(flow, &p->tuple, result);
+	if (result & (GONE | DELETED))
+		return result;
+	if (result & COUNTED)
+		oldest_flows.push((void *)&p->tuple, BPF_EXIST);
+	__sync_fetch_and_add(&flow->packets[direction], skb->gso_segs ?: 1);
 	__sync_fetch_and_add(&flow->bytes[direction], p->total);
-	result = track(flow, p, direction, now);
 	/* It may not have been believed, or was the opening. Else a packet of the other direction may have said so, too
 	 * early. */
 	if (flow->state == ESTABLISHED) {
@@ -303,25 +446,26 @@ static __always_inline void pass_packet(struct __sk_buff *skb, struct flow *flow
 	} else if (closing) {
 		unlearn(flow, &p->tuple);
 	}
-	if (result & ENDED)
-		give_back(&p->tuple, flow->source, false);
-	if (result & FORGOTTEN)
-		flows.delete((void *)&p->tuple);
+	if (result & ANSWERED)
+		uncount_client(&p->tuple, 0, 1);
+	return result;
 }
 
-/* A new flow is entered, its count having been raised. 0, or negative: the table is full, or another
- * processor entered the same flow just now. */
-static __always_inline long enter(struct __sk_buff *skb, const struct packet *p, const struct verdict *v, u64 now)
+/* A new flow is entered, its count having been raised. 0, or negative: the table is full (-E2BIG), or another
+ * processor has entered the same flow since it was looked for (-EEXIST). */
+static __always_inline long create_flow(struct __sk_buff *skb, const struct packet *p, const struct verdict *v, u64 now)
 {
 	struct flow flow = {
 		.slot = v->slot,
 		.policy = v->policy,
 		.reason = v->reason,
 		.created = now,
+		.seen = now,
 		.counted = 1,
+		.identity = identity_of(&p->tuple),
 	};
+	long result;
 
-	flow.seen = now;
 	copy_address(flow.source, v->source);
 	flow.packets[ORIGINAL] = skb->gso_segs ?: 1;
 	flow.bytes[ORIGINAL] = p->total;
@@ -335,5 +479,8 @@ static __always_inline long enter(struct __sk_buff *skb, const struct packet *p,
 		flow.state = UDP_UNREPLIED;
 		flow.timeout = UDP_UNREPLIED;
 	}
-	return flows.insert((void *)&p->tuple, &flow);
+	result = flows.insert((void *)&p->tuple, &flow);
+	if (!result)
+		oldest_flows.push((void *)&p->tuple, BPF_EXIST);
+	return result;
 }

@@ -87,10 +87,12 @@ static __always_inline void unlearn_way(const struct fast *f, struct flow *flow,
 	if (!take_way(set_of_flow(f, tuple, flow->source, port, direction), tuple, direction, &old))
 		return;
 	add_up(flow, &old);
-	/* The last that was acknowledged tells a true reset from a forged one. */
+	/* How far both sides have come tells a true reset from a forged one. */
 	bpf_spin_lock(&flow->lock);
 	flow->acked[direction] = old.acked;
 	flow->has_acked |= 1 << direction;
+	flow->fast_end[direction] = old.end;
+	flow->has_fast_end |= 1 << direction;
 	bpf_spin_unlock(&flow->lock);
 }
 
@@ -210,6 +212,7 @@ static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, c
 	way.kind = kind_of(family_of(tuple->client), tuple->protocol);
 	way.reason = direction == REPLY ? REASON_REPLY : flow->reason;
 	way.acked = g->ack;
+	way.end = g->end;
 	put_way(f, set, tuple, &way, direction, now);
 	full_barrier(flow);
 	if (!is_still_learnable(tuple, port))

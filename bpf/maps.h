@@ -5,7 +5,8 @@
  *
  * Addresses are 16 bytes in network order; IPv4 is in its mapped form ::ffff:a.b.c.d (RFC 4291,
  * 2.5.5.2), so that one code path serves both families. Ports are in network order. Times are
- * nanoseconds of CLOCK_MONOTONIC, as coarse as the timer's tick (1 to 10 ms). PIN_DIRECTORY, FLOWS and ORIGINS come from the compiler's flags.
+ * nanoseconds of CLOCK_MONOTONIC, as coarse as the timer's tick (1 to 10 ms). PIN_DIRECTORY, FLOWS and ORIGINS come from
+ * the compiler's flags.
  */
 
 #define PINNED(type, key, value, name, entries, flags) \
@@ -21,6 +22,7 @@ enum {
 	HOSTS = 1048576,
 	NEAREST_BUCKETS = 1024,
 	CLIENTS = 65536,
+	CLIENT_PREFIXES = FLOWS / 4,  /* clients that live flows are counted for; those of more are not */
 	INTERFACES = 1024,
 	HOPS = 65536,
 	ON_LINK_RANGES = SLOTS,
@@ -63,6 +65,8 @@ struct settings {
 	u32 bank;                /* which of the two policy banks is in force, and what its rules ask about: enum bank_bits */
 	u32 proxy_tcp;
 	u32 proxy_udp;
+	u32 flows_per_client;    /* live flows of one client prefix */
+	u32 unanswered_per_client;   /* those of them that no origin has answered */
 	u32 ready;               /* 0: the tables are not filled, nothing may leave */
 };
 PINNED("array", int, struct settings, settings, 1, 0);
@@ -105,11 +109,18 @@ enum segment_kind { NOTHING, A_SYN, A_SYN_ACK, A_FIN, AN_ACK, A_RESET };
 
 enum note {
 	ASSURED = 1,             /* data has passed in both directions (IPS_ASSURED) */
-	SIMULTANEOUS = 4,        /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
 	ENDED_BY_PEER = 2,       /* the origin has sent a FIN or a reset, or a client's reset was in its place */
+	SIMULTANEOUS = 4,        /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
 	CHALLENGING = 8,         /* the next ACK may answer a SYN, not a FIN (IP_CT_EXP_CHALLENGE_ACK) */
+	TRANSITORY = 16,         /* a reset has closed what was established (RFC 6146, 3.5.2.2, "TRANS") */
+	TELL_CONNTRACK = 32,     /* conntrack can't know this state, for the fast path hid packets from it: a sweep tells it */
 };
 
+/*
+ * A program holds a pointer to a flow without holding the map's bucket: meanwhile another processor may delete the
+ * flow, and its memory may become another flow's. So every decision is made under the lock, after `identity` and
+ * `deleting` have said that it is still this flow (is_current).
+ */
 struct flow {
 	struct bpf_spin_lock lock;  /* guards everything but the counters */
 	u32 slot;
@@ -131,14 +142,21 @@ struct flow {
 	u8 notes;                /* ASSURED, … */
 	u8 state;
 	u8 timeout;              /* the state whose timeout it has */
-	u8 counted;              /* 1: the origin's counter includes this flow */
-	u8 replied;
+	u8 counted;              /* 1: the counters of its origin and its client include this flow */
+	u8 replied;              /* 1: the origin has answered; unanswered flows have a counter of their own */
 	u8 closing;              /* 1: a SYN, FIN or RST is being followed, nothing may be learnt */
 	u16 source_port;         /* after translation; 0: no way has been learnt */
+	u16 fast_end[2];         /* low bits of the number after the last segment that a side sent on the fast path */
+	u8 has_fast_end;         /* bit per direction: fast_end[] is valid */
+	u8 spoken;               /* bit per direction: this side has sent after the reset (TRANSITORY) */
 	u64 fast_packets[2];     /* of ways that are gone; those that are there count for themselves */
 	u64 fast_bytes[2];
+	u64 identity;            /* of the tuple (identity_of); 0: user space entered the flow, the next packet sets it */
+	u64 deleting;            /* 1: its counts are given back, it is about to leave the map. Last, as it is copied last */
 };
 PINNED("hash", struct flow_key, struct flow, flows, FLOWS, 0);
+/* The flows in the order in which they were created: where room is looked for when a table is full. */
+BPF_QUEUESTACK_PINNED("queue", oldest_flows, struct flow_key, FLOWS, 0, PIN_DIRECTORY "/oldest_flows");
 
 /* The fast path: what the kernel does to a flow's packets, learnt from one that it has done it to; an element for
  * each direction. A table of sets of four, in which a tuple has one place by its hash: it may be full, and then the
@@ -163,7 +181,8 @@ struct way {
 	u8 kind;                 /* protocol, and IPV6_KIND */
 	u8 reason;               /* REPLY: for packets of the origin, else for those of the client */
 	u32 acked;               /* highest acknowledgement */
-	u32 packets;             /* since it was learnt */
+	u16 end;                 /* low bits of the sequence number after the last segment */
+	u16 packets;             /* since it was learnt */
 	u32 bytes;
 };
 
@@ -212,19 +231,34 @@ struct origin {
 	u32 active;
 	u32 peak;
 	u32 slot;
-	u32 dead;                /* 1: being deleted, look it up again */
+	u32 deleting;            /* 1: about to leave the map, look it up again */
 	u32 pad;
 	u64 total;
 	u64 refused;
 	u64 used;
 };
 PINNED("hash", struct origin_key, struct origin, origins, ORIGINS, 0);
+/* Origins whose last live flow has ended, the oldest first: they may have another since. */
+BPF_QUEUESTACK_PINNED("queue", unused_origins, struct origin_key, ORIGINS, 0, PIN_DIRECTORY "/unused_origins");
+
+struct client_key {
+	u32 client[4];           /* an address, or a prefix whose other words are 0 */
+};
+
+/* What one client takes of the tables. A client is an IPv4 address or an IPv6 /64, all of which one host may use. */
+struct client_prefix {
+	struct bpf_spin_lock lock;
+	u32 flows;               /* live ones */
+	u32 unanswered;
+	u32 deleting;            /* as an origin's */
+	u64 total;
+	u64 refused;
+	u64 used;
+};
+PINNED("hash", struct client_key, struct client_prefix, client_prefixes, CLIENT_PREFIXES, 0);
 
 /* Which egress a client without a matching policy stays on. Losing an entry costs nothing but this
  * stickiness, so it may be an LRU; flows and origins may not. */
-struct client_key {
-	u32 client[4];
-};
 PINNED("lru_hash", struct client_key, u32, clients, CLIENTS, 0);
 PINNED("array", int, u32, nearest, NEAREST_BUCKETS * 2, 0);   /* bucket * FAMILIES + family → slot */
 
@@ -294,6 +328,9 @@ struct tally {
 	u64 flows;
 };
 PINNED("percpu_array", int, struct tally, reasons, 128, 0);
+/* What became of the tables: evicted flows, and by how much `recount` has corrected counts. */
+enum event { EVICTED_FLOWS, CORRECTED_ORIGINS, CORRECTED_CLIENTS, EVENTS };
+PINNED("array", int, u64, events, EVENTS, 0);
 struct hits {
 	u64 flows;
 	u64 last;

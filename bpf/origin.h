@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Admission: the exact count of live flows per (egress address, protocol, origin address, port). */
+/* The exact count of live flows of each origin: per (egress address, protocol, origin address, port). */
 
 static __always_inline void origin_key_of(struct origin_key *key, const struct flow_key *tuple,
 					  const u32 *source)
@@ -11,28 +11,34 @@ static __always_inline void origin_key_of(struct origin_key *key, const struct f
 	key->pad = 0;
 }
 
+/* The origin's entry, made if there is none. Null: the table is full. */
+static __always_inline struct origin *get_origin(struct origin_key *key, u32 slot, u64 now)
+{
+	struct origin *origin = origins.lookup(key);
+	struct origin fresh = { .slot = slot, .used = now };
+
+	if (origin)
+		return origin;
+	origins.insert(key, &fresh);
+	return origins.lookup(key);
+}
+
 /* Raises the counter. 0, or the reason of the refusal. */
-static __always_inline int admit(const struct flow_key *tuple, struct verdict *v, u32 limit, u64 now)
+static __always_inline int count_origin(const struct flow_key *tuple, const u32 *source, u32 slot, u32 limit, u64 now)
 {
 	struct origin_key key;
-	struct origin *origin;
 	int try, result;
 
-	origin_key_of(&key, tuple, v->source);
-	/* An entry that is just being forgotten is looked up again; it is gone in a moment. */
+	origin_key_of(&key, tuple, source);
+	/* An entry that is being deleted is looked up again; it is gone in a moment. */
 	for (try = 0; try < 2; try++) {
-		origin = origins.lookup(&key);
-		if (!origin) {
-			struct origin fresh = { .slot = v->slot, .used = now };
+		struct origin *origin = get_origin(&key, slot, now);
 
-			origins.insert(&key, &fresh);
-			origin = origins.lookup(&key);
-			if (!origin)
-				return REASON_ORIGINS_FULL;
-		}
+		if (!origin)
+			return REASON_ORIGINS_FULL;
 		result = 0;
 		bpf_spin_lock(&origin->lock);
-		if (origin->dead) {
+		if (origin->deleting) {
 			result = REASON_ORIGINS_FULL;
 		} else if (origin->active >= limit) {
 			origin->refused++;
@@ -51,22 +57,45 @@ static __always_inline int admit(const struct flow_key *tuple, struct verdict *v
 	return REASON_ORIGINS_FULL;
 }
 
-/* Lowers the counter; to be called exactly once per admitted flow (struct flow.counted). `never_was`: the
- * flow was admitted, but could not be entered. */
-static __always_inline void give_back(const struct flow_key *tuple, const u32 *source, bool never_was)
+/* Lowers the counter. `never_was`: the flow was admitted, but could not be entered. */
+static __always_inline void uncount_origin(const struct flow_key *tuple, const u32 *source, bool never_was)
 {
 	struct origin_key key;
 	struct origin *origin;
+	bool unused = false;
 
 	origin_key_of(&key, tuple, source);
 	origin = origins.lookup(&key);
 	if (!origin)
 		return;
 	bpf_spin_lock(&origin->lock);
-	if (origin->active)
+	if (origin->active) {
 		origin->active--;
+		unused = !origin->active;
+	}
 	origin->total -= never_was;
 	bpf_spin_unlock(&origin->lock);
+	if (unused)
+		unused_origins.push(&key, BPF_EXIST);
+}
+
+/* Deletes an origin without a live flow. */
+static __always_inline bool forget_origin(struct origin_key *key)
+{
+	struct origin *origin = origins.lookup(key);
+	bool gone = false;
+
+	if (!origin)
+		return false;
+	bpf_spin_lock(&origin->lock);
+	if (!origin->active && !origin->deleting) {
+		origin->deleting = 1;
+		gone = true;
+	}
+	bpf_spin_unlock(&origin->lock);
+	if (gone)
+		origins.delete(key);
+	return gone;
 }
 
 static __always_inline u32 active_at(const struct flow_key *tuple, const u32 *source)

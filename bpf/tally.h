@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Nothing ends without a name: the counters of reasons. */
+/* Nothing ends without a name: the counters of reasons, and of what happens to the tables. */
 
 enum reason {
 #define REASON(number, name, verdict, description) REASON_##name = number,
@@ -16,4 +16,13 @@ static __always_inline void count(u32 reason, u32 flows)
 		tally->packets += 1;
 		tally->flows += flows;
 	}
+}
+
+static __always_inline void count_event(enum event event, u32 times)
+{
+	int key = event;
+	u64 *sum = events.lookup(&key);
+
+	if (sum)
+		__sync_fetch_and_add(sum, times);
 }

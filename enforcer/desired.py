@@ -20,6 +20,9 @@ from enforcer.kernel.addresses import Held
 from enforcer.kernel.ruleset import Dns, Ruleset
 from enforcer.policy.nearest import nearest
 
+UNANSWERED_PER_CLIENT = 4096
+"""Of one client, if the file doesn't say: 17 new ones a second, each of which is forgotten after 240 s."""
+
 
 @dataclass(frozen=True)
 class Egress:
@@ -47,6 +50,8 @@ class Desired:
     """Names of the egress IPs at the location nearest to this one that has any."""
     mark_mask: int
     limit: int
+    flows_per_client: int
+    unanswered_per_client: int
     proxy_tcp: bool
     proxy_udp: bool
     flows: int
@@ -143,6 +148,7 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         nearest=tuple(sorted(egress.name for egress in egresses if egress.location == closest)),
         mark_mask=config["mark_mask"],
         limit=config["limits"]["connections_per_origin"],
+        **per_client(config["limits"]),
         proxy_tcp=config["proxy"]["tcp"],
         proxy_udp=config["proxy"]["udp"],
         flows=config["limits"]["flows"],
@@ -152,6 +158,16 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         fast_path=config.get("fast_path", False),
         sysctls=timers.settings(config["timers"]) if "timers" in config else {},
     )
+
+
+def per_client(limits: Mapping[str, int | None]) -> dict[str, int]:
+    """The two caps of one client: as the file says, else as generous as the table of flows allows."""
+    flows = limits["flows"] or 0
+    unanswered = min(UNANSWERED_PER_CLIENT, flows // 4)
+    return {
+        "flows_per_client": limits.get("flows_per_client") or flows // 2,
+        "unanswered_per_client": limits.get("unanswered_per_client") or unanswered,
+    }
 
 
 def _dns(config: dict[str, Any]) -> Dns:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enforcer import __version__, availability, hooks
-from enforcer.datapath import fast, programs, sweep
+from enforcer.datapath import carry, fast, programs, sweep
 from enforcer.datapath import pins as places
 from enforcer.datapath.address import pack
 from enforcer.datapath.banks import BANK, is_crowded
@@ -33,6 +33,7 @@ from enforcer.kernel.filters import Direction
 from enforcer.plan import (
     FORWARDING,
     HOOKS,
+    SETTINGS,
     Actual,
     AddAddress,
     AddRange,
@@ -164,11 +165,9 @@ class Gateway:
                 row = maps.settings.get(0)
         except EnforcerError:
             return ()
-        if row is None or not row["ready"]:
-            return ()
-        return tuple(
-            int(row[name]) for name in ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp")
-        )
+        if row is None or not row["ready"] or not set(SETTINGS) <= set(row.dtype.names or ()):
+            return ()  # an earlier version has fewer
+        return tuple(int(row[name]) for name in SETTINGS)
 
     def apply(
         self, operations: Iterable[Operation], wanted: Desired, contents: Contents | None, state: State
@@ -380,7 +379,7 @@ class _Applier:
         self.state.programs = source_digest()
         self.fresh_maps = before is None or before.layout != self.state.layout
         if old is not None and before is not None and before.layout != self.state.layout:
-            programs.carry_over(old, self._maps())
+            carry.carry_over(old, self._maps())
 
     def _maps(self) -> Maps:
         if self.gateway.pins is None:
@@ -406,9 +405,7 @@ class _Applier:
             availability.refresh(maps, self.wanted)
             settings = np.zeros((), dtype=maps.settings.value)
             values = settings_of(self.wanted)
-            for name, value in zip(
-                ("mark_mask", "mark_shift", "limit", "proxy_tcp", "proxy_udp"), values, strict=True
-            ):
+            for name, value in zip(SETTINGS, values, strict=True):
                 settings[name] = value
             settings["bank"] = switch.word
             settings["ready"] = 1

@@ -196,15 +196,21 @@ class SwitchFastPath(Operation):
         return f"switch the fast path {'on' if self.on else 'off'}"
 
 
+SETTINGS = (
+    "mark_mask",
+    "mark_shift",
+    "limit",
+    "flows_per_client",
+    "unanswered_per_client",
+    "proxy_tcp",
+    "proxy_udp",
+)
+"""The fields of struct settings that the file decides, by the names that ``Desired`` has for them, too."""
+
+
 def settings_of(desired: Desired) -> tuple[int, ...]:
-    """The fields of struct settings that the file decides."""
-    return (
-        desired.mark_mask,
-        desired.mark_shift,
-        desired.limit,
-        int(desired.proxy_tcp),
-        int(desired.proxy_udp),
-    )
+    """Their values."""
+    return tuple(int(getattr(desired, name)) for name in SETTINGS)
 
 
 def plan(

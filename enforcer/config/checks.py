@@ -24,6 +24,7 @@ def check(draft: Draft, interfaces: Collection[str] | None) -> None:
     _check_interfaces(draft, interfaces)
     _check_egress_ips(draft)
     _check_blocks(draft)
+    _check_limits(draft)
     _check_mark_mask(draft)
     _check_policies(draft)
     _check_database(draft)
@@ -141,6 +142,17 @@ def _remedy(block: _Block) -> str:
     return (
         "an address that is not dedicated" if block.rank == 1 else "a prefix without egress addresses, once"
     )
+
+
+def _check_limits(draft: Draft) -> None:
+    limits = draft.values.get("limits")
+    if limits is None:
+        return
+    for name in ("flows_per_client", "unanswered_per_client"):
+        most = getattr(limits, name)
+        if most is not None and most > limits.flows:
+            wrong = f"is more than the gateway can hold: limits.flows is {limits.flows:,}"
+            draft.fault(("limits", name), wrong, f"{limits.flows:,} at most")
 
 
 def _check_mark_mask(draft: Draft) -> None:

@@ -114,9 +114,13 @@ class Limits(_Model):
     64,512 is the number of source ports from 1024 up.
     """
     flows: Annotated[int, Field(strict=True, ge=1024, le=16777216)] = 262144
-    """Flows that the gateway can hold; a new one beyond is refused."""
-    origins: Annotated[int, Field(strict=True, ge=1024, le=16777216)] = 65536
-    """Origins, per egress address, that the gateway can count; a new one beyond is refused."""
+    """Flows that the gateway can hold. When they are all taken, unanswered and closed ones make room."""
+    origins: Annotated[int, Field(strict=True, ge=1024, le=16777216)] = 262144
+    """Origins, per egress address, that the gateway can count."""
+    flows_per_client: Annotated[int, Field(strict=True, ge=1, le=16777216)] | None = None
+    """Live flows of one client, an IPv4 address or an IPv6 /64; by default half of ``flows``."""
+    unanswered_per_client: Annotated[int, Field(strict=True, ge=1, le=16777216)] | None = None
+    """Those of them without an answer; by default 4,096, or a quarter of ``flows`` if that is less."""
 
 
 class Timers(_Model):

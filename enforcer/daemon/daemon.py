@@ -84,7 +84,7 @@ class Daemon:
         self._keeping = Keeping(loop, watch, self._enforced, lambda: self._reloading.under_way, say)
         self._relearning = Relearning(loop, stack.enter_context(PathWatch()), self._enforced)
         self._sweeping = Sweeping(
-            loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts
+            loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts, say
         )
         self._sources = stack.enter_context(closing(Sources(loop, self._enforced, say)))
         session_file = SessionFile(loop, self._jobs, self._enforced, say)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from enforcer import availability
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.datapath import sweep
+from enforcer.datapath.programs import Pins
+from enforcer.datapath.recount import Recount
 from enforcer.kernel import conntrack
 
 # A sweep takes a share of one core: it waits for this many times what the last one took.
 _REST = 100
 _AT_LEAST = 1.0
-# How many flows a sweep asks conntrack about, at some 10 µs each.
+# How many flows a sweep asks conntrack about, or tells it of, at some 10 µs each.
 _ASK_UNANSWERED = 2000
 _ASK_IDLE = 250
+_TELL = 20_000
+# conntrack's names of the states of which it is told.
+_STATES = {sweep.ESTABLISHED: "ESTABLISHED", sweep.CLOSE: "CLOSE"}
 
 
 class Sweeping:
@@ -30,12 +36,15 @@ class Sweeping:
         enforced: Enforced,
         reloading: Callable[[], bool],
         timeouts: Callable[[], np.ndarray],
+        say: Callable[[str], None],
     ):
         self._enforced = enforced
         self._reloading = reloading
         self._timeouts = timeouts
+        self._say = say
         self._asked_since = 0.0
         self._put_off = False
+        self._recount = Recount()
         self._loop = loop
         loop.task("sweep", self._sweep, _AT_LEAST)
 
@@ -59,7 +68,14 @@ class Sweeping:
         maps, pins = self._enforced.maps, self._enforced.gateway.pins
         assert pins is not None
         began = time.monotonic()
-        found = sweep.sweep(maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE)
+        self._recount.begin(maps)
+        found = sweep.sweep(
+            maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE, look=self._recount.add
+        )
+        corrected = self._recount.finish(maps, pins)
+        if corrected:
+            self._say(f"corrected {corrected} counters that had drifted from the flows they count")
+        self._tell(pins, found.untold)
         suspects = np.concatenate([sweep.some(found.unanswered, _ASK_UNANSWERED), found.idle])
         if len(suspects):
             unknown = conntrack.missing([_tuple(key) for key in suspects])
@@ -70,7 +86,19 @@ class Sweeping:
             conntrack.delete([_tuple(key) for key in over])
         if len(found.unanswered) <= _ASK_UNANSWERED:
             self._asked_since = began - 2.5
+        if found.flows > maps.flows.info.entries / 2:
+            sweep.keep_evictable(pins, found.flows)
         sweep.forget_origins(maps.origins, pins)
+        sweep.forget_clients(maps.client_prefixes, pins)
+
+    def _tell(self, pins: Pins, untold: Mapping[int, np.ndarray]) -> None:
+        """Tells conntrack of states that it cannot know, or their ports would stay taken for hours."""
+        for state, keys in untold.items():
+            some = keys[:_TELL]
+            if len(some):
+                timeout = round(self._timeouts()[state] / 1e9 - availability.GRACE)
+                conntrack.set_tcp_state([_tuple(key) for key in some], _STATES[state], timeout)
+                sweep.told(pins, some, state)
 
 
 def _tuple(key: Any) -> conntrack.Tuple:

@@ -21,9 +21,23 @@ from typing import Any
 
 from enforcer.errors import KernelError, PrivilegeError
 
-# Maps of one load's programs alone: nobody else opens them.
-_PRIVATE = ("pending", "stages", "passing", "last_tag")
-PROGRAMS = ("from_client", "decide", "to_client", "to_origin", "from_origin", "explain", "reap", "forget")
+# Maps that only the programs open.
+_PRIVATE = ("pending", "stages", "passing", "last_tag", "oldest_flows", "unused_origins")
+PROGRAMS = (
+    "from_client",
+    "decide",
+    "to_client",
+    "to_origin",
+    "from_origin",
+    "explain",
+    "reap",
+    "told",
+    "forget",
+    "forget_clients",
+    "recount",
+    "recount_clients",
+    "keep_evictable",
+)
 _UAPI = Path("/usr/include")
 
 
@@ -119,8 +133,6 @@ def compile_programs(
         *defines,
     ]
     compiled = compile_text(_one_text(root), flags, dict.fromkeys(PROGRAMS, "SCHED_CLS"))
-    for name in _PRIVATE:
-        del compiled.layouts[name]
     return compiled
 
 
@@ -152,6 +164,8 @@ def _describe(module: Any, lib: Any) -> dict[str, dict[str, Any]]:
     lib.bpf_table_name.restype = ctypes.c_char_p
     for number in range(lib.bpf_num_tables(module.module)):
         name = lib.bpf_table_name(ctypes.c_void_p(module.module), ctypes.c_size_t(number))
+        if name.decode() in _PRIVATE:
+            continue
         layouts[name.decode()] = {
             "key": json.loads(lib.bpf_table_key_desc(module.module, name)),
             "value": json.loads(lib.bpf_table_leaf_desc(module.module, name)),

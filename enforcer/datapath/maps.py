@@ -169,6 +169,10 @@ class Maps:
             self._open[name] = Map(fd, *self.layout(name), name)
         return self._open[name]
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the programs in force have a map of this name; an earlier version may lack it."""
+        return name in self._layouts
+
     def inner(self, name: str, bank: int) -> Map:
         """A policy bank's table as it is now: one made anew has another. Closed when it is let go."""
         pinned = f"{name}_{bank}"

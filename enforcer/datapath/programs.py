@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from enforcer.datapath import syscall
-from enforcer.datapath.maps import Map, Maps
+from enforcer.datapath.maps import Map
 
 _STAGES = "stages-"
-# Maps whose content is carried over to a new layout; the rest is written anew at every start.
-_CARRIED = ("clients", "policy_hits", "reasons")
 
 
 @dataclass(frozen=True)
@@ -141,54 +137,3 @@ def _link(stages: Path, program: int) -> None:
     table = syscall.get(str(stages))
     Map(table, np.dtype("<u4"), np.dtype("<u4"), "stages").put(0, program)
     os.close(table)
-
-
-def carry_over(old: Maps, new: Maps) -> None:
-    """Copies live flows and counts into maps of another layout or size, field by field by name."""
-    for name in _CARRIED:
-        source, target = getattr(old, name), getattr(new, name)
-        for keys, values in source.chunks():
-            target.put_many(_converted(keys, target.key), _converted(values, target.value))
-    _carry_flows(old, new)
-    zero = np.zeros((), dtype=new.settings.value)
-    settings = old.settings.get(0)
-    if settings is not None:
-        new.settings.put(0, _converted(settings.reshape(1), zero.dtype)[0])
-
-
-def _carry_flows(old: Maps, new: Maps) -> None:
-    """Flows, and origins with the counts that these flows add up to: both change while they are read."""
-    live: Counter[bytes] = Counter()
-    slots: dict[bytes, int] = {}
-    for keys, values in old.flows.chunks():
-        new.flows.put_many(_converted(keys, new.flows.key), _converted(values, new.flows.value))
-        counted = values["counted"] == 1
-        origins = np.zeros(int(counted.sum()), dtype=new.origins.key)
-        origins["source"] = values["source"][counted]
-        for name in ("origin", "origin_port", "protocol"):
-            origins[name] = keys[name][counted]
-        for key, slot in zip(origins, values["slot"][counted], strict=True):
-            live[key.tobytes()] += 1
-            slots[key.tobytes()] = int(slot)
-    for keys, values in old.origins.chunks():
-        carried, rows = _converted(keys, new.origins.key), _converted(values, new.origins.value)
-        rows["active"] = [live.pop(key.tobytes(), 0) for key in carried]
-        rows["dead"] = 0
-        new.origins.put_many(carried, rows)
-    if live:
-        keys = np.frombuffer(b"".join(live), dtype=new.origins.key)
-        rows = np.zeros(len(keys), dtype=new.origins.value)
-        rows["active"] = rows["peak"] = rows["total"] = list(live.values())
-        rows["slot"] = [slots[key] for key in live]
-        rows["used"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        new.origins.put_many(keys, rows)
-
-
-def _converted(array: np.ndarray, to: np.dtype) -> np.ndarray:
-    if array.dtype == to or to.names is None:
-        return array.astype(to)
-    result = np.zeros(array.shape, dtype=to)
-    for name in set(to.names) & set(array.dtype.names or ()):
-        if name != "lock":
-            result[name] = array[name]
-    return result

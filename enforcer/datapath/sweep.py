@@ -5,28 +5,28 @@ User space only points at flows: the BPF program `reap` looks again, deletes and
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from enforcer.datapath import syscall
+from enforcer.datapath.batches import run_on, run_once
 from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.programs import Pins
 
-BATCH = 16
-"""Keys a run of `reap` or `forget` takes (REAP_BATCH in bpf/egress.c)."""
 UNKNOWN = 1
 """Mark of a run of `reap` for flows that conntrack doesn't know (REAP_UNKNOWN)."""
-_KEYS_AT = 14
 # conntrack enters a connection when its first packet has left, microseconds after we do.
 _SETTLED = 2.0
 _QUIET = 5.0
 _FORGET_AFTER = 600.0
+_KEPT_AT_ONCE = 64  # KEPT_AT_ONCE of bpf/room.h
 EVERY = 2
 """Mark of a run of `reap` that asks nothing (REAP_EVERY)."""
-_ESTABLISHED, _CLOSE = 4, 9  # enum state of bpf/maps.h
+ESTABLISHED, CLOSE = 4, 9
+"""States of a flow (enum state of bpf/maps.h)."""
+_TELL_CONNTRACK = 32  # enum note of bpf/maps.h
 
 
 @dataclass(frozen=True)
@@ -40,33 +40,48 @@ class Sweep:
     idle: np.ndarray
     """Keys of some of the flows that were silent for a while: conntrack may have dropped them since."""
     outlived: np.ndarray
-    """Keys of idle connections that conntrack may keep for longer: picked up midway and never answered, or
-    ended by a reset that fits what only the fast path has seen. It takes either for established."""
+    """Keys of idle connections that conntrack takes for established, and would keep for longer: picked up
+    midway and never answered, or of a state that it has not been told."""
+    untold: Mapping[int, np.ndarray]
+    """Keys of connections whose state conntrack can't know, by that state: after a reset that fits what only
+    the fast path has seen, or traffic after one."""
     seconds: float
 
 
-def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, sample: int) -> Sweep:
-    """Reaps idle flows, and names those that conntrack should be asked about.
+def sweep(
+    maps: Maps,
+    pins: Pins,
+    timeouts: np.ndarray,
+    asked_since: float,
+    sample: int,
+    *,
+    look: Callable[[np.ndarray, np.ndarray], None] = lambda keys, flows: None,
+) -> Sweep:
+    """Reaps idle flows, and names those that conntrack should be asked about, or told of.
 
     ``timeouts`` are nanoseconds by state. Unanswered flows are named once: those created after
     ``asked_since`` (seconds of CLOCK_MONOTONIC). Of the silent ones a random ``sample`` is named, so that
-    in time each has its turn.
+    in time each has its turn. ``look`` is given all flows, some at a time.
     """
     began = time.monotonic()
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     total = reaped = 0
     nobody = np.empty(0, dtype=maps.flows.key)
     unanswered, idle, outlived = [nobody], [nobody], [nobody]
+    untold = {ESTABLISHED: [nobody], CLOSE: [nobody]}
     limits = timeouts.astype(np.int64)
     for keys, flows in maps.flows.chunks():
         total += len(keys)
+        look(keys, flows)
         silent = now - flows["seen"].astype(np.int64)
         expired = silent > limits[flows["timeout"]]
+        tell = (flows["notes"] & _TELL_CONNTRACK) != 0
+        for state, found in untold.items():
+            found.append(keys[tell & ~expired & (flows["state"] == state)])
         if expired.any():
             reaped += reap(pins, keys[expired])
-            midway = (flows["state"] == _ESTABLISHED) & (flows["replied"] == 0)
-            reset = (flows["state"] == _CLOSE) & flows["fast_packets"].any(axis=1)
-            outlived.append(keys[expired & (midway | reset)])
+            midway = (flows["state"] == ESTABLISHED) & (flows["replied"] == 0)
+            outlived.append(keys[expired & (midway | tell)])
         counted = ~expired & (flows["counted"] == 1)
         created = flows["created"].astype(np.int64)
         young = (created > asked_since * 1e9) & (now - created > _SETTLED * 1e9)
@@ -79,6 +94,7 @@ def sweep(maps: Maps, pins: Pins, timeouts: np.ndarray, asked_since: float, samp
         np.concatenate(unanswered),
         asked,
         np.concatenate(outlived),
+        {state: np.concatenate(found) for state, found in untold.items()},
         time.monotonic() - began,
     )
 
@@ -93,35 +109,46 @@ def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
 
     ``unknown``: conntrack doesn't know them, so being unanswered or silent for a second is enough.
     """
-    return _run(pins, "reap", keys, UNKNOWN if unknown else 0)
+    return run_on(pins, "reap", keys, UNKNOWN if unknown else 0)
+
+
+def told(pins: Pins, keys: np.ndarray, state: int) -> int:
+    """conntrack has been told that these flows are in this state; returns how many still are."""
+    return run_on(pins, "told", keys, state)
 
 
 def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
     """Deletes the flows of these slots, whatever their state; returns how many."""
     ended = 0
     for keys, values in flows.chunks():
-        ended += _run(pins, "reap", keys[np.isin(values["slot"], list(slots))], EVERY)
+        ended += run_on(pins, "reap", keys[np.isin(values["slot"], list(slots))], EVERY)
     return ended
+
+
+def keep_evictable(pins: Pins, flows: int) -> None:
+    """Leaves only flows that may make room in the queue where room is looked for (bpf/room.h).
+
+    ``flows`` is how many flows there are; the queue may name some twice.
+    """
+    for taken in range(0, 2 * flows + 1, _KEPT_AT_ONCE):
+        if run_once(pins, "keep_evictable", mark=not taken) < _KEPT_AT_ONCE:
+            break
 
 
 def forget_origins(origins: Map, pins: Pins) -> int:
     """Deletes origins without a live flow: after ten minutes, or at once if the map is half full."""
-    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     keys, rows = origins.items()
-    patience = 0 if len(keys) > origins.info.entries / 2 else _FORGET_AFTER * 1e9
-    unused = (rows["active"] == 0) & (now - rows["used"].astype(np.int64) > patience)
-    return _run(pins, "forget", keys[unused], 0)
+    return run_on(pins, "forget", keys[(rows["active"] == 0) & _is_old(rows, origins)])
 
 
-def _run(pins: Pins, program: str, keys: np.ndarray, mark: int) -> int:
-    fd = pins.program(program)
-    try:
-        done = 0
-        for start in range(0, len(keys), BATCH):
-            data = bytes(_KEYS_AT) + keys[start : start + BATCH].tobytes()
-            done += syscall.test_run(fd, data, mark=mark)[0]
-        return done
-    except OSError as error:
-        raise syscall.explain_error(error, f"running the program {program}") from error
-    finally:
-        os.close(fd)
+def forget_clients(client_prefixes: Map, pins: Pins) -> int:
+    """Deletes client prefixes without a live flow, likewise."""
+    keys, rows = client_prefixes.items()
+    unused = (rows["flows"] == 0) & (rows["unanswered"] == 0)
+    return run_on(pins, "forget_clients", keys[unused & _is_old(rows, client_prefixes)])
+
+
+def _is_old(rows: np.ndarray, table: Map) -> np.ndarray:
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    patience = 0 if len(rows) > table.info.entries / 2 else _FORGET_AFTER * 1e9
+    return np.asarray(now - rows["used"].astype(np.int64) > patience)

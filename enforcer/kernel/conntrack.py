@@ -21,7 +21,7 @@ from enforcer.kernel.netlink import ACK, NETLINK_NETFILTER, REQUEST, Channel, Me
 
 # include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
 SUBSYSTEM = 1 << 8
-GET, DELETE = SUBSYSTEM | 1, SUBSYSTEM | 2
+NEW, GET, DELETE = SUBSYSTEM | 0, SUBSYSTEM | 1, SUBSYSTEM | 2
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_PROTOINFO, CTA_TIMEOUT, CTA_MARK = 1, 2, 4, 7, 8
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
@@ -106,8 +106,24 @@ def missing(originals: Sequence[Tuple]) -> list[int]:
 
 def delete(originals: Iterable[Tuple]) -> int:
     """Remove connections by their original tuples; returns how many of them there were."""
-    operation = "deleting connections"
     requests = [Message(DELETE, REQUEST | ACK, _request(original)) for original in originals]
+    return _change(requests, "deleting connections")
+
+
+def set_tcp_state(originals: Iterable[Tuple], state: str, timeout: int) -> int:
+    """Move TCP connections to a state, to be forgotten after so many seconds; returns how many there were."""
+    tcp = netlink.nested(
+        CTA_PROTOINFO_TCP, netlink.attribute(CTA_PROTOINFO_TCP_STATE, bytes([TCP_STATES.index(state)]))
+    )
+    change = netlink.nested(CTA_PROTOINFO, tcp) + netlink.attribute(CTA_TIMEOUT, _U32.pack(timeout))
+    # Without CREATE, so a connection that is gone does not come back (nf_conntrack_netlink.c,
+    # ctnetlink_new_conntrack).
+    requests = [Message(NEW, REQUEST | ACK, _request(original) + change) for original in originals]
+    return _change(requests, "changing connections")
+
+
+def _change(requests: list[Message], operation: str) -> int:
+    """Has the requests carried out; returns for how many there was a connection."""
     with Channel(NETLINK_NETFILTER, operation) as channel:
         refused = channel.change(requests)
     for refusal in refused:

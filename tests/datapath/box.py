@@ -26,9 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from enforcer.datapath import syscall
-from enforcer.datapath.address import unpack
-from enforcer.datapath.maps import Maps
+from enforcer.datapath import counts, syscall
+from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.programs import Pins
 from enforcer.datapath.reasons import by_name, reasons
 from enforcer.gateway import Gateway, take_down
@@ -242,30 +241,32 @@ class Box:
 
     def forget_everything(self) -> None:
         """Empties the maps of flows, origins and clients."""
-        for part in (self.maps.flows, self.maps.origins, self.maps.clients):
+        for part in (self.maps.flows, self.maps.origins, self.maps.client_prefixes, self.maps.clients):
             for key in part.items()[0]:
                 part.delete(key)
 
     def miscounted(self) -> list[str]:
-        """Origins whose `active` is not the number of their counted flows: there must never be any."""
-        wanted: dict[bytes, int] = {}
+        """Counters that are not what the flows add up to, of origins and clients: there must never be any."""
         keys, flows = self.maps.flows.items()
-        own = np.zeros(len(keys), dtype=self.maps.origins.key)
-        own["source"], own["origin"] = flows["source"], keys["origin"]
-        own["origin_port"], own["protocol"] = keys["origin_port"], keys["protocol"]
-        for key in own[flows["counted"] == 1]:
-            wanted[key.tobytes()] = wanted.get(key.tobytes(), 0) + 1
-        found = {key.tobytes(): row for key, row in zip(*self.maps.origins.items(), strict=True)}
-        wrong = []
-        for raw in wanted.keys() | found.keys():
-            active = int(found[raw]["active"]) if raw in found else None
-            if (active or 0) != wanted.get(raw, 0):
-                key = np.frombuffer(raw, dtype=self.maps.origins.key)[0]
-                wrong.append(
-                    f"{unpack(key['source'])} → {unpack(key['origin'])} port {key['origin_port']}: active "
-                    f"{active}, flows counted {wanted.get(raw, 0)}"
-                )
-        return wrong
+        origins, clients = self.maps.origins, self.maps.client_prefixes
+        return [
+            *_differing(counts.of_origins(keys, flows, origins.key), origins, "active"),
+            *_differing(counts.of_clients(keys, flows, clients.key), clients, "flows", "unanswered"),
+        ]
+
+
+def _differing(counted: counts.Counts, table: Map, *names: str) -> list[str]:
+    wanted = {key.tobytes(): row.tolist() for key, row in zip(*counted, strict=True)}
+    found = {
+        key.tobytes(): [int(row[name]) for name in names]
+        for key, row in zip(*table.items(), strict=True)
+        if any(row[name] for name in names)
+    }
+    return [
+        f"{table.name} {np.frombuffer(raw, table.key)[0]}: {names} {found.get(raw)}, flows {wanted.get(raw)}"
+        for raw in wanted.keys() | found.keys()
+        if wanted.get(raw) != found.get(raw)
+    ]
 
 
 @contextmanager

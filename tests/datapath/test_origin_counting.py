@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from enforcer.datapath import sweep
+from enforcer.datapath.batches import run_on
 from enforcer.datapath.programs import Pins
 from enforcer.lab.configuration import Document
 
@@ -24,7 +23,8 @@ LIMIT = 50
 
 @pytest.fixture(scope="module")
 def document() -> Document:
-    return plain_document(limits={"connections_per_origin": LIMIT, "flows": 1024, "origins": 1024})
+    sizes = {"flows": 1024, "origins": 1024, "flows_per_client": 1024, "unanswered_per_client": 1024}
+    return plain_document(limits={"connections_per_origin": LIMIT, **sizes})
 
 
 @pytest.fixture(autouse=True)
@@ -227,44 +227,10 @@ def test_forgetting_only_origins_without_flows(box: Box, family: int) -> None:
     send(box, segment(family, "R", dport=2, seq=0))
     assert sweep.forget_origins(box.maps.origins, box.pins) == 0  # used just now
     keys, _ = box.maps.origins.items()
-    assert sweep._run(box.pins, "forget", keys, 0) == 1
+    assert run_on(box.pins, "forget", keys) == 1
     ((left, row),) = zip(*box.maps.origins.items(), strict=True)
     assert row["active"] == 1 and left["origin_port"] == 1 << 8
     assert send(box, segment(family, dport=2, sport=7)) == ["policy"]
-
-
-# Full tables
-
-
-def fill(box: Box, family: int, dports: Iterable[int], sports: Iterable[int]) -> list[str]:
-    return send(box, *[datagram(family, sport, dport) for dport in dports for sport in sports])
-
-
-def test_a_full_flow_table(box: Box, family: int) -> None:
-    """1,024 flows, and not one more; nothing leaks into the counts."""
-    reasons = fill(box, family, range(1000, 1022), range(1000, 1000 + LIMIT))
-    assert reasons[:1024] == ["policy"] * 1024
-    assert set(reasons[1024:]) == {"flows-full"}
-    assert box.program("from_client").mark == REFUSED
-    assert int(box.maps.origins.items()[1]["active"].sum()) == 1024
-    assert send(box, datagram(family, 1000, 1000)) == ["policy"]
-
-
-def test_a_full_table_of_origins(box: Box, family: int) -> None:
-    """Closed flows leave their origin's row behind until it is forgotten."""
-    for dport in range(1, 1025):
-        if dport != 53:
-            assert (
-                send(box, segment(family, dport=dport), segment(family, "R", dport=dport)) == ["policy"] * 2
-            )
-    assert send(box, segment(family, dport=53)) == ["dns"]
-    assert send(box, segment(family, dport=2000)) == ["origins-full"]
-    assert box.program("from_client").mark == REFUSED
-    time.sleep(0.01)
-    assert (
-        sweep.forget_origins(box.maps.origins, box.pins) == 1023
-    )  # at once: the table is more than half full
-    assert send(box, segment(family, dport=2000)) == ["policy"]
 
 
 # Several processors

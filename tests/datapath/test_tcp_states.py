@@ -180,6 +180,8 @@ def play(box: Box, wire: Wire, family: int, seed: int, port: int, wild: float) -
             return log, RESET_OUTSIDE_WINDOW
         if sent.flags & RST and (before, theirs, ours) == ("ESTABLISHED", "ESTABLISHED", "CLOSE"):
             return log, RESET_BEFORE_ITS_ACK
+        if (before, theirs, ours, counted) == ("CLOSE", "CLOSE", "ESTABLISHED", 1) and not sent.flags & RST:
+            return log, RETURNED
         if counted == (theirs not in OVER) and (ours == theirs or {ours, theirs} <= set(OVER)):
             picked_up = theirs is not None and (picked_up or (before is None and theirs == "ESTABLISHED"))
             if picked_up and theirs == "ESTABLISHED" and timeouts[1] - 1 == TRANSITORY:
@@ -213,11 +215,13 @@ RESET_OUTSIDE_WINDOW = (
     "a reset after ACKs outside any window, or of a connection picked up midway: conntrack has not noted them"
 )
 RESET_BEFORE_ITS_ACK = "a reset ahead of what was acknowledged: conntrack waits for the answer, we believe it"
+RETURNED = "both sides go on after a reset (RFC 6146, TRANS): conntrack is told by the next sweep"
 ENDED_ALONE = (
     "a client's FINs and resets that its origin has said nothing to: they end no count before its time"
 )
 KNOWN = {
     "",
+    RETURNED,
     ENDED_ALONE,
     RESET_BEFORE_ITS_ACK,
     RESET_OUTSIDE_WINDOW,

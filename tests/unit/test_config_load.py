@@ -88,7 +88,7 @@ def test_the_good_file_is_good(file: Path) -> None:
     assert configuration.proxy.tcp and not configuration.proxy.udp
     assert configuration.limits.connections_per_origin == 40000
     assert configuration.limits.flows == 262144
-    assert configuration.limits.origins == 65536
+    assert configuration.limits.origins == 262144
     assert configuration.mark_mask == 0xFFFF
 
 

@@ -118,7 +118,7 @@ def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> N
             swept.append(reloading)
 
     with closing(Loop(print)) as loop:
-        sweeping = Swept(loop, cast(Any, None), lambda: reloading, cast(Any, None))
+        sweeping = Swept(loop, cast(Any, None), lambda: reloading, cast(Any, None), print)
         for _ in range(2):
             loop.call("sweep")
             reloading = True

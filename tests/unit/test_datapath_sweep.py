@@ -20,11 +20,12 @@ FLOW = np.dtype(
         ("counted", "u1"),
         ("replied", "u1"),
         ("state", "u1"),
-        ("pad", "u1", 4),
-        ("fast_packets", "<u8", 2),
+        ("notes", "u1"),
+        ("pad", "u1", 3),
     ]
 )
 ESTABLISHED, FIN_WAIT, CLOSE = 4, 5, 9
+ASSURED, TELL = 1, 1 | 32
 TIMEOUTS = (np.array([10, 100, 5]) * 1e9).astype("<u8")
 
 
@@ -40,7 +41,7 @@ class Flows:
             value["timeout"] = row.get("timeout", 1)
             value["counted"], value["replied"] = row.get("counted", 1), row.get("replied", 1)
             value["state"] = row.get("state", ESTABLISHED)
-            value["fast_packets"] = [0, row.get("fast", 0)]
+            value["notes"] = TELL if row.get("tell") else ASSURED
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(self.values), 2):
@@ -124,16 +125,19 @@ def test_connections_picked_up_midway_are_named_when_they_are_over(reaped: list[
     assert reaped == [0, 2, 3, 4]
 
 
-def test_connections_reset_past_conntrack_are_named_when_they_are_over(reaped: list[int]) -> None:
-    """It believes no reset that fits what it hasn't seen, and refreshes them for each late segment."""
+def test_conntrack_is_told_what_it_cannot_know(reaped: list[int]) -> None:
+    """While the connection is remembered; afterwards its entry goes, if nothing has told conntrack before."""
     rows: list[dict[str, float]] = [
-        {"idle": 11, "timeout": 0, "state": CLOSE, "fast": 1},
-        {"idle": 9, "timeout": 0, "state": CLOSE, "fast": 1},
+        {"idle": 11, "timeout": 0, "state": CLOSE, "tell": 1},
+        {"idle": 9, "timeout": 0, "state": CLOSE, "tell": 1},
         {"idle": 11, "timeout": 0, "state": CLOSE},
-        {"idle": 11, "timeout": 0, "fast": 1},
+        {"idle": 9, "timeout": 0, "state": CLOSE},
+        {"idle": 9, "timeout": 0, "state": ESTABLISHED, "tell": 1},
     ]
-    assert run(rows).outlived.tolist() == [0]
-    assert reaped == [0, 2, 3]
+    found = run(rows)
+    assert found.outlived.tolist() == [0]
+    assert {state: keys.tolist() for state, keys in found.untold.items()} == {ESTABLISHED: [4], CLOSE: [1]}
+    assert reaped == [0, 2]
 
 
 def test_seen_after_the_sweep_began(reaped: list[int]) -> None:
