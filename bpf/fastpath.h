@@ -11,8 +11,7 @@
 enum {
 	TAG_FAST = 0xffff,       /* tc_index of a packet that has been rewritten here */
 	TAG_OPENS = 0xfffe,      /* of a flow's that has not been answered */
-	MOST_BYTES = 1 << 30,    /* after these a way is learnt again, before its counters overflow */
-	MOST_PACKETS = 0xffff,
+	MOST_BYTES = 1 << 30,    /* after which a way is learnt again, before its counter overflows */
 	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
 	IP_VERSION_AND_LENGTH = 0x45,
@@ -259,7 +258,7 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	struct hop *hop;
 	union numbers n;
 	u32 source[4], client[4];
-	u32 until, first, segments = skb->gso_segs ?: 1;
+	u32 until, first;
 	int i, index;
 
 	if (!f || !s)
@@ -285,7 +284,7 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 		return 0;
 	until = *(volatile u32 *)&way->until;
 	if (!is_good(until, bpf_jiffies64(), f) || way->generation != (u16)f->generation ||
-	    g.segment > way->largest || way->bytes > MOST_BYTES || way->packets + segments > MOST_PACKETS)
+	    g.segment > way->largest || way->bytes > MOST_BYTES)
 		return 0;
 	index = way->hop;
 	hop = hops.lookup(&index);
@@ -303,10 +302,9 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	if (!rewrite(skb, family, direction, &g, hop, direction == ORIGINAL ? source : client,
 		     direction == ORIGINAL ? n.source_port : n.client_port))
 		return 0;
-	if ((s32)(g.ack - way->acked) > 0)
-		way->acked = g.ack;
-	way->end = g.end;
-	way->packets += segments;
+	if (before(way->end, g.end))
+		way->end = g.end;
+	way->packets += skb->gso_segs ?: 1;
 	way->bytes += g.total;
 	count(way->reason, 0);
 	set_mark(skb, s, direction == ORIGINAL ? n.slot + 1 : 0);

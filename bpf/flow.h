@@ -111,8 +111,8 @@ static __always_inline bool was_established(u32 state)
 
 /*
  * A reset with the number that its receiver expects: a host believes no other (RFC 5961, 3.2) but answers it, and the
- * connection lives on. The number is the last one that the receiver has acknowledged, or that the sender has reached,
- * if not everything has been acknowledged yet. What a side has sent on the fast path is known by its low 16 bits.
+ * connection lives on. The number is the last one that the receiver has acknowledged, or if not everything has been
+ * acknowledged yet the one that the sender has reached, in all or with the segment before the reset.
  */
 static __always_inline bool is_exact(const struct flow *flow, const struct packet *p, u32 direction)
 {
@@ -122,7 +122,7 @@ static __always_inline bool is_exact(const struct flow *flow, const struct packe
 		return false;
 	return (flow->has_acked & 1 << peer && p->seq == flow->acked[peer]) ||
 	       (flow->seen_sides & side && p->seq == flow->end[direction & 1]) ||
-	       (flow->has_fast_end & side && (u16)p->seq == flow->fast_end[direction & 1]);
+	       (follows(flow, AN_ACK, direction) && p->seq == flow->last_end);
 }
 
 /* How conntrack sees a reset. */
@@ -166,7 +166,6 @@ static __always_inline void note_numbers(struct flow *flow, const struct packet 
 	if (!(flow->seen_sides & seen) || before(flow->end[direction], s->end) || p->tcp_flags & TCP_SYN)
 		flow->end[direction] = s->end;
 	flow->seen_sides |= seen;
-	flow->has_fast_end &= ~seen;
 	if (!(p->tcp_flags & TCP_ACK) || (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)))
 		return;
 	if (!(flow->has_acked & seen) || before(flow->acked[direction], p->ack))

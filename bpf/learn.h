@@ -87,12 +87,10 @@ static __always_inline void unlearn_way(const struct fast *f, struct flow *flow,
 	if (!take_way(set_of_flow(f, tuple, flow->source, port, direction), tuple, direction, &old))
 		return;
 	add_up(flow, &old);
-	/* How far both sides have come tells a true reset from a forged one. */
+	/* How far a side has come tells a true reset from a forged one. */
 	bpf_spin_lock(&flow->lock);
-	flow->acked[direction] = old.acked;
-	flow->has_acked |= 1 << direction;
-	flow->fast_end[direction] = old.end;
-	flow->has_fast_end |= 1 << direction;
+	if (before(flow->end[direction], old.end))
+		flow->end[direction] = old.end;
 	bpf_spin_unlock(&flow->lock);
 }
 
@@ -211,7 +209,6 @@ static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, c
 	way.largest = g->segment > 0xffff ? 0 : g->segment;
 	way.kind = kind_of(family_of(tuple->client), tuple->protocol);
 	way.reason = direction == REPLY ? REASON_REPLY : flow->reason;
-	way.acked = g->ack;
 	way.end = g->end;
 	put_way(f, set, tuple, &way, direction, now);
 	full_barrier(flow);

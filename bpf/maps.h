@@ -146,8 +146,6 @@ struct flow {
 	u8 replied;              /* 1: the origin has answered; unanswered flows have a counter of their own */
 	u8 closing;              /* 1: a SYN, FIN or RST is being followed, nothing may be learnt */
 	u16 source_port;         /* after translation; 0: no way has been learnt */
-	u16 fast_end[2];         /* low bits of the number after the last segment that a side sent on the fast path */
-	u8 has_fast_end;         /* bit per direction: fast_end[] is valid */
 	u8 spoken;               /* bit per direction: this side has sent after the reset (TRANSITORY) */
 	u64 fast_packets[2];     /* of ways that are gone; those that are there count for themselves */
 	u64 fast_bytes[2];
@@ -180,9 +178,8 @@ struct way {
 	u16 largest;             /* bytes from the network header on that have passed: of a GSO packet, a segment's */
 	u8 kind;                 /* protocol, and IPV6_KIND */
 	u8 reason;               /* REPLY: for packets of the origin, else for those of the client */
-	u32 acked;               /* highest acknowledgement */
-	u16 end;                 /* low bits of the sequence number after the last segment */
-	u16 packets;             /* since it was learnt */
+	u32 end;                 /* TCP: highest sequence number + 1 */
+	u32 packets;             /* since it was learnt */
 	u32 bytes;
 };
 

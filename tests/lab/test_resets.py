@@ -1,0 +1,194 @@
+"""Resets, true and not: what a host does not believe ends no count; what ends is over for conntrack, too.
+
+Both ends are real TCP; the numbers of their connections are read from the kernel (TCP_REPAIR, tcp(7)).
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from truth import agree, counted, families, running, tracked, wait_for
+from versions import impatient
+
+from enforcer.kernel import conntrack
+from enforcer.lab.clients import Session, family_of
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.netns import Namespace
+from enforcer.lab.services import Services
+from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
+
+LIMIT = 3
+CLOSE = 4
+AHEAD = 1 << 20
+"""Bytes: within the windows of a connection that has been used, and far from what is expected."""
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21  # include/uapi/linux/tcp.h
+TCP_RECV_QUEUE, TCP_SEND_QUEUE, TCP_REPAIR_OFF_NO_WP = 1, 2, -1
+_ports = itertools.count(42000)
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """An origin takes three connections, and what is reset is forgotten after seconds."""
+    version = impatient(tmp_path_factory.mktemp("version"))
+    config = lab.config(limits={"connections_per_origin": LIMIT}, timers={"tcp_close": CLOSE})
+    with running(lab, config, version) as gateway:
+        yield gateway
+
+
+@pytest.fixture(autouse=True)
+def nothing_lives(enforced: Gateway) -> None:
+    wait_for(lambda: not counted(enforced) and not tracked(enforced.lab), "all counts given back")
+
+
+def numbers(session: Session) -> tuple[int, int]:
+    """What this side sends next, and what it expects."""
+    sock, found = session.socket, []
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    for queue in (TCP_SEND_QUEUE, TCP_RECV_QUEUE):
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
+        found.append(sock.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
+    return found[0], found[1]
+
+
+def open_session(lab: Lab, family: int, asked: int = 8) -> Session:
+    session = Session(lab.client, ORIGIN1[family], source_port=next(_ports))
+    for _ in range(asked):
+        session.ask()
+    return session
+
+
+def reset_of_client(lab: Lab, family: int, port: int, seq: int, checksum: int | None = None) -> None:
+    """A segment that the client's host has not sent."""
+    segment = TCP(sport=port, dport=9000, flags="R", seq=seq & 0xFFFFFFFF)
+    if checksum is not None:
+        segment.chksum = checksum
+    _send(lab.client, IP if family == 4 else IPv6, CLIENT[family], ORIGIN1[family], segment)
+
+
+def _send(host: Namespace, network: type, source: str, destination: str, segment: TCP) -> None:
+    raw = host.socket(family_of(destination), socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with closing(raw):
+        raw.sendto(bytes(network(src=source, dst=destination) / segment), (destination, 0))
+
+
+def port_of(session: Session) -> int:
+    return int(session.socket.getsockname()[1])
+
+
+def states(lab: Lab) -> list[str]:
+    entries = lab.gw.call(lambda: list(conntrack.entries()))
+    return sorted(entry.state for entry in entries if entry.original.destination_port == 9000)
+
+
+@families
+def test_a_reset_that_no_host_believes_frees_no_place(enforced: Gateway, family: int) -> None:
+    """In the window and not exact: the origin answers it, and the connection lives (RFC 5961, 3.2)."""
+    lab = enforced.lab
+    with ExitStack() as opened:
+        sessions = [opened.enter_context(open_session(lab, family)) for _ in range(LIMIT)]
+        for session in sessions:
+            reset_of_client(lab, family, port_of(session), numbers(session)[0] + 1)
+        time.sleep(0.2)  # the origin's answers are through
+        with pytest.raises(ConnectionRefusedError):
+            open_session(lab, family)
+        assert sum(counted(enforced).values()) == LIMIT
+        # Nor is the connection forgotten when it is idle for longer than a closed one is remembered.
+        time.sleep(CLOSE + 2)
+        for session in sessions:
+            assert session.ask() == session.seen
+        assert agree(enforced).total() == LIMIT
+
+
+@families
+def test_a_forged_reset_from_outside_changes_nothing(enforced: Gateway, family: int) -> None:
+    """Ahead of what the client expects: it stays counted, on the fast path, and when it is idle."""
+    lab = enforced.lab
+    with open_session(lab, family) as session:
+        expected = numbers(session)[1]
+        forged = TCP(sport=9000, dport=session.seen.peer_port, flags="R", seq=(expected + AHEAD) & 0xFFFFFFFF)
+        network = IP if family == 4 else IPv6
+        before = row_of(enforced, session)["kernel_packets"]
+        _send(lab.origin1, network, ORIGIN1[family], session.seen.address, forged)
+        wait_for(lambda: row_of(enforced, session)["kernel_packets"] > before, "the reset seen")
+        assert sum(counted(enforced).values()) == 1
+        for _ in range(8):
+            session.ask()
+        time.sleep(CLOSE + 2)
+        assert session.ask() == session.seen
+        wait_until_fast_again(enforced, session)
+
+
+@families
+@pytest.mark.parametrize("side", ["client", "origin"])
+def test_an_exact_reset_after_the_fast_path_is_over_for_conntrack_too(
+    enforced: Gateway, family: int, side: str
+) -> None:
+    """It compares numbers with packets that it has not seen; the next sweep tells it."""
+    lab = enforced.lab
+    sessions = [open_session(lab, family, asked=40) for _ in range(LIMIT)]
+    for session in sessions:
+        if side == "client":
+            session.reset()
+        else:
+            sent, expected = numbers(session)
+            exact = TCP(sport=9000, dport=session.seen.peer_port, flags="RA", seq=expected, ack=sent)
+            _send(lab.origin1, IP if family == 4 else IPv6, ORIGIN1[family], session.seen.address, exact)
+    wait_for(lambda: not counted(enforced), "the counts given back")
+    wait_for(lambda: "ESTABLISHED" not in states(lab), "conntrack told")
+    assert agree(enforced).total() == 0
+    for session in sessions:
+        session.close()
+
+
+@families
+def test_what_goes_on_after_a_reset_counts_again(enforced: Gateway, family: int) -> None:
+    """A reset with a wrong checksum is exact for us, and nothing for conntrack and the origin."""
+    lab = enforced.lab
+    with open_session(lab, family) as session:
+        reset_of_client(lab, family, port_of(session), numbers(session)[0], checksum=0xBAD)
+        wait_for(lambda: not counted(enforced), "the count given back")
+        for _ in range(4):
+            session.ask()
+        assert sum(counted(enforced).values()) == 1
+        assert agree(enforced).total() == 1
+        wait_until_fast_again(enforced, session)
+
+
+def row_of(enforced: Gateway, session: Session) -> dict[str, Any]:
+    (row,) = [row for row in enforced.json("flows") if row["client_port"] == port_of(session)]
+    return row
+
+
+def wait_until_fast_again(enforced: Gateway, session: Session) -> None:
+    before = row_of(enforced, session)["fast_packets"]
+
+    def fast() -> bool:
+        session.ask()
+        return row_of(enforced, session)["fast_packets"] > before
+
+    wait_for(fast, "the fast path")
+
+
+@families
+def test_what_goes_on_after_a_reset_is_reset_if_its_place_is_taken(enforced: Gateway, family: int) -> None:
+    """A client cannot hold more connections by resets that its origin does not get."""
+    lab = enforced.lab
+    with ExitStack() as opened:
+        first = opened.enter_context(open_session(lab, family))
+        reset_of_client(lab, family, port_of(first), numbers(first)[0], checksum=0xBAD)
+        wait_for(lambda: not counted(enforced), "the count given back")
+        for _ in range(LIMIT):
+            opened.enter_context(open_session(lab, family))
+        with pytest.raises(ConnectionResetError):
+            for _ in range(6):
+                first.ask()
+        assert sum(counted(enforced).values()) == LIMIT
