@@ -49,8 +49,24 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "live flows", number(found["flows"])
         path = found["fast_path"]
         yield "fast path", f"on, {number(path['flows'])} of the live flows" if path["on"] else "off"
+        yield "tables", _tables(found["tables"])
         yield "refused", number(found["refused"])
         yield "leaks prevented", number(found["leaks_prevented"])
         yield "configuration", f"{found['config_file']}, applied {found['applied']}"
     versions = found["versions"]
     yield "versions", f"enforcer {versions['enforcer']}, Linux {versions['kernel']}"
+
+
+def _tables(tables: dict[str, Any]) -> str:
+    """Which are full, and what has happened to them."""
+    full = [
+        f"{name} full, {number(row['used'])} of {number(row['size'])}"
+        for name, row in tables.items()
+        if isinstance(row, dict) and row["full"]
+    ]
+    parts = full or ["none is full"]
+    if tables.get("evicted"):
+        parts.append(f"{number(tables['evicted'])} flows made room")
+    if tables.get("corrected"):
+        parts.append(f"counters corrected by {number(tables['corrected'])}")
+    return "; ".join(parts)

@@ -10,10 +10,12 @@ import numpy as np
 
 from enforcer import availability
 from enforcer.daemon.enforced import Enforced
+from enforcer.daemon.filling import Filling
 from enforcer.daemon.loop import Loop
 from enforcer.datapath import sweep
 from enforcer.datapath.programs import Pins
 from enforcer.datapath.recount import Recount
+from enforcer.datapath.tables import Fill
 from enforcer.kernel import conntrack
 
 # A sweep takes a share of one core: it waits for this many times what the last one took.
@@ -45,6 +47,7 @@ class Sweeping:
         self._asked_since = 0.0
         self._put_off = False
         self._recount = Recount()
+        self._filling = Filling(say)
         self._loop = loop
         loop.task("sweep", self._sweep, _AT_LEAST)
 
@@ -88,8 +91,15 @@ class Sweeping:
             self._asked_since = began - 2.5
         if found.flows > maps.flows.info.entries / 2:
             sweep.keep_evictable(pins, found.flows)
-        sweep.forget_origins(maps.origins, pins)
-        sweep.forget_clients(maps.client_prefixes, pins)
+        origins = sweep.forget_origins(maps.origins, pins)
+        clients = sweep.forget_clients(maps.client_prefixes, pins)
+        for table, used in (
+            (maps.flows, found.flows),
+            (maps.origins, origins),
+            (maps.client_prefixes, clients),
+        ):
+            self._filling.note(table.name, Fill(used, int(table.info.entries)))
+        self._filling.note("conntrack", Fill(*conntrack.fill()))
 
     def _tell(self, pins: Pins, untold: Mapping[int, np.ndarray]) -> None:
         """Tells conntrack of states that it cannot know, or their ports would stay taken for hours."""

@@ -136,16 +136,20 @@ def keep_evictable(pins: Pins, flows: int) -> None:
 
 
 def forget_origins(origins: Map, pins: Pins) -> int:
-    """Deletes origins without a live flow: after ten minutes, or at once if the map is half full."""
+    """Deletes origins without a live flow: after ten minutes, or at once if the map is half full.
+
+    Returns how many are left.
+    """
     keys, rows = origins.items()
-    return run_on(pins, "forget", keys[(rows["active"] == 0) & _is_old(rows, origins)])
+    unused = keys[(rows["active"] == 0) & _is_old(rows, origins)]
+    return len(keys) - run_on(pins, "forget", unused)
 
 
 def forget_clients(client_prefixes: Map, pins: Pins) -> int:
     """Deletes client prefixes without a live flow, likewise."""
     keys, rows = client_prefixes.items()
-    unused = (rows["flows"] == 0) & (rows["unanswered"] == 0)
-    return run_on(pins, "forget_clients", keys[unused & _is_old(rows, client_prefixes)])
+    unused = keys[(rows["flows"] == 0) & (rows["unanswered"] == 0) & _is_old(rows, client_prefixes)]
+    return len(keys) - run_on(pins, "forget_clients", unused)
 
 
 def _is_old(rows: np.ndarray, table: Map) -> np.ndarray:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from enforcer.kernel import netlink
+from enforcer.kernel import netlink, sysctl
 from enforcer.kernel.netlink import ACK, NETLINK_NETFILTER, REQUEST, Channel, Message
 
 # include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
@@ -83,6 +83,14 @@ def entries(family: int = socket.AF_UNSPEC) -> Iterator[Entry]:
     with Channel(NETLINK_NETFILTER, "reading the connection table") as channel:
         for message in channel.dump(GET, _nfgen(family)):
             yield _entry(message)
+
+
+def fill() -> tuple[int, int]:
+    """How many entries the table has, of this namespace, and how many it may have."""
+    return (
+        int(sysctl.read("net/netfilter/nf_conntrack_count")),
+        int(sysctl.read("net/netfilter/nf_conntrack_max")),
+    )
 
 
 def exists(original: Tuple) -> bool:

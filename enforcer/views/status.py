@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from enforcer import __version__
-from enforcer.datapath import fast, ways
+from enforcer.datapath import fast, tables, ways
 from enforcer.datapath.maps import Maps
+from enforcer.datapath.tables import Fill
 from enforcer.errors import LayoutError, NotInstalledError
 from enforcer.instance import Instance
+from enforcer.kernel import conntrack
 from enforcer.views.egress import egress
 from enforcer.views.reasons import packets_of, reasons
 from enforcer.views.source import Source
@@ -55,6 +57,7 @@ def status(instance: Instance) -> dict[str, Any]:
         "config_file": source.state.config_file,
         "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
         "fast_path": _fast_path(source.maps),
+        "tables": _tables(source.maps),
     }
 
 
@@ -64,6 +67,18 @@ def _fast_path(maps: Maps) -> dict[str, Any]:
         return {"on": fast.is_on(maps), "flows": ways.count_fast(maps)}
     except LayoutError:  # an earlier version's programs have none
         return {"on": False, "flows": 0}
+
+
+def _tables(maps: Maps) -> dict[str, Any]:
+    """How full what traffic fills is, how many flows made room, and by how much counters had drifted."""
+    try:
+        fills = {name: tables.fill(getattr(maps, name)) for name in ("flows", "origins", "client_prefixes")}
+        events = {"evicted": tables.evicted(maps), "corrected": tables.corrected(maps)}
+    except LayoutError:  # an earlier version's programs have other maps
+        return {}
+    fills["conntrack"] = Fill(*conntrack.fill())
+    rows = {name: {"used": fill.used, "size": fill.size, "full": fill.full} for name, fill in fills.items()}
+    return {**rows, **events}
 
 
 def _down(pid: int | None) -> dict[str, Any]:
@@ -89,4 +104,5 @@ def _down(pid: int | None) -> dict[str, Any]:
         "config_file": None,
         "applied": None,
         "fast_path": None,
+        "tables": None,
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from sabotage import sabotage
+from truth import wait_for
 
 from enforcer.lab.capture import Capture
 from enforcer.lab.clients import Session, UdpFlow, family_of, fate, ping, tcp_ask, udp_ask
@@ -333,41 +334,51 @@ def test_nothing_leaks_when_addresses_are_lost(lab: Lab, services: Services, gat
 
 @pytest.mark.rfc6888_req5a
 @pytest.mark.rfc6888_req11a
-@pytest.mark.rfc6888_req11d
 @families
 def test_a_full_flow_table_refuses_what_is_new_and_leaks_nothing(
     lab: Lab, services: Services, gateway: Gateway, family: int
 ) -> None:
-    gateway.write(lab.config(limits={"connections_per_origin": 40000, "flows": 1024, "origins": 1024}))
+    """Full of answered flows: none of them goes."""
+    sizes = {"flows": 1024, "origins": 4096, "flows_per_client": 1024, "unanswered_per_client": 1024}
+    gateway.write(lab.config(limits={"connections_per_origin": 40000, **sizes}))
     gateway.start()
-    with Session(lab.client, ORIGIN1[family]) as session, nothing_leaks(lab):
-        refused = [
-            fate_of(lambda port=port: send(lab.client, family, ORIGIN1, port)) for port in range(20000, 22500)
-        ]
+    with (
+        Session(lab.client, ORIGIN1[family]) as session,
+        nothing_leaks(lab),
+        contextlib.ExitStack() as held,
+    ):
+        for _ in range(1023):
+            held.enter_context(Session(lab.client, ORIGIN1[family]))
         assert session.ask() == session.seen
-        assert fate_of(lambda: tcp_ask(lab.client, ORIGIN2[family])) == "refused"
+        fates = {fate_of(lambda: tcp_ask(lab.client2, ORIGIN2[family])) for _ in range(5)}
+        assert fates == {"refused"}
         assert ping(lab.client, ORIGIN1[family])
-    assert set(refused) <= {"answered", "prohibited", "refused"}
+        wait_for(lambda: "the table of flows is full" in gateway.said(), "the log saying so")
+        assert gateway.json("status")["tables"]["flows"]["full"]
     seen = reasons(gateway)
-    assert seen["flows-full"] >= 2500 - 1024
+    assert seen["flows-full"] >= 5
     assert len(gateway.json("flows")) <= 1024
     assert gateway.json("status")["refused"] >= seen["flows-full"]
 
 
+@pytest.mark.rfc6888_req11d
 @families
-def test_a_full_table_of_origins_refuses_what_is_new_and_leaks_nothing(
+def test_unanswered_flows_make_room_and_live_ones_stay(
     lab: Lab, services: Services, gateway: Gateway, family: int
 ) -> None:
-    gateway.write(lab.config(limits={"connections_per_origin": 40000, "flows": 8192, "origins": 1024}))
+    sizes = {"flows": 8192, "origins": 1024, "unanswered_per_client": 4096}
+    gateway.write(lab.config(limits={"connections_per_origin": 40000, **sizes}))
     gateway.start()
     with Session(lab.client, ORIGIN1[family]) as session, nothing_leaks(lab):
         for port in range(20000, 22500):
             fate_of(lambda port=port: send(lab.client, family, ORIGIN1, 20000, port))
         assert session.ask() == session.seen
         assert ping(lab.client, ORIGIN1[family])
-        # The table is full, not the origins in it.
-        assert tcp_ask(lab.client, ORIGIN1[family]).address == session.seen.address
-    assert reasons(gateway)["origins-full"] >= 2500 - 1024
+        # Also for an origin that was not seen before.
+        assert tcp_ask(lab.client, ORIGIN2[family]).address
+    seen = reasons(gateway)
+    assert not seen["origins-full"] and not seen["flows-full"]
+    assert gateway.json("status")["tables"]["evicted"] >= 2500 - 1024
 
 
 def send(client: Namespace, family: int, to: dict[int, str], source_port: int, port: int = 9001) -> None:
