@@ -267,13 +267,16 @@ int decide(struct __sk_buff *skb)
 	struct settings *s = get_settings();
 	struct verdict v = {};
 	struct packet *p;
+	u32 outside = 0;
 
 	if (!s || !w)
 		return block(REASON_NOT_READY);
 	p = &w->packet;
-	v.reason = route(skb, p);
+	v.reason = route(skb, p, &outside);
 	if (!v.reason && !begins(p))
 		v.reason = REASON_OUT_OF_STATE;
+	if (!v.reason)
+		v.reason = check_source(skb, p, outside);
 	if (!v.reason)
 		classify(s, p, &v, !place, suppose);
 	if (place)

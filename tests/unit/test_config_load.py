@@ -230,6 +230,15 @@ ONE_FAULT = [
     ("interfaces.inside.0", "a/b", "is no valid interface name"),
     ("interfaces.inside.0", "", "is no valid interface name"),
     ("interfaces.inside.0", "lo", "is the loopback interface"),
+    (
+        "check_source",
+        "no",
+        'check_source: "no" is text; expected true or false, or that for inside interfaces',
+    ),
+    ("check_source", ["in0"], "check_source: is a list; expected true or false, or that for inside"),
+    ("check_source", {"in0": "no"}, 'check_source.in0: "no" is text; expected true or false'),
+    ("check_source", {"in00": False}, 'check_source: "in00" is no inside interface; expected in0 (did you'),
+    ("check_source", {"out0": False}, 'check_source: "out0" is no inside interface; expected'),
     # policies
     ("policies.1.name", "bank", 'policies[1].name: "bank" stands on line'),
     ("policies.1.name", " ", "is empty"),
