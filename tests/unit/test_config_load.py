@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from enforcer import trust
 from enforcer.config import Configuration, load
 from enforcer.errors import ConfigError, Fault
 
@@ -617,7 +618,7 @@ def test_an_unreadable_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr(trust, "open_file", refuse)
     (fault,) = faults_of(file)
     assert "cannot be read: Permission denied" in fault.message
 
