@@ -63,13 +63,13 @@ def remove_tree(path: Path) -> bool:
     """
     try:
         _empty(str(path), None)
-    except FileNotFoundError:
+        path.rmdir()
+    except FileNotFoundError:  # or another process was faster
         return False
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise _prepared(path, "is no directory") from error
         raise
-    path.rmdir()
     return True
 
 
