@@ -126,7 +126,9 @@ static __always_inline struct pending *get_pending(u32 place)
 /* Before the tables are filled nothing leaves the gateway, but the gateway itself can be reached. */
 static __always_inline int pass_local(struct __sk_buff *skb, const struct packet *p)
 {
-	if (route(skb, p) != REASON_LOCAL)
+	u32 leaves_by;
+
+	if (route(skb, p, &leaves_by) != REASON_LOCAL)
 		return block(REASON_NOT_READY);
 	count(REASON_LOCAL, 0);
 	return PASS;
@@ -326,13 +328,16 @@ int decide(struct __sk_buff *skb)
 	struct settings *s = get_settings();
 	struct verdict v = {};
 	struct packet *p;
+	u32 outside = 0;
 
 	if (!s || !w)
 		return block(REASON_NOT_READY);
 	p = &w->packet;
-	v.reason = route(skb, p);
+	v.reason = route(skb, p, &outside);
 	if (!v.reason && !begins(p))
 		v.reason = REASON_OUT_OF_STATE;
+	if (!v.reason)
+		v.reason = check_source(skb, p, outside);
 	if (!v.reason)
 		classify(s, p, &v, !place, suppose);
 	if (place)

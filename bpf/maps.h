@@ -76,6 +76,7 @@ struct interface {
 	u32 role;
 	u8 mac[6];               /* what a neighbour solicitation is answered with */
 	u16 ethernet;            /* 1: frames carry an Ethernet header */
+	u32 any_source;          /* 1: sources need not lead back here */
 };
 PINNED("hash", u32, struct interface, interfaces, INTERFACES, 0);
 

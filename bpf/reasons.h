@@ -33,6 +33,7 @@ REASON(31, TINY_FRAGMENT, blocked, "a first fragment too short for its transport
 REASON(32, OUT_OF_STATE, blocked, "a TCP segment of no live flow that cannot begin one")
 REASON(33, LEAK, blocked, "came from inside and would have left with a source that is not planned")
 REASON(34, NOT_READY, blocked, "the enforcer's tables are not filled yet")
+REASON(35, SPOOFED, blocked, "its source does not lead back to the interface that it came by")
 REASON(36, ENDING, blocked, "its flow was being deleted at that moment; the next packet opens another one")
 REASON(40, LOCAL, untouched, "to the gateway itself, or multicast or broadcast")
 REASON(41, INSIDE, untouched, "leaves by an interface that is not outside")

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Only what leaves by an outside interface is egress: the kernel's own routing says where it goes. */
 
+enum { LOOPBACK = 1 };           /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
+
 /* To everyone or to a group: bpf_fib_lookup would name the default route. */
 static __always_inline bool is_unicast(const struct packet *p)
 {
@@ -9,8 +11,8 @@ static __always_inline bool is_unicast(const struct packet *p)
 	return p->family == IPV4 ? first && first < 224 : first != 0xff;
 }
 
-/* 0: the packet will leave by an outside interface. Else the reason why it is not ours to decide. */
-static __always_inline int route(struct __sk_buff *skb, const struct packet *p)
+/* 0: the packet will leave by the outside interface `*leaves_by`. Else the reason why it is not ours to decide. */
+static __always_inline int route(struct __sk_buff *skb, const struct packet *p, u32 *leaves_by)
 {
 	struct bpf_fib_lookup fib = {};
 	struct interface *out;
@@ -59,5 +61,52 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p)
 		return REASON_TTL;
 	if (too_big && p->dont_fragment && !p->fragment)
 		return REASON_TOO_BIG;
+	*leaves_by = ifindex;
 	return 0;
+}
+
+/*
+ * Whether an answer, arriving by the outside interface `outside`, would be routed back to the interface that the
+ * packet came by: what rp_filter = 1 asks (fib_validate_source, net/ipv4/fib_frontend.c), for both families. The
+ * kernel asks as if the answer were its own, from lo; here rules for an incoming interface (ip rule iif) are
+ * applied as they will be. The gateway's own addresses, broadcast and blackhole routes lead back nowhere.
+ */
+static __always_inline bool leads_back(struct __sk_buff *skb, const struct packet *p, u32 outside)
+{
+	struct bpf_fib_lookup fib = {};
+	long result;
+
+	fib.ifindex = outside;
+	fib.l4_protocol = p->tuple.protocol;
+	fib.sport = p->tuple.origin_port;
+	fib.dport = p->tuple.client_port;
+	if (p->family == IPV4) {
+		fib.family = 2 /* AF_INET */;
+		fib.ipv4_src = p->tuple.origin[3];
+		fib.ipv4_dst = p->tuple.client[3];
+	} else {
+		fib.family = 10 /* AF_INET6 */;
+		copy_address(fib.ipv6_src, p->tuple.origin);
+		copy_address(fib.ipv6_dst, p->tuple.client);
+	}
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) {
+		/* An uplink that takes router advertisements may have IPv6 forwarding off: then as the kernel asks. */
+		fib.ifindex = LOOPBACK;
+		result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	}
+	/* Without tot_len, FRAG_NEEDED names the interface, too. */
+	return (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||
+		result == BPF_FIB_LKUP_RET_FRAG_NEEDED) && fib.ifindex == skb->ifindex;
+}
+
+/* 0, or the reason why the source of a packet that route() lets through is not believed. */
+static __always_inline int check_source(struct __sk_buff *skb, const struct packet *p, u32 outside)
+{
+	u32 ifindex = skb->ifindex;
+	struct interface *in = interfaces.lookup(&ifindex);
+
+	if (in && in->any_source)
+		return 0;
+	return leads_back(skb, p, outside) ? 0 : REASON_SPOOFED;
 }

@@ -104,7 +104,7 @@ def planned(gateway: Gateway, aim: Target, *, distrust_table: bool = False) -> l
 
 def check_file(file: Path) -> Configuration:
     """The validated file. Raises ConfigError; touches nothing."""
-    return load(file, interfaces=links.links())
+    return load(file, interfaces=links.links(), strict=True)
 
 
 @dataclass(frozen=True)

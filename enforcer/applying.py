@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from enforcer import control
 from enforcer.errors import EnforcerError
+from enforcer.interpreter import PYTHON
 
 
 class Work:
@@ -22,7 +22,7 @@ class Work:
     def __init__(self, module: str, *arguments: str):
         self.module = module
         self._said = b""
-        self._process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE)
+        self._process = subprocess.Popen([*PYTHON, "-m", module, *arguments], stdout=subprocess.PIPE)
 
     def fileno(self) -> int:
         """Readable when :meth:`ended` has something to do."""

@@ -81,6 +81,8 @@ def _write_interfaces(interfaces: Map, wanted: Desired) -> None:
                 row["role"] = role
                 row["mac"] = list(found[name].mac)
                 row["ethernet"] = bool(found[name].header)
+                if "any_source" in (row.dtype.names or ()):  # an earlier version's maps have no such field
+                    row["any_source"] = name in wanted.any_source
                 rows[found[name].index] = row
     for index in interfaces.items()[0]:
         if int(index) not in rows:

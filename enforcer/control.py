@@ -1,13 +1,16 @@
 """The daemon's control socket: one JSON request a connection, one JSON answer.
 
-A request is an object on one line: ``{"request": NAME, …}``. Only root may connect (the socket's mode), and
-only from this machine. The daemon reads a request as it comes and never waits for one.
+A request is an object on one line: ``{"request": NAME, …}``. Only root and the daemon's own user may connect:
+the socket lies in a private directory, and the peer's user is checked as well (SO_PEERCRED). The daemon reads
+a request as it comes and never waits for one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ PATIENCE = 60.0
 LARGEST_REQUEST = 1 << 20
 # Seconds that a caller has for its request.
 _HURRY = 2.0
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 class ReportedError(EnforcerError):
@@ -42,6 +46,17 @@ def listen(path: Path) -> socket.socket:
     path.chmod(0o600)
     server.listen(8)
     return server
+
+
+def accept(server: socket.socket) -> socket.socket | None:
+    """The next connection; None if it was another user's, and has been closed."""
+    connection, _ = server.accept()
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, user, _ = _UCRED.unpack(credentials)
+    if user in (0, os.geteuid()):
+        return connection
+    connection.close()
+    return None
 
 
 class Caller:

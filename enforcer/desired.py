@@ -62,6 +62,8 @@ class Desired:
     """Whether established flows may pass by the kernel's routing, conntrack and translation."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     """Kernel settings by name, forwarding excepted."""
+    any_source: frozenset[str] = frozenset()
+    """Inside interfaces on which a new flow's source need not lead back."""
 
     @property
     def mark_shift(self) -> int:
@@ -157,6 +159,17 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         # An earlier version's state knows neither.
         fast_path=config.get("fast_path", False),
         sysctls=timers.settings(config["timers"]) if "timers" in config else {},
+        any_source=any_source(config),
+    )
+
+
+def any_source(config: dict[str, Any]) -> frozenset[str]:
+    """The inside interfaces on which a new flow's source need not lead back."""
+    # An earlier version's state knows no such check, and none was made.
+    checked = config.get("check_source", False)
+    inside = config["interfaces"]["inside"]
+    return frozenset(
+        name for name in inside if not (checked.get(name, True) if isinstance(checked, dict) else checked)
     )
 
 

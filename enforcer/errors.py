@@ -77,3 +77,7 @@ class NotInstalledError(EnforcerError):
 
 class LayoutError(EnforcerError):
     """Pinned maps are not of the layout that this version of the program uses."""
+
+
+class UntrustedError(EnforcerError):
+    """A file or directory that another user may have prepared; nothing of it was used or changed."""

@@ -372,7 +372,7 @@ class _Applier:
         self.state.layout = layout_of(self.wanted)
         if old is not None and before is not None and before.layout == self.state.layout:
             _check_maps(old, before)
-        gateway.pins.directory.mkdir(parents=True, exist_ok=True)
+        places.create(gateway.pins.directory)
         self._unsettle(programs=True)
         loaded = programs.load(gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins)
         self.state.layouts, self.state.stages = loaded.layouts, loaded.stages
@@ -383,7 +383,9 @@ class _Applier:
 
     def _maps(self) -> Maps:
         if self.gateway.pins is None:
-            raise KernelError("the BPF file system is gone", "Mount it: mount -t bpf bpf /sys/fs/bpf")
+            raise KernelError(
+                "the BPF file system is gone", "Mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf"
+            )
         return Maps(self.gateway.pins.maps(self.state.layout), self.state.layouts)
 
     def _switch(self, operations: list[SwitchTables]) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from enforcer import trust
 from enforcer.errors import BusyError, NotInstalledError, PrivilegeError
 
 RUN = Path("/run/enforcer")
@@ -28,8 +29,14 @@ class Instance:
 
     @property
     def directory(self) -> Path:
-        """State, locks and the control socket; on tmpfs, so it ends with the kernel state it describes."""
-        return RUN / f"{self.cookie:x}"
+        """State, locks and the control socket; on tmpfs, so it ends with the kernel state it describes.
+
+        Raises UntrustedError if others could have prepared it.
+        """
+        private = RUN / f"{self.cookie:x}"
+        trust.check_directory(RUN)
+        trust.check_directory(private)
+        return private
 
     @property
     def state_file(self) -> Path:
@@ -51,7 +58,7 @@ class Instance:
         try:
             # Only root's: whoever can open the locks can hold them.
             RUN.mkdir(mode=0o755, exist_ok=True)
-            self.directory.mkdir(mode=0o700, exist_ok=True)
+            trust.make_directory(self.directory)
         except FileNotFoundError:
             self.create()  # `down` of another gateway has just taken the directory above away
         except PermissionError as error:
@@ -93,7 +100,7 @@ class Instance:
     def daemon_pid(self) -> int | None:
         """The running daemon's pid, or None."""
         try:
-            file = os.open(self.directory / "daemon.lock", os.O_RDONLY)
+            file = os.open(self.directory / "daemon.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         except PermissionError as error:
@@ -114,7 +121,7 @@ class Instance:
         while True:
             self.create()
             try:
-                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
                 continue  # `down` has just taken the directory away
             except PermissionError as error:

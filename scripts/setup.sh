@@ -88,4 +88,6 @@ if ! "$venv/bin/python" -c 'import bcc, pip' 2>/dev/null; then
 fi
 echo "setup: installing the Python packages of setup.cfg"
 quietly 'pip install' "$venv/bin/python" -m pip install --disable-pip-version-check "${project[@]}"
+# Root runs it: nothing of a user's own site directory is imported (enforcer/interpreter.py).
+sed -i '1s|^#!.*/python[0-9.]*$|& -Ps|' "$venv/bin/enforcer"
 echo "$digest" >"$stamp"

@@ -39,7 +39,7 @@ fi
 
 cd "$repository" || exit 1
 mkdir -p /run/netns
-mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+mountpoint -q /sys/fs/bpf || mount -t bpf -o mode=700 bpf /sys/fs/bpf
 for module in veth sch_ingress cls_bpf act_mirred nf_tables nf_conntrack nf_conntrack_netlink nf_nat nft_ct \
   nft_nat nft_chain_nat nft_reject_inet; do
   modprobe "$module" || echo "test-vm: no module $module"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import closing
@@ -24,6 +23,7 @@ from enforcer.datapath.banks import BANK
 from enforcer.datapath.maps import Maps
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
+from enforcer.interpreter import PYTHON
 from enforcer.lab.netns import LabError
 
 POLICIES = "Policies changed"
@@ -99,7 +99,7 @@ def _alternately(policies: list[dict[str, Any]]) -> Iterable[list[dict[str, Any]
 
 def _switch(daemon: Daemon) -> tuple[float, float]:
     """Fills the other bank with the policies in force and switches to it; timed in the child that does it."""
-    took = json.loads(daemon.namespace.run(sys.executable, "-m", "enforcer.bench.switch").stdout)
+    took = json.loads(daemon.namespace.run(*PYTHON, "-m", "enforcer.bench.switch").stdout)
     return took["compile"], took["switch"]
 
 

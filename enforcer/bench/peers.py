@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +17,7 @@ from enforcer.datapath.maps import Map, Maps
 from enforcer.facts.store import Store
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
+from enforcer.interpreter import PYTHON
 from enforcer.kernel import filters
 from enforcer.lab.configuration import Document, dump
 from enforcer.lab.netns import LabError
@@ -303,7 +303,7 @@ class Enforcer(Peer):
             self.instance.create()
             with Store(self.instance.facts_file) as store:
                 known.remember(store)
-        done = self.wire.gateway.run(sys.executable, "-m", "enforcer.apply", str(self.file), check=False)
+        done = self.wire.gateway.run(*PYTHON, "-m", "enforcer.apply", str(self.file), check=False)
         if done.returncode:
             raise LabError(f"applying {self.file.name}: {done.stdout}{done.stderr}")
 

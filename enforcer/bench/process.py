@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from enforcer.datapath import sweep
 from enforcer.datapath.maps import Maps
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance
+from enforcer.interpreter import PYTHON
 from enforcer.lab.configuration import Document, dump
 from enforcer.lab.netns import LabError, execute
 from enforcer.lab.program import Program
@@ -41,7 +41,7 @@ class Daemon(Program):
         self.wire = wire
         self.file = directory / f"{wire.gateway.name}.yaml"
         self.write(document)
-        self.enforcer = [sys.executable, "-m", "enforcer", "--config", str(self.file)]
+        self.enforcer = [*PYTHON, "-m", "enforcer", "--config", str(self.file)]
         super().__init__(wire.gateway, [*self.enforcer, "run"], directory, "daemon", ready=self._is_ready)
 
     def _is_ready(self) -> bool:

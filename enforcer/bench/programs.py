@@ -19,6 +19,7 @@ from enforcer.datapath import compiler, syscall
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.pins import mount_bpffs
 from enforcer.errors import KernelError
+from enforcer.interpreter import PYTHON
 
 OUTSIDE_INDEX = 3
 """The interface index of every gateway's outside interface, a constant of the floor's program."""
@@ -36,7 +37,7 @@ class Programs:
         self._directory.mkdir()
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "enforcer.bench.programs", str(self._directory)],
+                [*PYTHON, "-m", "enforcer.bench.programs", str(self._directory)],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 import time
 from contextlib import ExitStack, closing
 from itertools import pairwise
@@ -22,6 +21,7 @@ from enforcer.bench.results import Claim, Row, Sample, bound
 from enforcer.config import Configuration
 from enforcer.datapath.address import port, unpack
 from enforcer.datapath.maps import Maps
+from enforcer.interpreter import PYTHON
 from enforcer.lab.netns import LabError
 from enforcer.policy.facts import Connection
 from enforcer.policy.tables import MatchTables, compile_tables
@@ -45,7 +45,7 @@ class Storm:
     """The switching process; a context manager."""
 
     def __init__(self, peer: Enforcer, places: Path):
-        command = [sys.executable, "-m", "enforcer.bench.reloads", str(_POLICIES), str(places)]
+        command = [*PYTHON, "-m", "enforcer.bench.reloads", str(_POLICIES), str(places)]
         self._process = subprocess.Popen(
             peer.wire.gateway.command(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

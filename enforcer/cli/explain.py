@@ -56,6 +56,7 @@ TRACE = (
 @click.option("--dst", type=Address(), required=True, help="The origin's address.")
 @click.option("--protocol", type=click.Choice(["tcp", "udp", "icmp"]), required=True)
 @click.option("--dport", type=port, help="The origin's port; needed for tcp and udp.")
+@click.option("--interface", help="The inside interface that it arrives by; default: where --src is.")
 @click.option("--email", help="Suppose that the client has the session of this person.")
 @click.option("--host", type=Host(), help="Suppose that the origin's address was learnt as this name's.")
 @click.option("--trace", is_flag=True, help="Show every policy in order, with the selector that failed.")
@@ -69,6 +70,7 @@ def command(
     dst: Any,
     protocol: str,
     dport: int | None,
+    interface: str | None,
     email: str | None,
     host: str | None,
     trace: bool,
@@ -84,7 +86,7 @@ def command(
 
     if dport is None and protocol != "icmp":
         raise click.UsageError(f"--dport is needed for {protocol}")
-    question = Question(src, dst, protocol, sport, dport or 0)
+    question = Question(src, dst, protocol, sport, dport or 0, interface)
     found = explain(Source(settings.instance), question, Supposed(email, host), trace=trace)
     if as_json:
         print_json(found)
@@ -96,6 +98,7 @@ def command(
         click.echo(f"egress     {found['egress']}")
         click.echo(f"source     {found['source_ip']}")
         click.echo(f"capacity   {number(found['active'])} of {number(found['limit'])} in use at this origin")
+    click.echo(f"interface  {found['interface']}")
     click.echo(f"session    {found['session']}" + (f" ({found['email']})" if found["email"] else ""))
     click.echo(f"hosts      {' '.join(found['hosts']) or '-'}")
     if trace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -140,18 +141,19 @@ def load(settings: Settings, file: Path) -> None:
     \b
     {"client": "10.0.1.2", "email": "ann@corp.example", "groups": [{"name": "staff"}], "ttl": 28800}
     """
-    from enforcer import control
+    from enforcer import control, trust
 
     instance = settings.instance
     socket = control.daemon_of(instance)
     name = "standard input" if str(file) == "-" else str(file)
-    if file.exists() and not file.is_file():
-        raise ConfigError([Fault(name, 0, "not a regular file; expected a file of JSON Lines")])
     # A copy: systemd keeps /home and /tmp from the daemon, and a file may change while it is read.
     with tempfile.NamedTemporaryFile(dir=instance.directory, prefix="sessions-") as copy:
         try:
-            with click.open_file(str(file), "rb") as source:
+            with os.fdopen(0 if str(file) == "-" else trust.open_file(file), "rb") as source:
                 shutil.copyfileobj(source, copy)
+        except trust.NotRegularError as error:
+            expected = "not a regular file; expected a file of JSON Lines"
+            raise ConfigError([Fault(name, 0, expected)]) from error
         except OSError as error:
             raise ConfigError([Fault(name, 0, f"cannot be read: {error.strerror}")]) from error
         copy.flush()

@@ -22,6 +22,7 @@ def check(draft: Draft, interfaces: Collection[str] | None) -> None:
     """Note every fault between entries; ``interfaces`` are the names that exist (None: not checked)."""
     _check_location(draft, ("location",), draft.values.get("location"))
     _check_interfaces(draft, interfaces)
+    _check_check_source(draft)
     _check_egress_ips(draft)
     _check_blocks(draft)
     _check_limits(draft)
@@ -49,6 +50,17 @@ def _check_interfaces(draft: Draft, existing: Collection[str] | None) -> None:
                 draft.fault(way, "stands here twice", "each interface once")
             elif existing is not None and name not in existing:
                 draft.fault(way, "does not exist", nearest(name, sorted(set(existing) - {"lo"})))
+
+
+def _check_check_source(draft: Draft) -> None:
+    named, inside = draft.values.get("check_source"), draft.interfaces.get("inside")
+    if isinstance(named, dict) and inside is not None:
+        for name in named:
+            if name not in inside:
+                message = (
+                    f'check_source: "{name}" is no inside interface; expected {nearest(str(name), inside)}'
+                )
+                draft.note(("check_source", name), message, key=True)
 
 
 def _check_unique(draft: Draft, entries: dict[int, dict[str, Any]], key: str, field: str, noun: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from enforcer import trust
 from enforcer.config import messages
 from enforcer.config.fields import Name, type_name
 from enforcer.config.models import Policy, PolicyEgress
@@ -131,10 +132,9 @@ def read_file(path: Path) -> Any:
     """Read and decode an export; ConfigError with one fault."""
     name = str(path)
     try:
-        if path.exists() and not path.is_file():
-            raise _fault(name, "is not a file; expected JSON")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = trust.read_file(path, MAX_BYTES, strict=False)
+    except trust.NotRegularError:
+        raise _fault(name, "is not a file; expected JSON") from None
     except FileNotFoundError:
         raise _fault(name, "does not exist; expected JSON of the Gateway rules API") from None
     except (OSError, ValueError) as error:

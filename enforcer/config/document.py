@@ -23,7 +23,8 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
-from enforcer.errors import ConfigError, Fault
+from enforcer import trust
+from enforcer.errors import ConfigError, Fault, UntrustedError
 
 # 4,000 egress IPs with 4,000 policies take 1.2 MiB, a list of 100,000 addresses 1.6 MiB (IPv6: up to 4.5).
 MAX_BYTES = 8 << 20
@@ -242,21 +243,22 @@ class _Builder:
                 node.keys[key.value] = key
 
 
-def read(path: Path) -> Document:
-    """Read a file of 8 MiB at most; ConfigError with one fault if it cannot be read or is not YAML."""
-    name = str(path)
-    return parse(_text(path), name)
+def read(path: Path, *, strict: bool = False) -> Document:
+    """Read a file of 8 MiB at most; ConfigError with one fault if it cannot be read or is not YAML.
+
+    ``strict`` is that of enforcer/trust.py.
+    """
+    return parse(_text(path, strict), str(path))
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, strict: bool) -> str:
     name = str(path)
     try:
-        # Opening a pipe waits for its other end, perhaps for ever.
-        if path.exists() and not path.is_file():
-            kind = "a directory" if path.is_dir() else "a pipe, socket or device"
-            raise ConfigError([Fault(name, 0, f"is {kind}; expected a YAML file")])
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = trust.read_file(path, MAX_BYTES, strict=strict)
+    except UntrustedError as error:
+        raise ConfigError([Fault(name, 0, f"is not read: {error}")]) from None
+    except trust.NotRegularError as error:
+        raise ConfigError([Fault(name, 0, f"is {error.strerror}; expected a YAML file")]) from None
     except FileNotFoundError:
         raise ConfigError([Fault(name, 0, "does not exist; name the file with --config")]) from None
     except (OSError, ValueError) as error:

@@ -161,6 +161,8 @@ def draft(document: Document, name: str) -> Draft:
             _draft_list(result, key, raw, info.is_required())
         elif key == "lists":
             _draft_lists(result, raw)
+        elif key == "check_source":
+            _draft_check_source(result, raw)
         else:
             _draft_locations(result, raw)
     return result
@@ -182,6 +184,19 @@ def _draft_list(result: Draft, key: str, raw: Any, required: bool) -> None:
         else:
             getattr(result, key)[index] = fields
     result.values[key] = tuple(values)
+
+
+def _draft_check_source(result: Draft, raw: Any) -> None:
+    way = ("check_source",)
+    if isinstance(raw, dict):
+        result.values["check_source"] = {
+            name: _validate(result, Switch, item, (*way, name))[0] for name, item in raw.items()
+        }
+    elif isinstance(raw, bool):
+        result.values["check_source"] = raw
+    else:
+        right = "true or false, or that for inside interfaces by name, such as {in1: false}"
+        result.fault(way, f"is {type_name(raw)}", right)
 
 
 def _draft_locations(result: Draft, raw: Any) -> None:

@@ -12,12 +12,13 @@ from enforcer.errors import ConfigError, Fault
 from enforcer.policy.rules import TooManyRulesError
 
 
-def load(path: Path, *, interfaces: Collection[str] | None = None) -> Configuration:
+def load(path: Path, *, interfaces: Collection[str] | None = None, strict: bool = False) -> Configuration:
     """Read and check a configuration file; ConfigError with every fault in it.
 
-    ``interfaces`` are the names of the interfaces that exist; None leaves that unchecked.
+    ``interfaces`` are the names of the interfaces that exist; None leaves that unchecked. ``strict`` is
+    that of enforcer/trust.py, for a file that is to be applied.
     """
-    found = draft(document.read(path), str(path))
+    found = draft(document.read(path, strict=strict), str(path))
     checks.check(found, interfaces)
     if found.faults:
         raise ConfigError(found.faults)

@@ -271,6 +271,9 @@ class Configuration(_Model):
     """Sizes and ceilings."""
     timers: Timers = Timers()
     """After how many seconds without a packet a connection is forgotten."""
+    check_source: Switch | dict[str, Switch] = True
+    """Whether a new flow's source must lead back to the interface that it came by; for all inside ones, or by
+    name."""
     fast_path: Switch = True
     """Whether established flows pass by the kernel's routing, conntrack and translation."""
     mark_mask: MarkMask = 0xFFFF

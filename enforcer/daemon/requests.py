@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from enforcer.control import Caller, listen, report_of
+from enforcer.control import Caller, accept, listen, report_of
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError
 
@@ -38,7 +38,9 @@ class Requests:
         self._path.unlink(missing_ok=True)
 
     def _connect(self) -> None:
-        connection, _ = self._server.accept()
+        connection = accept(self._server)
+        if connection is None:
+            return
         caller = Caller(connection)
         self._callers.append(caller)
         self._loop.watch(caller, lambda: self._receive(caller))

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from enforcer.errors import KernelError
+from enforcer import trust
+from enforcer.errors import KernelError, UntrustedError
 
 _BPF_FS_MAGIC = 0xCAFE4A11
 _PLACES = ("/sys/fs/bpf", "/run/enforcer/bpf")
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,6 +74,7 @@ def mount_bpffs() -> Path:
                 capture_output=True,
                 text=True,
                 check=False,
+                env={"PATH": _PATH},
             )
             found = find_bpffs()
             if found:
@@ -79,10 +82,25 @@ def mount_bpffs() -> Path:
             message = done.stderr.strip()
     raise KernelError(
         f"no BPF file system can be mounted: {message}",
-        "Mount one with `mount -t bpf bpf /sys/fs/bpf`; it needs CONFIG_BPF_SYSCALL and CAP_SYS_ADMIN.",
+        "Mount one with `mount -t bpf -o mode=700 bpf /sys/fs/bpf`; it needs CONFIG_BPF_SYSCALL and "
+        "CAP_SYS_ADMIN.",
     )
 
 
 def directory(bpffs: Path, cookie: int) -> Path:
-    """The private directory of one gateway's pins."""
-    return bpffs / "enforcer" / f"{cookie:x}"
+    """The private directory of one gateway's pins. Raises UntrustedError if others could have prepared it."""
+    ours = bpffs / "enforcer"
+    private = ours / f"{cookie:x}"
+    try:
+        trust.check_mount(bpffs)
+        trust.check_directory(ours)
+        trust.check_directory(private)
+    except UntrustedError as error:
+        raise UntrustedError(error.message, f"{error.hint}\nKeep others out: chmod 700 {bpffs}") from None
+    return private
+
+
+def create(private: Path) -> None:
+    """Makes the directory of a gateway's pins. Raises UntrustedError if another user was first."""
+    trust.make_directory(private.parent)
+    trust.make_directory(private)

@@ -14,6 +14,7 @@ import numpy as np
 
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map
+from enforcer.trust import remove_tree
 
 _STAGES = "stages-"
 
@@ -66,24 +67,13 @@ class Pins:
 
     def remove(self) -> bool:
         """Unpins everything; True if there was anything."""
-        if not self.directory.is_dir():
-            return False
-        for path in self.directory.iterdir():
-            _remove_directory(path)
-        self.directory.rmdir()
-        return True
+        return remove_tree(self.directory)
 
     def remove_but(self, layout_digest: str, stages: str) -> None:
         """Unpins the maps of other layouts, and the tails of other programs."""
         for path in (*self.directory.glob("maps-*"), *self.directory.glob(f"{_STAGES}*")):
             if path not in (self.maps(layout_digest), self.directory / stages):
-                _remove_directory(path)
-
-
-def _remove_directory(path: Path) -> None:
-    for entry in path.iterdir():
-        entry.unlink()
-    path.rmdir()
+                remove_tree(path)
 
 
 def layout_digest(definition: str, flows: int, origins: int) -> str:
@@ -116,18 +106,18 @@ def load(pins: Pins, digest: str, flows: int, origins: int) -> Loaded:
         compiled = compiler.compile_programs(directory, stages / "stages", flows, origins)
         _link(stages / "stages", compiled.programs["decide"])
     except BaseException:
-        _remove_directory(stages)
+        remove_tree(stages)
         if fresh:
-            _remove_directory(directory)
+            remove_tree(directory)
         raise
     new = pins.directory / "programs-new"
     if new.is_dir():
-        _remove_directory(new)
+        remove_tree(new)
     new.mkdir()
     for name, fd in compiled.programs.items():
         syscall.pin(fd, str(new / name))
     if pins.programs.is_dir():
-        _remove_directory(pins.programs)
+        remove_tree(pins.programs)
     new.rename(pins.programs)
     return Loaded(compiled.layouts, stages.name)
 

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import maxminddb
 import numpy as np
 
-from enforcer.errors import EnforcerError
+from enforcer import trust
+from enforcer.errors import EnforcerError, UntrustedError
 from enforcer.facts.records import NOWHERE, BrokenRecordError, Place, Records
 
 Wanted = Callable[[str | None, str | None], bool]
@@ -106,12 +107,13 @@ class Database:
     """An open file. It is copied into memory first, so that what is open stays one and whole.
 
     A file that is overwritten in place is faulted while it is written: replace it by renaming, as
-    geoipupdate does. DatabaseError for everything that is wrong with it.
+    geoipupdate does. DatabaseError for everything that is wrong with it. ``strict`` is that of
+    enforcer/trust.py.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, strict: bool = True):
         self.path = path
-        copy, stat = _copied(path)
+        copy, stat = _copied(path, strict)
         try:
             self._metadata = metadata = _header(path, copy)
             self._buffer = mmap.mmap(copy, 0, access=mmap.ACCESS_READ)
@@ -371,12 +373,10 @@ def _covers_ipv4(length: np.ndarray, address: np.ndarray) -> bool:
     )
 
 
-def _copied(path: Path) -> tuple[int, os.stat_result]:
+def _copied(path: Path, strict: bool) -> tuple[int, os.stat_result]:
     """A copy of the file without a name, and what was known of the file; mapping it cannot raise SIGBUS."""
     try:
-        if path.exists() and not path.is_file():
-            raise DatabaseError(f"{path}: not a file; expected a MaxMind DB file (.mmdb)")
-        with path.open("rb", buffering=0) as file:
+        with open(trust.open_file(path, strict=strict), "rb", buffering=0) as file:  # noqa: PTH123
             stat = os.fstat(file.fileno())
             if not 0 < stat.st_size <= MAX_BYTES:
                 size = "empty" if not stat.st_size else f"larger than {MAX_BYTES >> 30} GiB"
@@ -398,8 +398,12 @@ def _copied(path: Path) -> tuple[int, os.stat_result]:
             f"{path}: there is no such file",
             "Download GeoLite2-Country.mmdb (geoipupdate does), or name the file that you have.",
         ) from None
+    except trust.NotRegularError as error:
+        raise DatabaseError(f"{path}: not a file; expected a MaxMind DB file (.mmdb)") from error
     except OSError as error:
         raise DatabaseError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UntrustedError as error:
+        raise DatabaseError(f"{path}: not read: {error.message}", error.hint) from error
     return copy, stat
 
 

@@ -11,7 +11,8 @@ Only ``client`` is needed. ``expires`` (RFC 3339) or ``ttl`` (seconds) ends a se
 moment that the reader is told of: for a watched file its last change, for a command now. Groups and posture
 checks are known of everybody with a session, if only to be none.
 
-Raises ConfigError with every fault of a file, up to twenty.
+Raises ConfigError with every fault of a file, up to twenty. A fault quotes the values of known keys and the
+names of unknown ones, nothing else of the file: faults end up in the journal.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ import json
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from enforcer.errors import ConfigError, Fault
+from enforcer import trust
+from enforcer.errors import ConfigError, Fault, UntrustedError
 from enforcer.facts.rows import NewSession
 from enforcer.policy.facts import SAML, Facts, saml
 
@@ -41,6 +42,7 @@ _LONGEST_TTL = 100 * 366 * 86400
 _MAPPED = bytes(10) + b"\xff\xff"
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _decode = json.JSONDecoder().raw_decode
+_ONE_OBJECT = "expected one JSON object a line"
 
 EMAIL, NAME, VNET, ENDPOINT = "identity.email", "identity.name", "net.vnet_id", "proxy.endpoint"
 GROUPS = {"id": "identity.groups.id", "name": "identity.groups.name", "email": "identity.groups.email"}
@@ -196,8 +198,7 @@ def read(entry: Any, now: float, *, plain: bool = False) -> tuple[NewSession | N
     ``plain``: no text in it is too long or has a control character, so much is known.
     """
     if not isinstance(entry, dict):
-        wrong = _wrong(entry, "not a session", 'an object such as {"client": "10.0.1.2", "email": "…"}')
-        return None, [str(wrong)]
+        return None, ['not a session; expected an object such as {"client": "10.0.1.2", "email": "…"}']
     facts = _NO_GROUPS.copy()
     problems: list[str] = []
     client, expires = b"", None
@@ -217,7 +218,9 @@ def read(entry: Any, now: float, *, plain: bool = False) -> tuple[NewSession | N
             problems.append(str(error))
     try:
         if "client" not in entry:
-            raise _wrong(entry, "`client` is missing", 'the client\'s address, such as "client": "10.0.1.2"')
+            problems.append(
+                '`client` is missing; expected the client\'s address, such as "client": "10.0.1.2"'
+            )
         expires = _expires(entry, now)
     except _WrongError as error:
         problems.append(str(error))
@@ -240,19 +243,20 @@ def read_file(path: Path, now: float | None = None, name: str | None = None) -> 
 def content_of(path: Path, name: str) -> tuple[bytes, float]:
     """A file's content and the time of its last change. Raises ConfigError."""
     try:
-        # A pipe would have its reader wait.
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        number = trust.open_file(path)
         with open(number, "rb") as file:  # noqa: PTH123
             status = os.fstat(number)
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError([Fault(name, 0, "not a regular file; expected a file of JSON Lines")])
             if status.st_size > LARGEST_FILE:
                 raise ConfigError(
                     [Fault(name, 0, f"{status.st_size} bytes; at most {LARGEST_FILE} are read")]
                 )
             return file.read().removeprefix(b"\xef\xbb\xbf"), status.st_mtime
+    except trust.NotRegularError as error:
+        raise ConfigError([Fault(name, 0, "not a regular file; expected a file of JSON Lines")]) from error
     except OSError as error:
         raise ConfigError([Fault(name, 0, f"cannot be read: {error.strerror}")]) from error
+    except UntrustedError as error:
+        raise ConfigError([Fault(name, 0, f"not read: {error}")]) from error
 
 
 Row = tuple[bytes, Any, float | None, int]
@@ -311,16 +315,15 @@ class Lines:
 
     def _line(self, line: str) -> tuple[NewSession | None, list[str]]:
         if len(line) > LONGEST_LINE:
-            return None, [str(_wrong(line, f"a line of {len(line)} characters", f"at most {LONGEST_LINE}"))]
+            return None, [f"a line of {len(line)} characters; expected at most {LONGEST_LINE}"]
         try:
             entry, end = _decode(line)
         except json.JSONDecodeError as error:
-            what = f"not JSON: {error.msg} in column {error.colno}"
-            return None, [str(_wrong(line, what, "one JSON object a line"))]
+            return None, [f"not JSON: {error.msg} in column {error.colno}; {_ONE_OBJECT}"]
         except (ValueError, RecursionError):
-            return None, [str(_wrong(line, "JSON that cannot be read", "one JSON object a line"))]
+            return None, [f"JSON that cannot be read; {_ONE_OBJECT}"]
         if end != len(line):
-            return None, [str(_wrong(line[end:], "more than one value in a line", "one JSON object a line"))]
+            return None, [f"more than one value in a line, in column {end + 1}; {_ONE_OBJECT}"]
         # Raw control characters are no JSON; in ASCII there is but one more, and escapes.
         plain = len(line) <= LONGEST_TEXT and line.isascii() and "\\" not in line and "\x7f" not in line
         return read(entry, self.now, plain=plain)

@@ -7,6 +7,7 @@ import sys
 import click
 
 from enforcer.errors import EnforcerError
+from enforcer.interpreter import PYTHON
 from enforcer.lab import features
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.netns import LabError
@@ -56,7 +57,7 @@ def guide(lab: Lab, gateway: Gateway) -> str:
     again = (
         "make lab-down"
         if lab.prefix == "lab"
-        else f"{sys.executable} -m enforcer.lab down --prefix {lab.prefix}"
+        else f"{' '.join(PYTHON)} -m enforcer.lab down --prefix {lab.prefix}"
     )
     questions = [
         (f"curl http://{ORIGIN1[4]}/", "policy bank: leaves from 203.0.113.10"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from enforcer.interpreter import PYTHON
 from enforcer.lab.configuration import Document
 from enforcer.lab.netns import LabError, execute
 from enforcer.lab.program import Program
@@ -22,7 +22,7 @@ class Gateway(Program):
         self.lab = lab
         self.config: Path = lab.write_config(config)
         self.enforcer = [
-            sys.executable,
+            *PYTHON,
             "-m",
             "enforcer",
             "--netns",

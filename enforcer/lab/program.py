@@ -7,13 +7,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from enforcer.interpreter import PYTHON
 from enforcer.lab.netns import LabError, Namespace
 
 PATIENCE = 60.0  # seconds; a server in an emulated machine takes many to start
@@ -121,7 +121,7 @@ class Program:
 
 def module(name: str, *arguments: str) -> list[str]:
     """The arguments that run one of this package's modules as a program."""
-    return [sys.executable, "-m", f"enforcer.lab.{name}", *arguments]
+    return [*PYTHON, "-m", f"enforcer.lab.{name}", *arguments]
 
 
 def start_all(programs: Iterable[Program]) -> None:

@@ -25,9 +25,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from enforcer.datapath import pins
+from enforcer.instance import Instance
 from enforcer.lab import configuration
 from enforcer.lab.configuration import Document
 from enforcer.lab.netns import RUN_NETNS, LabError, Namespace, execute, processes_in
+from enforcer.trust import remove_tree
 
 ROLES = ("client", "client2", "gw", "net", "origin1", "origin2", "resolver", "private")
 ROUTERS = ("gw", "net")
@@ -134,14 +137,21 @@ class Lab:
         with _uninterrupted():
             _end(list(self.namespaces.values()))
             if self.gw.exists:
-                for root in ("/sys/fs/bpf/enforcer", "/run/enforcer"):
-                    shutil.rmtree(Path(root) / f"{self.gw.cookie():x}", ignore_errors=True)
+                self._remove_traces()
             gone = [namespace.name for namespace in self.namespaces.values() if namespace.exists]
             if gone:
                 execute(["ip", "-force", "-batch", "-"], "".join(f"netns del {name}\n" for name in gone))
             shutil.rmtree(self.directory, ignore_errors=True)
             with contextlib.suppress(OSError):
                 STATE.rmdir()
+
+    def _remove_traces(self) -> None:
+        """What an enforcer that was killed has left of its pins and its state."""
+        instance = Instance(self.gw.cookie())
+        bpffs = pins.find_bpffs()
+        if bpffs is not None:
+            remove_tree(pins.directory(bpffs, instance.cookie))
+        remove_tree(instance.directory)
 
     def config(self, **changes: object) -> Document:
         """A configuration that fits this topology; ``changes`` replace top-level keys (None removes one)."""

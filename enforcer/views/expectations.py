@@ -53,7 +53,7 @@ class _Places:
         if self._path is None:
             return NOWHERE
         if self._database is None:
-            self._database = self._stack.enter_context(Database(Path(self._path)))
+            self._database = self._stack.enter_context(Database(Path(self._path), strict=False))
         return self._database.find(address)
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from enforcer.datapath import syscall
 from enforcer.datapath.address import IPAddress, unpack
 from enforcer.datapath.banks import rule_sets
-from enforcer.datapath.reasons import reasons
+from enforcer.datapath.reasons import by_name, reasons
+from enforcer.desired import any_source
 from enforcer.errors import UsageError
 from enforcer.facts.inforce import InForce
 from enforcer.facts.session import GROUPS, POSTURE
@@ -56,6 +57,8 @@ class Question:
     protocol: str
     source_port: int
     destination_port: int
+    interface: str | None = None
+    """The inside interface that it arrives by; None: the one that its source leads back to."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def explain(
     known = Known(source)
     client, session = _client(known, question, supposed)
     names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
-    found = _ask(source, known, question, supposed, client)
+    interface, found = _ask(source, known, question, supposed, client)
     reason = reasons()[int(found["reason"])]
     translated = reason.verdict in ("dedicated", "shared") or reason.name == "limit"
     answer: dict[str, Any] = {
@@ -94,6 +97,7 @@ def explain(
         "source_ip": str(unpack(found["source"])) if translated else None,
         "active": int(found["active"]) if translated else None,
         "limit": int(found["limit"]) if translated else None,
+        "interface": interface,
         "description": reason.description,
         "session": session,
         "email": client.get(EMAIL, (None,))[0],
@@ -115,18 +119,27 @@ def _client(known: Known, question: Question, supposed: Supposed) -> tuple[Facts
     return {**_NO_MEMBERSHIPS, EMAIL: (supposed.email,)}, "supposed: the email alone, nobody has it now"
 
 
-def _ask(source: Source, known: Known, question: Question, supposed: Supposed, client: Facts) -> Any:
-    """What the loaded program says."""
-    link = _arrival(source, question.source)
+def _ask(
+    source: Source, known: Known, question: Question, supposed: Supposed, client: Facts
+) -> tuple[str, Any]:
+    """What the loaded program says, and of which interface: the first at which the source is believed."""
+    spoofed = by_name()["spoofed"].number
+    arrivals = _arrivals(source, question)
+    answers = []
     fd = source.pins.program("explain")
     try:
         with _supposing(source, known, supposed, client) as control:
-            _, data, _ = syscall.test_run(fd, _packet(question, link), ifindex=link.index, control=control)
+            for link in arrivals:
+                frame = _packet(question, link)
+                _, data, _ = syscall.test_run(fd, frame, ifindex=link.index, control=control)
+                answers.append((link.name, np.frombuffer(data, dtype=_VERDICT, count=1)[0]))
+                if answers[-1][1]["reason"] != spoofed:
+                    return answers[-1]
     except OSError as error:
         raise syscall.explain_error(error, "running the program explain") from error
     finally:
         os.close(fd)
-    return np.frombuffer(data, dtype=_VERDICT, count=1)[0]
+    return answers[0]
 
 
 @contextmanager
@@ -168,16 +181,25 @@ def _trace(source: Source, connection: Connection) -> list[dict[str, Any]]:
     ]
 
 
-def _arrival(source: Source, client: IPAddress) -> Link:
-    """The inside interface that this client's packets arrive on."""
+def _arrivals(source: Source, question: Question) -> list[Link]:
+    """The inside interfaces that the packet may arrive by; first the one on whose network the client is."""
     found = links.links()
     inside = [found[name] for name in source.config["interfaces"]["inside"] if name in found]
     if not inside:
         raise UsageError("no inside interface exists just now", "See `ip link` and the file's `interfaces`.")
-    for link in inside:
-        if any(client in interface.network for interface in link.addresses):
-            return link
-    return inside[0]
+    if question.interface is not None:
+        named = [link for link in inside if link.name == question.interface]
+        if not named:
+            names = ", ".join(link.name for link in inside)
+            raise UsageError(f"{question.interface} is no inside interface", f"There are: {names}.")
+        return named
+    unchecked = any_source(source.config)
+
+    def order(link: Link) -> tuple[bool, bool]:
+        is_near = any(question.source in interface.network for interface in link.addresses)
+        return not is_near, link.name in unchecked
+
+    return sorted(inside, key=order)
 
 
 def _packet(question: Question, link: Link) -> bytes:

@@ -22,6 +22,7 @@ from enforcer.facts.places import Place, Places
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
 from enforcer.facts.switching import Contents, Switch
+from enforcer.lab.configuration import Document
 from enforcer.policy.facts import Connection
 from enforcer.policy.language import expression_of
 from enforcer.policy.reference import in_order, matches
@@ -29,11 +30,18 @@ from enforcer.policy.rules import MAX_RULES, TooManyRulesError
 from enforcer.policy.tables import MatchTables, compile_tables
 
 from .box import MAC, Box
+from .box import document as plain_document
 
 COMPARED = int(os.environ.get("CLASSIFY_TUPLES", "1000000"))
 SEED = int(os.environ.get("CLASSIFY_SEED", "0")) or random.SystemRandom().getrandbits(32)
 TUPLES = 8000  # for each set of policies
 FOREVER = 2.0**40
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    """The worlds' clients are all on one interface, whatever their addresses."""
+    return plain_document(check_source=False)
 
 
 class Verdict(NamedTuple):

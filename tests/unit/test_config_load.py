@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from enforcer import trust
 from enforcer.config import Configuration, load
 from enforcer.errors import ConfigError, Fault
 
@@ -230,6 +231,15 @@ ONE_FAULT = [
     ("interfaces.inside.0", "a/b", "is no valid interface name"),
     ("interfaces.inside.0", "", "is no valid interface name"),
     ("interfaces.inside.0", "lo", "is the loopback interface"),
+    (
+        "check_source",
+        "no",
+        'check_source: "no" is text; expected true or false, or that for inside interfaces',
+    ),
+    ("check_source", ["in0"], "check_source: is a list; expected true or false, or that for inside"),
+    ("check_source", {"in0": "no"}, 'check_source.in0: "no" is text; expected true or false'),
+    ("check_source", {"in00": False}, 'check_source: "in00" is no inside interface; expected in0 (did you'),
+    ("check_source", {"out0": False}, 'check_source: "out0" is no inside interface; expected'),
     # policies
     ("policies.1.name", "bank", 'policies[1].name: "bank" stands on line'),
     ("policies.1.name", " ", "is empty"),
@@ -608,7 +618,7 @@ def test_an_unreadable_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr(trust, "open_file", refuse)
     (fault,) = faults_of(file)
     assert "cannot be read: Permission denied" in fault.message
 

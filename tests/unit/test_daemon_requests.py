@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,47 @@ def path(tmp_path: Path, said: list[str]) -> Iterator[Path]:
 
 def test_a_request_is_handled_by_name(path: Path) -> None:
     assert control.ask(path, "echo", content=[1]) == {"request": "echo", "content": [1]}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="missing: root, to ask as another user")
+def test_another_user_is_not_heard(said: list[str]) -> None:
+    """Even where directory and socket are open to it; root is heard meanwhile."""
+    with (
+        tempfile.TemporaryDirectory(prefix="control-") as place,
+        closing(Loop(said.append)) as loop,
+        closing(Requests(loop, Path(place, "control"), {"echo": lambda request, _: dict(request)})),
+    ):
+        Path(place).chmod(0o755)
+        Path(place, "control").chmod(0o666)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.setresuid(65534, 65534, 65534)
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+                    caller.settimeout(30)
+                    caller.connect(str(Path(place, "control")))
+                    with suppress(OSError):
+                        caller.sendall(b'{"request": "echo"}\n')
+                        code = len(caller.recv(100))
+                    code = code if code > 1 else 0
+            finally:
+                os._exit(code)
+        loop.task("end", lambda: 0.02, 0.0)
+        ended: list[int] = []
+
+        def goes_on() -> bool:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                ended.append(status)
+            return not pid
+
+        loop.run(goes_on)
+        assert ended == [0]
+        ours = threading.Thread(target=lambda: ended.append(len(control.ask(Path(place, "control"), "echo"))))
+        ours.start()
+        loop.run(ours.is_alive)
+        assert ended == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["sing", "", None, 7, ["echo"], {"echo": 1}])

@@ -44,6 +44,23 @@ def config(here: str, *egress_locations: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
+    ("switch", "unchecked"),
+    [
+        (True, set()),
+        (False, {"in0", "in1"}),
+        ({"in1": False}, {"in1"}),
+        ({"in0": True}, set()),
+        (None, {"in0", "in1"}),  # an earlier version's state
+    ],
+)
+def test_where_sources_are_not_checked(switch: object, unchecked: set[str]) -> None:
+    content = config("nyc", "nyc") | {"interfaces": {"inside": ["in0", "in1"], "outside": ["out0"]}}
+    if switch is not None:
+        content["check_source"] = switch
+    assert desired(content, {"e1": 1}).any_source == unchecked
+
+
+@pytest.mark.parametrize(
     ("here", "locations", "nearest"),
     [
         ("nyc", ["lax1", "nyc", "nyc"], ("e2", "e3")),

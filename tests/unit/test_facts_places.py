@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter, SearchTreeLeaf, SearchTreeNode, TreeWriter
 
+from enforcer import trust
 from enforcer.facts.places import Database, DatabaseError, Places
 from enforcer.facts.records import NOWHERE, Place
 
@@ -422,7 +423,7 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def denied(*_: object, **__: object) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(trust, "open_file", denied)
     assert "cannot be read: Permission denied" in refused(path)
 
 
