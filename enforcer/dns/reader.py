@@ -106,7 +106,7 @@ class Reader:
         return len(self._asking) + len(self._answering)
 
     def expire(self, now: float) -> None:
-        """Forgets questions that nobody has answered in time, and connections that are silent."""
+        """Forgets questions without an answer in time, and connections that are silent."""
         self.questions.expire(now)
         self._asking.expire(now)
         self._answering.expire(now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-NOBODY = b""
+NO_CLIENT = b""
 """Is charged for names that no client's answer caused; bounded in all only."""
 
 

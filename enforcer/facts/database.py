@@ -17,7 +17,7 @@ from typing import Any
 from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
 
 FORMAT = 3
-"""Of the tables. A file of the format before is brought into this one, any other one is begun anew."""
+"""Of the tables. A file of the format before is brought into this one, any other one is replaced by an empty one."""
 PATIENCE = 10.0
 """Seconds that a change waits for another one."""
 ROW = 320
@@ -66,7 +66,7 @@ CREATE INDEX names_by_payer ON names (payer, expires);
 CREATE TABLE charges (payer BLOB PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX charges_by_bytes ON charges (bytes);
 """
-# Names that hold for anybody are nobody's charge then.
+# No client is charged for the names that hold for anybody: the old format does not tell whose they are.
 _FROM_2 = f"""
 DROP INDEX names_by_expiry;
 ALTER TABLE names RENAME TO names_2;
@@ -154,7 +154,7 @@ def among(
 
 
 def tidy(database: sqlite3.Connection) -> None:
-    """Empties the log, unless somebody reads what is in it; never waits."""
+    """Empties the log, unless another connection reads what is in it; never waits."""
     database.execute("PRAGMA busy_timeout = 0")
     try:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping
 from typing import NamedTuple
 
-from enforcer.facts.charges import NOBODY, Charges
+from enforcer.facts.charges import NO_CLIENT, Charges
 from enforcer.facts.database import ROW, among
 from enforcer.facts.numbers import Numbers, digest
 from enforcer.facts.rows import ANYBODY, Learnt, Names
@@ -94,7 +94,7 @@ class LearntNames:
         """Adds rows; a later expiry extends one that is there. Only hosts whose names changed are listed."""
         groups: dict[tuple[bytes, str, bytes], dict[bytes, float]] = {}
         for client, address, name, expires, caused_by in answers:
-            payer = caused_by or (NOBODY if client == ANYBODY else client_prefix(client))
+            payer = caused_by or (NO_CLIENT if client == ANYBODY else client_prefix(client))
             group = groups.setdefault((client, name, payer), {})
             group[address] = max(expires, group.get(address, 0.0))
         numbers = self._numbers({name for _, name, _ in groups})
@@ -182,7 +182,7 @@ class LearntNames:
         """Takes away what is too much of the clients that pay for new rows, then of all."""
         gone = []
         for payer, new in added.items():
-            if payer != NOBODY:
+            if payer != NO_CLIENT:
                 gone += self._make_room(payer, self._charges.of(payer) - BYTES_OF_CLIENT, new)
         if added:
             while (excess := self._charges.total - self._in_all) > 0:
