@@ -44,7 +44,7 @@ _COPIES_AT_MOST = 32_768
 _COPIES_AT_ONCE = 1024
 COPIES_OF_CLIENT = 512
 """Questions of one client that are looked at of those that have come since the last turn."""
-_COPIES_TIME = 0.1
+_COPIES_TIME = 0.25
 # Seconds until clients that have used their share of the time are looked at again.
 _PAUSE = 0.005
 # Seconds that the loop waits for another change of the store: less than an answer may be held.

@@ -17,7 +17,7 @@ from typing import Any
 from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
 
 FORMAT = 3
-"""Of the tables. A file of the format before is brought into this one, any other one is replaced by an empty one."""
+"""Of the tables. A file of the format before is brought into this one, any other one is begun again."""
 PATIENCE = 10.0
 """Seconds that a change waits for another one."""
 ROW = 320

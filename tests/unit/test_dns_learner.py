@@ -509,6 +509,7 @@ def test_all_questions_are_read_before_an_answer_is_judged(
 ) -> None:
     log = scene.learner._log
     assert isinstance(log, Held)
+    monkeypatch.setattr(learner, "_COPIES_TIME", 60.0)
     junk = [b""] * 20_000
     log.packets += junk
     scene.bring("n1.lab.")
