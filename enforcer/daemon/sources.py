@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from enforcer.daemon.enforced import Enforced
@@ -22,8 +23,8 @@ class Source(Protocol):
     def fileno(self) -> int:
         """Readable when :meth:`drain` has something to do."""
 
-    def drain(self) -> None:
-        """Do it; never waits."""
+    def drain(self) -> float | None:
+        """Do it; never waits. Returns in how many seconds to come again though nothing is readable, if so."""
 
     def tick(self) -> float:
         """What time brings; returns in how many seconds to come again."""
@@ -85,9 +86,10 @@ class Sources:
                 self._open[name].use(enforced.store, enforced.tables, enforced.config)
             else:
                 self._open[name] = opener()
-                self._loop.watch(self._open[name], self._open[name].drain)
+                self._loop.task(f"drain {name}", partial(self._drain, name))
+                self._loop.watch(self._open[name], partial(self._drain, name))
             # What came while the kernel was asked for something has been read, and is not readable any more.
-            self._loop.guard(self._open[name].drain)
+            self._loop.guard(partial(self._drain, name))
 
     def report(self, name: str) -> dict[str, Any]:
         """What a source has to tell; nothing if it isn't open."""
@@ -103,6 +105,11 @@ class Sources:
             source = self._open.pop(name)
             self._loop.unwatch(source)
             source.close()
+
+    def _drain(self, name: str) -> None:
+        after = self._open[name].drain() if name in self._open else None
+        if after is not None:
+            self._loop.call(f"drain {name}", after)
 
     def _tick(self) -> float:
         due = [_TICK]

@@ -35,6 +35,7 @@ _RESPONSE, _TRUNCATED = 0x8000, 0x0200
 _OPCODE = 0x7800
 _MAPPED = bytes(10) + b"\xff\xff"
 _PLAIN = re.compile(rb"[a-z0-9_-]+")
+_POINTER = 0xC0
 _LONGEST_NAME = 255
 _LONGEST_LABEL = 63
 
@@ -132,8 +133,9 @@ def _records(wire: bytes, asked: Header) -> _Records:
     """By owner and type: TTL, and address, target or service record. Other classes are passed over."""
     parser = dns.wire.Parser(wire, asked.end)
     records: _Records = {}
+    pointers: dict[bytes, bytes] = {}
     for _ in range(asked.answers):
-        owner = _lower(dns.name.from_wire_parser(parser))
+        owner = _owner(wire, parser, pointers)
         kind, klass, ttl, length = parser.get_struct("!HHIH")
         value: Any = None
         with parser.restrict_to(length):
@@ -154,6 +156,18 @@ def _records(wire: bytes, asked: Header) -> _Records:
             ttl = min(ttl, TTL_AT_MOST) if ttl < 1 << 31 else 0
             records.setdefault((owner, kind), []).append((ttl, value))
     return records
+
+
+def _owner(wire: bytes, parser: dns.wire.Parser, pointers: dict[bytes, bytes]) -> bytes:
+    """A record's owner; ``pointers`` keeps what pointers lead to (RFC 1035, 4.1.4): mostly there is one."""
+    pointer = wire[parser.current : parser.current + 2]
+    if pointer in pointers:
+        parser.get_bytes(2)
+        return pointers[pointer]
+    name = _lower(dns.name.from_wire_parser(parser))
+    if pointer[0] >= _POINTER:
+        pointers[pointer] = name
+    return name
 
 
 def _exactly(data: bytes, size: int) -> bytes:

@@ -35,6 +35,23 @@ class Packet(NamedTuple):
     flags: int = 0
 
 
+def source(data: bytes) -> bytes:
+    """Where a packet comes from, whatever is in it; zeros for what is no IP."""
+    return _address(data, 12, 8)
+
+
+def destination(data: bytes) -> bytes:
+    """Where a packet goes, likewise."""
+    return _address(data, 16, 24)
+
+
+def _address(data: bytes, four: int, six: int) -> bytes:
+    version = data[0] >> 4 if data else 0
+    if version == 4:
+        return (_MAPPED + data[four : four + 4]).ljust(16, b"\0")
+    return data[six : six + 16].ljust(16, b"\0") if version == 6 else bytes(16)
+
+
 def parse(data: bytes) -> Packet | None:
     """None for what is neither a whole UDP datagram nor a whole TCP segment."""
     try:

@@ -2,7 +2,7 @@
 
 Bounded in all and for each client, so that one client that asks very much takes nothing from others: at
 a bound the oldest question goes (of this client, or of all), and its answer will not be learnt. A client is
-an IPv4 address or an IPv6 /64 (:func:`enforcer.facts.store.household`).
+an IPv4 address or an IPv6 /64 (:func:`enforcer.facts.names.client_prefix`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import NamedTuple
 
-from enforcer.facts.store import household
+from enforcer.facts.names import client_prefix
 
 LIFETIME = 10.0
 """Seconds. Resolver libraries give up after five (resolv.conf(5), timeout)."""
@@ -48,13 +48,13 @@ class Questions:
     def note(self, asker: Asker, asked: Asked, now: float) -> None:
         """Remembers a question; one with the same number from the same place takes its predecessor's."""
         self._remove(asker)
-        mine = self._clients.get(household(asker.client))
+        mine = self._clients.get(client_prefix(asker.client))
         if mine is not None and len(mine) >= self._of_one_client:
             self._evict(next(iter(mine)))
         if len(self._asked) >= self._total:
             self._evict(next(iter(self._asked)))
         self._asked[asker] = asked, now + LIFETIME
-        self._clients.setdefault(household(asker.client), OrderedDict())[asker] = None
+        self._clients.setdefault(client_prefix(asker.client), OrderedDict())[asker] = None
 
     def asked(self, asker: Asker, now: float) -> Asked | None:
         """What was asked; None if nothing was, or too long ago."""
@@ -81,7 +81,7 @@ class Questions:
     def _remove(self, asker: Asker) -> None:
         if self._asked.pop(asker, None) is None:
             return
-        client = household(asker.client)
+        client = client_prefix(asker.client)
         mine = self._clients[client]
         del mine[asker]
         if not mine:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from enforcer.dns.packet import FIN, RST, SYN, Packet
 
 STREAMS = 4096
 """Directions of connections that are followed; the one silent for longest makes room."""
+OF_ONE_CLIENT = 512
+"""The same of one client (:func:`enforcer.facts.names.client_prefix`)."""
 AHEAD = 1 << 17
 """Bytes that a segment may be ahead of what is missing."""
 EARLY = 256
 """Segments kept ahead of what is missing."""
 TOTAL = 16 << 20
 """Bytes kept in all streams together, and OVERHEAD for each segment that is early."""
+BYTES_OF_ONE_CLIENT = 2 << 20
+"""The same of one client."""
 OVERHEAD = 128
 SILENCE = 30.0
 """Seconds after which a silent stream is forgotten; it goes on where a segment begins and ends a message."""
@@ -33,6 +37,7 @@ _MODULO = 1 << 32
 class _Stream:
     """One direction of one connection."""
 
+    client: bytes
     expected: int
     """The sequence number of the byte that comes next, which does not wrap: it grows past 32 bits."""
     heard: float
@@ -48,33 +53,53 @@ class _Stream:
         return len(self.ready) + self.ahead + OVERHEAD * len(self.early)
 
 
+@dataclass(slots=True)
+class _Client:
+    """What one client's streams take."""
+
+    room: int
+    """Bytes left."""
+    streams: OrderedDict[Hashable, None] = field(default_factory=OrderedDict)
+    """Their keys, the one silent for longest first."""
+
+
 class Streams:
     """All streams of one direction.
 
     ``counts`` gets what was not followed: ``tcp-midway`` (a connection whose beginning was not seen, until a
     segment begins and ends with a message), ``tcp-gap`` (too much came after a missing segment),
-    ``tcp-evicted`` (too many connections), ``tcp-full`` (too many bytes in all), ``tcp-silent`` (nothing came
-    for SILENCE), ``tcp-strange`` (no DNS).
+    ``tcp-evicted`` (too many connections, of one client or of all), ``tcp-full`` (too many bytes, likewise),
+    ``tcp-silent`` (nothing came for SILENCE), ``tcp-strange`` (no DNS).
     """
 
-    def __init__(self, counts: Counter[str], limit: int = STREAMS, total: int = TOTAL) -> None:
+    def __init__(
+        self,
+        counts: Counter[str],
+        limit: int = STREAMS,
+        total: int = TOTAL,
+        of_one_client: int = OF_ONE_CLIENT,
+        bytes_of_one_client: int = BYTES_OF_ONE_CLIENT,
+    ) -> None:
         self._counts = counts
         self._limit = limit
         self._room = total
+        self._of_one_client = of_one_client
+        self._bytes_of_one_client = bytes_of_one_client
         self._streams: OrderedDict[Hashable, _Stream] = OrderedDict()
+        self._clients: dict[bytes, _Client] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def feed(self, key: Hashable, segment: Packet, now: float = 0.0) -> list[bytes]:
-        """The messages that this segment completes, in order."""
+    def feed(self, key: Hashable, segment: Packet, now: float = 0.0, client: bytes = b"") -> list[bytes]:
+        """The messages that this segment of a client's connection completes, in order."""
         if segment.flags & RST:
             self._drop(key)
             return []
         sequence = segment.sequence
         if segment.flags & SYN:
             sequence = (sequence + 1) % _MODULO
-            stream: _Stream | None = self._begin(key, sequence, now)
+            stream: _Stream | None = self._begin(key, client, sequence, now)
         else:
             stream = self._streams.get(key)
         payload = segment.payload
@@ -84,19 +109,22 @@ class Streams:
             if not _is_whole(payload):
                 self._counts["tcp-midway"] += 1
                 return []
-            stream = self._begin(key, sequence, now)
+            stream = self._begin(key, client, sequence, now)
+        owner = self._clients[client]
         self._streams.move_to_end(key)
+        owner.streams.move_to_end(key)
         stream.heard = now
         before = stream.size
         messages = self._take(stream, sequence, payload)
         self._room -= stream.size - before
+        owner.room -= stream.size - before
         end = (sequence + len(payload)) % _MODULO
         if messages is None or (segment.flags & FIN and stream.expected % _MODULO == end):
             self._drop(key)
+        while owner.room < 0:
+            self._drop_one_with_bytes(owner.streams)
         while self._room < 0:
-            # The one silent for longest, of those that hold anything.
-            self._drop(next(key for key, stream in self._streams.items() if stream.size))
-            self._counts["tcp-full"] += 1
+            self._drop_one_with_bytes(self._streams)
         return messages or []
 
     def expire(self, now: float) -> None:
@@ -108,18 +136,36 @@ class Streams:
             self._counts["tcp-silent"] += 1
             self._drop(key)
 
-    def _begin(self, key: Hashable, expected: int, now: float) -> _Stream:
+    def _begin(self, key: Hashable, client: bytes, expected: int, now: float) -> _Stream:
         self._drop(key)
+        mine = self._clients.get(client)
+        if mine is not None and len(mine.streams) >= self._of_one_client:
+            self._evict(next(iter(mine.streams)))
         if len(self._streams) >= self._limit:
-            self._drop(next(iter(self._streams)))
-            self._counts["tcp-evicted"] += 1
-        stream = self._streams[key] = _Stream(expected, now)
+            self._evict(next(iter(self._streams)))
+        stream = self._streams[key] = _Stream(client, expected, now)
+        self._clients.setdefault(client, _Client(self._bytes_of_one_client)).streams[key] = None
         return stream
+
+    def _evict(self, key: Hashable) -> None:
+        self._drop(key)
+        self._counts["tcp-evicted"] += 1
+
+    def _drop_one_with_bytes(self, keys: Iterable[Hashable]) -> None:
+        """The one silent for longest, of those of them that hold anything."""
+        self._drop(next(key for key in keys if self._streams[key].size))
+        self._counts["tcp-full"] += 1
 
     def _drop(self, key: Hashable) -> None:
         stream = self._streams.pop(key, None)
-        if stream is not None:
-            self._room += stream.size
+        if stream is None:
+            return
+        self._room += stream.size
+        owner = self._clients[stream.client]
+        owner.room += stream.size
+        del owner.streams[key]
+        if not owner.streams:
+            del self._clients[stream.client]
 
     def _take(self, stream: _Stream, sequence: int, payload: bytes) -> list[bytes] | None:
         """The messages completed; None if the stream cannot be followed any more."""

@@ -6,6 +6,7 @@ writes at a time, readers see what was committed (WAL).
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterator
@@ -15,10 +16,12 @@ from typing import Any
 
 from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
 
-FORMAT = 2
-"""Of the tables; a file of another format is begun anew."""
+FORMAT = 3
+"""Of the tables. A file of the format before is brought into this one, any other one is begun again."""
 PATIENCE = 10.0
 """Seconds that a change waits for another one."""
+ROW = 320
+"""Bytes that a row of names takes at most in all tables and indices, besides its name."""
 _LARGEST_LOG = 16 << 20
 # Seconds between two attempts to begin a change.
 _PAUSE = 0.0005
@@ -27,7 +30,8 @@ _AT_ONCE = 500
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT INTO meta VALUES ('generation', 0), ('document', NULL), ('bank', NULL), ('sequence', 0);
+INSERT INTO meta VALUES ('generation', 0), ('document', NULL), ('bank', NULL), ('sequence', 0),
+    ('charged', 0);
 
 CREATE TABLE profiles (
     number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sequence INTEGER NOT NULL,
@@ -50,10 +54,32 @@ CREATE INDEX sessions_by_expiry ON sessions (expires) WHERE expires IS NOT NULL;
 CREATE TABLE hosts (
     client BLOB, address BLOB, name_set INTEGER NOT NULL, PRIMARY KEY (client, address)
 ) WITHOUT ROWID;
+"""
+_NAMES = """
+CREATE TABLE texts (number INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL);
 CREATE TABLE names (
-    client BLOB, address BLOB, name TEXT, expires REAL NOT NULL, PRIMARY KEY (client, address, name)
+    client BLOB, address BLOB, text INTEGER, expires REAL NOT NULL, payer BLOB NOT NULL,
+    PRIMARY KEY (client, address, text)
 ) WITHOUT ROWID;
 CREATE INDEX names_by_expiry ON names (expires);
+CREATE INDEX names_by_payer ON names (payer, expires);
+CREATE TABLE charges (payer BLOB PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX charges_by_bytes ON charges (bytes);
+"""
+# No client is charged for the names that hold for anybody: the old format does not tell whose they are.
+_FROM_2 = f"""
+DROP INDEX names_by_expiry;
+ALTER TABLE names RENAME TO names_2;
+{_NAMES}
+INSERT INTO texts (text, rows) SELECT name, count(*) FROM names_2 GROUP BY name;
+INSERT INTO names SELECT client, address, number, expires, CASE
+    WHEN client = zeroblob(16) THEN x''
+    WHEN substr(client, 1, 12) = x'00000000000000000000ffff' THEN client
+    ELSE substr(client, 1, 8) END FROM names_2 JOIN texts ON text = name;
+DROP TABLE names_2;
+INSERT INTO charges SELECT payer, sum({ROW} + 2 * length(texts.text))
+    FROM names JOIN texts ON number = names.text GROUP BY payer;
+INSERT INTO meta SELECT 'charged', ifnull(sum(bytes), 0) FROM charges;
 """
 
 
@@ -117,12 +143,37 @@ def begin(database: sqlite3.Connection, patience: float | None = None) -> None:
         database.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
 
 
-def among(database: sqlite3.Connection, query: str, keys: Collection[bytes]) -> Iterator[Any]:
-    """The rows of a query that ends in a column which is to be one of these keys."""
+def among(
+    database: sqlite3.Connection, query: str, keys: Collection[bytes | str], values: tuple[Any, ...] = ()
+) -> Iterator[Any]:
+    """The rows of a query that ends in a column which is to be one of these keys; ``values`` come before."""
     keys = list(keys)
     for start in range(0, len(keys), _AT_ONCE):
         part = keys[start : start + _AT_ONCE]
-        yield from database.execute(f"{query} IN ({','.join('?' * len(part))})", part)
+        yield from database.execute(f"{query} IN ({','.join('?' * len(part))})", (*values, *part))
+
+
+def tidy(database: sqlite3.Connection) -> None:
+    """Empties the log, unless another connection reads what is in it; never waits."""
+    database.execute("PRAGMA busy_timeout = 0")
+    try:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        database.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
+
+
+def size_of_filesystem(path: Path) -> int:
+    """Bytes that the file system has in all."""
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize
+
+
+def size_of_log(path: Path) -> int:
+    """Bytes of the file's write-ahead log."""
+    try:
+        return path.with_name(path.name + "-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def remove(path: Path) -> None:
@@ -159,8 +210,12 @@ def _settle(database: sqlite3.Connection, create: bool) -> None:
         )
     database.execute("BEGIN IMMEDIATE")
     try:
-        if _format(database) != FORMAT:  # another process may have been first
+        found = _format(database)
+        if found == 2:
+            _carry_out(database, _FROM_2)
+        elif found != FORMAT:  # another process may have been first
             _begin_anew(database)
+        database.execute(f"PRAGMA user_version = {FORMAT}")
         database.execute("COMMIT")
     except BaseException:
         with suppress(sqlite3.Error):
@@ -172,10 +227,14 @@ def _begin_anew(database: sqlite3.Connection) -> None:
     tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     for (name,) in database.execute(tables).fetchall():
         database.execute(f'DROP TABLE "{name}"')
-    for statement in _TABLES.split(";"):
+    _carry_out(database, _TABLES + _NAMES)
+
+
+def _carry_out(database: sqlite3.Connection, script: str) -> None:
+    """Within the transaction that is open, which sqlite3's own way would end."""
+    for statement in script.split(";"):
         if statement.strip():
             database.execute(statement)
-    database.execute(f"PRAGMA user_version = {FORMAT}")
 
 
 def _format(database: sqlite3.Connection) -> int:

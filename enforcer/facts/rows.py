@@ -51,6 +51,8 @@ class Learnt(NamedTuple):
     address: bytes
     name: str
     expires: float
+    payer: bytes = b""
+    """Who is charged, if not the client itself: whose answer it was that holds for ANYBODY."""
 
 
 class NameRow(NamedTuple):

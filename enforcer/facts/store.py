@@ -10,13 +10,15 @@ import marshal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from enforcer.errors import KernelError
 from enforcer.facts import database
 from enforcer.facts.database import among, explained
+from enforcer.facts.names import BYTES_IN_ALL, FIRST, LearntNames, Place
 from enforcer.facts.numbers import NUMBERS, Numbers, digest
 from enforcer.facts.rows import (
     ANYBODY,
@@ -45,21 +47,11 @@ __all__ = [
     "Sessions",
     "Store",
     "Stored",
-    "household",
     "stored",
 ]
 
-NAMES_PER_HOST = 64
-"""Names that one address may have for one client; of those known before the first to expire makes room."""
-NAMES_PER_SHARED_HOST = 256
-"""The same for ANYBODY."""
-NAMES_PER_CLIENT = 16_384
-"""Names of all addresses that one client may have (:func:`household`); the first to expire make room."""
-FIRST = (-1.0, b"", b"", "")
-"""Before every name, where :meth:`Change.forget_names` begins."""
-Place = tuple[float, bytes, bytes, str]
-"""Of a name among all, by expiry: expires, client, address, name."""
-_MAPPED = bytes(10) + b"\xff\xff"
+LARGEST_LOG = 256 << 20
+"""Bytes of the write-ahead log with which no more names are learnt; loading sessions needs up to 200 MB."""
 # From so many on reading all rows is quicker than looking for each.
 _MANY = 10_000
 _SESSION = (
@@ -69,11 +61,6 @@ _SESSION = (
 
 Stored = tuple[bytes, bytes]
 """Facts as they are stored, behind the digest that they are found by."""
-
-
-def household(client: bytes) -> bytes:
-    """What a client's bounds are for: its IPv4 address, or its IPv6 /64, all of which one host may use."""
-    return client if client.startswith(_MAPPED) else client[:8]
 
 
 def stored(facts: Facts) -> Stored:
@@ -96,6 +83,7 @@ class Store:
     def __init__(self, path: Path, *, create: bool = True):
         self.path = path
         self._database = database.connect(path, create=create)
+        self._names_in_all = min(BYTES_IN_ALL, database.size_of_filesystem(path) // 4)
         self.undone = 0
         """How many changes were taken back: what they had written elsewhere is still there."""
         self.begun = 0
@@ -211,13 +199,17 @@ class Store:
 
     def names(self) -> Iterator[NameRow]:
         """All learnt names."""
-        for row in self._rows("SELECT client, address, name, expires FROM names"):
+        for row in self._rows(
+            "SELECT client, address, texts.text, expires FROM names JOIN texts ON number = names.text"
+        ):
             yield NameRow(*row)
 
     def names_at(self, client: bytes, address: bytes) -> tuple[str, ...]:
         """What an address goes by for a client; names that hold for anybody not among them."""
-        query = "SELECT name FROM names WHERE client = ? AND address = ? ORDER BY name"
-        return tuple(row[0] for row in self._rows(query, client, address))
+        query = (
+            "SELECT texts.text FROM names JOIN texts ON number = names.text WHERE client = ? AND address = ?"
+        )
+        return tuple(sorted(row[0] for row in self._rows(query, client, address)))
 
     def hosts(self) -> list[tuple[tuple[bytes, bytes], int]]:
         """Every (client, address) with names, and the number of their set: what the kernel's map holds."""
@@ -234,6 +226,21 @@ class Store:
         found = self._one("SELECT min(expires) FROM names")
         return None if found is None else float(found)
 
+    def check_log(self) -> None:
+        """KernelError while the write-ahead log is too large to go on learning names.
+
+        It cannot be begun again while a command reads an older state.
+        """
+        if database.size_of_log(self.path) <= LARGEST_LOG:
+            return
+        with explained("tidying up the facts"):
+            database.tidy(self._database)
+        if database.size_of_log(self.path) > LARGEST_LOG:
+            raise KernelError(
+                f"{self.path}-wal is above {LARGEST_LOG >> 20} MiB: a command reads the facts without end",
+                f"End it: fuser -v {self.path}",
+            )
+
     @contextmanager
     def change(self, patience: float | None = None) -> Iterator[Change]:
         """The one change at a time; waits for another's end, up to ten seconds or ``patience`` (BusyError).
@@ -244,7 +251,7 @@ class Store:
             database.begin(self._database, patience)
             self.begun += 1
             try:
-                change = Change(self._database)
+                change = Change(self._database, self._names_in_all)
                 yield change
                 change.settle()
                 self._database.execute("COMMIT")
@@ -255,18 +262,13 @@ class Store:
                 raise
 
 
-_Touched = Mapping[tuple[bytes, bytes], set[str]]
-
-
 class Change:
     """A change of the store, from :meth:`Store.change`."""
 
-    def __init__(self, connection: sqlite3.Connection):
+    def __init__(self, connection: sqlite3.Connection, in_all: int):
         self._database = connection
         self._profiles = Numbers(connection, "profiles")
-        self._name_sets = Numbers(connection, "name_sets")
-        self.crowded_out: list[str] = []
-        """Names that have made room for others, each for one client and address."""
+        self._names = LearntNames(connection, in_all)
 
     @property
     def document(self) -> bytes | None:
@@ -277,7 +279,7 @@ class Change:
     def settle(self) -> None:
         """The end: numbers that nobody uses any more are free."""
         self._profiles.settle()
-        self._name_sets.settle()
+        self._names.settle()
 
     # --- sessions
 
@@ -349,40 +351,12 @@ class Change:
 
         Where there are too many, those that were known before make room (:attr:`crowded_out`).
         """
-        touched: dict[tuple[bytes, bytes], set[str]] = {}
-        clients: dict[bytes, set[tuple[bytes, bytes, str]]] = {}
-        known = "SELECT expires FROM names WHERE client = ? AND address = ? AND name = ?"
-        extend = "UPDATE names SET expires = ? WHERE client = ? AND address = ? AND name = ?"
-        for answer in answers:
-            where = (answer.client, answer.address, answer.name)
-            row = self._database.execute(known, where).fetchone()
-            if row is None:
-                self._database.execute("INSERT INTO names VALUES (?, ?, ?, ?)", answer)
-                touched.setdefault((answer.client, answer.address), set()).add(answer.name)
-                if answer.client != ANYBODY:
-                    clients.setdefault(household(answer.client), set()).add(where)
-            elif row[0] < answer.expires:
-                self._database.execute(extend, (answer.expires, *where))
-        for client, new in clients.items():
-            for who, address, name in self._crowded(client, new):
-                touched.setdefault((who, address), set()).discard(name)
-        return self._rename(touched)
+        return self._names.learn(answers)
 
-    def _crowded(self, client: bytes, new: set[tuple[bytes, bytes, str]]) -> list[tuple[bytes, bytes, str]]:
-        """Takes away what a client has too many of; ``new`` only if there is nothing else."""
-        of_client = "FROM names WHERE client BETWEEN ? AND ?"
-        between = client.ljust(16, b"\0"), client.ljust(16, b"\xff")
-        (count,) = self._database.execute(f"SELECT count(*) {of_client}", between).fetchone()
-        if count <= NAMES_PER_CLIENT:
-            return []
-        # With the plus, the index of all names by expiry is not walked for one client's.
-        query = f"SELECT client, address, name {of_client} ORDER BY +expires LIMIT ?"
-        excess = count - NAMES_PER_CLIENT
-        rows = self._database.execute(query, (*between, excess + len(new))).fetchall()
-        gone = sorted(rows, key=new.__contains__)[:excess]
-        self._forget(gone)
-        self.crowded_out += [name for _, _, name in gone]
-        return gone
+    @property
+    def crowded_out(self) -> list[str]:
+        """Names that have made room for others, each for one client and address."""
+        return self._names.crowded_out
 
     def forget_names(
         self,
@@ -398,58 +372,7 @@ class Change:
         for ANYBODY while its address is in ``origins``. Looks at up to ``most`` names behind ``after``;
         returns also where to go on, None at the end.
         """
-        query = (
-            "SELECT expires, client, address, name FROM names WHERE expires <= ? "
-            "AND (expires, client, address, name) > (?, ?, ?, ?) "
-            "ORDER BY expires, client, address, name LIMIT ?"
-        )
-        rows: list[Place] = self._database.execute(query, (now, *after, most)).fetchall()
-        gone = [
-            (client, address, name)
-            for _, client, address, name in rows
-            if not (address in origins if client == ANYBODY else client + address in pairs)
-        ]
-        self._forget(gone)
-        names = self._rename({(client, address): set() for client, address, _ in gone})
-        return names, rows[-1] if len(rows) == most else None
-
-    def _forget(self, gone: Iterable[tuple[bytes, bytes, str]]) -> None:
-        self._database.executemany("DELETE FROM names WHERE client = ? AND address = ? AND name = ?", gone)
-
-    def _rename(self, hosts: _Touched) -> Names:
-        """Gives these hosts the sets of their names as they are now; with each, which are new."""
-        sets = {host: self._names_of(host, new) for host, new in hosts.items()}
-        values = {digest(names): names for names in sets.values() if names}
-        users = Counter(digest(names) for names in sets.values() if names)
-        numbers, new = self._name_sets.take(users, values)
-        changed: list[tuple[tuple[bytes, bytes], int]] = []
-        current = "SELECT name_set FROM hosts WHERE client = ? AND address = ?"
-        for host, names in sets.items():
-            number = numbers[digest(names)] if names else 0
-            row = self._database.execute(current, host).fetchone()
-            before = row[0] if row else 0
-            if before == number:
-                continue
-            if before:
-                self._name_sets.release([before])
-            if not number:
-                self._database.execute("DELETE FROM hosts WHERE client = ? AND address = ?", host)
-            else:
-                self._database.execute("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?)", (*host, number))
-                if number not in new:
-                    self._name_sets.use([number])
-            changed.append((host, number))
-        return Names(changed, [(number, marshal.loads(names)) for number, names in new.items()])
-
-    def _names_of(self, host: tuple[bytes, bytes], new: Collection[str]) -> bytes:
-        query = "SELECT name FROM names WHERE client = ? AND address = ? ORDER BY expires DESC"
-        names = [row[0] for row in self._database.execute(query, host)]
-        limit = NAMES_PER_SHARED_HOST if host[0] == ANYBODY else NAMES_PER_HOST
-        if len(names) > limit:
-            names.sort(key=lambda name: name not in new)
-            self._forget((*host, name) for name in names[limit:])
-            self.crowded_out += names[limit:]
-        return marshal.dumps(tuple(sorted(names[:limit])), 2) if names else b""
+        return self._names.forget(now, origins, pairs, most, after)
 
     # --- the policy bank
 

@@ -22,6 +22,8 @@ RECEIVE_BUFFER = 16 << 20
 NFGEN_SIZE = 4
 # A packet has 64 KiB at most, and some attributes.
 _LARGEST = 1 << 17
+# Sequence number of settings. Verdicts have 0, and those of a process that shares the socket another one.
+_CONFIGURING = 2
 
 
 class PacketSocket(ABC):
@@ -34,6 +36,8 @@ class PacketSocket(ABC):
         self._doing = doing
         self.overflows = 0
         """How often the kernel found the socket's buffer full."""
+        self.refused = 0
+        """How many requests without an answer (verdicts) the kernel has refused."""
         self._buffer = bytearray(_LARGEST)
         self._view = memoryview(self._buffer)
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
@@ -61,7 +65,7 @@ class PacketSocket(ABC):
 
     def _configure(self, kind: int, number: int, attributes: bytes) -> list[bytes]:
         """Sends the settings and waits for the answer; returns the packets that came before it."""
-        self._send(kind, REQUEST | ACK, number, attributes)
+        self._send_bytes(request(kind, REQUEST | ACK, number, attributes, _CONFIGURING))
         early = []
         self._socket.settimeout(netlink.ANSWER_TIMEOUT_S)
         try:
@@ -73,8 +77,12 @@ class PacketSocket(ABC):
                         raise
                     self.overflows += 1
                     continue
-                if HEADER.unpack_from(data)[1] != NLMSG_ERROR:
+                _, answer, _, sequence, _ = HEADER.unpack_from(data)
+                if answer != NLMSG_ERROR:
                     early.append(data)
+                    continue
+                if sequence != _CONFIGURING:
+                    self._note_refusal(sequence)
                     continue
                 (code,) = struct.unpack_from("=i", data, HEADER.size)
                 if code == 0:
@@ -97,12 +105,13 @@ class PacketSocket(ABC):
     def _is_taken(self, number: int) -> bool:
         """Whether another socket has the number."""
 
-    def _send(self, kind: int, flags: int, number: int, attributes: bytes) -> None:
-        # struct nfgenmsg: family, version, resource in network order
-        length = HEADER.size + NFGEN_SIZE + len(attributes)
-        message = HEADER.pack(length, kind, flags, 0, 0) + bytes(2) + number.to_bytes(2, "big") + attributes
+    def _note_refusal(self, sequence: int) -> None:
+        """An error about a request that no answer was asked for; not about another process's request."""
+        self.refused += sequence == 0
+
+    def _send_bytes(self, messages: bytes) -> None:
         try:
-            self._socket.sendto(message, (0, 0))
+            self._socket.sendto(messages, (0, 0))
         except OSError as error:
             raise netlink.failure(self._doing, error.errno or 0) from error
 
@@ -118,7 +127,19 @@ class PacketSocket(ABC):
                     raise netlink.failure(self._doing, error.errno or 0) from error
                 self.overflows += 1
                 continue
-            yield from parse(self._view[:size].tobytes(), kind)
+            data = self._view[:size].tobytes()
+            _, answer, _, sequence, _ = HEADER.unpack_from(data)
+            if answer == NLMSG_ERROR:
+                self._note_refusal(sequence)
+                continue
+            yield from parse(data, kind)
+
+
+def request(kind: int, flags: int, number: int, attributes: bytes, sequence: int = 0) -> bytes:
+    """A request about the queue or group of this number."""
+    # struct nfgenmsg: family, version, resource in network order
+    length = HEADER.size + NFGEN_SIZE + len(attributes)
+    return HEADER.pack(length, kind, flags, sequence, 0) + bytes(2) + number.to_bytes(2, "big") + attributes
 
 
 def parse(data: bytes, wanted: int) -> Iterator[dict[int, bytes]]:

@@ -10,17 +10,21 @@ Formats: include/uapi/linux/netfilter/nfnetlink_queue.h. Only the standard libra
 - Fragments never come: conntrack has put them together, in both families.
 - At most LENGTH packets are held. Beyond that, or when the socket's buffer is full, packets pass with
   ``fail_open`` and are dropped without.
+- The kernel holds a packet for as long as its verdict takes. The socket may be shared with another process,
+  which lets go what is held for too long (:mod:`enforcer.dns.deadline`).
 """
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import REQUEST
-from enforcer.kernel.packets import PacketSocket, parse
+from enforcer.kernel.packets import PacketSocket, parse, request
 
 _SUBSYSTEM = 3 << 8
 PACKET, VERDICT, CONFIG, VERDICT_BATCH = (_SUBSYSTEM | kind for kind in range(4))
@@ -30,8 +34,10 @@ NFQNL_CFG_CMD_BIND, NFQNL_COPY_PACKET = 1, 2
 FAIL_OPEN, GSO = 1, 4
 DROP, ACCEPT = 0, 1
 
-LENGTH = 4096
+LENGTH = 1024
+"""Packets held at most; one client's rate (DNS_BURST, DNS_RATE) does not fill it between two readings."""
 _ALL = 0xFFFF
+_VERDICTS_AT_ONCE = 256
 _ID = struct.Struct(">I")
 _VERDICT = struct.Struct(">II")
 
@@ -49,7 +55,7 @@ class Queue(PacketSocket):
 
     def __init__(self, number: int, *, fail_open: bool, length: int = LENGTH) -> None:
         super().__init__(f"holding packets in queue {number}")
-        self._number = number
+        self.number = number
         mask = FAIL_OPEN | GSO
         flags = GSO | (FAIL_OPEN if fail_open else 0)
         settings = [
@@ -70,7 +76,7 @@ class Queue(PacketSocket):
         """Whether packets pass when too many are held."""
         mask = netlink.attribute(NFQA_CFG_MASK, _ID.pack(FAIL_OPEN))
         flags = netlink.attribute(NFQA_CFG_FLAGS, _ID.pack(FAIL_OPEN if passes else 0))
-        early = self._configure(CONFIG, self._number, mask + flags)
+        early = self._configure(CONFIG, self.number, mask + flags)
         self._early += [_packet(found) for data in early for found in parse(data, PACKET)]
 
     def receive(self, limit: int) -> list[Packet]:
@@ -78,37 +84,63 @@ class Queue(PacketSocket):
         early, self._early = self._early, []
         return early + [_packet(found) for found in self._received(PACKET, limit)]
 
-    def accept_up_to(self, number: int) -> None:
-        """Lets this packet go, and all that came before it."""
-        self._verdict(VERDICT_BATCH, number, ACCEPT)
+    def accept(self, numbers: Sequence[int]) -> None:
+        """Lets these packets go, in this order."""
+        self._verdicts(numbers, ACCEPT)
 
-    def accept(self, number: int) -> None:
-        """Lets this packet go."""
-        self._verdict(VERDICT, number, ACCEPT)
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Throws these packets away."""
+        self._verdicts(numbers, DROP)
 
-    def drop(self, number: int) -> None:
-        """Throws this packet away."""
-        self._verdict(VERDICT, number, DROP)
+    @property
+    def late(self) -> int:
+        """How many verdicts found their packet gone: another process had let it go."""
+        return self.refused
 
     def dropped(self) -> int:
         """How many packets the kernel has dropped because too many were held or the buffer was full."""
         for fields in _queues():
-            if int(fields[0]) == self._number:
+            if int(fields[0]) == self.number:
                 return int(fields[5]) + int(fields[6])
         return 0
 
-    def _verdict(self, kind: int, number: int, verdict: int) -> None:
-        header = netlink.attribute(NFQA_VERDICT_HDR, _VERDICT.pack(verdict, number))
-        self._send(kind, REQUEST, self._number, header)
+    def _verdicts(self, numbers: Sequence[int], verdict: int) -> None:
+        for start in range(0, len(numbers), _VERDICTS_AT_ONCE):
+            some = numbers[start : start + _VERDICTS_AT_ONCE]
+            self._send_bytes(b"".join(message(VERDICT, self.number, verdict, number) for number in some))
 
     def _is_taken(self, number: int) -> bool:
         return any(int(fields[0]) == number for fields in _queues())
 
 
+def message(kind: int, queue: int, verdict: int, number: int, sequence: int = 0) -> bytes:
+    """A verdict on one packet, or with VERDICT_BATCH on it and all that came before it.
+
+    If none is held, the kernel answers with an error that repeats ``sequence``.
+    """
+    header = netlink.attribute(NFQA_VERDICT_HDR, _VERDICT.pack(verdict, number))
+    return request(kind, REQUEST, queue, header, sequence)
+
+
+LISTING = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+"""This thread's namespace's queues, a line each: number, port, packets held, copy mode, range, packets
+dropped, dropped for the buffer, number of the last packet."""
+
+
+def state(listing: int, number: int) -> tuple[int, int]:
+    """How many packets a queue holds, and the number of the last one that came; 0 and 0 without a queue.
+
+    ``listing`` is a descriptor of LISTING.
+    """
+    for line in os.pread(listing, 1 << 16, 0).splitlines():
+        fields = line.split()
+        if int(fields[0]) == number:
+            return int(fields[2]), int(fields[7])
+    return 0, 0
+
+
 def _queues() -> list[list[str]]:
-    """This thread's namespace's: number, port, held, copy mode, range, dropped, dropped for the buffer, …"""
-    path = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
-    return [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+    return [line.split() for line in LISTING.read_text(encoding="ascii").splitlines()]
 
 
 def _packet(found: dict[int, bytes]) -> Packet:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Literal
 
 # Part of every digest: raised when chains or rules change, so that an upgrade rebuilds the table.
-LAYOUT = 2
+LAYOUT = 3
 
 DNS_QUEUE = 0xE935
 """Number of the NFQUEUE that holds DNS answers and of the NFLOG group that copies questions.
@@ -17,9 +17,24 @@ DNS_QUEUE = 0xE935
 Each network namespace has numbers of its own; other programs begin at 0.
 """
 
+DNS_RATE, DNS_BURST = 2000, 500
+"""Packets of DNS a second, and at once, that one client's questions and its answers may come to.
+
+What is above is not shown to the learner of names, so that one client fills neither its queue nor its buffer.
+A client is an IPv4 address or an IPv6 /64 (:func:`enforcer.facts.names.client_prefix`).
+"""
+
 Dns = Literal["", "pass", "drop"]
 
-COUNTERS = ("unsolicited", "conntrack_invalid", "unmarked", "inbound", "untranslatable")
+DNS_COUNTERS = DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER = "dns_answers_over", "dns_questions_over"
+COUNTERS = (
+    "unsolicited",
+    "conntrack_invalid",
+    "unmarked",
+    "inbound",
+    "untranslatable",
+    *DNS_COUNTERS,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class Ruleset:
     ``source4`` and ``source6`` are values of ``mark & mark_mask``, not shifted, and say what a packet's
     source becomes; an IPv6 client keeps its host bits within the range. What is addressed to ``dedicated4``
     or ``dedicated6`` and belongs to no flow is dropped. ``dns`` has the clients' DNS shown to the learner
-    of names (enforcer/dns); while nobody listens, answers "pass" unlearnt or "drop".
+    of names (enforcer/dns); without a listener, and above DNS_RATE, answers "pass" unlearnt or "drop".
     """
 
     mark_mask: int

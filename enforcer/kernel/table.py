@@ -18,6 +18,10 @@ questions too would lose answers: a resolver library sends the questions for A a
 Held before conntrack has confirmed an entry, each is translated by itself, and the second entry lives for one
 second (nf_conntrack_core.c, nf_ct_resolve_clash_harder): with a slower resolver its answer is lost.
 
+One client's flood must not fill the queue or the log's buffer, so each client has a rate of its own: a
+dynamic set holds a token bucket for each client that was seen within DNS_RATE_TIMEOUT. What is above the
+rate is counted and not shown to user space.
+
 A kernel without nft_queue has the xtables target NFQUEUE, by nft_compat. ``nft list ruleset`` then shows the
 rules of ``dns_answers`` without an end and warns that iptables-nft manages the table. It doesn't: nft(8)
 cannot print such a target (``nft --debug=netlink list ruleset`` does).
@@ -38,7 +42,17 @@ from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nf
 
 from enforcer.kernel import netlink, nft
 from enforcer.kernel.netlink import APPEND, CREATE, REQUEST, Message
-from enforcer.kernel.ruleset import COUNTERS, DNS_QUEUE, LAST_IPV6, Ruleset, intervals
+from enforcer.kernel.ruleset import (
+    COUNTERS,
+    DNS_ANSWERS_OVER,
+    DNS_BURST,
+    DNS_QUESTIONS_OVER,
+    DNS_QUEUE,
+    DNS_RATE,
+    LAST_IPV6,
+    Ruleset,
+    intervals,
+)
 
 NEWTABLE, NEWCHAIN, NEWRULE = nft.SUBSYSTEM, nft.SUBSYSTEM | 3, nft.SUBSYSTEM | 6
 NEWSET, NEWSETELEM = nft.SUBSYSTEM | 9, nft.SUBSYSTEM | 12
@@ -51,11 +65,15 @@ CT_STATE, CT_DIRECTION = 0, 1
 ORIGINAL, REPLY = 0, 1
 STATE_INVALID, STATE_NEW, STATE_UNTRACKED = 1, 8, 64
 PAYLOAD_NETWORK_HEADER, PAYLOAD_TRANSPORT_HEADER = 1, 2
+# Where the addresses are in the header.
+SOURCE, DESTINATION = {NFPROTO_IPV4: 12, NFPROTO_IPV6: 8}, {NFPROTO_IPV4: 16, NFPROTO_IPV6: 24}
 EQUAL, NOT_EQUAL = 0, 1
-DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4
+DROP, ACCEPT, JUMP, GOTO, RETURN = 0, 1, -3, -4, -5
 REJECT_TCP_RESET, REJECT_ICMPX, ADMIN_PROHIBITED = 1, 2, 3
 SNAT = 0
 SET_MAP, SET_INTERVAL = "NFT_SET_MAP", "NFT_SET_INTERVAL"
+SET_TIMEOUT, SET_EVAL = "NFT_SET_TIMEOUT", "NFT_SET_EVAL"
+DYNSET_UPDATE, LIMIT_OVER, LIMIT_PACKETS = 1, 1, 0
 ELEMENT_INTERVAL_END = 1
 # 16-byte registers: of a range of addresses the first lands in the one, the last in the other.
 VERDICT, REG_1, REG_2 = 0, 1, 2
@@ -63,6 +81,12 @@ IPPROTO_TCP, IPPROTO_UDP = 6, 17
 QUEUE_BYPASS = 1  # NFT_QUEUE_FLAG_BYPASS, NFQ_FLAG_BYPASS
 NFQ_INFO = struct.Struct("=HHHxx")  # struct xt_NFQ_info_v3
 DNS_PORT = 53
+DNS_CLIENTS = 65_536
+"""Clients whose rates are known at once; of others' packets all are shown."""
+DNS_RATE_TIMEOUT = 10_000
+"""Milliseconds; longer than a full bucket takes to fill."""
+CLIENT_MASKS = {NFPROTO_IPV4: bytes([255] * 4), NFPROTO_IPV6: bytes([255] * 8 + [0] * 8)}
+"""What of a client's address makes it a client: all of it, or its /64."""
 AFTER_FIREWALLS = 300
 
 # Types as nft(8) numbers them, so that `nft list` can print the sets (nftables: include/datatype.h).
@@ -191,17 +215,8 @@ class _Table:
         # Before routing: for an address that is just gone the kernel would answer "unreachable".
         yield self._chain("guard", PREROUTING, -50)
         yield self._rule("guard", *self._mark(NOT_EQUAL, 0), _verdict(ACCEPT))
-        for family, offset, length, name in (
-            (NFPROTO_IPV4, 16, 4, "dedicated4"),
-            (NFPROTO_IPV6, 24, 16, "dedicated6"),
-        ):
-            destination = _expression(
-                "payload",
-                NFTA_PAYLOAD_DREG=REG_1,
-                NFTA_PAYLOAD_BASE=PAYLOAD_NETWORK_HEADER,
-                NFTA_PAYLOAD_OFFSET=offset,
-                NFTA_PAYLOAD_LEN=length,
-            )
+        for family, length, name in ((NFPROTO_IPV4, 4, "dedicated4"), (NFPROTO_IPV6, 16, "dedicated6")):
+            destination = _address(DESTINATION[family], length)
             silence = _count_and_drop("unsolicited")
             yield self._rule("guard", *_family(family), destination, _lookup(name), *silence)
 
@@ -265,12 +280,49 @@ class _Table:
         yield self._rule("dns_input", *asking)
         yield self._rule("dns_output", *answering)
         inside = self._ruleset.inside
+        asked = [*_interface(META_IIFNAME, "inside", inside), *_direction(ORIGINAL)]
+        answered = [*_interface(META_OIFNAME, "inside", inside), *_direction(REPLY)]
+        # A question above the rate goes on without a copy.
+        yield from self._rates("dns_questions", SOURCE, asked, DNS_QUESTIONS_OVER, RETURN)
+        over = ACCEPT if self._ruleset.dns == "pass" else DROP
+        yield from self._rates("dns_answers", DESTINATION, answered, DNS_ANSWERS_OVER, over)
         for protocol in (IPPROTO_UDP, IPPROTO_TCP):
             about = _meta(META_L4PROTO, bytes([protocol]))
-            asked = [*about, *_interface(META_IIFNAME, "inside", inside), *_direction(ORIGINAL)]
-            yield self._rule("dns_questions", *asked, _expression("log", NFTA_LOG_GROUP=DNS_QUEUE))
-            answered = [*about, *_interface(META_OIFNAME, "inside", inside), *_direction(REPLY)]
-            yield self._rule("dns_answers", *answered, self._hold())
+            copied = _expression("log", NFTA_LOG_GROUP=DNS_QUEUE)
+            yield self._rule("dns_questions", *about, *asked, copied)
+            yield self._rule("dns_answers", *about, *answered, self._hold())
+
+    def _rates(
+        self, chain: str, client: Mapping[int, int], about: list[Expression], counter: str, verdict: int
+    ) -> Iterator[Message]:
+        """What a client sends or gets above DNS_RATE is counted, and has this verdict.
+
+        ``client`` says where in the header its address is, by family.
+        """
+        for family, mask in CLIENT_MASKS.items():
+            rates = f"{chain}{4 if family == NFPROTO_IPV4 else 6}"
+            kind = TYPE_IPV4 if family == NFPROTO_IPV4 else TYPE_IPV6
+            yield self._rates_set(rates, kind, len(mask))
+            key = [_address(client[family], len(mask))]
+            if family == NFPROTO_IPV6:
+                key.append(_masked(mask))
+            over = [_over_rate(rates), _count(counter), _verdict(verdict)]
+            yield self._rule(chain, *_family(family), *about, *key, *over)
+
+    def _rates_set(self, name: str, kind: int, length: int) -> Message:
+        """The clients whose packets were seen of late, each with its bucket."""
+        attributes = [
+            ("NFTA_SET_TABLE", self._name),
+            ("NFTA_SET_NAME", name),
+            ("NFTA_SET_FLAGS", [SET_TIMEOUT, SET_EVAL]),
+            ("NFTA_SET_KEY_TYPE", kind),
+            ("NFTA_SET_KEY_LEN", length),
+            ("NFTA_SET_ID", 0),
+            ("NFTA_SET_TIMEOUT", DNS_RATE_TIMEOUT),
+            ("NFTA_SET_DESC", {"attrs": [("NFTA_SET_DESC_SIZE", DNS_CLIENTS)]}),
+            ("NFTA_SET_USERDATA", [("NFTNL_UDATA_SET_KEYBYTEORDER", _host32(NETWORK_ORDER))]),
+        ]
+        return _message(nft_set_msg, NEWSET, attributes, CREATE)
 
     def _hold(self) -> Expression:
         """To the queue."""
@@ -457,6 +509,36 @@ def _port(offset: int) -> Expression:
     )
 
 
+def _address(offset: int, length: int) -> Expression:
+    """An address out of the network header."""
+    return _expression(
+        "payload",
+        NFTA_PAYLOAD_DREG=REG_1,
+        NFTA_PAYLOAD_BASE=PAYLOAD_NETWORK_HEADER,
+        NFTA_PAYLOAD_OFFSET=offset,
+        NFTA_PAYLOAD_LEN=length,
+    )
+
+
+def _over_rate(rates: str) -> Expression:
+    """Goes on if the client in register 1 is above DNS_RATE: its bucket is in the set ``rates``."""
+    limit = _expression(
+        "limit",
+        NFTA_LIMIT_RATE=DNS_RATE,
+        NFTA_LIMIT_UNIT=1,
+        NFTA_LIMIT_BURST=DNS_BURST,
+        NFTA_LIMIT_TYPE=LIMIT_PACKETS,
+        NFTA_LIMIT_FLAGS=LIMIT_OVER,
+    )
+    return _expression(
+        "dynset",
+        NFTA_DYNSET_SET_NAME=rates,
+        NFTA_DYNSET_OP=DYNSET_UPDATE,
+        NFTA_DYNSET_SREG_KEY=REG_1,
+        NFTA_DYNSET_EXPR=limit,
+    )
+
+
 def _verdict(code: int, chain: str | None = None) -> Expression:
     verdict: list[tuple[str, Any]] = [("NFTA_VERDICT_CODE", code)]
     if chain is not None:
@@ -466,5 +548,8 @@ def _verdict(code: int, chain: str | None = None) -> Expression:
 
 
 def _count_and_drop(counter: str) -> list[Expression]:
-    count = _expression("objref", NFTA_OBJREF_IMM_TYPE=nft.NFT_OBJECT_COUNTER, NFTA_OBJREF_IMM_NAME=counter)
-    return [count, _verdict(DROP)]
+    return [_count(counter), _verdict(DROP)]
+
+
+def _count(counter: str) -> Expression:
+    return _expression("objref", NFTA_OBJREF_IMM_TYPE=nft.NFT_OBJECT_COUNTER, NFTA_OBJREF_IMM_NAME=counter)

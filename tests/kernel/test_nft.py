@@ -17,7 +17,17 @@ import pytest
 from enforcer.errors import KernelError, PrivilegeError
 from enforcer.kernel import addresses, conntrack, nft, table
 from enforcer.kernel.netlink import Message
-from enforcer.kernel.ruleset import COUNTERS, DNS_QUEUE, Dns, Ruleset, intervals
+from enforcer.kernel.ruleset import (
+    COUNTERS,
+    DNS_ANSWERS_OVER,
+    DNS_BURST,
+    DNS_QUESTIONS_OVER,
+    DNS_QUEUE,
+    DNS_RATE,
+    Dns,
+    Ruleset,
+    intervals,
+)
 
 from .conftest import Lab, inside, run
 
@@ -121,7 +131,18 @@ def test_the_chains_for_dns(netns: str, dns: Dns) -> None:
         rule = f"meta l4proto {protocol} iifname @inside ct direction original log group {DNS_QUEUE}"
         assert rule in " ".join(questions.split())
     # Native, or by nft_compat.
-    assert run("nft list chain inet enforcer dns_answers").count("ct direction reply") == 2
+    assert run("nft list chain inet enforcer dns_answers").count("queue num") == 2
+    text = " ".join(run("nft list table inet enforcer").split())
+    for chain, side, counter, verdict in (
+        ("dns_questions", "saddr", DNS_QUESTIONS_OVER, "return"),
+        ("dns_answers", "daddr", DNS_ANSWERS_OVER, "accept" if dns == "pass" else "drop"),
+    ):
+        rate = f"limit rate over {DNS_RATE}/second burst {DNS_BURST} packets"
+        over = f'{rate} }} counter name "{counter}" {verdict}'
+        assert f"update @{chain}4 {{ ip {side} {over}" in text
+        assert f"update @{chain}6 {{ ip6 {side} & ffff:ffff:ffff:ffff:: {over}" in text
+        for family in (4, 6):
+            assert f"set {chain}{family} {{ type ipv{family}_addr size 65536 flags dynamic,timeout" in text
     before = run("nft -s list table inet enforcer")
     nft.apply(wanted)
     assert run("nft -s list table inet enforcer") == before

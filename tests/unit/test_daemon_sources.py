@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from types import SimpleNamespace
@@ -19,14 +20,17 @@ class Something:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.due: list[float] = []
+        self.again: list[float | None] = []
         self._read, self._write = os.pipe()
 
     def fileno(self) -> int:
         return self._read
 
-    def drain(self) -> None:
+    def drain(self) -> float | None:
         self.calls.append("drain")
-        raise RuntimeError
+        if not self.again:
+            raise RuntimeError
+        return self.again.pop(0)
 
     def tick(self) -> float:
         self.calls.append("tick")
@@ -62,3 +66,15 @@ def test_drained_once_and_due_when_it_says_so(loop: Loop, monkeypatch: pytest.Mo
         assert opened._tick() == 0.0
         assert opened._tick() == 1.0
         assert opened._tick() == 1.0  # it has failed
+
+
+def test_it_comes_again_for_what_is_not_readable(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Something()
+    one.again = [0.0, 0.01, None]
+    monkeypatch.setattr(sources, "SOURCES", {"one": lambda *_: lambda: one})
+    enforced: Any = SimpleNamespace(store=None, tables=None, config={})
+    with closing(Sources(loop, enforced, lambda _: None)) as opened:
+        opened.take_up()
+        deadline = time.monotonic() + 10
+        loop.run(lambda: bool(one.again) and time.monotonic() < deadline)
+        assert one.calls.count("drain") == 3

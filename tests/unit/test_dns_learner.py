@@ -23,9 +23,13 @@ from scapy.packet import Packet
 from enforcer.datapath.address import pack
 from enforcer.dns import learner
 from enforcer.dns.alive import Alive, destinations
-from enforcer.dns.learner import COUNTS, Answer, Known, Learner, Reader, settings
+from enforcer.dns.counts import COUNTS
+from enforcer.dns.fair import BURST, SHARE
+from enforcer.dns.known import Known
+from enforcer.dns.learner import Learner
+from enforcer.dns.reader import Answer, Reader, settings
 from enforcer.errors import BusyError, KernelError
-from enforcer.facts import store as store_of_facts
+from enforcer.facts import names as learnt_names
 from enforcer.facts.store import ANYBODY, Names, Store
 from enforcer.kernel import queue
 
@@ -287,14 +291,18 @@ class Held:
     def __init__(self, *_: Any, fail_open: bool = True) -> None:
         self.packets: list[Any] = []
         self.accepted: list[int] = []
-        self.overflows = 0
+        self.dropped_ones: list[int] = []
+        self.overflows = self.late = 0
 
     def receive(self, limit: int) -> list[Any]:
         taken, self.packets = self.packets[:limit], self.packets[limit:]
         return taken
 
-    def accept_up_to(self, number: int) -> None:
-        self.accepted.append(number)
+    def accept(self, numbers: list[int]) -> None:
+        self.accepted += numbers
+
+    def drop(self, numbers: list[int]) -> None:
+        self.dropped_ones += numbers
 
     def fail_open(self, _: bool) -> None:
         pass
@@ -304,6 +312,22 @@ class Held:
 
     def fileno(self) -> int:
         return 0
+
+    def close(self) -> None:
+        pass
+
+
+class Watched:
+    """In the place of the process that lets go what is held too long."""
+
+    def __init__(self) -> None:
+        self.passes: list[bool] = []
+
+    def fail_open(self, passes: bool) -> None:
+        self.passes.append(passes)
+
+    def tick(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -328,17 +352,21 @@ class Scene:
 
     def bring(self, *names: str, ttl: int = 60) -> None:
         """A question and an answer for each; the address is the name's first number."""
-        log = self.learner._log
-        assert isinstance(log, Held)
         self.held.accepted.clear()
         for number, name in enumerate(names):
-            asked = query(name, number=number)
-            log.packets.append(bytes(ip(CLIENT, SERVER) / UDP(sport=4000, dport=53) / asked.to_wire()))
-            data = answer(asked, f"198.18.1.{name.split('.')[0][1:]}", ttl=ttl).to_wire()
-            self.held.packets.append(
-                queue.Packet(number, bytes(ip(SERVER, CLIENT) / UDP(sport=53, dport=4000) / data))
-            )
+            self.come(name, number, CLIENT, ttl)
         self.learner.drain()
+
+    def come(self, name: str, number: int, client: str, ttl: int = 60) -> None:
+        """A question is copied and its answer held."""
+        log = self.learner._log
+        assert isinstance(log, Held)
+        server = SERVER6 if ":" in client else SERVER
+        asked = query(name, number=number)
+        log.packets.append(bytes(ip(client, server) / UDP(sport=4000, dport=53) / asked.to_wire()))
+        data = answer(asked, f"198.18.1.{name.split('.')[0][1:]}", ttl=ttl).to_wire()
+        held = bytes(ip(server, client) / UDP(sport=53, dport=4000) / data)
+        self.held.packets.append(queue.Packet(number, held))
 
     def names(self) -> set[str]:
         return {row.name for row in self.store.names()}
@@ -349,7 +377,10 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     held, log = Held(), Held()
     monkeypatch.setattr(learner, "Queue", lambda *_, **__: held)
     monkeypatch.setattr(learner, "Log", lambda *_: log)
-    monkeypatch.setattr(learner.select, "epoll", type("", (), {"register": lambda *_: None}))
+    monkeypatch.setattr(learner, "Watchdog", lambda *_, **__: Watched())
+    monkeypatch.setattr(
+        learner.select, "epoll", type("", (), {"register": lambda *_: None, "close": lambda _: None})
+    )
     said: list[str] = []
     tables = Tables(held)
     with Store(tmp_path / "facts.db") as store:
@@ -361,7 +392,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 def test_learnt_in_one_change_before_it_is_let_go(scene: Scene) -> None:
     scene.bring("n1.lab.", "n2.lab.", "n3.lab.")
     assert scene.names() == {"n1.lab", "n2.lab", "n3.lab"}
-    assert scene.held.accepted == [2]
+    assert scene.held.accepted == [0, 1, 2]
     assert len(scene.tables.hosts) == 6
     assert scene.store.names_at(ANYBODY, packed("198.18.1.2")) == ("n2.lab",)
     assert scene.store.names_at(packed(CLIENT), packed("198.18.1.2")) == ("n2.lab",)
@@ -373,7 +404,7 @@ def test_learnt_in_one_change_before_it_is_let_go(scene: Scene) -> None:
 def test_a_bounded_number_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner, "AT_ONCE", 2)
     scene.bring("n1.lab.", "n2.lab.", "n3.lab.")
-    assert scene.held.accepted == [1]
+    assert scene.held.accepted == [0, 1]
     scene.held.accepted.clear()
     scene.learner.drain()
     assert scene.held.accepted == [2]
@@ -428,7 +459,7 @@ def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest
     # Halves: the first, [6 7 2 8], [6 7], [2 8], [2]; then it is not asked again for a second.
     assert scene.names() == {f"n{number}.lab" for number in (1, 3, 4, 5, 6, 7)}
     assert len(tries) == 6
-    assert scene.held.accepted == [7]
+    assert scene.held.accepted == [*range(8)]
     assert scene.learner.counts["unlearnt"] == 2
     assert scene.said == ["names not learnt (1 answers so far): the table hosts is full"]
     scene.bring("n8.lab.")
@@ -450,7 +481,7 @@ def test_another_change_that_does_not_end(scene: Scene) -> None:
     scene.bring("n1.lab.", "n2.lab.")
     assert scene.names() == set()
     assert scene.learner.counts["unlearnt"] == 2
-    assert scene.held.accepted == [1]
+    assert scene.held.accepted == [0, 1]
 
 
 def test_a_bug_holds_nothing_back(scene: Scene) -> None:
@@ -478,6 +509,7 @@ def test_all_questions_are_read_before_an_answer_is_judged(
 ) -> None:
     log = scene.learner._log
     assert isinstance(log, Held)
+    monkeypatch.setattr(learner, "_COPIES_TIME", 60.0)
     junk = [b""] * 20_000
     log.packets += junk
     scene.bring("n1.lab.")
@@ -491,7 +523,7 @@ def test_all_questions_are_read_before_an_answer_is_judged(
     scene.bring()
     scene.held.packets.append(queue.Packet(5, b""))
     scene.learner.drain()
-    assert len(log.packets) == 20_000 - 256 - 1024
+    assert len(log.packets) == 20_000 - 2 * 1024
     assert scene.held.accepted == [5]
 
 
@@ -503,10 +535,12 @@ def test_fail_open_is_set_only_if_it_changes(scene: Scene, monkeypatch: pytest.M
     scene.learner.use(scene.store, scene.tables, drop)
     scene.learner.use(scene.store, scene.tables, drop)
     assert calls == [False]
+    watched: Any = scene.learner._watchdog
+    assert watched.passes == [False]
 
 
 def test_what_was_crowded_out_is_learnt_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_of_facts, "NAMES_PER_HOST", 2)
+    monkeypatch.setattr(learnt_names, "NAMES_PER_HOST", 2)
     scene.bring("n1.a.lab.")
     scene.bring("n1.b.lab.", ttl=70)
     scene.bring("n1.c.lab.", ttl=20)
@@ -515,6 +549,93 @@ def test_what_was_crowded_out_is_learnt_again(scene: Scene, monkeypatch: pytest.
     assert scene.learner.counts["crowded-out"] == 1
     scene.bring("n1.a.lab.")
     assert scene.store.names_at(*host) == ("n1.a.lab", "n1.b.lab")
+
+
+FLOODING = pytest.mark.parametrize(
+    ("flooding", "other"), [(CLIENT, "10.0.1.3"), (CLIENT6, "fd00:1:0:1::2")], ids=["ipv4", "ipv6"]
+)
+
+
+@FLOODING
+@pytest.mark.parametrize("when_down", ["pass", "drop"])
+def test_what_is_above_a_clients_share_is_not_learnt(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, flooding: str, other: str, when_down: str
+) -> None:
+    """Another client's answer that came last is learnt in the same turn."""
+    scene.learner.use(scene.store, scene.tables, {**CONFIG, "dns": {**CONFIG["dns"], "when_down": when_down}})
+    for number in range(400):
+        scene.come(f"n{number % 200}.lab.", number, flooding)
+    scene.come("n201.lab.", 400, other)
+    scene.tables.held = Held()  # some go at once
+    assert scene.learner.drain() == 0.0
+    assert "n201.lab" in scene.names()
+    over = scene.learner.counts["answer-backlog"]
+    assert over > 100
+    at_once = scene.held.accepted if when_down == "pass" else scene.held.dropped_ones
+    assert at_once[:over] == list(range(400 - over, 400))
+    while scene.learner.drain() is not None:
+        pass
+    assert sorted(scene.held.accepted + scene.held.dropped_ones) == list(range(401))
+    assert scene.learner.counts["learnt"] == 401 - over
+
+
+@FLOODING
+def test_a_flood_of_questions_is_not_looked_at_as_a_whole(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, flooding: str, other: str
+) -> None:
+    read: list[bytes] = []
+    monkeypatch.setattr(scene.learner._reader, "question", lambda copy, _: read.append(copy))
+    log: Any = scene.learner._log
+    server = SERVER6 if ":" in other else SERVER
+    flood, question = (bytes(ip(client, server) / UDP(dport=53) / b"x") for client in (flooding, other))
+    log.packets = [flood] * 3000 + [question]
+    scene.held.packets.append(queue.Packet(1, b""))
+    scene.learner.drain()
+    assert read.count(flood) == learner.COPIES_OF_CLIENT
+    assert read.count(question) == 1
+    assert scene.learner.counts["question-backlog"] == 3000 - learner.COPIES_OF_CLIENT
+    log.packets = [flood]
+    scene.learner.drain()
+    assert read.count(flood) == learner.COPIES_OF_CLIENT + 1
+
+
+@FLOODING
+def test_a_client_without_time_waits_and_others_do_not(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, flooding: str, other: str
+) -> None:
+    clock, used = [1000.0], [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "thread_time", lambda: used[0])
+    scene.tables.fails = lambda _: used.__setitem__(0, used[0] + BURST)
+    scene.come("n1.lab.", 1, flooding)
+    assert scene.learner.drain() is None
+    scene.come("n2.lab.", 2, flooding)
+    scene.come("n3.lab.", 3, other)
+    scene.held.accepted.clear()
+    scene.tables.held = Held()
+    assert scene.learner.drain() == 0.0
+    assert scene.held.accepted == [3]
+    pause = scene.learner.drain()
+    assert pause is not None
+    assert 0 < pause < 0.1
+    clock[0] += 0.1 / SHARE
+    assert scene.learner.drain() is None
+    assert scene.held.accepted == [3, 2]
+    assert scene.names() == {"n1.lab", "n2.lab", "n3.lab"}
+
+
+def test_nothing_is_learnt_while_the_log_of_facts_is_too_large(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grown() -> None:
+        raise KernelError("the log is too large")
+
+    monkeypatch.setattr(scene.store, "check_log", grown)
+    scene.learner.tick()
+    scene.bring("n1.lab.")
+    assert scene.names() == set()
+    assert scene.held.accepted == [0]
+    assert scene.said == ["names not learnt (1 answers so far): the log is too large"]
 
 
 def test_another_change_is_not_waited_for_long(scene: Scene) -> None:

@@ -30,6 +30,16 @@ def test_a_datagram(ip: Packet) -> None:
 
 
 @both
+def test_the_ends_of_any_packet(ip: Packet) -> None:
+    data = bytes(ip / UDP(sport=53, dport=4000) / b"hello")
+    found = packet.parse(data)
+    assert found is not None
+    assert (packet.source(data), packet.destination(data)) == (found.source, found.destination)
+    for length in range(len(data)):
+        assert len(packet.source(data[:length])) == len(packet.destination(data[:length])) == 16
+
+
+@both
 def test_a_segment(ip: Packet) -> None:
     options = [("Timestamp", (1, 2)), ("NOP", None), ("NOP", None)]
     segment = TCP(sport=4000, dport=53, seq=7, flags="PA", options=options)

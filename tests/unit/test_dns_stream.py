@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.dns.packet import FIN, RST, SYN, TCP, Packet
-from enforcer.dns.stream import AHEAD, EARLY, OVERHEAD, SILENCE, Streams
+from enforcer.dns.stream import AHEAD, EARLY, OVERHEAD, SILENCE, TOTAL, Streams
 
 KEY = "a connection"
 
@@ -172,6 +172,23 @@ def test_all_together_are_bounded() -> None:
     streams.feed(3, segment(100, flags=RST))
     streams.feed(3, segment(99, flags=SYN))
     assert streams.feed(3, segment(100, framed(ONE))) == [ONE]
+
+
+def test_one_client_takes_nothing_from_others() -> None:
+    counts: Counter[str] = Counter()
+    streams = Streams(counts, limit=10, of_one_client=3, bytes_of_one_client=2500)
+    streams.feed("other", segment(99, flags=SYN), client=b"b")
+    for number in range(9):
+        streams.feed(number, segment(99, flags=SYN), client=b"a")
+    assert (len(streams), counts) == (4, {"tcp-evicted": 6})
+    streams.feed("other", segment(100, framed(ONE)[:20]), client=b"b")
+    for number in range(6, 9):
+        streams.feed(number, segment(100, b"\xff\xff" + bytes(998)), client=b"a")
+    assert (len(streams), counts["tcp-full"]) == (3, 1)
+    assert streams.feed("other", segment(120, framed(ONE)[20:]), client=b"b") == [ONE]
+    for key in ("other", *range(9)):
+        streams.feed(key, segment(0, flags=RST))
+    assert (len(streams), streams._room, streams._clients) == (0, TOTAL, {})
 
 
 @given(

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import ipaddress
 import multiprocessing
+import random
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from enforcer.datapath.address import pack
 from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
-from enforcer.facts import database, loading, numbers
+from enforcer.facts import database, loading, names, numbers
 from enforcer.facts import store as stores
+from enforcer.facts.names import FIRST, Place, client_prefix, size_of
 from enforcer.facts.store import (
     ANYBODY,
     COMMAND,
     FILE,
-    FIRST,
     Learnt,
     Names,
     NewSession,
-    Place,
     Sessions,
     Store,
     stored,
@@ -265,16 +267,16 @@ def test_one_answer_of_many_addresses_shares_a_set(store: Store) -> None:
 def test_an_address_of_too_many_names_keeps_the_longest_lived(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "NAMES_PER_HOST", 3)
-    names = learn(store, *(Learnt(A, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
-    assert names.sets == [(1, ("n2.example", "n3.example", "n4.example"))]
+    monkeypatch.setattr(names, "NAMES_PER_HOST", 3)
+    found = learn(store, *(Learnt(A, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
+    assert found.sets == [(1, ("n2.example", "n3.example", "n4.example"))]
     assert store.names_at(A, ORIGIN) == ("n2.example", "n3.example", "n4.example")
     # Whoever has learnt a name connects now: a new one stays, however short it lives.
     with store.change() as change:
         change.learn([Learnt(A, ORIGIN, "short.example", 1.0)])
         assert change.crowded_out == ["n2.example"]
     assert store.names_at(A, ORIGIN) == ("n3.example", "n4.example", "short.example")
-    monkeypatch.setattr(stores, "NAMES_PER_SHARED_HOST", 4)
+    monkeypatch.setattr(names, "NAMES_PER_SHARED_HOST", 4)
     learn(store, *(Learnt(ANYBODY, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
     assert len(store.names_at(ANYBODY, ORIGIN)) == 4
 
@@ -284,11 +286,11 @@ def address(number: int) -> bytes:
 
 
 def test_one_clients_names_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "NAMES_PER_CLIENT", 4)
+    monkeypatch.setattr(names, "BYTES_OF_CLIENT", 4 * size_of("www.example"))
     learn(store, Learnt(B, ORIGIN, "b.example", 1.0))
     learn(store, *(Learnt(A, address(number), "www.example", 100.0 + number) for number in range(4)))
-    names = learn(store, *(Learnt(A, address(number), "new.example", 2.0) for number in (0, 7)))
-    assert set(names.hosts) >= {((A, address(1)), 0)}
+    changed = learn(store, *(Learnt(A, address(number), "new.example", 2.0) for number in (0, 7)))
+    assert set(changed.hosts) >= {((A, address(1)), 0)}
     found = {(row.address, row.name) for row in store.names() if row.client == A}
     assert found == {
         (address(0), "new.example"),
@@ -301,12 +303,171 @@ def test_one_clients_names_are_bounded(store: Store, monkeypatch: pytest.MonkeyP
 
 
 def test_a_client_of_ipv6_is_a_64(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "NAMES_PER_CLIENT", 4)
+    monkeypatch.setattr(names, "BYTES_OF_CLIENT", 4 * size_of("www.example"))
     hosts = [bytes.fromhex("fd00000100000000") + number.to_bytes(8, "big") for number in range(6)]
     other = bytes.fromhex("fd00000100000001") + bytes(8)
     for number, client in enumerate([*hosts, other]):
         learn(store, Learnt(client, ORIGIN, "www.example", 100.0 + number))
     assert [row.client for row in store.names()] == [*hosts[2:], other]
+
+
+def caused(payer: bytes, where: bytes, name: str, expires: float) -> list[Learnt]:
+    """An answer's two rows: for the client, and for anybody."""
+    return [Learnt(who, where, name, expires, client_prefix(payer)) for who in (payer, ANYBODY)]
+
+
+def hosts_of(store: Store, client: bytes) -> set[bytes]:
+    return {row.address for row in store.names() if row.client == client}
+
+
+def test_rows_for_anybody_are_charged_to_who_caused_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "BYTES_OF_CLIENT", 6 * size_of("n0.example"))
+    learn(store, *caused(B, address(100), "b0.example", 1.0))
+    for number in range(20):
+        learn(store, *caused(A, address(number), f"n{number % 10}.example", 100.0 + number))
+    left = {address(number) for number in (17, 18, 19)}
+    assert hosts_of(store, A) == left
+    assert hosts_of(store, ANYBODY) == left | {address(100)}
+    assert hosts_of(store, B) == {address(100)}
+    # The kernel is told of all of it.
+    assert {host for host, _ in store.hosts()} == {(row.client, row.address) for row in store.names()}
+
+
+def test_a_common_name_is_charged_to_the_client_with_the_least(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that fills its share takes no name from others that were told it too."""
+    monkeypatch.setattr(names, "BYTES_OF_CLIENT", 6 * size_of("n0.example"))
+    learn(store, *caused(A, ORIGIN, "common.example", 1.0))
+    learn(store, *caused(A, ORIGIN6, "only-a.example", 1.0))
+    learn(store, *caused(B, ORIGIN, "common.example", 1.0))
+    for number in range(20):
+        learn(store, *caused(A, address(number), f"n{number % 10}.example", 100.0))
+    assert ORIGIN not in hosts_of(store, A)
+    assert store.names_at(ANYBODY, ORIGIN) == store.names_at(B, ORIGIN) == ("common.example",)
+    assert store.names_at(ANYBODY, ORIGIN6) == ()
+    # And not by confirming it when it has more than they.
+    learn(store, *caused(A, ORIGIN, "common.example", 2.0))
+    for number in range(20):
+        learn(store, *caused(A, address(number), f"m{number % 10}.example", 100.0))
+    assert store.names_at(ANYBODY, ORIGIN) == ("common.example",)
+
+
+def test_of_all_together_the_largest_makes_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_names_in_all", 20 * size_of("n0.example"))
+    learn(store, *caused(B, ORIGIN, "b0.example", 1.0))
+    learn(store, *caused(C, ORIGIN6, "c0.example", 1.0))
+    for number in range(40):
+        learn(store, *caused(A, address(number), f"n{number % 10}.example", 100.0 + number))
+    assert len(hosts_of(store, A)) == 8
+    assert hosts_of(store, B) == {ORIGIN}
+    assert hosts_of(store, C) == {ORIGIN6}
+    assert hosts_of(store, ANYBODY) == hosts_of(store, A) | {ORIGIN, ORIGIN6}
+
+
+def accounts(path: Path) -> tuple[dict[bytes, int], int, dict[str, int]]:
+    """What each client is charged, what all are, and how many rows use each name."""
+    with closing(sqlite3.connect(path)) as file:
+        charges = dict(file.execute("SELECT payer, bytes FROM charges"))
+        (total,) = file.execute("SELECT value FROM meta WHERE key = 'charged'").fetchone()
+        return charges, total, dict(file.execute("SELECT text, rows FROM texts"))
+
+
+def test_the_accounts_are_right_after_anything(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "BYTES_OF_CLIENT", 30 * size_of("n0.example"))
+    monkeypatch.setattr(names, "NAMES_PER_HOST", 3)
+    monkeypatch.setattr(names, "NAMES_PER_SHARED_HOST", 5)
+    monkeypatch.setattr(store, "_names_in_all", 70 * size_of("n0.example"))
+    chance = random.Random(8)
+    for step in range(300):
+        rows = []
+        for _ in range(chance.randint(1, 8)):
+            client = chance.choice([A, A, B, C])
+            where, name = address(chance.randrange(20)), f"n{chance.randrange(30)}.example"
+            rows += caused(client, where, name, step + chance.random() * 50)
+        with store.change() as change:
+            change.learn(rows)
+            if not step % 10:
+                change.forget_names(step, {address(3)}, {A + address(4)})
+        expected: Counter[bytes] = Counter()
+        used: Counter[str] = Counter()
+        with closing(sqlite3.connect(path)) as file:
+            for payer, name in file.execute(
+                "SELECT payer, texts.text FROM names JOIN texts ON number = names.text"
+            ):
+                expected[payer] += size_of(name)
+                used[name] += 1
+        assert accounts(path) == (expected, expected.total(), used)
+        assert max(expected.values()) <= 30 * size_of("n10.example")
+        assert {host for host, _ in store.hosts()} == {(row.client, row.address) for row in store.names()}
+        assert dict(store.name_sets()).keys() == {number for _, number in store.hosts()}
+    with store.change() as change:
+        change.forget_names(1e12)
+    assert accounts(path) == ({}, 0, {})
+    assert store.name_sets() == []
+
+
+def test_learning_costs_the_same_however_much_a_client_has(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps(rows: int) -> int:
+        """Of sqlite's machine, in hundreds."""
+        monkeypatch.setattr(names, "BYTES_OF_CLIENT", rows * size_of("n00000.example"))
+        for start in range(0, rows, 200):
+            answers = [
+                row
+                for number in range(start, start + 200)
+                for client, expires in ((B, 1.0 + number), (A, 10_000.0 + number))
+                for row in caused(client, address(number), f"n{number:05}.example", expires)
+            ]
+            learn(store, *answers)
+        taken: list[int] = []
+        store._database.set_progress_handler(lambda: taken.append(1), 100)
+        for number in range(20):
+            learn(store, *caused(A, address(90_000 + rows + number), f"n{number:05}.example", 1e6))
+        store._database.set_progress_handler(None, 0)
+        return len(taken)
+
+    few = steps(400)
+    assert steps(6400) < 1.5 * few
+
+
+@pytest.mark.parametrize(("length", "addresses"), [(10, 1), (250, 1), (10, 64), (250, 64)])
+def test_the_file_is_no_larger_than_what_is_charged(
+    store: Store, path: Path, length: int, addresses: int
+) -> None:
+    chance = random.Random(1)
+    for number in range(2000 // addresses):
+        name = f"{number:08}".ljust(length, "x")
+        learn(
+            store,
+            *(row for _ in range(addresses) for row in caused(A, chance.randbytes(16), name, 100.0 + number)),
+        )
+    _, total, _ = accounts(path)
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert path.stat().st_size < total + 100_000
+
+
+def test_a_reader_that_does_not_end_stops_learning(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "LARGEST_LOG", 2_000_000)
+    with closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchall()
+        for number in range(20):
+            learn(store, *caused(A, address(number), "www.example", 100.0))
+        store.check_log()
+        for number in range(200):
+            learn(store, *caused(A, address(number), f"n{number}.example", 100.0))
+        with pytest.raises(KernelError, match="reads the facts without end"):
+            store.check_log()
+    store.check_log()
 
 
 def test_names_are_forgotten_some_at_a_time(store: Store) -> None:
@@ -380,6 +541,41 @@ def test_a_file_of_another_format_is_begun_anew(store: Store, path: Path) -> Non
     with Store(path) as store:
         assert (store.count_sessions(), store.generation) == (0, 0)
         put(store, session(A, "a"))
+
+
+# The names of format 2, as they were made.
+FORMAT_2 = """
+DROP TABLE texts; DROP TABLE charges; DROP TABLE names; DELETE FROM meta WHERE key = 'charged';
+CREATE TABLE names (
+    client BLOB, address BLOB, name TEXT, expires REAL NOT NULL, PRIMARY KEY (client, address, name)
+) WITHOUT ROWID;
+CREATE INDEX names_by_expiry ON names (expires);
+PRAGMA user_version = 2;
+"""
+
+
+def test_the_format_before_is_brought_into_this_one(store: Store, path: Path) -> None:
+    put(store, session(A, "a"))
+    rows = [
+        Learnt(who, where, name, 100.0 + number)
+        for number, where in enumerate((ORIGIN, ORIGIN6))
+        for who in (A, C, ANYBODY)
+        for name in ("www.example", "a.longer.name.example")
+    ]
+    learn(store, *rows)
+    before = (list(store.sessions()), set(store.names()), store.hosts(), store.name_sets(), accounts(path))
+    with closing(sqlite3.connect(path)) as file:
+        file.executescript(FORMAT_2)
+        old = "INSERT INTO names VALUES (?, ?, ?, ?)"
+        file.executemany(old, [(row.client, row.address, row.name, row.expires) for row in rows])
+        file.commit()
+    with Store(path) as again:
+        after = (list(again.sessions()), set(again.names()), again.hosts(), again.name_sets(), accounts(path))
+        assert after == before
+        learn(again, Learnt(B, ORIGIN, "www.example", 200.0))
+        with again.change() as change:
+            change.forget_names(1e12)
+        assert accounts(path) == ({}, 0, {})
 
 
 def test_a_change_waits_for_another_and_not_for_ever(
