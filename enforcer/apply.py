@@ -191,7 +191,8 @@ def _put_back(gateway: Gateway, before: State | None, failed: Desired) -> None:
         gateway.down()
         return
     aim = target(Configuration.model_validate(gateway.state.config), gateway.state.config_file, gateway.state)
-    operations = plan(aim.wanted, gateway.actual(aim.wanted), failed, aim.state.tables)
+    actual = gateway.actual(aim.wanted, upgrade=False)
+    operations = plan(aim.wanted, actual, failed, aim.state.tables)
     gateway.apply(operations, aim.wanted, aim.contents, aim.state)
     gateway.drop_stale_pins()
 

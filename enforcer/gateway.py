@@ -88,7 +88,11 @@ class Gateway:
         self.instance = instance
         self.state = State.load(instance.state_file)
         bpffs = places.find_bpffs()
-        self.pins = Pins(places.directory(bpffs, instance.cookie)) if bpffs else None
+        self.pins = self._pins(bpffs) if bpffs else None
+
+    def _pins(self, bpffs: Path) -> Pins:
+        loaded = self.state or State()
+        return Pins(places.directory(bpffs, self.instance.cookie), loaded.loaded)
 
     @property
     def previous(self) -> Desired | None:
@@ -101,8 +105,8 @@ class Gateway:
             raise not_installed()
         return Maps(self.pins.maps(self.state.layout), self.state.layouts)
 
-    def actual(self, wanted: Desired) -> Actual:
-        """Reads what the kernel holds."""
+    def actual(self, wanted: Desired, *, upgrade: bool = True) -> Actual:
+        """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
         found = links.links()
         return Actual(
             links=found,
@@ -111,7 +115,7 @@ class Gateway:
             table=nft.installed(),
             hooks=self._hooked(found),
             sysctls=_sysctls(wanted, (name for name in wanted.outside if name in found)),
-            programs=self._program_ids(wanted),
+            programs=self._program_ids(wanted, upgrade),
             tables=self._tables(),
             settings=self._settings(),
         )
@@ -133,11 +137,11 @@ class Gateway:
         programs = hooks.attached(self.pins, names)
         return {(names[index], direction): program for (index, direction), program in programs.items()}
 
-    def _program_ids(self, wanted: Desired) -> dict[str, int]:
+    def _program_ids(self, wanted: Desired, upgrade: bool) -> dict[str, int]:
         state = self.state
         if state is None or self.pins is None:
             return {}
-        if state.programs != source_digest() or state.layout != layout_of(wanted):
+        if upgrade and (state.programs != source_digest() or state.layout != layout_of(wanted)):
             return {}
         return self.pins.program_ids()
 
@@ -184,6 +188,7 @@ class Gateway:
         applier.switch_fast_path()
         state.applied = time.time()
         self.save(state)
+        self.pins = applier.pins
 
     def save(self, state: State) -> None:
         """Makes ``state`` the state in force."""
@@ -192,9 +197,9 @@ class Gateway:
         self.state = state
 
     def drop_stale_pins(self) -> None:
-        """Unpins maps of layouts that are no longer in force."""
+        """Unpins maps and programs that are not in force."""
         if self.pins is not None and self.state is not None:
-            self.pins.remove_but(self.state.layout, self.state.stages)
+            self.pins.remove_others(self.state.layout)
 
     def down(self) -> list[str]:
         """Takes away everything that was ever installed; returns what was done.
@@ -298,6 +303,8 @@ class _Applier:
 
     def __init__(self, gateway: Gateway, wanted: Desired, contents: Contents | None, state: State):
         self.gateway = gateway
+        self.pins = gateway.pins
+        """Of what is in force, then of what was loaded."""
         self.wanted = wanted
         self.contents = contents
         self.fresh_maps = False
@@ -334,12 +341,11 @@ class _Applier:
             current.undo = self.state.undo
             current.save(self.gateway.instance.state_file)
 
-    def _unsettle(self, *, programs: bool) -> None:
+    def _unsettle(self) -> None:
         """The file must not vouch for what the next step replaces: a plan may end half-way."""
         current = State.load(self.gateway.instance.state_file)
         if current is not None:
             current.tables = ""
-            current.programs = "" if programs else current.programs
             current.save(self.gateway.instance.state_file)
 
     def _install_table(self, operations: list[InstallTable]) -> None:
@@ -366,26 +372,28 @@ class _Applier:
 
     def _load(self, operations: list[LoadPrograms]) -> None:
         gateway = self.gateway
-        if gateway.pins is None:
-            gateway.pins = Pins(places.directory(places.mount_bpffs(), gateway.instance.cookie))
+        if self.pins is None:
+            self.pins = gateway.pins = gateway._pins(places.mount_bpffs())
         before = gateway.state
         old = gateway.maps() if before and before.layout else None
         self.state.layout = layout_of(self.wanted)
         if old is not None and before is not None and before.layout == self.state.layout:
             _check_maps(old, before)
-        gateway.pins.directory.mkdir(parents=True, exist_ok=True)
-        self._unsettle(programs=True)
-        loaded = programs.load(gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins)
-        self.state.layouts, self.state.stages = loaded.layouts, loaded.stages
+        self.pins.directory.mkdir(parents=True, exist_ok=True)
+        if old is not None and before is not None and before.layout != self.state.layout:
+            self.pins.remove_maps(self.state.layout)
+        loaded = programs.load(self.pins, self.state.layout, self.wanted.flows, self.wanted.origins)
+        self.pins = loaded.pins
+        self.state.layouts, self.state.loaded = loaded.layouts, loaded.pins.loaded
         self.state.programs = source_digest()
         self.fresh_maps = before is None or before.layout != self.state.layout
         if old is not None and before is not None and before.layout != self.state.layout:
             programs.carry_over(old, self._maps())
 
     def _maps(self) -> Maps:
-        if self.gateway.pins is None:
+        if self.pins is None:
             raise KernelError("the BPF file system is gone", "Mount it: mount -t bpf bpf /sys/fs/bpf")
-        return Maps(self.gateway.pins.maps(self.state.layout), self.state.layouts)
+        return Maps(self.pins.maps(self.state.layout), self.state.layouts)
 
     def _switch(self, operations: list[SwitchTables]) -> None:
         from enforcer.facts.inforce import refill
@@ -393,7 +401,7 @@ class _Applier:
 
         if self.contents is None:
             raise KernelError("the policies are not loaded", "Reload: enforcer reload")
-        self._unsettle(programs=False)
+        self._unsettle()
         maps = self._maps()
         availability.write_timeouts(maps)
         current = maps.settings.get(0)
@@ -427,13 +435,13 @@ class _Applier:
 
     def switch_fast_path(self) -> None:
         """On or off, as wanted; what was learnt before these operations is stale."""
-        if self.gateway.pins is not None and self.state.layouts:
+        if self.pins is not None and self.state.layouts:
             with self._maps() as maps:
                 fast.switch(maps, on=self.wanted.fast_path)
 
     def _attach(self, operations: list[Attach]) -> None:
         found = links.links()
-        if self.gateway.pins is None:
+        if self.pins is None:
             return
         for operation in operations:
             if operation.interface not in found:
@@ -441,7 +449,7 @@ class _Applier:
             index = found[operation.interface].index
             if hooks.prepare(index):
                 self._note({"kind": "clsact", "interface": operation.interface})
-            hooks.attach(self.gateway.pins, index, operation.direction, operation.program)
+            hooks.attach(self.pins, index, operation.direction, operation.program)
 
     def _detach(self, operations: list[Detach]) -> None:
         found = links.links()
@@ -449,7 +457,7 @@ class _Applier:
             if operation.interface not in found:
                 continue
             name, index = operation.interface, found[operation.interface].index
-            hooks.detach(self.gateway.pins, index, operation.direction)
+            hooks.detach(self.pins, index, operation.direction)
             made = {"kind": "clsact", "interface": name}
             if made in self.state.undo and filters.remove_clsact(index):
                 self.state.undo.remove(made)
@@ -471,8 +479,8 @@ class _Applier:
         gone = [egress for operation in operations for egress in operation.egresses]
         ours = availability.Sources(gone)
         _forget(lambda entry: not _is_untranslated(entry) and entry.reply.destination in ours)
-        if self.gateway.pins is not None:
-            sweep.end_flows(self._maps().flows, self.gateway.pins, {egress.slot for egress in gone})
+        if self.pins is not None:
+            sweep.end_flows(self._maps().flows, self.pins, {egress.slot for egress in gone})
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:
         # Undone in reverse: a setting itself resets its followers, so it is noted after them.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from enforcer.datapath.programs import EARLIER
 from enforcer.errors import PrivilegeError
 from enforcer.policy.rules import MAX_POLICIES
 
@@ -37,8 +38,8 @@ class State:
     """Digest of the loaded programs' sources."""
     tables: str = ""
     """Digest of what the policy bank in force was made from."""
-    stages: str = ""
-    """Where the loaded programs' table of tail calls is pinned (enforcer/datapath/programs.py)."""
+    loaded: str = EARLIER
+    """Where the programs in force are pinned (enforcer/datapath/programs.py, Pins)."""
     layouts: dict[str, Any] = field(default_factory=dict)
     """BCC's descriptions of the maps (enforcer/datapath/layout.py)."""
     undo: list[dict[str, str]] = field(default_factory=list)
@@ -63,7 +64,8 @@ class State:
             raise PrivilegeError(f"cannot read {path}", "Run as root.") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             return None
-        return cls(**content)
+        known = {field.name for field in fields(cls)}  # an earlier version had others
+        return cls(**{name: value for name, value in content.items() if name in known})
 
 
 def assign(names: Iterable[str], known: dict[str, int], last: int) -> dict[str, int]:

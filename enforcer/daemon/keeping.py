@@ -70,10 +70,8 @@ class Keeping:
         assert gateway.state is not None
         with self._enforced.instance.change_lock():
             state = gateway.state
-            actual = gateway.actual(wanted)
-            if gateway.pins is not None:
-                # Newer sources on the disk are for the next start, in a process of its own.
-                actual = replace(actual, programs=gateway.pins.program_ids())
+            # Newer sources on the disk are for the next start, in a process of its own.
+            actual = gateway.actual(wanted, upgrade=False)
             # A bank without room is for a reload, too.
             actual = replace(actual, tables=state.tables)
             if distrust_table and actual.table is not None:

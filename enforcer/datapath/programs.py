@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ import numpy as np
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map, Maps
 
-_STAGES = "stages-"
+EARLIER = "programs"
+"""Where programs were pinned before each load had a directory of its own."""
+_STAGES = "stages"
+_LOAD, _MAPS = "load-", "maps-"
 # Maps whose content is carried over to a new layout; the rest is written anew at every start.
 _CARRIED = ("clients", "policy_hits", "reasons")
 
@@ -27,11 +30,13 @@ class Pins:
     """Where a gateway's programs and maps are pinned."""
 
     directory: Path
+    loaded: str = EARLIER
+    """The directory of one load: its programs and their table of tail calls, which no other load shares."""
 
     @property
     def programs(self) -> Path:
-        """The programs, by name."""
-        return self.directory / "programs"
+        """The programs of this load, by name."""
+        return self.directory / self.loaded
 
     @property
     def links(self) -> Path:
@@ -40,7 +45,7 @@ class Pins:
 
     def maps(self, layout_digest: str) -> Path:
         """The maps of one layout, by name."""
-        return self.directory / f"maps-{layout_digest[:16]}"
+        return self.directory / f"{_MAPS}{layout_digest[:16]}"
 
     def program(self, name: str) -> int:
         """A file descriptor of a pinned program."""
@@ -61,12 +66,17 @@ class Pins:
     def program_ids(self) -> dict[str, int]:
         """Ids of the pinned programs by name."""
         found = {}
-        if self.programs.is_dir():
-            for path in self.programs.iterdir():
-                fd = syscall.get(str(path))
-                found[path.name] = syscall.program_info(fd)[0]
-                os.close(fd)
+        for path in self.program_paths():
+            fd = syscall.get(str(path))
+            found[path.name] = syscall.program_info(fd)[0]
+            os.close(fd)
         return found
+
+    def program_paths(self) -> list[Path]:
+        """Where each program is pinned."""
+        if not self.programs.is_dir():
+            return []
+        return [path for path in self.programs.iterdir() if path.name != _STAGES]
 
     def remove(self) -> bool:
         """Unpins everything; True if there was anything."""
@@ -77,10 +87,20 @@ class Pins:
         self.directory.rmdir()
         return True
 
-    def remove_but(self, layout_digest: str, stages: str) -> None:
-        """Unpins the maps of other layouts, and the tails of other programs."""
-        for path in (*self.directory.glob("maps-*"), *self.directory.glob(f"{_STAGES}*")):
-            if path not in (self.maps(layout_digest), self.directory / stages):
+    def remove_maps(self, layout_digest: str) -> None:
+        """Unpins the maps of a layout that is not in force: a load that was not completed has left them."""
+        if self.maps(layout_digest).is_dir():
+            _remove_directory(self.maps(layout_digest))
+
+    def remove_others(self, layout_digest: str) -> None:
+        """Unpins other loads and the maps of other layouts. Not before this load is all that is attached.
+
+        Without a pin the kernel empties a table of tail calls, whatever still calls it.
+        """
+        if not self.directory.is_dir():
+            return
+        for path in self.directory.iterdir():
+            if path not in (self.programs, self.maps(layout_digest), self.links):
                 _remove_directory(path)
 
 
@@ -97,43 +117,37 @@ def layout_digest(definition: str, flows: int, origins: int) -> str:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded: the maps' layouts, and the name of the directory with the table of tail calls."""
+    """What was loaded: the maps' layouts, and where the programs are pinned."""
 
     layouts: dict[str, Any]
-    stages: str
+    pins: Pins
 
 
 def load(pins: Pins, digest: str, flows: int, origins: int) -> Loaded:
     """Compiles and loads the programs on the maps of this layout, and pins both.
 
-    Nothing is attached. Programs that are attached already keep running on their maps, and calling their own
-    tails.
+    Nothing is attached, and nothing that is pinned is replaced: programs that are attached already keep
+    running on their maps, and calling their own tails.
     """
     from enforcer.datapath import compiler  # BCC: only in a process that ends
 
     directory = pins.maps(digest)
     fresh = not directory.is_dir()
     directory.mkdir(parents=True, exist_ok=True)
-    stages = pins.directory / f"{_STAGES}{os.urandom(4).hex()}"
-    stages.mkdir()
+    own = replace(pins, loaded=f"{_LOAD}{os.urandom(4).hex()}")
+    own.programs.mkdir()
+    stages = own.programs / _STAGES
     try:
-        compiled = compiler.compile_programs(directory, stages / "stages", flows, origins)
-        _link(stages / "stages", compiled.programs["decide"])
+        compiled = compiler.compile_programs(directory, stages, flows, origins)
+        _link(stages, compiled.programs["decide"])
+        for name, fd in compiled.programs.items():
+            syscall.pin(fd, str(own.programs / name))
     except BaseException:
-        _remove_directory(stages)
+        _remove_directory(own.programs)
         if fresh:
             _remove_directory(directory)
         raise
-    new = pins.directory / "programs-new"
-    if new.is_dir():
-        _remove_directory(new)
-    new.mkdir()
-    for name, fd in compiled.programs.items():
-        syscall.pin(fd, str(new / name))
-    if pins.programs.is_dir():
-        _remove_directory(pins.programs)
-    new.rename(pins.programs)
-    return Loaded(compiled.layouts, stages.name)
+    return Loaded(compiled.layouts, own)
 
 
 def _link(stages: Path, program: int) -> None:

@@ -36,7 +36,7 @@ class Source:
             )
         self.instance = instance
         self.state = state
-        self.pins = Pins(places.directory(bpffs, instance.cookie))
+        self.pins = Pins(places.directory(bpffs, instance.cookie), state.loaded)
         self.maps = Maps(self.pins.maps(state.layout), state.layouts)
 
     @property
