@@ -71,6 +71,10 @@ class BusyError(EnforcerError):
     """Another process is this gateway's daemon, or changes the gateway just now."""
 
 
+class LockedError(EnforcerError):
+    """Another process changes the gateway at this moment."""
+
+
 class NotInstalledError(EnforcerError):
     """Nothing is enforced on this gateway (no state to show or take away)."""
 

@@ -12,13 +12,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from enforcer.datapath.programs import EARLIER
+from enforcer.datapath.programs import IN_FORCE
 from enforcer.errors import PrivilegeError
 from enforcer.policy.rules import MAX_POLICIES
 
 FORMAT = 1
 LAST_SLOT = 16383
 LAST_POLICY = MAX_POLICIES
+
+
+OTHER_SIDE = ("config", "slots", "layout", "layouts")
+"""What :attr:`State.half_done` has of the other state, to take away what is there of it."""
 
 
 @dataclass
@@ -38,13 +42,20 @@ class State:
     """Digest of the loaded programs' sources."""
     tables: str = ""
     """Digest of what the policy bank in force was made from."""
-    loaded: str = EARLIER
+    loaded: str = IN_FORCE
     """Where the programs in force are pinned (enforcer/datapath/programs.py, Pins)."""
     layouts: dict[str, Any] = field(default_factory=dict)
     """BCC's descriptions of the maps (enforcer/datapath/layout.py)."""
     undo: list[dict[str, str]] = field(default_factory=list)
     """What `down` puts back, oldest first."""
+    half_done: dict[str, Any] | None = None
+    """The plan that is under way or was not completed: since when, by which process, its operations, and the
+    other side of it (OTHER_SIDE): what it is about to put in force, then what was in force before."""
     format: int = FORMAT
+
+    def other_side(self) -> dict[str, Any]:
+        """This state as the other side of a plan."""
+        return {name: getattr(self, name) for name in OTHER_SIDE}
 
     def save(self, path: Path) -> None:
         """Writes the file as a whole or not at all."""

@@ -14,6 +14,7 @@ from enforcer.facts.inforce import InForce, refill
 from enforcer.facts.store import Store
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance, not_installed
+from enforcer.state import State
 
 
 class Enforced:
@@ -50,6 +51,12 @@ class Enforced:
     def database(self) -> Path | None:
         """The database of places that the configuration names."""
         return _path(self.config.get("geoip", {}).get("database"))
+
+    @property
+    def half_done(self) -> bool:
+        """Whether a plan was not completed: what is in force is to be put back."""
+        state = State.load(self.instance.state_file)
+        return state is not None and state.half_done is not None
 
     def take_up(self) -> None:
         """What another process has put in force. After an error all is as before, for another try."""

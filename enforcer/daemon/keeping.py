@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -10,17 +11,19 @@ import numpy as np
 from enforcer import availability
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
-from enforcer.errors import KernelError
+from enforcer.errors import KernelError, LockedError
 from enforcer.kernel.watch import NFT, ROUTE, Watch
 from enforcer.plan import LoadPrograms, SwitchTables, plan
 
 _AUDIT_EVERY = 60.0
 # While a process changes the gateway: look again after so many seconds.
 _TICK = 1.0
+# Seconds that the loop waits for a process that is about to say that it changes the gateway, or just did.
+_PATIENCE = 0.2
 
 
 class Keeping:
-    """``reloading`` tells whether a process changes the gateway just now, which is then left alone."""
+    """``reloading`` tells whether a process changes the gateway or heals it, which is then left alone."""
 
     def __init__(
         self,
@@ -68,7 +71,9 @@ class Keeping:
         """
         gateway, wanted = self._enforced.gateway, self._enforced.wanted
         assert gateway.state is not None
-        with self._enforced.instance.change_lock():
+        with self._enforced.instance.change_lock(_PATIENCE):
+            if not gateway.is_current():
+                raise LockedError("another process has changed this gateway")
             state = gateway.state
             # Newer sources on the disk are for the next start, in a process of its own.
             actual = gateway.actual(wanted, upgrade=False)
@@ -92,15 +97,18 @@ class Keeping:
         """What no event tells: kernel settings, conntrack's timeouts."""
         if self._reloading():
             return _TICK
-        self._put_back()
-        self.refresh()
-        return _AUDIT_EVERY
+        with suppress(LockedError):
+            self._put_back()
+            self.refresh()
+            return _AUDIT_EVERY
+        return _TICK
 
     def _look_at_hooks(self) -> float:
         """Nothing tells of a program that somebody takes off its hook."""
         gateway, wanted = self._enforced.gateway, self._enforced.wanted
         if gateway.pins is not None and not self._reloading() and not gateway.hooked(wanted):
-            self._put_back()
+            with suppress(LockedError):
+                self._put_back()
         return _TICK
 
     def _on_events(self) -> None:
@@ -114,6 +122,10 @@ class Keeping:
             kinds = self._news
             if ROUTE in kinds:
                 self.refresh()
-            self._put_back(distrust_table=NFT in kinds)
+            try:
+                self._put_back(distrust_table=NFT in kinds)
+            except LockedError:
+                self._loop.call("events", _TICK)
+                return
             # Writing a large table overflows the queue of events, which reads as a change by somebody else.
             self._news = self._watch.drain() - {NFT} if NFT in kinds else set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -62,23 +61,12 @@ class Sweeping:
         found = sweep.sweep(maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE)
         suspects = np.concatenate([sweep.some(found.unanswered, _ASK_UNANSWERED), found.idle])
         if len(suspects):
-            unknown = conntrack.missing([_tuple(key) for key in suspects])
+            unknown = conntrack.missing([conntrack.Tuple.of(key) for key in suspects])
             sweep.reap(pins, suspects[unknown], unknown=True)
         # They would hold their ports for hours. One that has spoken just now is still there.
         over = [key for key in found.outlived if maps.flows.get(key) is None]
         if over:
-            conntrack.delete([_tuple(key) for key in over])
+            conntrack.delete([conntrack.Tuple.of(key) for key in over])
         if len(found.unanswered) <= _ASK_UNANSWERED:
             self._asked_since = began - 2.5
         sweep.forget_origins(maps.origins, pins)
-
-
-def _tuple(key: Any) -> conntrack.Tuple:
-    """A flow's key as conntrack's original tuple."""
-    return conntrack.Tuple(
-        int(key["protocol"]),
-        key["client"].tobytes(),
-        key["origin"].tobytes(),
-        int(key["client_port"].byteswap()),
-        int(key["origin_port"].byteswap()),
-    )

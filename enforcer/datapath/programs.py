@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,12 @@ import numpy as np
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map, Maps
 
-EARLIER = "programs"
-"""Where programs were pinned before each load had a directory of its own."""
+IN_FORCE = "programs"
+"""A link to the load in force, for people and their tools; the state file says which it is. Programs were
+pinned in a directory of this name before each load had one of its own."""
 _STAGES = "stages"
 _LOAD, _MAPS = "load-", "maps-"
-# Maps whose content is carried over to a new layout; the rest is written anew at every start.
+# Maps whose content is carried over to a new layout; the rest is written before the programs are attached.
 _CARRIED = ("clients", "policy_hits", "reasons")
 
 
@@ -30,7 +31,7 @@ class Pins:
     """Where a gateway's programs and maps are pinned."""
 
     directory: Path
-    loaded: str = EARLIER
+    loaded: str = IN_FORCE
     """The directory of one load: its programs and their table of tail calls, which no other load shares."""
 
     @property
@@ -78,19 +79,28 @@ class Pins:
             return []
         return [path for path in self.programs.iterdir() if path.name != _STAGES]
 
+    def show_in_force(self) -> None:
+        """Makes the link IN_FORCE lead to this load."""
+        link, new = self.directory / IN_FORCE, self.directory / f"{IN_FORCE}-new"
+        if self.loaded == IN_FORCE or (link.is_dir() and not link.is_symlink()):
+            return
+        new.unlink(missing_ok=True)
+        new.symlink_to(self.loaded)
+        new.rename(link)
+
     def remove(self) -> bool:
         """Unpins everything; True if there was anything."""
         if not self.directory.is_dir():
             return False
         for path in self.directory.iterdir():
-            _remove_directory(path)
+            _remove(path)
         self.directory.rmdir()
         return True
 
     def remove_maps(self, layout_digest: str) -> None:
         """Unpins the maps of a layout that is not in force: a load that was not completed has left them."""
         if self.maps(layout_digest).is_dir():
-            _remove_directory(self.maps(layout_digest))
+            _remove(self.maps(layout_digest))
 
     def remove_others(self, layout_digest: str) -> None:
         """Unpins other loads and the maps of other layouts. Not before this load is all that is attached.
@@ -100,11 +110,16 @@ class Pins:
         if not self.directory.is_dir():
             return
         for path in self.directory.iterdir():
-            if path not in (self.programs, self.maps(layout_digest), self.links):
-                _remove_directory(path)
+            if path not in (self.programs, self.maps(layout_digest), self.links) and not path.is_symlink():
+                _remove(path)
+        self.show_in_force()
 
 
-def _remove_directory(path: Path) -> None:
+def _remove(path: Path) -> None:
+    """A directory of pins, or a link, which is not followed."""
+    if path.is_symlink():
+        path.unlink()
+        return
     for entry in path.iterdir():
         entry.unlink()
     path.rmdir()
@@ -143,9 +158,9 @@ def load(pins: Pins, digest: str, flows: int, origins: int) -> Loaded:
         for name, fd in compiled.programs.items():
             syscall.pin(fd, str(own.programs / name))
     except BaseException:
-        _remove_directory(own.programs)
+        _remove(own.programs)
         if fresh:
-            _remove_directory(directory)
+            _remove(directory)
         raise
     return Loaded(compiled.layouts, own)
 
@@ -164,10 +179,60 @@ def carry_over(old: Maps, new: Maps) -> None:
         for keys, values in source.chunks():
             target.put_many(_converted(keys, target.key), _converted(values, target.value))
     _carry_flows(old, new)
-    zero = np.zeros((), dtype=new.settings.value)
-    settings = old.settings.get(0)
-    if settings is not None:
-        new.settings.put(0, _converted(settings.reshape(1), zero.dtype)[0])
+
+
+def catch_up(old: Maps, new: Maps) -> int:
+    """Copies flows that were opened on the old maps since, while programs were exchanged; returns how many.
+
+    The new maps are in use. An origin's count that a program changes at this very moment may be one off.
+    """
+    keys, values = old.flows.items()
+    keys, values = _converted(keys, new.flows.key), _converted(values, new.flows.value)
+    missing = ~np.isin(_raw(keys), _raw(new.flows.items()[0]))
+    keys, values = keys[missing], values[missing]
+    new.flows.put_many(keys, values)
+    live: Counter[bytes] = Counter()
+    slots: dict[bytes, int] = {}
+    _count(keys, values, new, live, slots)
+    for key, number in live.items():
+        where = np.frombuffer(key, dtype=new.origins.key)[0]
+        row = new.origins.get(where)
+        if row is None:
+            _put_origins(new, {key: number}, slots)
+            continue
+        row["active"] += number
+        row["total"] += number
+        row["peak"] = max(row["peak"], row["active"])
+        new.origins.put(where, row)
+    return len(keys)
+
+
+def _raw(keys: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(keys).view(f"V{keys.dtype.itemsize}").reshape(-1)
+
+
+def _count(
+    keys: np.ndarray, values: np.ndarray, new: Maps, live: Counter[bytes], slots: dict[bytes, int]
+) -> None:
+    """Adds these flows to the counts by origin."""
+    counted = values["counted"] == 1
+    origins = np.zeros(int(counted.sum()), dtype=new.origins.key)
+    origins["source"] = values["source"][counted]
+    for name in ("origin", "origin_port", "protocol"):
+        origins[name] = keys[name][counted]
+    for key, slot in zip(origins, values["slot"][counted], strict=True):
+        live[key.tobytes()] += 1
+        slots[key.tobytes()] = int(slot)
+
+
+def _put_origins(new: Maps, live: Mapping[bytes, int], slots: Mapping[bytes, int]) -> None:
+    """Enters origins that the new maps don't have."""
+    keys = np.frombuffer(b"".join(live), dtype=new.origins.key)
+    rows = np.zeros(len(keys), dtype=new.origins.value)
+    rows["active"] = rows["peak"] = rows["total"] = list(live.values())
+    rows["slot"] = [slots[key] for key in live]
+    rows["used"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    new.origins.put_many(keys, rows)
 
 
 def _carry_flows(old: Maps, new: Maps) -> None:
@@ -176,26 +241,14 @@ def _carry_flows(old: Maps, new: Maps) -> None:
     slots: dict[bytes, int] = {}
     for keys, values in old.flows.chunks():
         new.flows.put_many(_converted(keys, new.flows.key), _converted(values, new.flows.value))
-        counted = values["counted"] == 1
-        origins = np.zeros(int(counted.sum()), dtype=new.origins.key)
-        origins["source"] = values["source"][counted]
-        for name in ("origin", "origin_port", "protocol"):
-            origins[name] = keys[name][counted]
-        for key, slot in zip(origins, values["slot"][counted], strict=True):
-            live[key.tobytes()] += 1
-            slots[key.tobytes()] = int(slot)
+        _count(keys, values, new, live, slots)
     for keys, values in old.origins.chunks():
         carried, rows = _converted(keys, new.origins.key), _converted(values, new.origins.value)
         rows["active"] = [live.pop(key.tobytes(), 0) for key in carried]
         rows["dead"] = 0
         new.origins.put_many(carried, rows)
     if live:
-        keys = np.frombuffer(b"".join(live), dtype=new.origins.key)
-        rows = np.zeros(len(keys), dtype=new.origins.value)
-        rows["active"] = rows["peak"] = rows["total"] = list(live.values())
-        rows["slot"] = [slots[key] for key in live]
-        rows["used"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        new.origins.put_many(keys, rows)
+        _put_origins(new, live, slots)
 
 
 def _converted(array: np.ndarray, to: np.dtype) -> np.ndarray:

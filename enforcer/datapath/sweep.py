@@ -96,12 +96,15 @@ def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
     return _run(pins, "reap", keys, UNKNOWN if unknown else 0)
 
 
+def flows_of(flows: Map, slots: set[int]) -> np.ndarray:
+    """The keys of these slots' flows."""
+    found = [keys[np.isin(values["slot"], list(slots))] for keys, values in flows.chunks()]
+    return np.concatenate(found) if found else np.zeros(0, dtype=flows.key)
+
+
 def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
     """Deletes the flows of these slots, whatever their state; returns how many."""
-    ended = 0
-    for keys, values in flows.chunks():
-        ended += _run(pins, "reap", keys[np.isin(values["slot"], list(slots))], EVERY)
-    return ended
+    return _run(pins, "reap", flows_of(flows, slots), EVERY)
 
 
 def forget_origins(origins: Map, pins: Pins) -> int:

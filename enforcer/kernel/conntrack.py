@@ -14,7 +14,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import ACK, NETLINK_NETFILTER, REQUEST, Channel, Message
@@ -61,6 +61,17 @@ class Tuple(NamedTuple):
     destination: bytes
     source_port: int
     destination_port: int
+
+    @classmethod
+    def of(cls, key: Any) -> Tuple:
+        """The original direction of a flow, by its key in the map of flows."""
+        return cls(
+            int(key["protocol"]),
+            key["client"].tobytes(),
+            key["origin"].tobytes(),
+            int(key["client_port"].byteswap()),
+            int(key["origin_port"].byteswap()),
+        )
 
 
 class Entry(NamedTuple):

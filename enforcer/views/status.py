@@ -11,6 +11,7 @@ from enforcer.datapath import fast, ways
 from enforcer.datapath.maps import Maps
 from enforcer.errors import LayoutError, NotInstalledError
 from enforcer.instance import Instance
+from enforcer.state import State
 from enforcer.views.egress import egress
 from enforcer.views.reasons import packets_of, reasons
 from enforcer.views.source import Source
@@ -25,7 +26,7 @@ def status(instance: Instance) -> dict[str, Any]:
     try:
         source = Source(instance)
     except NotInstalledError:
-        return _down(pid)
+        return _down(pid) | {"half_done": _half_done(instance, State.load(instance.state_file))}
     rows = egress(source)
     tally = reasons(source)
     config = source.config
@@ -55,6 +56,20 @@ def status(instance: Instance) -> dict[str, Any]:
         "config_file": source.state.config_file,
         "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
         "fast_path": _fast_path(source.maps),
+        "half_done": _half_done(instance, source.state),
+    }
+
+
+def _half_done(instance: Instance, state: State | None) -> dict[str, Any] | None:
+    """The plan that is under way, or that was not completed and is going to be healed; None if none is."""
+    if state is None or state.half_done is None:
+        return None
+    pid = state.half_done["pid"]
+    return {
+        "since": datetime.fromtimestamp(state.half_done["since"], UTC).isoformat(timespec="seconds"),
+        "pid": pid,
+        "under_way": instance.changing_pid() == pid,
+        "operations": state.half_done["operations"],
     }
 
 
