@@ -36,10 +36,11 @@ from enforcer.facts.store import Store
 from enforcer.facts.switching import Contents
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance, not_installed
-from enforcer.kernel import links
+from enforcer.kernel import links, nft
 from enforcer.kernel.namespace import netns_cookie
 from enforcer.plan import Operation, SwitchTables, plan
-from enforcer.state import LAST_POLICY, LAST_SLOT, State, assign
+from enforcer.reach import reach
+from enforcer.state import LAST_POLICY, LAST_SLOT, LOST, State, assign
 
 Progress = Callable[[str], None]
 
@@ -212,7 +213,9 @@ def _changing(progress: Progress) -> Iterator[Gateway]:
         if os.getppid() != _PARENT:
             raise EnforcerError("the process that asked for this has ended")
         progress(CHANGING)
-        yield Gateway(instance)
+        gateway = Gateway(instance)
+        reach(gateway)
+        yield gateway
 
 
 _PARENT = os.getppid()
@@ -225,12 +228,17 @@ def _in_force(state: State) -> Prepared:
 def _apply(
     gateway: Gateway, prepared: Prepared, progress: Progress, *, distrust_table: bool = False
 ) -> dict[str, list[str]]:
+    orphaned = _is_orphaned(gateway.state) and nft.installed() is not None
+    if orphaned and gateway.state is None:
+        gateway.state = State(undo=[LOST])
     before = gateway.state
     aim = aim_at(prepared, before)
     operations = planned(gateway, aim, distrust_table=distrust_table)
     try:
         gateway.apply(operations, aim.wanted, aim.contents, aim.state, progress=progress)
     except Exception as error:
+        if orphaned:
+            raise  # what was in force is not known; its table keeps the gateway closed
         try:
             _put_back(gateway, before, progress)
         except EnforcerError as second:
@@ -241,6 +249,11 @@ def _apply(
         "operations": [str(operation) for operation in operations],
         "warnings": [str(warning) for warning in prepared.config.warnings],
     }
+
+
+def _is_orphaned(state: State | None) -> bool:
+    """Whether what is in force is not known, and was not when a plan failed before."""
+    return state is None or (LOST in state.undo and not state.config)
 
 
 def _put_back(gateway: Gateway, before: State | None, progress: Progress) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from itertools import groupby
@@ -18,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enforcer import __version__, availability, hooks
-from enforcer.datapath import fast, programs, sweep
+from enforcer import __version__, adoption, availability, hooks, reach
+from enforcer.datapath import carry, fast, loss, programs, sweep
 from enforcer.datapath import pins as places
 from enforcer.datapath.address import pack
 from enforcer.datapath.banks import BANK, is_crowded
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
 from enforcer.desired import Desired, desired, united
-from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeError
+from enforcer.errors import BusyError, EnforcerError, KernelError, LostPinError, PrivilegeError
 from enforcer.facts.store import Store
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
@@ -39,6 +40,7 @@ from enforcer.plan import (
     AddRange,
     Attach,
     Detach,
+    DetachUnknown,
     EndFlows,
     InstallTable,
     LoadPrograms,
@@ -52,7 +54,7 @@ from enforcer.plan import (
     accept_ra,
     settings_of,
 )
-from enforcer.state import OTHER_SIDE, State
+from enforcer.state import LOST, OTHER_SIDE, State
 
 if TYPE_CHECKING:
     from enforcer.facts.switching import Contents
@@ -94,9 +96,9 @@ class Gateway:
         self.pins = self.pins_at(bpffs) if bpffs else None
 
     def pins_at(self, bpffs: Path) -> Pins:
-        """Where this gateway's programs in force are pinned in a bpffs."""
+        """Where this gateway's programs and maps in force are pinned in a bpffs."""
         state = self.state or State()
-        return Pins(places.directory(bpffs, self.instance.cookie), state.loaded)
+        return Pins(places.directory(bpffs, self.instance.cookie), state.loaded, state.maps)
 
     @property
     def previous(self) -> Desired | None:
@@ -118,10 +120,17 @@ class Gateway:
         return current.applied == known.applied and (half_done is None or half_done["pid"] == os.getpid())
 
     def maps(self) -> Maps:
-        """The maps in force. Raises NotInstalledError when one is opened that isn't there."""
+        """The maps in force. Raises NotInstalledError; LostPinError when one is opened that isn't there."""
         if self.state is None or self.pins is None:
             raise not_installed()
-        return Maps(self.pins.maps(self.state.layout), self.state.layouts)
+        return Maps(self.pins.maps, self.state.layouts)
+
+    def lost(self) -> list[str]:
+        """Names of the maps and programs in force whose pins are gone."""
+        if self.state is None or self.pins is None or not self.state.layouts:
+            return []
+        with self.maps() as maps:
+            return loss.lost_maps(maps, self.state.layouts) + loss.lost_programs(self.pins)
 
     def actual(self, wanted: Desired, *, upgrade: bool = True) -> Actual:
         """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
@@ -136,6 +145,7 @@ class Gateway:
             hooks=self._hooked(found),
             sysctls=_sysctls(wanted, (name for name in wanted.outside if name in found)),
             programs=self._program_ids(wanted, upgrade),
+            lost=tuple(self.lost()),
             tables=self._tables(),
             settings=self._settings(),
         )
@@ -163,7 +173,7 @@ class Gateway:
             return {}
         if upgrade and (state.programs != source_digest() or state.layout != layout_of(wanted)):
             return {}
-        return self.pins.program_ids()
+        return {} if self.lost() else self.pins.program_ids()
 
     def _tables(self) -> str:
         """The digest of the bank in force; none if it is to be made anew.
@@ -229,7 +239,15 @@ class Gateway:
             before.half_done = current.half_done | current.other_side()
         self.save(before)
         if self.pins is not None:
-            self.pins = replace(self.pins, loaded=before.loaded)
+            self.pins = replace(self.pins, loaded=before.loaded, shared=before.maps)
+
+    def _own_addresses(self) -> list[availability.Sources]:
+        """The addresses that connections were translated to, with the state lost: those that are held."""
+        known = [each for each in (self.previous, self.left) if each is not None]
+        if known:
+            return [availability.Sources(each.ours, each) for each in known]
+        held = [interface.ip for _, interface in addresses.held(ours=True)]
+        return [availability.Sources.of(held, addresses.ranges(ours=True))]
 
     def save(self, state: State) -> None:
         """Makes ``state`` the state in force."""
@@ -245,7 +263,7 @@ class Gateway:
         done: list[str] = []
         failures: list[EnforcerError] = []
         state = self.state or State()
-        wanted = [each for each in (self.previous, self.left) if each is not None]
+        ours = self._own_addresses()
         if self.state is not None:
             what = state.half_done or {"since": time.time(), **State().other_side()}
             state.half_done = what | {"pid": os.getpid(), "operations": ["take everything away"]}
@@ -275,27 +293,40 @@ class Gateway:
                 step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
             if name in multicast:
                 step(f"unset allmulti on {name}", lambda name=name: links.set_allmulti(name, False))
+        step("detached programs whose pins were out of reach", lambda: reach.detach_hidden(self))
         step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
         step("removed local ranges", lambda: addresses.remove_ranges(addresses.ranges(ours=True)))
         # The table keeps the gateway's own services silent at these addresses for as long as they are there.
         step("removed nftables table inet enforcer", nft.remove)
-        if wanted:
-            ours = [availability.Sources(each.ours, each) for each in wanted]
-            step(
-                "forgot translated connections",
-                lambda: _forget(
-                    lambda entry: (
-                        not _is_untranslated(entry) and any(entry.reply.destination in some for some in ours)
-                    )
-                ),
-            )
+        step(
+            "forgot translated connections",
+            lambda: _forget(
+                lambda entry: (
+                    not _is_untranslated(entry) and any(entry.reply.destination in some for some in ours)
+                )
+            ),
+        )
         if self.pins is not None:
             step("removed programs and maps", self.pins.remove)
+        if LOST in state.undo or (self.state is None and done):
+            done.append(
+                "left: kernel settings (forwarding, too), clsact qdiscs and allmulti as the enforcer set "
+                "them; how they were before was in a state file that is lost"
+            )
         if failures:
-            raise failures[0]  # the state file stays, for another try
+            # The state file stays, for another try.
+            raise _together(done, failures)
         self.instance.remove()
         self.state = None
         return done
+
+
+def _together(done: list[str], failures: list[EnforcerError]) -> EnforcerError:
+    """One error of several; it also tells what was done."""
+    first = failures[0]
+    messages = [*done, *(f"not done: {failure.message}" for failure in failures)]
+    error = type(first) if isinstance(first, PrivilegeError) else KernelError
+    return error("not all could be taken away\n" + "\n".join(messages), first.hint)
 
 
 def take_down(instance: Instance) -> list[str]:
@@ -390,11 +421,10 @@ class _Applier:
         }
 
     def _maps_of(self, other: Mapping[str, Any]) -> Maps | None:
-        """The other side's maps, if that is another layout's and was attached."""
-        layout = other["layout"]
-        if self.pins is None or not layout or layout == self.current.layout:
+        """The other side's maps, if it has others and was attached."""
+        if self.pins is None or not other["maps"] or other["maps"] == self.current.maps:
             return None
-        maps = self.pins.maps(layout)
+        maps = self.pins.directory / other["maps"]
         return Maps(maps, other["layouts"]) if maps.is_dir() else None
 
     def commit(self) -> None:
@@ -418,7 +448,7 @@ class _Applier:
         self._catch_up()
         self._switch_fast_path()
         if self.pins is not None:
-            self.pins.remove_others(self.state.layout)
+            self.pins.remove_others()
         self.state.half_done = None
         self.state.applied = time.time()
         self.gateway.save(self.state)
@@ -426,7 +456,7 @@ class _Applier:
     def _catch_up(self) -> None:
         if self.old is not None:
             with self.old as old, self._maps() as maps:
-                programs.catch_up(old, maps)
+                carry.catch_up(old, maps)
             self.old = None
 
     def carry_out(self, kind: type[Operation], operations: list[Any]) -> None:
@@ -441,6 +471,7 @@ class _Applier:
             SwitchTables: self._switch,
             Attach: self._attach,
             Detach: self._detach,
+            DetachUnknown: self._detach,
             TakeMulticast: self._take_multicast,
             RemoveAddress: self._remove_addresses,
             RemoveRange: self._remove_ranges,
@@ -483,28 +514,30 @@ class _Applier:
 
     def _load(self, _: list[LoadPrograms]) -> None:
         gateway = self.gateway
-        if self.pins is None:
-            self.pins = gateway.pins = gateway.pins_at(places.mount_bpffs())
+        assert self.pins is not None  # enforcer/reach.py
         before = gateway.state
         self.state.layout = layout_of(self.wanted)
-        self.pins.directory.mkdir(parents=True, exist_ok=True)
-        if before is not None and before.layout:
-            old = gateway.maps()
-            if before.layout == self.state.layout:
-                _check_maps(old, before)
-            else:
-                self.pins.remove_maps(self.state.layout)
-                self.old, self.carried = old, False
-        loaded = programs.load(self.pins, self.state.layout, self.wanted.flows, self.wanted.origins)
+        old = gateway.maps() if before is not None and before.layouts else None
+        self.fresh_maps = (
+            old is None
+            or before is None
+            or before.layout != self.state.layout
+            or bool(loss.lost_maps(old, before.layouts))
+        )
+        if self.fresh_maps:
+            self.old, self.carried = old, False
+        elif old is not None:
+            _check_maps(old, self.state)
+        loaded = programs.load(self.pins, self.wanted.flows, self.wanted.origins, fresh_maps=self.fresh_maps)
         self.pins = loaded.pins
-        self.state.layouts, self.state.loaded = loaded.layouts, loaded.pins.loaded
-        self.state.programs = source_digest()
-        self.fresh_maps = before is None or before.layout != self.state.layout
+        self.state.layouts, self.state.programs = loaded.layouts, source_digest()
+        self.state.loaded, self.state.maps = self.pins.loaded, self.pins.shared
+        self.state.program_ids = self.pins.program_ids()
 
     def _maps(self) -> Maps:
         if self.pins is None:
             raise KernelError("the BPF file system is gone", "Mount it: mount -t bpf bpf /sys/fs/bpf")
-        return Maps(self.pins.maps(self.state.layout), self.state.layouts)
+        return Maps(self.pins.maps, self.state.layouts)
 
     def _switch(self, operations: list[SwitchTables]) -> None:
         from enforcer.facts.inforce import refill
@@ -523,8 +556,8 @@ class _Applier:
             fast.switch(maps, on=False)
             # What is in force until the switch is served until then.
             availability.refresh(maps, self.serving)
-            if self.old is not None and not self.carried:
-                programs.carry_over(self.old, maps)
+            if not self.carried:
+                carry.carry_over(self.old, maps, lambda: adoption.adopted(maps, self.wanted))
                 self.carried = True
             settings = np.zeros((), dtype=maps.settings.value)
             values = settings_of(self.wanted)
@@ -553,7 +586,8 @@ class _Applier:
     def _switch_fast_path(self) -> None:
         """On or off, as wanted; what was learnt before these operations is stale."""
         if self.pins is not None and self.state.layouts:
-            with self._maps() as maps:
+            # A daemon puts back what needs no pins also while they are lost.
+            with suppress(LostPinError), self._maps() as maps:
                 fast.switch(maps, on=self.wanted.fast_path)
 
     def _attach(self, operations: list[Attach]) -> None:

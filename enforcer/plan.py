@@ -23,6 +23,10 @@ HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
 )
 
 
+# Names that a message lists before it counts the rest.
+_SHOWN = 3
+
+
 def accept_ra(interface: str) -> str:
     """The setting's name."""
     return f"net/ipv6/conf/{interface}/accept_ra"
@@ -44,7 +48,9 @@ class Actual:
     """Ids of our programs by interface and direction; 0: attached, but not as it should be."""
     sysctls: Mapping[str, str]
     programs: Mapping[str, int] = field(default_factory=dict)
-    """Ids of the pinned programs by name; empty if nothing is loaded, or what is loaded is out of date."""
+    """Ids of the pinned programs by name; empty if what is loaded is out of date, lost or nothing."""
+    lost: tuple[str, ...] = ()
+    """Names of the maps and programs in force whose pins are gone."""
     tables: str = ""
     """Digest of the policy bank in force."""
     settings: tuple[int, ...] = ()
@@ -126,12 +132,19 @@ class RemoveRange(Operation):
 
 @dataclass(frozen=True)
 class LoadPrograms(Operation):
-    """Compile and load the BPF programs; maps that fit are kept, others are carried over."""
+    """Compile and load the BPF programs; maps that fit are kept, others are carried over.
+
+    ``lost``: names of maps and programs whose pins are gone. Lost flows are taken over from conntrack.
+    """
 
     prepares = True
     first: bool
+    lost: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.lost:
+            more = f" and {len(self.lost) - _SHOWN} more" if len(self.lost) > _SHOWN else ""
+            return f"load BPF programs in place of lost ones ({', '.join(self.lost[:_SHOWN])}{more})"
         return "load BPF programs" if self.first else "upgrade BPF programs"
 
 
@@ -164,6 +177,13 @@ class Detach(Operation):
 
     def __str__(self) -> str:
         return f"detach from {self.interface} {self.direction}"
+
+
+@dataclass(frozen=True)
+class DetachUnknown(Detach):
+    """Our program of which no state file tells, before anything else: nothing passes there from then on."""
+
+    prepares = True
 
 
 @dataclass(frozen=True)
@@ -252,6 +272,7 @@ def _operations(
     until = _guarded(united(*(before or [desired]), desired), actual, desired)
     since = _guarded(united(desired, *before), actual, desired)
     there = actual.table is not None
+    yield from _unknown(actual, previous)
     if actual.table != until.digest():
         yield InstallTable(until, there, trusted=bool(actual.table) and not _widens(desired, previous))
     # conntrack has its settings when its table is there: the first one loads it.
@@ -259,7 +280,7 @@ def _operations(
     if restore:
         yield from _additions(desired, actual)
     if not actual.programs:
-        yield LoadPrograms(first=previous is None)
+        yield LoadPrograms(first=previous is None, lost=actual.lost)
     # Interfaces and addresses are in the maps too, and must be there before a program is attached.
     in_force = actual.tables == tables and actual.settings == settings_of(desired)
     changed = previous is not None and replace(previous, fast_path=desired.fast_path) != desired
@@ -271,7 +292,7 @@ def _operations(
         for name in desired.outside:
             if name in actual.links and not actual.links[name].allmulti:
                 yield TakeMulticast(name)
-    yield from _detachments(desired, actual)
+    yield from _detachments(desired, actual, previous)
     yield from _removals(desired, actual)
     yield from _endings(desired, before)
     yield from _tables(since, desired.ruleset())
@@ -350,7 +371,15 @@ def _attachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
                 yield Attach(name, direction, program)
 
 
-def _detachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
+def _unknown(actual: Actual, previous: Desired | None) -> Iterator[Operation]:
+    """Programs of ours of which no state file tells: their slots have other numbers than ours will have."""
+    if previous is None:
+        yield from (DetachUnknown(name, direction) for name, direction in actual.hooks)
+
+
+def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
+    if previous is None:
+        return  # _unknown
     for name, direction in actual.hooks:
         if name not in desired.inside + desired.outside:
             yield Detach(name, direction)

@@ -45,6 +45,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if found["half_done"]:
         yield "plan", _half_done(found)
     yield "daemon", f"pid {found['daemon_pid']}" if found["daemon_pid"] else "none"
+    if found["not_attached"]:
+        yield "not attached", f"{', '.join(found['not_attached'])}: nothing passes there (enforcer run)"
     if found["state"] != "down":
         sides, proxy, egress = found["interfaces"], found["proxy"], found["egress_ips"]
         yield "since", found["since"]

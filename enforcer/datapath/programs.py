@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,15 +13,13 @@ from typing import Any
 import numpy as np
 
 from enforcer.datapath import syscall
-from enforcer.datapath.maps import Map, Maps
+from enforcer.datapath.maps import Map, lost_pin
 
 IN_FORCE = "programs"
 """A link to the load in force, for people and their tools; the state file says which it is. Programs were
 pinned in a directory of this name before each load had one of its own."""
-_STAGES = "stages"
+STAGES = "stages"
 _LOAD, _MAPS = "load-", "maps-"
-# Maps whose content is carried over to a new layout; the rest is written before the programs are attached.
-_CARRIED = ("clients", "policy_hits", "reasons")
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,8 @@ class Pins:
     directory: Path
     loaded: str = IN_FORCE
     """The directory of one load: its programs and their table of tail calls, which no other load shares."""
+    shared: str = ""
+    """The directory of its maps: loads of one layout share them until they are lost."""
 
     @property
     def programs(self) -> Path:
@@ -44,14 +42,17 @@ class Pins:
         """The links that hold programs at interfaces (enforcer/datapath/tcx.py)."""
         return self.directory / "links"
 
-    def maps(self, layout_digest: str) -> Path:
-        """The maps of one layout, by name."""
-        return self.directory / f"{_MAPS}{layout_digest[:16]}"
+    @property
+    def maps(self) -> Path:
+        """The maps of this load, by name."""
+        return self.directory / self.shared
 
     def program(self, name: str) -> int:
         """A file descriptor of a pinned program."""
         try:
             return syscall.get(str(self.programs / name))
+        except FileNotFoundError as error:
+            raise lost_pin(f"the program {name}") from error
         except OSError as error:
             raise syscall.explain_error(error, f"opening the program {name}") from error
 
@@ -77,7 +78,7 @@ class Pins:
         """Where each program is pinned."""
         if not self.programs.is_dir():
             return []
-        return [path for path in self.programs.iterdir() if path.name != _STAGES]
+        return [path for path in self.programs.iterdir() if path.name != STAGES]
 
     def show_in_force(self) -> None:
         """Makes the link IN_FORCE lead to this load."""
@@ -97,20 +98,15 @@ class Pins:
         self.directory.rmdir()
         return True
 
-    def remove_maps(self, layout_digest: str) -> None:
-        """Unpins the maps of a layout that is not in force: a load that was not completed has left them."""
-        if self.maps(layout_digest).is_dir():
-            _remove(self.maps(layout_digest))
-
-    def remove_others(self, layout_digest: str) -> None:
-        """Unpins other loads and the maps of other layouts. Not before this load is all that is attached.
+    def remove_others(self) -> None:
+        """Unpins other loads and other maps. Not before this load is all that is attached.
 
         Without a pin the kernel empties a table of tail calls, whatever still calls it.
         """
         if not self.directory.is_dir():
             return
         for path in self.directory.iterdir():
-            if path not in (self.programs, self.maps(layout_digest), self.links) and not path.is_symlink():
+            if path not in (self.programs, self.maps, self.links) and not path.is_symlink():
                 _remove(path)
         self.show_in_force()
 
@@ -138,29 +134,28 @@ class Loaded:
     pins: Pins
 
 
-def load(pins: Pins, digest: str, flows: int, origins: int) -> Loaded:
-    """Compiles and loads the programs on the maps of this layout, and pins both.
+def load(pins: Pins, flows: int, origins: int, *, fresh_maps: bool) -> Loaded:
+    """Compiles and loads the programs on the maps that are pinned, or on new ones, and pins both.
 
     Nothing is attached, and nothing that is pinned is replaced: programs that are attached already keep
     running on their maps, and calling their own tails.
     """
     from enforcer.datapath import compiler  # BCC: only in a process that ends
 
-    directory = pins.maps(digest)
-    fresh = not directory.is_dir()
-    directory.mkdir(parents=True, exist_ok=True)
-    own = replace(pins, loaded=f"{_LOAD}{os.urandom(4).hex()}")
-    own.programs.mkdir()
-    stages = own.programs / _STAGES
+    name = os.urandom(4).hex()
+    own = replace(pins, loaded=f"{_LOAD}{name}", shared=f"{_MAPS}{name}" if fresh_maps else pins.shared)
+    own.programs.mkdir(parents=True)
+    own.maps.mkdir(exist_ok=True)
+    stages = own.programs / STAGES
     try:
-        compiled = compiler.compile_programs(directory, stages, flows, origins)
+        compiled = compiler.compile_programs(own.maps, stages, flows, origins)
         _link(stages, compiled.programs["decide"])
         for name, fd in compiled.programs.items():
             syscall.pin(fd, str(own.programs / name))
     except BaseException:
         _remove(own.programs)
-        if fresh:
-            _remove(directory)
+        if fresh_maps:
+            _remove(own.maps)
         raise
     return Loaded(compiled.layouts, own)
 
@@ -170,92 +165,3 @@ def _link(stages: Path, program: int) -> None:
     table = syscall.get(str(stages))
     Map(table, np.dtype("<u4"), np.dtype("<u4"), "stages").put(0, program)
     os.close(table)
-
-
-def carry_over(old: Maps, new: Maps) -> None:
-    """Copies live flows and counts into maps of another layout or size, field by field by name."""
-    for name in _CARRIED:
-        source, target = getattr(old, name), getattr(new, name)
-        for keys, values in source.chunks():
-            target.put_many(_converted(keys, target.key), _converted(values, target.value))
-    _carry_flows(old, new)
-
-
-def catch_up(old: Maps, new: Maps) -> int:
-    """Copies flows that were opened on the old maps since, while programs were exchanged; returns how many.
-
-    The new maps are in use. An origin's count that a program changes at this very moment may be one off.
-    """
-    keys, values = old.flows.items()
-    keys, values = _converted(keys, new.flows.key), _converted(values, new.flows.value)
-    missing = ~np.isin(_raw(keys), _raw(new.flows.items()[0]))
-    keys, values = keys[missing], values[missing]
-    new.flows.put_many(keys, values)
-    live: Counter[bytes] = Counter()
-    slots: dict[bytes, int] = {}
-    _count(keys, values, new, live, slots)
-    for key, number in live.items():
-        where = np.frombuffer(key, dtype=new.origins.key)[0]
-        row = new.origins.get(where)
-        if row is None:
-            _put_origins(new, {key: number}, slots)
-            continue
-        row["active"] += number
-        row["total"] += number
-        row["peak"] = max(row["peak"], row["active"])
-        new.origins.put(where, row)
-    return len(keys)
-
-
-def _raw(keys: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(keys).view(f"V{keys.dtype.itemsize}").reshape(-1)
-
-
-def _count(
-    keys: np.ndarray, values: np.ndarray, new: Maps, live: Counter[bytes], slots: dict[bytes, int]
-) -> None:
-    """Adds these flows to the counts by origin."""
-    counted = values["counted"] == 1
-    origins = np.zeros(int(counted.sum()), dtype=new.origins.key)
-    origins["source"] = values["source"][counted]
-    for name in ("origin", "origin_port", "protocol"):
-        origins[name] = keys[name][counted]
-    for key, slot in zip(origins, values["slot"][counted], strict=True):
-        live[key.tobytes()] += 1
-        slots[key.tobytes()] = int(slot)
-
-
-def _put_origins(new: Maps, live: Mapping[bytes, int], slots: Mapping[bytes, int]) -> None:
-    """Enters origins that the new maps don't have."""
-    keys = np.frombuffer(b"".join(live), dtype=new.origins.key)
-    rows = np.zeros(len(keys), dtype=new.origins.value)
-    rows["active"] = rows["peak"] = rows["total"] = list(live.values())
-    rows["slot"] = [slots[key] for key in live]
-    rows["used"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    new.origins.put_many(keys, rows)
-
-
-def _carry_flows(old: Maps, new: Maps) -> None:
-    """Flows, and origins with the counts that these flows add up to: both change while they are read."""
-    live: Counter[bytes] = Counter()
-    slots: dict[bytes, int] = {}
-    for keys, values in old.flows.chunks():
-        new.flows.put_many(_converted(keys, new.flows.key), _converted(values, new.flows.value))
-        _count(keys, values, new, live, slots)
-    for keys, values in old.origins.chunks():
-        carried, rows = _converted(keys, new.origins.key), _converted(values, new.origins.value)
-        rows["active"] = [live.pop(key.tobytes(), 0) for key in carried]
-        rows["dead"] = 0
-        new.origins.put_many(carried, rows)
-    if live:
-        _put_origins(new, live, slots)
-
-
-def _converted(array: np.ndarray, to: np.dtype) -> np.ndarray:
-    if array.dtype == to or to.names is None:
-        return array.astype(to)
-    result = np.zeros(array.shape, dtype=to)
-    for name in set(to.names) & set(array.dtype.names or ()):
-        if name != "lock":
-            result[name] = array[name]
-    return result

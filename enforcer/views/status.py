@@ -12,6 +12,7 @@ from enforcer.datapath.maps import Maps
 from enforcer.errors import LayoutError, NotInstalledError
 from enforcer.instance import Instance
 from enforcer.state import State
+from enforcer.views.attached import unattached
 from enforcer.views.egress import egress
 from enforcer.views.reasons import packets_of, reasons
 from enforcer.views.source import Source
@@ -56,6 +57,7 @@ def status(instance: Instance) -> dict[str, Any]:
         "config_file": source.state.config_file,
         "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
         "fast_path": _fast_path(source.maps),
+        "not_attached": unattached(source),
         "half_done": _half_done(instance, source.state),
     }
 
@@ -104,4 +106,5 @@ def _down(pid: int | None) -> dict[str, Any]:
         "config_file": None,
         "applied": None,
         "fast_path": None,
+        "not_attached": None,
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from enforcer import availability, gateway, hooks
-from enforcer.datapath import fast, programs
+from enforcer.datapath import carry, fast, programs
 from enforcer.datapath.maps import Map
 from enforcer.datapath.programs import Pins
 from enforcer.facts.store import Change
@@ -29,7 +29,8 @@ EFFECTS: tuple[tuple[Any, str], ...] = (
     (nft, "apply"),
     *((addresses, name) for name in ("add", "add_ranges", "remove", "remove_ranges")),
     (announce, "announce"),
-    *((programs, name) for name in ("load", "carry_over", "catch_up")),
+    (programs, "load"),
+    *((carry, name) for name in ("carry_over", "catch_up")),
     (Pins, "remove_others"),
     (availability, "refresh"),
     (fast, "switch"),

@@ -260,3 +260,26 @@ def test_a_directory_that_cannot_be_made(instance: Instance, monkeypatch: pytest
     monkeypatch.setattr(Path, "mkdir", refused)
     with pytest.raises(PrivilegeError, match="cannot create"), instance.daemon_lock():
         pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b'{"format": 0}',
+        b'{"format": 1, "slots": 3}',
+        b'{"format": 1, "config": [], "slots": {}}',
+        b'{"format": 1, "applied": "yesterday"}',
+    ],
+)
+def test_a_file_that_something_else_wrote_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.json"
+    assert State.load(path) is None
+    path.write_bytes(content)
+    assert State.load(path) is None
+    State(slots={"a": 1}, applied=3).save(path)
+    found = State.load(path)
+    assert found is not None and (found.slots, found.applied) == ({"a": 1}, 3)
