@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -56,6 +57,9 @@ class Daemon:
 
         ``work`` applies the file (enforcer/applying.py). Raises its error.
         """
+        # Each hook is a descriptor (datapath/held.py), and there may be hundreds of interfaces.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with ExitStack() as stack:
             watch = stack.enter_context(Watch())
             wake = stack.enter_context(signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -94,7 +98,14 @@ class Daemon:
         self._reloading = Reloading(
             loop, self._jobs, self._enforced, self._file, say=say, take_up=self._after_reload
         )
-        self._keeping = Keeping(loop, watch, self._enforced, lambda: self._reloading.half_done, say)
+        self._keeping = Keeping(
+            loop,
+            watch,
+            self._enforced,
+            lambda: self._reloading.half_done,
+            say=say,
+            again=self._reloading.again,
+        )
         self._relearning = Relearning(loop, stack.enter_context(PathWatch()), self._enforced)
         self._sweeping = Sweeping(
             loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.systemd import notify
 from enforcer.datapath.banks import is_crowded
-from enforcer.errors import EnforcerError
+from enforcer.errors import EnforcerError, LostPinError
 
 _TICK = 1.0
 # After a reload that failed or did not help, the tables ask for one again in so many seconds.
@@ -95,6 +96,9 @@ class Reloading:
         return self._taken_up(result)
 
     def _begin(self, start: Callable[[], Work]) -> Work:
+        with suppress(EnforcerError):
+            # The process looks for pins and files; it says itself what it lacks.
+            self._enforced.restore()
         began = time.monotonic_ns() // 1000
         work = start()
         notify(f"RELOADING=1\nMONOTONIC_USEC={began}")
@@ -134,14 +138,22 @@ class Reloading:
     def _again(self) -> float | None:
         if self._jobs.busy:
             return _TICK
-        self._take_up()
+        try:
+            self._take_up()
+        except LostPinError:
+            self.again()  # removed before they were held
+            raise
         self._say("what is in force has been taken up now")
         return None
 
     def _look_for_room(self) -> float:
         if self.half_done:
             return _TICK
-        if is_crowded(self._enforced.maps):
+        try:
+            crowded = is_crowded(self._enforced.maps)
+        except LostPinError:  # the table's pin, which Keeping makes again
+            return _TICK
+        if crowded:
             self._say("the policy tables have little room left: they are made anew")
             self.again()
         elif not self._enforced.tables.fits:

@@ -55,8 +55,7 @@ class Sweeping:
         """Reaps idle flows, and those that conntrack doesn't have: never had (dropped behind us, no port
         free) or no more (deleted by somebody, or when its table was full).
         """
-        maps, pins = self._enforced.maps, self._enforced.gateway.pins
-        assert pins is not None
+        maps, pins = self._enforced.maps, self._enforced.pins
         began = time.monotonic()
         found = sweep.sweep(maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE)
         suspects = np.concatenate([sweep.some(found.unanswered, _ASK_UNANSWERED), found.idle])

@@ -96,6 +96,7 @@ class Store:
     def __init__(self, path: Path, *, create: bool = True):
         self.path = path
         self._database = database.connect(path, create=create)
+        self._file = path.stat().st_ino
         self.undone = 0
         """How many changes were taken back: what they had written elsewhere is still there."""
         self.begun = 0
@@ -110,6 +111,17 @@ class Store:
     def close(self) -> None:
         """Ends the connection."""
         self._database.close()
+
+    def restore(self) -> bool:
+        """Writes the file again if it is not the one that was opened; True if so.
+
+        What another process wrote into a file in its place is lost: it knew nothing of what is here.
+        """
+        if self.path.exists() and self.path.stat().st_ino == self._file:
+            return False
+        self._database = database.replace(self._database, self.path)
+        self._file = self.path.stat().st_ino
+        return True
 
     @property
     def version(self) -> int:

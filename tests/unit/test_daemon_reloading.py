@@ -49,7 +49,7 @@ class Machine:
         monkeypatch.setattr(applying, "start_again", lambda: self._start(None))
         monkeypatch.setattr(reloading, "is_crowded", lambda _: self.crowded)
         self.tables = SimpleNamespace(fits=True)
-        self.enforced = SimpleNamespace(maps=None, tables=self.tables, half_done=False)
+        self.enforced = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
         enforced = cast(Any, self.enforced)
         self.reloading = Reloading(
             loop, self.jobs, enforced, Path("f"), say=said.append, take_up=self._take_up
