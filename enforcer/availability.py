@@ -6,11 +6,12 @@ packet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv6Network
 
 import numpy as np
 
-from enforcer.datapath.address import mapped, mask_words, pack, words
+from enforcer.datapath.address import IPAddress, mapped, mask_words, pack, words
 from enforcer.datapath.banks import NO_SLOT, prefix_of
 from enforcer.datapath.maps import Map, Maps
 from enforcer.desired import Desired, Egress
@@ -44,13 +45,24 @@ class Sources:
     """The addresses and ranges of some egress IPs, and the shared ones if wanted, for `in` (16 bytes)."""
 
     def __init__(self, egresses: Sequence[Egress], shared: Desired | None = None):
-        self._single = {pack(egress.ipv4) for egress in egresses}
+        single: list[IPAddress] = [egress.ipv4 for egress in egresses]
         if shared is not None:
-            self._single |= {pack(shared.shared4), pack(shared.shared6)}
+            single += [shared.shared4, shared.shared6]
+        self._take(single, [egress.ipv6 for egress in egresses])
+
+    @classmethod
+    def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> Sources:
+        """Of addresses and ranges that no egress IP tells of."""
+        made = cls(())
+        made._take(single, ranges)
+        return made
+
+    def _take(self, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> None:
+        self._single = {pack(address) for address in single}
         self._ranges: dict[int, set[int]] = {}
-        for egress in egresses:
-            shift = 128 - egress.ipv6.prefixlen
-            self._ranges.setdefault(shift, set()).add(int(egress.ipv6.network_address) >> shift)
+        for network in ranges:
+            shift = 128 - network.prefixlen
+            self._ranges.setdefault(shift, set()).add(int(network.network_address) >> shift)
 
     def __contains__(self, address: bytes) -> bool:
         value = int.from_bytes(address, "big")

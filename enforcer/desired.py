@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,6 +121,30 @@ class Desired:
             dedicated6=frozenset(egress.ipv6 for egress in self.ours),
             dns=self.dns,
         )
+
+
+def united(leading: Desired, *others: Desired) -> Desired:
+    """What serves all of these while one takes another's place: every interface, every egress IP.
+
+    All else is the leading one's: the shared addresses, what is nearest, DNS. Slots are not used twice, so an
+    egress IP is the same in each. One whose marks are others' has nothing to add but its interfaces.
+    """
+    egresses = {egress.slot: egress for egress in leading.egresses}
+    for other in others:
+        for egress in other.egresses if other.mark_mask == leading.mark_mask else ():
+            known = egresses.get(egress.slot, egress)
+            here, on_link = known.here or egress.here, known.on_link or egress.on_link
+            egresses[egress.slot] = replace(known, here=here, on_link=on_link)
+    return replace(
+        leading,
+        inside=_every(leading.inside, *(other.inside for other in others)),
+        outside=_every(leading.outside, *(other.outside for other in others)),
+        egresses=tuple(egresses.values()),
+    )
+
+
+def _every(*names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(names)))
 
 
 def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:

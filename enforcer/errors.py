@@ -67,8 +67,16 @@ class KernelError(EnforcerError):
     """The kernel refused an operation, or lacks a feature; the message names it."""
 
 
+class LostPinError(KernelError):
+    """A map or program in force cannot be reached: its pin was removed, or is in another file system."""
+
+
 class BusyError(EnforcerError):
     """Another process is this gateway's daemon, or changes the gateway just now."""
+
+
+class LockedError(EnforcerError):
+    """Another process changes the gateway at this moment."""
 
 
 class NotInstalledError(EnforcerError):

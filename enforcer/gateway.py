@@ -10,6 +10,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -17,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enforcer import __version__, availability, hooks
-from enforcer.datapath import carry, fast, programs, sweep
+from enforcer import __version__, adoption, availability, hooks, reach
+from enforcer.datapath import carry, fast, loss, programs, sweep
 from enforcer.datapath import pins as places
 from enforcer.datapath.address import pack
 from enforcer.datapath.banks import BANK, is_crowded
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
-from enforcer.desired import Desired, desired
-from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeError
+from enforcer.desired import Desired, desired, united
+from enforcer.errors import BusyError, EnforcerError, KernelError, LostPinError, PrivilegeError
 from enforcer.facts.store import Store
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
@@ -39,6 +41,7 @@ from enforcer.plan import (
     AddRange,
     Attach,
     Detach,
+    DetachUnknown,
     EndFlows,
     InstallTable,
     LoadPrograms,
@@ -52,12 +55,14 @@ from enforcer.plan import (
     accept_ra,
     settings_of,
 )
-from enforcer.state import State
+from enforcer.state import LOST, OTHER_SIDE, State
 
 if TYPE_CHECKING:
     from enforcer.facts.switching import Contents
 
 DAEMON_PATIENCE = 15.0
+"""Seconds in which a daemon completes what it has under way."""
+KILLED_PATIENCE = 5.0
 
 
 def source_digest() -> str:
@@ -89,30 +94,59 @@ class Gateway:
         self.instance = instance
         self.state = State.load(instance.state_file)
         bpffs = places.find_bpffs()
-        self.pins = Pins(places.directory(bpffs, instance.cookie)) if bpffs else None
+        self.pins = self.pins_at(bpffs) if bpffs else None
+
+    def pins_at(self, bpffs: Path) -> Pins:
+        """Where this gateway's programs and maps in force are pinned in a bpffs."""
+        state = self.state or State()
+        return Pins(places.directory(bpffs, self.instance.cookie), state.loaded, state.maps)
 
     @property
     def previous(self) -> Desired | None:
-        """What was applied last, or None."""
+        """What is in force, or None."""
         return desired(self.state.config, self.state.slots) if self.state and self.state.config else None
 
+    @property
+    def left(self) -> Desired | None:
+        """The other side of a plan that was not completed, or None."""
+        half_done = self.state.half_done if self.state else None
+        return desired(half_done["config"], half_done["slots"]) if half_done and half_done["config"] else None
+
+    def is_current(self) -> bool:
+        """Whether what is known here is in force, and no other process has left a plan half done."""
+        current, known = State.load(self.instance.state_file), self.state
+        if current is None or known is None:
+            return current is known
+        half_done = current.half_done
+        return current.applied == known.applied and (half_done is None or half_done["pid"] == os.getpid())
+
     def maps(self) -> Maps:
-        """The maps in force. Raises NotInstalledError when one is opened that isn't there."""
+        """The maps in force. Raises NotInstalledError; LostPinError when one is opened that isn't there."""
         if self.state is None or self.pins is None:
             raise not_installed()
-        return Maps(self.pins.maps(self.state.layout), self.state.layouts)
+        return Maps(self.pins.maps, self.state.layouts)
 
-    def actual(self, wanted: Desired) -> Actual:
-        """Reads what the kernel holds."""
+    def lost(self) -> list[str]:
+        """Names of the maps and programs in force whose pins are gone."""
+        if self.state is None or self.pins is None or not self.state.layouts:
+            return []
+        with self.maps() as maps:
+            return loss.lost_maps(maps, self.state.layouts) + loss.lost_programs(self.pins)
+
+    def actual(self, wanted: Desired, *, upgrade: bool = True) -> Actual:
+        """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
         found = links.links()
         return Actual(
             links=found,
             held=frozenset(addresses.held()),
             ranges=frozenset(addresses.ranges()),
+            our_addresses=frozenset(addresses.held(ours=True)),
+            our_ranges=frozenset(addresses.ranges(ours=True)),
             table=nft.installed(),
             hooks=self._hooked(found),
             sysctls=_sysctls(wanted, (name for name in wanted.outside if name in found)),
-            programs=self._program_ids(wanted),
+            programs=self._program_ids(wanted, upgrade),
+            lost=tuple(self.lost()),
             tables=self._tables(),
             settings=self._settings(),
         )
@@ -134,13 +168,13 @@ class Gateway:
         programs = hooks.attached(self.pins, names)
         return {(names[index], direction): program for (index, direction), program in programs.items()}
 
-    def _program_ids(self, wanted: Desired) -> dict[str, int]:
+    def _program_ids(self, wanted: Desired, upgrade: bool) -> dict[str, int]:
         state = self.state
         if state is None or self.pins is None:
             return {}
-        if state.programs != source_digest() or state.layout != layout_of(wanted):
+        if upgrade and (state.programs != source_digest() or state.layout != layout_of(wanted)):
             return {}
-        return self.pins.program_ids()
+        return {} if self.lost() else self.pins.program_ids()
 
     def _tables(self) -> str:
         """The digest of the bank in force; none if it is to be made anew.
@@ -170,30 +204,55 @@ class Gateway:
         return tuple(int(row[name]) for name in SETTINGS)
 
     def apply(
-        self, operations: Iterable[Operation], wanted: Desired, contents: Contents | None, state: State
+        self,
+        operations: Iterable[Operation],
+        wanted: Desired,
+        contents: Contents | None,
+        state: State,
+        *,
+        progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Carries out a plan. ``state`` is what is saved with it; its undo list grows with each step.
+        """Carries out a plan, after which ``state`` is in force; ``contents`` is needed by SwitchTables.
 
-        ``contents`` is needed by SwitchTables. Raises EnforcerError; the caller undoes.
+        The state file says what is in force at every moment: until the policies are switched what was before,
+        from then on ``state``; and that a plan is under way. So a process that is killed here leaves what the
+        next plan can complete or take back. Raises EnforcerError; then the caller calls :meth:`take_back`.
+        ``progress`` hears of each step before it is taken.
         """
+        operations = list(operations)
         self.instance.create()
         applier = _Applier(self, wanted, contents, state)
+        applier.begin(operations)
         for kind, group in groupby(operations, key=type):
-            applier.carry_out(kind, list(group))
-        applier.switch_fast_path()
-        state.applied = time.time()
-        self.save(state)
+            some = list(group)
+            progress(str(some[0]))
+            applier.carry_out(kind, some)
+        progress("complete the plan")
+        applier.complete()
+
+    def take_back(self, before: State) -> None:
+        """Makes ``before`` the state in force again; the kernel is brought to it by another plan."""
+        current = State.load(self.instance.state_file) or before
+        before.undo, before.half_done = current.undo, current.half_done
+        if self.state is not before and current.half_done is not None:
+            before.half_done = current.half_done | current.other_side()
+        self.save(before)
+        if self.pins is not None:
+            self.pins = replace(self.pins, loaded=before.loaded, shared=before.maps)
+
+    def _own_addresses(self) -> list[availability.Sources]:
+        """The addresses that connections were translated to, with the state lost: those that are held."""
+        known = [each for each in (self.previous, self.left) if each is not None]
+        if known:
+            return [availability.Sources(each.ours, each) for each in known]
+        held = [interface.ip for _, interface in addresses.held(ours=True)]
+        return [availability.Sources.of(held, addresses.ranges(ours=True))]
 
     def save(self, state: State) -> None:
         """Makes ``state`` the state in force."""
         state.version = __version__
         state.save(self.instance.state_file)
         self.state = state
-
-    def drop_stale_pins(self) -> None:
-        """Unpins maps of layouts that are no longer in force."""
-        if self.pins is not None and self.state is not None:
-            self.pins.remove_but(self.state.layout, self.state.stages)
 
     def down(self) -> list[str]:
         """Takes away everything that was ever installed; returns what was done.
@@ -203,7 +262,11 @@ class Gateway:
         done: list[str] = []
         failures: list[EnforcerError] = []
         state = self.state or State()
-        wanted = self.previous
+        ours = self._own_addresses()
+        if self.state is not None:
+            what = state.half_done or {"since": time.time(), **State().other_side()}
+            state.half_done = what | {"pid": os.getpid(), "operations": ["take everything away"]}
+            state.save(self.instance.state_file)
 
         def step(what: str, act: Any) -> None:
             try:
@@ -229,34 +292,53 @@ class Gateway:
                 step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
             if name in multicast:
                 step(f"unset allmulti on {name}", lambda name=name: links.set_allmulti(name, False))
-        step("removed nftables table inet enforcer", nft.remove)
+        step("detached programs whose pins were out of reach", lambda: reach.detach_hidden(self))
         step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
         step("removed local ranges", lambda: addresses.remove_ranges(addresses.ranges(ours=True)))
-        if wanted is not None:
-            ours = availability.Sources(wanted.ours, wanted)
-            step(
-                "forgot translated connections",
-                lambda: _forget(
-                    lambda entry: not _is_untranslated(entry) and entry.reply.destination in ours
-                ),
-            )
+        # The table keeps the gateway's own services silent at these addresses for as long as they are there.
+        step("removed nftables table inet enforcer", nft.remove)
+        step(
+            "forgot translated connections",
+            lambda: _forget(
+                lambda entry: (
+                    not _is_untranslated(entry) and any(entry.reply.destination in some for some in ours)
+                )
+            ),
+        )
         if self.pins is not None:
             step("removed programs and maps", self.pins.remove)
+        if LOST in state.undo or (self.state is None and done):
+            done.append(
+                "left: kernel settings (forwarding, too), clsact qdiscs and allmulti as the enforcer set "
+                "them; how they were before was in a state file that is lost"
+            )
         if failures:
-            raise failures[0]  # the state file stays, for another try
+            # The state file stays, for another try.
+            raise _together(done, failures)
         self.instance.remove()
         self.state = None
         return done
 
 
+def _together(done: list[str], failures: list[EnforcerError]) -> EnforcerError:
+    """One error of several; it also tells what was done."""
+    first = failures[0]
+    messages = [*done, *(f"not done: {failure.message}" for failure in failures)]
+    error = type(first) if isinstance(first, PrivilegeError) else KernelError
+    return error("not all could be taken away\n" + "\n".join(messages), first.hint)
+
+
 def take_down(instance: Instance) -> list[str]:
-    """Ends the daemon, if one runs, and takes everything away; returns what was done."""
+    """Ends the daemon, if one runs, and takes everything away; returns what was done.
+
+    A daemon that does not end and a process that does not go on with changing the gateway are killed.
+    """
     done = []
     pid = instance.daemon_pid()
     if pid is not None:
         _end(instance, pid)
         done.append(f"ended the daemon (pid {pid})")
-    with instance.change_lock():
+    with instance.change_lock(kill=True):
         return done + Gateway(instance).down()
 
 
@@ -267,13 +349,19 @@ def _end(instance: Instance, pid: int) -> None:
         raise PrivilegeError(f"cannot end the daemon (pid {pid})", "Run as root.") from error
     except ProcessLookupError:
         return
-    deadline = time.monotonic() + DAEMON_PATIENCE
-    while instance.daemon_pid() is not None:
-        if time.monotonic() > deadline:
-            raise BusyError(
-                f"the daemon (pid {pid}) does not end", f"End it with `kill -9 {pid}`, then try again."
-            )
-        time.sleep(0.05)
+    for patience, act in ((DAEMON_PATIENCE, instance.kill_daemon), (KILLED_PATIENCE, None)):
+        deadline = time.monotonic() + patience
+        while instance.daemon_pid() is not None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        else:
+            return
+        if act is not None:
+            act()
+    raise BusyError(
+        f"the daemon (pid {pid}) does not end, although it was killed", "See `ps`, then try again."
+    )
 
 
 def _is_untranslated(entry: conntrack.Entry) -> bool:
@@ -297,13 +385,83 @@ class _Applier:
 
     def __init__(self, gateway: Gateway, wanted: Desired, contents: Contents | None, state: State):
         self.gateway = gateway
+        self.pins = gateway.pins
+        """Of what is in force, then of what was loaded."""
         self.wanted = wanted
         self.contents = contents
-        self.fresh_maps = False
         self.state = state
+        """What the plan puts in force."""
+        self.current = State()
+        """What the state file says."""
+        self.serving = united(*(each for each in (gateway.previous, gateway.left, wanted) if each))
+        """What is in force, and what else may be there or is about to be."""
+        self.fresh_maps = False
+        self.old: Maps | None = None
+        """Maps of another layout, where flows may be that these don't have."""
+        self.carried = True
+        """Whether these have all else that is carried over."""
+
+    def begin(self, operations: list[Operation]) -> None:
+        """Notes the plan in the state file, before its first step."""
+        current = State.load(self.gateway.instance.state_file) or self.gateway.state or State()
+        other = current.half_done or self.state.other_side()
+        self.current = current
+        self._note_plan(operations, other)
+        self.state.undo = current.undo
+        self.old = self._maps_of(other)
+        current.save(self.gateway.instance.state_file)
+
+    def _note_plan(self, operations: list[Operation], other: Mapping[str, Any]) -> None:
+        self.current.half_done = {
+            "since": other.get("since", time.time()),
+            "pid": os.getpid(),
+            "operations": [str(operation) for operation in operations],
+            **{name: other[name] for name in OTHER_SIDE},
+        }
+
+    def _maps_of(self, other: Mapping[str, Any]) -> Maps | None:
+        """The other side's maps, if it has others and was attached."""
+        if self.pins is None or not other["maps"] or other["maps"] == self.current.maps:
+            return None
+        maps = self.pins.directory / other["maps"]
+        return Maps(maps, other["layouts"]) if maps.is_dir() else None
+
+    def commit(self) -> None:
+        """From here on what the plan wants is in force, and what was before is to be taken away."""
+        if self.current is self.state:
+            return
+        half_done = self.current.half_done
+        assert half_done is not None
+        if self.gateway.left is None:
+            half_done |= self.current.other_side()
+        self.state.half_done = half_done
+        self.gateway.save(self.state)
+        self.gateway.pins = self.pins
+        self.current = self.state
+        if self.pins is not None:
+            self.pins.show_in_force()
+
+    def complete(self) -> None:
+        """The end of the plan, whatever it consists of."""
+        self.commit()
+        self._catch_up()
+        self._switch_fast_path()
+        if self.pins is not None:
+            self.pins.remove_others()
+        self.state.half_done = None
+        self.state.applied = time.time()
+        self.gateway.save(self.state)
+
+    def _catch_up(self) -> None:
+        if self.old is not None:
+            with self.old as old, self._maps() as maps:
+                carry.catch_up(old, maps)
+            self.old = None
 
     def carry_out(self, kind: type[Operation], operations: list[Any]) -> None:
         """Operations of one kind."""
+        if not kind.prepares and kind is not SwitchTables:  # which does it at its moment
+            self.commit()
         steps: dict[type[Operation], Callable[[list[Any]], None]] = {
             InstallTable: self._install_table,
             AddAddress: self._add_addresses,
@@ -312,6 +470,7 @@ class _Applier:
             SwitchTables: self._switch,
             Attach: self._attach,
             Detach: self._detach,
+            DetachUnknown: self._detach,
             TakeMulticast: self._take_multicast,
             RemoveAddress: self._remove_addresses,
             RemoveRange: self._remove_ranges,
@@ -327,19 +486,8 @@ class _Applier:
         noted = [_what(entry) for entry in self.state.undo]
         fresh = [entry for entry in entries if _what(entry) not in noted]
         if fresh:
-            self.state.undo += fresh
-            # The file must describe what is in force until the plan is done, but for the undo list.
-            current = State.load(self.gateway.instance.state_file) or State()
-            current.undo = self.state.undo
-            current.save(self.gateway.instance.state_file)
-
-    def _unsettle(self, *, programs: bool) -> None:
-        """The file must not vouch for what the next step replaces: a plan may end half-way."""
-        current = State.load(self.gateway.instance.state_file)
-        if current is not None:
-            current.tables = ""
-            current.programs = "" if programs else current.programs
-            current.save(self.gateway.instance.state_file)
+            self.current.undo += fresh  # the same list as that of the state to come
+            self.current.save(self.gateway.instance.state_file)
 
     def _install_table(self, operations: list[InstallTable]) -> None:
         nft.apply(operations[-1].ruleset)
@@ -363,30 +511,34 @@ class _Applier:
     def _add_ranges(self, operations: list[AddRange]) -> None:
         addresses.add_ranges(operation.network for operation in operations)
 
-    def _load(self, operations: list[LoadPrograms]) -> None:
+    def _load(self, _: list[LoadPrograms]) -> None:
         gateway = self.gateway
-        if gateway.pins is None:
-            gateway.pins = Pins(places.directory(places.mount_bpffs(), gateway.instance.cookie))
+        assert self.pins is not None  # enforcer/reach.py
         before = gateway.state
-        old = gateway.maps() if before and before.layout else None
         self.state.layout = layout_of(self.wanted)
-        if old is not None and before is not None and before.layout == self.state.layout:
-            _check_maps(old, before)
-        places.create(gateway.pins.directory)
-        self._unsettle(programs=True)
-        loaded = programs.load(gateway.pins, self.state.layout, self.wanted.flows, self.wanted.origins)
-        self.state.layouts, self.state.stages = loaded.layouts, loaded.stages
-        self.state.programs = source_digest()
-        self.fresh_maps = before is None or before.layout != self.state.layout
-        if old is not None and before is not None and before.layout != self.state.layout:
-            carry.carry_over(old, self._maps())
+        old = gateway.maps() if before is not None and before.layouts else None
+        self.fresh_maps = (
+            old is None
+            or before is None
+            or before.layout != self.state.layout
+            or bool(loss.lost_maps(old, before.layouts))
+        )
+        if self.fresh_maps:
+            self.old, self.carried = old, False
+        elif old is not None:
+            _check_maps(old, self.state)
+        loaded = programs.load(self.pins, self.wanted.flows, self.wanted.origins, fresh_maps=self.fresh_maps)
+        self.pins = loaded.pins
+        self.state.layouts, self.state.programs = loaded.layouts, source_digest()
+        self.state.loaded, self.state.maps = self.pins.loaded, self.pins.shared
+        self.state.program_ids = self.pins.program_ids()
 
     def _maps(self) -> Maps:
-        if self.gateway.pins is None:
+        if self.pins is None:
             raise KernelError(
                 "the BPF file system is gone", "Mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf"
             )
-        return Maps(self.gateway.pins.maps(self.state.layout), self.state.layouts)
+        return Maps(self.pins.maps, self.state.layouts)
 
     def _switch(self, operations: list[SwitchTables]) -> None:
         from enforcer.facts.inforce import refill
@@ -394,27 +546,31 @@ class _Applier:
 
         if self.contents is None:
             raise KernelError("the policies are not loaded", "Reload: enforcer reload")
-        self._unsettle(programs=False)
         maps = self._maps()
         availability.write_timeouts(maps)
         current = maps.settings.get(0)
         bank = 1 - (int(current["bank"]) & BANK) if current is not None and current["ready"] else 0
         with Store(self.gateway.instance.facts_file) as store:
-            switch = Switch(maps, bank, self.contents, store, fresh=self.fresh_maps)
+            fresh = self.fresh_maps or self.old is not None
+            switch = Switch(maps, bank, self.contents, store, fresh=fresh)
             # A way's address is its slot's: what is learnt must not outlive that. On again when all is done.
             fast.switch(maps, on=False)
-            # Last before the switch: a slot that goes is refused from here on.
-            availability.refresh(maps, self.wanted)
+            # What is in force until the switch is served until then.
+            availability.refresh(maps, self.serving)
+            if not self.carried:
+                carry.carry_over(self.old, maps, lambda: adoption.adopted(maps, self.wanted))
+                self.carried = True
             settings = np.zeros((), dtype=maps.settings.value)
             values = settings_of(self.wanted)
             for name, value in zip(SETTINGS, values, strict=True):
                 settings[name] = value
             settings["bank"] = switch.word
             settings["ready"] = 1
+            self.commit()
             try:
                 with store.change() as change:
                     switch.finish(change)
-                    if self.fresh_maps:
+                    if fresh:
                         refill(maps, store)
                     maps.settings.put(0, settings)
             except BaseException:
@@ -422,25 +578,30 @@ class _Applier:
                 if current is not None:
                     maps.settings.put(0, current)
                 raise
+        # A slot that goes is refused from here on.
+        availability.refresh(maps, self.wanted)
         self.fresh_maps = False
 
-    def switch_fast_path(self) -> None:
+    def _switch_fast_path(self) -> None:
         """On or off, as wanted; what was learnt before these operations is stale."""
-        if self.gateway.pins is not None and self.state.layouts:
-            with self._maps() as maps:
+        if self.pins is not None and self.state.layouts:
+            # A daemon puts back what needs no pins also while they are lost.
+            with suppress(LostPinError), self._maps() as maps:
                 fast.switch(maps, on=self.wanted.fast_path)
 
     def _attach(self, operations: list[Attach]) -> None:
         found = links.links()
-        if self.gateway.pins is None:
+        if self.pins is None:
             return
         for operation in operations:
             if operation.interface not in found:
                 continue  # gone meanwhile; an event tells when it is back
             index = found[operation.interface].index
-            if hooks.prepare(index):
+            if hooks.needs_qdisc(index):
                 self._note({"kind": "clsact", "interface": operation.interface})
-            hooks.attach(self.gateway.pins, index, operation.direction, operation.program)
+                filters.ensure_clsact(index)
+            hooks.attach(self.pins, index, operation.direction, operation.program)
+        self._catch_up()
 
     def _detach(self, operations: list[Detach]) -> None:
         found = links.links()
@@ -448,7 +609,7 @@ class _Applier:
             if operation.interface not in found:
                 continue
             name, index = operation.interface, found[operation.interface].index
-            hooks.detach(self.gateway.pins, index, operation.direction)
+            hooks.detach(self.pins, index, operation.direction)
             made = {"kind": "clsact", "interface": name}
             if made in self.state.undo and filters.remove_clsact(index):
                 self.state.undo.remove(made)
@@ -459,19 +620,27 @@ class _Applier:
             links.set_allmulti(operation.interface, True)
 
     def _remove_addresses(self, operations: list[RemoveAddress]) -> None:
-        ours = addresses.held(ours=True)
-        addresses.remove(operation.held for operation in operations if operation.held in ours)
+        addresses.remove(operation.held for operation in operations)
 
     def _remove_ranges(self, operations: list[RemoveRange]) -> None:
-        ours = addresses.ranges(ours=True)
-        addresses.remove_ranges(operation.network for operation in operations if operation.network in ours)
+        addresses.remove_ranges(operation.network for operation in operations)
 
     def _end_flows(self, operations: list[EndFlows]) -> None:
         gone = [egress for operation in operations for egress in operation.egresses]
-        ours = availability.Sources(gone)
-        _forget(lambda entry: not _is_untranslated(entry) and entry.reply.destination in ours)
-        if self.gateway.pins is not None:
-            sweep.end_flows(self._maps().flows, self.gateway.pins, {egress.slot for egress in gone})
+        # An address that another egress IP has now is that one's.
+        ours, stay = availability.Sources(gone), availability.Sources(self.wanted.ours, self.wanted)
+        _forget(
+            lambda entry: (
+                not _is_untranslated(entry)
+                and entry.reply.destination in ours
+                and entry.reply.destination not in stay
+            )
+        )
+        if self.pins is not None:
+            with self._maps() as maps:
+                slots = {egress.slot for egress in gone}
+                conntrack.delete([conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)])
+                sweep.end_flows(maps.flows, self.pins, slots)
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:
         # Undone in reverse: a setting itself resets its followers, so it is noted after them.

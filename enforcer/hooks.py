@@ -23,9 +23,9 @@ def attached(pins: Pins | None, interfaces: Iterable[int]) -> dict[tuple[int, Di
     return found
 
 
-def prepare(interface: int) -> bool:
-    """Makes an interface ready; True: it was given a clsact qdisc (``filters.remove_clsact``)."""
-    return not tcx.supported() and filters.ensure_clsact(interface)
+def needs_qdisc(interface: int) -> bool:
+    """Whether an interface has to be given a clsact qdisc first (``filters.ensure_clsact``)."""
+    return not tcx.supported() and not filters.has_clsact(interface)
 
 
 def attach(pins: Pins, interface: int, direction: Direction, name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enforcer import trust
-from enforcer.errors import BusyError, NotInstalledError, PrivilegeError
+from enforcer.errors import BusyError, EnforcerError, LockedError, NotInstalledError, PrivilegeError
 
 RUN = Path("/run/enforcer")
+PATIENCE = 10.0
+"""Seconds that one change of the gateway waits for another's end."""
+_KILLED = 5.0
+_PAUSE = 0.02
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,24 @@ class Instance:
                     self._remove_directory()
 
     @contextmanager
-    def change_lock(self) -> Iterator[None]:
-        """Held while the gateway is changed."""
-        with self._locked("change.lock", wait=True):
+    def change_lock(self, patience: float = PATIENCE, *, kill: bool = False) -> Iterator[None]:
+        """Held while the gateway is changed; the file holds the pid of the process.
+
+        A process that still has it after ``patience`` seconds hangs: LockedError, or with ``kill`` it is
+        killed, and what it has left half done is the caller's to heal.
+        """
+        with self._locked("change.lock", patience, kill) as file:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
             yield
+
+    def changing_pid(self) -> int | None:
+        """The process that changes the gateway at this moment, or None. Does not touch the lock."""
+        return _holder(self.directory / "change.lock")
+
+    def kill_daemon(self) -> None:
+        """SIGKILL, for a daemon that does not end otherwise."""
+        _kill_holder(self.directory / "daemon.lock")
 
     def daemon_pid(self) -> int | None:
         """The running daemon's pid, or None."""
@@ -115,8 +134,8 @@ class Instance:
         return None
 
     @contextmanager
-    def _locked(self, name: str, wait: bool = False) -> Iterator[int]:
-        """Holds a lock file; raises BusyError if another process does and ``wait`` is false."""
+    def _locked(self, name: str, patience: float = 0.0, kill: bool = False) -> Iterator[int]:
+        """Holds a lock file. Raises BusyError if another process does for longer than ``patience``."""
         path = self.directory / name
         while True:
             self.create()
@@ -127,14 +146,11 @@ class Instance:
             except PermissionError as error:
                 raise PrivilegeError(f"cannot open {path}", "Run as root.") from error
             try:
-                if wait:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                elif not _try_lock(file):
-                    pid = os.pread(file, 32, 0).decode().strip()
-                    raise BusyError(
-                        f"another daemon enforces on this gateway: pid {pid}",
-                        f"See `enforcer status`; end it with `kill {pid}`.",
-                    )
+                if not _try_lock(file, patience):
+                    if kill:
+                        _kill_holder(path)
+                    if not kill or not _try_lock(file, _KILLED):
+                        raise _busy(name, os.pread(file, 32, 0).decode().strip())
                 if _is_at(file, path):
                     yield file
                     return
@@ -149,16 +165,57 @@ def _is_at(file: int, path: Path) -> bool:
     return False
 
 
-def _try_lock(file: int) -> bool:
-    """Tries a few times: daemon_pid() of another process holds the lock for an instant."""
-    for _ in range(5):
+def _busy(name: str, pid: str) -> EnforcerError:
+    if name == "daemon.lock":
+        return BusyError(
+            f"another daemon enforces on this gateway: pid {pid}",
+            f"See `enforcer status`; end it with `kill {pid}`.",
+        )
+    return LockedError(
+        f"another process changes this gateway: pid {pid}",
+        f"Try again in a moment. If it hangs, end it with `kill -9 {pid}`.",
+    )
+
+
+def _try_lock(file: int, patience: float = 0.0) -> bool:
+    """Tries several times in any case: daemon_pid() of another process holds the lock for an instant."""
+    deadline = time.monotonic() + max(patience, 5 * _PAUSE)
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.02)
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE)
         else:
             return True
-    return False
+
+
+def _holder(path: Path) -> int | None:
+    """The process that the kernel says holds the lock on this file (proc(5), /proc/locks)."""
+    with suppress(OSError):
+        status = path.stat()
+        where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            # A process that waits has "->" after the number.
+            if fields[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and fields[5] == where:
+                return int(fields[4])
+    return None
+
+
+def _kill_holder(path: Path) -> None:
+    """SIGKILL to the process that holds the lock, and to no other that has its number by now."""
+    pid = _holder(path)
+    if pid is None or pid <= 0 or pid == os.getpid():
+        return
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            if _holder(path) == pid:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
 
 
 def not_installed() -> NotInstalledError:

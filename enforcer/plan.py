@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Network
-from typing import Literal
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import ClassVar, Literal
 
-from enforcer.desired import Desired, Egress
+from enforcer.desired import Desired, Egress, united
 from enforcer.kernel.addresses import Held
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
@@ -21,6 +21,10 @@ HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
     ("inside", "egress", "to_client"),
     ("inside", "ingress", "from_client"),
 )
+
+
+# Names that a message lists before it counts the rest.
+_SHOWN = 3
 
 
 def accept_ra(interface: str) -> str:
@@ -38,21 +42,30 @@ class Actual:
     links: Mapping[str, Link]
     held: frozenset[Held]
     ranges: frozenset[IPv6Network]
+    """Those that are local by a route."""
     table: str | None
     hooks: Mapping[tuple[str, Direction], int]
     """Ids of our programs by interface and direction; 0: attached, but not as it should be."""
     sysctls: Mapping[str, str]
     programs: Mapping[str, int] = field(default_factory=dict)
-    """Ids of the pinned programs by name; empty if nothing is loaded, or what is loaded is out of date."""
+    """Ids of the pinned programs by name; empty if what is loaded is out of date, lost or nothing."""
+    lost: tuple[str, ...] = ()
+    """Names of the maps and programs in force whose pins are gone."""
     tables: str = ""
     """Digest of the policy bank in force."""
     settings: tuple[int, ...] = ()
     """Settings in force, as `settings_of` gives them for the desired ones."""
+    our_addresses: frozenset[Held] = frozenset()
+    """Those of ``held`` that the enforcer put there."""
+    our_ranges: frozenset[IPv6Network] = frozenset()
 
 
 @dataclass(frozen=True)
 class Operation(ABC):
     """One step; `str()` is what `enforcer plan` prints."""
+
+    prepares: ClassVar[bool] = False
+    """Adds only what nothing uses yet: what was in force before is still in force after it."""
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -65,6 +78,7 @@ class InstallTable(Operation):
     ``trusted``: what is there is a table of ours, unchanged; connections passed through it translated.
     """
 
+    prepares = True
     ruleset: Ruleset
     there: bool
     trusted: bool
@@ -78,6 +92,7 @@ class InstallTable(Operation):
 class AddAddress(Operation):
     """An IPv4 egress address or a shared address, on an outside interface."""
 
+    prepares = True
     held: Held
 
     def __str__(self) -> str:
@@ -86,7 +101,7 @@ class AddAddress(Operation):
 
 @dataclass(frozen=True)
 class RemoveAddress(Operation):
-    """An address that we put there and that the file no longer names."""
+    """An address that the enforcer put there and that the file does not name."""
 
     held: Held
 
@@ -98,6 +113,7 @@ class RemoveAddress(Operation):
 class AddRange(Operation):
     """An IPv6 egress range as a local route."""
 
+    prepares = True
     network: IPv6Network
 
     def __str__(self) -> str:
@@ -106,7 +122,7 @@ class AddRange(Operation):
 
 @dataclass(frozen=True)
 class RemoveRange(Operation):
-    """A range that we put there and that the file no longer names."""
+    """A range that the enforcer put there and that the file does not name."""
 
     network: IPv6Network
 
@@ -116,11 +132,19 @@ class RemoveRange(Operation):
 
 @dataclass(frozen=True)
 class LoadPrograms(Operation):
-    """Compile and load the BPF programs; maps that fit are kept, others are carried over."""
+    """Compile and load the BPF programs; maps that fit are kept, others are carried over.
 
+    ``lost``: names of maps and programs whose pins are gone. Lost flows are taken over from conntrack.
+    """
+
+    prepares = True
     first: bool
+    lost: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.lost:
+            more = f" and {len(self.lost) - _SHOWN} more" if len(self.lost) > _SHOWN else ""
+            return f"load BPF programs in place of lost ones ({', '.join(self.lost[:_SHOWN])}{more})"
         return "load BPF programs" if self.first else "upgrade BPF programs"
 
 
@@ -156,6 +180,13 @@ class Detach(Operation):
 
 
 @dataclass(frozen=True)
+class DetachUnknown(Detach):
+    """Our program of which no state file tells, before anything else: nothing passes there from then on."""
+
+    prepares = True
+
+
+@dataclass(frozen=True)
 class EndFlows(Operation):
     """The connections of egress IPs that are gone: they can't go on, and must not be counted on."""
 
@@ -179,6 +210,7 @@ class TakeMulticast(Operation):
 class SetSysctl(Operation):
     """A kernel setting."""
 
+    prepares = True
     name: str
     value: str
 
@@ -214,48 +246,63 @@ def settings_of(desired: Desired) -> tuple[int, ...]:
 
 
 def plan(
-    desired: Desired, actual: Actual, previous: Desired | None, tables: str, *, restore: bool = True
+    desired: Desired,
+    actual: Actual,
+    previous: Desired | None,
+    tables: str,
+    *,
+    left: Desired | None = None,
+    restore: bool = True,
 ) -> list[Operation]:
-    """The operations, in an order in which nothing leaks and no live flow is lost.
+    """The operations, in an order in which nothing leaks and no live flow is lost, wherever they end.
 
-    ``previous`` is what was applied before. ``tables`` is the digest of the desired policy bank. With
-    ``restore`` false, addresses that somebody took away stay away (contract: they are unavailable).
+    ``previous`` is what is in force. ``left`` is the other side of a plan that was not completed: parts of it
+    may be there. ``tables`` is the digest of the desired policy bank. With ``restore`` false, addresses that
+    somebody took away stay away (contract: they are unavailable). What is there of ours and not desired goes.
     """
-    return list(_operations(desired, actual, previous, tables, restore))
+    return list(_operations(desired, actual, previous, tables, left=left, restore=restore))
 
 
 def _operations(
-    desired: Desired, actual: Actual, previous: Desired | None, tables: str, restore: bool
+    desired: Desired,
+    actual: Actual,
+    previous: Desired | None,
+    tables: str,
+    *,
+    left: Desired | None,
+    restore: bool,
 ) -> Iterator[Operation]:
-    ruleset = desired.ruleset()
+    before = [each for each in (previous, left) if each is not None]
+    # The table is what closes the gateway, so it comes first, and serves what is in force too until that is
+    # replaced. What leaves is refused by the table until nothing of it is there any more.
+    until = _guarded(united(*(before or [desired]), desired), actual, desired)
+    since = _guarded(united(desired, *before), actual, desired)
     there = actual.table is not None
-    # The table is what closes the gateway, so it comes first. A slot that goes must stay translatable
-    # until no policy leads to it: then the table is written twice.
-    goes = _going(desired, previous)
-    first = _with_going(ruleset, previous) if goes and there and previous else ruleset
-    if actual.table != first.digest():
-        yield InstallTable(first, there, trusted=bool(actual.table) and not _widens(desired, previous))
+    yield from _unknown(actual, previous)
+    if actual.table != until.digest():
+        yield InstallTable(until, there, trusted=bool(actual.table) and not _widens(desired, previous))
     # conntrack has its settings when its table is there: the first one loads it.
     yield from _settings(desired.sysctls, actual)
     if restore:
-        yield from _additions(desired, actual, previous)
+        yield from _additions(desired, actual)
     if not actual.programs:
-        yield LoadPrograms(first=previous is None)
+        yield LoadPrograms(first=previous is None, lost=actual.lost)
     # Interfaces and addresses are in the maps too, and must be there before a program is attached.
     in_force = actual.tables == tables and actual.settings == settings_of(desired)
     changed = previous is not None and replace(previous, fast_path=desired.fast_path) != desired
-    if not actual.programs or not in_force or changed:
+    if not actual.programs or not in_force or changed or left is not None:
         yield SwitchTables()
+    yield from _tables(until, since)
     yield from _attachments(desired, actual)
-    if first != ruleset:
-        yield InstallTable(ruleset, there=True, trusted=True)
     if any(egress.on_link for egress in desired.ours):
         for name in desired.outside:
             if name in actual.links and not actual.links[name].allmulti:
                 yield TakeMulticast(name)
-    yield from _detachments(desired, actual)
+    yield from _detachments(desired, actual, previous)
+    yield from _removals(desired, actual)
+    yield from _endings(desired, before)
+    yield from _tables(since, desired.ruleset())
     if previous is not None:
-        yield from _removals(desired, previous, actual)
         yield from _fast_path(desired, previous)
     forwarding = _settings(FORWARDING, actual)
     if any("ipv6" in operation.name for operation in forwarding):
@@ -267,6 +314,11 @@ def _operations(
     yield from forwarding
 
 
+def _tables(installed: Ruleset, wanted: Ruleset) -> Iterator[Operation]:
+    if installed.digest() != wanted.digest():
+        yield InstallTable(wanted, there=True, trusted=True)
+
+
 def _settings(wanted: Mapping[str, str], actual: Actual) -> list[SetSysctl]:
     return [SetSysctl(name, value) for name, value in wanted.items() if actual.sysctls.get(name) != value]
 
@@ -276,10 +328,6 @@ def _fast_path(desired: Desired, previous: Desired) -> Iterator[Operation]:
         yield SwitchFastPath(desired.fast_path)
 
 
-def _going(desired: Desired, previous: Desired | None) -> bool:
-    return previous is not None and bool(previous.by_slot.keys() - desired.by_slot.keys())
-
-
 def _widens(desired: Desired, previous: Desired | None) -> bool:
     """What becomes inside or outside had connections that nobody translated."""
     return previous is not None and not (
@@ -287,22 +335,26 @@ def _widens(desired: Desired, previous: Desired | None) -> bool:
     )
 
 
-def _with_going(ruleset: Ruleset, previous: Desired) -> Ruleset:
-    before = previous.ruleset()
-    if before.mark_mask != ruleset.mark_mask:
-        return ruleset
+def _guarded(serving: Desired, actual: Actual, desired: Desired) -> Ruleset:
+    """The table for what is served, silent for what is going to be held and for what still is."""
+    ruleset, coming = serving.ruleset(), desired.ruleset()
+    shared = {serving.shared4, serving.shared6, desired.shared4, desired.shared6}
+    leaving = {held[1].ip for held in _leaving(desired, actual)} - shared
     return replace(
         ruleset,
-        source4={**before.source4, **ruleset.source4},
-        source6={**before.source6, **ruleset.source6},
-        dedicated4=before.dedicated4 | ruleset.dedicated4,
-        dedicated6=before.dedicated6 | ruleset.dedicated6,
+        dedicated4=ruleset.dedicated4
+        | coming.dedicated4
+        | {ip for ip in leaving if isinstance(ip, IPv4Address)},
+        dedicated6=ruleset.dedicated6
+        | coming.dedicated6
+        | {IPv6Network(ip) for ip in leaving if isinstance(ip, IPv6Address)}
+        | actual.our_ranges,
     )
 
 
-def _additions(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
+def _additions(desired: Desired, actual: Actual) -> Iterator[Operation]:
     # An address on what is no longer the first outside interface moves: added there, then removed here.
-    leaving = set(_leaving(desired, actual, previous))
+    leaving = set(_leaving(desired, actual))
     addresses = {held[1].ip for held in actual.held if held not in leaving}
     for held in desired.shared_addresses():
         if held[1].ip not in addresses:
@@ -325,30 +377,39 @@ def _attachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
                 yield Attach(name, direction, program)
 
 
-def _detachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
+def _unknown(actual: Actual, previous: Desired | None) -> Iterator[Operation]:
+    """Programs of ours of which no state file tells: their slots have other numbers than ours will have."""
+    if previous is None:
+        yield from (DetachUnknown(name, direction) for name, direction in actual.hooks)
+
+
+def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
+    if previous is None:
+        return  # _unknown
     for name, direction in actual.hooks:
         if name not in desired.inside + desired.outside:
             yield Detach(name, direction)
 
 
-def _leaving(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Held]:
-    if previous is None:
-        return
+def _leaving(desired: Desired, actual: Actual) -> list[Held]:
     keep = {*desired.addresses(), *desired.shared_addresses()}
-    for held in [*previous.addresses(), *previous.shared_addresses()]:
-        if held not in keep and held in actual.held:
-            yield held
+    leaving = (held for held in actual.our_addresses if held not in keep)
+    return sorted(leaving, key=lambda held: (held[0], held[1].version, held[1]))
 
 
-def _removals(desired: Desired, previous: Desired, actual: Actual) -> Iterator[Operation]:
-    for held in _leaving(desired, actual, previous):
+def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    for held in _leaving(desired, actual):
         yield RemoveAddress(held)
-    for network in previous.ranges():
-        if network not in desired.ranges() and network in actual.ranges:
-            yield RemoveRange(network)
-    stay = desired.by_slot
-    gone = tuple(egress for slot, egress in previous.by_slot.items() if slot not in stay)
-    if (previous.shared4, previous.shared6) != (desired.shared4, desired.shared6):
-        gone += (previous.shared,)
+    for network in sorted(actual.our_ranges.difference(desired.ranges())):
+        yield RemoveRange(network)
+
+
+def _endings(desired: Desired, before: Iterable[Desired]) -> Iterator[Operation]:
+    """Connections of egress IPs that are gone, and of shared addresses that are others now."""
+    gone: dict[Egress, None] = {}
+    for each in before:
+        gone |= {egress: None for slot, egress in each.by_slot.items() if slot not in desired.by_slot}
+        if (each.shared4, each.shared6) != (desired.shared4, desired.shared6):
+            gone[each.shared] = None
     if gone:
-        yield EndFlows(gone)
+        yield EndFlows(tuple(gone))

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from enforcer.errors import PrivilegeError
+from enforcer.datapath.programs import IN_FORCE
+from enforcer.errors import KernelError, PrivilegeError
 from enforcer.policy.rules import MAX_POLICIES
 
 FORMAT = 1
 LAST_SLOT = 16383
 LAST_POLICY = MAX_POLICIES
+LOST = {"kind": "lost"}
+"""In the undo list: what came before it was in a state file that is lost."""
+
+
+OTHER_SIDE = ("config", "slots", "layout", "layouts", "maps")
+"""What :attr:`State.half_done` has of the other state, to take away what is there of it."""
 
 
 @dataclass
@@ -37,13 +44,24 @@ class State:
     """Digest of the loaded programs' sources."""
     tables: str = ""
     """Digest of what the policy bank in force was made from."""
-    stages: str = ""
-    """Where the loaded programs' table of tail calls is pinned (enforcer/datapath/programs.py)."""
+    loaded: str = IN_FORCE
+    """Where the programs in force are pinned (enforcer/datapath/programs.py, Pins)."""
+    maps: str = ""
+    """Where the maps in force are pinned."""
+    program_ids: dict[str, int] = field(default_factory=dict)
+    """The kernel's ids of the programs in force: by them they are known when their pins are out of reach."""
     layouts: dict[str, Any] = field(default_factory=dict)
     """BCC's descriptions of the maps (enforcer/datapath/layout.py)."""
     undo: list[dict[str, str]] = field(default_factory=list)
     """What `down` puts back, oldest first."""
+    half_done: dict[str, Any] | None = None
+    """The plan that is under way or was not completed: since when, by which process, its operations, and the
+    other side of it (OTHER_SIDE): what it is about to put in force, then what was in force before."""
     format: int = FORMAT
+
+    def other_side(self) -> dict[str, Any]:
+        """This state as the other side of a plan."""
+        return {name: getattr(self, name) for name in OTHER_SIDE}
 
     def save(self, path: Path) -> None:
         """Writes the file as a whole or not at all."""
@@ -57,13 +75,34 @@ class State:
         """The state, or None if there is none (or none that this version can read)."""
         try:
             content = json.loads(path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):
             return None
         except PermissionError as error:
             raise PrivilegeError(f"cannot read {path}", "Run as root.") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_sound(content):
             return None
-        return cls(**content)
+        if content.get("layout"):
+            content.setdefault("maps", f"maps-{content['layout'][:16]}")  # as earlier versions named it
+        known = {field.name for field in fields(cls)}  # an earlier version had others
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+
+def _is_sound(content: dict[str, Any]) -> bool:
+    """Whether each field is of its type: a file that something else wrote is as good as lost."""
+    for name, default in vars(State()).items():
+        value = content.get(name, default)
+        kind = (int, float) if isinstance(default, float) else dict if default is None else type(default)
+        if value is not default and not isinstance(value, kind):
+            return False
+    return True
+
+
+def lost_state(path: Path) -> KernelError:
+    """The error of commands that find a gateway in force without its state."""
+    return KernelError(
+        f"the gateway is enforced, but its state file is lost or unreadable: {path}",
+        "A running daemon writes it again within seconds, see its log; else start it: enforcer run",
+    )
 
 
 def assign(names: Iterable[str], known: dict[str, int], last: int) -> dict[str, int]:

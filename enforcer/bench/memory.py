@@ -40,7 +40,7 @@ def memory(bench: Bench) -> None:
             empty = _sizes(maps.directory)
         establish(bench.generator, peer, stream_of(4, UDP, MANY))
         full = _sizes(maps.directory)
-        programs = _verified(gateway.pins.programs)
+        programs = _verified(gateway.pins.program_paths())
     figures = [
         (f"all maps, room for {entries:,} flows", "MiB", sum(empty.values())),
         *(
@@ -84,10 +84,10 @@ def map_memory(fd: int) -> float:
     raise LabError("the kernel does not say a map's memory")
 
 
-def _verified(directory: Path) -> dict[str, int]:
+def _verified(programs: list[Path]) -> dict[str, int]:
     """Instructions that the verifier went through, by program; it gives up after a million."""
     found = {}
-    for path in sorted(directory.iterdir()):
+    for path in sorted(programs):
         fd = syscall.get(str(path))
         information = ctypes.create_string_buffer(_INFORMATION)
         asked = struct.pack("<IIQ", fd, _INFORMATION, syscall.address(information))

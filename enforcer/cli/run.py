@@ -20,7 +20,7 @@ def command(settings: Settings) -> None:
 
     instance = settings.instance
     with instance.daemon_lock():
-        work = applying.start(settings.file, "--start")
+        work = applying.start(settings.file, applying.START)
         from enforcer.daemon import Daemon
 
         Daemon(instance, settings.file, _say).run(work)

@@ -32,9 +32,21 @@ def command(settings: Settings, as_json: bool) -> None:
         click.echo(f"{name:<16} {value}")
 
 
+def _half_done(found: dict[str, Any]) -> str:
+    plan = found["half_done"]
+    if plan["under_way"]:
+        return f"half done: under way since {plan['since']} (pid {plan['pid']})"
+    healed = "the daemon puts back what is in force" if found["daemon_pid"] else "enforcer run, enforcer down"
+    return f"half done since {plan['since']}: its process (pid {plan['pid']}) did not complete it; {healed}"
+
+
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "state", STATES[found["state"]]
+    if found["half_done"]:
+        yield "plan", _half_done(found)
     yield "daemon", f"pid {found['daemon_pid']}" if found["daemon_pid"] else "none"
+    if found["not_attached"]:
+        yield "not attached", f"{', '.join(found['not_attached'])}: nothing passes there (enforcer run)"
     if found["state"] != "down":
         sides, proxy, egress = found["interfaces"], found["proxy"], found["egress_ips"]
         yield "since", found["since"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -12,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from enforcer.applying import Work
+from enforcer import applying
+from enforcer.applying import LostError, Work
 from enforcer.control import Caller, report_of
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.files import Files
@@ -32,6 +34,8 @@ from enforcer.facts.rows import COMMAND
 from enforcer.instance import Instance
 from enforcer.kernel.path import PathWatch
 from enforcer.kernel.watch import Watch
+
+_ATTEMPTS = 3
 
 
 def _sign_of_life() -> float | None:
@@ -53,10 +57,13 @@ class Daemon:
 
         ``work`` applies the file (enforcer/applying.py). Raises its error.
         """
+        # Each hook is a descriptor (datapath/held.py), and there may be hundreds of interfaces.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with ExitStack() as stack:
             watch = stack.enter_context(Watch())
             wake = stack.enter_context(signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-            report(work.result(), self._say)
+            report(self._started(work), self._say)
             self._loop = stack.enter_context(closing(Loop(self._say)))
             self._compose(stack, watch)
             self._take_up()
@@ -74,6 +81,16 @@ class Daemon:
             self._loop.run(lambda: self._running or self._jobs.busy)
         self._say("ended; enforcement goes on without the daemon (enforcer down takes it away)")
 
+    def _started(self, work: Work) -> dict[str, Any]:
+        """What the process gave that applied the file. One that was lost half-way is replaced."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return work.wait()
+            except LostError as error:
+                self._say(f"{error}: once more")
+                work = applying.start(self._file, applying.START)
+        return work.wait()
+
     def _compose(self, stack: ExitStack, watch: Watch) -> None:
         loop, say = self._loop, self._say
         self._jobs = Jobs(loop)
@@ -81,7 +98,14 @@ class Daemon:
         self._reloading = Reloading(
             loop, self._jobs, self._enforced, self._file, say=say, take_up=self._after_reload
         )
-        self._keeping = Keeping(loop, watch, self._enforced, lambda: self._reloading.under_way, say)
+        self._keeping = Keeping(
+            loop,
+            watch,
+            self._enforced,
+            lambda: self._reloading.half_done,
+            say=say,
+            again=self._reloading.again,
+        )
         self._relearning = Relearning(loop, stack.enter_context(PathWatch()), self._enforced)
         self._sweeping = Sweeping(
             loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts, say

@@ -13,6 +13,8 @@ from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import FAILED
 from enforcer.errors import EnforcerError, KernelError
 
+_TICK = 0.5
+
 
 @dataclass
 class Job:
@@ -24,6 +26,8 @@ class Job:
     finish: Callable[[Work], dict[str, Any]]
     """Gives the answer; an error is the answer too, and is said by the loop."""
     callers: list[Caller] = field(default_factory=list)
+    urgent: bool = False
+    """Comes before all others, and is begun although the daemon is about to end."""
 
 
 class Jobs:
@@ -35,6 +39,7 @@ class Jobs:
         self._running: tuple[Job, Work] | None = None
         self._ending = False
         loop.task("next job", self._next)
+        loop.task("watch job", self._look)
 
     @property
     def busy(self) -> bool:
@@ -45,18 +50,28 @@ class Jobs:
         """Whether a job of this name runs just now."""
         return self._running is not None and self._running[0].name == name
 
+    @property
+    def changing(self) -> bool:
+        """Whether a process changes the gateway at this moment."""
+        return self._running is not None and self._running[1].changing
+
     def waiting(self, name: str) -> Job | None:
         """The first job of this name that has not begun."""
         return next((job for job in self._queue if job.name == name), None)
 
     def add(self, job: Job) -> None:
         """Does it after what is under way."""
-        self._queue.append(job)
+        if job.urgent:
+            self._queue.appendleft(job)
+        else:
+            self._queue.append(job)
         self._loop.call("next job")
 
     def end(self) -> None:
-        """Nothing is begun any more."""
+        """Nothing is begun any more, and what only prepares a change is not waited for."""
         self._ending = True
+        if self._running is not None and self._running[1].prepares:
+            self._running[1].kill("was ended with its daemon")
         self._loop.call("next job")
 
     def _next(self) -> None:
@@ -66,11 +81,12 @@ class Jobs:
             if isinstance(begun, Work):
                 self._running = job, begun
                 self._loop.watch(begun, self._read)
+                self._loop.call("watch job", _TICK)
             else:
                 _answer(job, begun)
 
     def _begin(self, job: Job) -> Work | dict[str, Any]:
-        if self._ending:
+        if self._ending and not job.urgent:
             return report_of(EnforcerError("the daemon is about to end"))
         try:
             return job.begin()
@@ -85,9 +101,18 @@ class Jobs:
     def _read(self) -> None:
         if self._running is None:
             return
-        job, work = self._running
-        if not work.ended():
-            return
+        if self._running[1].ended():
+            self._finish(*self._running)
+
+    def _look(self) -> float | None:
+        """A process that hangs is ended, and one that cannot be ended is not waited for."""
+        if self._running is None:
+            return None
+        if not self._running[1].look():
+            self._finish(*self._running)
+        return _TICK
+
+    def _finish(self, job: Job, work: Work) -> None:
         self._loop.unwatch(work)
         self._running = None
         result = FAILED

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -10,17 +12,21 @@ import numpy as np
 from enforcer import availability
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
-from enforcer.errors import KernelError
+from enforcer.errors import EnforcerError, LockedError
 from enforcer.kernel.watch import NFT, ROUTE, Watch
-from enforcer.plan import LoadPrograms, SwitchTables, plan
+from enforcer.plan import InstallTable, LoadPrograms, SwitchTables, plan
 
 _AUDIT_EVERY = 60.0
 # While a process changes the gateway: look again after so many seconds.
 _TICK = 1.0
+# An attempt to begin again that failed is repeated after so many seconds.
+_REST = 60.0
+# Seconds that the loop waits for a process that is about to say that it changes the gateway, or just did.
+_PATIENCE = 0.2
 
 
 class Keeping:
-    """``reloading`` tells whether a process changes the gateway just now, which is then left alone."""
+    """``reloading`` tells whether a process changes the gateway or heals it, which is then left alone."""
 
     def __init__(
         self,
@@ -28,13 +34,17 @@ class Keeping:
         watch: Watch,
         enforced: Enforced,
         reloading: Callable[[], bool],
+        *,
         say: Callable[[str], None],
+        again: Callable[[], None],
     ):
         self._loop = loop
         self._watch = watch
         self._enforced = enforced
         self._reloading = reloading
         self._say = say
+        self._again = again
+        self._again_after = 0.0
         self._available: dict[str, tuple[bool, bool]] = {}
         self._news: set[str] = set()
         self.timeouts = np.zeros(0)
@@ -68,25 +78,28 @@ class Keeping:
         """
         gateway, wanted = self._enforced.gateway, self._enforced.wanted
         assert gateway.state is not None
-        with self._enforced.instance.change_lock():
+        with suppress(EnforcerError):  # said once a second by _look_at_hooks
+            self._enforced.restore()
+        with self._enforced.instance.change_lock(_PATIENCE):
+            if not gateway.is_current():
+                raise LockedError("another process has changed this gateway")
             state = gateway.state
-            actual = gateway.actual(wanted)
-            if gateway.pins is not None:
-                # Newer sources on the disk are for the next start, in a process of its own.
-                actual = replace(actual, programs=gateway.pins.program_ids())
+            # Newer sources on the disk are for the next start, in a process of its own.
+            actual = gateway.actual(wanted, upgrade=False)
             # A bank without room is for a reload, too.
             actual = replace(actual, tables=state.tables)
             if distrust_table and actual.table is not None:
                 actual = replace(actual, table="")
             operations = plan(wanted, actual, wanted, state.tables, restore=False)
             if any(isinstance(operation, LoadPrograms | SwitchTables) for operation in operations):
-                raise KernelError(
-                    "somebody removed pinned programs or settings", "Load them: enforcer reload"
-                )
+                self._begin_again(*gateway.lost())
+                # What closes the gateway needs no pins.
+                operations = [operation for operation in operations if isinstance(operation, InstallTable)]
             if operations:
                 gateway.apply(operations, wanted, None, state)
                 for operation in operations:
                     self._say(f"put back: {operation}")
+                self._enforced.hold()
                 # Read meanwhile, they may be those of whom it is put back from.
                 self.timeouts = availability.write_timeouts(self._enforced.maps)
 
@@ -94,16 +107,37 @@ class Keeping:
         """What no event tells: kernel settings, conntrack's timeouts."""
         if self._reloading():
             return _TICK
-        self._put_back()
-        self.refresh()
-        return _AUDIT_EVERY
+        with suppress(LockedError):
+            self._put_back()
+            self.refresh()
+            return _AUDIT_EVERY
+        return _TICK
 
     def _look_at_hooks(self) -> float:
-        """Nothing tells of a program that somebody takes off its hook."""
+        """Nothing tells of a program that is taken off its hook, nor of a pin or file that is removed."""
+        if self._reloading():
+            return _TICK
+        with suppress(LockedError):
+            self._enforced.restore()
         gateway, wanted = self._enforced.gateway, self._enforced.wanted
-        if gateway.pins is not None and not self._reloading() and not gateway.hooked(wanted):
-            self._put_back()
+        lost = gateway.lost()
+        if lost:
+            self._begin_again(*lost)
+        elif not gateway.hooked(wanted):
+            with suppress(LockedError):
+                self._put_back()
+        else:
+            self._again_after = 0.0
         return _TICK
+
+    def _begin_again(self, *lost: str) -> None:
+        """What is held here cannot mend it: programs and maps are made by a process of their own."""
+        now = time.monotonic()
+        if now >= self._again_after:
+            self._again_after = now + _REST
+            names = ", ".join(lost) or "settings"
+            self._say(f"the configuration in force is applied again; lost: {names}")
+            self._again()
 
     def _on_events(self) -> None:
         self._news |= self._watch.drain()
@@ -116,6 +150,10 @@ class Keeping:
             kinds = self._news
             if ROUTE in kinds:
                 self.refresh()
-            self._put_back(distrust_table=NFT in kinds)
+            try:
+                self._put_back(distrust_table=NFT in kinds)
+            except LockedError:
+                self._loop.call("events", _TICK)
+                return
             # Writing a large table overflows the queue of events, which reads as a change by somebody else.
             self._news = self._watch.drain() - {NFT} if NFT in kinds else set()

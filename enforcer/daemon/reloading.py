@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.systemd import notify
 from enforcer.datapath.banks import is_crowded
-from enforcer.errors import EnforcerError
+from enforcer.errors import EnforcerError, LostPinError
 
 _TICK = 1.0
 # After a reload that failed or did not help, the tables ask for one again in so many seconds.
 _PATIENCE = 60.0
-_RELOAD, _AGAIN = "reload", "again"
+_RELOAD, _AGAIN, _HEAL = "reload", "again", "heal"
+# After an attempt to heal that failed the next comes in so many seconds, and then in twice as many.
+_HEAL_AGAIN, _HEAL_SELDOM = 1.0, 60.0
 
 
 class Reloading:
@@ -47,13 +50,21 @@ class Reloading:
         self._say = say
         self._take_up = take_up
         self._loop = loop
+        self._half_done = False
+        self._pause = _HEAL_AGAIN
         loop.task("take up", self._again)
         loop.task("room", self._look_for_room, _TICK)
+        loop.task("heal", self._heal)
 
     @property
     def under_way(self) -> bool:
-        """Whether a process changes the gateway just now: what is here is of before."""
-        return self._jobs.runs(_RELOAD) or self._jobs.runs(_AGAIN)
+        """Whether a process changes the gateway at this moment: what is known here is of before."""
+        return self._jobs.changing
+
+    @property
+    def half_done(self) -> bool:
+        """The same, or one has ended half-way: another is going to put back what is in force."""
+        return self._jobs.changing or self._half_done
 
     def ask(self, caller: Caller | None = None) -> None:
         """Has the file applied, after what is under way; ``caller`` gets the result."""
@@ -70,20 +81,51 @@ class Reloading:
         if not self._jobs.waiting(_RELOAD) and not self._jobs.waiting(_AGAIN):
             self._jobs.add(Job(_AGAIN, partial(self._begin, applying.start_again), self._finish))
 
+    def _heal(self) -> None:
+        """Has what is in force put back, before anything else."""
+        if not self._jobs.waiting(_HEAL) and not self._jobs.runs(_HEAL):
+            self._jobs.add(Job(_HEAL, partial(self._begin, applying.start_again), self._healed, urgent=True))
+
+    def _healed(self, work: Work) -> dict[str, Any]:
+        result = self._result(work)
+        if self._half_done:
+            self._loop.call("heal", self._pause)
+            self._pause = min(2 * self._pause, _HEAL_SELDOM)
+            return result
+        self._pause = _HEAL_AGAIN
+        return self._taken_up(result)
+
     def _begin(self, start: Callable[[], Work]) -> Work:
+        with suppress(EnforcerError):
+            # The process looks for pins and files; it says itself what it lacks.
+            self._enforced.restore()
         began = time.monotonic_ns() // 1000
         work = start()
         notify(f"RELOADING=1\nMONOTONIC_USEC={began}")
         return work
 
     def _finish(self, work: Work) -> dict[str, Any]:
+        result = self._result(work)
+        if self._half_done:
+            self._heal()
+            hint = "A plan is half done; the daemon puts back what is in force: see `enforcer status`."
+            return result | {"hint": hint}
+        return self._taken_up(result)
+
+    def _result(self, work: Work) -> dict[str, Any]:
         try:
             result = work.result()
-            report(result, self._say)
         except EnforcerError as error:
-            self._say(f"reload failed, what was in force stays: {error}")
+            self._half_done = self._enforced.half_done
+            what = "what is in force is put back" if self._half_done else "what was in force stays"
+            self._say(f"reload failed, {what}: {error}")
             self._loop.call("room", _PATIENCE)
-            result = report_of(error)
+            return report_of(error)
+        self._half_done = False
+        report(result, self._say)
+        return result
+
+    def _taken_up(self, result: dict[str, Any]) -> dict[str, Any]:
         try:
             self._take_up()  # after a failure, too: what there is to undo may have grown
         except Exception:
@@ -96,14 +138,22 @@ class Reloading:
     def _again(self) -> float | None:
         if self._jobs.busy:
             return _TICK
-        self._take_up()
+        try:
+            self._take_up()
+        except LostPinError:
+            self.again()  # removed before they were held
+            raise
         self._say("what is in force has been taken up now")
         return None
 
     def _look_for_room(self) -> float:
-        if self.under_way:
+        if self.half_done:
             return _TICK
-        if is_crowded(self._enforced.maps):
+        try:
+            crowded = is_crowded(self._enforced.maps)
+        except LostPinError:  # the table's pin, which Keeping makes again
+            return _TICK
+        if crowded:
             self._say("the policy tables have little room left: they are made anew")
             self.again()
         elif not self._enforced.tables.fits:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -68,8 +67,7 @@ class Sweeping:
         """Reaps idle flows, and those that conntrack doesn't have: never had (dropped behind us, no port
         free) or no more (deleted by somebody, or when its table was full).
         """
-        maps, pins = self._enforced.maps, self._enforced.gateway.pins
-        assert pins is not None
+        maps, pins = self._enforced.maps, self._enforced.pins
         began = time.monotonic()
         self._recount.begin(maps)
         found = sweep.sweep(
@@ -81,12 +79,12 @@ class Sweeping:
         self._tell(pins, found.untold)
         suspects = np.concatenate([sweep.some(found.unanswered, _ASK_UNANSWERED), found.idle])
         if len(suspects):
-            unknown = conntrack.missing([_tuple(key) for key in suspects])
+            unknown = conntrack.missing([conntrack.Tuple.of(key) for key in suspects])
             sweep.reap(pins, suspects[unknown], unknown=True)
         # They would hold their ports for hours. One that has spoken just now is still there.
         over = [key for key in found.outlived if maps.flows.get(key) is None]
         if over:
-            conntrack.delete([_tuple(key) for key in over])
+            conntrack.delete([conntrack.Tuple.of(key) for key in over])
         if len(found.unanswered) <= _ASK_UNANSWERED:
             self._asked_since = began - 2.5
         if found.flows > maps.flows.info.entries / 2:
@@ -107,16 +105,5 @@ class Sweeping:
             some = keys[:_TELL]
             if len(some):
                 timeout = round(self._timeouts()[state] / 1e9 - availability.GRACE)
-                conntrack.set_tcp_state([_tuple(key) for key in some], _STATES[state], timeout)
+                conntrack.set_tcp_state([conntrack.Tuple.of(key) for key in some], _STATES[state], timeout)
                 sweep.told(pins, some, state)
-
-
-def _tuple(key: Any) -> conntrack.Tuple:
-    """A flow's key as conntrack's original tuple."""
-    return conntrack.Tuple(
-        int(key["protocol"]),
-        key["client"].tobytes(),
-        key["origin"].tobytes(),
-        int(key["client_port"].byteswap()),
-        int(key["origin_port"].byteswap()),
-    )

@@ -1,77 +1,120 @@
-"""What lives on when the maps are replaced by others of another layout or size: flows and their counts."""
+"""What of a gateway's maps goes into new ones: after a change of layout or size, and after a loss.
+
+Flows come from the maps before, or where these are lost from conntrack (enforcer/datapath/adopt.py). Origins
+and clients get the counts that the flows add up to, whatever the maps before say of them.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from enforcer.datapath import counts
 from enforcer.datapath.counts import Counts
 from enforcer.datapath.maps import Map, Maps
+from enforcer.errors import LayoutError, LostPinError
 
-# Maps whose content is carried over as it is; the rest is written at every start.
-_CARRIED = ("clients", "policy_hits", "reasons", "events")
-
-
-def carry_over(old: Maps, new: Maps) -> None:
-    """Copies live flows and counts into maps of another layout or size, field by field by name."""
-    for name in _CARRIED:
-        if name in old:
-            source, target = getattr(old, name), getattr(new, name)
-            for keys, values in source.chunks():
-                target.put_many(_converted(keys, target.key), _converted(values, target.value))
-    _carry_flows(old, new)
-    zero = np.zeros((), dtype=new.settings.value)
-    settings = old.settings.get(0)
-    if settings is not None:
-        new.settings.put(0, _converted(settings.reshape(1), zero.dtype)[0])
+# Maps that are copied; the rest, flows and counts aside, is written before the programs are attached.
+_COPIED = ("clients", "policy_hits", "reasons", "events")
+Rows = tuple[np.ndarray, np.ndarray]
 
 
-def _carry_flows(old: Maps, new: Maps) -> None:
-    """Flows, and the counters that these flows add up to: both change while they are read."""
+def carry_over(old: Maps | None, new: Maps, adopted: Callable[[], Rows]) -> None:
+    """Copies what there is of ``old``, field by field by name. ``adopted`` gives the flows if it has none."""
+    for name in _COPIED:
+        target = getattr(new, name)
+        for keys, values in _chunks(_find(old, name)):
+            target.put_many(_converted(keys, target.key), _converted(values, target.value))
+    flows = _find(old, "flows")
+    _enter([adopted()] if flows is None else flows.chunks(), new)
+    _carry_origins(_chunks(_find(old, "origins")), new.origins)
+
+
+def catch_up(old: Maps, new: Maps) -> int:
+    """Copies flows that were opened on the old maps since, while programs were exchanged; returns how many.
+
+    The new maps are in use. A count that a program changes at this very moment may be wrong until the next
+    sweeps have counted again (enforcer/datapath/recount.py).
+    """
+    flows = _find(old, "flows")
+    if flows is None:
+        return 0
+    keys, values = flows.items()
+    keys = _converted(keys, new.flows.key)
+    missing = ~np.isin(counts.hashed(keys), counts.hashed(new.flows.items()[0]))
+    _enter([(keys[missing], values[missing])], new)
+    return int(missing.sum())
+
+
+def _find(old: Maps | None, name: str) -> Map | None:
+    """A map, unless its pin is lost, or an earlier version had none."""
+    if old is None:
+        return None
+    try:
+        found: Map = getattr(old, name)
+    except (LostPinError, LayoutError):
+        return None
+    return found
+
+
+def _chunks(source: Map | None) -> Iterable[Rows]:
+    return () if source is None else source.chunks()
+
+
+def _enter(flows: Iterable[Rows], new: Maps) -> None:
+    """Enters flows, which change while they are read, and counts them for their origins and clients."""
     by_origin: list[Counts] = []
     by_client: list[Counts] = []
     slots: dict[bytes, int] = {}
-    for old_keys, old_values in old.flows.chunks():
+    for old_keys, old_values in flows:
         keys, values = _converted(old_keys, new.flows.key), _converted(old_values, new.flows.value)
         keys, values = keys[values["deleting"] == 0], values[values["deleting"] == 0]
         new.flows.put_many(keys, values)
-        origins = counts.of_origins(keys, values, new.origins.key)
-        by_origin.append(origins)
+        by_origin.append(counts.of_origins(keys, values, new.origins.key))
         by_client.append(counts.of_clients(keys, values, new.client_prefixes.key))
-        of_flows = counts.origin_keys(keys, values, new.origins.key)
-        slots.update(zip((key.tobytes() for key in of_flows), values["slot"].tolist(), strict=True))
-    write_counts(
-        new,
-        counts.merged(by_origin, new.origins.key, 1),
-        counts.merged(by_client, new.client_prefixes.key, 2),
-        slots,
-    )
-    _carry_origins(old.origins, new.origins)
+        origins = counts.origin_keys(keys, values, new.origins.key)
+        slots.update(zip((key.tobytes() for key in origins), values["slot"].tolist(), strict=True))
+    _add_origins(new.origins, counts.merged(by_origin, new.origins.key, 1), slots)
+    _add_clients(new.client_prefixes, counts.merged(by_client, new.client_prefixes.key, 2))
 
 
-def write_counts(maps: Maps, origins: Counts, clients: Counts, slots: dict[bytes, int]) -> None:
-    """The counters of flows that user space has entered; ``slots`` of the origins, by their keys."""
-    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    rows = np.zeros(len(origins.keys), dtype=maps.origins.value)
-    rows["active"] = rows["peak"] = rows["total"] = origins.numbers[:, 0]
-    rows["slot"] = [slots[key.tobytes()] for key in origins.keys]
-    rows["used"] = now
-    maps.origins.put_many(origins.keys, rows)
-    rows = np.zeros(len(clients.keys), dtype=maps.client_prefixes.value)
-    rows["flows"] = rows["total"] = clients.numbers[:, 0]
-    rows["unanswered"] = clients.numbers[:, 1]
-    rows["used"] = now
+def _add_origins(origins: Map, counted: Counts, slots: Mapping[bytes, int]) -> None:
+    rows = _rows(origins, counted.keys)
+    flows = counted.numbers[:, 0]
+    rows["active"] += flows.astype(rows["active"].dtype)
+    rows["total"] += flows.astype(rows["total"].dtype)
+    rows["peak"] = np.maximum(rows["peak"], rows["active"])
+    rows["slot"] = [slots[key.tobytes()] for key in counted.keys]
+    origins.put_many(counted.keys, rows)
+
+
+def _add_clients(client_prefixes: Map, counted: Counts) -> None:
     # Of clients for which there is no room nothing is counted (bpf/client.h, count_client).
-    fit = int(maps.client_prefixes.info.entries)
-    maps.client_prefixes.put_many(clients.keys[:fit], rows[:fit])
+    fit = int(client_prefixes.info.entries)
+    keys, numbers = counted.keys[:fit], counted.numbers[:fit]
+    rows = _rows(client_prefixes, keys)
+    for name, column in (("flows", 0), ("total", 0), ("unanswered", 1)):
+        rows[name] += numbers[:, column].astype(rows[name].dtype)
+    client_prefixes.put_many(keys, rows)
 
 
-def _carry_origins(old: Map, new: Map) -> None:
-    """What else was counted for each origin; how many flows are live has been written."""
+def _rows(table: Map, keys: np.ndarray) -> np.ndarray:
+    """The values of these keys as they are, used now; zero where there are none."""
+    there = {key.tobytes(): row for key, row in zip(*table.items(), strict=True)}
+    rows = np.zeros(len(keys), dtype=table.value)
+    for position, key in enumerate(keys):
+        if key.tobytes() in there:
+            rows[position] = there[key.tobytes()]
+    rows["used"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    return rows
+
+
+def _carry_origins(old: Iterable[Rows], new: Map) -> None:
+    """What else was counted for each origin; how many of its flows are live has been written."""
     live = {key.tobytes(): int(row["active"]) for key, row in zip(*new.items(), strict=True)}
-    for keys, values in old.chunks():
+    for keys, values in old:
         carried, rows = _converted(keys, new.key), _converted(values, new.value)
         rows["active"] = [live.get(key.tobytes(), 0) for key in carried]
         rows["deleting"] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,12 +13,15 @@ import numpy as np
 
 from enforcer.datapath.jiffies import TICK
 from enforcer.datapath.maps import Maps
+from enforcer.errors import BusyError
 
 LIFETIME = 4.0
 """Seconds that what was learnt is good for. Then a packet of the flow goes the kernel's way again, which
 refreshes conntrack's timers, the route and the neighbour."""
 
 _GENERATIONS = 0xFFFF
+# A switch takes microseconds: a process that still holds the lock after so many seconds was stopped.
+_PATIENCE, _PAUSE = 1.0, 0.001
 
 
 def is_on(maps: Maps) -> bool:
@@ -53,6 +57,14 @@ def _begin_anew(maps: Maps, *, on: bool) -> None:
     maps.fast.put(0, values)
 
 
+def _locked(directory: int) -> bool:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def _alone(maps: Maps) -> Iterator[None]:
     """The daemon relearns while another process switches: nobody may write what he read before that."""
@@ -61,8 +73,12 @@ def _alone(maps: Maps) -> Iterator[None]:
     except FileNotFoundError:  # others are in force, nobody else opens these any more
         yield
         return
+    deadline = time.monotonic() + _PATIENCE
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+        while not _locked(directory):
+            if time.monotonic() > deadline:
+                raise BusyError("the fast path is being switched by a process that does not go on")
+            time.sleep(_PAUSE)
         yield
     finally:
         os.close(directory)

@@ -14,15 +14,26 @@ from typing import Any, Self
 import numpy as np
 
 from enforcer.datapath import layout, syscall
-from enforcer.errors import LayoutError, NotInstalledError
+from enforcer.errors import LayoutError, LostPinError
 
 _CHUNK = 65536
 # The kernel's cursor through a hash map is a u32 bucket number, through others the last key.
 _CURSOR = 64
+_PINS_AGAIN = "A running daemon pins again within seconds, see its log; else start it: enforcer run"
 
 
 def _pointer(array: np.ndarray) -> int:
     return int(array.ctypes.data)
+
+
+def lost_pin(what: str) -> LostPinError:
+    """The error of commands that find no pin where the state file says that there is one."""
+    return LostPinError(f"{what} is out of reach: its pin is lost", _PINS_AGAIN)
+
+
+def no_file_system() -> LostPinError:
+    """The same where no BPF file system is mounted."""
+    return LostPinError("the maps are out of reach: no BPF file system is mounted", _PINS_AGAIN)
 
 
 class Map:
@@ -162,9 +173,7 @@ class Maps:
                 fd = syscall.get(str(self.directory / name))
             except OSError as error:
                 if error.errno == errno.ENOENT:
-                    raise NotInstalledError(
-                        f"the map {name} is not pinned in {self.directory}", "Start the daemon: enforcer run"
-                    ) from error
+                    raise lost_pin(f"the map {name}") from error
                 raise syscall.explain_error(error, f"opening the map {name}") from error
             self._open[name] = Map(fd, *self.layout(name), name)
         return self._open[name]
@@ -178,6 +187,8 @@ class Maps:
         pinned = f"{name}_{bank}"
         try:
             fd = syscall.get(str(self.directory / pinned))
+        except FileNotFoundError as error:
+            raise lost_pin(f"the map {pinned}") from error
         except OSError as error:
             raise syscall.explain_error(error, f"opening the map {pinned}") from error
         opened = Map(fd, *self.layout(f"{name}_inner"), pinned)

@@ -6,17 +6,21 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from enforcer.datapath import syscall
-from enforcer.datapath.maps import Map
+from enforcer.datapath.maps import Map, lost_pin
 from enforcer.trust import remove_tree
 
-_STAGES = "stages-"
+IN_FORCE = "programs"
+"""A link to the load in force, for people and their tools; the state file says which it is. Programs were
+pinned in a directory of this name before each load had one of its own."""
+STAGES = "stages"
+_LOAD, _MAPS = "load-", "maps-"
 
 
 @dataclass(frozen=True)
@@ -24,25 +28,32 @@ class Pins:
     """Where a gateway's programs and maps are pinned."""
 
     directory: Path
+    loaded: str = IN_FORCE
+    """The directory of one load: its programs and their table of tail calls, which no other load shares."""
+    shared: str = ""
+    """The directory of its maps: loads of one layout share them until they are lost."""
 
     @property
     def programs(self) -> Path:
-        """The programs, by name."""
-        return self.directory / "programs"
+        """The programs of this load, by name."""
+        return self.directory / self.loaded
 
     @property
     def links(self) -> Path:
         """The links that hold programs at interfaces (enforcer/datapath/tcx.py)."""
         return self.directory / "links"
 
-    def maps(self, layout_digest: str) -> Path:
-        """The maps of one layout, by name."""
-        return self.directory / f"maps-{layout_digest[:16]}"
+    @property
+    def maps(self) -> Path:
+        """The maps of this load, by name."""
+        return self.directory / self.shared
 
     def program(self, name: str) -> int:
         """A file descriptor of a pinned program."""
         try:
             return syscall.get(str(self.programs / name))
+        except FileNotFoundError as error:
+            raise lost_pin(f"the program {name}") from error
         except OSError as error:
             raise syscall.explain_error(error, f"opening the program {name}") from error
 
@@ -58,22 +69,42 @@ class Pins:
     def program_ids(self) -> dict[str, int]:
         """Ids of the pinned programs by name."""
         found = {}
-        if self.programs.is_dir():
-            for path in self.programs.iterdir():
-                fd = syscall.get(str(path))
-                found[path.name] = syscall.program_info(fd)[0]
-                os.close(fd)
+        for path in self.program_paths():
+            fd = syscall.get(str(path))
+            found[path.name] = syscall.program_info(fd)[0]
+            os.close(fd)
         return found
+
+    def program_paths(self) -> list[Path]:
+        """Where each program is pinned."""
+        if not self.programs.is_dir():
+            return []
+        return [path for path in self.programs.iterdir() if path.name != STAGES]
+
+    def show_in_force(self) -> None:
+        """Makes the link IN_FORCE lead to this load."""
+        link, new = self.directory / IN_FORCE, self.directory / f"{IN_FORCE}-new"
+        if self.loaded == IN_FORCE or (link.is_dir() and not link.is_symlink()):
+            return
+        new.unlink(missing_ok=True)
+        new.symlink_to(self.loaded)
+        new.rename(link)
 
     def remove(self) -> bool:
         """Unpins everything; True if there was anything."""
         return remove_tree(self.directory)
 
-    def remove_but(self, layout_digest: str, stages: str) -> None:
-        """Unpins the maps of other layouts, and the tails of other programs."""
-        for path in (*self.directory.glob("maps-*"), *self.directory.glob(f"{_STAGES}*")):
-            if path not in (self.maps(layout_digest), self.directory / stages):
+    def remove_others(self) -> None:
+        """Unpins other loads and other maps. Not before this load is all that is attached.
+
+        Without a pin the kernel empties a table of tail calls, whatever still calls it.
+        """
+        if not self.directory.is_dir():
+            return
+        for path in self.directory.iterdir():
+            if path not in (self.programs, self.maps, self.links) and not path.is_symlink():
                 remove_tree(path)
+        self.show_in_force()
 
 
 def layout_digest(definition: str, flows: int, origins: int) -> str:
@@ -83,43 +114,36 @@ def layout_digest(definition: str, flows: int, origins: int) -> str:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded: the maps' layouts, and the name of the directory with the table of tail calls."""
+    """What was loaded: the maps' layouts, and where the programs are pinned."""
 
     layouts: dict[str, Any]
-    stages: str
+    pins: Pins
 
 
-def load(pins: Pins, digest: str, flows: int, origins: int) -> Loaded:
-    """Compiles and loads the programs on the maps of this layout, and pins both.
+def load(pins: Pins, flows: int, origins: int, *, fresh_maps: bool) -> Loaded:
+    """Compiles and loads the programs on the maps that are pinned, or on new ones, and pins both.
 
-    Nothing is attached. Programs that are attached already keep running on their maps, and calling their own
-    tails.
+    Nothing is attached, and nothing that is pinned is replaced: programs that are attached already keep
+    running on their maps, and calling their own tails.
     """
     from enforcer.datapath import compiler  # BCC: only in a process that ends
 
-    directory = pins.maps(digest)
-    fresh = not directory.is_dir()
-    directory.mkdir(parents=True, exist_ok=True)
-    stages = pins.directory / f"{_STAGES}{os.urandom(4).hex()}"
-    stages.mkdir()
+    name = os.urandom(4).hex()
+    own = replace(pins, loaded=f"{_LOAD}{name}", shared=f"{_MAPS}{name}" if fresh_maps else pins.shared)
+    own.programs.mkdir(parents=True)
+    own.maps.mkdir(exist_ok=True)
+    stages = own.programs / STAGES
     try:
-        compiled = compiler.compile_programs(directory, stages / "stages", flows, origins)
-        _link(stages / "stages", compiled.programs["decide"])
+        compiled = compiler.compile_programs(own.maps, stages, flows, origins)
+        _link(stages, compiled.programs["decide"])
+        for name, fd in compiled.programs.items():
+            syscall.pin(fd, str(own.programs / name))
     except BaseException:
-        remove_tree(stages)
-        if fresh:
-            remove_tree(directory)
+        remove_tree(own.programs)
+        if fresh_maps:
+            remove_tree(own.maps)
         raise
-    new = pins.directory / "programs-new"
-    if new.is_dir():
-        remove_tree(new)
-    new.mkdir()
-    for name, fd in compiled.programs.items():
-        syscall.pin(fd, str(new / name))
-    if pins.programs.is_dir():
-        remove_tree(pins.programs)
-    new.rename(pins.programs)
-    return Loaded(compiled.layouts, stages.name)
+    return Loaded(compiled.layouts, own)
 
 
 def _link(stages: Path, program: int) -> None:

@@ -117,12 +117,15 @@ def told(pins: Pins, keys: np.ndarray, state: int) -> int:
     return run_on(pins, "told", keys, state)
 
 
+def flows_of(flows: Map, slots: set[int]) -> np.ndarray:
+    """The keys of these slots' flows."""
+    found = [keys[np.isin(values["slot"], list(slots))] for keys, values in flows.chunks()]
+    return np.concatenate(found) if found else np.zeros(0, dtype=flows.key)
+
+
 def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
     """Deletes the flows of these slots, whatever their state; returns how many."""
-    ended = 0
-    for keys, values in flows.chunks():
-        ended += run_on(pins, "reap", keys[np.isin(values["slot"], list(slots))], EVERY)
-    return ended
+    return run_on(pins, "reap", flows_of(flows, slots), EVERY)
 
 
 def keep_evictable(pins: Pins, flows: int) -> None:

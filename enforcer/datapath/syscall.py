@@ -16,9 +16,11 @@ from enforcer.errors import KernelError, PrivilegeError
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _ATTRIBUTE_SIZE = 144
+_PROGRAM_MAPS = 64  # MAX_USED_MAPS of include/linux/bpf_verifier.h
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE = 0, 1, 2, 3
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN, OBJ_GET_INFO, PROG_QUERY = 6, 7, 10, 15, 16
+PROG_GET_FD_BY_ID, MAP_GET_FD_BY_ID, LINK_GET_FD_BY_ID = 13, 14, 30
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
@@ -74,6 +76,11 @@ def get(path: str) -> int:
     return call(OBJ_GET, struct.pack("<QII", address(name), 0, 0))
 
 
+def open_by_id(command: int, identifier: int) -> int:
+    """A file descriptor by id; ``command`` is a …_GET_FD_BY_ID. Needs CAP_SYS_ADMIN. Raises OSError."""
+    return call(command, struct.pack("<I", identifier))
+
+
 def create_map(kind: int, key_size: int, value_size: int, entries: int, flags: int = 0) -> int:
     """A new map's file descriptor."""
     return call(MAP_CREATE, struct.pack("<IIIII", kind, key_size, value_size, entries, flags))
@@ -97,6 +104,16 @@ def _info(fd: int, size: int) -> bytes:
     return buffer.raw
 
 
+def object_id(fd: int) -> int:
+    """The id of a map, program or link; each kind has ids of its own."""
+    return int(struct.unpack_from("<I", _info(fd, 8), 4)[0])
+
+
+def map_name(fd: int) -> str:
+    """The first 15 characters of a map's name."""
+    return _name(_info(fd, 88), 24)
+
+
 def map_info(fd: int) -> MapInfo:
     """``struct bpf_map_info`` of a map."""
     return MapInfo(*struct.unpack_from("<6I", _info(fd, 88)))
@@ -106,6 +123,26 @@ def program_info(fd: int) -> tuple[int, str]:
     """A program's id and its tag, 16 hexadecimal digits."""
     _, identifier, tag = struct.unpack_from("<II8s", _info(fd, 232))
     return identifier, tag.hex()
+
+
+def program_name(fd: int) -> str:
+    """The first 15 characters of a program's name."""
+    return _name(_info(fd, 232), 64)
+
+
+def program_maps(fd: int) -> list[int]:
+    """Ids of the maps that a program uses."""
+    identifiers = (ctypes.c_uint32 * _PROGRAM_MAPS)()
+    buffer = bytearray(232)
+    struct.pack_into("<IQ", buffer, 52, _PROGRAM_MAPS, address(identifiers))
+    information = ctypes.create_string_buffer(bytes(buffer), len(buffer))
+    call(OBJ_GET_INFO, struct.pack("<IIQ", fd, len(buffer), address(information)))
+    (count,) = struct.unpack_from("<I", information.raw, 52)
+    return list(identifiers[:count])
+
+
+def _name(information: bytes, offset: int) -> str:
+    return information[offset : offset + 16].partition(b"\0")[0].decode(errors="replace")
 
 
 def link_info(fd: int) -> tuple[int, int, int]:

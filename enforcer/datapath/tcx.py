@@ -41,11 +41,17 @@ def supported() -> bool:
 
 def programs(interface: int, direction: Direction) -> list[int]:
     """Ids of all programs at a hook, other people's too, in the order in which they run. Raises OSError."""
-    identifiers = (ctypes.c_uint32 * _PROGRAMS)()
+    return [program for program, _ in chain(interface, direction)]
+
+
+def chain(interface: int, direction: Direction) -> list[tuple[int, int]]:
+    """The same, each with the id of the link that holds it; 0: attached without one. Raises OSError."""
+    identifiers, links = (ctypes.c_uint32 * _PROGRAMS)(), (ctypes.c_uint32 * _PROGRAMS)()
     attributes = bytearray(144)
     struct.pack_into(
-        "<IIIIQI", attributes, 0,
-        interface, ATTACH_TYPES[direction], 0, 0, syscall.address(identifiers), _PROGRAMS,
+        "<IIIIQIIQQ", attributes, 0,
+        interface, ATTACH_TYPES[direction], 0, 0, syscall.address(identifiers), _PROGRAMS, 0,
+        0, syscall.address(links),
     )  # fmt: skip
     try:
         syscall.call(syscall.PROG_QUERY, attributes)
@@ -54,7 +60,7 @@ def programs(interface: int, direction: Direction) -> list[int]:
             return []
         raise
     (count,) = struct.unpack_from("<I", attributes, 24)
-    return list(identifiers[:count])
+    return list(zip(identifiers[:count], links[:count], strict=True))
 
 
 def link(interface: int, direction: Direction, program: int) -> int:
@@ -90,6 +96,32 @@ def attach(directory: Path, interface: int, direction: Direction, program: int) 
         raise syscall.explain_error(error, what) from error
 
 
+def link_ids(directory: Path) -> set[int]:
+    """Ids of the pinned links."""
+    found = set()
+    try:
+        for path in _links(directory):
+            fd = syscall.get(str(path))
+            found.add(syscall.object_id(fd))
+            os.close(fd)
+    except OSError as error:
+        raise syscall.explain_error(error, "reading the attached programs") from error
+    return found
+
+
+def pin_link(directory: Path, interface: int, direction: Direction, fd: int) -> None:
+    """Pins a link that is at this hook where the others are."""
+    path = _path(directory, interface, direction)
+    directory.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        syscall.pin(fd, str(path))
+    except OSError as error:
+        raise syscall.explain_error(
+            error, f"pinning the link at {direction} of interface {interface}"
+        ) from error
+
+
 def attached(directory: Path) -> dict[tuple[int, Direction], int]:
     """The programs' ids by interface and direction, as far as their interfaces are there."""
     found = {}
@@ -118,7 +150,7 @@ def detach(directory: Path, interface: int, direction: Direction) -> bool:
             fd = syscall.get(str(path))
             try:
                 # Without it the program would go a moment after the pin: the kernel frees links later.
-                syscall.call(syscall.LINK_DETACH, struct.pack("<I", fd))
+                detach_link(fd)
             finally:
                 os.close(fd)
         path.unlink()
@@ -126,6 +158,14 @@ def detach(directory: Path, interface: int, direction: Direction) -> bool:
         what = f"detaching a program from {direction} of interface {interface}"
         raise syscall.explain_error(error, what) from error
     return True
+
+
+def detach_link(fd: int) -> None:
+    """Takes the program of a link off its hook."""
+    try:
+        syscall.call(syscall.LINK_DETACH, struct.pack("<I", fd))
+    except OSError as error:
+        raise syscall.explain_error(error, "detaching a program") from error
 
 
 def _path(directory: Path, interface: int, direction: Direction) -> Path:

@@ -182,6 +182,22 @@ def remove(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
+def replace(database: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Writes all that an open file holds to a new one at ``path``; the connection to that."""
+    new = path.with_name(f"{path.name}.new")
+    with explained(f"writing {path}"):
+        remove(new)
+        copy = sqlite3.connect(new)
+        try:
+            database.backup(copy)
+        finally:
+            copy.close()
+        remove(path)
+        new.rename(path)
+        database.close()
+        return _open(path, create=True)
+
+
 def _open(path: Path, create: bool) -> sqlite3.Connection:
     try:
         database = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, cached_statements=256)

@@ -84,6 +84,7 @@ class Store:
         self.path = path
         self._database = database.connect(path, create=create)
         self._names_in_all = min(BYTES_IN_ALL, database.size_of_filesystem(path) // 4)
+        self._file = path.stat().st_ino
         self.undone = 0
         """How many changes were taken back: what they had written elsewhere is still there."""
         self.begun = 0
@@ -98,6 +99,17 @@ class Store:
     def close(self) -> None:
         """Ends the connection."""
         self._database.close()
+
+    def restore(self) -> bool:
+        """Writes the file again if it is not the one that was opened; True if so.
+
+        What another process wrote into a file in its place is lost: it knew nothing of what is here.
+        """
+        if self.path.exists() and self.path.stat().st_ino == self._file:
+            return False
+        self._database = database.replace(self._database, self.path)
+        self._file = self.path.stat().st_ino
+        return True
 
     @property
     def version(self) -> int:

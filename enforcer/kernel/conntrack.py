@@ -14,7 +14,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from enforcer.kernel import netlink, sysctl
 from enforcer.kernel.netlink import ACK, NETLINK_NETFILTER, REQUEST, Channel, Message
@@ -22,12 +22,15 @@ from enforcer.kernel.netlink import ACK, NETLINK_NETFILTER, REQUEST, Channel, Me
 # include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
 SUBSYSTEM = 1 << 8
 NEW, GET, DELETE = SUBSYSTEM | 0, SUBSYSTEM | 1, SUBSYSTEM | 2
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_PROTOINFO, CTA_TIMEOUT, CTA_MARK = 1, 2, 4, 7, 8
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_PROTOINFO, CTA_TIMEOUT, CTA_MARK = 1, 2, 3, 4, 7, 8
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 # Identifier, type and code.
 ICMP_ATTRIBUTES = {socket.IPPROTO_ICMP: (4, 5, 6), socket.IPPROTO_ICMPV6: (7, 8, 9)}
 CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE = 1, 1
+
+# include/uapi/linux/netfilter/nf_conntrack_common.h, enum ip_conntrack_status
+IPS_SEEN_REPLY, IPS_ASSURED = 2, 4
 
 # include/uapi/linux/netfilter/nf_conntrack_tcp.h, enum tcp_conntrack
 TCP_STATES = (
@@ -62,6 +65,17 @@ class Tuple(NamedTuple):
     source_port: int
     destination_port: int
 
+    @classmethod
+    def of(cls, key: Any) -> Tuple:
+        """The original direction of a flow, by its key in the map of flows."""
+        return cls(
+            int(key["protocol"]),
+            key["client"].tobytes(),
+            key["origin"].tobytes(),
+            int(key["client_port"].byteswap()),
+            int(key["origin_port"].byteswap()),
+        )
+
 
 class Entry(NamedTuple):
     """One connection; ``timeout`` is the seconds left, ``state`` is empty for what is not TCP."""
@@ -71,6 +85,17 @@ class Entry(NamedTuple):
     state: str
     timeout: int
     mark: int
+    status: int = 0
+
+    @property
+    def replied(self) -> bool:
+        """Whether a packet of the reply direction was seen."""
+        return bool(self.status & IPS_SEEN_REPLY)
+
+    @property
+    def assured(self) -> bool:
+        """Whether it is not dropped early when the table is full."""
+        return bool(self.status & IPS_ASSURED)
 
     @property
     def family(self) -> int:
@@ -188,7 +213,7 @@ def _entry(message: bytes) -> Entry:
         original, reply = _tuple(parts[CTA_TUPLE_ORIG]), _tuple(parts[CTA_TUPLE_REPLY])
         offset = 4
     rest = netlink.attributes(message, offset)
-    timeout, mark = rest.get(CTA_TIMEOUT), rest.get(CTA_MARK)
+    timeout, mark, status = rest.get(CTA_TIMEOUT), rest.get(CTA_MARK), rest.get(CTA_STATUS)
     state = ""
     if original.protocol == socket.IPPROTO_TCP and CTA_PROTOINFO in rest:
         tcp = netlink.attributes(netlink.attributes(rest[CTA_PROTOINFO]).get(CTA_PROTOINFO_TCP, b""))
@@ -200,6 +225,7 @@ def _entry(message: bytes) -> Entry:
         state,
         _U32.unpack(timeout)[0] if timeout else 0,
         _U32.unpack(mark)[0] if mark else 0,
+        _U32.unpack(status)[0] if status else 0,
     )
 
 

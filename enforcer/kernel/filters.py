@@ -120,6 +120,11 @@ def detach(interface: int, direction: Direction) -> list[Filter]:
     return ours
 
 
+def has_clsact(interface: int) -> bool:
+    """Whether the interface has a clsact qdisc."""
+    return _clsact_kind(interface) == "clsact"
+
+
 def ensure_clsact(interface: int) -> bool:
     """Give the interface a clsact qdisc, which carries the filters; True if it had none."""
     operation = f"adding a clsact qdisc to interface {interface}"

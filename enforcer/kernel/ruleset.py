@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Network
 from typing import Literal
 
 # Part of every digest: raised when chains or rules change, so that an upgrade rebuilds the table.
@@ -77,19 +77,3 @@ class Ruleset:
             self.dns,
         ]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-
-
-def intervals(networks: frozenset[IPv6Network]) -> list[tuple[int, int]]:
-    """First address and the address past the last, ascending; what touches or overlaps is one interval."""
-    merged: list[tuple[int, int]] = []
-    for network in sorted(networks):
-        first = int(network.network_address)
-        past = int(network.broadcast_address) + 1
-        if merged and first <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], past))
-        else:
-            merged.append((first, past))
-    return merged
-
-
-LAST_IPV6 = int(IPv6Address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv6Network
 from typing import Any
 
 from pyroute2.netlink import nla
@@ -49,9 +50,7 @@ from enforcer.kernel.ruleset import (
     DNS_QUESTIONS_OVER,
     DNS_QUEUE,
     DNS_RATE,
-    LAST_IPV6,
     Ruleset,
-    intervals,
 )
 
 NEWTABLE, NEWCHAIN, NEWRULE = nft.SUBSYSTEM, nft.SUBSYSTEM | 3, nft.SUBSYSTEM | 6
@@ -71,10 +70,8 @@ EQUAL, NOT_EQUAL = 0, 1
 DROP, ACCEPT, JUMP, GOTO, RETURN = 0, 1, -3, -4, -5
 REJECT_TCP_RESET, REJECT_ICMPX, ADMIN_PROHIBITED = 1, 2, 3
 SNAT = 0
-SET_MAP, SET_INTERVAL = "NFT_SET_MAP", "NFT_SET_INTERVAL"
-SET_TIMEOUT, SET_EVAL = "NFT_SET_TIMEOUT", "NFT_SET_EVAL"
+SET_MAP, SET_TIMEOUT, SET_EVAL = "NFT_SET_MAP", "NFT_SET_TIMEOUT", "NFT_SET_EVAL"
 DYNSET_UPDATE, LIMIT_OVER, LIMIT_PACKETS = 1, 1, 0
-ELEMENT_INTERVAL_END = 1
 # 16-byte registers: of a range of addresses the first lands in the one, the last in the other.
 VERDICT, REG_1, REG_2 = 0, 1, 2
 IPPROTO_TCP, IPPROTO_UDP = 6, 17
@@ -191,8 +188,9 @@ class _Table:
                 yield from self._set(name, TYPE_IFNAME, IFNAMSIZ, names)
         dedicated4 = [_element(address.packed) for address in sorted(rules.dedicated4)]
         yield from self._set("dedicated4", TYPE_IPV4, 4, dedicated4)
-        dedicated6 = list(_interval_elements(intervals(rules.dedicated6)))
-        yield from self._set("dedicated6", TYPE_IPV6, 16, dedicated6, flags=[SET_INTERVAL])
+        for length, networks in self._by_length().items():
+            dedicated6 = [_element(network.network_address.packed) for network in networks]
+            yield from self._set(f"dedicated6_{length}", TYPE_IPV6, 16, dedicated6)
         source4 = [_element(_host32(mark), address.packed) for mark, address in sorted(rules.source4.items())]
         yield from self._set("source4", TYPE_MARK, 4, source4, data=(TYPE_IPV4, 4), flags=[SET_MAP])
         source6 = [
@@ -215,10 +213,27 @@ class _Table:
         # Before routing: for an address that is just gone the kernel would answer "unreachable".
         yield self._chain("guard", PREROUTING, -50)
         yield self._rule("guard", *self._mark(NOT_EQUAL, 0), _verdict(ACCEPT))
-        for family, length, name in ((NFPROTO_IPV4, 4, "dedicated4"), (NFPROTO_IPV6, 16, "dedicated6")):
-            destination = _address(DESTINATION[family], length)
-            silence = _count_and_drop("unsolicited")
-            yield self._rule("guard", *_family(family), destination, _lookup(name), *silence)
+        silence = _count_and_drop("unsolicited")
+        destination = _address(DESTINATION[NFPROTO_IPV4], 4)
+        yield self._rule("guard", *_family(NFPROTO_IPV4), destination, _lookup("dedicated4"), *silence)
+        for length in self._by_length():
+            prefix = [
+                _address(DESTINATION[NFPROTO_IPV6], 16),
+                _masked(IPv6Network((0, length)).netmask.packed),
+            ]
+            known = _lookup(f"dedicated6_{length}")
+            yield self._rule("guard", *_family(NFPROTO_IPV6), *prefix, known, *silence)
+
+    def _by_length(self) -> dict[int, list[IPv6Network]]:
+        """The ranges by their prefix's length, each a plain set.
+
+        One set of intervals (nft_set_rbtree.c) would be empty for some microseconds after the transaction
+        that brings it, and the guard open.
+        """
+        found: dict[int, list[IPv6Network]] = {}
+        for network in sorted(self._ruleset.dedicated6):
+            found.setdefault(network.prefixlen, []).append(network)
+        return found
 
     def _forward(self) -> Iterator[Message]:
         yield self._chain("forward", FORWARD, 0)
@@ -388,10 +403,9 @@ class _Table:
             userdata.append(("NFTNL_UDATA_SET_DATABYTEORDER", _host32(NETWORK_ORDER)))
             if data == (TYPE_IPV6, 32):
                 userdata.append(("NFTNL_UDATA_SET_DATA_INTERVAL", _host32(1)))
-        if SET_INTERVAL not in flags:
-            # A known size gets the plain hash table instead of the resizable one.
-            size = [("NFTA_SET_DESC_SIZE", max(1, len(elements)))]
-            attributes.append(("NFTA_SET_DESC", {"attrs": size}))
+        # A known size gets the plain hash table instead of the resizable one.
+        size = [("NFTA_SET_DESC_SIZE", max(1, len(elements)))]
+        attributes.append(("NFTA_SET_DESC", {"attrs": size}))
         attributes.append(("NFTA_SET_USERDATA", userdata))
         yield _message(nft_set_msg, NEWSET, attributes, CREATE)
         place = _string(1, self._name) + _string(2, name)
@@ -416,22 +430,12 @@ def _host32(value: int) -> bytes:
     return struct.pack("=I", value)
 
 
-def _element(key: bytes, data: bytes | None = None, flags: int = 0) -> bytes:
-    """NFTA_LIST_ELEM with NFTA_SET_ELEM_KEY (1), _DATA (2) and _FLAGS (3); values are NFTA_DATA_VALUE (1)."""
+def _element(key: bytes, data: bytes | None = None) -> bytes:
+    """NFTA_LIST_ELEM with NFTA_SET_ELEM_KEY (1) and _DATA (2); values are NFTA_DATA_VALUE (1)."""
     parts = [netlink.nested(1, netlink.attribute(1, key))]
     if data is not None:
         parts.append(netlink.nested(2, netlink.attribute(1, data)))
-    if flags:
-        parts.append(netlink.attribute(3, struct.pack(">I", flags)))
     return netlink.nested(1, *parts)
-
-
-def _interval_elements(ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    """Each range as its first address, and as an end the address past its last, if there is one."""
-    for first, past in ranges:
-        yield _element(first.to_bytes(16, "big"))
-        if past <= LAST_IPV6:
-            yield _element(past.to_bytes(16, "big"), flags=ELEMENT_INTERVAL_END)
 
 
 def _expression(kind: str, **attributes: Any) -> Expression:
@@ -450,6 +454,17 @@ def _value(value: bytes) -> Expression:
 
 def _compare(comparison: int, value: bytes) -> Expression:
     return _expression("cmp", NFTA_CMP_SREG=REG_1, NFTA_CMP_OP=comparison, NFTA_CMP_DATA=_value(value))
+
+
+def _destination(offset: int, length: int) -> Expression:
+    """A packet's destination address, in register 1."""
+    return _expression(
+        "payload",
+        NFTA_PAYLOAD_DREG=REG_1,
+        NFTA_PAYLOAD_BASE=PAYLOAD_NETWORK_HEADER,
+        NFTA_PAYLOAD_OFFSET=offset,
+        NFTA_PAYLOAD_LEN=length,
+    )
 
 
 def _masked(mask: bytes) -> Expression:

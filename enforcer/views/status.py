@@ -13,6 +13,8 @@ from enforcer.datapath.tables import Fill
 from enforcer.errors import LayoutError, NotInstalledError
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
+from enforcer.state import State
+from enforcer.views.attached import unattached
 from enforcer.views.egress import egress
 from enforcer.views.reasons import packets_of, reasons
 from enforcer.views.source import Source
@@ -27,7 +29,7 @@ def status(instance: Instance) -> dict[str, Any]:
     try:
         source = Source(instance)
     except NotInstalledError:
-        return _down(pid)
+        return _down(pid) | {"half_done": _half_done(instance, State.load(instance.state_file))}
     rows = egress(source)
     tally = reasons(source)
     config = source.config
@@ -58,6 +60,21 @@ def status(instance: Instance) -> dict[str, Any]:
         "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
         "fast_path": _fast_path(source.maps),
         "tables": _tables(source.maps),
+        "not_attached": unattached(source),
+        "half_done": _half_done(instance, source.state),
+    }
+
+
+def _half_done(instance: Instance, state: State | None) -> dict[str, Any] | None:
+    """The plan that is under way, or that was not completed and is going to be healed; None if none is."""
+    if state is None or state.half_done is None:
+        return None
+    pid = state.half_done["pid"]
+    return {
+        "since": datetime.fromtimestamp(state.half_done["since"], UTC).isoformat(timespec="seconds"),
+        "pid": pid,
+        "under_way": instance.changing_pid() == pid,
+        "operations": state.half_done["operations"],
     }
 
 
@@ -105,4 +122,5 @@ def _down(pid: int | None) -> dict[str, Any]:
         "applied": None,
         "fast_path": None,
         "tables": None,
+        "not_attached": None,
     }

@@ -16,7 +16,7 @@ from enforcer.datapath import sweep
 from enforcer.datapath.batches import run_on
 from enforcer.lab.configuration import Document
 
-from .box import CLIENT, CLIENT_MAC, MAC, NO_FILTER, ORIGIN, REFUSED, Box
+from .box import CLIENT, CLIENT_MAC, MAC, NO_FILTER, ORIGIN, REFUSED, Box, run
 from .box import document as plain_document
 
 FLOWS = ORIGINS = 1024
@@ -31,6 +31,12 @@ def document() -> Document:
     sizes = {"flows": FLOWS, "origins": ORIGINS}
     caps = {"flows_per_client": OF_A_CLIENT, "unanswered_per_client": UNANSWERED}
     return plain_document(limits={"connections_per_origin": 40000, **sizes, **caps})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks(box: Box) -> None:
+    """Behind a router inside: an IPv6 client is a /64."""
+    run(f"ip -6 route add fd01::/48 via {CLIENT[6]} dev in0")
 
 
 @pytest.fixture(autouse=True)

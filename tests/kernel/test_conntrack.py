@@ -77,6 +77,8 @@ def test_entries_are_what_conntrack_lists(family: int) -> None:
         assert int(fields[1]) == entry.original.protocol
         assert abs(int(fields[2]) - entry.timeout) <= 2
         assert entry.state == (fields[3] if fields[0] == "tcp" else "")
+        assert entry.replied is ("[UNREPLIED]" not in line)
+        assert entry.assured is ("[ASSURED]" in line)
 
 
 def test_missing_and_delete_twice(family: int) -> None:

@@ -83,7 +83,7 @@ def test_what_an_earlier_version_left_at_clsact_is_not_in_place(index: int, pins
     with pins.open("from_client") as program:
         filters.attach(index, "ingress", program, "enforcer/from_client")
     assert hooks.attached(pins, [index]) == {(index, "ingress"): 0}
-    assert hooks.prepare(index) is False
+    assert hooks.needs_qdisc(index) is False
     hooks.attach(pins, index, "ingress", "to_client")
     assert hooks.attached(pins, [index]) == {(index, "ingress"): pins.program_ids()["to_client"]}
     assert filters.attached(index) == []
@@ -93,8 +93,9 @@ def test_without_tcx_programs_are_filters_of_clsact(
     index: int, pins: Pins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tcx, "supported", lambda: False)
-    assert hooks.prepare(index) is True
-    assert hooks.prepare(index) is False
+    assert hooks.needs_qdisc(index) is True
+    filters.ensure_clsact(index)
+    assert hooks.needs_qdisc(index) is False
     hooks.attach(pins, index, "egress", "to_client")
     assert hooks.attached(pins, [index]) == {(index, "egress"): pins.program_ids()["to_client"]}
     (entry,) = filters.attached(index)

@@ -27,7 +27,7 @@ from enforcer.errors import (
     Fault,
     KernelError,
     LayoutError,
-    NotInstalledError,
+    LostPinError,
     PrivilegeError,
     UsageError,
 )
@@ -162,14 +162,14 @@ def test_errors_of_bpf(number: int, kind: type[EnforcerError], word: str) -> Non
 
 
 def test_a_state_without_maps(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No bpffs: for root nothing is installed, for others it cannot be seen."""
+    """No bpffs: for root the maps are out of reach, for others they cannot be seen."""
     from enforcer.state import State
 
     instance.create()
     State(config={"location": "lax"}).save(instance.state_file)
     monkeypatch.setattr(sources.places, "find_bpffs", lambda: None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(NotInstalledError):
+    with pytest.raises(LostPinError, match="no BPF file system is mounted"):
         sources.Source(instance)
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     with pytest.raises(PrivilegeError, match="cannot be read"):

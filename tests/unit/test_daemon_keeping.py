@@ -50,7 +50,9 @@ class Machine(Keeping):
         self.failures = 0
         self.reload = False
         self.loop = loop
-        super().__init__(loop, cast(Any, events), cast(Any, None), lambda: self.reload, print)
+        super().__init__(
+            loop, cast(Any, events), cast(Any, None), lambda: self.reload, say=print, again=lambda: None
+        )
 
     def refresh(self) -> None:
         self.done.append("refresh")

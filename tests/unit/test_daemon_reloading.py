@@ -40,7 +40,7 @@ class Machine:
         self.said = said
         self.result: dict[str, Any] = {"operations": ["switch"], "warnings": []}
         self.begun = self.taken = self.failures = 0
-        self.crowded = False
+        self.crowded = self.lost = False
         self.files: list[Path | None] = []
         """What was applied; None: what was in force."""
         self.jobs = Jobs(loop)
@@ -49,7 +49,8 @@ class Machine:
         monkeypatch.setattr(applying, "start_again", lambda: self._start(None))
         monkeypatch.setattr(reloading, "is_crowded", lambda _: self.crowded)
         self.tables = SimpleNamespace(fits=True)
-        enforced = cast(Any, SimpleNamespace(maps=None, tables=self.tables))
+        self.enforced = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
+        enforced = cast(Any, self.enforced)
         self.reloading = Reloading(
             loop, self.jobs, enforced, Path("f"), say=said.append, take_up=self._take_up
         )
@@ -58,7 +59,7 @@ class Machine:
     def _start(self, file: Path | None) -> Work:
         self.begun += 1
         self.files.append(file)
-        self._file.write_text(json.dumps(self.result))
+        self._file.write_text("" if self.lost else json.dumps(self.result))
         return Work("json.tool", str(self._file))
 
     def _take_up(self) -> None:
@@ -87,7 +88,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 def test_many_ask_while_one_runs(machine: Machine) -> None:
     """The one that runs may have read the file before it changed: one more comes after it, for all."""
     first = machine.ask()
-    machine.run(going=lambda: not machine.reloading.under_way)
+    machine.run(going=lambda: not machine.jobs.runs("reload"))
     others = [machine.ask() for _ in range(5)]
     machine.run()
     assert (machine.begun, machine.taken) == (2, 2)
@@ -139,9 +140,53 @@ def test_tables_that_the_facts_are_not_about_are_made_anew_once(machine: Machine
 
 def test_who_asks_for_the_file_does_not_get_what_was_in_force(machine: Machine) -> None:
     machine.ask()
-    machine.run(going=lambda: not machine.reloading.under_way)
+    machine.run(going=lambda: not machine.jobs.runs("reload"))
     machine.reloading.again()
     waiting = machine.ask()
     machine.run()
     assert machine.files == [Path("f"), None, Path("f")]
     assert waiting.answers == [machine.result]
+
+
+def test_what_was_lost_half_way_is_healed_before_anything_else(machine: Machine) -> None:
+    machine.enforced.half_done = True
+    machine.result = {}
+    machine.lost = True
+    first = machine.ask()
+    machine.run(going=lambda: not machine.jobs.runs("reload"))
+    second = machine.ask()
+    machine.run(going=lambda: not first.answers)
+    assert "exit code" in first.answers[0]["error"]
+    assert "half done" in first.answers[0]["hint"]
+    assert machine.reloading.half_done
+    assert machine.taken == 0
+    machine.lost, machine.enforced.half_done = False, False
+    machine.result = {"operations": ["put back: it"], "warnings": []}
+    machine.run()
+    assert machine.files == [Path("f"), None, Path("f")]
+    assert machine.taken == 2
+    assert second.answers == [machine.result]
+    assert not machine.reloading.half_done
+
+
+def test_healing_is_tried_again_and_not_all_the_time(machine: Machine) -> None:
+    machine.enforced.half_done = True
+    machine.result = {"error": "no room", "hint": None, "exit_code": 1}
+    machine.ask()
+    machine.run(2.5, lambda: True)
+    assert machine.files == [Path("f"), None, None]
+    assert machine.reloading.half_done
+    machine.enforced.half_done = False
+    machine.result = {"operations": [], "warnings": []}
+    machine.run(20, lambda: machine.reloading.half_done)
+    assert machine.taken == 1
+
+
+def test_the_end_comes_after_healing(machine: Machine) -> None:
+    machine.enforced.half_done = True
+    machine.lost = True
+    machine.ask()
+    machine.run(going=lambda: not machine.jobs.runs("reload"))
+    machine.jobs.end()
+    machine.run()
+    assert machine.files == [Path("f"), None]

@@ -8,7 +8,7 @@ import pytest
 
 from enforcer.config.models import Timers
 from enforcer.datapath.fast import LIFETIME
-from enforcer.desired import desired, last_slot
+from enforcer.desired import desired, last_slot, united
 from enforcer.timers import REFRESH
 
 
@@ -137,3 +137,25 @@ def test_conntrack_sees_a_packet_of_a_fast_flow_before_it_forgets_it() -> None:
 def test_an_earlier_versions_state_has_neither_timers_nor_a_fast_path() -> None:
     wanted = desired(config("nyc", "nyc"), {"e1": 1})
     assert (wanted.fast_path, wanted.sysctls) == (False, {})
+
+
+def test_what_serves_two_configurations() -> None:
+    """Every interface and egress IP of both; all else is the first one's."""
+    one, other = config("lax1", "lax1", "nyc"), config("lax1", "lax1", "lax1")
+    other["egress_ips"][1] |= {"name": "e3", "ipv4": "203.0.113.3", "ipv6": "2001:db8:3::/64"}
+    other["interfaces"]["inside"] = ["in1"]
+    other["shared"]["ipv4"] = "198.51.100.2"
+    slots = {"e1": 1, "e2": 2, "e3": 3}
+    both = united(desired(one, slots), desired(other, slots))
+    assert both.inside == ("in0", "in1")
+    assert both.outside == ("out0",)
+    assert {egress.name: egress.here for egress in both.egresses} == {"e1": True, "e2": False, "e3": True}
+    assert str(both.shared4) == "198.51.100.1"
+    assert both.ruleset().source4.keys() == {both.mark(slot) for slot in (0, 1, 3)}
+
+
+def test_marks_of_another_mask_are_not_mixed() -> None:
+    one, other = config("lax1", "lax1"), config("lax1", "lax1", "lax1") | {"mark_mask": 0xFF}
+    slots = {"e1": 1, "e2": 2}
+    both = united(desired(one, slots), desired(other, slots))
+    assert [egress.name for egress in both.egresses] == ["e1"]

@@ -661,3 +661,34 @@ def test_a_hundred_thousand_sessions(store: Store, capsys: pytest.CaptureFixture
     with capsys.disabled():
         said = ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in measured.items())
         print(f"\n100,000 sessions: {said}")
+
+
+# --- a file that is lost
+
+
+def test_nothing_to_restore(store: Store) -> None:
+    put(store, session(A, "ann"))
+    assert store.restore() is False
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_removed_is_written_again(path: Path, store: Store, replaced: bool) -> None:
+    put(store, session(A, "ann"))
+    for file in path.parent.glob("facts.db*"):
+        file.unlink()
+    if replaced:  # by a process that knew nothing
+        with Store(path) as other:
+            put(other, session(B, "bob"))
+    put(store, session(C, "cid"))
+    assert store.restore() is True
+    assert store.restore() is False
+    put(store, session(B, "ben"))
+    with Store(path, create=False) as other:
+        assert [row.facts["identity.email"][0].partition("@")[0] for row in other.sessions()] == [
+            "ann",
+            "ben",
+            "cid",
+        ]
+        version = other.version
+        put(store, session(A, "amy"))
+        assert other.version != version

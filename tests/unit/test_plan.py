@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import assume, given
@@ -84,6 +84,9 @@ def wanted(draw: st.DrawFn) -> Desired:
     )
 
 
+NOTHING_HELD: dict[str, Any] = dict.fromkeys(("held", "ranges", "our_addresses", "our_ranges"), frozenset())
+
+
 @st.composite
 def untouched(draw: st.DrawFn) -> Actual:
     """A kernel that knows nothing of us, with addresses, ranges and settings of its own."""
@@ -112,15 +115,19 @@ def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -
         case InstallTable(ruleset=ruleset):
             return replace(actual, table=ruleset.digest())
         case AddAddress(held):
-            return replace(actual, held=actual.held | {held})
+            ours = actual.our_addresses | {held}
+            return replace(actual, held=actual.held | {held}, our_addresses=ours)
         case RemoveAddress(held):
-            assert held in actual.held
-            return replace(actual, held=actual.held - {held})
+            assert held in actual.our_addresses
+            ours = actual.our_addresses - {held}
+            return replace(actual, held=actual.held - {held}, our_addresses=ours)
         case AddRange(network):
-            return replace(actual, ranges=actual.ranges | {network})
+            ranges = actual.our_ranges | {network}
+            return replace(actual, ranges=actual.ranges | {network}, our_ranges=ranges)
         case RemoveRange(network):
-            assert network in actual.ranges
-            return replace(actual, ranges=actual.ranges - {network})
+            assert network in actual.our_ranges
+            ranges = actual.our_ranges - {network}
+            return replace(actual, ranges=actual.ranges - {network}, our_ranges=ranges)
         case LoadPrograms():
             first = max(actual.programs.values(), default=0) + 1
             return replace(actual, programs={name: first + i for i, name in enumerate(PROGRAMS)})
@@ -182,7 +189,7 @@ def changes(draw: st.DrawFn) -> Change:
         kept = {key: one for key, one in actual.hooks.items() if key not in gone}
         actual = replace(actual, hooks=kept)
     if draw(st.booleans()):
-        actual = replace(actual, held=frozenset(), ranges=frozenset())
+        actual = replace(actual, **NOTHING_HELD)
     return Change(actual, previous, aim, draw(st.sampled_from(("old", "new"))))
 
 
@@ -263,8 +270,10 @@ def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
         operation = operations[number]
         assert isinstance(operation, InstallTable)
         slots = set(operation.ruleset.source4)
-        assert slots >= {change.aim.mark(slot) for slot in change.aim.by_slot}
-        if switch and number < switch[0] and same_mask and change.actual.table is not None:
+        before_switch = bool(switch) and number < switch[0]
+        if not before_switch or same_mask:
+            assert slots >= {change.aim.mark(slot) for slot in change.aim.by_slot}
+        if before_switch:
             assert slots >= {change.previous.mark(slot) for slot in change.previous.by_slot}
     if switch:
         for number in positions(operations, AddAddress, AddRange):
@@ -272,23 +281,61 @@ def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
 
 
 @given(changes())
+def test_what_is_held_is_guarded(change: Change) -> None:
+    """At each moment: no service of the gateway's answers at an egress address, coming, there or going."""
+    actual = change.actual
+    ruleset = change.previous.ruleset() if change.previous and actual.table else None
+    shared = {each.shared4 for each in (change.previous, change.aim) if each is not None}
+    for operation in change.operations:
+        actual = carry_out(actual, operation, change.aim, change.tables)
+        if isinstance(operation, InstallTable):
+            ruleset = operation.ruleset
+        if ruleset is None or isinstance(operation, LoadPrograms):
+            continue
+        if change.actual.table != "":
+            held = {held[1].ip for held in actual.our_addresses if held[1].version == 4} - shared
+            assert ruleset.dedicated4 >= held, operation
+            assert ruleset.dedicated6 >= actual.our_ranges, operation
+
+
+@given(changes(), st.data())
+def test_a_plan_that_ends_anywhere_is_healed(change: Change, data: st.DataObject) -> None:
+    """Before the switch what was before is put back, from then on what is wanted: nothing else is left."""
+    operations = change.operations
+    end = data.draw(st.integers(0, len(operations)))
+    done = operations[:end]
+    actual = apply(change.actual, done, change.aim, change.tables)
+    committed = any(not operation.prepares for operation in done)
+    aim, left = (change.aim, change.previous) if committed else (change.previous, change.aim)
+    if aim is None:
+        aim, left, in_force = change.aim, change.aim, None
+    else:
+        in_force = aim
+    healing = plan(aim, actual, in_force, "healed", left=left)
+    after = apply(actual, healing, aim, "healed")
+    assert any(isinstance(operation, SwitchTables) for operation in healing)
+    assert plan(aim, after, aim, "healed") == []
+    assert after.table == aim.ruleset().digest()
+    assert after.our_addresses <= {*aim.addresses(), *aim.shared_addresses()}
+    assert after.our_ranges <= set(aim.ranges())
+    assert {name for name, _ in after.hooks} <= {*aim.inside, *aim.outside}
+
+
+@given(changes())
 def test_only_what_we_added_is_taken_away(change: Change) -> None:
-    """The plan removes no address that the file before did not name."""
-    before = change.previous
-    named = {*before.addresses(), *before.shared_addresses()} if before else set()
-    ranges = set(before.ranges()) if before else set()
+    """Whatever the state says: what the kernel says is ours."""
     for operation in change.operations:
         if isinstance(operation, RemoveAddress):
-            assert operation.held in named
+            assert operation.held in change.actual.our_addresses
         if isinstance(operation, RemoveRange):
-            assert operation.network in ranges
+            assert operation.network in change.actual.our_ranges
 
 
 @given(changes())
 def test_addresses_that_others_took_away_stay_away_while_keeping(change: Change) -> None:
     """The daemon puts back everything else (contract: they are unavailable from that moment)."""
     after = apply(change.actual, change.operations, change.aim, change.tables)
-    lost = replace(after, held=frozenset(), ranges=frozenset(), table=None, hooks={})
+    lost = replace(after, **NOTHING_HELD, table=None, hooks={})
     operations = plan(change.aim, lost, change.aim, change.tables, restore=False)
     assert positions(operations, AddAddress, AddRange, LoadPrograms, SwitchTables) == []
     assert positions(operations, InstallTable) == [0]
@@ -296,7 +343,9 @@ def test_addresses_that_others_took_away_stay_away_while_keeping(change: Change)
 
 @given(changes())
 def test_an_unchanged_file_ends_no_flow(change: Change) -> None:
-    operations = plan(change.aim, change.actual, change.aim, change.tables)
+    actual = apply(change.actual, change.operations, change.aim, change.tables)
+    lost = replace(actual, table=None, hooks={}, programs={}, tables="")
+    operations = plan(change.aim, lost, change.aim, change.tables)
     assert positions(operations, EndFlows, RemoveAddress, RemoveRange) == []
 
 
@@ -367,11 +416,12 @@ def test_an_exchanged_egress_ip_in_words() -> None:
         "add address 203.0.113.2/32 to out0",
         "add local range 2001:db8:2::/64",
         "switch policies and settings",
-        "replace nftables table inet enforcer (1 egress IPs)",
         "remove address 203.0.113.1/32 from out0",
         "remove local range 2001:db8:1::/64",
+        "end the connections of e1",
     ]
-    assert "e1" in words[-1]
+    # Last, so that nothing answers at the address while it is held.
+    assert words[-1] == "replace nftables table inet enforcer (1 egress IPs)"
 
 
 def test_a_new_inside_interface_is_in_the_maps_before_it_has_a_filter() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer import instance as instances
-from enforcer.errors import BusyError, PrivilegeError
+from enforcer.errors import BusyError, LockedError, PrivilegeError
 from enforcer.instance import Instance
 from enforcer.policy.rules import MAX_POLICIES
 from enforcer.state import LAST_POLICY, State, assign
@@ -95,6 +101,12 @@ def test_what_cannot_be_read_is_no_state(tmp_path: Path, content: str) -> None:
     assert State.load(path) is None
 
 
+def test_what_another_version_has_saved_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({"format": 1, "since": 2.0, "stages": "stages-1", "what": 3}))
+    assert State.load(path) == State(since=2.0)
+
+
 def test_no_file_is_no_state(tmp_path: Path) -> None:
     assert State.load(tmp_path / "state.json") is None
 
@@ -173,6 +185,66 @@ def test_who_waited_for_a_lock_that_was_removed_takes_the_new_one(instance: Inst
     assert order == ["first", "second"]
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from enforcer import instance
+instance.RUN = Path(sys.argv[1])
+with instance.Instance(0x2A).change_lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(instance: Instance) -> Iterator[subprocess.Popen[str]]:
+    """Another process changes the gateway."""
+    command = [sys.executable, "-c", HOLD, str(instances.RUN)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait(20)
+        process.stdout.close()
+
+
+def test_a_change_is_not_waited_for_without_end(instance: Instance) -> None:
+    with holding(instance) as other:
+        assert instance.changing_pid() == other.pid
+        with pytest.raises(LockedError, match=f"pid {other.pid}"), instance.change_lock(0.2):
+            pass
+        assert other.poll() is None
+    assert instance.changing_pid() is None
+    with instance.change_lock(0.2):
+        assert instance.changing_pid() == os.getpid()
+
+
+def test_a_process_that_hangs_under_the_lock_is_killed(instance: Instance) -> None:
+    with holding(instance) as other:
+        os.kill(other.pid, signal.SIGSTOP)
+        with instance.change_lock(0.2, kill=True):
+            assert instance.changing_pid() == os.getpid()
+        assert other.wait(20) == -signal.SIGKILL
+
+
+def test_the_number_in_the_file_is_nobodys_death(instance: Instance) -> None:
+    """It may be another process's by now: the kernel knows who holds the lock."""
+    with subprocess.Popen(["sleep", "1000"]) as innocent:
+        try:
+            with holding(instance) as other:
+                (instance.directory / "change.lock").write_text(f"{innocent.pid}\n")
+                with instance.change_lock(0.2, kill=True):
+                    pass
+                assert other.wait(20) == -signal.SIGKILL
+            assert innocent.poll() is None
+        finally:
+            innocent.kill()
+
+
 def test_gateways_have_directories_of_their_own(instance: Instance) -> None:
     other = Instance(0x2B)
     with instance.daemon_lock(), other.daemon_lock():
@@ -188,3 +260,26 @@ def test_a_directory_that_cannot_be_made(instance: Instance, monkeypatch: pytest
     monkeypatch.setattr(Path, "mkdir", refused)
     with pytest.raises(PrivilegeError, match="cannot create"), instance.daemon_lock():
         pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b'{"format": 0}',
+        b'{"format": 1, "slots": 3}',
+        b'{"format": 1, "config": [], "slots": {}}',
+        b'{"format": 1, "applied": "yesterday"}',
+    ],
+)
+def test_a_file_that_something_else_wrote_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.json"
+    assert State.load(path) is None
+    path.write_bytes(content)
+    assert State.load(path) is None
+    State(slots={"a": 1}, applied=3).save(path)
+    found = State.load(path)
+    assert found is not None and (found.slots, found.applied) == ({"a": 1}, 3)

@@ -1,0 +1,116 @@
+"""Flows made of conntrack's entries, for when the flow map is lost and connections live on.
+
+conntrack knows what an established connection must keep: its egress address, and that it counts. What only
+the map knew (policy, counters, sequence numbers) begins at zero, and a field that is not named here is zero.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from enforcer.datapath.address import IPNetwork, mapped
+from enforcer.datapath.reasons import by_name
+from enforcer.kernel.conntrack import TCP_STATES, Entry
+
+# enum state of bpf/maps.h: UDP's two, then TCP's in conntrack's order, whose NONE is taken for SYN_SENT.
+_UDP_UNREPLIED, _UDP_STREAM, _SYN_SENT = 0, 1, 2
+_STATES = {"NONE": _SYN_SENT} | {name: number for number, name in enumerate(TCP_STATES[1:], _SYN_SENT)}
+_ESTABLISHED = _STATES["ESTABLISHED"]
+# What nf_conncount does not count (already_closed).
+_OVER = [_STATES[name] for name in ("TIME_WAIT", "CLOSE")]
+_CLOSING = [_STATES[name] for name in ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK")] + _OVER
+# enum note of bpf/maps.h.
+_ASSURED, _ENDED_BY_PEER = 1, 2
+_SECOND = 10**9
+
+
+class Slots:
+    """Which slot an egress or shared address belongs to."""
+
+    def __init__(self, networks: Mapping[IPNetwork, int]):
+        by_length: dict[int, dict[int, int]] = {}
+        for network, slot in networks.items():
+            wide = mapped(network)
+            shift = 128 - wide.prefixlen
+            by_length.setdefault(shift, {})[int(wide.network_address) >> shift] = slot
+        self._by_length = sorted(by_length.items(), key=lambda item: item[0])
+
+    def of(self, address: bytes) -> int | None:
+        """The slot of 16 bytes, or None."""
+        value = int.from_bytes(address, "big")
+        for shift, slots in self._by_length:
+            slot = slots.get(value >> shift)
+            if slot is not None:
+                return slot
+        return None
+
+
+class Adopted(NamedTuple):
+    """Rows of the flow map."""
+
+    keys: np.ndarray
+    flows: np.ndarray
+
+
+def adopt(
+    entries: Iterable[Entry], slots: Slots, types: tuple[np.dtype, np.dtype], timeouts: np.ndarray, now: int
+) -> Adopted:
+    """The TCP and UDP connections that are translated to one of ``slots``, as flows.
+
+    ``types`` are the flow map's. ``timeouts`` are nanoseconds by state, and ``now`` is CLOCK_MONOTONIC's: a
+    flow is idle for as long as lets it be forgotten when conntrack forgets the connection.
+    """
+    ours = [
+        (entry, slot)
+        for entry in entries
+        if entry.original.protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+        and entry.original.source != entry.reply.destination
+        and (slot := slots.of(entry.reply.destination)) is not None
+    ]
+    key, value = types
+    keys, flows = np.zeros(len(ours), dtype=key), np.zeros(len(ours), dtype=value)
+    if not ours:
+        return Adopted(keys, flows)
+    keys["client"] = _words([entry.original.source for entry, _ in ours])
+    keys["origin"] = _words([entry.original.destination for entry, _ in ours])
+    keys["client_port"] = _ports([entry.original.source_port for entry, _ in ours])
+    keys["origin_port"] = _ports([entry.original.destination_port for entry, _ in ours])
+    keys["protocol"] = [entry.original.protocol for entry, _ in ours]
+
+    state = np.array([_state(entry) for entry, _ in ours])
+    replied = np.array([entry.replied for entry, _ in ours])
+    assured = np.array([entry.assured for entry, _ in ours])
+    flows["slot"] = [slot for _, slot in ours]
+    reasons = by_name()
+    dedicated, shared = reasons["adopted"].number, reasons["adopted-shared"].number
+    flows["reason"] = np.where(flows["slot"] > 0, dedicated, shared)
+    flows["source"] = _words([entry.reply.destination for entry, _ in ours])
+    flows["state"] = state
+    # What was picked up midway and never answered lasts no longer than what is opening (flow.h, timeout_of).
+    flows["timeout"] = np.where((state == _ESTABLISHED) & ~replied, _SYN_SENT, state)
+    flows["replied"] = replied
+    flows["counted"] = ~np.isin(state, _OVER)
+    # Of a close that is under way conntrack does not say which side began it: its word is taken.
+    flows["notes"] = np.where(assured, _ASSURED, 0) | np.where(np.isin(state, _CLOSING), _ENDED_BY_PEER, 0)
+    left = np.array([entry.timeout for entry, _ in ours], dtype=np.int64) * _SECOND
+    seen = now - np.maximum(timeouts.astype(np.int64)[flows["timeout"]] - left, 0)
+    flows["created"] = flows["seen"] = np.maximum(seen, 1)
+    return Adopted(keys, flows)
+
+
+def _state(entry: Entry) -> int:
+    if entry.original.protocol == socket.IPPROTO_UDP:
+        return _UDP_STREAM if entry.assured else _UDP_UNREPLIED
+    return _STATES.get(entry.state, _ESTABLISHED)
+
+
+def _words(addresses: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(addresses), dtype="<u4").reshape(-1, 4)
+
+
+def _ports(numbers: list[int]) -> np.ndarray:
+    return np.array(numbers, dtype="<u2").byteswap()

@@ -1,0 +1,37 @@
+"""Which interface the kernel would send packets out by."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+
+from enforcer.kernel import netlink
+from enforcer.kernel.netlink import NETLINK_ROUTE, REQUEST, Channel, Message
+
+# include/uapi/linux/rtnetlink.h
+RTM_GETROUTE = 26
+RTA_DST, RTA_OIF = 1, 4
+_ROUTE = struct.Struct(
+    "=BBBBBBBBI"
+)  # struct rtmsg: family, lengths, TOS, table, protocol, scope, type, flags
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def interfaces_to(addresses: Sequence[bytes]) -> list[int | None]:
+    """The index of the interface by which each address (16 bytes) is reached; None without a route."""
+    requests = [Message(RTM_GETROUTE, REQUEST, _request(address)) for address in addresses]
+    with Channel(NETLINK_ROUTE, "looking up routes") as channel:
+        return [None if isinstance(answer, int) else _interface(answer) for answer in channel.ask(requests)]
+
+
+def _request(address: bytes) -> bytes:
+    family, raw = socket.AF_INET6, address
+    if address.startswith(_MAPPED):
+        family, raw = socket.AF_INET, address[12:]
+    return _ROUTE.pack(family, 8 * len(raw), 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, raw)
+
+
+def _interface(answer: bytes) -> int | None:
+    found = netlink.attributes(answer, _ROUTE.size).get(RTA_OIF)
+    return None if found is None else int(struct.unpack("=I", found)[0])

@@ -1,0 +1,196 @@
+"""Pins that are lost: held descriptors make them again, links out of reach are found by the kernel's ids."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from enforcer import hooks
+from enforcer.datapath import hidden, syscall, tcx
+from enforcer.datapath import pins as places
+from enforcer.datapath.held import Held
+from enforcer.datapath.programs import Pins
+from enforcer.errors import PrivilegeError
+
+from .conftest import run
+from .test_filters import load
+
+needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TCX (Linux 6.6)")
+DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    made = places.mount_bpffs() / f"enforcer-test-{os.getpid()}"
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def pins(directory: Path) -> Pins:
+    """With a program and a map."""
+    made = Pins(directory)
+    made.programs.mkdir(parents=True)
+    fd = load(0)
+    syscall.pin(fd, str(made.programs / "from_client"))
+    os.close(fd)
+    (directory / "maps-1").mkdir()
+    fd = syscall.create_map(syscall.ARRAY, 4, 4, 1)
+    syscall.pin(fd, str(directory / "maps-1/settings"))
+    os.close(fd)
+    return made
+
+
+@pytest.fixture
+def index(netns: str) -> int:
+    run("ip link add in0 type veth peer name far0")
+    run("ip link set in0 up")
+    return socket.if_nametoindex("in0")
+
+
+@pytest.fixture
+def held(pins: Pins) -> Iterator[Held]:
+    made = Held()
+    take(made, pins)
+    yield made
+    made.close()
+
+
+def take(held: Held, pins: Pins) -> None:
+    held.take(pins.directory, [pins.links, pins.programs, pins.directory / "maps-1"])
+
+
+def identities(directory: Path) -> dict[str, int]:
+    found = {}
+    for path in directory.rglob("*"):
+        if path.is_file():
+            fd = syscall.get(str(path))
+            found[str(path.relative_to(directory))] = syscall.object_id(fd)
+            os.close(fd)
+    return found
+
+
+@pytest.mark.parametrize("what", ["programs/from_client", "maps-1/settings", "maps-1", ""])
+def test_what_was_removed_is_pinned_again(pins: Pins, held: Held, what: str) -> None:
+    before = identities(pins.directory)
+    assert held.mend(pins.directory) == []
+    place = pins.directory / what
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
+    assert set(held.mend(pins.directory)) == {name for name in before if name.startswith(what)}
+    assert identities(pins.directory) == before
+    assert held.mend(pins.directory) == []
+
+
+def test_another_file_system_gets_pins_of_the_same_things(pins: Pins, held: Held, directory: Path) -> None:
+    elsewhere = directory / "elsewhere"
+    assert len(held.mend(elsewhere)) == 2
+    assert identities(elsewhere) == {
+        name: number for name, number in identities(pins.directory).items() if "elsewhere" not in name
+    }
+
+
+def test_what_others_pinned_in_its_place_makes_room(pins: Pins, held: Held) -> None:
+    before = identities(pins.directory)
+    path = pins.directory / "maps-1/settings"
+    path.unlink()
+    fd = syscall.create_map(syscall.ARRAY, 4, 4, 1)
+    syscall.pin(fd, str(path))
+    os.close(fd)
+    assert held.mend(pins.directory) == ["maps-1/settings"]
+    assert identities(pins.directory) == before
+
+
+def test_what_is_taken_later_is_let_go_of_before(pins: Pins, held: Held) -> None:
+    path = pins.directory / "maps-1/settings"
+    path.unlink()
+    take(held, pins)
+    assert held.mend(pins.directory) == []
+    assert not path.exists()
+    with pytest.raises(KeyError):
+        held.open(Path("maps-1/settings"))
+
+
+@needs_tcx
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_held_link_stays_at_its_hook(index: int, pins: Pins, held: Held, direction: tcx.Direction) -> None:
+    hooks.attach(pins, index, direction, "from_client")
+    take(held, pins)
+    chain = tcx.chain(index, direction)
+    assert len(chain) == 1
+    shutil.rmtree(pins.links)
+    assert held.mend(pins.directory) == [f"links/{index}-{direction}"]
+    assert tcx.chain(index, direction) == chain
+    assert hooks.attached(pins, [index]) == {(index, direction): chain[0][0]}
+
+
+@needs_tcx
+def test_a_link_that_was_taken_off_is_not_pinned_again(index: int, pins: Pins, held: Held) -> None:
+    hooks.attach(pins, index, "ingress", "from_client")
+    take(held, pins)
+    hooks.detach(pins, index, "ingress")
+    assert held.mend(pins.directory) == []
+    hooks.attach(pins, index, "ingress", "from_client")
+    before = identities(pins.directory)
+    assert held.mend(pins.directory) == []
+    assert identities(pins.directory) == before
+
+
+# --- links out of reach
+
+
+@pytest.fixture
+def out_of_reach(index: int, pins: Pins) -> Iterator[int]:
+    """A link of ours at in0's ingress, pinned where nobody looks; its program's id."""
+    hooks.attach(pins, index, "ingress", "from_client")
+    aside = pins.directory / "aside"
+    (pins.links / f"{index}-ingress").rename(aside)
+    yield tcx.programs(index, "ingress")[0]
+    aside.unlink(missing_ok=True)
+
+
+def find(pins: Pins, index: int, *known: int, doubtful: bool = False) -> list[hidden.Hidden]:
+    return hidden.find(tcx.link_ids(pins.links), [index], known, doubtful=doubtful)
+
+
+@needs_tcx
+def test_a_link_out_of_reach_is_found_by_its_programs_id(index: int, pins: Pins, out_of_reach: int) -> None:
+    assert find(pins, index) == []  # this program has no maps of ours: it may be another's
+    (one,) = found = find(pins, index, out_of_reach)
+    assert (one.interface, one.direction) == (index, "ingress")
+    for place, fd in hidden.open_links(found).items():
+        tcx.pin_link(pins.links, place.interface, place.direction, fd)
+        os.close(fd)
+    assert hooks.attached(pins, [index]) == {(index, "ingress"): out_of_reach}
+    assert find(pins, index, out_of_reach) == []
+
+
+@needs_tcx
+def test_links_of_others_are_not_ours(index: int, pins: Pins) -> None:
+    fd = load(0)
+    link = tcx.link(index, "ingress", fd)
+    assert find(pins, index, doubtful=True) == []
+    os.close(link)
+    os.close(fd)
+
+
+@needs_tcx
+def test_without_the_capability(
+    index: int, pins: Pins, out_of_reach: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(command: int, identifier: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(syscall, "open_by_id", refuse)
+    assert find(pins, index) == []
+    with pytest.raises(PrivilegeError, match="out of reach"):
+        find(pins, index, doubtful=True)
+    with pytest.raises(PrivilegeError, match="out of reach"):
+        hidden.open_links(find(pins, index, out_of_reach))

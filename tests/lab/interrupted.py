@@ -1,0 +1,79 @@
+"""Put into a copy of the package by tests: ends or stops the applying process between any two of its effects.
+
+``interrupt`` beside the copied package holds the number of the effect before which that happens, and the
+signal. The file is gone then, so that the next process is spared. ``effects`` lists what was done.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from enforcer import availability, gateway, hooks
+from enforcer.datapath import carry, fast, programs
+from enforcer.datapath.maps import Map
+from enforcer.datapath.programs import Pins
+from enforcer.facts.store import Change
+from enforcer.kernel import addresses, announce, conntrack, links, nft, sysctl
+from enforcer.state import State
+
+PLACE = Path(__file__).parent.parent
+AT_ONCE = -1
+"""In place of an effect's number: before anything is read."""
+EFFECTS: tuple[tuple[Any, str], ...] = (
+    (State, "save"),
+    (nft, "apply"),
+    *((addresses, name) for name in ("add", "add_ranges", "remove", "remove_ranges")),
+    (announce, "announce"),
+    (programs, "load"),
+    *((carry, name) for name in ("carry_over", "catch_up")),
+    (Pins, "remove_others"),
+    (availability, "refresh"),
+    (fast, "switch"),
+    (Map, "put"),
+    (Change, "settle"),
+    *((hooks, name) for name in ("attach", "detach")),
+    (links, "set_allmulti"),
+    (sysctl, "write"),
+    (conntrack, "delete"),
+)
+_done: list[str] = []
+
+
+def install() -> None:
+    """Before the process does anything."""
+    assert gateway.nft is nft
+    (PLACE / "effects").unlink(missing_ok=True)
+    for owner, name in EFFECTS:
+        setattr(owner, name, _interrupted(getattr(owner, name), name))
+    _interrupt(AT_ONCE)
+
+
+def _interrupted(act: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(act)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        # Of the maps' elements the one that puts policies in force.
+        if name != "put" or arguments[0].name == "settings":
+            _reach(name)
+        return act(*arguments, **options)
+
+    return wrapped
+
+
+def _interrupt(reached: int) -> None:
+    wanted = PLACE / "interrupt"
+    if wanted.exists():
+        number, what = wanted.read_text().split()
+        if reached == int(number):
+            wanted.unlink()
+            os.kill(os.getpid(), getattr(signal, what))
+
+
+def _reach(name: str) -> None:
+    _interrupt(len(_done))
+    _done.append(name)
+    (PLACE / "effects").write_text("\n".join(_done))
