@@ -114,6 +114,9 @@ def many_ports(lab: Lab, ports: range) -> Iterator[None]:
     lab.origin2.run("nft", "delete table inet ports")
 
 
+@pytest.mark.rfc6888_req4
+@pytest.mark.rfc6888_req4a
+@pytest.mark.rfc6888_req5
 @families
 @pytest.mark.parametrize("kind", [TCP, UDP], ids=["syn", "udp"])
 def test_a_flood_of_one_client_is_its_own_affair(enforced: Gateway, family: int, kind: type) -> None:
