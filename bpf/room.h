@@ -11,10 +11,13 @@ enum {
 	KEPT_AT_ONCE = 64,       /* flows that a run of keep_evictable looks at */
 };
 
-/* Under the flow's lock. What has a way would have to be unlearnt; a flow that is over soon has none. */
+/* Under the flow's lock. What has a way would have to be unlearnt; a flow that is over soon has none. A question of DNS is
+ * over with its answer, and whatever comes after is decided alike. */
 static __always_inline bool is_evictable(const struct flow *flow)
 {
-	return (!flow->replied || is_closed(flow->state)) && !flow->source_port;
+	bool over = is_closed(flow->state) || flow->reason == REASON_DNS;
+
+	return (!flow->replied || over) && !flow->source_port;
 }
 
 /* Deletes a flow that may go; true: it is gone. `key` becomes its origin's. */

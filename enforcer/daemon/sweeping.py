@@ -76,7 +76,6 @@ class Sweeping:
         corrected = self._recount.finish(maps, pins)
         if corrected:
             self._say(f"corrected {corrected} counters that had drifted from the flows they count")
-        self._tell(pins, found.untold)
         suspects = np.concatenate([sweep.some(found.unanswered, _ASK_UNANSWERED), found.idle])
         if len(suspects):
             unknown = conntrack.missing([conntrack.Tuple.of(key) for key in suspects])
@@ -98,6 +97,7 @@ class Sweeping:
         ):
             self._filling.note(table.name, Fill(used, int(table.info.entries)))
         self._filling.note("conntrack", Fill(*conntrack.fill()))
+        self._tell(pins, found.untold)
 
     def _tell(self, pins: Pins, untold: Mapping[int, np.ndarray]) -> None:
         """Tells conntrack of states that it cannot know, or their ports would stay taken for hours."""
