@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from enforcer.datapath import syscall
+from enforcer.datapath import pins, syscall
 from enforcer.datapath.programs import Pins
 
 LINKS = "links"
@@ -68,7 +68,8 @@ class Held:
                     os.close(self._objects.pop(name).fd)
                     continue
                 if pin is None or not _leads_to(path, held.id):
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    pins.create(directory)
+                    path.parent.mkdir(exist_ok=True)
                     path.unlink(missing_ok=True)
                     syscall.pin(held.fd, str(path))
                     mended.append(str(name))

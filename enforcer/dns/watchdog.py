@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from enforcer.dns import deadline
 from enforcer.errors import KernelError
+from enforcer.interpreter import PYTHON
 from enforcer.kernel.queue import Queue
 
 SILENCE = 5.0
@@ -64,7 +64,7 @@ class Watchdog:
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
         descriptors = self._queue.fileno(), theirs.fileno()
-        command = [sys.executable, "-P", "-m", deadline.__name__, str(self._queue.number)]
+        command = [*PYTHON, "-m", deadline.__name__, str(self._queue.number)]
         try:
             with theirs:
                 self._process = subprocess.Popen(

@@ -36,6 +36,7 @@ FLOW = np.dtype(
         ("timeout", "u1"),
         ("counted", "u1"),
         ("replied", "u1"),
+        ("deleting", "<u8"),
         ("later", "<u8"),  # a field of another version
     ]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,8 @@ WANTED = Desired(
     nearest=(),
     mark_mask=0xFFFF,
     limit=1,
+    flows_per_client=512,
+    unanswered_per_client=256,
     proxy_tcp=True,
     proxy_udp=True,
     flows=1024,
@@ -79,13 +82,18 @@ ORIGIN = np.dtype(
         ("active", "<u4"),
         ("peak", "<u4"),
         ("slot", "<u4"),
-        ("dead", "<u4"),
+        ("deleting", "<u4"),
         ("total", "<u8"),
         ("refused", "<u8"),
         ("used", "<u8"),
     ]
 )
+CLIENT_KEY = np.dtype([("client", "<u4", 4)])
+CLIENT = np.dtype(
+    [("flows", "<u4"), ("unanswered", "<u4"), ("total", "<u8"), ("refused", "<u8"), ("used", "<u8")]
+)
 NUMBER = np.dtype("<u4")
+COPIED = ("clients", "policy_hits", "reasons", "events")
 
 
 class Table:
@@ -94,6 +102,7 @@ class Table:
     def __init__(self, key: np.dtype, value: np.dtype):
         self.key, self.value = key, value
         self.rows: dict[bytes, np.ndarray] = {}
+        self.info = SimpleNamespace(entries=1024)
 
     def put(self, key: Any, value: Any) -> None:
         self.rows[np.array(key, dtype=self.key).tobytes()] = np.array(value, dtype=self.value)
@@ -110,15 +119,20 @@ class Table:
             keys = np.frombuffer(b"".join(self.rows), dtype=self.key)
             yield keys, np.array(list(self.rows.values()), dtype=self.value)
 
+    def items(self) -> tuple[np.ndarray, np.ndarray]:
+        for keys, values in self.chunks():
+            return keys, values
+        return np.empty(0, dtype=self.key), np.empty(0, dtype=self.value)
+
 
 class Tables:
     """Maps in memory; those named are lost."""
 
     def __init__(self, *lost: str):
         self._lost = lost
-        self._tables = {name: Table(NUMBER, NUMBER) for name in ("clients", "policy_hits", "reasons")}
+        self._tables = {name: Table(NUMBER, NUMBER) for name in COPIED}
         self._tables |= {"settings": Table(NUMBER, NUMBER), "flows": Table(KEY, FLOW)}
-        self._tables["origins"] = Table(ORIGIN_KEY, ORIGIN)
+        self._tables |= {"origins": Table(ORIGIN_KEY, ORIGIN), "client_prefixes": Table(CLIENT_KEY, CLIENT)}
 
     def __getattr__(self, name: str) -> Table:
         if name in self._lost:
@@ -146,7 +160,9 @@ def carried(old: Tables | None, adopted: Any = None) -> Tables:
 
 def active(tables: Tables) -> list[tuple[int, int, int, int]]:
     rows = [row for _, values in tables.origins.chunks() for row in values]
-    return sorted((int(row["slot"]), int(row["active"]), int(row["total"]), int(row["dead"])) for row in rows)
+    return sorted(
+        (int(row["slot"]), int(row["active"]), int(row["total"]), int(row["deleting"])) for row in rows
+    )
 
 
 SOURCES = ("203.0.113.10", "203.0.113.10", "2001:db8:1::2", "203.0.113.11", "198.51.100.1")
@@ -168,7 +184,7 @@ def test_what_is_over_is_not_counted() -> None:
 def old(*lost: str) -> Tables:
     """With flows and what they add up to, a flow too many, an origin without one, and counters."""
     whole = carried(None, flows_of(*SOURCES))
-    for name in ("clients", "policy_hits", "reasons"):
+    for name in COPIED:
         getattr(whole, name).put(0, 7)
     for row in whole.origins.rows.values():
         row["active"] += 1
@@ -180,7 +196,7 @@ def old(*lost: str) -> Tables:
 @pytest.mark.parametrize("lost", [(), ("clients",), ("policy_hits", "reasons")])
 def test_what_is_left_is_carried_over(lost: tuple[str, ...]) -> None:
     new = carried(old(*lost))
-    for name in ("clients", "policy_hits", "reasons"):
+    for name in COPIED:
         assert (new._tables[name].get(0) is None) is (name in lost), name
     assert len(new.flows.rows) == len(SOURCES)
     assert active(new) == [(slot, count, 9, dead) for slot, count, _, dead in COUNTS]
