@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from enforcer.bench import known
@@ -13,6 +14,9 @@ from enforcer.lab.configuration import Document, document
 LAX1 = {"ipv4": "203.0.113.10", "ipv6": "2001:db8:1::/64"}
 LAX2 = {"ipv4": "203.0.113.11", "ipv6": "2001:db8:2::/64"}
 EGRESSES = (LAX1, LAX2)
+FLOWS = 262144
+"""The table's size if the file doesn't say."""
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 _LAST = 1_000_000
 _TCP_UDP = 'net.protocol in {"tcp" "udp"}'
 # All of it is asked of no packet of the benchmark, and yet each field has its look-up.
@@ -22,17 +26,26 @@ _NEVER = """ or (
     and identity.email == "nobody@example.com" and net.fqdn.host == "nowhere.example.com")"""
 
 
-def gateway(policies: list[dict[str, Any]] | None = None, **changes: object) -> Document:
-    """One inside and one outside interface; everything leaves by the first egress IP if nothing is said."""
+def gateway(
+    policies: list[dict[str, Any]] | None = None, limits: Mapping[str, int] = NO_LIMITS, **changes: object
+) -> Document:
+    """One inside and one outside interface; everything leaves by the first egress IP if nothing is said.
+
+    A client may have as many flows as there is room for: a handful of clients make all of a measurement's,
+    and none is answered.
+    """
+    room = limits.get("flows", FLOWS)
+    caps = {"flows_per_client": room, "unanswered_per_client": room}
     return document(
         None,
         interfaces={"inside": ["in0"], "outside": ["out0"]},
         policies=[everything()] if policies is None else policies,
+        limits={"connections_per_origin": 40000, **caps, **limits},
         **changes,
     )
 
 
-def placed(policies: list[dict[str, Any]], places: Path, **changes: object) -> Document:
+def placed(policies: list[dict[str, Any]], places: Path, **changes: Any) -> Document:
     """With a database of places, which policies that ask about countries need."""
     return gateway(policies, geoip={"database": str(places)}, **changes)
 

@@ -320,7 +320,7 @@ class Enforcer(Peer):
         """Forgets all flows and counts."""
         super().reset()
         with closing(self.maps()) as maps:
-            for name in ("flows", "origins", "clients"):
+            for name in ("flows", "origins", "client_prefixes", "clients"):
                 clear(getattr(maps, name))
             fast.relearn(maps)
 
