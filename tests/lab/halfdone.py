@@ -1,0 +1,290 @@
+"""A gateway whose applying processes are killed or stopped between two of their effects, and what must hold."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from truth import wait_for
+from versions import program_copy, use_copy
+
+from enforcer import control
+from enforcer.control import ReportedError
+from enforcer.desired import Desired, desired
+from enforcer.instance import Instance
+from enforcer.kernel import addresses
+from enforcer.lab.capture import Capture
+from enforcer.lab.clients import Session, UdpFlow, family_of, tcp_ask
+from enforcer.lab.configuration import LAX1, LAX2, Document, added, without
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.services import Services
+from enforcer.lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
+from enforcer.state import State
+from enforcer.views.status import status
+
+LAX3 = {4: "203.0.113.12", 6: "2001:db8:9::/64"}
+PORT = 7777
+"""Of a service of the gateway's own."""
+PATIENCE = 5.0
+"""Seconds for a connection: with a SYN lost, it takes one more."""
+
+Egress = dict[int, str]
+
+
+def before(lab: Lab) -> Document:
+    """Origin 1 by lax-1, origin 2 by the shared address."""
+    policies = lab.config()["policies"][:1]
+    rest: dict[str, Any] = {"name": "rest", "precedence": 1000, "egress": "default"}
+    return lab.config(policies=[*policies, rest], timers={"udp": 350})
+
+
+def after(lab: Lab, **limits: int) -> Document:
+    """An egress IP less and one more, another interface, origin 2 by the new one, other settings."""
+    config = without(before(lab), "egress_ips", "lax-2")
+    new = {"name": "lax-3", "location": "lax", "ipv4": LAX3[4], "ipv6": LAX3[6], "on_link": True}
+    config = added(config, "egress_ips", new)
+    config["interfaces"]["inside"] = ["in0", "in2"]
+    config["policies"][1]["egress"] = {"ipv4": LAX3[4], "ipv6": LAX3[6]}
+    config["timers"] = {"udp": 360}
+    config["fast_path"] = False
+    config["limits"] |= limits
+    return config
+
+
+def is_of(address: str, egress: Egress) -> bool:
+    found = ip_address(address)
+    return found in ip_network(egress[found.version])
+
+
+class Live:
+    """Connections that stay open: each keeps its address and port whatever happens."""
+
+    def __init__(self, lab: Lab):
+        self._open = contextlib.ExitStack()
+        self.flows: list[Session | UdpFlow] = []
+        for family in (4, 6):
+            for kind in (Session, UdpFlow):
+                self.flows.append(self._open.enter_context(kind(lab.client, ORIGIN1[family])))
+                self.flows.append(self._open.enter_context(kind(lab.client, ORIGIN2[family])))
+        self.seen = [flow.ask() for flow in self.flows]
+
+    def check(self, when: str) -> None:
+        for flow, seen in zip(self.flows, self.seen, strict=True):
+            assert flow.ask() == seen, when
+
+    def close(self) -> None:
+        self._open.close()
+
+
+class Knocking:
+    """The outside, which asks a service of the gateway's at every egress address all the time."""
+
+    def __init__(self, lab: Lab):
+        self._services = {family: self._service(lab, family) for family in (4, 6)}
+        self._outside = {
+            family: lab.origin1.socket(family_of(SHARED[family]), socket.SOCK_DGRAM) for family in (4, 6)
+        }
+        self._going = True
+        self._thread = threading.Thread(target=self._knock)
+        self._thread.start()
+
+    @staticmethod
+    def _service(lab: Lab, family: int) -> socket.socket:
+        service = lab.gw.socket(family_of(SHARED[family]), socket.SOCK_DGRAM)
+        if family == 6:
+            service.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        service.bind(({4: "0.0.0.0", 6: "::"}[family], PORT))
+        service.setblocking(False)
+        return service
+
+    def _knock(self) -> None:
+        while self._going:
+            for family, outside in self._outside.items():
+                for egress in (LAX1, LAX2, LAX3):
+                    address = ip_network(egress[family]).network_address + (5 if family == 6 else 0)
+                    with contextlib.suppress(OSError):
+                        outside.sendto(f"{address}".encode(), (f"{address}", PORT))
+            time.sleep(0.01)
+
+    def heard(self) -> list[str]:
+        """Where the service was reached, besides at the gateway's own addresses."""
+        found = []
+        for service in self._services.values():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    found.append(service.recv(100).decode())
+        return found
+
+    def check_reachable(self) -> None:
+        """The service does hear what comes to the gateway's own address."""
+        for family, outside in self._outside.items():
+            outside.sendto(b"own", (SHARED[family], PORT))
+            service = self._services[family]
+            service.settimeout(PATIENCE)
+            assert service.recv(100) == b"own"
+            service.setblocking(False)
+
+    def close(self) -> None:
+        self._going = False
+        self._thread.join()
+        for each in (*self._services.values(), *self._outside.values()):
+            each.close()
+
+
+class Enforced:
+    """A gateway whose applying processes can be interrupted."""
+
+    def __init__(self, lab: Lab, gateway: Gateway, place: Path):
+        self.lab = lab
+        self.gateway = gateway
+        self.place = program_copy(place, lambda bpf: _interruptible(bpf.parent))
+        use_copy(gateway, self.place)
+        self.instance = Instance(lab.gw.cookie())
+
+    def interrupt(self, number: int, what: str = "SIGKILL") -> None:
+        (self.place / "interrupt").write_text(f"{number} {what}")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last interruption has come about."""
+        return not (self.place / "interrupt").exists()
+
+    def effects(self) -> list[str]:
+        """Of the last process that applied something."""
+        return (self.place / "effects").read_text().split()
+
+    def reload(self) -> None:
+        """`enforcer reload`, without the half second that starting it takes."""
+        control.ask(self.instance.control_socket, "reload")
+
+    def state(self) -> State:
+        return State.load(self.instance.state_file) or State()
+
+    def status(self) -> dict[str, Any]:
+        return self.lab.gw.call(lambda: status(self.instance))
+
+    def in_force(self) -> Desired:
+        state = self.state()
+        return desired(state.config, state.slots)
+
+    def healed(self) -> None:
+        """Waits for it: what is in force, and nothing else, is there."""
+        wait_for(lambda: self.state().half_done is None, "healed")
+        wanted = self.in_force()
+        held = self.lab.gw.call(lambda: addresses.held(ours=True))
+        assert held == set(wanted.addresses())
+        assert self.lab.gw.call(lambda: addresses.ranges(ours=True)) == set(wanted.ranges())
+        wait_for(lambda: self.lab.gw.call(self._is_hooked), "hooked")
+
+    def _is_hooked(self) -> bool:
+        from enforcer.gateway import Gateway as Found
+
+        found = Found(self.instance)
+        assert found.previous is not None
+        return found.hooked(found.previous)
+
+
+def _interruptible(package: Path) -> None:
+    shutil.copy(Path(__file__).parent / "interrupted.py", package / "interrupted.py")
+    applying = package / "apply.py"
+    text = applying.read_text()
+    entry = 'if __name__ == "__main__":\n'
+    assert text.count(entry) == 1
+    inserted = f"{entry}    from enforcer import interrupted\n\n    interrupted.install()\n"
+    applying.write_text(text.replace(entry, inserted))
+
+
+@pytest.fixture
+def enforced(lab: Lab, services: Services, gateway: Gateway, tmp_path: Path) -> Iterator[Enforced]:
+    lab.gw.ip("link add in2 type veth peer name in2peer")
+    try:
+        yield Enforced(lab, gateway, tmp_path)
+    finally:
+        gateway.stop()
+        gateway.run("down", check=False)
+        lab.gw.ip("link del in2")
+
+
+@pytest.fixture
+def knocking(lab: Lab) -> Iterator[Knocking]:
+    with contextlib.closing(Knocking(lab)) as knocking:
+        yield knocking
+
+
+def check_new(lab: Lab, second: tuple[Egress, ...], when: str) -> None:
+    """New connections: to origin 1 by lax-1 in any case, to origin 2 by one of these."""
+    for family in (4, 6):
+        seen = tcp_ask(lab.client, ORIGIN1[family], timeout=PATIENCE).address
+        assert is_of(seen, LAX1), (seen, when)
+        seen = tcp_ask(lab.client, ORIGIN2[family], timeout=PATIENCE).address
+        assert any(is_of(seen, egress) for egress in second), (seen, when)
+
+
+def second_of(enforced: Enforced) -> Egress:
+    """By which new connections to origin 2 leave, as the state file says."""
+    return LAX3 if any(egress.name == "lax-3" for egress in enforced.in_force().ours) else SHARED
+
+
+@contextlib.contextmanager
+def watched(lab: Lab, knocking: Knocking) -> Iterator[None]:
+    """Nothing leaves with another source than planned, and nothing of the gateway's own is reached."""
+    # What the outside sends to an egress address that is not held yet is routed back to it.
+    own = {*ORIGIN1.values(), *SHARED.values()}
+    capture = Capture(lab.net, "gw0", lab.directory, direction="in", expression="tcp or udp")
+    with capture:
+        yield
+    planned = (SHARED, LAX1, LAX2, LAX3)
+    strange = {
+        source
+        for source in capture.sources()
+        if source not in own and not any(is_of(source, egress) for egress in planned)
+    }
+    assert not strange
+    assert knocking.heard() == []
+    knocking.check_reachable()
+
+
+def kill_at_every_effect(lab: Lab, enforced: Enforced, knocking: Knocking, limits: dict[str, int]) -> None:
+    """Kills a reload before each of its effects. With other maps only where these matter."""
+    gateway = enforced.gateway
+    old, new = before(lab), after(lab, **limits)
+    gateway.write(old)
+    gateway.start()
+    with watched(lab, knocking), contextlib.closing(Live(lab)) as live:
+        for document in (new, old, new):  # some of the first time's effects stay
+            gateway.reload(document)
+        effects = enforced.effects()
+        assert {"load", "carry_over"} <= set(effects) if limits else "load" not in effects
+        live.check("the new file")
+        gateway.reload(old)
+        for number, effect in enumerate(effects):
+            if limits and not effects.index("load") <= number < effects.index("detach"):
+                continue  # as with the same maps
+            when = f"killed before effect {number}, {effect}, of {effects}"
+            enforced.interrupt(number)
+            said = len(gateway.said())
+            gateway.write(new)
+            with pytest.raises(ReportedError, match="was killed by signal 9"):
+                enforced.reload()
+            assert enforced.interrupted, when
+            half = "what is in force is put back" in gateway.said()[said:]
+            assert half is (number > 0), when
+            check_new(lab, (SHARED, LAX3), when)
+            live.check(when)
+            enforced.healed()
+            check_new(lab, (second_of(enforced),), f"healed, {when}")
+            live.check(f"healed, {when}")
+            assert knocking.heard() == [], when
+            gateway.write(old)
+            if second_of(enforced) is LAX3:
+                enforced.reload()
+        assert gateway.json("plan") == []
+        assert gateway.json("status")["half_done"] is None

@@ -1,0 +1,15 @@
+"""The applying process of a reload killed between every two of its effects: what was in force stays so."""
+
+from __future__ import annotations
+
+import pytest
+from halfdone import Enforced, Knocking, enforced, kill_at_every_effect, knocking
+
+from enforcer.lab.topology import Lab
+
+__all__ = ["enforced", "knocking"]
+
+
+@pytest.mark.timeout(900)
+def test_killed_between_any_two_effects_of_a_reload(lab: Lab, enforced: Enforced, knocking: Knocking) -> None:
+    kill_at_every_effect(lab, enforced, knocking, {})
