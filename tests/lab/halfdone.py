@@ -1,4 +1,4 @@
-"""A gateway whose applying processes are killed or stopped between two of their effects, and what must hold."""
+"""A gateway whose applying processes are killed between two of their effects, and what must hold then."""
 
 from __future__ import annotations
 
