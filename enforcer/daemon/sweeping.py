@@ -86,8 +86,7 @@ class Sweeping:
             conntrack.delete([conntrack.Tuple.of(key) for key in over])
         if len(found.unanswered) <= _ASK_UNANSWERED:
             self._asked_since = began - 2.5
-        if found.flows > maps.flows.info.entries / 2:
-            sweep.keep_evictable(pins, found.flows)
+        sweep.keep_evictable(pins, int(maps.flows.info.entries))
         origins = sweep.forget_origins(maps.origins, pins)
         clients = sweep.forget_clients(maps.client_prefixes, pins)
         for table, used in (

@@ -128,12 +128,12 @@ def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
     return run_on(pins, "reap", flows_of(flows, slots), EVERY)
 
 
-def keep_evictable(pins: Pins, flows: int) -> None:
+def keep_evictable(pins: Pins, most: int) -> None:
     """Leaves only flows that may make room in the queue where room is looked for (bpf/room.h).
 
-    ``flows`` is how many flows there are; the queue may name some twice.
+    The queue has ``most`` elements at most. What is new in it since the last time is all that this costs.
     """
-    for taken in range(0, 2 * flows + 1, _KEPT_AT_ONCE):
+    for taken in range(0, most + 1, _KEPT_AT_ONCE):
         if run_once(pins, "keep_evictable", mark=not taken) < _KEPT_AT_ONCE:
             break
 

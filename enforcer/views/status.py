@@ -59,9 +59,9 @@ def status(instance: Instance) -> dict[str, Any]:
         "config_file": source.state.config_file,
         "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
         "fast_path": _fast_path(source.maps),
-        "tables": _tables(source.maps),
         "not_attached": unattached(source),
         "half_done": _half_done(instance, source.state),
+        "tables": _tables(source.maps),
     }
 
 
@@ -121,6 +121,7 @@ def _down(pid: int | None) -> dict[str, Any]:
         "config_file": None,
         "applied": None,
         "fast_path": None,
-        "tables": None,
         "not_attached": None,
+        "half_done": None,
+        "tables": None,
     }

@@ -29,7 +29,7 @@ LIMIT = 40  # within reach of sockets, and beyond what the datagrams of all test
 # The contract's fields; more may follow them.
 FIELDS = {
     "status": "state since location interfaces proxy egress_ips policies flows refused leaks_prevented "
-    "daemon_pid versions config_file applied fast_path half_done",
+    "daemon_pid versions config_file applied fast_path not_attached half_done tables",
     "policies": "precedence name enabled traffic egress fallback matched",
     "egress": "name location ipv4 ipv6 available active busiest_origin utilisation",
     "origins": "egress source_ip protocol origin_ip origin_port active limit utilisation peak total refused",

@@ -285,7 +285,7 @@ def test_a_second_daemon(instance: Instance, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_applying_process_that_dies(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applying.sys, "executable", "/bin/false")
+    monkeypatch.setattr(applying, "PYTHON", ("/bin/false",))
     result = run("run")
     assert result.exit_code == 1
     assert "ended with exit code 1 and no result" in result.stderr

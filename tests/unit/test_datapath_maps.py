@@ -11,7 +11,7 @@ import pytest
 
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map, Maps
-from enforcer.errors import EnforcerError, LayoutError, NotInstalledError
+from enforcer.errors import EnforcerError, LayoutError, LostPinError
 
 KEY = np.dtype([("address", "<u4", 4), ("port", "<u2"), ("pad", "<u2")])
 VALUE = np.dtype([("count", "<u8"), ("slot", "<u4"), ("pad", "<u4")])
@@ -146,7 +146,7 @@ def test_a_map_that_is_not_there(tmp_path: Path) -> None:
     described = {"flows": {"key": "unsigned int", "value": "unsigned int"}}
     maps = Maps(tmp_path / "nowhere", described)
     assert maps.layout("flows") == (U32, U32)
-    with pytest.raises(NotInstalledError, match="flows is not pinned"):
+    with pytest.raises(LostPinError, match="flows is out of reach"):
         _ = maps.flows
     with pytest.raises(AttributeError):
         _ = maps._private
