@@ -122,7 +122,8 @@ static __always_inline bool is_exact(const struct flow *flow, const struct packe
 		return false;
 	return (flow->has_acked & 1 << peer && p->seq == flow->acked[peer]) ||
 	       (flow->seen_sides & side && p->seq == flow->end[direction & 1]) ||
-	       (follows(flow, AN_ACK, direction) && p->seq == flow->last_end);
+	       (follows(flow, AN_ACK, direction) && p->seq == flow->last_end &&
+		!before(flow->end[direction & 1], p->seq));
 }
 
 /* How conntrack sees a reset. */
@@ -156,6 +157,23 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	return verdict;
 }
 
+/* Up to where a side has sent. A segment beyond a gap tells nothing: it may be made up, to make a reset at its end look
+ * exact. A gap of a segment that was lost before the gateway ends with an acknowledgement beyond it. */
+static __always_inline void note_end(struct flow *flow, const struct packet *p, const struct segment *s)
+{
+	u32 direction = s->direction & 1, seen = 1 << direction;
+
+	if (s->kind == A_RESET)
+		return;
+	if (!(flow->seen_sides & seen) || p->tcp_flags & TCP_SYN)
+		flow->end[direction] = s->end;
+	else if (before(flow->end[direction], p->seq))
+		flow->gaps |= seen;
+	else if (before(flow->end[direction], s->end))
+		flow->end[direction] = s->end;
+	flow->seen_sides |= seen;
+}
+
 /* The highest sequence number, and acknowledgement, of each side. What acknowledges more than was seen is not
  * noted: a true one comes again. */
 static __always_inline void note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
@@ -163,11 +181,15 @@ static __always_inline void note_numbers(struct flow *flow, const struct packet 
 	u32 direction = s->direction & 1, peer = !direction;
 	u32 seen = 1 << direction, peer_seen = 1 << peer;
 
-	if (!(flow->seen_sides & seen) || before(flow->end[direction], s->end) || p->tcp_flags & TCP_SYN)
-		flow->end[direction] = s->end;
-	flow->seen_sides |= seen;
-	if (!(p->tcp_flags & TCP_ACK) || (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)))
+	note_end(flow, p, s);
+	if (!(p->tcp_flags & TCP_ACK))
 		return;
+	if (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)) {
+		if (!(flow->gaps & peer_seen))
+			return;
+		flow->end[peer] = p->ack;
+		flow->gaps &= ~peer_seen;
+	}
 	if (!(flow->has_acked & seen) || before(flow->acked[direction], p->ack))
 		flow->acked[direction] = p->ack;
 	flow->has_acked |= seen;
@@ -297,12 +319,18 @@ static __always_inline bool is_current(struct flow *flow, u64 identity)
 	return flow->identity == identity;
 }
 
+/* A connection whose handshake is not complete has no answer yet: a host that only sends SYNs gets SYN/ACKs, too. */
+static __always_inline bool is_answered(const struct flow *flow)
+{
+	return flow->state < SYN_SENT ? flow->replied : flow->notes & ASSURED;
+}
+
 enum {
 	UNANSWERED = 1,              /* so the client's count of unanswered flows goes down, too */
 	GONE = 2,                    /* the flow has been deleted since it was looked up, or a new one takes its place */
 	COUNTED = 4,                 /* it was counted until now, and is to be released by the caller */
 	DELETED = 8,                 /* it is to leave the map: the same */
-	ANSWERED = 16,               /* this packet is the first answer */
+	ANSWERED = 16,               /* by this packet (is_answered) */
 	RETURNS = 32,                /* both sides have gone on after a reset: it is to be admitted again */
 };
 
@@ -312,7 +340,7 @@ static __always_inline u32 uncount(struct flow *flow)
 	u32 ended = flow->counted ? COUNTED : 0;
 
 	flow->counted = 0;
-	return ended | !flow->replied;
+	return ended | !is_answered(flow);
 }
 
 /* Under the flow's lock. DELETED is said once, and the flow must not be used after finish_flow. */
@@ -340,12 +368,14 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 {
 	enum fate fate = MOVES;
 	u32 result = 0;
+	bool answered;
 
 	bpf_spin_lock(&flow->lock);
 	if (!is_current(flow, identity)) {
 		result = GONE;
 		goto unlock;
 	}
+	answered = is_answered(flow);
 	if (p->tuple.protocol == IPPROTO_TCP) {
 		bool reopened = direction == ORIGINAL && reopens(flow, p);
 
@@ -365,11 +395,10 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 	}
 	if (fate != STAYS)
 		flow->seen = now;
-	if (direction == REPLY && !flow->replied) {
+	if (direction == REPLY)
 		flow->replied = 1;
-		if (flow->counted)
-			result |= ANSWERED;
-	}
+	if (!answered && flow->counted && is_answered(flow))
+		result |= ANSWERED;
 unlock:
 	bpf_spin_unlock(&flow->lock);
 	return result;
@@ -380,13 +409,14 @@ unlock:
 static __always_inline int return_flow(struct flow *flow, const struct flow_key *tuple, u64 identity, const struct settings *s,
 				       u64 now)
 {
-	bool counted = flow->counted, returned = false;
+	bool counted = flow->counted, returned = false, answered = false;
 	int reason = counted ? 0 : admit(tuple, flow->source, flow->slot, s, now);
 
 	if (reason)
 		return reason;
 	bpf_spin_lock(&flow->lock);
 	if (is_current(flow, identity) && flow->counted == counted && flow->spoken == BOTH_SIDES) {
+		answered = counted && is_answered(flow);
 		flow->counted = 1;
 		flow->state = ESTABLISHED;
 		flow->timeout = ESTABLISHED;
@@ -396,7 +426,7 @@ static __always_inline int return_flow(struct flow *flow, const struct flow_key 
 		returned = true;
 	}
 	bpf_spin_unlock(&flow->lock);
-	if (returned && !counted)
+	if (returned && !answered)
 		uncount_client(tuple, 0, 1);
 	else if (!counted)
 		release(tuple, flow->source, 1, true);

@@ -310,7 +310,12 @@ def main(arguments: list[str]) -> int:
         result = report_of(error)
     except OSError as error:
         result = report_of(KernelError(f"applying {arguments[0]}: {error}"))
-    json.dump(result, sys.stdout)
+    try:
+        json.dump(result, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The daemon that was told of it is gone. The interpreter would complain of the same at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if "error" not in result else 1
 
 

@@ -203,7 +203,8 @@ def per_client(limits: Mapping[str, int | None]) -> dict[str, int]:
     flows = limits["flows"] or 0
     unanswered = min(UNANSWERED_PER_CLIENT, flows // 4)
     return {
-        "flows_per_client": limits.get("flows_per_client") or flows // 2,
+        # A host's IPv4 address and its IPv6 /64 are two clients, which together leave a quarter to others.
+        "flows_per_client": limits.get("flows_per_client") or flows * 3 // 8,
         "unanswered_per_client": limits.get("unanswered_per_client") or unanswered,
     }
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from enforcer import trust
 from enforcer.datapath.programs import IN_FORCE
 from enforcer.errors import KernelError, PrivilegeError
 from enforcer.policy.rules import MAX_POLICIES
+from enforcer.trust import NotRegularError
 
 FORMAT = 1
+_LARGEST = 1 << 28
 LAST_SLOT = 16383
 LAST_POLICY = MAX_POLICIES
 LOST = {"kind": "lost"}
@@ -74,9 +77,10 @@ class State:
     def load(cls, path: Path) -> State | None:
         """The state, or None if there is none (or none that this version can read)."""
         try:
-            content = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
+            # Not strict: Instance.directory has been checked.
+            content = json.loads(trust.read_file(path, _LARGEST, strict=False))
+        except (FileNotFoundError, NotRegularError, ValueError):
+            return None  # a pipe or a device, which would be waited for, is as good as lost
         except PermissionError as error:
             raise PrivilegeError(f"cannot read {path}", "Run as root.") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_sound(content):

@@ -118,7 +118,7 @@ class Limits(_Model):
     origins: Annotated[int, Field(strict=True, ge=1024, le=16777216)] = 262144
     """Origins, per egress address, that the gateway can count."""
     flows_per_client: Annotated[int, Field(strict=True, ge=1, le=16777216)] | None = None
-    """Live flows of one client, an IPv4 address or an IPv6 /64; by default half of ``flows``."""
+    """Live flows of one client, an IPv4 address or an IPv6 /64; by default three eighths of ``flows``."""
     unanswered_per_client: Annotated[int, Field(strict=True, ge=1, le=16777216)] | None = None
     """Those of them without an answer; by default 4,096, or a quarter of ``flows`` if that is less."""
 

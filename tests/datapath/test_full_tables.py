@@ -57,8 +57,10 @@ def with_ports(made: bytes, family: int, sport: int, dport: int) -> bytes:
     return made[:at] + struct.pack(">HH", sport, dport) + made[at + 4 :]
 
 
-def syn(family: int, client: str, sport: int, dport: int, flags: str = "S") -> bytes:
-    return with_ports(frame(family, client, TCP, flags=flags, seq=100), family, sport, dport)
+def syn(
+    family: int, client: str, sport: int, dport: int, flags: str = "S", seq: int = 100, ack: int = 0
+) -> bytes:
+    return with_ports(frame(family, client, TCP, flags=flags, seq=seq, ack=ack), family, sport, dport)
 
 
 def datagram(family: int, client: str, sport: int, dport: int) -> bytes:
@@ -131,6 +133,20 @@ def test_an_ipv6_client_is_its_64(box: Box) -> None:
     ((key,), (row,)) = box.maps.client_prefixes.items()
     assert (int(row["flows"]), int(row["unanswered"]), int(row["refused"])) == (UNANSWERED, UNANSWERED, 1)
     assert key["client"].tobytes().hex() == "fd01" + "00" * 14
+
+
+def test_half_open_connections_are_unanswered(box: Box, family: int) -> None:
+    """A host that sends SYNs and completes no handshake has SYN/ACKs from any origin that listens."""
+    client, count = CLIENT[family], UNANSWERED + 5
+    reasons = []
+    for n in range(count):
+        reasons.append(send(box, syn(family, client, 2000 + n, 443)))
+        frame = answer(family, client, 2000 + n, 443, TCP, flags="SA", seq=500, ack=101)
+        box.program("to_client")(frame)
+    assert opened(reasons) == {"opened": UNANSWERED, "client-unanswered": 5}
+    # One that is completed makes room for another.
+    assert send(box, syn(family, client, 2000, 443, "A", 101, 501)) in OPENED
+    assert opened([send(box, syn(family, client, 9000, 443))]) == {"opened": 1}
 
 
 def test_a_client_has_so_many_live_flows(box: Box, family: int) -> None:

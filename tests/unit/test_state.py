@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer import instance as instances
+from enforcer import trust
 from enforcer.errors import BusyError, LockedError, PrivilegeError
 from enforcer.instance import Instance
 from enforcer.policy.rules import MAX_POLICIES
@@ -115,7 +116,7 @@ def test_a_state_that_others_may_not_read(tmp_path: Path, monkeypatch: pytest.Mo
     def refused(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr(trust, "read_file", refused)
     with pytest.raises(PrivilegeError, match="cannot read"):
         State.load(tmp_path / "state.json")
 
@@ -283,3 +284,8 @@ def test_a_file_that_something_else_wrote_is_none(tmp_path: Path, content: bytes
     State(slots={"a": 1}, applied=3).save(path)
     found = State.load(path)
     assert found is not None and (found.slots, found.applied) == ({"a": 1}, 3)
+
+
+def test_a_pipe_in_the_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "state.json")
+    assert State.load(tmp_path / "state.json") is None
