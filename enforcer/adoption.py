@@ -41,7 +41,7 @@ def adopted(maps: Maps, wanted: Desired) -> Adopted:
 
 
 def _from_inside(clients: np.ndarray, wanted: Desired) -> np.ndarray:
-    """False for those that another interface leads to: somebody else translates their connections."""
+    """False for those that another interface leads to: other rules translate their connections."""
     distinct, which = np.unique(clients, axis=0, return_inverse=True)
     inside = {link.index for name, link in links.links().items() if name in wanted.inside}
     found = routes.interfaces_to([client.tobytes() for client in distinct])

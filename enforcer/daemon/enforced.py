@@ -100,7 +100,7 @@ class Enforced:
         self._held.close()
 
     def restore(self) -> None:
-        """Makes again what somebody removed of that which commands and other processes find the gateway by.
+        """Restores the files by which commands and other processes find the gateway.
 
         Pins, the state file and the facts; what is in force is held here and goes on meanwhile. Not while a
         process changes the gateway. Raises EnforcerError: what is lost stays lost for now.

@@ -1,4 +1,4 @@
-"""Which pins of what is in force are gone: somebody removed them, or their file system is out of reach."""
+"""Which pins of what is in force are gone: removed, or their file system is out of reach."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_a_link_that_was_taken_off_is_not_pinned_again(index: int, pins: Pins, h
 
 @pytest.fixture
 def out_of_reach(index: int, pins: Pins) -> Iterator[int]:
-    """A link of ours at in0's ingress, pinned where nobody looks; its program's id."""
+    """A link of ours at in0's ingress, pinned out of reach; its program's id."""
     hooks.attach(pins, index, "ingress", "from_client")
     aside = pins.directory / "aside"
     (pins.links / f"{index}-ingress").rename(aside)

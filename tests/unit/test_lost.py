@@ -63,7 +63,7 @@ def test_lost_pins_are_loaded_again_before_anything_is_attached() -> None:
 
 
 def test_programs_of_a_gateway_whose_state_is_lost_are_taken_off_first() -> None:
-    """The numbers of slots and marks begin anew: what is attached may know them by others."""
+    """Slots and marks are numbered again: what is attached may use other numbers."""
     operations = plan(WANTED, replace(ACTUAL, table=""), None, "", left=None)
     first = operations[: len(HOOKED)]
     assert {(one.interface, one.direction) for one in first if isinstance(one, Detach)} == set(HOOKED)
