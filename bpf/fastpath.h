@@ -302,7 +302,7 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	if (!rewrite(skb, family, direction, &g, hop, direction == ORIGINAL ? source : client,
 		     direction == ORIGINAL ? n.source_port : n.client_port))
 		return 0;
-	if (!before(way->end, g.sequence) && before(way->end, g.end))
+	if (before(way->end, g.end))
 		way->end = g.end;
 	way->packets += skb->gso_segs ?: 1;
 	way->bytes += g.total;

@@ -122,8 +122,7 @@ static __always_inline bool is_exact(const struct flow *flow, const struct packe
 		return false;
 	return (flow->has_acked & 1 << peer && p->seq == flow->acked[peer]) ||
 	       (flow->seen_sides & side && p->seq == flow->end[direction & 1]) ||
-	       (follows(flow, AN_ACK, direction) && p->seq == flow->last_end &&
-		!before(flow->end[direction & 1], p->seq));
+	       (follows(flow, AN_ACK, direction) && p->seq == flow->last_end);
 }
 
 /* How conntrack sees a reset. */
@@ -157,23 +156,6 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	return verdict;
 }
 
-/* Up to where a side has sent. A segment beyond a gap tells nothing: it may be made up, to make a reset at its end look
- * exact. A gap of a segment that was lost before the gateway ends with an acknowledgement beyond it. */
-static __always_inline void note_end(struct flow *flow, const struct packet *p, const struct segment *s)
-{
-	u32 direction = s->direction & 1, seen = 1 << direction;
-
-	if (s->kind == A_RESET)
-		return;
-	if (!(flow->seen_sides & seen) || p->tcp_flags & TCP_SYN)
-		flow->end[direction] = s->end;
-	else if (before(flow->end[direction], p->seq))
-		flow->gaps |= seen;
-	else if (before(flow->end[direction], s->end))
-		flow->end[direction] = s->end;
-	flow->seen_sides |= seen;
-}
-
 /* The highest sequence number, and acknowledgement, of each side. What acknowledges more than was seen is not
  * noted: a true one comes again. */
 static __always_inline void note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
@@ -181,15 +163,13 @@ static __always_inline void note_numbers(struct flow *flow, const struct packet 
 	u32 direction = s->direction & 1, peer = !direction;
 	u32 seen = 1 << direction, peer_seen = 1 << peer;
 
-	note_end(flow, p, s);
-	if (!(p->tcp_flags & TCP_ACK))
+	/* A reset may be made up: its number is no place that the sender has reached. */
+	if (!(flow->seen_sides & seen) || p->tcp_flags & TCP_SYN ||
+	    (s->kind != A_RESET && before(flow->end[direction], s->end)))
+		flow->end[direction] = s->end;
+	flow->seen_sides |= seen;
+	if (!(p->tcp_flags & TCP_ACK) || (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)))
 		return;
-	if (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)) {
-		if (!(flow->gaps & peer_seen))
-			return;
-		flow->end[peer] = p->ack;
-		flow->gaps &= ~peer_seen;
-	}
 	if (!(flow->has_acked & seen) || before(flow->acked[direction], p->ack))
 		flow->acked[direction] = p->ack;
 	flow->has_acked |= seen;

@@ -209,7 +209,7 @@ static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, c
 	way.largest = g->segment > 0xffff ? 0 : g->segment;
 	way.kind = kind_of(family_of(tuple->client), tuple->protocol);
 	way.reason = direction == REPLY ? REASON_REPLY : flow->reason;
-	way.end = flow->end[direction];
+	way.end = g->end;
 	put_way(f, set, tuple, &way, direction, now);
 	full_barrier(flow);
 	if (!is_still_learnable(tuple, port))
