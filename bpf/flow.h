@@ -163,9 +163,7 @@ static __always_inline void note_numbers(struct flow *flow, const struct packet 
 	u32 direction = s->direction & 1, peer = !direction;
 	u32 seen = 1 << direction, peer_seen = 1 << peer;
 
-	/* A reset may be made up: its number is no place that the sender has reached. */
-	if (!(flow->seen_sides & seen) || p->tcp_flags & TCP_SYN ||
-	    (s->kind != A_RESET && before(flow->end[direction], s->end)))
+	if (!(flow->seen_sides & seen) || before(flow->end[direction], s->end) || p->tcp_flags & TCP_SYN)
 		flow->end[direction] = s->end;
 	flow->seen_sides |= seen;
 	if (!(p->tcp_flags & TCP_ACK) || (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)))
@@ -299,18 +297,12 @@ static __always_inline bool is_current(struct flow *flow, u64 identity)
 	return flow->identity == identity;
 }
 
-/* A connection whose handshake is not complete has no answer yet: a host that only sends SYNs gets SYN/ACKs, too. */
-static __always_inline bool is_answered(const struct flow *flow)
-{
-	return flow->state < SYN_SENT ? flow->replied : flow->notes & ASSURED;
-}
-
 enum {
 	UNANSWERED = 1,              /* so the client's count of unanswered flows goes down, too */
 	GONE = 2,                    /* the flow has been deleted since it was looked up, or a new one takes its place */
 	COUNTED = 4,                 /* it was counted until now, and is to be released by the caller */
 	DELETED = 8,                 /* it is to leave the map: the same */
-	ANSWERED = 16,               /* by this packet (is_answered) */
+	ANSWERED = 16,               /* this packet is the first answer */
 	RETURNS = 32,                /* both sides have gone on after a reset: it is to be admitted again */
 };
 
@@ -320,7 +312,7 @@ static __always_inline u32 uncount(struct flow *flow)
 	u32 ended = flow->counted ? COUNTED : 0;
 
 	flow->counted = 0;
-	return ended | !is_answered(flow);
+	return ended | !flow->replied;
 }
 
 /* Under the flow's lock. DELETED is said once, and the flow must not be used after finish_flow. */
@@ -348,14 +340,12 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 {
 	enum fate fate = MOVES;
 	u32 result = 0;
-	bool answered;
 
 	bpf_spin_lock(&flow->lock);
 	if (!is_current(flow, identity)) {
 		result = GONE;
 		goto unlock;
 	}
-	answered = is_answered(flow);
 	if (p->tuple.protocol == IPPROTO_TCP) {
 		bool reopened = direction == ORIGINAL && reopens(flow, p);
 
@@ -375,10 +365,11 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 	}
 	if (fate != STAYS)
 		flow->seen = now;
-	if (direction == REPLY)
+	if (direction == REPLY && !flow->replied) {
 		flow->replied = 1;
-	if (!answered && flow->counted && is_answered(flow))
-		result |= ANSWERED;
+		if (flow->counted)
+			result |= ANSWERED;
+	}
 unlock:
 	bpf_spin_unlock(&flow->lock);
 	return result;
@@ -389,14 +380,13 @@ unlock:
 static __always_inline int return_flow(struct flow *flow, const struct flow_key *tuple, u64 identity, const struct settings *s,
 				       u64 now)
 {
-	bool counted = flow->counted, returned = false, answered = false;
+	bool counted = flow->counted, returned = false;
 	int reason = counted ? 0 : admit(tuple, flow->source, flow->slot, s, now);
 
 	if (reason)
 		return reason;
 	bpf_spin_lock(&flow->lock);
 	if (is_current(flow, identity) && flow->counted == counted && flow->spoken == BOTH_SIDES) {
-		answered = counted && is_answered(flow);
 		flow->counted = 1;
 		flow->state = ESTABLISHED;
 		flow->timeout = ESTABLISHED;
@@ -406,7 +396,7 @@ static __always_inline int return_flow(struct flow *flow, const struct flow_key 
 		returned = true;
 	}
 	bpf_spin_unlock(&flow->lock);
-	if (returned && !answered)
+	if (returned && !counted)
 		uncount_client(tuple, 0, 1);
 	else if (!counted)
 		release(tuple, flow->source, 1, true);

@@ -527,6 +527,7 @@ class _Applier:
             self.old, self.carried = old, False
         elif old is not None:
             _check_maps(old, self.state)
+        places.create(self.pins.directory)
         loaded = programs.load(self.pins, self.wanted.flows, self.wanted.origins, fresh_maps=self.fresh_maps)
         self.pins = loaded.pins
         self.state.layouts, self.state.programs = loaded.layouts, source_digest()

@@ -25,7 +25,6 @@ def reach(gateway: Gateway) -> None:
     """
     if gateway.pins is None:
         gateway.pins = gateway.pins_at(places.mount_bpffs())
-    places.create(gateway.pins.directory)
     for one, fd in hidden.open_links(_hidden(gateway)).items():
         try:
             tcx.pin_link(gateway.pins.links, one.interface, one.direction, fd)

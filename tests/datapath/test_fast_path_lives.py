@@ -81,7 +81,8 @@ class Life:
         if step.what == "data":
             size = step.size
         elif step.what == "again":  # what the other side has acknowledged long since
-            sequence, size = (2000 if side else 1000), step.size
+            sequence = 2000 if side else 1000
+            size = max(0, min(step.size, self.next[side] - sequence))  # of what has been sent
         elif step.what == "fin":
             flags |= FIN
         elif step.what == "reset":
@@ -158,7 +159,14 @@ def test_a_life_ends_as_it_would(box: Box, wire: OffloadWire, family: int, steps
     quick.flow.switch_on()
     found = quick.lead(steps)
     ended = False
+    resent: set[bool] = set()
     for step, one, other in zip(steps, expected, found, strict=True):
+        # Known limit (ARCHITECTURE.md, Resets): an entry learnt again from a segment that is sent again forgets
+        # how far its side had come; a reset of that side may then wait for `timers.tcp_close`.
+        if step.what == "again":
+            resent.add(step.back)
+        if step.what == "reset" and step.back in resent:
+            break
         # conntrack hasn't seen all the numbers, so it may not believe the reset that ends a connection. What
         # it lets through after that belongs to none.
         came = one._replace(arrived=other.arrived) if ended else one
