@@ -161,7 +161,7 @@ def test_a_life_ends_as_it_would(box: Box, wire: OffloadWire, family: int, steps
     ended = False
     resent: set[bool] = set()
     for step, one, other in zip(steps, expected, found, strict=True):
-        # Known limit (ARCHITECTURE.md, Resets): an entry learnt again from a segment that is sent again forgets
+        # Known limit (ARCHITECTURE.md, Resets): an entry learnt again from a repeated segment forgets
         # how far its side had come; a reset of that side may then wait for `timers.tcp_close`.
         if step.what == "again":
             resent.add(step.back)
