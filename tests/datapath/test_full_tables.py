@@ -202,7 +202,7 @@ def test_closed_connections_make_room(box: Box, family: int) -> None:
 
 
 def test_origins_without_a_flow_make_room(box: Box, family: int) -> None:
-    """A client that opens and resets connections to ever more origins keeps nobody from new ones."""
+    """A client that opens and resets connections to ever more origins keeps no other client from new ones."""
     client = CLIENT[family]
     for n in range(ORIGINS + 200):
         assert opened([send(box, syn(family, client, 2000, 1000 + n))]) == {"opened": 1}

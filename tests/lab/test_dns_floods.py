@@ -84,7 +84,7 @@ class Visits(NamedTuple):
 
 
 def visit(lab: Lab, family: int, first: int) -> Visits:
-    """Another client looks names up that nobody asked for, and connects to each at once."""
+    """Another client looks up names that are in no cache, and connects to each at once."""
 
     def work() -> list[names.Visit]:
         with socket.socket(family_of(RESOLVER[family]), socket.SOCK_DGRAM) as server:

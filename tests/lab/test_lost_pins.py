@@ -499,7 +499,7 @@ def test_a_daemon_without_file_system_goes_on(
             check_new(lab, family, (LAX1,), NEAREST)
             acknowledge(lab, family, mac)
         assert any(origin.address in NOBODY.values() for origin in tracked(lab))
-        wait_for(lambda: not set(tracked(lab)) - held, "what nobody answers swept")
+        wait_for(lambda: not set(tracked(lab)) - held, "unanswered flows swept")
         mounts.mount()
         log.wait_for("put back: the pins")
         assert whole(confined)
@@ -509,7 +509,7 @@ def test_a_daemon_without_file_system_goes_on(
 
 
 def acknowledge(lab: Lab, family: int, mac: str) -> None:
-    """Picked up midway, and nobody answers: conntrack would keep it for hours."""
+    """Picked up midway and never answered: conntrack would keep it for hours."""
     network = (IP if family == 4 else IPv6)(src=CLIENT[family], dst=NOBODY[family])
     segment = TCP(sport=40000, dport=7000, flags="A", seq=1000, ack=1000)
     inject(lab, [bytes(Ether(dst=mac) / network / segment)])
