@@ -161,9 +161,13 @@ def compile_text(text: str, flags: Sequence[str], kinds: Mapping[str, str]) -> C
 
 def _describe(module: Any, lib: Any) -> dict[str, dict[str, Any]]:
     layouts = {}
+    # BCC declares neither, and without a declaration ctypes passes 32 bits of a pointer.
+    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
+    lib.bpf_num_tables.restype = ctypes.c_size_t
+    lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     lib.bpf_table_name.restype = ctypes.c_char_p
     for number in range(lib.bpf_num_tables(module.module)):
-        name = lib.bpf_table_name(ctypes.c_void_p(module.module), ctypes.c_size_t(number))
+        name = lib.bpf_table_name(module.module, number)
         if name.decode() in _PRIVATE:
             continue
         layouts[name.decode()] = {

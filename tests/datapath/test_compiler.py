@@ -1,0 +1,29 @@
+"""The programs' compiler, with a program of two lines."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from enforcer.datapath.compiler import Compiled, compile_text
+
+from .box import Box
+
+TEXT = """
+BPF_ARRAY(numbers, u64, 1);
+int nothing(struct __sk_buff *skb)
+{
+	return 0;
+}
+"""
+
+
+def compile_it() -> Compiled:
+    return compile_text(TEXT, [], {"nothing": "SCHED_CLS"})
+
+
+def test_layouts_from_another_thread(box: Box) -> None:
+    """Its memory is far beyond 4 GiB, as that of a process is which has grown: pointers need all their bits."""
+    with ThreadPoolExecutor(1) as thread:
+        compiled = thread.submit(compile_it).result()
+    assert compiled.layouts == compile_it().layouts
+    assert set(compiled.layouts) == {"numbers"}
