@@ -302,8 +302,7 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	if (!rewrite(skb, family, direction, &g, hop, direction == ORIGINAL ? source : client,
 		     direction == ORIGINAL ? n.source_port : n.client_port))
 		return 0;
-	if (before(way->end, g.end))
-		way->end = g.end;
+	advance(&way->end, g.sequence, g.end);
 	way->packets += skb->gso_segs ?: 1;
 	way->bytes += g.total;
 	count(way->reason, 0);

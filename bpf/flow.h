@@ -122,7 +122,8 @@ static __always_inline bool is_exact(const struct flow *flow, const struct packe
 		return false;
 	return (flow->has_acked & 1 << peer && p->seq == flow->acked[peer]) ||
 	       (flow->seen_sides & side && p->seq == flow->end[direction & 1]) ||
-	       (follows(flow, AN_ACK, direction) && p->seq == flow->last_end);
+	       (follows(flow, AN_ACK, direction) && p->seq == flow->last_end &&
+		!before(flow->end[direction & 1], p->seq));
 }
 
 /* How conntrack sees a reset. */
@@ -156,6 +157,22 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	return verdict;
 }
 
+/* A gap in which a segment was lost before the gateway, or passed by the fast path, ends with an acknowledgement
+ * beyond it. */
+static __always_inline void note_end(struct flow *flow, const struct packet *p, const struct segment *s)
+{
+	u32 direction = s->direction & 1, seen = 1 << direction;
+
+	if (s->kind == A_RESET)
+		return;
+	if (!(flow->seen_sides & seen) || p->tcp_flags & TCP_SYN)
+		flow->end[direction] = s->end;
+	else if (before(flow->end[direction], p->seq))
+		flow->gaps |= seen;
+	advance(&flow->end[direction], p->seq, s->end);
+	flow->seen_sides |= seen;
+}
+
 /* The highest sequence number, and acknowledgement, of each side. What acknowledges more than was seen is not
  * noted: a true one comes again. */
 static __always_inline void note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
@@ -163,11 +180,15 @@ static __always_inline void note_numbers(struct flow *flow, const struct packet 
 	u32 direction = s->direction & 1, peer = !direction;
 	u32 seen = 1 << direction, peer_seen = 1 << peer;
 
-	if (!(flow->seen_sides & seen) || before(flow->end[direction], s->end) || p->tcp_flags & TCP_SYN)
-		flow->end[direction] = s->end;
-	flow->seen_sides |= seen;
-	if (!(p->tcp_flags & TCP_ACK) || (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)))
+	note_end(flow, p, s);
+	if (!(p->tcp_flags & TCP_ACK))
 		return;
+	if (flow->seen_sides & peer_seen && before(flow->end[peer], p->ack)) {
+		if (!(flow->gaps & peer_seen))
+			return;
+		flow->end[peer] = p->ack;
+		flow->gaps &= ~peer_seen;
+	}
 	if (!(flow->has_acked & seen) || before(flow->acked[direction], p->ack))
 		flow->acked[direction] = p->ack;
 	flow->has_acked |= seen;

@@ -79,25 +79,26 @@ static __always_inline void full_barrier(struct flow *flow)
 	__sync_fetch_and_add(&flow->fast_packets[ORIGINAL], 0);
 }
 
-static __always_inline void unlearn_way(const struct fast *f, struct flow *flow, const struct flow_key *tuple, u16 port,
-					enum direction direction)
+/* Takes a way back: its flow gets what it knew. False: there was none. */
+static __always_inline bool unlearn_way(const struct fast *f, struct flow *flow, const struct flow_key *tuple, u32 set,
+					enum direction direction, struct last_seen *last)
 {
-	struct way old = {};
-
-	if (!take_way(set_of_flow(f, tuple, flow->source, port, direction), tuple, direction, &old))
-		return;
-	add_up(flow, &old);
+	if (!take_way(set, tuple, direction, last))
+		return false;
+	add_up(flow, last, direction);
 	/* How far a side has come tells a true reset from a forged one. */
 	bpf_spin_lock(&flow->lock);
-	if (before(flow->end[direction], old.end))
-		flow->end[direction] = old.end;
+	if (before(flow->end[direction], last->end))
+		flow->end[direction] = last->end;
 	bpf_spin_unlock(&flow->lock);
+	return true;
 }
 
 /* The flow's packets go the kernel's way again. */
 static __always_inline void unlearn(struct flow *flow, const struct flow_key *tuple)
 {
 	struct fast *f = get_switch();
+	struct last_seen last;
 	u16 port;
 
 	full_barrier(flow);
@@ -106,8 +107,8 @@ static __always_inline void unlearn(struct flow *flow, const struct flow_key *tu
 		return;
 	flow->source_port = 0;
 	full_barrier(flow);
-	unlearn_way(f, flow, tuple, port, ORIGINAL);
-	unlearn_way(f, flow, tuple, port, REPLY);
+	unlearn_way(f, flow, tuple, set_of_flow(f, tuple, flow->source, port, ORIGINAL), ORIGINAL, &last);
+	unlearn_way(f, flow, tuple, set_of_flow(f, tuple, flow->source, port, REPLY), REPLY, &last);
 }
 
 /* A flow's packet as it leaves: translated. */
@@ -187,7 +188,8 @@ static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, c
 	u32 now = bpf_jiffies64();
 	u32 set = set_of_flow(f, tuple, flow->source, port, direction);
 	struct hop hop = { .in = in, .out = skb->ifindex };
-	struct way way = {}, old = {};
+	struct last_seen last = {};
+	struct way way = {};
 	int number;
 
 	if (data + MACS > end)
@@ -209,11 +211,15 @@ static __always_inline void learn(struct __sk_buff *skb, const struct fast *f, c
 	way.largest = g->segment > 0xffff ? 0 : g->segment;
 	way.kind = kind_of(family_of(tuple->client), tuple->protocol);
 	way.reason = direction == REPLY ? REASON_REPLY : flow->reason;
-	way.end = g->end;
+	if (unlearn_way(f, flow, tuple, set, direction, &last) && last.generation == way.generation &&
+	    last.hop == way.hop && last.largest > way.largest)
+		way.largest = last.largest;
+	way.end = flow->end[direction];
+	advance(&way.end, g->sequence, g->end);
 	put_way(f, set, tuple, &way, direction, now);
 	full_barrier(flow);
 	if (!is_still_learnable(tuple, port))
-		take_way(set, tuple, direction, &old);
+		take_way(set, tuple, direction, &last);
 }
 
 /* conntrack has given the port to this flow: whose it was before has lost its entry there, and its ways go. */

@@ -132,7 +132,7 @@ struct flow {
 	u64 seen;
 	u64 packets[2];          /* by direction */
 	u64 bytes[2];
-	u32 end[2];              /* highest sequence number + 1 that this side sent */
+	u32 end[2];              /* highest sequence number + 1 that this side sent without a gap */
 	u32 acked[2];            /* highest acknowledgement that this side sent */
 	u32 last_ack;            /* of the last plain ACK, or of a segment that conntrack ignored since: */
 	u32 last_end;
@@ -148,6 +148,7 @@ struct flow {
 	u8 closing;              /* 1: a SYN, FIN or RST is being followed, nothing may be learnt */
 	u16 source_port;         /* after translation; 0: no way has been learnt */
 	u8 spoken;               /* bit per direction: this side has sent after the reset (TRANSITORY) */
+	u8 gaps;                 /* bit per direction: a segment has come that does not follow on end[] */
 	u64 fast_packets[2];     /* of ways that are gone; those that are there count for themselves */
 	u64 fast_bytes[2];
 	u64 identity;            /* of the tuple (identity_of); 0: user space entered the flow, the next packet sets it */
@@ -179,7 +180,7 @@ struct way {
 	u16 largest;             /* bytes from the network header on that have passed: of a GSO packet, a segment's */
 	u8 kind;                 /* protocol, and IPV6_KIND */
 	u8 reason;               /* REPLY: for packets of the origin, else for those of the client */
-	u32 end;                 /* TCP: highest sequence number + 1 */
+	u32 end;                 /* TCP: as the flow's end[]; newer */
 	u32 packets;             /* since it was learnt */
 	u32 bytes;
 };

@@ -59,6 +59,14 @@ static __always_inline bool before(u32 a, u32 b)
 	return (s32)(a - b) < 0;
 }
 
+/* Up to where a side has sent without a gap, after one more segment. What is beyond a gap tells nothing: it may be made
+ * up, so that a reset or a FIN at its end looks as if it were in its place. */
+static __always_inline void advance(u32 *end, u32 sequence, u32 segment_end)
+{
+	if (!before(*end, sequence) && before(*end, segment_end))
+		*end = segment_end;
+}
+
 /* `length` bytes at `offset` from the network header. 0, or negative if the packet is shorter. */
 static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, u32 length)
 {

@@ -115,26 +115,31 @@ static __always_inline void tuple_of(struct flow_key *tuple, const struct way *w
 	tuple->pad[2] = 0;
 }
 
-/* Its packets belong to its flow. */
-static __always_inline void add_up(struct flow *flow, const struct way *old)
-{
-	u32 direction = old->reason == REASON_REPLY ? REPLY : ORIGINAL;
+/* What a way knew that its flow did not. */
+struct last_seen {
+	u32 packets;
+	u32 bytes;
+	u32 end;
+	u16 generation;
+	u16 hop;
+	u16 largest;
+};
 
-	__sync_fetch_and_add(&flow->fast_packets[direction], old->packets);
-	__sync_fetch_and_add(&flow->fast_bytes[direction], old->bytes);
+static __always_inline void note_last(struct last_seen *last, const struct way *way)
+{
+	last->packets = way->packets;
+	last->bytes = way->bytes;
+	last->end = way->end;
+	last->generation = way->generation;
+	last->hop = way->hop;
+	last->largest = way->largest;
 }
 
-static __always_inline void count_way(const struct way *old)
+/* Its packets belong to its flow. */
+static __always_inline void add_up(struct flow *flow, const struct last_seen *last, enum direction direction)
 {
-	struct flow_key tuple;
-	struct flow *flow;
-
-	if (!old->packets)
-		return;
-	tuple_of(&tuple, old);
-	flow = flows.lookup(&tuple);
-	if (flow)
-		add_up(flow, old);
+	__sync_fetch_and_add(&flow->fast_packets[direction & 1], last->packets);
+	__sync_fetch_and_add(&flow->fast_bytes[direction & 1], last->bytes);
 }
 
 /* Under the guard's lock. */
@@ -146,7 +151,7 @@ static __always_inline void count_answers(struct guard *guard, bool before, bool
 		guard->answers--;
 }
 
-/* Enters a way, or writes it anew. Nothing happens if the set is full of others that are good. */
+/* Enters a way; the flow has none in this direction. Nothing happens if the set is full of others that are good. */
 static __always_inline void put_way(const struct fast *f, u32 number, const struct flow_key *tuple, struct way *way,
 				    enum direction direction, u32 now)
 {
@@ -154,9 +159,11 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 	int index = number;
 	struct way_set *set = ways.lookup(&index);
 	struct guard *guard = guard_of(number);
-	struct way old = {};
+	struct last_seen last = {};
+	struct flow_key displaced = {};
+	enum direction side = ORIGINAL;
 	u32 until = way->until;
-	bool renewed = false;
+	struct flow *flow;
 	int i, at = -1;
 
 	if (!set || !guard)
@@ -172,19 +179,20 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 	}
 #pragma unroll
 	for (i = 0; i < WAYS; i++)
-		if (is_way_of(&set->way[i], tuple, direction)) {
+		/* Another processor has just entered it. */
+		if (is_way_of(&set->way[i], tuple, direction))
 			at = i;
-			renewed = true;
-		}
 	if (at >= 0) {
 		struct way *there = &set->way[at & (WAYS - 1)];
 
-		old = *there;
+		side = there->reason == REASON_REPLY ? REPLY : ORIGINAL;
+		if (there->until && there->packets) {
+			tuple_of(&displaced, there);
+			note_last(&last, there);
+		}
 		/* A reader takes equal ones for the same. */
-		until += until == old.until;
-		if (renewed && old.generation == way->generation && old.hop == way->hop && old.largest > way->largest)
-			way->largest = old.largest;
-		count_answers(guard, old.until && old.reason == REASON_REPLY, direction == REPLY);
+		until += until == there->until;
+		count_answers(guard, there->until && side == REPLY, direction == REPLY);
 		there->until = 0;
 		barrier();
 		*there = *way;
@@ -192,12 +200,16 @@ static __always_inline void put_way(const struct fast *f, u32 number, const stru
 		there->until = until;
 	}
 	bpf_spin_unlock(&guard->lock);
-	if (at >= 0 && old.until)
-		count_way(&old);
+	if (!last.packets)
+		return;
+	flow = flows.lookup(&displaced);
+	if (flow)
+		add_up(flow, &last, side);
 }
 
-/* Deletes a flow's way in one direction. True: there was one, and this is what it was. */
-static __always_inline bool take_way(u32 number, const struct flow_key *tuple, enum direction direction, struct way *old)
+/* Deletes a flow's way in one direction. True: there was one, and `last` is what it knew. */
+static __always_inline bool take_way(u32 number, const struct flow_key *tuple, enum direction direction,
+				     struct last_seen *last)
 {
 	int index = number;
 	struct way_set *set = ways.lookup(&index);
@@ -210,7 +222,7 @@ static __always_inline bool take_way(u32 number, const struct flow_key *tuple, e
 	bpf_spin_lock(&guard->lock);
 	for (i = 0; i < WAYS; i++)
 		if (is_way_of(&set->way[i], tuple, direction)) {
-			*old = set->way[i];
+			note_last(last, &set->way[i]);
 			set->way[i].until = 0;
 			count_answers(guard, direction == REPLY, false);
 			found = true;

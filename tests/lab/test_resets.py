@@ -128,6 +128,33 @@ def test_a_forged_reset_from_outside_changes_nothing(enforced: Gateway, family: 
 
 
 @families
+@pytest.mark.parametrize("ahead", [AHEAD, 100_000])
+def test_a_segment_ahead_makes_no_reset_exact(enforced: Gateway, family: int, ahead: int) -> None:
+    """An acknowledgement or data beyond a gap, then a reset at its end: no host believes it."""
+    lab = enforced.lab
+    network: Any = IP if family == 4 else IPv6
+    with open_session(lab, family) as session, open_session(lab, family) as other:
+        sent, expected = numbers(session)
+        for payload in (b"", b"x" * 10):
+            made_up = (
+                TCP(sport=port_of(session), dport=9000, flags="A", seq=sent + ahead, ack=expected) / payload
+            )
+            _send(lab.client, network, CLIENT[family], ORIGIN1[family], made_up)
+            reset_of_client(lab, family, port_of(session), sent + ahead + len(payload))
+        sent, expected = numbers(other)
+        back = {"sport": 9000, "dport": other.seen.peer_port}
+        for flags in ("A", "R"):
+            made_up = TCP(**back, flags=flags, seq=(expected + ahead) & 0xFFFFFFFF, ack=sent)
+            _send(lab.origin1, network, ORIGIN1[family], other.seen.address, made_up)
+        time.sleep(0.3)
+        assert sum(counted(enforced).values()) == 2
+        assert session.ask() == session.seen and other.ask() == other.seen
+        # A true reset is believed nevertheless.
+        session.reset()
+        wait_for(lambda: sum(counted(enforced).values()) == 1, "the true reset's count given back")
+
+
+@families
 @pytest.mark.parametrize("side", ["client", "origin"])
 def test_an_exact_reset_after_the_fast_path_is_over_for_conntrack_too(
     enforced: Gateway, family: int, side: str
