@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Admission: a live flow (struct flow.counted) is counted for its origin and for its client, each exactly once, and
- * those that the origin has not answered (struct flow.replied) once more for the client.
+ * those that have no answer (is_answered) once more for the client.
  */
 
 /* Counts a new flow. 0, or the reason of the refusal, and then nothing is counted. */

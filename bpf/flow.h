@@ -318,12 +318,19 @@ static __always_inline bool is_current(struct flow *flow, u64 identity)
 	return flow->identity == identity;
 }
 
+/* A connection whose handshake is not complete has no answer yet: a host that only sends SYNs gets SYN/ACKs, too. */
+static __always_inline bool is_answered(const struct flow *flow)
+{
+	/* Without a branch, for the verifier of Linux 6.1 (room.h has this in a loop). */
+	return (flow->notes & ASSURED) | (flow->replied & (flow->state < SYN_SENT));
+}
+
 enum {
 	UNANSWERED = 1,              /* so the client's count of unanswered flows goes down, too */
 	GONE = 2,                    /* the flow has been deleted since it was looked up, or a new one takes its place */
 	COUNTED = 4,                 /* it was counted until now, and is to be released by the caller */
 	DELETED = 8,                 /* it is to leave the map: the same */
-	ANSWERED = 16,               /* this packet is the first answer */
+	ANSWERED = 16,               /* by this packet (is_answered) */
 	RETURNS = 32,                /* both sides have gone on after a reset: it is to be admitted again */
 };
 
@@ -333,7 +340,7 @@ static __always_inline u32 uncount(struct flow *flow)
 	u32 ended = flow->counted ? COUNTED : 0;
 
 	flow->counted = 0;
-	return ended | !flow->replied;
+	return ended | !is_answered(flow);
 }
 
 /* Under the flow's lock. DELETED is said once, and the flow must not be used after finish_flow. */
@@ -361,12 +368,14 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 {
 	enum fate fate = MOVES;
 	u32 result = 0;
+	bool answered;
 
 	bpf_spin_lock(&flow->lock);
 	if (!is_current(flow, identity)) {
 		result = GONE;
 		goto unlock;
 	}
+	answered = is_answered(flow);
 	if (p->tuple.protocol == IPPROTO_TCP) {
 		bool reopened = direction == ORIGINAL && reopens(flow, p);
 
@@ -386,11 +395,10 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 	}
 	if (fate != STAYS)
 		flow->seen = now;
-	if (direction == REPLY && !flow->replied) {
+	if (direction == REPLY)
 		flow->replied = 1;
-		if (flow->counted)
-			result |= ANSWERED;
-	}
+	if (!answered && flow->counted && is_answered(flow))
+		result |= ANSWERED;
 unlock:
 	bpf_spin_unlock(&flow->lock);
 	return result;
@@ -401,13 +409,14 @@ unlock:
 static __always_inline int return_flow(struct flow *flow, const struct flow_key *tuple, u64 identity, const struct settings *s,
 				       u64 now)
 {
-	bool counted = flow->counted, returned = false;
+	bool counted = flow->counted, returned = false, answered = false;
 	int reason = counted ? 0 : admit(tuple, flow->source, flow->slot, s, now);
 
 	if (reason)
 		return reason;
 	bpf_spin_lock(&flow->lock);
 	if (is_current(flow, identity) && flow->counted == counted && flow->spoken == BOTH_SIDES) {
+		answered = counted && is_answered(flow);
 		flow->counted = 1;
 		flow->state = ESTABLISHED;
 		flow->timeout = ESTABLISHED;
@@ -417,7 +426,7 @@ static __always_inline int return_flow(struct flow *flow, const struct flow_key 
 		returned = true;
 	}
 	bpf_spin_unlock(&flow->lock);
-	if (returned && !counted)
+	if (returned && !answered)
 		uncount_client(tuple, 0, 1);
 	else if (!counted)
 		release(tuple, flow->source, 1, true);

@@ -109,7 +109,7 @@ enum state {
 enum segment_kind { NOTHING, A_SYN, A_SYN_ACK, A_FIN, AN_ACK, A_RESET };
 
 enum note {
-	ASSURED = 1,             /* data has passed in both directions (IPS_ASSURED) */
+	ASSURED = 1,             /* TCP: established, and answered (IPS_ASSURED) */
 	ENDED_BY_PEER = 2,       /* the origin has sent a FIN or a reset, or a client's reset was in its place */
 	SIMULTANEOUS = 4,        /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
 	CHALLENGING = 8,         /* the next ACK may answer a SYN, not a FIN (IP_CT_EXP_CHALLENGE_ACK) */
@@ -144,7 +144,7 @@ struct flow {
 	u8 state;
 	u8 timeout;              /* the state whose timeout it has */
 	u8 counted;              /* 1: the counters of its origin and its client include this flow */
-	u8 replied;              /* 1: the origin has answered; unanswered flows have a counter of their own */
+	u8 replied;              /* 1: the origin has said something */
 	u8 closing;              /* 1: a SYN, FIN or RST is being followed, nothing may be learnt */
 	u16 source_port;         /* after translation; 0: no way has been learnt */
 	u8 spoken;               /* bit per direction: this side has sent after the reset (TRANSITORY) */

@@ -17,7 +17,7 @@ static __always_inline bool is_evictable(const struct flow *flow)
 {
 	bool over = is_closed(flow->state) || flow->reason == REASON_DNS;
 
-	return (!flow->replied || over) && !flow->source_port;
+	return (!is_answered(flow) || over) && !flow->source_port;
 }
 
 /* Deletes a flow that may go; true: it is gone. `key` becomes its origin's. */

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+_SYN_SENT, _ASSURED = 2, 1  # enum state and enum note of bpf/maps.h
 _MAPPED = 0xFFFF0000  # third word of ::ffff:a.b.c.d as loaded on a little-endian machine
 
 
@@ -48,8 +49,13 @@ def of_clients(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> Counts:
     """The live flows of each client prefix that has any, and those of them without an answer."""
     live = flows["counted"] == 1
     numbers = np.ones((int(live.sum()), 2), dtype=np.int64)
-    numbers[:, 1] = flows["replied"][live] == 0
+    numbers[:, 1] = ~is_answered(flows[live])
     return _summed(client_keys(keys[live], kind), numbers)
+
+
+def is_answered(flows: np.ndarray) -> np.ndarray:
+    """As bpf/flow.h has it: of TCP, whether the handshake is complete."""
+    return np.where(flows["state"] < _SYN_SENT, flows["replied"] == 1, (flows["notes"] & _ASSURED) != 0)
 
 
 def merged(parts: list[Counts], kind: np.dtype, columns: int) -> Counts:

@@ -135,6 +135,20 @@ def test_an_ipv6_client_is_its_64(box: Box) -> None:
     assert key["client"].tobytes().hex() == "fd01" + "00" * 14
 
 
+def test_half_open_connections_are_unanswered(box: Box, family: int) -> None:
+    """A host that sends SYNs and completes no handshake has SYN/ACKs from any origin that listens."""
+    client, count = CLIENT[family], UNANSWERED + 5
+    reasons = []
+    for n in range(count):
+        reasons.append(send(box, syn(family, client, 2000 + n, 443)))
+        frame = answer(family, client, 2000 + n, 443, TCP, flags="SA", seq=500, ack=101)
+        box.program("to_client")(frame)
+    assert opened(reasons) == {"opened": UNANSWERED, "client-unanswered": 5}
+    # One that is completed makes room for another.
+    assert send(box, syn(family, client, 2000, 443, "A", 101, 501)) in OPENED
+    assert opened([send(box, syn(family, client, 9000, 443))]) == {"opened": 1}
+
+
 def test_a_client_has_so_many_live_flows(box: Box, family: int) -> None:
     reasons = [ask(box, family, CLIENT[family], n, answered=True) for n in range(OF_A_CLIENT + 3)]
     assert opened(reasons) == {"opened": OF_A_CLIENT, "client-flows": 3}
