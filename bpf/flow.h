@@ -126,6 +126,47 @@ static __always_inline bool is_exact(const struct flow *flow, const struct packe
 		!before(flow->end[direction & 1], p->seq));
 }
 
+/*
+ * A FIN that does not follow on what its side has sent. Its receiver ignores it until the gap is filled, and so does
+ * the flow, until the receiver acknowledges it: the gap may be of a segment that was lost before the gateway, or the FIN
+ * is forged. One before the end is forged in any case. conntrack believes both (it is liberal).
+ */
+static __always_inline bool is_in_place(const struct flow *flow, const struct packet *p, const struct segment *s)
+{
+	u32 end = flow->end[s->direction & 1];
+
+	return !(flow->seen_sides & 1 << (s->direction & 1)) || (!before(end, p->seq) && !before(s->end, end));
+}
+
+static __always_inline void hold_fin(struct flow *flow, const struct packet *p, const struct segment *s, u64 now)
+{
+	u32 direction = s->direction & 1;
+
+	flow->notes |= TELL_CONNTRACK;
+	if (!before(flow->end[direction], p->seq))
+		return;
+	flow->fins |= 1 << direction;
+	flow->fin_end[direction] = s->end;
+	flow->fin_seen = now;
+}
+
+/* The peer acknowledges a FIN that was held: it moves the flow now. */
+static __always_inline void confirm_fin(struct flow *flow, const struct packet *p, u32 direction)
+{
+	u32 peer = !direction, side = 1 << peer, next;
+
+	if (!(flow->fins & side) || !(p->tcp_flags & TCP_ACK) || p->ack != flow->fin_end[peer])
+		return;
+	flow->fins &= ~side;
+	flow->gaps &= ~side;
+	flow->end[peer] = p->ack;
+	next = next_state(flow->state, A_FIN, peer);
+	if (next < IGNORED)
+		flow->state = next;
+	if (peer == REPLY)
+		flow->notes |= ENDED_BY_PEER;
+}
+
 /* How conntrack sees a reset. */
 enum reset {
 	CHALLENGED,                  /* the state stays, until the peer has answered */
@@ -233,13 +274,17 @@ static __always_inline void close_by_reset(struct flow *flow, u32 state)
 		flow->notes |= TELL_CONNTRACK;
 }
 
-static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction)
+static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction, u64 now)
 {
 	struct segment s = { .kind = segment_of(p->tcp_flags), .direction = direction };
-	u32 state = flow->state, next = next_state(state, s.kind, direction);
 	enum reset reset = CHECKED;
 	bool exact = false;
+	u32 state, next;
 
+	if (s.kind != NOTHING)
+		confirm_fin(flow, p, direction);
+	state = flow->state;
+	next = next_state(state, s.kind, direction);
 	s.end = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
 	if (next == INVALID)
 		return STAYS;
@@ -253,12 +298,19 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 		flow->end[ORIGINAL] = flow->last_end;
 		flow->seen_sides = 1 << ORIGINAL;
 		flow->has_acked = 0;
+		flow->gaps = 0;
+		flow->fins = 0;
 		flow->notes &= ~CHALLENGING;
 	}
 	if (state == LAST_ACK && s.kind == AN_ACK && follows(flow, A_SYN, !direction) &&
 	    flow->notes & CHALLENGING) {
 		flow->notes &= ~CHALLENGING;
 		return STAYS;
+	}
+	if (s.kind == A_FIN && !is_in_place(flow, p, &s)) {
+		hold_fin(flow, p, &s, now);
+		s.kind = AN_ACK;
+		next = state;
 	}
 	if (next == SYN_SENT2)
 		flow->notes |= SIMULTANEOUS;
@@ -380,7 +432,7 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 		bool reopened = direction == ORIGINAL && reopens(flow, p);
 
 		if (!reopened)
-			fate = track_tcp(flow, p, direction);
+			fate = track_tcp(flow, p, direction, now);
 		if (reopened)
 			result = begin_deletion(flow) | GONE;
 		else if (fate == DIES)

@@ -11,6 +11,7 @@ enum {
 	HOP_TRIES = 8,
 	HOP_OUTLIVES = 1,        /* lifetimes that a hop is good for beyond its ways */
 	MACS = 12,
+	FIN_PATIENCE = 5000000000,   /* ns that a held FIN keeps its flow off the fast path, so that the answer is seen */
 	EMPTY_ONES = 3,          /* this packet of a TCP flow and later ones may be learnt from without data */
 };
 
@@ -32,6 +33,8 @@ BPF_ARRAY(last_tag, u64, 1);
 /* Whether a flow's packets may take the fast path from now on. */
 static __always_inline bool is_learnable(const struct flow *flow, const struct flow_key *tuple)
 {
+	if (flow->fins && flow->seen - flow->fin_seen < FIN_PATIENCE)
+		return false;
 	return flow->replied && !flow->closing && flow->reason != REASON_DNS &&
 	       (tuple->protocol == IPPROTO_UDP || flow->state == ESTABLISHED);
 }

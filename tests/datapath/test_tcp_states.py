@@ -65,11 +65,17 @@ class Segment(NamedTuple):
     window: int
 
 
+def end_of(sent: Segment) -> int:
+    """The sequence number after the segment."""
+    return (sent.seq + len(sent.payload) + bool(sent.flags & SYN) + bool(sent.flags & FIN)) & 0xFFFFFFFF
+
+
 class Host:
     """One side: what it sends next, and up to where it has received."""
 
     def __init__(self, start: int):
         self.start = self.next = start
+        self.reached: int | None = None  # without a gap, whatever is sent again
         self.received = 0
         self.limit = start + 1  # the other side's window ends here
 
@@ -121,7 +127,12 @@ class Hosts:
     def passed(self, side: int, sent: Segment, state: str | None) -> None:
         """The other side has received it, if it fits; ``state`` is conntrack's before."""
         sender, receiver = self.hosts[side], self.hosts[1 - side]
-        end = (sent.seq + len(sent.payload) + bool(sent.flags & SYN) + bool(sent.flags & FIN)) & 0xFFFFFFFF
+        end = end_of(sent)
+        follows = sender.reached is not None and not after(sent.seq, sender.reached)
+        begins = sent.flags & SYN and (state not in HANDSHAKEN or state == "TIME_WAIT")
+        follows = follows and not sent.flags & SYN  # else it is ignored
+        if sender.reached is None or begins or (follows and after(end, sender.reached)):
+            sender.reached = end
         if sent.seq == (sender.start if sent.flags & SYN else sender.next):
             if self.chance.random() < 0.9 or sent.flags & SYN:  # else it is sent again
                 sender.next = end
@@ -173,6 +184,8 @@ def play(box: Box, wire: Wire, family: int, seed: int, port: int, wild: float) -
             f"window {sent.window} {'through' if came else 'stopped'}: conntrack {theirs}, ours {ours}, "
             f"counted {counted}, timeouts {timeouts}"
         )
+        if came and sent.flags & (FIN | RST) == FIN and end_of(sent) != hosts.hosts[side].reached:
+            return log, FIN_OUT_OF_PLACE
         origin_spoke |= bool(came and side and sent.flags & (FIN | RST))
         if counted and {ours, theirs} <= {*OVER} and ours is not None and not origin_spoke:
             return log, ENDED_ALONE
@@ -214,6 +227,7 @@ DELETED_BY_THE_ORIGIN = (
 RESET_OUTSIDE_WINDOW = (
     "a reset after ACKs outside any window, or of a connection picked up midway: conntrack has not noted them"
 )
+FIN_OUT_OF_PLACE = "a FIN that does not follow on what its side has sent: conntrack believes it, its receiver does not"
 RESET_BEFORE_ITS_ACK = "a reset ahead of what was acknowledged: conntrack waits for the answer, we believe it"
 RETURNED = "both sides go on after a reset (RFC 6146, TRANS): conntrack is told by the next sweep"
 ENDED_ALONE = (
@@ -223,6 +237,7 @@ KNOWN = {
     "",
     RETURNED,
     ENDED_ALONE,
+    FIN_OUT_OF_PLACE,
     RESET_BEFORE_ITS_ACK,
     RESET_OUTSIDE_WINDOW,
     COUNTED_FROM_THE_SYN,

@@ -1,4 +1,4 @@
-"""Resets, true and not: what a host does not believe ends no count; what ends is over for conntrack, too.
+"""Resets and FINs, true and not: what a host does not believe ends no count; what ends is over for conntrack, too.
 
 Both ends are real TCP; the numbers of their connections are read from the kernel (TCP_REPAIR, tcp(7)).
 """
@@ -38,7 +38,7 @@ _ports = itertools.count(42000)
 def enforced(lab: Lab, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """An origin takes three connections, and what is reset is forgotten after seconds."""
     version = impatient(tmp_path_factory.mktemp("version"))
-    config = lab.config(limits={"connections_per_origin": LIMIT}, timers={"tcp_close": CLOSE})
+    config = lab.config(limits={"connections_per_origin": LIMIT}, timers={"tcp_close": CLOSE, "tcp_time_wait": CLOSE})
     with running(lab, config, version) as gateway:
         yield gateway
 
@@ -152,6 +152,31 @@ def test_a_segment_ahead_makes_no_reset_exact(enforced: Gateway, family: int, ah
         # A true reset is believed nevertheless.
         session.reset()
         wait_for(lambda: sum(counted(enforced).values()) == 1, "the true reset's count given back")
+
+
+@families
+@pytest.mark.parametrize("side", ["client", "origin"])
+def test_forged_fins_change_nothing(enforced: Gateway, family: int, side: str) -> None:
+    """Two of them, ahead of what is expected: conntrack takes the connection for closed until it is told."""
+    lab = enforced.lab
+    network = IP if family == 4 else IPv6
+    with open_session(lab, family) as session:
+        sent, expected = numbers(session)
+        for number in range(2):
+            if side == "client":
+                seq, ports = sent + AHEAD + number, {"sport": port_of(session), "dport": 9000}
+                forged = TCP(**ports, flags="FA", seq=seq & 0xFFFFFFFF, ack=expected)
+                _send(lab.client, network, CLIENT[family], ORIGIN1[family], forged)
+            else:
+                seq, ports = expected + AHEAD + number, {"sport": 9000, "dport": session.seen.peer_port}
+                forged = TCP(**ports, flags="FA", seq=seq & 0xFFFFFFFF, ack=sent)
+                _send(lab.origin1, network, ORIGIN1[family], session.seen.address, forged)
+        wait_for(lambda: states(lab) == ["ESTABLISHED"], "conntrack told")
+        # Nor is it forgotten when it is idle for longer than a closed one is remembered.
+        time.sleep(CLOSE + 2)
+        assert session.ask() == session.seen
+        assert agree(enforced).total() == 1
+        wait_until_fast_again(enforced, session)
 
 
 @families
