@@ -22,7 +22,7 @@ def compile_it() -> Compiled:
 
 
 def test_layouts_from_another_thread(box: Box) -> None:
-    """Its memory is far beyond 4 GiB, as that of a process is which has grown: pointers need all their bits."""
+    """Its memory is far beyond 4 GiB, as a process's is which has grown: pointers need all bits."""
     with ThreadPoolExecutor(1) as thread:
         compiled = thread.submit(compile_it).result()
     assert compiled.layouts == compile_it().layouts

@@ -227,7 +227,9 @@ DELETED_BY_THE_ORIGIN = (
 RESET_OUTSIDE_WINDOW = (
     "a reset after ACKs outside any window, or of a connection picked up midway: conntrack has not noted them"
 )
-FIN_OUT_OF_PLACE = "a FIN that does not follow on what its side has sent: conntrack believes it, its receiver does not"
+FIN_OUT_OF_PLACE = (
+    "a FIN that does not follow on what its side has sent: conntrack believes it, its receiver does not"
+)
 RESET_BEFORE_ITS_ACK = "a reset ahead of what was acknowledged: conntrack waits for the answer, we believe it"
 RETURNED = "both sides go on after a reset (RFC 6146, TRANS): conntrack is told by the next sweep"
 ENDED_ALONE = (

@@ -1,4 +1,4 @@
-"""Resets and FINs, true and not: what a host does not believe ends no count; what ends is over for conntrack, too.
+"""Resets and FINs, true and not: what no host believes ends no count; what ends is over for conntrack, too.
 
 Both ends are real TCP; the numbers of their connections are read from the kernel (TCP_REPAIR, tcp(7)).
 """
@@ -38,7 +38,9 @@ _ports = itertools.count(42000)
 def enforced(lab: Lab, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """An origin takes three connections, and what is reset is forgotten after seconds."""
     version = impatient(tmp_path_factory.mktemp("version"))
-    config = lab.config(limits={"connections_per_origin": LIMIT}, timers={"tcp_close": CLOSE, "tcp_time_wait": CLOSE})
+    config = lab.config(
+        limits={"connections_per_origin": LIMIT}, timers={"tcp_close": CLOSE, "tcp_time_wait": CLOSE}
+    )
     with running(lab, config, version) as gateway:
         yield gateway
 
