@@ -140,12 +140,13 @@ enum { UNKNOWN_FLOW, KNOWN_FLOW };
 static __always_inline int continue_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p, u64 now)
 {
 	struct flow *flow = flows.lookup((void *)&p->tuple);
-	u64 identity = identity_of(&p->tuple);
 	u32 slot, reason, result;
+	u64 identity;
 	int refusal;
 
 	if (!flow)
 		return UNKNOWN_FLOW;
+	identity = identity_of(&p->tuple);
 	/* The flow may end by this packet. */
 	slot = flow->slot;
 	reason = flow->reason;

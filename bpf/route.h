@@ -1,7 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Only what leaves by an outside interface is egress: the kernel's own routing says where it goes. */
 
-enum { LOOPBACK = 1 };           /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
+enum {
+	LOOPBACK = 1,            /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
+	SKIP_NEIGHBOUR = 4,      /* BPF_FIB_LOOKUP_SKIP_NEIGH, since Linux 6.3 */
+};
+
+/* Which interface a packet would leave by; its next hop's link-layer address is of no interest. */
+static __always_inline long look_up_route(struct __sk_buff *skb, struct bpf_fib_lookup *fib)
+{
+	long result = bpf_fib_lookup(skb, fib, sizeof(*fib), SKIP_NEIGHBOUR);
+
+	return result == -EINVAL ? bpf_fib_lookup(skb, fib, sizeof(*fib), 0) : result;
+}
 
 /* To everyone or to a group: bpf_fib_lookup would name the default route. */
 static __always_inline bool is_unicast(const struct packet *p)
@@ -39,13 +50,13 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		copy_address(fib.ipv6_src, p->tuple.client);
 		copy_address(fib.ipv6_dst, p->tuple.origin);
 	}
-	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	result = look_up_route(skb, &fib);
 	too_big = result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 	if (too_big) {
 		/* Then no interface has been named. */
 		fib.ifindex = skb->ifindex;
 		fib.tot_len = 0;
-		result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+		result = look_up_route(skb, &fib);
 	}
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return REASON_LOCAL;
@@ -89,11 +100,11 @@ static __always_inline bool leads_back(struct __sk_buff *skb, const struct packe
 		copy_address(fib.ipv6_src, p->tuple.origin);
 		copy_address(fib.ipv6_dst, p->tuple.client);
 	}
-	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	result = look_up_route(skb, &fib);
 	if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) {
 		/* An uplink that takes router advertisements may have IPv6 forwarding off: then as the kernel asks. */
 		fib.ifindex = LOOPBACK;
-		result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+		result = look_up_route(skb, &fib);
 	}
 	/* Without tot_len, FRAG_NEEDED names the interface, too. */
 	return (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||
