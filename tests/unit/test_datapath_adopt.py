@@ -6,22 +6,13 @@ from ipaddress import ip_address, ip_network
 
 import numpy as np
 import pytest
+from layouts import FLOW_KEY
 
 from enforcer.datapath.address import pack
 from enforcer.datapath.adopt import Adopted, Slots, adopt
 from enforcer.datapath.reasons import by_name
 from enforcer.kernel.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, Entry, Tuple
 
-KEY = np.dtype(
-    [
-        ("client", "<u4", 4),
-        ("origin", "<u4", 4),
-        ("client_port", "<u2"),
-        ("origin_port", "<u2"),
-        ("protocol", "u1"),
-        ("pad", "u1", 3),
-    ]
-)
 FLOW = np.dtype(
     [
         ("lock", "<u4"),
@@ -76,7 +67,7 @@ def entry(
 
 
 def adopted(*entries: Entry) -> Adopted:
-    return adopt(entries, SLOTS, (KEY, FLOW), TIMEOUTS, NOW)
+    return adopt(entries, SLOTS, (FLOW_KEY, FLOW), TIMEOUTS, NOW)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +102,7 @@ def test_what_is_not_ours() -> None:
     untranslated = entry("198.51.100.1", client="198.51.100.1")
     found = adopted(untranslated, entry("192.0.2.1"), entry("2001:db8:3::1"), entry("203.0.113.10", ICMP))
     assert len(found.keys) == len(found.flows) == 0
-    assert (found.keys.dtype, found.flows.dtype) == (KEY, FLOW)
+    assert (found.keys.dtype, found.flows.dtype) == (FLOW_KEY, FLOW)
 
 
 @pytest.mark.parametrize(
@@ -165,5 +156,5 @@ def test_it_is_forgotten_when_conntrack_forgets_it() -> None:
 
 
 def test_a_machine_that_was_started_a_moment_ago() -> None:
-    found = adopt([entry("203.0.113.10")], SLOTS, (KEY, FLOW), TIMEOUTS, 5 * 10**9)
+    found = adopt([entry("203.0.113.10")], SLOTS, (FLOW_KEY, FLOW), TIMEOUTS, 5 * 10**9)
     assert found.flows["seen"].tolist() == [1]

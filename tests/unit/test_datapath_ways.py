@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import FLOW_KEY
 
 from enforcer.datapath import fast, syscall, ways
 from enforcer.datapath.jiffies import TICK, jiffies
@@ -23,16 +24,6 @@ SETS = 64
 TCP, IPV6 = 6, 0x80
 REPLY = 50
 U32 = np.dtype("<u4")
-FLOW_KEY = np.dtype(
-    [
-        ("client", "<u4", 4),
-        ("origin", "<u4", 4),
-        ("client_port", "<u2"),
-        ("origin_port", "<u2"),
-        ("protocol", "u1"),
-        ("pad", "u1", 3),
-    ]
-)
 WAY = np.dtype(
     [
         ("client", "<u4", 4),

@@ -9,21 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import FLOW_KEY
 
 from enforcer.datapath.address import words
 from enforcer.datapath.ways import Learnt
 from enforcer.views import flows as views
 
-KEY = np.dtype(
-    [
-        ("client", "<u4", 4),
-        ("origin", "<u4", 4),
-        ("client_port", "<u2"),
-        ("origin_port", "<u2"),
-        ("protocol", "u1"),
-        ("pad", "u1", 3),
-    ]
-)
 FLOW = np.dtype(
     [
         *((name, "<u4") for name in ("slot", "policy")),
@@ -38,7 +29,7 @@ FLOW = np.dtype(
 def shown(monkeypatch: pytest.MonkeyPatch, learnt: Learnt | None, family: int = 4) -> dict[str, Any]:
     """The row of one flow, seen three seconds ago, of which so much is learnt."""
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    key, value = np.zeros(1, dtype=KEY), np.zeros(1, dtype=FLOW)
+    key, value = np.zeros(1, dtype=FLOW_KEY), np.zeros(1, dtype=FLOW)
     key["client"] = words(ip_address("10.0.1.2" if family == 4 else "fd00:1::2"))
     key["origin"] = words(ip_address("198.18.1.10" if family == 4 else "2001:db8:a1::10"))
     key["protocol"] = 6
