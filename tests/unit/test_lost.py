@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from test_datapath_adopt import FLOW, KEY, SLOTS, TIMEOUTS, entry
+from layouts import FLOW_KEY
+from test_datapath_adopt import FLOW, SLOTS, TIMEOUTS, entry
 
 from enforcer.datapath.adopt import adopt
 from enforcer.datapath.carry import carry_over
@@ -131,7 +132,7 @@ class Tables:
     def __init__(self, *lost: str):
         self._lost = lost
         self._tables = {name: Table(NUMBER, NUMBER) for name in COPIED}
-        self._tables |= {"settings": Table(NUMBER, NUMBER), "flows": Table(KEY, FLOW)}
+        self._tables |= {"settings": Table(NUMBER, NUMBER), "flows": Table(FLOW_KEY, FLOW)}
         self._tables |= {"origins": Table(ORIGIN_KEY, ORIGIN), "client_prefixes": Table(CLIENT_KEY, CLIENT)}
 
     def __getattr__(self, name: str) -> Table:
@@ -145,7 +146,7 @@ def flows_of(*sources: str, state: str = "ESTABLISHED") -> Any:
     entries = [
         one._replace(original=one.original._replace(source_port=number)) for number, one in enumerate(entries)
     ]
-    return adopt(entries, SLOTS, (KEY, FLOW), TIMEOUTS, 10**12)
+    return adopt(entries, SLOTS, (FLOW_KEY, FLOW), TIMEOUTS, 10**12)
 
 
 def carried(old: Tables | None, adopted: Any = None) -> Tables:
