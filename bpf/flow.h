@@ -9,6 +9,8 @@
 enum {
 	STREAM_AFTER = 2000000000,   /* ns after which an answered UDP flow is a stream */
 	BOTH_SIDES = 1 << ORIGINAL | 1 << REPLY,
+	A_CUT_FIN = 4,               /* in flow.fins, by direction: the FIN came in a first fragment */
+	LARGEST_SEGMENT = 65535,
 };
 
 static __always_inline bool is_closed(u32 state)
@@ -135,7 +137,8 @@ static __always_inline bool is_in_place(const struct flow *flow, const struct pa
 {
 	u32 end = flow->end[s->direction & 1];
 
-	return !(flow->seen_sides & 1 << (s->direction & 1)) || (!before(end, p->seq) && !before(s->end, end));
+	return !(flow->seen_sides & 1 << (s->direction & 1)) ||
+	       (!before(end, p->seq) && (p->fragment || !before(s->end, end)));
 }
 
 static __always_inline void hold_fin(struct flow *flow, const struct packet *p, const struct segment *s, u64 now)
@@ -145,7 +148,7 @@ static __always_inline void hold_fin(struct flow *flow, const struct packet *p, 
 	flow->notes |= TELL_CONNTRACK;
 	if (!before(flow->end[direction], p->seq))
 		return;
-	flow->fins |= 1 << direction;
+	flow->fins |= (p->fragment ? 1 | A_CUT_FIN : 1) << direction;
 	flow->fin_end[direction] = s->end;
 	flow->fin_seen = now;
 }
@@ -154,10 +157,12 @@ static __always_inline void hold_fin(struct flow *flow, const struct packet *p, 
 static __always_inline void confirm_fin(struct flow *flow, const struct packet *p, u32 direction)
 {
 	u32 peer = !direction, side = 1 << peer, next;
+	/* How long the segment of a first fragment is, it does not say. */
+	u32 at_most = flow->fins & A_CUT_FIN << peer ? LARGEST_SEGMENT : 0;
 
-	if (!(flow->fins & side) || !(p->tcp_flags & TCP_ACK) || p->ack != flow->fin_end[peer])
+	if (!(flow->fins & side) || !(p->tcp_flags & TCP_ACK) || p->ack - flow->fin_end[peer] > at_most)
 		return;
-	flow->fins &= ~side;
+	flow->fins &= ~(side | A_CUT_FIN << peer);
 	flow->gaps &= ~side;
 	flow->end[peer] = p->ack;
 	next = next_state(flow->state, A_FIN, peer);

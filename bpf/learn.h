@@ -33,7 +33,8 @@ BPF_ARRAY(last_tag, u64, 1);
 /* Whether a flow's packets may take the fast path from now on. */
 static __always_inline bool is_learnable(const struct flow *flow, const struct flow_key *tuple)
 {
-	if (flow->fins && flow->seen - flow->fin_seen < FIN_PATIENCE)
+	/* Clocks of two processors may differ by a tick. */
+	if (flow->fins && (s64)(flow->seen - flow->fin_seen) < FIN_PATIENCE)
 		return false;
 	return flow->replied && !flow->closing && flow->reason != REASON_DNS &&
 	       (tuple->protocol == IPPROTO_UDP || flow->state == ESTABLISHED);
