@@ -74,7 +74,9 @@ def _summed(keys: np.ndarray, numbers: np.ndarray) -> Counts:
 
 _rng = np.random.default_rng()
 _SEED = _rng.integers(1, 2**63, dtype=np.uint64)
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+# The finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014): one
+# multiplication leaves differences of high bits in high bits, where the next word could cancel them.
+_MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def hashed(keys: np.ndarray) -> np.ndarray:
@@ -87,6 +89,8 @@ def hashed(keys: np.ndarray) -> np.ndarray:
     padded[:, :size] = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), size)
     result = np.full(len(keys), _SEED, dtype=np.uint64)
     for column in padded.view(np.uint64).T:
-        result = (result ^ column) * _FACTOR
-        result ^= result >> np.uint64(32)
+        result ^= column
+        for shift, factor in _MIXING:
+            result = (result ^ result >> np.uint64(shift)) * np.uint64(factor)
+        result ^= result >> np.uint64(31)
     return result

@@ -127,3 +127,14 @@ def test_sums() -> None:
     merged = counts.merged(parts, KEY, 1)
     assert {int(k["port"]): int(n[0]) for k, n in zip(*merged, strict=True)} == {1: 2, 2: 5}
     assert len(counts.merged([], KEY, 2).keys) == 0
+
+
+def test_addresses_that_differ_in_high_bits_are_not_one() -> None:
+    """Whatever the seed: a client chooses the addresses that it connects to."""
+    kind = np.dtype([("source", "<u4", 4), ("origin", "<u4", 4), ("origin_port", "<u2"), ("pad", "u1", 6)])
+    words = np.random.default_rng(1).integers(0, 2**32, (1000, kind.itemsize // 4), dtype=np.uint32)
+    others = words.copy()
+    others[:500, 5:8] ^= np.uint32(1 << 30)
+    others[500:, 5:8] ^= np.uint32(1 << 31)
+    keys = np.concatenate([words, others]).view(kind).reshape(-1)
+    assert len(np.unique(counts.hashed(keys))) == len(keys)
