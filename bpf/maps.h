@@ -71,7 +71,7 @@ struct settings {
 };
 PINNED("array", int, struct settings, settings, 1, 0);
 
-enum role { NO_ROLE, INSIDE, OUTSIDE };
+enum role { NO_ROLE, INSIDE, OUTSIDE, OTHER };
 struct interface {
 	u32 role;
 	u8 mac[6];               /* what a neighbour solicitation is answered with */

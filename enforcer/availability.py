@@ -18,7 +18,7 @@ from enforcer.desired import Desired, Egress
 from enforcer.kernel import addresses, links, sysctl
 from enforcer.policy.nearest import buckets
 
-INSIDE, OUTSIDE = 1, 2
+INSIDE, OUTSIDE, OTHER = 1, 2, 3  # enum role of bpf/maps.h
 BUCKETS = 1024
 _FAMILIES = 2
 
@@ -86,7 +86,7 @@ def refresh(maps: Maps, wanted: Desired) -> dict[str, tuple[bool, bool]]:
 def _write_interfaces(interfaces: Map, wanted: Desired) -> None:
     found = links.links()
     rows: dict[int, np.ndarray] = {}
-    for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside)):
+    for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside), (OTHER, wanted.other)):
         for name in names:
             if name in found:
                 row = np.zeros((), dtype=interfaces.value)

@@ -40,12 +40,12 @@ def _check_location(draft: Draft, way: Way, location: str | None) -> None:
 
 def _check_interfaces(draft: Draft, existing: Collection[str] | None) -> None:
     seen: dict[str, Way] = {}
-    for side in ("inside", "outside"):
+    for side in ("inside", "outside", "other"):
         for index, name in enumerate(draft.interfaces.get(side, ())):
             way = ("interfaces", side, index)
             first = seen.setdefault(name, way)
             if first[1] != side:
-                draft.fault(way, "stands on both sides", "an interface that is not inside as well")
+                draft.fault(way, "stands on both sides", f"an interface that is not {first[1]} as well")
             elif first != way:
                 draft.fault(way, "stands here twice", "each interface once")
             elif existing is not None and name not in existing:
