@@ -13,7 +13,8 @@ from enforcer.kernel.netlink import NETLINK_ROUTE, Channel
 RTM_GETRULE = 34
 FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK = 6, 10, 15, 16
 FIB_RULE_INVERT = 2
-_HEADER = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr: family, lengths, TOS, table, two unused, action, flags
+# struct fib_rule_hdr: family, lengths, TOS, table, two unused, action, flags
+_HEADER = struct.Struct("=BBBBBBBBI")
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def mark_rules() -> list[MarkRule]:
 def meeting(bits: int) -> list[str]:
     """What is to be said of each rule that marks within ``bits``, those of clients' packets, can meet."""
     return [
-        f"{rule}: looks at bits of mark_mask ({bits:#x}), which clients' packets have; give it a mask without "
-        f"them, such as fwmark {rule.mark & ~bits:#x}/{rule.mask & ~bits:#x}, or choose another mark_mask"
+        f"{rule}: looks at bits of mark_mask ({bits:#x}), which are set in clients' packets; "
+        "give it a mark and a mask without them, or choose another mark_mask"
         for rule in mark_rules()
         if rule.meets(bits)
     ]

@@ -6,13 +6,13 @@ The chains, in the order in which a packet meets them:
 refuse    prerouting, raw -300  a flow that was refused is answered before conntrack sees it
 guard     prerouting, -50       conntrack has undone its translations: what is still addressed to a
                                 dedicated egress belongs to no flow
-forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters, and
+forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters;
                                 what is marked leaves nowhere else
 translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
 ========= ===================== =========================================================================
 
-A mark is ours only on a packet that came in by an inside interface, so each of these asks for that: others use the
-same bits for packets of their own, and a tunnel's outer packet has its inner one's mark.
+A mark is ours only on a packet that came in by an inside interface, so each of these asks for that: others
+use the same bits for packets of their own, and a tunnel's outer packet has its inner one's mark.
 
 With ``Ruleset.dns`` three more, for what clients ask of resolvers elsewhere and on the gateway itself:
 ``dns_forward`` (forward, 300), ``dns_input`` (input, 300) and ``dns_output`` (output, 300). Whatever another

@@ -90,7 +90,7 @@ def test_the_good_file_is_good(file: Path) -> None:
     assert configuration.limits.connections_per_origin == 40000
     assert configuration.limits.flows == 262144
     assert configuration.limits.origins == 262144
-    assert configuration.mark_mask == 0xFFFF
+    assert configuration.mark_mask == 0x7FFF0000
 
 
 PREFIX6 = "2001:db8:1::/64"
