@@ -96,10 +96,18 @@ union numbers {
 /* An Ethernet frame has 60 bytes at least: what follows a shorter packet is nobody's. The kernel cuts it off, too. */
 static __always_inline void trim(struct __sk_buff *skb, u32 family)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 total;
+	void *data, *end;
+	u32 total, ifindex = skb->ifindex;
+	struct interface *interface;
 
-	if (skb->len != ETH_ZLEN || data + ETH_HLEN + NETWORK4 > end)
+	if (skb->len != ETH_ZLEN)
+		return;
+	interface = interfaces.lookup(&ifindex);
+	if (!interface || !interface->ethernet)
+		return;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + ETH_HLEN + NETWORK4 > end)
 		return;
 	if (family == IPV4)
 		total = be16(((struct iphdr *)(data + ETH_HLEN))->tot_len);
