@@ -3,6 +3,9 @@
  * The fast path: packets of a flow that the kernel has routed and translated before are rewritten the same way
  * and redirected, past routing, netfilter and neighbour code.
  *
+ * Others may change a packet on its way through the kernel: its DSCP, hop limit, priority or mark. That is not replayed,
+ * so nothing is learnt from a packet that leaves with other ones than the kernel by itself gives it (struct traits).
+ *
  * What may pass is what nf_flowtable lets pass (nf_flow_table_ip.c): no fragments, no IP options, no extension
  * headers, a TTL to spare, segments no larger than have passed before, neither SYN, FIN nor RST. Everything
  * else goes the kernel's way, and is learnt from if it may be.
@@ -53,6 +56,14 @@ static __always_inline u64 sum_address(const u32 *a, u32 family)
 	return family == IPV4 ? a[3] : (u64)a[0] + a[1] + a[2] + a[3];
 }
 
+/* What the fast path leaves as it is, or sets as the kernel by itself would. */
+struct traits {
+	u32 tos;                 /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
+	u32 mark;
+	u32 priority;
+	u32 hop_limit;
+};
+
 /* What the fast path must know of a packet, all of it within the first bytes. */
 struct glance {
 	u32 from[4];
@@ -60,8 +71,9 @@ struct glance {
 	u16 from_port;
 	u16 to_port;
 	u8 protocol;
-	u8 tos;
+	u8 hop_limit;
 	u16 check;               /* the transport's checksum */
+	u32 tos;                 /* as struct traits has it */
 	u32 total;
 	u32 gso_size;
 	u32 segment;             /* bytes from the network header on, of one segment */
@@ -84,10 +96,18 @@ union numbers {
 /* An Ethernet frame has 60 bytes at least: what follows a shorter packet is nobody's. The kernel cuts it off, too. */
 static __always_inline void trim(struct __sk_buff *skb, u32 family)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 total;
+	void *data, *end;
+	u32 total, ifindex = skb->ifindex;
+	struct interface *interface;
 
-	if (skb->len != ETH_ZLEN || data + ETH_HLEN + NETWORK4 > end)
+	if (skb->len != ETH_ZLEN)
+		return;
+	interface = interfaces.lookup(&ifindex);
+	if (!interface || !interface->ethernet)
+		return;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + ETH_HLEN + NETWORK4 > end)
 		return;
 	if (family == IPV4)
 		total = be16(((struct iphdr *)(data + ETH_HLEN))->tot_len);
@@ -114,6 +134,7 @@ static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct gla
 		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET) || ip->ttl <= 1)
 			return false;
 		g->tos = ip->tos;
+		g->hop_limit = ip->ttl;
 		g->total = be16(ip->tot_len);
 		g->protocol = ip->protocol;
 		g->from[3] = ip->saddr;
@@ -125,6 +146,8 @@ static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct gla
 			return false;
 		g->total = NETWORK6 + be16(ip->payload_len);
 		g->protocol = ip->nexthdr;
+		g->tos = *(u32 *)ip & be32(CLASS_AND_LABEL);
+		g->hop_limit = ip->hop_limit;
 		copy_address(g->from, ip->saddr.in6_u.u6_addr32);
 		copy_address(g->to, ip->daddr.in6_u.u6_addr32);
 	}
@@ -163,6 +186,20 @@ static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct gla
 	}
 	g->segment = g->gso_size ? network + header + g->gso_size : g->total;
 	return true;
+}
+
+/* As ip_forward gives it to a packet; IPv6 has no such thing. */
+static __always_inline u32 priority_of(u32 family, u32 tos, u32 before)
+{
+	return family == IPV4 ? PRIORITIES >> ((tos & 0x1e) >> 1) * 4 & 15 : before;
+}
+
+/* Whether a packet that arrived with these traits is leaving as it would if nobody but the kernel had touched it. */
+static __always_inline bool is_untouched(const struct __sk_buff *skb, u32 family, const struct glance *g,
+					 const struct traits *before)
+{
+	return g->tos == before->tos && g->hop_limit + 1 == before->hop_limit && skb->mark == before->mark &&
+	       skb->priority == priority_of(family, before->tos, before->priority);
 }
 
 /* Rewrites the packet as the kernel would: its source (to the origin) or destination becomes `address`, `port`. */
@@ -204,7 +241,7 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 			ip->saddr = address[3];
 		else
 			ip->daddr = address[3];
-		skb->priority = PRIORITIES >> ((g->tos & 0x1e) >> 1) * 4 & 15;
+		skb->priority = priority_of(IPV4, g->tos, 0);
 	} else {
 		struct ipv6hdr *ip = data + ETH_HLEN;
 
@@ -248,11 +285,10 @@ static __always_inline bool leads(const struct way *way, u32 family, enum direct
 }
 
 /* 0: the packet must go the kernel's way. Else what the program returns. */
-static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enum direction direction)
+static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enum direction direction, struct glance *g)
 {
 	struct settings *s = get_settings();
 	struct fast *f = get_fast();
-	struct glance g;
 	struct way_set *set;
 	struct way *way;
 	struct hop *hop;
@@ -264,27 +300,27 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 	if (!f || !s)
 		return 0;
 	trim(skb, family);
-	if (!glance(skb, family, &g))
+	if (!glance(skb, family, g))
 		return 0;
 	/* The way back is learnt from an answer that carries the port which it came to. */
-	if (direction == REPLY && g.to_port != TAG_FAST)
-		skb->tc_index = g.to_port;
-	index = direction == ORIGINAL ? set_of(f, family, g.from, g.to, g.from_port, g.to_port, g.protocol) :
-					set_of(f, family, g.to, g.from, g.to_port, g.from_port, g.protocol);
+	if (direction == REPLY && g->to_port != TAG_FAST)
+		skb->tc_index = g->to_port;
+	index = direction == ORIGINAL ? set_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol) :
+					set_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
 	set = ways.lookup(&index);
 	if (!set)
 		return 0;
-	first = first_of(direction == ORIGINAL ? g.from_port : g.to_port);
+	first = first_of(direction == ORIGINAL ? g->from_port : g->to_port);
 	for (i = 0; i < WAYS; i++) {
 		way = &set->way[(first + i) & (WAYS - 1)];
-		if (leads(way, family, direction, &g, &n))
+		if (leads(way, family, direction, g, &n))
 			break;
 	}
 	if (i == WAYS)
 		return 0;
 	until = *(volatile u32 *)&way->until;
 	if (!is_good(until, bpf_jiffies64(), f) || way->generation != (u16)f->generation ||
-	    g.segment > way->largest || way->bytes > MOST_BYTES)
+	    g->segment > way->largest || way->bytes > MOST_BYTES)
 		return 0;
 	index = way->hop;
 	hop = hops.lookup(&index);
@@ -294,30 +330,30 @@ static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enu
 		client[3] = way->client[3];
 	else
 		copy_address(client, way->client);
-	if (!source_of(n.slot, family, client, source, family == IPV4 ? 3 : 0) || (direction == REPLY && !is_equal_in(family, source, g.to)))
+	if (!source_of(n.slot, family, client, source, family == IPV4 ? 3 : 0) || (direction == REPLY && !is_equal_in(family, source, g->to)))
 		return 0;
 	/* Has somebody written another flow's way here meanwhile? */
 	if (*(volatile u64 *)&way->client_port != n.word || *(volatile u32 *)&way->until != until)
 		return 0;
-	if (!rewrite(skb, family, direction, &g, hop, direction == ORIGINAL ? source : client,
+	if (!rewrite(skb, family, direction, g, hop, direction == ORIGINAL ? source : client,
 		     direction == ORIGINAL ? n.source_port : n.client_port))
 		return 0;
-	advance(&way->end, g.sequence, g.end);
+	advance(&way->end, g->sequence, g->end);
 	way->packets += skb->gso_segs ?: 1;
-	way->bytes += g.total;
+	way->bytes += g->total;
 	count(way->reason, 0);
 	set_mark(skb, s, direction == ORIGINAL ? n.slot + 1 : 0);
 	skb->tc_index = TAG_FAST;
 	return bpf_redirect(hop->out, 0);
 }
 
-static __always_inline int take_fast_path(struct __sk_buff *skb, enum direction direction)
+static __always_inline int take_fast_path(struct __sk_buff *skb, enum direction direction, struct glance *g)
 {
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return 0;
 	if (skb->protocol == be16(ETH_P_IP))
-		return forward_learnt(skb, IPV4, direction);
+		return forward_learnt(skb, IPV4, direction, g);
 	if (skb->protocol == be16(ETH_P_IPV6))
-		return forward_learnt(skb, IPV6, direction);
+		return forward_learnt(skb, IPV6, direction, g);
 	return 0;
 }

@@ -26,6 +26,7 @@ struct passing {
 	u32 ack;
 	u32 total;
 	u32 in;
+	struct traits traits;
 };
 BPF_PERCPU_ARRAY(passing, struct passing, TAGS);
 BPF_ARRAY(last_tag, u64, 1);
@@ -74,7 +75,42 @@ static __always_inline void offer(struct __sk_buff *skb, const struct flow *flow
 	one->ack = p->ack;
 	one->total = p->total;
 	one->in = skb->ifindex;
+	one->traits.tos = p->tos;
+	one->traits.hop_limit = p->hop_limit;
+	one->traits.mark = skb->mark;
+	one->traits.priority = skb->priority;
 	skb->tc_index = tag;
+}
+
+/* An answer on its way, by the port that it came to; a later one of the same may take its place. */
+struct arrival {
+	u32 port;
+	struct traits traits;
+};
+BPF_PERCPU_ARRAY(arrivals, struct arrival, TAGS);
+
+/* In from_origin: an answer goes the kernel's way. */
+static __always_inline void note_arrival(struct __sk_buff *skb, const struct glance *g)
+{
+	int index = skb->tc_index % TAGS;
+	struct arrival *one = arrivals.lookup(&index);
+
+	if (!one)
+		return;
+	one->port = skb->tc_index;
+	one->traits.tos = g->tos;
+	one->traits.hop_limit = g->hop_limit;
+	one->traits.mark = skb->mark;
+	one->traits.priority = skb->priority;
+}
+
+/* In to_client: whether it leaves as it would if nobody but the kernel had touched it. */
+static __always_inline bool is_as_it_arrived(struct __sk_buff *skb, u32 family, const struct glance *g, u32 port)
+{
+	int index = port % TAGS;
+	struct arrival *one = arrivals.lookup(&index);
+
+	return one && one->port == port && is_untouched(skb, family, g, &one->traits);
 }
 
 /* What was stored before is seen by others before anything is read after (a locked instruction). */
@@ -126,11 +162,11 @@ struct departure {
 	u8 protocol;
 };
 
-static __always_inline bool is_ethernet(u32 ifindex, enum role role)
+static __always_inline bool is_learnable_at(u32 ifindex, enum role role)
 {
 	struct interface *interface = interfaces.lookup(&ifindex);
 
-	return interface && interface->role == role && interface->ethernet;
+	return interface && interface->role == role && interface->ethernet && !interface->filtered;
 }
 
 static __always_inline bool is_same_hop(const struct hop *a, const struct hop *b)
@@ -281,13 +317,13 @@ static __always_inline void learn_way_out(struct __sk_buff *skb, u32 family)
 	from->tag = 0;
 	tuple = &from->flow;
 	if ((u32)bpf_jiffies64() - from->since > PASSING || family_of(tuple->client) != family ||
-	    !is_ethernet(skb->ifindex, OUTSIDE) || !is_ethernet(from->in, INSIDE) || !glance_at(skb, family, &g))
+	    !is_learnable_at(skb->ifindex, OUTSIDE) || !is_learnable_at(from->in, INSIDE) || !glance_at(skb, family, &g))
 		return;
 	flow = flows.lookup((void *)tuple);
 	/* A connection tracking helper may have changed its contents: then each packet must meet it. */
 	if (!flow || !is_equal_in(family, g.to, tuple->origin) || !is_equal_in(family, g.from, flow->source) ||
 	    g.to_port != tuple->origin_port || g.protocol != tuple->protocol || g.sequence != from->sequence ||
-	    g.ack != from->ack || g.total != from->total)
+	    g.ack != from->ack || g.total != from->total || !is_untouched(skb, family, &g, &from->traits))
 		return;
 	if (flow->source_port != g.from_port) {
 		struct departure d = {
@@ -356,7 +392,7 @@ static __always_inline void learn_way_back(struct __sk_buff *skb, const struct p
 	struct glance g = {};
 
 	if (f && port && skb->tc_index == port && is_learnable(flow, tuple) && is_worth_learning(flow, p, REPLY) &&
-	    is_ethernet(skb->ingress_ifindex, OUTSIDE) && is_ethernet(skb->ifindex, INSIDE) &&
-	    glance_at(skb, p->family, &g))
+	    is_learnable_at(skb->ingress_ifindex, OUTSIDE) && is_learnable_at(skb->ifindex, INSIDE) &&
+	    glance_at(skb, p->family, &g) && is_as_it_arrived(skb, p->family, &g, port))
 		learn(skb, f, &g, flow, tuple, port, skb->ingress_ifindex, f->generation, REPLY);
 }

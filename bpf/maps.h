@@ -71,12 +71,13 @@ struct settings {
 };
 PINNED("array", int, struct settings, settings, 1, 0);
 
-enum role { NO_ROLE, INSIDE, OUTSIDE };
+enum role { NO_ROLE, INSIDE, OUTSIDE, OTHER };
 struct interface {
 	u32 role;
 	u8 mac[6];               /* what a neighbour solicitation is answered with */
 	u16 ethernet;            /* 1: frames carry an Ethernet header */
 	u32 any_source;          /* 1: sources need not lead back here */
+	u32 filtered;            /* 1: others look at packets as they arrive, which what is fast would pass by */
 };
 PINNED("hash", u32, struct interface, interfaces, INTERFACES, 0);
 

@@ -15,6 +15,7 @@ enum {
 	PULL = 192,              /* bytes made linear when a header is not */
 	EXTENSION_HEADERS = 6,   /* IPv6 extension headers followed; a chain of more is malformed */
 	IP_DONT_FRAGMENT = 0x4000,
+	CLASS_AND_LABEL = 0x0fffffff, /* of IPv6's first word */
 	IP_MORE_FRAGMENTS = 0x2000,
 	IP_OFFSET = 0x1fff,
 	IP6_OFFSET = 0xfff8,
@@ -167,7 +168,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		return REASON_MALFORMED;
 	load(skb, 0, &first_word, sizeof(first_word));
 	p->family = IPV6;
-	p->tos = first_word & be32(0x0fffffff);
+	p->tos = first_word & be32(CLASS_AND_LABEL);
 	p->hop_limit = ip.hop_limit;
 	p->dont_fragment = 1;
 	copy_address(p->tuple.client, ip.saddr.in6_u.u6_addr32);

@@ -65,8 +65,10 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		return REASON_UNROUTED;
 	ifindex = fib.ifindex;
 	out = interfaces.lookup(&ifindex);
-	if (!out || out->role != OUTSIDE)
-		return REASON_INSIDE;
+	if (!out)
+		return REASON_UNLISTED;
+	if (out->role != OUTSIDE)
+		return out->role == INSIDE ? REASON_INSIDE : REASON_OTHER;
 	/* What the kernel will not forward must not be admitted: conntrack never gets to know of it. */
 	if (p->hop_limit <= 1)
 		return REASON_TTL;

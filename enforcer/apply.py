@@ -36,7 +36,7 @@ from enforcer.facts.store import Store
 from enforcer.facts.switching import Contents
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance, not_installed
-from enforcer.kernel import links, nft
+from enforcer.kernel import links, nft, rules
 from enforcer.kernel.namespace import netns_cookie
 from enforcer.plan import Operation, SwitchTables, plan
 from enforcer.reach import reach
@@ -134,7 +134,13 @@ def planned(gateway: Gateway, aim: Target, *, distrust_table: bool = False) -> l
 
 def check_file(file: Path) -> Configuration:
     """The validated file. Raises ConfigError; touches nothing."""
-    return load(file, interfaces=links.links(), strict=True)
+    ports = {name: link.port_of for name, link in links.links().items()}
+    return load(file, interfaces=ports, strict=True)
+
+
+def said_of(config: Configuration) -> list[str]:
+    """Warnings, of the file and of what there is on this machine besides."""
+    return [*map(str, config.warnings), *rules.meeting(config.mark_mask)]
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ def plan_file(file: Path) -> Outlook:
             with suppress(NotInstalledError):
                 store = opened.enter_context(Store(instance.facts_file, create=False))
             redecided = Redecision(aim, operations, gateway.maps(), store).of_flows()
-    warnings = [str(warning) for warning in config.warnings]
+    warnings = said_of(config)
     return Outlook(operations, changes(before, aim.state.config) if before else [], redecided, warnings)
 
 
@@ -247,7 +253,7 @@ def _apply(
         raise
     return {
         "operations": [str(operation) for operation in operations],
-        "warnings": [str(warning) for warning in prepared.config.warnings],
+        "warnings": said_of(prepared.config),
     }
 
 

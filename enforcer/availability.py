@@ -11,14 +11,15 @@ from ipaddress import IPv6Network
 
 import numpy as np
 
+from enforcer import hooks
 from enforcer.datapath.address import IPAddress, mapped, mask_words, pack, words
 from enforcer.datapath.banks import NO_SLOT, prefix_of
 from enforcer.datapath.maps import Map, Maps
 from enforcer.desired import Desired, Egress
-from enforcer.kernel import addresses, links, sysctl
+from enforcer.kernel import addresses, ingress, links, sysctl
 from enforcer.policy.nearest import buckets
 
-INSIDE, OUTSIDE = 1, 2
+INSIDE, OUTSIDE, OTHER = 1, 2, 3  # enum role of bpf/maps.h
 BUCKETS = 1024
 _FAMILIES = 2
 
@@ -84,17 +85,22 @@ def refresh(maps: Maps, wanted: Desired) -> dict[str, tuple[bool, bool]]:
 
 
 def _write_interfaces(interfaces: Map, wanted: Desired) -> None:
-    found = links.links()
+    found, chains = links.links(), ingress.devices()
     rows: dict[int, np.ndarray] = {}
-    for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside)):
+    for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside), (OTHER, wanted.other)):
         for name in names:
             if name in found:
                 row = np.zeros((), dtype=interfaces.value)
                 row["role"] = role
                 row["mac"] = list(found[name].mac)
                 row["ethernet"] = bool(found[name].header)
-                if "any_source" in (row.dtype.names or ()):  # an earlier version's maps have no such field
-                    row["any_source"] = name in wanted.any_source
+                # An earlier version's maps have not all of these.
+                for field, value in (
+                    ("any_source", name in wanted.any_source),
+                    ("filtered", name in chains or hooks.others_filter(found[name].index)),
+                ):
+                    if field in (row.dtype.names or ()):
+                        row[field] = value
                 rows[found[name].index] = row
     for index in interfaces.items()[0]:
         if int(index) not in rows:

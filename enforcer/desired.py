@@ -65,6 +65,8 @@ class Desired:
     """Kernel settings by name, forwarding excepted."""
     any_source: frozenset[str] = frozenset()
     """Inside interfaces on which a new flow's source need not lead back."""
+    other: tuple[str, ...] = ()
+    """Interfaces by which clients' traffic may leave as it is."""
 
     @property
     def mark_shift(self) -> int:
@@ -139,6 +141,7 @@ def united(leading: Desired, *others: Desired) -> Desired:
         leading,
         inside=_every(leading.inside, *(other.inside for other in others)),
         outside=_every(leading.outside, *(other.outside for other in others)),
+        other=_every(leading.other, *(other.other for other in others)),
         egresses=tuple(egresses.values()),
     )
 
@@ -185,6 +188,7 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         fast_path=config.get("fast_path", False),
         sysctls=timers.settings(config["timers"]) if "timers" in config else {},
         any_source=any_source(config),
+        other=tuple(config["interfaces"].get("other", ())),
     )
 
 

@@ -23,6 +23,12 @@ def attached(pins: Pins | None, interfaces: Iterable[int]) -> dict[tuple[int, Di
     return found
 
 
+def others_filter(interface: int) -> bool:
+    """Whether TC filters of others look at packets as they arrive there, behind ours."""
+    behind = any(not one.ours and one.direction == "ingress" for one in filters.attached(interface))
+    return behind or (tcx.supported() and len(tcx.programs(interface, "ingress")) > 1)
+
+
 def needs_qdisc(interface: int) -> bool:
     """Whether an interface has to be given a clsact qdisc first (``filters.ensure_clsact``)."""
     return not tcx.supported() and not filters.has_clsact(interface)

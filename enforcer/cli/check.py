@@ -11,10 +11,10 @@ from enforcer.cli.app import Command, Settings
 @click.pass_obj
 def command(settings: Settings) -> None:
     """Validate the file; touches nothing. Exit code 2 if anything is wrong."""
-    from enforcer.apply import check_file
+    from enforcer.apply import check_file, said_of
 
     config = check_file(settings.file)
-    for warning in config.warnings:
+    for warning in said_of(config):
         click.echo(f"warning: {warning}", err=True)
     click.echo(
         f"{settings.file}: valid; location {config.location}, {len(config.egress_ips)} egress IPs, "

@@ -96,6 +96,7 @@ def command(
     click.echo(f"policy     {found['policy'] or '-'}")
     if found["egress"] is not None:
         click.echo(f"egress     {found['egress']}")
+    if found["source_ip"] is not None:
         click.echo(f"source     {found['source_ip']}")
         click.echo(f"capacity   {number(found['active'])} of {number(found['limit'])} in use at this origin")
     click.echo(f"interface  {found['interface']}")

@@ -111,6 +111,11 @@ def add(
     session: dict[str, Any] = {"client": client, "vnet_id": vnet, **single}
     session |= {"groups": list(groups), "saml_attributes": _attributes(saml), "device_posture": list(posture)}
     content = {key: value for key, value in session.items() if value is not None and value not in ([], {})}
+    if not content.keys() - {"client", "ttl", "expires"}:
+        raise click.UsageError(
+            "nothing says who the client is: give --email, --group or another fact; "
+            f"`enforcer session remove {client}` ends a session"
+        )
     result = control.ask(control.daemon_of(settings.instance), "session add", session=content)
     click.echo(f"replaced the session of {client}" if result["replaced"] else f"added a session for {client}")
 

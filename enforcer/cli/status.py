@@ -51,7 +51,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         sides, proxy, egress = found["interfaces"], found["proxy"], found["egress_ips"]
         yield "since", found["since"]
         yield "location", found["location"]
-        yield "interfaces", f"inside {', '.join(sides['inside'])}; outside {', '.join(sides['outside'])}"
+        yield "interfaces", "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
         yield "proxied", ", ".join(name.upper() for name in ("tcp", "udp") if proxy[name]) or "nothing"
         yield (
             "egress IPs",
@@ -65,6 +65,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "refused", number(found["refused"])
         yield "leaks prevented", number(found["leaks_prevented"])
         yield "configuration", f"{found['config_file']}, applied {found['applied']}"
+        for warning in found["warnings"]:
+            yield "warning", warning
     versions = found["versions"]
     yield "versions", f"enforcer {versions['enforcer']}, Linux {versions['kernel']}"
 

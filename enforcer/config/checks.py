@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -18,8 +18,8 @@ from enforcer.policy.rules import MAX_POLICIES
 from enforcer.policy.shadow import decidable, hidden
 
 
-def check(draft: Draft, interfaces: Collection[str] | None) -> None:
-    """Note every fault between entries; ``interfaces`` are the names that exist (None: not checked)."""
+def check(draft: Draft, interfaces: Mapping[str, str | None] | None) -> None:
+    """Note every fault between entries; ``interfaces`` are those that exist, as load has them."""
     _check_location(draft, ("location",), draft.values.get("location"))
     _check_interfaces(draft, interfaces)
     _check_check_source(draft)
@@ -38,18 +38,22 @@ def _check_location(draft: Draft, way: Way, location: str | None) -> None:
         draft.fault(way, "is no key of `locations`", nearest(location, known))
 
 
-def _check_interfaces(draft: Draft, existing: Collection[str] | None) -> None:
+def _check_interfaces(draft: Draft, existing: Mapping[str, str | None] | None) -> None:
     seen: dict[str, Way] = {}
-    for side in ("inside", "outside"):
+    for side in ("inside", "outside", "other"):
         for index, name in enumerate(draft.interfaces.get(side, ())):
             way = ("interfaces", side, index)
             first = seen.setdefault(name, way)
             if first[1] != side:
-                draft.fault(way, "stands on both sides", "an interface that is not inside as well")
+                draft.fault(way, "stands on both sides", f"an interface that is not {first[1]} as well")
             elif first != way:
                 draft.fault(way, "stands here twice", "each interface once")
             elif existing is not None and name not in existing:
                 draft.fault(way, "does not exist", nearest(name, sorted(set(existing) - {"lo"})))
+            elif existing is not None and existing[name]:
+                draft.fault(
+                    way, f"is a port of {existing[name]}, which takes its packets", f"{existing[name]}"
+                )
 
 
 def _check_check_source(draft: Draft) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 
 from enforcer.config import checks, document
@@ -12,11 +12,14 @@ from enforcer.errors import ConfigError, Fault
 from enforcer.policy.rules import TooManyRulesError
 
 
-def load(path: Path, *, interfaces: Collection[str] | None = None, strict: bool = False) -> Configuration:
+def load(
+    path: Path, *, interfaces: Mapping[str, str | None] | None = None, strict: bool = False
+) -> Configuration:
     """Read and check a configuration file; ConfigError with every fault in it.
 
-    ``interfaces`` are the names of the interfaces that exist; None leaves that unchecked. ``strict`` is
-    that of enforcer/trust.py, for a file that is to be applied.
+    ``interfaces`` are the names of the interfaces that exist, each with that of the bridge or bond whose
+    port it is; None leaves that unchecked. ``strict`` is that of enforcer/trust.py, for a file that is to be
+    applied.
     """
     found = draft(document.read(path, strict=strict), str(path))
     checks.check(found, interfaces)

@@ -70,6 +70,8 @@ class Interfaces(_Model):
     """Where clients' traffic arrives."""
     outside: Annotated[tuple[InterfaceName, ...], Field(min_length=1)]
     """Towards the internet; the first one holds the egress addresses."""
+    other: tuple[InterfaceName, ...] = ()
+    """By which clients' traffic may leave as it is; towards any that is in no list it is dropped."""
 
 
 class Proxy(_Model):
@@ -276,7 +278,7 @@ class Configuration(_Model):
     name."""
     fast_path: Switch = True
     """Whether established flows pass by the kernel's routing, conntrack and translation."""
-    mark_mask: MarkMask = 0xFFFF
+    mark_mask: MarkMask = 0x7FFF0000
     """The bits of the packet mark that are the enforcer's: contiguous, at least 8."""
     lists: dict[Name, NamedList] = {}
     """Values by name, which expressions use as `in $name`."""

@@ -13,7 +13,7 @@ from enforcer import availability
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError, LockedError
-from enforcer.kernel.watch import NFT, ROUTE, Watch
+from enforcer.kernel.watch import FILTER, NFT, ROUTE, Watch
 from enforcer.plan import InstallTable, LoadPrograms, SwitchTables, plan
 
 _AUDIT_EVERY = 60.0
@@ -148,7 +148,7 @@ class Keeping:
         """Does what the events ask for; they are kept until it is done."""
         while self._news and not self._reloading():
             kinds = self._news
-            if ROUTE in kinds:
+            if kinds & {ROUTE, FILTER}:
                 self.refresh()
             try:
                 self._put_back(distrust_table=NFT in kinds)

@@ -22,7 +22,7 @@ from typing import Any
 from enforcer.errors import KernelError, PrivilegeError
 
 # Maps that only the programs open.
-_PRIVATE = ("pending", "stages", "passing", "last_tag", "oldest_flows", "unused_origins")
+_PRIVATE = ("pending", "stages", "passing", "arrivals", "last_tag", "oldest_flows", "unused_origins")
 PROGRAMS = (
     "from_client",
     "decide",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enforcer.kernel import addresses, netlink
 from enforcer.kernel.addresses import Interface
@@ -13,7 +13,10 @@ from enforcer.kernel.netlink import ACK, REQUEST, Channel, Message
 
 # include/uapi/linux/rtnetlink.h, if_link.h, if.h, if_arp.h
 RTM_NEWLINK, RTM_GETLINK = 16, 18
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_INFO_SLAVE_KIND = 4
+# Interfaces that take all packets of their ports; a VRF, say, takes none.
+_TAKERS = ("bridge", "bond", "team")
 IFF_UP, IFF_ALLMULTI = 0x1, 0x200
 # Hardware types by the length of the header; the loopback interface has an Ethernet header, of zeroes.
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
@@ -52,6 +55,8 @@ class Link:
     allmulti: bool
     addresses: tuple[Interface, ...]
     mac: bytes = bytes(6)
+    port_of: str | None = None
+    """The bridge or bond whose port it is: that one's the packets are then."""
 
 
 def links() -> dict[str, Link]:
@@ -59,7 +64,7 @@ def links() -> dict[str, Link]:
     held: dict[str, list[Interface]] = {}
     for name, interface in addresses.held():
         held.setdefault(name, []).append(interface)
-    found = {}
+    found, masters = {}, {}
     with Channel(netlink.NETLINK_ROUTE, "reading the interfaces") as channel:
         for message in channel.snapshot(RTM_GETLINK, INFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
             _, hardware, index, flags, _ = INFO.unpack_from(message)
@@ -76,7 +81,13 @@ def links() -> dict[str, Link]:
                 addresses=tuple(sorted(held.get(name, ()), key=lambda address: (address.version, address))),
                 mac=parts.get(IFLA_ADDRESS, b"")[:6].ljust(6, b"\0"),
             )
-    return found
+            kinds = netlink.attributes(parts.get(IFLA_LINKINFO, b""))
+            if netlink.text(kinds.get(IFLA_INFO_SLAVE_KIND, b"")) in _TAKERS:
+                (masters[name],) = struct.unpack("=I", parts[IFLA_MASTER])
+    names = {link.index: name for name, link in found.items()}
+    return found | {
+        name: replace(found[name], port_of=names[index]) for name, index in masters.items() if index in names
+    }
 
 
 def set_allmulti(name: str, on: bool) -> bool:

@@ -6,9 +6,13 @@ The chains, in the order in which a packet meets them:
 refuse    prerouting, raw -300  a flow that was refused is answered before conntrack sees it
 guard     prerouting, -50       conntrack has undone its translations: what is still addressed to a
                                 dedicated egress belongs to no flow
-forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters
+forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters;
+                                what is marked leaves nowhere else
 translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
 ========= ===================== =========================================================================
+
+A mark is ours only on a packet that came in by an inside interface, so each of these asks for that: others
+use the same bits for packets of their own, and a tunnel's outer packet has its inner one's mark.
 
 With ``Ruleset.dns`` three more, for what clients ask of resolvers elsewhere and on the gateway itself:
 ``dns_forward`` (forward, 300), ``dns_input`` (input, 300) and ``dns_output`` (output, 300). Whatever another
@@ -203,7 +207,8 @@ class _Table:
         # IPv4 fragments are whole here: conntrack's defragmentation is at -400.
         yield self._chain("refuse", PREROUTING, -300)
         yield self._chain("reject_flow")
-        yield self._rule("refuse", *self._mark(EQUAL, self._ruleset.mark_mask), _verdict(GOTO, "reject_flow"))
+        refused = [*self._mark(EQUAL, self._ruleset.mark_mask), *self._from_inside()]
+        yield self._rule("refuse", *refused, _verdict(GOTO, "reject_flow"))
         reset = _expression("reject", NFTA_REJECT_TYPE=REJECT_TCP_RESET, NFTA_REJECT_ICMP_CODE=0)
         yield self._rule("reject_flow", *_meta(META_L4PROTO, bytes([IPPROTO_TCP])), reset)
         prohibited = {"NFTA_REJECT_TYPE": REJECT_ICMPX, "NFTA_REJECT_ICMP_CODE": ADMIN_PROHIBITED}
@@ -212,7 +217,7 @@ class _Table:
     def _guard(self) -> Iterator[Message]:
         # Before routing: for an address that is just gone the kernel would answer "unreachable".
         yield self._chain("guard", PREROUTING, -50)
-        yield self._rule("guard", *self._mark(NOT_EQUAL, 0), _verdict(ACCEPT))
+        yield self._rule("guard", *self._mark(NOT_EQUAL, 0), *self._from_inside(), _verdict(ACCEPT))
         silence = _count_and_drop("unsolicited")
         destination = _address(DESTINATION[NFPROTO_IPV4], 4)
         yield self._rule("guard", *_family(NFPROTO_IPV4), destination, _lookup("dedicated4"), *silence)
@@ -239,26 +244,30 @@ class _Table:
         yield self._chain("forward", FORWARD, 0)
         yield self._chain("leaving")
         yield self._chain("entering")
+        yield self._chain("astray")
         inside, outside = self._ruleset.inside, self._ruleset.outside
-        leaving = [*_interface(META_IIFNAME, "inside", inside), *_interface(META_OIFNAME, "outside", outside)]
+        leaving = [*self._from_inside(), *_interface(META_OIFNAME, "outside", outside)]
         entering = [
             *_interface(META_IIFNAME, "outside", outside),
             *_interface(META_OIFNAME, "inside", inside),
         ]
         # What conntrack calls invalid is not translated, nor what a notrack rule has kept from it.
         unknown = STATE_INVALID | STATE_UNTRACKED
-        # Nearly all that leaves ends here: comparing interfaces' names costs more than all the rest.
-        known = [*self._mark(NOT_EQUAL, 0), *_state(unknown, EQUAL)]
+        # Nearly all that leaves ends here.
+        known = [*self._mark(NOT_EQUAL, 0), *_state(unknown, EQUAL), *leaving]
         yield self._rule("forward", *known, _verdict(ACCEPT))
         yield self._rule("forward", *leaving, _verdict(GOTO, "leaving"))
         yield self._rule("forward", *entering, _verdict(GOTO, "entering"))
         yield self._rule("leaving", *_state(unknown), *_count_and_drop("conntrack_invalid"))
         yield self._rule("leaving", *self._mark(EQUAL, 0), *_count_and_drop("unmarked"))
         yield self._rule("entering", *_state(STATE_NEW | unknown), *_count_and_drop("inbound"))
+        marked = [*self._mark(NOT_EQUAL, 0), *self._from_inside()]
+        yield self._rule("forward", *marked, _verdict(GOTO, "astray"))
+        yield self._rule("astray", _count("astray"), _verdict(GOTO, "reject_flow"))
 
     def _translate(self) -> Iterator[Message]:
         yield self._chain("translate", POSTROUTING, 90, kind="nat")
-        leaving = _interface(META_OIFNAME, "outside", self._ruleset.outside)
+        leaving = [*self._from_inside(), *_interface(META_OIFNAME, "outside", self._ruleset.outside)]
         random = ["NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_RANDOM_FULLY"]
         for family, name, last, flags in (
             (NFPROTO_IPV4, "source4", REG_1, random),
@@ -346,6 +355,9 @@ class _Table:
             info = NFQ_INFO.pack(DNS_QUEUE, 1, flags)
             return _expression("target", NFTA_TARGET_NAME="NFQUEUE", NFTA_TARGET_REV=3, NFTA_TARGET_INFO=info)
         return _expression("queue", NFTA_QUEUE_NUM=DNS_QUEUE, NFTA_QUEUE_TOTAL=1, NFTA_QUEUE_FLAGS=flags)
+
+    def _from_inside(self) -> list[Expression]:
+        return _interface(META_IIFNAME, "inside", self._ruleset.inside)
 
     def _mark(self, comparison: int, value: int) -> list[Expression]:
         """The masked mark, left in register 1, compared with ``value``."""

@@ -23,6 +23,8 @@ ROUTE_KINDS = (24, 25)  # RTM_NEWROUTE, RTM_DELROUTE
 RTM_TABLE, RT_TABLE_LOCAL = 4, 255  # where struct rtmsg has the table, and the table's number
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWGEN = 15
+# NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN: some chains look at packets as they arrive.
+CHAIN_KINDS = (2, 3, 5)
 NFPROTO_INET = 1
 NFTA_TABLE = 1  # the table's name, in the messages of all kinds of nftables objects
 GROUPS = (
@@ -36,9 +38,10 @@ RECEIVE_BUFFER = 1 << 20
 class Watch:
     """A subscription; closed with :meth:`close` or as a context manager.
 
-    "nft" means that somebody else changed the table ``inet <table>``: changes by this program, in whatever
-    process, are known by the sender's port number (:func:`enforcer.kernel.netlink.is_own_port`). The other
-    two words are said of this program's changes as well.
+    "filter" is said of TC and of chains of other tables. "nft" means that somebody else changed the table
+    ``inet <table>``: changes by this program, in whatever process, are known by the sender's port number
+    (:func:`enforcer.kernel.netlink.is_own_port`). The other two words are said of this program's changes as
+    well.
     """
 
     def __init__(self, table: str = "enforcer") -> None:
@@ -81,7 +84,9 @@ class Watch:
         if kind >> 8 != NFNL_SUBSYS_NFTABLES or kind & 0xFF == NFT_MSG_NEWGEN or netlink.is_own_port(port):
             return None
         table = netlink.attributes(payload, 4).get(NFTA_TABLE, b"").rstrip(b"\0")
-        return NFT if payload[0] == NFPROTO_INET and table == self._table else None
+        if payload[0] == NFPROTO_INET and table == self._table:
+            return NFT
+        return FILTER if kind & 0xFF in CHAIN_KINDS else None
 
 
 def _drain(source: socket.socket, meaning: Callable[[Event], str | None], every: set[str]) -> set[str]:

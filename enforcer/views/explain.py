@@ -27,6 +27,7 @@ from enforcer.kernel import links
 from enforcer.kernel.links import Link
 from enforcer.policy.facts import Connection, Facts
 from enforcer.views.known import EMAIL, Known, rules_in_force
+from enforcer.views.outcome import in_the_end, missing
 from enforcer.views.source import Source
 
 _SYN = 2
@@ -87,7 +88,8 @@ def explain(
     client, session = _client(known, question, supposed)
     names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
     interface, found = _ask(source, known, question, supposed, client)
-    reason = reasons()[int(found["reason"])]
+    said = reasons()[int(found["reason"])]
+    reason = by_name()[in_the_end(source.config, said.name, question.destination)]
     translated = reason.verdict in ("dedicated", "shared") or reason.name == "limit"
     answer: dict[str, Any] = {
         "verdict": reason.verdict,
@@ -103,6 +105,9 @@ def explain(
         "email": client.get(EMAIL, (None,))[0],
         "hosts": list(names),
     }
+    if reason.name == "unavailable":
+        egress, why = missing(source.config, answer["policy"], question.source.version)
+        answer |= {"egress": egress, "description": f"{reason.description}: {why}"}
     if trace:
         answer["trace"] = _trace(source, known.connection(_connection(question), client, names))
     return answer

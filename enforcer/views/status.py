@@ -12,7 +12,7 @@ from enforcer.datapath.maps import Maps
 from enforcer.datapath.tables import Fill
 from enforcer.errors import LayoutError, NotInstalledError
 from enforcer.instance import Instance
-from enforcer.kernel import conntrack
+from enforcer.kernel import conntrack, rules
 from enforcer.state import State
 from enforcer.views.attached import unattached
 from enforcer.views.egress import egress
@@ -62,6 +62,7 @@ def status(instance: Instance) -> dict[str, Any]:
         "not_attached": unattached(source),
         "half_done": _half_done(instance, source.state),
         "tables": _tables(source.maps),
+        "warnings": rules.meeting(config["mark_mask"]),
     }
 
 

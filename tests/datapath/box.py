@@ -46,7 +46,8 @@ LARGEST = 4096
 
 NO_FILTER, BLOCKED, REDIRECT = 0xFFFFFFFF, 2, 7
 """What the programs return: TC_ACT_UNSPEC (the next filter's turn), TC_ACT_SHOT, TC_ACT_REDIRECT."""
-REFUSED = 0xFFFF
+OURS = REFUSED = 0xFFFF
+"""The bits of the mark that are ours; all of them: refused."""
 
 _number = itertools.count()
 
@@ -54,7 +55,11 @@ _number = itertools.count()
 def document(**changes: object) -> Document:
     """The lab's configuration for the two interfaces here."""
     return configuration.document(
-        **{"interfaces": {"inside": ["in0"], "outside": ["out0"]}, **changes},  # type: ignore[arg-type]
+        **{  # type: ignore[arg-type]
+            "interfaces": {"inside": ["in0"], "outside": ["out0"]},
+            "mark_mask": OURS,
+            **changes,
+        },
     )
 
 

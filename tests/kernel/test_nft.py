@@ -105,6 +105,7 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
         "forward": ("forward", 0),
         "leaving": (None, None),
         "entering": (None, None),
+        "astray": (None, None),
         "translate": ("postrouting", 90),
     }
     assert set(listed("counter")) == set(COUNTERS)

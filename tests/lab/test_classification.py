@@ -319,7 +319,8 @@ def test_a_removed_address_makes_way_for_the_fallback_and_comes_back(enforced: G
 def test_without_a_fallback_it_is_refused_and_counted(enforced: Gateway, family: int) -> None:
     told = foretold(enforced, ORIGIN2[family], "tcp", ABROAD_PORT)
     assert (told["verdict"], told["reason"], told["source_ip"]) == ("refused", "unavailable", None)
-    assert (told["policy"], told["egress"]) == ("abroad", None)
+    assert (told["policy"], told["egress"]) == ("abroad", "nyc-1")
+    assert "nyc-1 is at nyc, this gateway at lax" in told["description"]
     before, admitted = packets(enforced)["unavailable"], total(enforced)
     for ask, word in ((tcp_ask, "refused"), (udp_ask, "prohibited")):
         began = time.monotonic()

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from snapshot import difference, snapshot
 
 from enforcer.lab.clients import Session, UdpFlow, curl, fate, ping, tcp_ask, udp_ask, url
-from enforcer.lab.configuration import changed
+from enforcer.lab.configuration import LAX1, changed
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.netns import Namespace, execute
 from enforcer.lab.services import Services
@@ -334,6 +335,22 @@ def test_explain_foretells_what_happens(lab: Lab, gateway: Gateway, family: int)
     assert (ping_says["verdict"], ping_says["source_ip"]) == ("shared", SHARED[family])
     for to in (GATEWAY[family], CLIENT2[family]):
         assert ask_explain(gateway, CLIENT[family], to, "tcp", 9000)["verdict"] == "untouched"
+
+
+@families
+def test_explain_of_what_goes_nowhere(lab: Lab, gateway: Gateway, family: int) -> None:
+    own = ip_network(LAX1[family])[5 if family == 6 else 0]
+    told = ask_explain(gateway, CLIENT[family], str(own), "tcp", 22)
+    assert (told["verdict"], told["reason"]) == ("blocked", "unsolicited")
+    with pytest.raises(TimeoutError):
+        tcp_ask(lab.client, str(own), 22, timeout=0.3)
+    router = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}[family]
+    lab.gw.ip(f"route del default via {router}")
+    try:
+        told = ask_explain(gateway, CLIENT[family], ORIGIN1[family], "tcp", 9000)
+    finally:
+        lab.gw.ip(f"route add default via {router}")
+    assert (told["verdict"], told["reason"]) == ("untouched", "unrouted")
 
 
 def address_of(namespace: Namespace, to: str, protocol: str, port: int) -> str:

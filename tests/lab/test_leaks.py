@@ -476,7 +476,7 @@ def test_marks_that_others_set_let_nothing_out(
 @pytest.fixture(scope="module")
 def marked_gateway(lab: Lab, services: Services) -> Iterator[Gateway]:
     """One daemon for all tests of marks."""
-    gateway = Gateway(lab).start()
+    gateway = Gateway(lab, lab.config(mark_mask=0xFFFF)).start()
     yield gateway
     gateway.run("down")
 

@@ -152,6 +152,10 @@ def test_sessions_by_command(lab: Lab, gateway: Gateway, sessions: Path, family:
     assert gateway.json("sessions") == []
     options = ("--email", "ann@corp.example", "--name", "Ann", "--group", "id=g1,name=staff", "--ttl", "3600")
     assert gateway.run("session", "add", client, *options).stdout == f"added a session for {client}\n"
+    # Nothing said is no wish to know nothing.
+    said = gateway.run("session", "add", client, "--ttl", "60", check=False)
+    assert said.returncode == 2 and "nothing says who the client is" in said.stderr
+    assert [row["client"] for row in gateway.json("sessions")].count(client) == 1
     assert leaves_from(seen(lab, family), LAX1)
     (row,) = gateway.json("sessions")
     assert row | {"expires": "", "since": ""} == {

@@ -83,14 +83,14 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_good_file_is_good(file: Path) -> None:
-    configuration = load(write(file, GOOD), interfaces={"in0", "out0", "lo"})
+    configuration = load(write(file, GOOD), interfaces=dict.fromkeys(("in0", "out0", "lo")))
     assert isinstance(configuration, Configuration)
     assert configuration.warnings == ()
     assert configuration.proxy.tcp and not configuration.proxy.udp
     assert configuration.limits.connections_per_origin == 40000
     assert configuration.limits.flows == 262144
     assert configuration.limits.origins == 262144
-    assert configuration.mark_mask == 0xFFFF
+    assert configuration.mark_mask == 0x7FFF0000
 
 
 PREFIX6 = "2001:db8:1::/64"
@@ -433,11 +433,18 @@ def test_all_faults_come_at_once_and_in_the_order_of_the_file(file: Path) -> Non
     assert list(faults) == sorted(faults, key=lambda fault: (fault.line, fault.column))
 
 
-@pytest.mark.parametrize("existing", [{"lo", "in0", "wan1"}, ["in0", "out1"]])
+@pytest.mark.parametrize("existing", [dict.fromkeys(("lo", "in0", "wan1")), dict.fromkeys(("in0", "out1"))])
 def test_an_interface_that_does_not_exist(file: Path, existing: Any) -> None:
     (fault,) = faults_of(write(file, GOOD), interfaces=existing)
     assert 'interfaces.outside[0]: "out0" does not exist; expected ' in fault.message
     assert ("out1 (did you mean that?)" if "out1" in existing else "one of in0, wan1") in fault.message
+
+
+def test_a_port_of_a_bridge_or_bond(file: Path) -> None:
+    """Its packets are the bridge's: our programs would see them, routing never would."""
+    (fault,) = faults_of(write(file, GOOD), interfaces={"in0": "br0", "br0": None, "out0": None})
+    assert 'interfaces.inside[0]: "in0" is a port of br0' in fault.message
+    assert "expected br0" in fault.message
 
 
 def test_fallback_may_differ_from_the_primary_in_any_location(file: Path) -> None:

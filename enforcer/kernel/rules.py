@@ -1,0 +1,79 @@
+"""The rules of policy routing that look at packet marks (ip-rule(8), net/core/fib_rules.c)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+
+from enforcer.kernel import netlink
+from enforcer.kernel.netlink import NETLINK_ROUTE, Channel
+
+# include/uapi/linux/rtnetlink.h, fib_rules.h
+RTM_GETRULE = 34
+FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK = 6, 10, 15, 16
+FIB_RULE_INVERT = 2
+# struct fib_rule_hdr: family, lengths, TOS, table, two unused, action, flags
+_HEADER = struct.Struct("=BBBBBBBBI")
+
+
+@dataclass(frozen=True)
+class MarkRule:
+    """A rule with ``fwmark``."""
+
+    family: int
+    priority: int
+    mark: int
+    mask: int
+    table: int
+    inverted: bool
+    """Whether it is for all packets but those (``not fwmark``)."""
+
+    def __str__(self) -> str:
+        command = "ip rule" if self.family == socket.AF_INET else "ip -6 rule"
+        negation = "not " if self.inverted else ""
+        return (
+            f"{command} {self.priority} ({negation}fwmark {self.mark:#x}/{self.mask:#x} lookup {self.table})"
+        )
+
+    def meets(self, bits: int) -> bool:
+        """Whether marks within ``bits`` can change what the rule does.
+
+        "All but" a mark outside of ``bits`` is true of every such mark, as it is of none.
+        """
+        if self.inverted and self.mark & ~bits:
+            return False
+        return bool(self.mask & bits)
+
+
+def mark_rules() -> list[MarkRule]:
+    """Those of both families, in the order in which the kernel asks them."""
+    found = []
+    with Channel(NETLINK_ROUTE, "reading the rules of policy routing") as channel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for message in channel.snapshot(RTM_GETRULE, _HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+                header = _HEADER.unpack_from(message)
+                parts = netlink.attributes(message, _HEADER.size)
+                numbers = {kind: int.from_bytes(part[:4], "little") for kind, part in parts.items()}
+                if FRA_FWMASK in parts:
+                    found.append(
+                        MarkRule(
+                            family,
+                            numbers.get(FRA_PRIORITY, 0),
+                            numbers.get(FRA_FWMARK, 0),
+                            numbers[FRA_FWMASK],
+                            numbers.get(FRA_TABLE, header[4]),
+                            bool(header[8] & FIB_RULE_INVERT),
+                        )
+                    )
+    return found
+
+
+def meeting(bits: int) -> list[str]:
+    """What is to be said of each rule that marks within ``bits``, those of clients' packets, can meet."""
+    return [
+        f"{rule}: looks at bits of mark_mask ({bits:#x}), which are set in clients' packets; "
+        "give it a mark and a mask without them, or choose another mark_mask"
+        for rule in mark_rules()
+        if rule.meets(bits)
+    ]

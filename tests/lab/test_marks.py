@@ -1,0 +1,128 @@
+"""Marks like ours on packets that are none of ours: the gateway's own, another network's.
+
+in1 and the network behind it are in no list here: its traffic is somebody else's, who masquerades it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from truth import counted, families, packets, running
+
+from enforcer.lab.capture import Capture
+from enforcer.lab.clients import family_of, tcp_ask, udp_ask
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.netns import Namespace
+from enforcer.lab.servers import Seen
+from enforcer.lab.services import Services
+from enforcer.lab.topology import CLIENT2, ORIGIN1, SHARED, Lab
+
+SO_MARK = 36
+MASK = 0x7FFF0000
+SHARED_MARK, FIRST, SECOND = (slot << 16 for slot in (1, 2, 3))
+MARKS = [SHARED_MARK, FIRST, SECOND, MASK, 0x2]
+PORT = 9000
+kinds = pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+INTERFACES = {"inside": ["in0"], "outside": ["out0"]}
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+    lab.gw.run(
+        "nft",
+        "add table inet others; "
+        "add chain inet others post { type nat hook postrouting priority 100; }; "
+        "add rule inet others post iifname in1 oifname out0 masquerade; "
+        "add chain inet others marks { type filter hook prerouting priority -150; }",
+    )
+    with running(lab, lab.config(interfaces=INTERFACES, policies=[])) as gateway:
+        yield gateway
+
+
+def ask_marked(namespace: Namespace, address: str, kind: int, mark: int) -> Seen:
+    """What a reporter sees of a connection whose packets have a mark from the start."""
+    with namespace.socket(family_of(address), kind) as sock:
+        sock.settimeout(5)
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        sock.connect((address, PORT))
+        if kind == socket.SOCK_DGRAM:
+            sock.send(b"?\n")
+        return Seen(
+            **json.loads(sock.makefile("rb").readline() if kind == socket.SOCK_STREAM else sock.recv(65536))
+        )
+
+
+@families
+@kinds
+@pytest.mark.parametrize("mark", MARKS, ids=hex)
+def test_the_gateways_own_packets(enforced: Gateway, family: int, kind: int, mark: int) -> None:
+    """VPN daemons and proxies route their own packets by such marks (SO_MARK)."""
+    assert ask_marked(enforced.lab.gw, ORIGIN1[family], kind, mark).address == SHARED[family]
+    assert not counted(enforced)
+
+
+@families
+@pytest.mark.parametrize("mark", MARKS, ids=hex)
+def test_a_network_that_is_in_no_list(enforced: Gateway, family: int, mark: int) -> None:
+    gw = enforced.lab.gw
+    gw.run("nft", f"add rule inet others marks iifname in1 meta mark set {mark:#x}")
+    try:
+        for ask in (tcp_ask, udp_ask):
+            assert ask(enforced.lab.client2, ORIGIN1[family]).address == SHARED[family]
+    finally:
+        gw.run("nft", "flush chain inet others marks")
+    assert not counted(enforced)
+
+
+@contextlib.contextmanager
+def ruled(gw: Namespace, family: int, rule: str) -> Iterator[None]:
+    """A rule that sends what it takes to the network in no list."""
+    gw.ip(f"route add default via {CLIENT2[family]} dev in1 table 200")
+    gw.run("ip", f"-{family}", *f"rule add {rule} lookup 200".split())
+    try:
+        yield
+    finally:
+        gw.run("ip", f"-{family}", *f"rule del {rule} lookup 200".split())
+        gw.run("ip", f"-{family}", *["route", "flush", "table", "200"])
+
+
+@families
+@pytest.mark.parametrize("rule", [f"fwmark {FIRST:#x}/{MASK:#x}", f"fwmark {SECOND:#x}"])
+def test_a_rule_of_others_that_takes_clients_packets(enforced: Gateway, family: int, rule: str) -> None:
+    """They are refused by name instead of leaving as they are, and the rule is named."""
+    lab, address = enforced.lab, ORIGIN1[family]
+    before = packets(enforced)["astray"]
+    with ruled(lab.gw, family, rule):
+        with Capture(lab.client2, "eth0", lab.directory, direction="in", expression=f"dst {address}") as seen:
+            fates = {}
+            for number in range(8):  # by either egress IP
+                source = f"10.0.1.{2 + number}" if family == 4 else f"fd00:1::{2 + number:x}"
+                try:
+                    fates[source] = tcp_ask(lab.client, address, source=source).address
+                except ConnectionRefusedError:
+                    fates[source] = "refused"
+        (warning,) = enforced.json("status")["warnings"]
+        assert "fwmark" in warning and f"{MASK:#x}" in warning
+        assert warning in enforced.run("check").stderr
+    assert not seen.sources()
+    taken = [source for source, fate in fates.items() if fate == "refused"]
+    assert taken
+    assert packets(enforced)["astray"] - before >= len(taken)
+    assert enforced.json("status")["warnings"] == []
+    assert tcp_ask(lab.client, address, source=taken[0]).address != SHARED[family]
+
+
+def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: Gateway) -> None:
+    """Those of WireGuard, Kubernetes and the like."""
+    gw = enforced.lab.gw
+    for rule in ("not fwmark 0xca6c", "fwmark 0x4000/0x4000", "fwmark 0x2/0xffff"):
+        gw.ip(f"rule add {rule} lookup 200")
+    try:
+        assert enforced.json("status")["warnings"] == []
+    finally:
+        for rule in ("not fwmark 0xca6c", "fwmark 0x4000/0x4000", "fwmark 0x2/0xffff"):
+            gw.ip(f"rule del {rule} lookup 200")

@@ -1,0 +1,115 @@
+"""What would leave by an interface that is in no list: nothing, unless `interfaces.other` lists it.
+
+The second network, behind in1, is the second uplink here: client2 stands where its router would be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from truth import families, foretold, packets, running
+
+from enforcer.lab.capture import Capture
+from enforcer.lab.clients import Session, UdpFlow, ping, tcp_ask, udp_ask
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.services import Services
+from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, Lab
+
+SIDES = {"inside": ["in0"], "outside": ["out0"]}
+NETWORK = {4: "198.18.2.0/24", 6: "2001:db8:a2::/64"}
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+    with running(lab, lab.config(interfaces=SIDES)) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def moved(enforced: Gateway, family: int) -> Iterator[None]:
+    """Origin 2 is reached by the second uplink."""
+    move(enforced, family)
+    yield
+    enforced.lab.gw.ip(f"route del {NETWORK[family]}")
+
+
+def move(enforced: Gateway, family: int) -> None:
+    enforced.lab.gw.ip(f"route add {NETWORK[family]} via {CLIENT2[family]} dev in1")
+
+
+def second_uplink(lab: Lab, family: int) -> Capture:
+    """What comes out there for origin 2."""
+    expression = f"dst {ORIGIN2[family]}"
+    return Capture(lab.client2, "eth0", lab.directory, direction="in", expression=expression)
+
+
+@families
+def test_new_connections_are_dropped_by_name(enforced: Gateway, family: int, moved: None) -> None:
+    lab, before = enforced.lab, packets(enforced)["unlisted"]
+    with second_uplink(lab, family) as seen:
+        for ask in (tcp_ask, udp_ask):
+            with pytest.raises(TimeoutError):
+                ask(lab.client, ORIGIN2[family], timeout=0.5)
+        ping(lab.client, ORIGIN2[family], CLIENT[family])
+    assert not seen.sources()
+    assert packets(enforced)["unlisted"] - before >= 3
+    for protocol in ("tcp", "udp", "icmp"):
+        said = foretold(enforced, ORIGIN2[family], protocol, 9000 if protocol != "icmp" else 0)
+        assert (said["verdict"], said["reason"]) == ("blocked", "unlisted"), protocol
+    # The others are as ever.
+    assert tcp_ask(lab.client, ORIGIN1[family]).address != CLIENT[family]
+
+
+def end_of(connection: Session | UdpFlow) -> OSError | None:
+    """What a connection ends with that goes on."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            connection.ask()
+        except TimeoutError:
+            return None
+        except OSError as error:
+            return error
+    return None
+
+
+@families
+def test_live_connections_are_refused(enforced: Gateway, family: int) -> None:
+    """A backup line takes over: what had an egress address has none there."""
+    lab, before = enforced.lab, packets(enforced)["astray"]
+    with Session(lab.client, ORIGIN2[family]) as session, UdpFlow(lab.client, ORIGIN2[family]) as flow:
+        for _ in range(8):  # on the fast path by now
+            session.ask()
+            flow.ask()
+        move(enforced, family)
+        try:
+            with second_uplink(lab, family) as seen:
+                # What is on the fast path stays on its way until the daemon has noticed.
+                assert isinstance(end_of(session), ConnectionError)
+                assert end_of(flow) is not None
+            assert not seen.sources()
+            assert packets(enforced)["astray"] - before >= 2
+        finally:
+            lab.gw.ip(f"route del {NETWORK[family]}")
+
+
+@families
+def test_where_it_is_meant(enforced: Gateway, family: int) -> None:
+    """An interface of `interfaces.other`: what leaves by it is none of ours, and so is what comes back."""
+    lab, before = enforced.lab, packets(enforced)["other"]
+    enforced.reload(lab.config(interfaces=SIDES | {"other": ["in1"]}))
+    move(enforced, family)
+    try:
+        # Nobody answers for origin 2 there.
+        with second_uplink(lab, family) as seen, pytest.raises(TimeoutError):
+            udp_ask(lab.client, ORIGIN2[family], timeout=0.5)
+        assert set(seen.sources()) == {CLIENT[family]}
+        assert udp_ask(lab.client, ORIGIN1[family]).address != CLIENT[family]
+        assert packets(enforced)["other"] > before
+        said = foretold(enforced, ORIGIN2[family], "udp", 9000)
+        assert (said["verdict"], said["reason"]) == ("untouched", "other")
+    finally:
+        lab.gw.ip(f"route del {NETWORK[family]}")
+        enforced.reload(lab.config(interfaces=SIDES))
