@@ -96,24 +96,21 @@ union numbers {
 /* An Ethernet frame has 60 bytes at least: what follows a shorter packet is nobody's. The kernel cuts it off, too. */
 static __always_inline void trim(struct __sk_buff *skb, u32 family)
 {
-	void *data, *end;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 total, ifindex = skb->ifindex;
 	struct interface *interface;
 
-	if (skb->len != ETH_ZLEN)
-		return;
-	interface = interfaces.lookup(&ifindex);
-	if (!interface || !interface->ethernet)
-		return;
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	if (data + ETH_HLEN + NETWORK4 > end)
+	if (skb->len != ETH_ZLEN || data + ETH_HLEN + NETWORK4 > end)
 		return;
 	if (family == IPV4)
 		total = be16(((struct iphdr *)(data + ETH_HLEN))->tot_len);
 	else
 		total = NETWORK6 + be16(((struct ipv6hdr *)(data + ETH_HLEN))->payload_len);
-	if (total >= NETWORK4 + sizeof(struct udphdr) && total < ETH_ZLEN - ETH_HLEN)
+	if (total < NETWORK4 + sizeof(struct udphdr) || total >= ETH_ZLEN - ETH_HLEN)
+		return;
+	/* Without an Ethernet header what was read here is none of the packet's length. */
+	interface = interfaces.lookup(&ifindex);
+	if (interface && interface->ethernet)
 		bpf_skb_change_tail(skb, ETH_HLEN + total, 0);
 }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
-from enforcer.datapath import tcx
+from enforcer.datapath import syscall, tcx
 from enforcer.datapath.programs import Pins
 from enforcer.kernel import filters
 from enforcer.kernel.filters import NAME_PREFIX, Direction
@@ -25,8 +26,14 @@ def attached(pins: Pins | None, interfaces: Iterable[int]) -> dict[tuple[int, Di
 
 def others_filter(interface: int) -> bool:
     """Whether TC filters of others look at packets as they arrive there, behind ours."""
-    behind = any(not one.ours and one.direction == "ingress" for one in filters.attached(interface))
-    return behind or (tcx.supported() and len(tcx.programs(interface, "ingress")) > 1)
+    if any(not one.ours and one.direction == "ingress" for one in filters.attached(interface)):
+        return True
+    try:
+        return tcx.supported() and len(tcx.programs(interface, "ingress")) > 1
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # it has gone meanwhile
+            return False
+        raise syscall.explain_error(error, f"reading the programs of interface {interface}") from error
 
 
 def needs_qdisc(interface: int) -> bool:

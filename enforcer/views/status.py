@@ -125,4 +125,5 @@ def _down(pid: int | None) -> dict[str, Any]:
         "not_attached": None,
         "half_done": None,
         "tables": None,
+        "warnings": None,
     }
