@@ -32,7 +32,9 @@ def missing(config: Config, policy: str | None, version: int) -> tuple[str | Non
     if policy is None:
         return None, f"no policy matches, and no egress IP of the nearest location has its IPv{version} here"
     (wanted,) = (each["egress"] for each in config["policies"] if each["name"] == policy)
-    entry = next(each for each in config["egress_ips"] if each[family] == wanted[family])
+    # A policy that names one family's address means the other's of the same egress IP.
+    named = wanted[family] or wanted["ipv4"] or wanted["ipv6"]
+    entry = next(each for each in config["egress_ips"] if named in (each["ipv4"], each["ipv6"]))
     if entry["location"] != here:
         return entry["name"], f"{entry['name']} is at {entry['location']}, this gateway at {here}"
     place = "on no interface" if version == 4 else "not among the local routes"

@@ -1,0 +1,63 @@
+"""What a verdict leaves out."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from enforcer.kernel import routes
+from enforcer.views.outcome import in_the_end, missing
+
+CONFIG: dict[str, Any] = {
+    "location": "lax",
+    "egress_ips": [
+        {"name": "lax-1", "location": "lax", "ipv4": "203.0.113.10", "ipv6": "2001:db8:1::/64"},
+        {"name": "nyc-1", "location": "nyc", "ipv4": "203.0.113.20", "ipv6": "2001:db8:2::/64"},
+    ],
+    "policies": [
+        {
+            "name": "both",
+            "egress": {"ipv4": "203.0.113.20", "ipv4_fallback": None, "ipv6": "2001:db8:2::/64"},
+        },
+        {"name": "four", "egress": {"ipv4": "203.0.113.10", "ipv4_fallback": None, "ipv6": None}},
+        {"name": "six", "egress": {"ipv4": None, "ipv4_fallback": None, "ipv6": "2001:db8:1::/64"}},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("destination", "routed", "reason"),
+    [
+        ("203.0.113.10", True, "unsolicited"),
+        ("2001:db8:1::5", True, "unsolicited"),
+        ("203.0.113.20", True, "local"),  # another location's
+        ("10.0.1.1", True, "local"),
+        ("192.0.2.1", False, "unrouted"),
+        ("224.0.0.251", False, "local"),
+        ("ff02::fb", False, "local"),
+    ],
+)
+def test_what_the_program_calls_local(
+    monkeypatch: pytest.MonkeyPatch, destination: str, routed: bool, reason: str
+) -> None:
+    monkeypatch.setattr(routes, "interfaces_to", lambda _: [1 if routed else None])
+    assert in_the_end(CONFIG, "local", ip_address(destination)) == reason
+    assert in_the_end(CONFIG, "policy", ip_address(destination)) == "policy"
+
+
+@pytest.mark.parametrize(
+    ("policy", "version", "egress", "why"),
+    [
+        ("both", 4, "nyc-1", "nyc-1 is at nyc, this gateway at lax"),
+        ("both", 6, "nyc-1", "nyc-1 is at nyc, this gateway at lax"),
+        ("four", 4, "lax-1", "203.0.113.10 of lax-1 is on no interface"),
+        ("four", 6, "lax-1", "2001:db8:1::/64 of lax-1 is not among the local routes"),
+        ("six", 4, "lax-1", "203.0.113.10 of lax-1 is on no interface"),
+        (None, 6, None, "no policy matches"),
+    ],
+)
+def test_what_is_unavailable(policy: str | None, version: int, egress: str | None, why: str) -> None:
+    found, said = missing(CONFIG, policy, version)
+    assert found == egress and why in said
