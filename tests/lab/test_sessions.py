@@ -268,7 +268,7 @@ def test_the_file_owns_the_addresses_that_it_names(lab: Lab, gateway: Gateway, s
     refused = f"error: the session of {CLIENT[4]} came from the watched file, which commands do not override"
     bulk = sessions.with_name("bulk")
     bulk.write_text(lines({"client": CLIENT[6]}, {"client": CLIENT[4]}))
-    for arguments in (("add", CLIENT[4]), ("remove", CLIENT[4]), ("load", str(bulk))):
+    for arguments in (("add", CLIENT[4], "--group", "ops"), ("remove", CLIENT[4]), ("load", str(bulk))):
         done = gateway.run("session", *arguments, check=False)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.splitlines()[0] == refused
@@ -283,7 +283,7 @@ def test_sessions_outlive_the_daemon(lab: Lab, gateway: Gateway, sessions: Path)
     gateway.kill()
     assert gateway.json("sessions") == rows
     assert leaves_from(seen(lab, 4), LAX1)
-    done = gateway.run("session", "add", CLIENT[4], check=False)
+    done = gateway.run("session", "add", CLIENT[4], "--group", "ops", check=False)
     assert (done.returncode, done.stderr) == (
         1,
         "error: no daemon runs on this gateway\nStart it: enforcer run\n",
@@ -299,15 +299,16 @@ def test_sessions_outlive_the_daemon(lab: Lab, gateway: Gateway, sessions: Path)
     assert seen(lab, 6) == SHARED[6]
 
 
+ANN = ("--email", "ann@corp.example")
 WRONG: list[tuple[tuple[str, ...], str]] = [
-    (("add", "10.0.1.0/24"), "10.0.1.0/24: `client` is no address; expected one IPv4 or IPv6 address"),
-    (("add", "::ffff:10.0.1.2"), "an IPv4 address in IPv6 form; expected 10.0.1.2"),
-    (("add", "10.0.1.2", "--ttl", "0"), "`ttl` is out of range"),
-    (("add", "10.0.1.2", "--ttl", "1", "--expires", "2030-01-01T00:00:00Z"), "together; expected one"),
-    (("add", "10.0.1.2", "--expires", "tomorrow"), "expected a time as in RFC 3339"),
-    (("add", "10.0.1.2", "--expires", "2001-01-01T00:00:00Z"), "would have expired already"),
-    (("add", "10.0.1.2", "--group", "id=1,colour=red"), "'colour=red' is not one of id=…"),
-    (("add", "10.0.1.2", "--saml", "x"), "not of the form KEY=VALUE"),
+    (("add", "10.0.1.0/24", *ANN), "10.0.1.0/24: `client` is no address; expected one IPv4 or IPv6 address"),
+    (("add", "::ffff:10.0.1.2", *ANN), "an IPv4 address in IPv6 form; expected 10.0.1.2"),
+    (("add", "10.0.1.2", *ANN, "--ttl", "0"), "`ttl` is out of range"),
+    (("add", "10.0.1.2", *ANN, "--ttl", "1", "--expires", "2030-01-01T00:00:00Z"), "together; expected one"),
+    (("add", "10.0.1.2", *ANN, "--expires", "tomorrow"), "expected a time as in RFC 3339"),
+    (("add", "10.0.1.2", *ANN, "--expires", "2001-01-01T00:00:00Z"), "would have expired already"),
+    (("add", "10.0.1.2", *ANN, "--group", "id=1,colour=red"), "'colour=red' is not one of id=…"),
+    (("add", "10.0.1.2", *ANN, "--saml", "x"), "not of the form KEY=VALUE"),
     (("remove", "everybody"), "everybody: `client` is no address"),
     (("load", "/nowhere"), "/nowhere: cannot be read: No such file or directory"),
     (("load", "/dev/zero"), "/dev/zero: not a regular file"),
