@@ -111,7 +111,7 @@ def test_json_values_are_what_they_say(lab: Lab, gateway: Gateway) -> None:
     origins, egress = gateway.json("origins"), gateway.json("egress")
     assert status["state"] == "running"
     assert status["daemon_pid"] == gateway.pid
-    assert status["interfaces"] == {"inside": ["in0", "in1"], "outside": ["out0"]}
+    assert status["interfaces"] == {"inside": ["in0", "in1"], "outside": ["out0"], "other": []}
     assert status["proxy"] == {"tcp": True, "udp": True}
     assert status["policies"] == 4
     assert status["refused"] >= 2
