@@ -191,7 +191,7 @@ static __always_inline u32 priority_of(u32 family, u32 tos, u32 before)
 	return family == IPV4 ? PRIORITIES >> ((tos & 0x1e) >> 1) * 4 & 15 : before;
 }
 
-/* Whether a packet that arrived with these traits is leaving as it would if nobody but the kernel had touched it. */
+/* Whether a packet that arrived with these traits leaves with those that ip_forward or ip6_forward gives it. */
 static __always_inline bool is_untouched(const struct __sk_buff *skb, u32 family, const struct glance *g,
 					 const struct traits *before)
 {

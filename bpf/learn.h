@@ -104,7 +104,7 @@ static __always_inline void note_arrival(struct __sk_buff *skb, const struct gla
 	one->traits.priority = skb->priority;
 }
 
-/* In to_client: whether it leaves as it would if nobody but the kernel had touched it. */
+/* In to_client: whether no other software has changed the answer since it arrived. */
 static __always_inline bool is_as_it_arrived(struct __sk_buff *skb, u32 family, const struct glance *g, u32 port)
 {
 	int index = port % TAGS;

@@ -38,10 +38,10 @@ RECEIVE_BUFFER = 1 << 20
 class Watch:
     """A subscription; closed with :meth:`close` or as a context manager.
 
-    "filter" is said of TC and of chains of other tables. "nft" means that somebody else changed the table
-    ``inet <table>``: changes by this program, in whatever process, are known by the sender's port number
-    (:func:`enforcer.kernel.netlink.is_own_port`). The other two words are said of this program's changes as
-    well.
+    "filter" reports changes of TC and of chains in other tables. "nft" reports that another program changed
+    the table ``inet <table>``: the sender's port number tells this program's own changes, from any of its
+    processes (:func:`enforcer.kernel.netlink.is_own_port`). "route" and "filter" also report this program's
+    own changes.
     """
 
     def __init__(self, table: str = "enforcer") -> None:

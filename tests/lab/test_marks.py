@@ -1,6 +1,6 @@
 """Marks like ours on packets that are none of ours: the gateway's own, another network's.
 
-in1 and the network behind it are in no list here: its traffic is somebody else's, who masquerades it.
+in1 is in no list of the configuration here. Another nftables table masquerades the network behind it.
 """
 
 from __future__ import annotations

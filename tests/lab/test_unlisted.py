@@ -102,7 +102,7 @@ def test_where_it_is_meant(enforced: Gateway, family: int) -> None:
     enforced.reload(lab.config(interfaces=SIDES | {"other": ["in1"]}))
     move(enforced, family)
     try:
-        # Nobody answers for origin 2 there.
+        # No host on the second uplink has origin 2's address, so no answer comes.
         with second_uplink(lab, family) as seen, pytest.raises(TimeoutError):
             udp_ask(lab.client, ORIGIN2[family], timeout=0.5)
         assert set(seen.sources()) == {CLIENT[family]}
