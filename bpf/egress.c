@@ -123,13 +123,13 @@ static __always_inline struct pending *get_pending(u32 place)
 	return pending.lookup(&index);
 }
 
-/* Before the tables are filled nothing leaves the gateway, but the gateway itself can be reached. */
-static __always_inline int pass_local(struct __sk_buff *skb, const struct packet *p)
+/* Nothing is to pass the gateway, for this reason, but the gateway itself can be reached. */
+static __always_inline int pass_local(struct __sk_buff *skb, const struct packet *p, u32 reason)
 {
 	u32 leaves_by;
 
 	if (route(skb, p, &leaves_by) != REASON_LOCAL)
-		return block(REASON_NOT_READY);
+		return block(reason);
 	count(REASON_LOCAL, 0);
 	return PASS;
 }
@@ -197,7 +197,7 @@ int from_client(struct __sk_buff *skb)
 		return PASS;
 	}
 	if (!s->ready)
-		return pass_local(skb, p);
+		return pass_local(skb, p, REASON_NOT_READY);
 	w->now = bpf_ktime_get_coarse_ns();
 	if (continue_flow(skb, s, p, w->now) != UNKNOWN_FLOW)
 		return PASS;
@@ -420,6 +420,23 @@ static __always_inline bool is_planned(struct __sk_buff *skb, const struct setti
 	return !wrong && planned->planned;
 }
 
+/* A frame of an interface on top of this one (VLAN, macvlan, MACsec, PPPoE), where it has been looked at. */
+static __always_inline bool is_carried(struct __sk_buff *skb)
+{
+	u32 ifindex = skb->ifindex;
+	struct interface *out = interfaces.lookup(&ifindex);
+	struct ethhdr ethernet;
+
+	if (!out || !out->ethernet)
+		return false;
+	if (!is_ip(skb) || is_tagged(skb))
+		return true;
+	if (!out->carries || bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0)
+		return false;
+	return *(u32 *)&ethernet.h_source[0] != *(u32 *)&out->mac[0] ||
+	       *(u16 *)&ethernet.h_source[4] != *(u16 *)&out->mac[4];
+}
+
 int to_origin(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ingress_ifindex;
@@ -443,11 +460,30 @@ int to_origin(struct __sk_buff *skb)
 	}
 	/* The gateway's own packets came in by no interface, and others' are none of ours. */
 	in = interfaces.lookup(&ifindex);
-	return in && in->role == INSIDE ? block(REASON_LEAK) : PASS;
+	return in && in->role == INSIDE && !is_carried(skb) ? block(REASON_LEAK) : PASS;
+}
+
+/* The table knows outside interfaces by name: what arrives here it would let through. */
+static __always_inline int pass_by_renamed(struct __sk_buff *skb)
+{
+	struct pending *w = get_pending(A_PACKET);
+	int reason;
+
+	if (!w)
+		return block(REASON_NOT_READY);
+	__builtin_memset(&w->packet, 0, sizeof(w->packet));
+	reason = parse(skb, &w->packet);
+	if (reason == REASON_NOT_IP)
+		return PASS;
+	if (reason == REASON_MALFORMED || reason == REASON_TINY_FRAGMENT)
+		return block(reason);
+	return pass_local(skb, &w->packet, REASON_RENAMED);
 }
 
 int from_origin(struct __sk_buff *skb)
 {
+	u32 ifindex = skb->ifindex;
+	struct interface *interface;
 	struct settings *s;
 	struct glance g;
 	int result;
@@ -465,7 +501,12 @@ int from_origin(struct __sk_buff *skb)
 		set_mark(skb, s, 0);
 	if (skb->tc_index)
 		note_arrival(skb, &g);
-	if (!answer_solicitation(skb))
+	interface = interfaces.lookup(&ifindex);
+	if (!interface)
+		return PASS;
+	if (interface->renamed)
+		return pass_by_renamed(skb);
+	if (!answer_solicitation(skb, interface))
 		return PASS;
 	count(REASON_NEIGHBOUR, 0);
 	return bpf_redirect(skb->ifindex, 0);

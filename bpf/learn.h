@@ -166,7 +166,7 @@ static __always_inline bool is_learnable_at(u32 ifindex, enum role role)
 {
 	struct interface *interface = interfaces.lookup(&ifindex);
 
-	return interface && interface->role == role && interface->ethernet && !interface->filtered;
+	return interface && interface->role == role && interface->ethernet && !interface->filtered && !interface->renamed;
 }
 
 static __always_inline bool is_same_hop(const struct hop *a, const struct hop *b)

@@ -78,6 +78,9 @@ struct interface {
 	u16 ethernet;            /* 1: frames carry an Ethernet header */
 	u32 any_source;          /* 1: sources need not lead back here */
 	u32 filtered;            /* 1: others look at packets as they arrive, which what is fast would pass by */
+	u16 renamed;             /* 1: it had its role under another name, and what is egress does not pass */
+	u16 carries;             /* 1: interfaces on top of it send frames with a MAC address of their own (macvlan) */
+	u8 name[16];             /* as the file lists it */
 };
 PINNED("hash", u32, struct interface, interfaces, INTERFACES, 0);
 

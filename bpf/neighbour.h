@@ -78,13 +78,11 @@ static __always_inline bool is_intact(struct __sk_buff *skb, const struct ipv6hd
 }
 
 /* True: the packet has become the answer, and goes back where it came from. */
-static __always_inline bool answer_solicitation(struct __sk_buff *skb)
+static __always_inline bool answer_solicitation(struct __sk_buff *skb, const struct interface *interface)
 {
 	struct advertisement a;
 	struct ethhdr ethernet;
 	struct pseudo_header pseudo = { .length = be32(MESSAGE), .next = be32(IPPROTO_ICMPV6) };
-	u32 ifindex = skb->ifindex;
-	struct interface *interface;
 	bool unspecified;
 
 	if (skb->protocol != be16(ETH_P_IPV6))
@@ -94,8 +92,7 @@ static __always_inline bool answer_solicitation(struct __sk_buff *skb)
 		return false;
 	if (a.ip.nexthdr != IPPROTO_ICMPV6 || a.type != ND_SOLICIT || a.code || a.ip.hop_limit != 255)
 		return false;
-	interface = interfaces.lookup(&ifindex);
-	if (!interface || !interface->ethernet || !is_on_link(a.target) || !is_intact(skb, &a.ip) ||
+	if (!interface->ethernet || !is_on_link(a.target) || !is_intact(skb, &a.ip) ||
 	    bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0)
 		return false;
 

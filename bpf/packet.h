@@ -20,6 +20,7 @@ enum {
 	IP_OFFSET = 0x1fff,
 	IP6_OFFSET = 0xfff8,
 	IP6_MORE = 1,
+	VLAN_NUMBER = 0xfff,     /* in a tag's control information (IEEE 802.1Q, 9.6) */
 	ICMP_DEST_UNREACH = 3,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,
@@ -234,14 +235,23 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 	return 0;
 }
 
+static __always_inline bool is_ip(const struct __sk_buff *skb)
+{
+	return skb->protocol == be16(ETH_P_IP) || skb->protocol == be16(ETH_P_IPV6);
+}
+
+/* A frame of a VLAN: the interface for that VLAN has its own programs. Number 0 is a priority, and no VLAN. */
+static __always_inline bool is_tagged(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && skb->vlan_tci & VLAN_NUMBER;
+}
+
 /* 0 and the packet, or the reason why there is none. */
 static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 {
 	int reason;
 
-	if (skb->protocol != be16(ETH_P_IP) && skb->protocol != be16(ETH_P_IPV6))
-		return REASON_NOT_IP;
-	if (skb->pkt_type == PACKET_OTHERHOST)
+	if (!is_ip(skb) || is_tagged(skb) || skb->pkt_type == PACKET_OTHERHOST)
 		return REASON_NOT_IP;
 	reason = skb->protocol == be16(ETH_P_IP) ? parse_ipv4(skb, p) : parse_ipv6(skb, p);
 	if (reason)

@@ -69,6 +69,8 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		return REASON_UNLISTED;
 	if (out->role != OUTSIDE)
 		return out->role == INSIDE ? REASON_INSIDE : REASON_OTHER;
+	if (out->renamed)
+		return REASON_RENAMED;
 	/* What the kernel will not forward must not be admitted: conntrack never gets to know of it. */
 	if (p->hop_limit <= 1)
 		return REASON_TTL;
@@ -113,12 +115,14 @@ static __always_inline bool leads_back(struct __sk_buff *skb, const struct packe
 		result == BPF_FIB_LKUP_RET_FRAG_NEEDED) && fib.ifindex == skb->ifindex;
 }
 
-/* 0, or the reason why the source of a packet that route() lets through is not believed. */
+/* 0, or the reason why a packet that route() lets through has come by the wrong interface. */
 static __always_inline int check_source(struct __sk_buff *skb, const struct packet *p, u32 outside)
 {
 	u32 ifindex = skb->ifindex;
 	struct interface *in = interfaces.lookup(&ifindex);
 
+	if (in && in->renamed)
+		return REASON_RENAMED;
 	if (in && in->any_source)
 		return 0;
 	return leads_back(skb, p, outside) ? 0 : REASON_SPOOFED;

@@ -6,20 +6,22 @@ packet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv6Network
 
 import numpy as np
 
-from enforcer import hooks
+from enforcer import roles
 from enforcer.datapath.address import IPAddress, mapped, mask_words, pack, words
 from enforcer.datapath.banks import NO_SLOT, prefix_of
 from enforcer.datapath.maps import Map, Maps
 from enforcer.desired import Desired, Egress
-from enforcer.kernel import addresses, ingress, links, sysctl
+from enforcer.kernel import addresses, links, sysctl
 from enforcer.policy.nearest import buckets
+from enforcer.roles import Seen
 
-INSIDE, OUTSIDE, OTHER = 1, 2, 3  # enum role of bpf/maps.h
+Pair = tuple[bool, bool]
 BUCKETS = 1024
 _FAMILIES = 2
 
@@ -72,51 +74,47 @@ class Sources:
         )
 
 
-def refresh(maps: Maps, wanted: Desired) -> dict[str, tuple[bool, bool]]:
-    """Brings the maps up to date; returns which egress IPs of this gateway are available, (IPv4, IPv6)."""
-    _write_interfaces(maps.interfaces, wanted)
-    held = {interface.ip for _, interface in addresses.held()}
-    ranges = addresses.ranges()
-    available = {egress.name: (egress.ipv4 in held, egress.ipv6 in ranges) for egress in wanted.ours}
-    _write_egresses(maps.egresses, wanted, available)
-    _write_nearest(maps.nearest, wanted, available)
-    _write_on_link(maps.on_link, wanted.ours)
-    return available
+@dataclass(frozen=True)
+class There:
+    """What there is just now of what is desired; pairs are (IPv4, IPv6)."""
+
+    egresses: dict[str, Pair]
+    """Which of this gateway's egress IPs are available, by name."""
+    shared: Pair
+    """Whether the gateway has the shared addresses."""
+    links: Seen
 
 
-def _write_interfaces(interfaces: Map, wanted: Desired) -> None:
-    found, chains = links.links(), ingress.devices()
-    rows: dict[int, np.ndarray] = {}
-    for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside), (OTHER, wanted.other)):
-        for name in names:
-            if name in found:
-                row = np.zeros((), dtype=interfaces.value)
-                row["role"] = role
-                row["mac"] = list(found[name].mac)
-                row["ethernet"] = bool(found[name].header)
-                # An earlier version's maps have not all of these.
-                for field, value in (
-                    ("any_source", name in wanted.any_source),
-                    ("filtered", name in chains or hooks.others_filter(found[name].index)),
-                ):
-                    if field in (row.dtype.names or ()):
-                        row[field] = value
-                rows[found[name].index] = row
-    for index in interfaces.items()[0]:
-        if int(index) not in rows:
-            interfaces.delete(index)
-    for number, row in rows.items():
-        interfaces.put(number, row)
+def refresh(maps: Maps, wanted: Desired) -> There:
+    """Brings the maps up to date."""
+    found = links.links()
+    seen = roles.refresh(maps.interfaces, wanted, found)
+    held = addresses.held()
+    single, ranges = {interface.ip for _, interface in held}, addresses.ranges()
+    there = There(
+        {egress.name: (egress.ipv4 in single, egress.ipv6 in ranges) for egress in wanted.ours},
+        (wanted.shared4 in single, wanted.shared6 in single),
+        seen,
+    )
+    _write_egresses(maps.egresses, wanted, there)
+    _write_nearest(maps.nearest, wanted, there.egresses)
+    networks = [egress.ipv6 for egress in wanted.ours if egress.on_link]
+    if not any(interface.ip == wanted.shared6 and name in wanted.outside for name, interface in held):
+        # Held on lo, for which the kernel answers no neighbour.
+        networks.append(IPv6Network(wanted.shared6))
+    _write_on_link(maps.on_link, networks)
+    return there
 
 
-def _write_egresses(egresses: Map, wanted: Desired, available: dict[str, tuple[bool, bool]]) -> None:
+def _write_egresses(egresses: Map, wanted: Desired, there: There) -> None:
     _, current = egresses.items()
     rows = np.zeros_like(current)
     ones = mask_words(128)
     source = rows["source"]
     source["prefix"][0] = [words(wanted.shared4), words(wanted.shared6)]
     source["mask"][0] = [ones, ones]
-    source["planned"][0] = source["available"][0] = 1
+    source["planned"][0] = 1
+    source["available"][0] = there.shared
     # A slot without an egress IP must match no address: prefix 0 under a full mask.
     source["mask"][1:] = ones
     for egress in wanted.egresses:
@@ -124,12 +122,12 @@ def _write_egresses(egresses: Map, wanted: Desired, available: dict[str, tuple[b
         source["prefix"][slot] = [words(egress.ipv4), words(egress.ipv6.network_address)]
         source["mask"][slot] = [ones, mask_words(egress.ipv6.prefixlen)]
         source["planned"][slot] = int(egress.here)
-        source["available"][slot] = available.get(egress.name, (False, False))
+        source["available"][slot] = there.egresses.get(egress.name, (False, False))
     changed = np.flatnonzero(rows != current).astype(egresses.key)
     egresses.put_many(changed, rows[changed])
 
 
-def _write_nearest(nearest: Map, wanted: Desired, available: dict[str, tuple[bool, bool]]) -> None:
+def _write_nearest(nearest: Map, wanted: Desired, available: Mapping[str, Pair]) -> None:
     slots = {egress.name: egress.slot for egress in wanted.egresses}
     rows = np.full((BUCKETS, _FAMILIES), NO_SLOT, dtype=nearest.value)
     for family in range(_FAMILIES):
@@ -140,9 +138,8 @@ def _write_nearest(nearest: Map, wanted: Desired, available: dict[str, tuple[boo
     nearest.put_many(np.arange(rows.size, dtype=nearest.key), rows.reshape(-1))
 
 
-def _write_on_link(on_link: Map, egresses: Sequence[Egress]) -> None:
-    wanted = {mapped(egress.ipv6) for egress in egresses if egress.on_link}
-    keys = {network: prefix_of(network, on_link.key) for network in wanted}
+def _write_on_link(on_link: Map, networks: Iterable[IPv6Network]) -> None:
+    keys = {network: prefix_of(network, on_link.key) for network in map(mapped, networks)}
     keep = {key.tobytes() for key in keys.values()}
     for key in on_link.items()[0]:
         if key.tobytes() not in keep:

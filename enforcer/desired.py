@@ -21,6 +21,7 @@ from enforcer.kernel.addresses import Held
 from enforcer.kernel.ruleset import Dns, Ruleset
 from enforcer.policy.nearest import nearest
 
+LOOPBACK = "lo"
 UNANSWERED_PER_CLIENT = 4096
 """Of one client, if the file doesn't say: 17 new ones a second, each of which is forgotten after 240 s."""
 
@@ -98,9 +99,13 @@ class Desired:
         return [(first, IPv4Interface((egress.ipv4, 32))) for egress in self.ours]
 
     def shared_addresses(self) -> list[Held]:
-        """The shared addresses as they are held if no interface has them."""
+        """The shared addresses as they are held if no interface has them.
+
+        An interface knows an IPv6 address once, whatever its prefix: on the outside one ours would keep away
+        the host's own, which may come later at boot (ipv6_add_addr, net/ipv6/addrconf.c).
+        """
         first = self.outside[0]
-        return [(first, IPv4Interface((self.shared4, 32))), (first, IPv6Interface((self.shared6, 128)))]
+        return [(first, IPv4Interface((self.shared4, 32))), (LOOPBACK, IPv6Interface((self.shared6, 128)))]
 
     def ranges(self) -> list[IPv6Network]:
         """The IPv6 egress ranges."""

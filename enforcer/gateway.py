@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enforcer import __version__, adoption, availability, hooks, reach
+from enforcer import __version__, adoption, availability, hooks, reach, roles
 from enforcer.datapath import carry, fast, loss, programs, sweep
 from enforcer.datapath import pins as places
 from enforcer.datapath.address import pack
 from enforcer.datapath.banks import BANK, is_crowded
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
-from enforcer.desired import Desired, desired, united
+from enforcer.desired import LOOPBACK, Desired, desired, united
 from enforcer.errors import BusyError, EnforcerError, KernelError, LostPinError, PrivilegeError
 from enforcer.facts.store import Store
 from enforcer.instance import Instance, not_installed
@@ -142,6 +142,7 @@ class Gateway:
             ranges=frozenset(addresses.ranges()),
             our_addresses=frozenset(addresses.held(ours=True)),
             our_ranges=frozenset(addresses.ranges(ours=True)),
+            renamed=self.renamed(),
             table=nft.installed(),
             hooks=self._hooked(found),
             sysctls=_sysctls(wanted, (name for name in wanted.outside if name in found)),
@@ -150,6 +151,16 @@ class Gateway:
             tables=self._tables(),
             settings=self._settings(),
         )
+
+    def renamed(self) -> dict[str, str]:
+        """The links that have another name than they are listed by: the listed one by the present one."""
+        if self.previous is None or self.state is None or not self.state.layouts:
+            return {}
+        try:
+            with self.maps() as maps:
+                return roles.formerly(maps.interfaces, self.previous, links.links())
+        except EnforcerError:
+            return {}
 
     def hooked(self, wanted: Desired) -> bool:
         """Whether the pinned programs are where they belong, at the interfaces that are there."""
@@ -501,7 +512,10 @@ class _Applier:
         addresses.add(operation.held for operation in operations)
         by_interface: dict[str, list[Any]] = {}
         for operation in operations:
-            by_interface.setdefault(operation.held[0], []).append(operation.held[1].ip)
+            name, address = operation.held
+            # What lo holds is asked for at the interface that it is held for.
+            announced_on = self.wanted.outside[0] if name == LOOPBACK else name
+            by_interface.setdefault(announced_on, []).append(address.ip)
         found = links.links()
         for name, taken in by_interface.items():
             # A link that is down has nobody to tell; its neighbours ask when it is up.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import ClassVar, Literal
 
-from enforcer.desired import Desired, Egress, united
+from enforcer.desired import LOOPBACK, Desired, Egress, united
 from enforcer.kernel.addresses import Held
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
@@ -58,6 +58,8 @@ class Actual:
     our_addresses: frozenset[Held] = frozenset()
     """Those of ``held`` that the enforcer put there."""
     our_ranges: frozenset[IPv6Network] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Links that have another name than they are listed by: the listed one by the present one."""
 
 
 @dataclass(frozen=True)
@@ -252,13 +254,14 @@ def plan(
     tables: str,
     *,
     left: Desired | None = None,
-    restore: bool = True,
+    restore: Container[str] | None = None,
 ) -> list[Operation]:
     """The operations, in an order in which nothing leaks and no live flow is lost, wherever they end.
 
     ``previous`` is what is in force. ``left`` is the other side of a plan that was not completed: parts of it
-    may be there. ``tables`` is the digest of the desired policy bank. With ``restore`` false, addresses that
-    somebody took away stay away (contract: they are unavailable). What is there of ours and not desired goes.
+    may be there. ``tables`` is the digest of the desired policy bank. ``restore``: the interfaces to which
+    missing addresses are added (None: all); taken from others, they stay away (contract: they are
+    unavailable). What is there of ours and not desired goes.
     """
     return list(_operations(desired, actual, previous, tables, left=left, restore=restore))
 
@@ -270,7 +273,7 @@ def _operations(
     tables: str,
     *,
     left: Desired | None,
-    restore: bool,
+    restore: Container[str] | None,
 ) -> Iterator[Operation]:
     before = [each for each in (previous, left) if each is not None]
     # The table is what closes the gateway, so it comes first, and serves what is in force too until that is
@@ -283,8 +286,7 @@ def _operations(
         yield InstallTable(until, there, trusted=bool(actual.table) and not _widens(desired, previous))
     # conntrack has its settings when its table is there: the first one loads it.
     yield from _settings(desired.sysctls, actual)
-    if restore:
-        yield from _additions(desired, actual)
+    yield from _additions(desired, actual, restore)
     if not actual.programs:
         yield LoadPrograms(first=previous is None, lost=actual.lost)
     # Interfaces and addresses are in the maps too, and must be there before a program is attached.
@@ -294,7 +296,7 @@ def _operations(
         yield SwitchTables()
     yield from _tables(until, since)
     yield from _attachments(desired, actual)
-    if any(egress.on_link for egress in desired.ours):
+    if any(egress.on_link for egress in desired.ours) or _shared_is_apart(desired, actual):
         for name in desired.outside:
             if name in actual.links and not actual.links[name].allmulti:
                 yield TakeMulticast(name)
@@ -352,18 +354,22 @@ def _guarded(serving: Desired, actual: Actual, desired: Desired) -> Ruleset:
     )
 
 
-def _additions(desired: Desired, actual: Actual) -> Iterator[Operation]:
+def _shared_is_apart(desired: Desired, actual: Actual) -> bool:
+    """Whether no outside interface has the shared IPv6 address: the programs answer solicitations for it."""
+    staying = actual.held.difference(_leaving(desired, actual))
+    return not any(name in desired.outside and address.ip == desired.shared6 for name, address in staying)
+
+
+def _additions(desired: Desired, actual: Actual, restore: Container[str] | None) -> Iterator[Operation]:
     # An address on what is no longer the first outside interface moves: added there, then removed here.
     leaving = set(_leaving(desired, actual))
     addresses = {held[1].ip for held in actual.held if held not in leaving}
-    for held in desired.shared_addresses():
-        if held[1].ip not in addresses:
-            yield AddAddress(held)
-    for held in desired.addresses():
-        if held[1].ip not in addresses:
+    for held in [*desired.shared_addresses(), *desired.addresses()]:
+        there = held[0] in actual.links and (restore is None or held[0] in restore)
+        if there and held[1].ip not in addresses:
             yield AddAddress(held)
     for network in desired.ranges():
-        if network not in actual.ranges:
+        if network not in actual.ranges and (restore is None or LOOPBACK in restore):
             yield AddRange(network)
 
 
@@ -387,13 +393,13 @@ def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> 
     if previous is None:
         return  # _unknown
     for name, direction in actual.hooks:
-        if name not in desired.inside + desired.outside:
+        if name not in desired.inside + desired.outside and name not in actual.renamed:
             yield Detach(name, direction)
 
 
 def _leaving(desired: Desired, actual: Actual) -> list[Held]:
     keep = {*desired.addresses(), *desired.shared_addresses()}
-    leaving = (held for held in actual.our_addresses if held not in keep)
+    leaving = (held for held in actual.our_addresses if held not in keep and held[0] not in actual.renamed)
     return sorted(leaving, key=lambda held: (held[0], held[1].version, held[1]))
 
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from enforcer import availability
+from enforcer import availability, roles
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError, LockedError
 from enforcer.kernel.watch import FILTER, NFT, ROUTE, Watch
 from enforcer.plan import InstallTable, LoadPrograms, SwitchTables, plan
+from enforcer.roles import Seen
 
 _AUDIT_EVERY = 60.0
 # While a process changes the gateway: look again after so many seconds.
@@ -46,6 +47,8 @@ class Keeping:
         self._again = again
         self._again_after = 0.0
         self._available: dict[str, tuple[bool, bool]] = {}
+        self._seen = Seen()
+        self._made_again: frozenset[str] = frozenset()
         self._news: set[str] = set()
         self.timeouts = np.zeros(0)
         """conntrack's timeouts: nanoseconds by state."""
@@ -58,14 +61,22 @@ class Keeping:
         """Availability into the maps; says what changed."""
         maps, wanted = self._enforced.maps, self._enforced.wanted
         self.timeouts = availability.write_timeouts(maps)
-        now = availability.refresh(maps, wanted)
+        there = availability.refresh(maps, wanted)
+        # A link that is made again has lost what we had put on it.
+        self._made_again |= there.links.replaced | self._seen.missing - there.links.missing
+        now = {f"egress {name}": pair for name, pair in there.egresses.items()}
+        now["the shared address"] = there.shared
         for name, (ipv4, ipv6) in now.items():
             if self._available.get(name, (True, True)) != (ipv4, ipv6):
                 state = {(True, True): "available", (False, False): "unavailable"}.get(
                     (ipv4, ipv6), "IPv4 unavailable" if ipv6 else "IPv6 unavailable"
                 )
-                self._say(f"egress {name}: {state}")
+                self._say(f"{name}: {state}")
         self._available = now
+        for present, listed in there.links.renamed:
+            if (present, listed) not in self._seen.renamed:
+                self._say(roles.rename(present, listed))
+        self._seen = there.links
 
     def catch_up(self) -> None:
         """What the kernel has said has its turn next."""
@@ -90,7 +101,7 @@ class Keeping:
             actual = replace(actual, tables=state.tables)
             if distrust_table and actual.table is not None:
                 actual = replace(actual, table="")
-            operations = plan(wanted, actual, wanted, state.tables, restore=False)
+            operations = plan(wanted, actual, wanted, state.tables, restore=self._made_again)
             if any(isinstance(operation, LoadPrograms | SwitchTables) for operation in operations):
                 self._begin_again(*gateway.lost())
                 # What closes the gateway needs no pins.
@@ -102,6 +113,7 @@ class Keeping:
                 self._enforced.hold()
                 # Read meanwhile, they may be those of whom it is put back from.
                 self.timeouts = availability.write_timeouts(self._enforced.maps)
+            self._made_again = frozenset()
 
     def _audit(self) -> float:
         """What no event tells: kernel settings, conntrack's timeouts."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from enforcer.kernel import addresses, netlink
 from enforcer.kernel.addresses import Interface
@@ -13,8 +15,9 @@ from enforcer.kernel.netlink import ACK, REQUEST, Channel, Message
 
 # include/uapi/linux/rtnetlink.h, if_link.h, if.h, if_arp.h
 RTM_NEWLINK, RTM_GETLINK = 16, 18
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
-IFLA_INFO_SLAVE_KIND = 4
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+IFLA_LINK_NETNSID = 37
+IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND = 1, 4
 # Interfaces that take all packets of their ports; a VRF, say, takes none.
 _TAKERS = ("bridge", "bond", "team")
 IFF_UP, IFF_ALLMULTI = 0x1, 0x200
@@ -55,8 +58,21 @@ class Link:
     allmulti: bool
     addresses: tuple[Interface, ...]
     mac: bytes = bytes(6)
+    kind: str = ""
+    """As the kernel names it (IFLA_INFO_KIND): "vlan", "macvlan", "wireguard", …; empty for hardware."""
+    lower: str | None = None
+    """The interface on top of which it lies, in this network namespace: a VLAN's, say."""
     port_of: str | None = None
     """The bridge or bond whose port it is: that one's the packets are then."""
+
+
+def below(link: Link, found: Mapping[str, Link]) -> Iterator[Link]:
+    """The interfaces on top of which one lies, from the next one down."""
+    seen = {link.name}
+    while link.lower is not None and link.lower in found and link.lower not in seen:
+        link = found[link.lower]
+        seen.add(link.name)
+        yield link
 
 
 def links() -> dict[str, Link]:
@@ -64,30 +80,37 @@ def links() -> dict[str, Link]:
     held: dict[str, list[Interface]] = {}
     for name, interface in addresses.held():
         held.setdefault(name, []).append(interface)
-    found, masters = {}, {}
     with Channel(netlink.NETLINK_ROUTE, "reading the interfaces") as channel:
-        for message in channel.snapshot(RTM_GETLINK, INFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            _, hardware, index, flags, _ = INFO.unpack_from(message)
-            parts = netlink.attributes(message, INFO.size)
-            name = netlink.text(parts[IFLA_IFNAME])
-            (mtu,) = struct.unpack("=I", parts[IFLA_MTU])
-            found[name] = Link(
-                name=name,
-                index=index,
-                header=HEADERS.get(hardware),
-                up=bool(flags & IFF_UP),
-                mtu=mtu,
-                allmulti=bool(flags & IFF_ALLMULTI),
-                addresses=tuple(sorted(held.get(name, ()), key=lambda address: (address.version, address))),
-                mac=parts.get(IFLA_ADDRESS, b"")[:6].ljust(6, b"\0"),
-            )
-            kinds = netlink.attributes(parts.get(IFLA_LINKINFO, b""))
-            if netlink.text(kinds.get(IFLA_INFO_SLAVE_KIND, b"")) in _TAKERS:
-                (masters[name],) = struct.unpack("=I", parts[IFLA_MASTER])
-    names = {link.index: name for name, link in found.items()}
-    return found | {
-        name: replace(found[name], port_of=names[index]) for name, index in masters.items() if index in names
-    }
+        messages = channel.snapshot(RTM_GETLINK, INFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+    every = [(INFO.unpack_from(message), netlink.attributes(message, INFO.size)) for message in messages]
+    names = {index: netlink.text(parts[IFLA_IFNAME]) for (_, _, index, _, _), parts in every}
+    found = {}
+    for (_, hardware, index, flags, _), parts in every:
+        name = names[index]
+        info = netlink.attributes(parts.get(IFLA_LINKINFO, b""))
+        kind = netlink.text(info.get(IFLA_INFO_KIND, b""))
+        # A veth's other end is told in the same way, and so is one of another network namespace.
+        lies_on = kind != "veth" and IFLA_LINK_NETNSID not in parts
+        is_port = netlink.text(info.get(IFLA_INFO_SLAVE_KIND, b"")) in _TAKERS
+        found[name] = Link(
+            name=name,
+            index=index,
+            header=HEADERS.get(hardware),
+            up=bool(flags & IFF_UP),
+            mtu=_number(parts, IFLA_MTU),
+            allmulti=bool(flags & IFF_ALLMULTI),
+            addresses=tuple(sorted(held.get(name, ()), key=lambda address: (address.version, address))),
+            mac=parts.get(IFLA_ADDRESS, b"")[:6].ljust(6, b"\0"),
+            kind=kind,
+            lower=names.get(_number(parts, IFLA_LINK)) if lies_on else None,
+            port_of=names.get(_number(parts, IFLA_MASTER)) if is_port else None,
+        )
+    return found
+
+
+def _number(parts: Mapping[int, bytes], kind: int) -> int:
+    """A 32-bit attribute, or 0."""
+    return int.from_bytes(parts.get(kind, b"")[:4], sys.byteorder)
 
 
 def set_allmulti(name: str, on: bool) -> bool:
