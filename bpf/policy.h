@@ -347,7 +347,8 @@ static __always_inline void classify(const struct settings *s, const struct pack
 	choose(s, p, v, stay, suppose);
 	if (v->reason >= REASON_LIMIT)
 		return;
-	/* Of another slot it has been asked. */
-	if (!source_of(v->slot, p->family, p->tuple.client, v->source, 0) || (!v->slot && !is_available(0, p->family)))
+	if (!source_of(v->slot, p->family, p->tuple.client, v->source, 0))
 		v->reason = REASON_UNAVAILABLE;
+	else if (!v->slot && !is_available(0, p->family))
+		v->reason = REASON_SHARED_UNAVAILABLE;
 }

@@ -134,8 +134,7 @@ def planned(gateway: Gateway, aim: Target, *, distrust_table: bool = False) -> l
 
 def check_file(file: Path) -> Configuration:
     """The validated file. Raises ConfigError; touches nothing."""
-    ports = {name: link.port_of for name, link in links.links().items()}
-    return load(file, interfaces=ports, strict=True)
+    return load(file, interfaces=links.links(), strict=True)
 
 
 def said_of(config: Configuration) -> list[str]:

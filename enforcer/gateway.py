@@ -291,17 +291,16 @@ class Gateway:
         # Forwarding first: where it was off before, nothing can leave by the doors that open next.
         for entry in reversed([one for one in state.undo if one["kind"] == "sysctl"]):
             step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
-        made = {entry["interface"] for entry in state.undo if entry["kind"] == "clsact"}
-        multicast = {entry["interface"] for entry in state.undo if entry["kind"] == "allmulti"}
+        made, multicast = _changed(state, "clsact"), _changed(state, "allmulti")
         for name, link in links.links().items():
             for direction in ("ingress", "egress"):
                 step(
                     f"detached from {name} {direction}",
                     lambda index=link.index, direction=direction: hooks.detach(self.pins, index, direction),
                 )
-            if name in made:
+            if link.index in made:
                 step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
-            if name in multicast:
+            if link.index in multicast:
                 step(f"unset allmulti on {name}", lambda name=name: links.set_allmulti(name, False))
         step("detached programs whose pins were out of reach", lambda: reach.detach_hidden(self))
         step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
@@ -613,7 +612,7 @@ class _Applier:
                 continue  # gone meanwhile; an event tells when it is back
             index = found[operation.interface].index
             if hooks.needs_qdisc(index):
-                self._note({"kind": "clsact", "interface": operation.interface})
+                self._note(_change("clsact", found[operation.interface]))
                 filters.ensure_clsact(index)
             hooks.attach(self.pins, index, operation.direction, operation.program)
         self._catch_up()
@@ -625,13 +624,16 @@ class _Applier:
                 continue
             name, index = operation.interface, found[operation.interface].index
             hooks.detach(self.pins, index, operation.direction)
-            made = {"kind": "clsact", "interface": name}
+            made = _change("clsact", found[name])
             if made in self.state.undo and filters.remove_clsact(index):
                 self.state.undo.remove(made)
 
     def _take_multicast(self, operations: list[TakeMulticast]) -> None:
+        found = links.links()
         for operation in operations:
-            self._note({"kind": "allmulti", "interface": operation.interface})
+            if operation.interface not in found:
+                continue
+            self._note(_change("allmulti", found[operation.interface]))
             links.set_allmulti(operation.interface, True)
 
     def _remove_addresses(self, operations: list[RemoveAddress]) -> None:
@@ -665,6 +667,23 @@ class _Applier:
         self._note(*({"kind": "sysctl", "name": name, "was": sysctl.read(name)} for name in names))
         for operation in operations:
             sysctl.write(operation.name, operation.value)
+
+
+def _change(kind: str, link: links.Link) -> dict[str, str]:
+    """What was done to a link, as the undo list has it; the link may get another name."""
+    return {"kind": kind, "interface": link.name, "index": str(link.index)}
+
+
+def _changed(state: State, kind: str) -> set[int]:
+    """The indexes of the links to which that was done and that are there."""
+    named = {link.name: link.index for link in links.links().values()}
+    # An earlier version noted the name alone.
+    noted = {
+        int(entry.get("index", named.get(entry["interface"], 0)))
+        for entry in state.undo
+        if entry["kind"] == kind
+    }
+    return noted & set(named.values())
 
 
 def _what(entry: dict[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -14,11 +15,12 @@ from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
 from enforcer.config.models import Configuration, PolicyEgress
+from enforcer.kernel.links import Link, below
 from enforcer.policy.rules import MAX_POLICIES
 from enforcer.policy.shadow import decidable, hidden
 
 
-def check(draft: Draft, interfaces: Mapping[str, str | None] | None) -> None:
+def check(draft: Draft, interfaces: Mapping[str, Link] | None) -> None:
     """Note every fault between entries; ``interfaces`` are those that exist, as load has them."""
     _check_location(draft, ("location",), draft.values.get("location"))
     _check_interfaces(draft, interfaces)
@@ -38,7 +40,12 @@ def _check_location(draft: Draft, way: Way, location: str | None) -> None:
         draft.fault(way, "is no key of `locations`", nearest(location, known))
 
 
-def _check_interfaces(draft: Draft, existing: Mapping[str, str | None] | None) -> None:
+# Which of the two a frame is for that has the same MAC address, only the owner of both knows.
+_SAME_MAC = ("ipvlan", "ipvtap")
+
+
+def _check_interfaces(draft: Draft, existing: Mapping[str, Link] | None) -> None:
+    listed = {name for side in ("inside", "outside", "other") for name in draft.interfaces.get(side, ())}
     seen: dict[str, Way] = {}
     for side in ("inside", "outside", "other"):
         for index, name in enumerate(draft.interfaces.get(side, ())):
@@ -48,12 +55,27 @@ def _check_interfaces(draft: Draft, existing: Mapping[str, str | None] | None) -
                 draft.fault(way, "stands on both sides", f"an interface that is not {first[1]} as well")
             elif first != way:
                 draft.fault(way, "stands here twice", "each interface once")
-            elif existing is not None and name not in existing:
-                draft.fault(way, "does not exist", nearest(name, sorted(set(existing) - {"lo"})))
-            elif existing is not None and existing[name]:
-                draft.fault(
-                    way, f"is a port of {existing[name]}, which takes its packets", f"{existing[name]}"
-                )
+            elif existing is not None:
+                _check_link(draft, way, name, existing, listed)
+
+
+def _check_link(
+    draft: Draft, way: Way, name: str, existing: Mapping[str, Link], listed: AbstractSet[str]
+) -> None:
+    """Note what makes an interface unfit."""
+    if name not in existing:
+        draft.fault(way, "does not exist", nearest(name, sorted(set(existing) - {"lo"})))
+        return
+    link = existing[name]
+    if link.port_of is not None:
+        draft.fault(way, f"is a port of {link.port_of}, which takes its packets", link.port_of)
+    for lower in below(link, existing) if link.kind in _SAME_MAC else ():
+        if lower.name in listed:
+            draft.fault(
+                way,
+                f"lies on {lower.name}, which is listed too, with the same MAC address ({link.kind})",
+                "an interface with a MAC address of its own (macvlan), or a VLAN",
+            )
 
 
 def _check_check_source(draft: Draft) -> None:

@@ -9,17 +9,15 @@ from enforcer.config import checks, document
 from enforcer.config.draft import draft
 from enforcer.config.models import Configuration
 from enforcer.errors import ConfigError, Fault
+from enforcer.kernel.links import Link
 from enforcer.policy.rules import TooManyRulesError
 
 
-def load(
-    path: Path, *, interfaces: Mapping[str, str | None] | None = None, strict: bool = False
-) -> Configuration:
+def load(path: Path, *, interfaces: Mapping[str, Link] | None = None, strict: bool = False) -> Configuration:
     """Read and check a configuration file; ConfigError with every fault in it.
 
-    ``interfaces`` are the names of the interfaces that exist, each with that of the bridge or bond whose
-    port it is; None leaves that unchecked. ``strict`` is that of enforcer/trust.py, for a file that is to be
-    applied.
+    ``interfaces`` are those that exist, by name; None leaves them unchecked. ``strict`` is that of
+    enforcer/trust.py, for a file that is to be applied.
     """
     found = draft(document.read(path, strict=strict), str(path))
     checks.check(found, interfaces)

@@ -76,6 +76,9 @@ class Keeping:
         for present, listed in there.links.renamed:
             if (present, listed) not in self._seen.renamed:
                 self._say(roles.rename(present, listed))
+        for _, listed in set(self._seen.renamed).difference(there.links.renamed):
+            if listed not in there.links.missing:
+                self._say(f"{listed} has its name back")
         self._seen = there.links
 
     def catch_up(self) -> None:

@@ -190,25 +190,34 @@ class Lab:
                 f"route add default via {router6}",
             )
 
+    def replug(self) -> None:
+        """The first uplink goes and another one comes under its name, as with PPPoE, USB or a new router."""
+        self.gw.ip("link del out0")
+        execute(["ip", "-batch", "-"], self._pair("gw", "out0", "net", "gw0") + "\n")
+        self.net.ip(*_DOWNLINK)
+        self.gw.ip(*_UPLINK)
+
+    def _pair(self, role: str, name: str, peer_role: str, peer_name: str) -> str:
+        """Made where its ends belong: the root namespace never sees one."""
+        return (
+            f"link add {name} netns {self.namespaces[role].name} type veth "
+            f"peer name {peer_name} netns {self.namespaces[peer_role].name}"
+        )
+
     def _links(self) -> Iterator[str]:
-        """Each pair of interfaces, made where its ends belong: the root namespace never sees one."""
+        """Each pair of interfaces."""
         pairs = [("client", "eth0", "gw", "in0"), ("client2", "eth0", "gw", "in1")]
         pairs += [("gw", name, "net", f"gw{index}") for index, name in enumerate(self.outside)]
         pairs += [(role, "eth0", "net", role) for role in SERVERS]
-        for role, name, peer_role, peer_name in pairs:
-            yield (
-                f"link add {name} netns {self.namespaces[role].name} type veth "
-                f"peer name {peer_name} netns {self.namespaces[peer_role].name}"
-            )
+        for pair in pairs:
+            yield self._pair(*pair)
 
     def _gateway(self) -> list[str]:
         lines = [
             *_interface("lo"),
             *_interface("in0", "10.0.1.1/24", "fd00:1::1/64"),
             *_interface("in1", "10.0.2.1/24", "fd00:2::1/64"),
-            *_interface("out0", "198.51.100.1/24", "2001:db8:ffff::1/64"),
-            "route add default via 198.51.100.254",
-            "route add default via 2001:db8:ffff::fe",
+            *_UPLINK,
         ]
         if len(self.outside) > 1:
             lines += [
@@ -221,14 +230,8 @@ class Lab:
     def _router(self) -> list[str]:
         lines = [
             *_interface("lo"),
-            *_interface("gw0", "198.51.100.254/24", "2001:db8:ffff::fe/64"),
-            # Egress addresses: IPv4 by ARP, IPv6 ranges routed, one of them on the link.
-            "route add 203.0.113.0/24 dev gw0",
-            "route add 198.18.128.0/17 dev gw0",  # room for thousands more
-            "route add 2001:db8::/44 via 2001:db8:ffff::1",
-            "route add 2001:db8:9::/64 dev gw0",
+            *_DOWNLINK,
             "route add unreachable 2001:db8:3::/64",  # another location's
-            "route add 2001:db8:1000::/36 via 2001:db8:ffff::1",
         ]
         if len(self.outside) > 1:
             lines += _interface("gw1", "198.19.0.254/24", "2001:db8:fffe::fe/64")
@@ -266,6 +269,22 @@ def _interface(name: str, *addresses: str) -> list[str]:
     for address in addresses:
         lines.append(f"addr add {address} dev {name}" + (" nodad" if ":" in address else ""))
     return lines
+
+
+_UPLINK = [
+    *_interface("out0", "198.51.100.1/24", "2001:db8:ffff::1/64"),
+    "route add default via 198.51.100.254",
+    "route add default via 2001:db8:ffff::fe",
+]
+_DOWNLINK = [
+    *_interface("gw0", "198.51.100.254/24", "2001:db8:ffff::fe/64"),
+    # Egress addresses: IPv4 by ARP, IPv6 ranges routed, one of them on the link.
+    "route add 203.0.113.0/24 dev gw0",
+    "route add 198.18.128.0/17 dev gw0",  # room for thousands more
+    "route add 2001:db8::/44 via 2001:db8:ffff::1",
+    "route add 2001:db8:9::/64 dev gw0",
+    "route add 2001:db8:1000::/36 via 2001:db8:ffff::1",
+]
 
 
 def _end(namespaces: list[Namespace], patience: float = 3.0) -> None:

@@ -12,12 +12,13 @@ from enforcer.datapath.maps import Maps
 from enforcer.datapath.tables import Fill
 from enforcer.errors import LayoutError, NotInstalledError
 from enforcer.instance import Instance
-from enforcer.kernel import conntrack, rules
+from enforcer.kernel import conntrack
 from enforcer.state import State
 from enforcer.views.attached import unattached
 from enforcer.views.egress import egress
 from enforcer.views.reasons import packets_of, reasons
 from enforcer.views.source import Source
+from enforcer.views.warnings import warnings
 
 # What was stopped on its way to the outside wire with an address it must not have.
 LEAKS = ("leak", "conntrack-invalid", "unmarked", "untranslatable")
@@ -62,7 +63,7 @@ def status(instance: Instance) -> dict[str, Any]:
         "not_attached": unattached(source),
         "half_done": _half_done(instance, source.state),
         "tables": _tables(source.maps),
-        "warnings": rules.meeting(config["mark_mask"]),
+        "warnings": warnings(source),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from somelinks import some_links
 
 from enforcer import trust
 from enforcer.config import Configuration, load
@@ -83,7 +84,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_good_file_is_good(file: Path) -> None:
-    configuration = load(write(file, GOOD), interfaces=dict.fromkeys(("in0", "out0", "lo")))
+    configuration = load(write(file, GOOD), interfaces=some_links("in0", "out0", "lo"))
     assert isinstance(configuration, Configuration)
     assert configuration.warnings == ()
     assert configuration.proxy.tcp and not configuration.proxy.udp
@@ -433,7 +434,7 @@ def test_all_faults_come_at_once_and_in_the_order_of_the_file(file: Path) -> Non
     assert list(faults) == sorted(faults, key=lambda fault: (fault.line, fault.column))
 
 
-@pytest.mark.parametrize("existing", [dict.fromkeys(("lo", "in0", "wan1")), dict.fromkeys(("in0", "out1"))])
+@pytest.mark.parametrize("existing", [some_links("lo", "in0", "wan1"), some_links("in0", "out1")])
 def test_an_interface_that_does_not_exist(file: Path, existing: Any) -> None:
     (fault,) = faults_of(write(file, GOOD), interfaces=existing)
     assert 'interfaces.outside[0]: "out0" does not exist; expected ' in fault.message
@@ -442,9 +443,27 @@ def test_an_interface_that_does_not_exist(file: Path, existing: Any) -> None:
 
 def test_a_port_of_a_bridge_or_bond(file: Path) -> None:
     """Its packets are the bridge's: our programs would see them, routing never would."""
-    (fault,) = faults_of(write(file, GOOD), interfaces={"in0": "br0", "br0": None, "out0": None})
+    (fault,) = faults_of(write(file, GOOD), interfaces=some_links("br0", "out0", in0={"port_of": "br0"}))
     assert 'interfaces.inside[0]: "in0" is a port of br0' in fault.message
     assert "expected br0" in fault.message
+
+
+@pytest.mark.parametrize(("kind", "lower"), [("ipvlan", "out0"), ("ipvlan", "between"), ("ipvtap", "out0")])
+def test_an_interface_with_the_mac_address_of_one_below(file: Path, kind: str, lower: str) -> None:
+    """What one of them sends cannot be told from what the other one sends."""
+    above = {"in0": {"kind": kind, "lower": lower}, "between": {"kind": "vlan", "lower": "out0"}}
+    (fault,) = faults_of(write(file, GOOD), interfaces=some_links("out0", **above))
+    assert (
+        f'interfaces.inside[0]: "in0" lies on out0, which is listed too, with the same MAC address ({kind})'
+        in (fault.message)
+    )
+    assert "macvlan" in fault.message
+
+
+@pytest.mark.parametrize(("kind", "lower"), [("vlan", "out0"), ("macvlan", "out0"), ("ipvlan", "eth0")])
+def test_an_interface_on_top_of_another_one(file: Path, kind: str, lower: str) -> None:
+    links = some_links("out0", "eth0", in0={"kind": kind, "lower": lower})
+    assert load(write(file, GOOD), interfaces=links).interfaces.inside == ("in0",)
 
 
 def test_fallback_may_differ_from_the_primary_in_any_location(file: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from somelinks import some_links
 
 from enforcer.config import SHARED, Configuration, Policy, load, schema
 from enforcer.config.document import parse
@@ -23,7 +24,7 @@ SAMPLE = DOCS / "enforcer.sample.yaml"
 
 @pytest.fixture(scope="module")
 def sample() -> Configuration:
-    return load(SAMPLE, interfaces=dict.fromkeys(("in0", "out0")))
+    return load(SAMPLE, interfaces=some_links("in0", "out0"))
 
 
 def test_the_sample_is_accepted_without_warnings(sample: Configuration) -> None:

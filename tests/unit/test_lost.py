@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from layouts import FLOW_KEY
+from somelinks import some_links
 from test_datapath_adopt import FLOW, SLOTS, TIMEOUTS, entry
 
 from enforcer.datapath.adopt import adopt
@@ -42,7 +43,7 @@ HOOKED = {
     ("out0", "egress"): 4,
 }
 ACTUAL = Actual(
-    links=cast(Any, {"in0": None, "out0": None}),
+    links=some_links("lo", "in0", "out0"),
     held=frozenset(),
     ranges=frozenset(),
     table=WANTED.ruleset().digest(),

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from somelinks import some_links
 
 from enforcer.desired import Desired, Egress
 from enforcer.kernel.filters import Direction
@@ -99,7 +100,7 @@ def untouched(draw: st.DrawFn) -> Actual:
     return Actual(
         links={
             name: Link(name, number, 14, True, 1500, draw(st.booleans()), ())
-            for number, name in enumerate(present)
+            for number, name in enumerate([*present, "lo"])
         },
         held=frozenset(held),
         ranges=frozenset({IPv6Network("2001:db8:1::/64")} if draw(st.booleans()) else ()),
@@ -205,7 +206,9 @@ def test_what_was_planned_holds(change: Change) -> None:
     aim = change.aim
     assert after.table == aim.ruleset().digest()
     held = {interface.ip for _, interface in after.held}
-    assert {aim.shared4, aim.shared6, *(egress.ipv4 for egress in aim.ours)} <= held
+    assert aim.shared6 in held
+    if aim.outside[0] in after.links:
+        assert {aim.shared4, *(egress.ipv4 for egress in aim.ours)} <= held
     assert after.ranges >= {egress.ipv6 for egress in aim.ours}
     expected = {
         (name, direction): after.programs[program]
@@ -336,9 +339,46 @@ def test_addresses_that_others_took_away_stay_away_while_keeping(change: Change)
     """The daemon puts back everything else (contract: they are unavailable from that moment)."""
     after = apply(change.actual, change.operations, change.aim, change.tables)
     lost = replace(after, **NOTHING_HELD, table=None, hooks={})
-    operations = plan(change.aim, lost, change.aim, change.tables, restore=False)
+    operations = plan(change.aim, lost, change.aim, change.tables, restore=())
     assert positions(operations, AddAddress, AddRange, LoadPrograms, SwitchTables) == []
     assert positions(operations, InstallTable) == [0]
+
+
+@given(changes())
+def test_what_went_with_its_link_comes_back_with_it(change: Change) -> None:
+    after = apply(change.actual, change.operations, change.aim, change.tables)
+    first = change.aim.outside[0]
+    lost = replace(after, **NOTHING_HELD)
+    operations = plan(change.aim, lost, change.aim, change.tables, restore={first})
+    added = {one.held for one in operations if isinstance(one, AddAddress)}
+    every = {*change.aim.shared_addresses(), *change.aim.addresses()} if first in after.links else set()
+    assert added == {held for held in every if held[0] == first}
+    assert positions(operations, AddRange) == []
+
+
+def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
+    aim = desired_with(1)
+    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
+    names = {"out0": "wan0"}
+
+    def called(name: str) -> str:
+        return names.get(name, name)
+
+    elsewhere = replace(
+        actual,
+        links={called(name): replace(link, name=called(name)) for name, link in actual.links.items()},
+        held=frozenset((called(name), address) for name, address in actual.held),
+        our_addresses=frozenset((called(name), address) for name, address in actual.our_addresses),
+        hooks={(called(name), direction): number for (name, direction), number in actual.hooks.items()},
+        renamed={"wan0": "out0"},
+    )
+    assert plan(aim, elsewhere, aim, "x", restore=()) == []
+    assert [type(one) for one in plan(aim, replace(elsewhere, renamed={}), aim, "x", restore=())] == [
+        Detach,
+        Detach,
+        RemoveAddress,
+        RemoveAddress,
+    ]
 
 
 @given(changes())
@@ -385,7 +425,7 @@ def desired_with(*slots: int) -> Desired:
 
 
 def clean() -> Actual:
-    links = {name: Link(name, number, 14, True, 1500, False, ()) for number, name in enumerate(INTERFACES)}
+    links = some_links("lo", *INTERFACES)
     return Actual(links, frozenset(), frozenset(), None, {}, dict.fromkeys(FORWARDING, "0"))
 
 
@@ -393,7 +433,7 @@ def test_a_first_start_in_words() -> None:
     assert [str(operation) for operation in plan(desired_with(1), clean(), None, "x")] == [
         "install nftables table inet enforcer (1 egress IPs)",
         "add address 198.51.100.1/32 to out0",
-        "add address 2001:db8:ffff::1/128 to out0",
+        "add address 2001:db8:ffff::1/128 to lo",
         "add address 203.0.113.1/32 to out0",
         "add local range 2001:db8:1::/64",
         "load BPF programs",
@@ -402,6 +442,7 @@ def test_a_first_start_in_words() -> None:
         "attach from_origin to out0 ingress",
         "attach to_client to in0 egress",
         "attach from_client to in0 ingress",
+        "set allmulti on out0",
         "set net.ipv4.ip_forward = 1",
         "set net.ipv6.conf.all.forwarding = 1",
     ]
@@ -452,7 +493,7 @@ def test_an_outside_interface_that_is_another() -> None:
     actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
     operations = plan(aim, actual, before, "x")
     after = apply(actual, operations, aim, "x")
-    assert {name for name, _ in after.held} == {"out1"}
+    assert {name for name, _ in after.held} == {"out1", "lo"}
     assert {name for name, _ in after.hooks} == {"in0", "out1"}
 
 

@@ -1,0 +1,262 @@
+"""Links that come, go and change their names, addresses that others take, and links on top of others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from truth import egresses, families, foretold, leaves_from, look, packets, running, wait_for
+
+from enforcer.lab.capture import Capture
+from enforcer.lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
+from enforcer.lab.configuration import LAX1
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.services import Services
+from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, PRIVATE, SHARED, Lab
+from enforcer.views.warnings import warnings
+
+OURS = {4: "198.51.100.77", 6: "2001:db8:ffff::77"}
+"""A shared address that no interface has."""
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+    with running(lab) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def with_ours(enforced: Gateway) -> Iterator[Gateway]:
+    """The shared addresses are of those that no interface has."""
+    enforced.reload(enforced.lab.config(shared={"ipv4": OURS[4], "ipv6": OURS[6]}))
+    yield enforced
+    enforced.reload(enforced.lab.config())
+
+
+@contextlib.contextmanager
+def renamed(gateway: Gateway, before: str, after: str) -> Iterator[None]:
+    """An interface has another name, and the daemon has noticed."""
+    lab, said = gateway.lab, gateway.said()
+    lab.gw.ip(f"link set {before} name {after}")
+    try:
+        wait_for(lambda: f"{before} is called {after} now" in gateway.said().removeprefix(said))
+        assert any(f"{before} is called {after} now" in line for line in look(gateway, warnings))
+        yield
+    finally:
+        lab.gw.ip(f"link set {after} name {before}")
+        wait_for(lambda: f"{before} has its name back" in gateway.said().removeprefix(said))
+    assert not look(gateway, warnings)
+
+
+def leaving(lab: Lab) -> Capture:
+    """What comes out of the gateway."""
+    return Capture(lab.net, "gw0", lab.directory, direction="in")
+
+
+def raw(capture: Capture) -> set[str]:
+    """Clients' own addresses among the sources."""
+    return {source for source in capture.sources() if source.startswith(("10.", "fd00:"))}
+
+
+def asked(lab: Lab, family: int) -> list[str]:
+    """What new connections, over TCP and UDP, come to: an address, or a word for the error."""
+    found = []
+    for ask in (tcp_ask, udp_ask):
+        try:
+            found.append(ask(lab.client, ORIGIN1[family], timeout=1).address)
+        except OSError as error:
+            found.append(fate(error))
+    return found
+
+
+@families
+def test_a_renamed_outside_interface(enforced: Gateway, family: int) -> None:
+    lab = enforced.lab
+    with leaving(lab) as wire, Session(lab.client, ORIGIN1[family]) as session:
+        with renamed(enforced, "out0", "wan0"):
+            before = packets(enforced)["renamed"]
+            assert asked(lab, family) == ["silence", "silence"]
+            ping(lab.client, ORIGIN1[family], CLIENT[family])
+            assert packets(enforced)["renamed"] >= before + 3
+            assert foretold(enforced, ORIGIN1[family], "tcp", 9000)["reason"] == "renamed"
+            with pytest.raises(ConnectionError):
+                session.ask()
+            assert all(row["available"] for row in egresses(enforced).values() if row["location"] == "lax")
+        assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+    assert not raw(wire)
+
+
+@families
+def test_from_outside_by_a_renamed_interface(enforced: Gateway, family: int) -> None:
+    """The table, which knows the interface by its name, no more keeps a stranger out; the program does."""
+    lab = enforced.lab
+    network = {4: "10.0.1.0/24", 6: "fd00:1::/64"}[family]
+    lab.net.ip(f"route add {network} via {SHARED[family]}")
+    try:
+        with (
+            renamed(enforced, "out0", "wan0"),
+            Capture(lab.client, "eth0", lab.directory, direction="in", expression="icmp or icmp6") as arrived,
+        ):
+            before = packets(enforced)["renamed"]
+            assert ping(lab.net, CLIENT[family]).received == 0
+            assert packets(enforced)["renamed"] > before
+            assert ping(lab.net, SHARED[family]).received == 1  # the gateway itself
+        assert not arrived.sources().keys() & {"198.51.100.254", "2001:db8:ffff::fe"}
+    finally:
+        lab.net.ip(f"route del {network}")
+
+
+@families
+def test_a_renamed_inside_interface(enforced: Gateway, family: int) -> None:
+    """What is live goes on with its address, nothing new is translated."""
+    lab = enforced.lab
+    with (
+        leaving(lab) as wire,
+        Session(lab.client, ORIGIN1[family]) as session,
+        UdpFlow(lab.client, ORIGIN1[family]) as flow,
+    ):
+        flow.ask()
+        with renamed(enforced, "in0", "lan0"):
+            before = packets(enforced)["renamed"]
+            assert asked(lab, family) == ["silence", "silence"]
+            assert packets(enforced)["renamed"] >= before + 2
+            assert session.ask().address == flow.ask().address == leaves_from(LAX1, family)
+            assert ping(lab.client, CLIENT2[family], CLIENT[family]).received == 1  # no egress
+    assert not raw(wire)
+
+
+@families
+def test_a_new_name_in_the_file(enforced: Gateway, family: int) -> None:
+    lab = enforced.lab
+    with Session(lab.client, ORIGIN1[family]) as session:
+        lab.gw.ip("link set out0 name wan0")
+        try:
+            enforced.reload(lab.config(interfaces={"inside": ["in0", "in1"], "outside": ["wan0"]}))
+            assert not look(enforced, warnings)
+            assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+            assert session.ask().address == leaves_from(LAX1, family)
+        finally:
+            lab.gw.ip("link set wan0 name out0")
+            enforced.reload(lab.config())
+    assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+
+
+@families
+@pytest.mark.parametrize("shared", [SHARED, OURS], ids=["the host's", "ours"])
+def test_a_link_that_is_made_again(enforced: Gateway, family: int, shared: dict[int, str]) -> None:
+    """What we had put on it comes back with it."""
+    lab = enforced.lab
+    enforced.reload(lab.config(shared={"ipv4": shared[4], "ipv6": shared[6]}))
+    address = leaves_from(LAX1, family)
+    assert asked(lab, family) == [address, address]
+    lab.replug()
+    wait_for(lambda: asked(lab, family) == [address, address], "the egress address", patience=5)
+    assert tcp_ask(lab.client, PRIVATE[family]).address == shared[family]
+    assert not look(enforced, warnings)
+
+
+@families
+def test_what_is_taken_away_stays_away_when_links_change(enforced: Gateway, family: int) -> None:
+    """Only what was lost with its link is put back."""
+    lab, column = enforced.lab, f"available_ipv{family}"
+    there = {4: f"address del {LAX1[4]}/32 dev out0", 6: f"route del local {LAX1[6]} table local"}
+    lab.gw.ip(there[family])
+    try:
+        wait_for(lambda: foretold(enforced, ORIGIN1[family], "tcp", 9000)["reason"] == "unavailable")
+        lab.gw.ip("link set in1 down", "link set in1 up")
+        lab.gw.ip("link add fresh0 type veth peer name fresh1", "link del fresh0")
+        assert asked(lab, family) == ["refused", "prohibited"]
+        assert not egresses(enforced)["lax-1"][column]
+    finally:
+        enforced.reload()
+    assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+
+
+@families
+def test_a_shared_address_that_is_taken_away(with_ours: Gateway, family: int) -> None:
+    """Re-leased, flushed or deleted: refused by name, not sent into the dark."""
+    lab, other = with_ours.lab, 10 - family
+    assert tcp_ask(lab.client, PRIVATE[family]).address == OURS[family]
+    lab.gw.ip(f"address del {OURS[family]} dev {'out0' if family == 4 else 'lo'}")
+    wait_for(lambda: foretold(with_ours, PRIVATE[family], "tcp", 9000)["reason"] == "shared-unavailable")
+    assert [line for line in look(with_ours, warnings) if OURS[family] in line]
+    before = packets(with_ours)["shared-unavailable"]
+    with pytest.raises(ConnectionRefusedError):
+        tcp_ask(lab.client, PRIVATE[family])
+    assert packets(with_ours)["shared-unavailable"] > before
+    assert tcp_ask(lab.client, PRIVATE[other]).address == OURS[other]
+    with_ours.reload()
+    assert tcp_ask(lab.client, PRIVATE[family]).address == OURS[family]
+    assert not look(with_ours, warnings)
+
+
+@families
+def test_a_shared_address_of_ours_is_found_by_neighbours(with_ours: Gateway, family: int) -> None:
+    lab = with_ours.lab
+    lab.net.ip("neigh flush dev gw0")
+    assert ping(lab.net, OURS[family]).received == 1
+
+
+@families
+@pytest.mark.parametrize("how", ["add", "replace"])
+def test_the_hosts_own_address_comes_later(enforced: Gateway, family: int, how: str) -> None:
+    """At boot we may be first. Ours is not in the way of the host's, and `down` leaves that."""
+    lab = enforced.lab
+    own = {4: "198.51.100.1/24", 6: "2001:db8:ffff::1/64"}
+    router = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}[family]
+    enforced.down()
+    lab.gw.ip(f"address del {own[family]} dev out0")
+    enforced.start()
+    lab.gw.ip(
+        f"address {how} {own[family]} dev out0{' nodad' if family == 6 else ''}",
+        f"route replace default via {router}",
+    )
+    assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+    assert tcp_ask(lab.client, PRIVATE[family]).address == SHARED[family]
+    enforced.down()
+    left = lab.gw.run("ip", "-o", "address", "show", "dev", "out0", "scope", "global").stdout
+    assert {line.split()[3] for line in left.splitlines()} == set(own.values())
+    assert "allmulti 0" in lab.gw.run("ip", "-details", "link", "show", "dev", "out0").stdout
+    enforced.start()
+
+
+@families
+@pytest.mark.parametrize("lower", ["out0", "in0"])
+def test_an_inside_interface_on_top_of_another_one(enforced: Gateway, family: int, lower: str) -> None:
+    """A macvlan: its frames pass the lower interface's programs, which have nothing to say of them."""
+    lab = enforced.lab
+    far, name = (lab.net, "gw0") if lower == "out0" else (lab.client, "eth0")
+    lab.gw.ip(
+        f"link add upper0 link {lower} type macvlan",
+        "link set upper0 up",
+        "address add 10.0.3.1/24 dev upper0",
+        "address add fd00:3::1/64 dev upper0 nodad",
+    )
+    far.ip(f"link add there0 link {name} type macvlan", f"link set there0 netns {lab.client2.name}")
+    lab.client2.ip(
+        "link set there0 up",
+        "address add 10.0.3.2/24 dev there0",
+        "address add fd00:3::2/64 dev there0 nodad",
+        *(
+            f"route add {to} via {via}"
+            for to, via in (("10.0.1.0/24", "10.0.3.1"), ("fd00:1::/64", "fd00:3::1"))
+        ),
+        *(f"route add {ORIGIN1[each]} via {via}" for each, via in ((4, "10.0.3.1"), (6, "fd00:3::1"))),
+    )
+    host = {4: "10.0.3.2", 6: "fd00:3::2"}[family]
+    sides = {"inside": ["in0", "in1", "upper0"], "outside": ["out0"]}
+    try:
+        enforced.reload(lab.config(interfaces=sides))
+        before = packets(enforced)
+        assert ping(lab.client, host, CLIENT[family]).received == 1
+        assert ping(lab.client2, CLIENT[family], host).received == 1
+        for ask in (tcp_ask, udp_ask):
+            seen = ask(lab.client2, ORIGIN1[family], source=host)
+            assert seen.address == leaves_from(LAX1, family, host)
+        assert not {"leak", "spoofed"} & (packets(enforced) - before).keys()
+        assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+    finally:
+        enforced.reload(lab.config())
+        lab.gw.ip("link del upper0")
+        lab.client2.ip("link del there0")
