@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, cast
 
 import pytest
@@ -354,6 +354,22 @@ def test_what_went_with_its_link_comes_back_with_it(change: Change) -> None:
     every = {*change.aim.shared_addresses(), *change.aim.addresses()} if first in after.links else set()
     assert added == {held for held in every if held[0] == first}
     assert positions(operations, AddRange) == []
+
+
+def test_a_shared_ipv6_address_of_ours_moves_to_lo() -> None:
+    """From the outside interface, where earlier versions held it: there before it is taken away here."""
+    aim = desired_with(1)
+    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
+    lo, out0 = (("lo", IPv6Interface((aim.shared6, 128))), ("out0", IPv6Interface((aim.shared6, 128))))
+    before = replace(
+        actual, held=actual.held - {lo} | {out0}, our_addresses=actual.our_addresses - {lo} | {out0}
+    )
+    operations = plan(aim, before, aim, "x")
+    moved = [one for one in operations if isinstance(one, AddAddress | RemoveAddress)]
+    assert moved == [AddAddress(lo), RemoveAddress(out0)]
+    # The host's own stays, and is enough.
+    own = replace(actual, held=actual.held - {lo} | {out0}, our_addresses=actual.our_addresses - {lo})
+    assert plan(aim, own, aim, "x") == []
 
 
 def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
