@@ -24,7 +24,11 @@ def words(address: IPAddress) -> np.ndarray:
 
 def unpack(stored: Any) -> IPAddress:
     """The address of a map's ``u32[4]``."""
-    raw = np.asarray(stored, dtype="<u4").tobytes()
+    return of_bytes(np.asarray(stored, dtype="<u4").tobytes())
+
+
+def of_bytes(raw: bytes) -> IPAddress:
+    """The address of :func:`pack`'s 16 bytes."""
     return ipaddress.IPv4Address(raw[12:]) if raw[:12] == _MAPPED else ipaddress.IPv6Address(raw)
 
 

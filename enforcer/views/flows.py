@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from enforcer.datapath import ways
-from enforcer.datapath.address import port, unpack
+from enforcer.datapath.address import of_bytes, port, unpack
 from enforcer.kernel import conntrack
 from enforcer.views.source import PROTOCOLS, Source
 
@@ -17,16 +17,21 @@ _NOTHING = ways.Learnt(0, 0, good=False, idle=None)
 
 
 def flows(source: Source) -> list[Row]:
-    """The youngest first. The source port is conntrack's; None if conntrack no longer has the connection.
+    """The youngest first. Source address and port are those of the translation, None without one.
+
+    Others may drop a connection's packets behind the program that has chosen its egress: then conntrack does
+    not know the connection, and nothing has left.
 
     ``path`` is "fast" while a direction's packets go past the kernel's routing, conntrack and translation.
     ``idle`` is a few seconds too short where the last packets took that path: no time is kept of them.
     """
-    ports = {entry.original: entry.reply.destination_port for entry in conntrack.entries()}
+    # Before conntrack's table: a connection that is opened between the two is not missed in it.
+    chunks = list(source.maps.flows.chunks())
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    replies = {entry.original: entry.reply for entry in conntrack.entries()}
     learnt = ways.by_flow(source.maps)
     rows: list[Row] = []
-    for keys, values in source.maps.flows.chunks():
+    for keys, values in chunks:
         for key, flow in zip(keys, values, strict=True):
             original = conntrack.Tuple(
                 int(key["protocol"]),
@@ -36,6 +41,7 @@ def flows(source: Source) -> list[Row]:
                 port(key["origin_port"]),
             )
             fast = learnt.get(key.tobytes(), _NOTHING)
+            source_ip, source_port = _translation(flow, original, replies.get(original))
             kernel_packets = int(flow["packets"].sum())
             fast_packets = int(flow["fast_packets"].sum()) + fast.packets
             idle = round((now - int(flow["seen"])) / 1e9, 3)
@@ -47,8 +53,8 @@ def flows(source: Source) -> list[Row]:
                     "origin_ip": str(unpack(key["origin"])),
                     "origin_port": original.destination_port,
                     "egress": source.egress_names.get(int(flow["slot"]), f"slot {flow['slot']}"),
-                    "source_ip": str(unpack(flow["source"])),
-                    "source_port": ports.get(original),
+                    "source_ip": source_ip,
+                    "source_port": source_port,
                     "policy": source.policy_names.get(int(flow["policy"])),
                     "state": _state(flow),
                     "path": "fast" if fast.good else "kernel",
@@ -62,6 +68,23 @@ def flows(source: Source) -> list[Row]:
             )
     rows.sort(key=lambda row: row["age"])
     return rows
+
+
+def _translation(
+    flow: Any, original: conntrack.Tuple, reply: conntrack.Tuple | None
+) -> tuple[str | None, int | None]:
+    """The address and the port that the connection has outside, as far as they are known.
+
+    conntrack may have forgotten a connection that was translated: what the origin has answered has left with
+    its egress address; the port is known while the fast path writes it.
+    """
+    if reply is not None:
+        outside = reply.destination, reply.destination_port
+        translated = outside != (original.source, original.source_port)
+        return (str(of_bytes(outside[0])), outside[1]) if translated else (None, None)
+    if not flow["replied"]:
+        return None, None
+    return str(unpack(flow["source"])), port(flow["source_port"]) or None
 
 
 def _state(flow: Any) -> str:

@@ -1,0 +1,103 @@
+"""`enforcer flows` shows translations that have happened, and no others."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from truth import families, leaves_from, look, running, wait_for
+
+from enforcer.lab.clients import Session, UdpFlow
+from enforcer.lab.configuration import LAX1
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.services import Services
+from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
+from enforcer.views.flows import flows as view_flows
+
+HOOKS = {
+    "forward": "type filter hook forward priority 10",
+    "post": "type filter hook postrouting priority 200",
+}
+_ports = itertools.count(44000)
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+    with running(lab) as gateway:
+        yield gateway
+
+
+@contextmanager
+def dropped(lab: Lab, hook: str, protocol: str) -> Iterator[None]:
+    """Another one's rule behind the program, before our translation or after it."""
+    rule = f"oifname out0 meta l4proto {protocol} th dport 9000 drop"
+    lab.gw.run("nft", f"add table inet own; add chain inet own here {{ {HOOKS[hook]}; }}")
+    lab.gw.run("nft", f"add rule inet own here {rule}")
+    try:
+        yield
+    finally:
+        lab.gw.run("nft", "delete table inet own")
+
+
+def row(gateway: Gateway, client_port: int, protocol: str) -> dict[str, Any]:
+    """The flow of this port of the client's."""
+    (found,) = (
+        each
+        for each in look(gateway, view_flows)
+        if (each["client_port"], each["protocol"]) == (client_port, protocol)
+    )
+    return found
+
+
+@families
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_what_others_drop_behind_the_program(
+    enforced: Gateway, hook: str, protocol: str, family: int
+) -> None:
+    lab, client_port = enforced.lab, next(_ports)
+    with dropped(lab, hook, protocol):
+        with pytest.raises(TimeoutError):
+            if protocol == "tcp":
+                Session(lab.client, ORIGIN1[family], source_port=client_port, timeout=0.4)
+            else:
+                with UdpFlow(lab.client, ORIGIN1[family], timeout=0.4) as flow:
+                    client_port = flow.socket.getsockname()[1]
+                    flow.ask()
+        found = row(enforced, client_port, protocol)
+    assert (found["client_ip"], found["egress"]) == (CLIENT[family], "lax-1")
+    assert (found["source_ip"], found["source_port"]) == (None, None)
+    table = enforced.run("flows").stdout
+    (line,) = (each.split() for each in table.splitlines() if f" {client_port} " in each)
+    assert line[5:8] == ["lax-1", "-", "-"]
+
+
+@families
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_what_the_origin_has_seen(enforced: Gateway, protocol: str, family: int) -> None:
+    """Also when conntrack has forgotten the connection: the address is known then, the port is not."""
+    lab = enforced.lab
+    kind = Session if protocol == "tcp" else UdpFlow
+    with kind(lab.client, ORIGIN1[family]) as connection:
+        seen = connection.ask()
+        client_port = connection.socket.getsockname()[1]
+        found = row(enforced, client_port, protocol)
+        assert (found["source_ip"], found["source_port"]) == (seen.address, seen.peer_port)
+        assert seen.address == leaves_from(LAX1, family)
+        lab.gw.run("conntrack", "-D", "-f", f"ipv{family}", "-p", protocol, "--sport", str(client_port))
+        # The fast path may write the port for some seconds yet.
+        wait_for(lambda: row(enforced, client_port, protocol)["source_port"] in (None, seen.peer_port))
+        assert row(enforced, client_port, protocol)["source_ip"] == seen.address
+
+
+@families
+def test_what_is_over(enforced: Gateway, family: int) -> None:
+    """In TIME_WAIT both tables still have it."""
+    with Session(enforced.lab.client, ORIGIN1[family]) as session:
+        seen, client_port = session.ask(), session.socket.getsockname()[1]
+    wait_for(lambda: row(enforced, client_port, "tcp")["state"] == "TIME_WAIT")
+    found = row(enforced, client_port, "tcp")
+    assert (found["source_ip"], found["source_port"]) == (seen.address, seen.peer_port)
