@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -97,6 +98,15 @@ class Work:
         self._fault = fault
         self._still = 0.0
         self._process.kill()
+
+    def interrupt(self) -> None:
+        """Asks the process to end, which it does if it has not begun to change anything."""
+        self._process.terminate()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it has ended by that."""
+        return self._process.returncode == -signal.SIGTERM
 
     def result(self) -> dict[str, Any]:
         """The end; what the process gave. Raises ReportedError with the process's error, LostError."""

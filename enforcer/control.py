@@ -78,7 +78,7 @@ class Caller:
         return time.monotonic() > self._deadline
 
     def receive(self) -> dict[str, Any] | None:
-        """The request, as soon as it is there; an empty one stands for what makes no sense."""
+        """The request, as soon as it is there; an empty one stands for what makes no sense, or has no end."""
         try:
             data = self._connection.recv(1 << 16)
         except BlockingIOError:
@@ -88,11 +88,22 @@ class Caller:
         self._received += data
         if data and b"\n" not in data and len(self._received) <= LARGEST_REQUEST:
             return None
+        if b"\n" not in self._received:
+            return {}  # interrupted while it asked
         try:
             request = json.loads(self._received)
         except (ValueError, RecursionError):
             return {}
         return request if isinstance(request, dict) else {}
+
+    def has_left(self) -> bool:
+        """Whether the caller of a request that was received does not want it any more."""
+        try:
+            return not self._connection.recv(1 << 16)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def answer(self, result: dict[str, Any]) -> None:
         """Answers and hangs up; a caller that went away misses it."""
@@ -115,21 +126,56 @@ def daemon_of(instance: Instance) -> Path:
     return instance.control_socket
 
 
-def ask(path: Path, request: str, **content: Any) -> dict[str, Any]:
-    """Asks the daemon and waits for its answer. Raises ReportedError with the daemon's error."""
+def ask(path: Path, request: str, *, revocable: bool = False, **content: Any) -> dict[str, Any]:
+    """Asks the daemon and waits for its answer. Raises ReportedError with the daemon's error.
+
+    Ctrl-C does not end what the daemon was asked for, and the error says so. A ``revocable`` request is taken
+    back by it: the answer says whether it was too late for that.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
         try:
             connection.connect(str(path))
             connection.sendall(json.dumps({"request": request, **content}).encode() + b"\n")
-            line = connection.makefile("rb").readline()
+        except KeyboardInterrupt:
+            raise EnforcerError("interrupted before the daemon was asked: nothing has changed") from None
         except OSError as error:
-            raise EnforcerError(
-                f"the daemon does not answer: {error}", "See `enforcer status`; start it with `enforcer run`."
-            ) from error
+            raise _silent(error) from error
+        line = _answer(connection, request, revocable)
     if not line:
         raise EnforcerError("the daemon ended before it answered", "See its log, then `enforcer status`.")
     result = json.loads(line)
     if "error" in result:
         raise ReportedError(result)
     return dict(result)
+
+
+def _answer(connection: socket.socket, request: str, revocable: bool) -> bytes:
+    """The daemon's answer to a request that it was sent."""
+    try:
+        with connection.makefile("rb") as source:
+            try:
+                return source.readline()
+            except KeyboardInterrupt:
+                if not revocable:
+                    raise
+                connection.shutdown(socket.SHUT_WR)
+                return source.readline()
+    except KeyboardInterrupt:
+        raise EnforcerError(
+            f"interrupted: the daemon goes on with `{request}`",
+            "`enforcer status` and `enforcer sessions` show what came of it, its log says more.",
+        ) from None
+    except TimeoutError as error:
+        raise EnforcerError(
+            f"the daemon has not answered for {PATIENCE:.0f} s and may go on with `{request}`",
+            "`enforcer status` and `enforcer sessions` show what came of it, its log says more.",
+        ) from error
+    except OSError as error:
+        raise _silent(error) from error
+
+
+def _silent(error: OSError) -> EnforcerError:
+    return EnforcerError(
+        f"the daemon does not answer: {error}", "See `enforcer status`; start it with `enforcer run`."
+    )

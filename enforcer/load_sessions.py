@@ -82,9 +82,12 @@ def _forked(work: Callable[[], bytes]) -> tuple[int, int]:
     code = 1
     try:
         os.close(pipe)
+        os.close(1)  # its end is the end of the process that forked this one
         with open(sink, "wb") as target:  # noqa: PTH123
             target.write(work())
         code = 0
+    except BrokenPipeError:
+        pass  # who would read it was interrupted
     except BaseException:
         traceback.print_exc()
     finally:
@@ -104,16 +107,16 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
     maps = Source(instance).maps
     with Store(instance.facts_file, create=False) as store:
         store.expect_much()
-        found = loading.load(
-            store, InForce(maps, store), [row[:3] for row in rows], origin, maps.sessions.info.entries
-        )
+        tables, room = InForce(maps, store), maps.sessions.info.entries
+        # From here on the file is loaded as a whole. Until now the daemon may end this (Work.interrupt).
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        found = loading.load(store, tables, [row[:3] for row in rows], origin, room)
     return loading.report(found)
 
 
 def main(arguments: list[str]) -> int:
     """The process's entry."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nothing of what is read goes before the end.
     gc.disable()
     file, origin, name = arguments[:3]

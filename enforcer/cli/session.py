@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from enforcer.cli.app import Settings, Subject
-from enforcer.errors import ConfigError, Fault
+from enforcer.errors import ConfigError, EnforcerError, Fault
 
 GROUP_KEYS = ("id", "name", "email")
 
@@ -141,7 +141,8 @@ def remove(ctx: click.Context, clients: tuple[str, ...]) -> None:
 def load(settings: Settings, file: Path) -> None:
     """Add or replace the sessions of FILE (- for stdin): JSON Lines, one session a line.
 
-    All or, if something is wrong with the file, none. Clients that it does not name keep their sessions.
+    All or none: none if something is wrong with the file, or if Ctrl-C comes before the first is in force.
+    Clients that it does not name keep their sessions.
 
     \b
     {"client": "10.0.1.2", "email": "ann@corp.example", "groups": [{"name": "staff"}], "ttl": 28800}
@@ -161,7 +162,10 @@ def load(settings: Settings, file: Path) -> None:
             raise ConfigError([Fault(name, 0, expected)]) from error
         except OSError as error:
             raise ConfigError([Fault(name, 0, f"cannot be read: {error.strerror}")]) from error
+        except KeyboardInterrupt:
+            raise EnforcerError("interrupted: nothing has changed") from None
         copy.flush()
-        result = control.ask(socket, "session load", file=copy.name, name=name)
+        # The copy stays until the daemon has answered.
+        result = control.ask(socket, "session load", revocable=True, file=copy.name, name=name)
     added = result["sessions"] - result["replaced"]
     click.echo(f"{result['sessions']:,} sessions: {added:,} added, {result['replaced']:,} were there before")

@@ -159,7 +159,7 @@ class Daemon:
         if not is_large(file, name):
             return self._enforced.attendance.load(file, name, COMMAND)
         begin = partial(load_apart, file, name, COMMAND, time.time())
-        self._jobs.add(Job("sessions", begin, self._loaded_sessions, [caller]))
+        self._jobs.add(Job("sessions", begin, self._loaded_sessions, [caller], revocable=True))
         return None
 
     def _loaded_sessions(self, work: Work) -> dict[str, Any]:
@@ -167,7 +167,8 @@ class Daemon:
         try:
             return work.result()
         except EnforcerError as error:
-            self._enforced.after(error)
+            if not work.interrupted:
+                self._enforced.after(error)
             return report_of(error)
 
     def _on_signals(self, wake: socket.socket) -> None:

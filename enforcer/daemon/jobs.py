@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from enforcer.applying import Work
@@ -14,9 +15,11 @@ from enforcer.daemon.requests import FAILED
 from enforcer.errors import EnforcerError, KernelError
 
 _TICK = 0.5
+INTERRUPTED = report_of(EnforcerError("interrupted: nothing has changed"))
+"""The answer to a caller that has taken its request back in time."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """Work to begin when its turn comes, and who waits for its result."""
 
@@ -28,6 +31,8 @@ class Job:
     callers: list[Caller] = field(default_factory=list)
     urgent: bool = False
     """Comes before all others, and is begun although the daemon is about to end."""
+    revocable: bool = False
+    """Is left undone if its caller goes away before anything has changed."""
 
 
 class Jobs:
@@ -38,6 +43,7 @@ class Jobs:
         self._queue: deque[Job] = deque()
         self._running: tuple[Job, Work] | None = None
         self._ending = False
+        self._listening: set[Caller] = set()
         loop.task("next job", self._next)
         loop.task("watch job", self._look)
 
@@ -65,6 +71,10 @@ class Jobs:
             self._queue.appendleft(job)
         else:
             self._queue.append(job)
+        if job.revocable:
+            for caller in job.callers:
+                self._listening.add(caller)
+                self._loop.watch(caller, partial(self._listen, job, caller))
         self._loop.call("next job")
 
     def end(self) -> None:
@@ -73,6 +83,26 @@ class Jobs:
         if self._running is not None and self._running[1].prepares:
             self._running[1].kill("was ended with its daemon")
         self._loop.call("next job")
+
+    def _listen(self, job: Job, caller: Caller) -> None:
+        if not caller.has_left():
+            return
+        self._ignore(caller)
+        if job in self._queue:
+            self._queue.remove(job)
+            self._answer(job, INTERRUPTED)
+        elif self._running is not None and self._running[0] is job:
+            self._running[1].interrupt()
+
+    def _ignore(self, caller: Caller) -> None:
+        if caller in self._listening:
+            self._listening.remove(caller)
+            self._loop.unwatch(caller)
+
+    def _answer(self, job: Job, result: dict[str, Any]) -> None:
+        for caller in job.callers:
+            self._ignore(caller)
+            caller.answer(result)
 
     def _next(self) -> None:
         while self._running is None and self._queue:
@@ -83,7 +113,7 @@ class Jobs:
                 self._loop.watch(begun, self._read)
                 self._loop.call("watch job", _TICK)
             else:
-                _answer(job, begun)
+                self._answer(job, begun)
 
     def _begin(self, job: Job) -> Work | dict[str, Any]:
         if self._ending and not job.urgent:
@@ -92,10 +122,10 @@ class Jobs:
             return job.begin()
         except OSError as error:
             failure = KernelError(f"no process can be started: {error.strerror}")
-            _answer(job, report_of(failure))
+            self._answer(job, report_of(failure))
             raise failure from error
         except Exception:
-            _answer(job, FAILED)
+            self._answer(job, FAILED)
             raise
 
     def _read(self) -> None:
@@ -122,11 +152,6 @@ class Jobs:
             result = report_of(error)
             raise
         finally:
-            _answer(job, result)
+            self._answer(job, INTERRUPTED if job.revocable and work.interrupted else result)
             # What was put off has its turn first.
             self._loop.call("next job")
-
-
-def _answer(job: Job, result: dict[str, Any]) -> None:
-    for caller in job.callers:
-        caller.answer(result)

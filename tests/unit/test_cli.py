@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,30 @@ def test_a_daemon_that_does_not_listen(instance: Instance) -> None:
         result = run("reload")
     assert result.exit_code == 1
     assert "the daemon does not answer" in result.stderr
+
+
+def test_ctrl_c_ends_down_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gateway, "take_down", interrupted)
+    result = run("down")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        "error: interrupted: some of it may be taken away already",
+        "`enforcer down` takes away the rest, `enforcer run` puts all back.",
+    ]
+
+
+def test_a_daemon_that_does_not_answer_in_time(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been asked, and goes on when it comes to it."""
+    monkeypatch.setattr(control, "PATIENCE", 0.2)
+    with instance.daemon_lock(), closing(control.listen(instance.control_socket)):
+        result = run("reload")
+    assert result.exit_code == 1
+    assert "may go on with `reload`" in result.stderr.splitlines()[0]
 
 
 def test_reload_without_a_daemon() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,8 +15,9 @@ import pytest
 
 from enforcer.applying import Work
 from enforcer.control import Caller
-from enforcer.daemon.jobs import Job, Jobs
+from enforcer.daemon.jobs import INTERRUPTED, Job, Jobs
 from enforcer.daemon.loop import Loop
+from enforcer.errors import EnforcerError
 
 
 class Waiting:
@@ -133,3 +135,75 @@ def test_the_end_waits_for_what_is_under_way(machine: Machine) -> None:
     assert first.answers == [{"number": 0}]
     assert [one["error"] for one in second.answers] == ["the daemon is about to end"]
     assert machine.log == ["begin 0", "finish 0"]
+
+
+# --- callers that go away
+
+
+@pytest.fixture
+def caller() -> Iterator[tuple[socket.socket, Caller]]:
+    """A command's end of a connection, and the daemon's."""
+    here, there = socket.socketpair()
+    with here, there:
+        yield here, Caller(there)
+
+
+def sleeping(*, ignores: bool) -> Work:
+    """A process that takes a second and gives no result; it can be ended meanwhile, or not any more."""
+    ignore = ["import signal", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"] if ignores else []
+    return Work("timeit", "-n1", "-r1", *ignore, "import time", "time.sleep(1)")
+
+
+def add_revocable(machine: Machine, begin: Callable[[], Work], caller: Caller) -> None:
+    def finish(work: Work) -> dict[str, Any]:
+        try:
+            return work.result()
+        except EnforcerError as error:  # timeit gives no result
+            return {"error": str(error)}
+
+    machine.jobs.add(Job("job", begin, finish, [caller], revocable=True))
+
+
+def test_what_waits_is_left_undone(machine: Machine, caller: tuple[socket.socket, Caller]) -> None:
+    here, there = caller
+    machine.add(lambda: machine.work(0))
+    add_revocable(machine, lambda: machine.work(1), there)
+    here.shutdown(socket.SHUT_WR)
+    machine.run()
+    assert machine.log == ["begin 0", "finish 0"]
+    assert json.loads(here.makefile().readline()) == INTERRUPTED
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_what_is_under_way_ends_if_it_can(
+    machine: Machine, caller: tuple[socket.socket, Caller], ignores: bool
+) -> None:
+    here, there = caller
+    began = time.monotonic()
+    add_revocable(machine, lambda: sleeping(ignores=ignores), there)
+
+    def go_away() -> None:
+        here.shutdown(socket.SHUT_WR)
+
+    machine.loop.task("go away", go_away, 0.5)
+    machine.run()
+    answer = json.loads(here.makefile().readline())
+    assert (answer == INTERRUPTED) is not ignores
+    assert (time.monotonic() - began > 1.0) or not ignores
+    assert machine.said == []
+
+
+def test_what_is_said_besides_is_no_farewell(machine: Machine, caller: tuple[socket.socket, Caller]) -> None:
+    here, there = caller
+    add_revocable(machine, lambda: machine.work(1), there)
+    here.sendall(b"more")
+    machine.run()
+    assert json.loads(here.makefile().readline()) == {"number": 1}
+
+
+def test_what_cannot_be_taken_back_goes_on(machine: Machine, caller: tuple[socket.socket, Caller]) -> None:
+    here, there = caller
+    machine.jobs.add(Job("job", lambda: machine.work(1), machine.finish, [there]))
+    here.close()
+    machine.run()
+    assert machine.log == ["begin 1", "finish 1"]

@@ -135,3 +135,13 @@ def test_a_file_that_cannot_be(name: str) -> None:
     """Not from a command line; but the socket takes any text."""
     with pytest.raises(UsageError, match="cannot be a file"):
         is_large(Path(name), name)
+
+
+def test_a_request_without_an_end_is_none(path: Path) -> None:
+    """Of a command that was interrupted while it asked."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.settimeout(10)
+        connection.sendall(b'{"request": "echo"}')
+        connection.shutdown(socket.SHUT_WR)
+        assert "unknown request" in json.loads(connection.makefile("rb").readline())["error"]
