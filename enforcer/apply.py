@@ -227,7 +227,15 @@ _PARENT = os.getppid()
 
 
 def _in_force(state: State) -> Prepared:
-    return Prepared.of(Configuration.model_validate(state.config), state.config_file)
+    try:
+        config = Configuration.model_validate(state.config)
+    except ValueError as error:
+        raise KernelError(
+            f"enforcer {state.version} applied the configuration in force, which this version does not "
+            "understand",
+            "Apply the file instead: enforcer reload",
+        ) from error
+    return Prepared.of(config, state.config_file)
 
 
 def _apply(

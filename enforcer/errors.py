@@ -87,5 +87,9 @@ class LayoutError(EnforcerError):
     """Pinned maps are not of the layout that this version of the program uses."""
 
 
+class LaterVersionError(EnforcerError):
+    """The gateway's state was written by a later version, in a way that this one cannot read."""
+
+
 class UntrustedError(EnforcerError):
     """A file or directory that another user may have prepared; nothing of it was used or changed."""

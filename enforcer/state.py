@@ -7,14 +7,14 @@ their slot and policies their id over reloads, also after they left the file: li
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from enforcer import trust
 from enforcer.datapath.programs import IN_FORCE
-from enforcer.errors import KernelError, PrivilegeError
+from enforcer.errors import KernelError, LaterVersionError, PrivilegeError
 from enforcer.policy.rules import MAX_POLICIES
 from enforcer.trust import NotRegularError
 
@@ -26,6 +26,13 @@ LOST = {"kind": "lost"}
 """In the undo list: what came before it was in a state file that is lost."""
 
 
+UNDO: Mapping[str, tuple[str, ...]] = {
+    "sysctl": ("name", "was"),
+    "clsact": ("interface",),
+    "allmulti": ("interface",),
+    "lost": (),
+}
+"""The kinds of entries in the undo list, and what each of them says."""
 OTHER_SIDE = ("config", "slots", "layout", "layouts", "maps")
 """What :attr:`State.half_done` has of the other state, to take away what is there of it."""
 
@@ -62,6 +69,11 @@ class State:
     other side of it (OTHER_SIDE): what it is about to put in force, then what was in force before."""
     format: int = FORMAT
 
+    @property
+    def foreign(self) -> list[str]:
+        """Kinds in the undo list that this version does not know: a later one noted what it changed."""
+        return sorted({entry["kind"] for entry in self.undo} - UNDO.keys())
+
     def other_side(self) -> dict[str, Any]:
         """This state as the other side of a plan."""
         return {name: getattr(self, name) for name in OTHER_SIDE}
@@ -75,20 +87,76 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State | None:
-        """The state, or None if there is none (or none that this version can read)."""
-        try:
-            # Not strict: Instance.directory has been checked.
-            content = json.loads(trust.read_file(path, _LARGEST, strict=False))
-        except (FileNotFoundError, NotRegularError, ValueError):
-            return None  # a pipe or a device, which would be waited for, is as good as lost
-        except PermissionError as error:
-            raise PrivilegeError(f"cannot read {path}", "Run as root.") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_sound(content):
+        """The state, or None if there is none, or what is there is none.
+
+        What other versions of this format have besides is passed over. Raises LaterVersionError if a later
+        version has written another format.
+        """
+        content = _content(path)
+        if _is_later(content):
+            raise LaterVersionError(
+                f"this gateway's state was written by a later version of the enforcer ({_version(content)}): "
+                f"{path} is of format {content['format']}, this version reads format {FORMAT}",
+                "Use that version. Or begin again with this one: enforcer down, then enforcer run",
+            )
+        if content.get("format") != FORMAT or not _is_sound(content):
             return None
         if content.get("layout"):
             content.setdefault("maps", f"maps-{content['layout'][:16]}")  # as earlier versions named it
-        known = {field.name for field in fields(cls)}  # an earlier version had others
-        return cls(**{name: value for name, value in content.items() if name in known})
+        known = {field.name for field in fields(cls)}  # other versions have others
+        state = cls(**{name: value for name, value in content.items() if name in known})
+        state.undo = [entry for entry in state.undo if _is_entry(entry)]
+        if state.half_done is not None:
+            unsaid = {"since": 0.0, "pid": 0, "operations": [], **cls().other_side()}
+            state.half_done = unsaid | state.half_done
+        return state
+
+
+def salvage(path: Path) -> None:
+    """Puts in the place of a later version's file what `down` can use of it, whatever its format means.
+
+    That is how the kernel's settings were before, and by which ids programs are known.
+    """
+    content = _content(path)
+    if not _is_later(content):
+        return
+    known = {field.name for field in fields(State)}
+    kept = {
+        name: value
+        for name, value in content.items()
+        if name in known - {"format", "config", "half_done"} and _is_sound({name: value})
+    }
+    kept["undo"] = [entry for entry in kept.get("undo", ()) if _is_entry(entry)]
+    State(**kept).save(path)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What the file says; nothing where there is none, or one that something else wrote."""
+    try:
+        # Not strict: Instance.directory has been checked.
+        content = json.loads(trust.read_file(path, _LARGEST, strict=False))
+    except (FileNotFoundError, NotRegularError, ValueError):
+        return {}  # a pipe or a device, which would be waited for, is as good as lost
+    except PermissionError as error:
+        raise PrivilegeError(f"cannot read {path}", "Run as root.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _is_later(content: Mapping[str, Any]) -> bool:
+    found = content.get("format")
+    return isinstance(found, int) and found > FORMAT
+
+
+def _version(content: Mapping[str, Any]) -> str:
+    found = content.get("version")
+    return found if isinstance(found, str) and found else "unknown"
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry of the undo list says what its kind says, as far as the kind is known."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+        return False
+    return all(isinstance(entry.get(name), str) for name in UNDO.get(entry["kind"], ()))
 
 
 def _is_sound(content: dict[str, Any]) -> bool:

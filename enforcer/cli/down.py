@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
 import click
 
 from enforcer.cli.app import Command, Settings
-from enforcer.errors import EnforcerError
+from enforcer.errors import EnforcerError, LaterVersionError
+
+if TYPE_CHECKING:
+    from enforcer.instance import Instance
 
 
 @click.command("down", cls=Command)
 @click.pass_obj
 def command(settings: Settings) -> None:
     """Take away everything that was ever installed; ends the daemon first."""
-    from enforcer.gateway import take_down
-
     try:
-        done = take_down(settings.instance)
+        done = _take_down(settings.instance)
     except KeyboardInterrupt:
         raise EnforcerError(
             "interrupted: some of it may be taken away already",
@@ -23,3 +27,27 @@ def command(settings: Settings) -> None:
         ) from None
     for line in done:
         click.echo(line)
+
+
+def _take_down(instance: Instance) -> list[str]:
+    """Also of a gateway that a later version enforces, whose state may say less to this one."""
+    from enforcer import gateway, state
+
+    file, daemon = instance.state_file, instance.daemon_pid()
+    try:
+        before = state.State.load(file)
+        done = gateway.take_down(instance)
+    except LaterVersionError:
+        done = []
+        if daemon is not None:
+            # It would write its own state again.
+            with suppress(LaterVersionError):
+                gateway.take_down(instance)
+            done.append(f"ended the daemon (pid {daemon})")
+        state.salvage(file)
+        before = state.State.load(file)
+        done += gateway.take_down(instance)
+    if before is not None and before.foreign:
+        kinds = ", ".join(before.foreign)
+        done.append(f"left: what enforcer {before.version} has changed and this version cannot undo: {kinds}")
+    return done

@@ -33,6 +33,12 @@ def reasons() -> dict[int, Reason]:
     }
 
 
+def reason_of(number: int) -> Reason:
+    """The reason of this number, whatever version of the programs counted it."""
+    unknown = Reason(number, f"reason-{number}", "unknown", "what a later version of the enforcer knows")
+    return reasons().get(number, unknown)
+
+
 @cache
 def by_name() -> dict[str, Reason]:
     """All reasons by name."""

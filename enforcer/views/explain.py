@@ -18,7 +18,7 @@ import numpy as np
 from enforcer.datapath import syscall
 from enforcer.datapath.address import IPAddress, unpack
 from enforcer.datapath.banks import rule_sets
-from enforcer.datapath.reasons import by_name, reasons
+from enforcer.datapath.reasons import by_name, reason_of
 from enforcer.desired import any_source
 from enforcer.errors import UsageError
 from enforcer.facts.inforce import InForce
@@ -88,8 +88,8 @@ def explain(
     client, session = _client(known, question, supposed)
     names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
     interface, found = _ask(source, known, question, supposed, client)
-    said = reasons()[int(found["reason"])]
-    reason = by_name()[in_the_end(source.config, said.name, question.destination)]
+    said = reason_of(int(found["reason"]))
+    reason = by_name().get(in_the_end(source.config, said.name, question.destination), said)
     translated = reason.verdict in ("dedicated", "shared") or reason.name == "limit"
     answer: dict[str, Any] = {
         "verdict": reason.verdict,

@@ -20,6 +20,7 @@ from enforcer.views.reasons import packets_of, reasons
 from enforcer.views.source import Source
 from enforcer.views.warnings import warnings
 
+SIDES = ("inside", "outside", "other")
 # What was stopped on its way to the outside wire with an address it must not have.
 LEAKS = ("leak", "conntrack-invalid", "unmarked", "untranslatable")
 
@@ -39,7 +40,7 @@ def status(instance: Instance) -> dict[str, Any]:
         "state": "running" if pid else "unattended",
         "since": datetime.fromtimestamp(source.state.since, UTC).isoformat(timespec="seconds"),
         "location": config["location"],
-        "interfaces": config["interfaces"],
+        "interfaces": {side: config["interfaces"].get(side, []) for side in SIDES},
         "proxy": config["proxy"],
         "egress_ips": {
             "configured": len(rows),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer import instance as instances
+from enforcer import state as states
 from enforcer import trust
-from enforcer.errors import BusyError, LockedError, PrivilegeError
+from enforcer.errors import BusyError, LaterVersionError, LockedError, PrivilegeError
 from enforcer.instance import Instance
 from enforcer.policy.rules import MAX_POLICIES
-from enforcer.state import LAST_POLICY, State, assign
+from enforcer.state import LAST_POLICY, UNDO, State, assign, salvage
 
 NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True)
 
@@ -73,7 +75,12 @@ def test_the_lowest_number_that_nobody_had_comes_first() -> None:
 
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
-    state = State(since=1.5, config={"location": "lax"}, slots={"lax-1": 1}, undo=[{"kind": "clsact"}])
+    state = State(
+        since=1.5,
+        config={"location": "lax"},
+        slots={"lax-1": 1},
+        undo=[{"kind": "clsact", "interface": "in0"}],
+    )
     state.save(tmp_path / "state.json")
     assert State.load(tmp_path / "state.json") == state
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
@@ -95,7 +102,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     assert loaded.since == 1.0
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"format": 1', "{}", '{"format": 999}', "[]", "null", "3"])
+@pytest.mark.parametrize("content", ["", "{", '{"format": 1', "{}", '{"format": "2"}', "[]", "null", "3"])
 def test_what_cannot_be_read_is_no_state(tmp_path: Path, content: str) -> None:
     path = tmp_path / "state.json"
     path.write_text(content)
@@ -106,6 +113,80 @@ def test_what_another_version_has_saved_is_read(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_text(json.dumps({"format": 1, "since": 2.0, "stages": "stages-1", "what": 3}))
     assert State.load(path) == State(since=2.0)
+
+
+# --- later versions
+
+LATER = {
+    "format": 2,
+    "version": "9.1",
+    "since": "a while ago",
+    "config": {"where": "lax"},
+    "program_ids": {"from_client": 7},
+    "maps": "maps-9",
+    "half_done": {"phase": 3},
+    "undo": [
+        {"kind": "sysctl", "name": "net/ipv4/ip_forward", "was": "0"},
+        {"kind": "sysctl", "name": "net/ipv4/ip_forward"},
+        {"kind": "teleport", "to": 7},
+        {"what": "?"},
+        "clsact",
+    ],
+}
+
+
+def test_a_later_version_that_writes_another_format(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(LATER))
+    with pytest.raises(LaterVersionError) as raised:
+        State.load(path)
+    assert "later version of the enforcer (9.1)" in raised.value.message
+    assert "format 2" in raised.value.message
+    assert raised.value.hint is not None and "enforcer down" in raised.value.hint
+
+
+def test_what_down_can_use_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(LATER))
+    salvage(path)
+    state = State.load(path)
+    assert state is not None
+    assert (state.version, state.since, state.config, state.half_done) == ("9.1", 0.0, {}, None)
+    assert (state.program_ids, state.maps) == ({"from_client": 7}, "maps-9")
+    assert state.undo == [LATER["undo"][0], LATER["undo"][2]]  # type: ignore[index]
+    assert state.foreign == ["teleport"]
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": 1, "since": 2.0}'])
+def test_nothing_else_is_salvaged(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "state.json"
+    salvage(path)
+    assert not path.exists()
+    path.write_text(content)
+    salvage(path)
+    assert path.read_text() == content
+
+
+def test_what_another_version_says_of_a_plan_is_completed(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({"format": 1, "half_done": {"pid": 3, "config": {}, "phase": "late"}}))
+    state = State.load(path)
+    assert state is not None and state.half_done is not None
+    assert state.half_done == {
+        "since": 0.0,
+        "operations": [],
+        **State().other_side(),
+        "pid": 3,
+        "phase": "late",
+    }
+
+
+def test_every_kind_that_is_noted_is_known() -> None:
+    """What stands in the undo list and is not known would be another version's."""
+    source = (Path(states.__file__).parent / "gateway.py").read_text()
+    noted = set(re.findall(r'(?:"kind": |_change\()"(\w+)"', source))
+    assert "sysctl" in noted
+    assert noted <= UNDO.keys()
 
 
 def test_no_file_is_no_state(tmp_path: Path) -> None:
