@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from enforcer import applying, control, instance
+from enforcer.config import load
+from enforcer.daemon import daemon
+from enforcer.errors import ConfigError
 from enforcer.lab import topology
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +107,33 @@ def test_unit_notifies_and_keeps_the_state() -> None:
     assert settings["RuntimeDirectoryPreserve"] == ["yes"]
     assert settings["ProtectKernelTunables"] == ["no"]
     assert "CAP_SYS_ADMIN" not in settings["CapabilityBoundingSet"][0]
+
+
+def seconds(setting: str) -> float:
+    (value,) = unit()[setting]
+    return float(value)
+
+
+def test_unit_waits_for_what_is_under_way() -> None:
+    """A change that hangs at the end, and what heals it then: waiting for the lock, preparing, changing."""
+    hung = applying._STILL_CHANGING + applying._UNKILLABLE
+    healed = instance.PATIENCE + instance._KILLED + applying._STILL_PREPARING + hung
+    assert seconds("TimeoutStopSec") > hung + healed
+    assert seconds("TimeoutStartSec") > control.PATIENCE  # of ExecReload, too (systemd.service(5))
+    at_start = daemon._ATTEMPTS * (applying._STILL_PREPARING + applying._UNKILLABLE)
+    assert seconds("TimeoutStartSec") > at_start
+
+
+def test_unit_tries_again_what_is_wrong() -> None:
+    """Without end, but seldom: an interface that is late is a fault of the file, with its exit code."""
+    with pytest.raises(ConfigError, match="does not exist") as late:
+        load(ROOT / "docs/enforcer.sample.yaml", interfaces={})
+    assert late.value.exit_code == 2
+    settings = unit()
+    assert settings["Restart"] == ["on-failure"]
+    assert settings["StartLimitIntervalSec"] == ["0"]
+    assert "RestartPreventExitStatus" not in settings
+    assert seconds("RestartSec") >= 10
 
 
 def test_vagrantfile_parses() -> None:
