@@ -1,0 +1,133 @@
+"""README's examples are what the commands print, on the gateway of the demo; numbers that pass away aside."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from truth import running, wait_for
+
+from enforcer.lab.clients import Session, dig, tcp_ask
+from enforcer.lab.configuration import Document, added, changed, without
+from enforcer.lab.demo.stage import PERSON, READER, SITE, configuration
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.services import Services
+from enforcer.lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+# A table's columns are separated by so much; its first column may have words.
+COLUMNS = re.compile(r"\s{2,}")
+
+
+def blocks(command: str) -> list[list[str]]:
+    """What README quotes of a command: the fenced blocks behind its heading."""
+    _, found, rest = README.read_text(encoding="utf-8").partition(f"**`enforcer {command}")
+    assert found, command
+    section = re.split(r"^(?:\*\*`enforcer|## )", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return [text.strip("\n").splitlines() for text in re.findall(r"^```$(.*?)^```$", section, re.M | re.S)]
+
+
+def asked(block: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments of the command that a block begins with, and what it prints."""
+    assert block[0].startswith("$ enforcer ")
+    return shlex.split(block[0])[2:], block[1:]
+
+
+def plain(line: str) -> str:
+    return re.sub(r"\bpid \d+", "pid 0", line.rstrip())
+
+
+def quotes(block: list[str], printed: str) -> None:
+    """The block is the output; a line of dots stands for any lines."""
+    pattern = "".join("(?:.*\n)*" if line == "…" else re.escape(plain(line)) + "\n" for line in block)
+    text = "".join(plain(line) + "\n" for line in printed.splitlines())
+    assert re.fullmatch(pattern, text), "\n".join(["README has", *block, "", "but it is", text])
+
+
+@pytest.fixture(scope="module")
+def config(lab: Lab) -> Document:
+    return configuration(lab)
+
+
+@pytest.fixture(scope="module")
+def first(lab: Lab, config: Document) -> str:
+    """What `plan` says before anything is enforced."""
+    return Gateway(lab, config).run("plan").stdout
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services, config: Document, first: str) -> Iterator[Gateway]:
+    """With README's sessions and names, and three connections of the person whose policy changes."""
+    with running(lab, config) as gateway, ExitStack() as held:
+        arguments, printed = asked(blocks("session add")[0])
+        quotes(printed, gateway.run(*arguments).stdout)
+        gateway.run("session", "add", CLIENT[6], "--email", PERSON, "--posture", "disk-encrypted")
+        for family, kind in ((4, "A"), (6, "AAAA")):
+            dig(lab.client, RESOLVER[family], SITE, kind, source=READER[family])
+        wait_for(lambda: len(gateway.json("hosts")) == 4)
+        for _ in range(3):
+            held.enter_context(Session(lab.client, ORIGIN1[4]))
+        yield gateway
+
+
+def test_plan_before_anything_is_enforced(first: str) -> None:
+    quotes(blocks("plan")[0], first)
+
+
+def test_what_the_daemon_says(enforced: Gateway) -> None:
+    quotes(blocks("run")[0], enforced.said())
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["plain", "trace"])
+def test_explain(enforced: Gateway, number: int) -> None:
+    arguments, printed = asked(blocks("explain")[number])
+    quotes(printed, enforced.run(*arguments).stdout)
+
+
+@pytest.mark.parametrize(
+    "noun", ["policies", "egress", "origins", "flows", "reasons", "sessions", "hosts", "dns"]
+)
+def test_columns(enforced: Gateway, noun: str) -> None:
+    (block,) = blocks(noun)
+    assert COLUMNS.split(block[0].strip()) == COLUMNS.split(enforced.run(noun).stdout.splitlines()[0].strip())
+
+
+def test_policies(enforced: Gateway) -> None:
+    """Their rows, without what was counted."""
+
+    def rows(lines: list[str]) -> list[list[str]]:
+        return [COLUMNS.split(line.strip())[:6] for line in lines[2:]]
+
+    assert rows(blocks("policies")[0]) == rows(enforced.run("policies").stdout.splitlines())
+
+
+def test_status(enforced: Gateway) -> None:
+    def labels(lines: list[str]) -> list[str]:
+        return [COLUMNS.split(line)[0] for line in lines]
+
+    assert labels(blocks("status")[0]) == labels(enforced.run("status").stdout.splitlines())
+
+
+def test_relearn(enforced: Gateway) -> None:
+    (block,) = blocks("relearn")
+    said = enforced.run("relearn").stdout.strip()
+    assert [re.sub(r"\d+", "4", said).replace("flow ", "flows ")] == block
+
+
+def test_changed_policies(lab: Lab, enforced: Gateway, config: Document) -> None:
+    """`plan` names them, and the live flows that would leave otherwise; `reload` what it has done."""
+    person = changed(config, "policies", "person", identity='identity.email == "bob@corp.example"')
+    enforced.write(without(person, "policies", "bulk"))
+    quotes(blocks("plan")[1], enforced.run("plan").stdout)
+    more = {"name": "lax-3", "location": "lax", "ipv4": "203.0.113.12", "ipv6": "2001:db8:4::/64"}
+    quotes(blocks("reload")[0], enforced.reload(added(config, "egress_ips", more)))
+    enforced.reload(config)
+    assert tcp_ask(lab.client, ORIGIN1[4]).address
+
+
+def test_down(enforced: Gateway) -> None:
+    quotes(blocks("down")[0], enforced.run("down").stdout)
