@@ -1,0 +1,48 @@
+"""Resets of any number: what they do to a connection that is established, and to one that closes.
+
+docs/timers.md tells of it, "Resets and FINs".
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from .box import Box
+from .test_fins import BACKWARDS, DATA, Pair
+from .test_tcp_states import flow_of, states
+from .wire import ACK, FIN, PSH, RST, Wire
+
+AHEAD = 5000
+_CLOSE = 9  # enum state of bpf/maps.h
+
+
+@BACKWARDS
+def test_an_established_connection_stays(box: Box, wire: Wire, family: int, back: bool) -> None:
+    """With the timer of a closed one, until its next packet."""
+    pair = Pair(wire, family, back)
+    pair.say(0, 0, ACK | PSH, DATA)
+    pair.reply(0, len(DATA), ACK)
+    pair.say(len(DATA) + AHEAD, 0, RST)
+    theirs, ours, counted, _ = states(box, pair.connection)
+    assert (theirs, ours, counted) == ("ESTABLISHED", "ESTABLISHED", 1)
+    assert flow_of(box, pair.connection)["timeout"] == _CLOSE
+    pair.reply(0, len(DATA), ACK)
+    assert flow_of(box, pair.connection)["timeout"] != _CLOSE
+
+
+@BACKWARDS
+@pytest.mark.parametrize("by_peer", [False, True], ids=["own-fin", "peers-fin"])
+def test_one_that_closes_is_closed(box: Box, wire: Wire, family: int, back: bool, by_peer: bool) -> None:
+    """It counts on where the origin has had no say: a client alone ends no count."""
+    pair = Pair(wire, family, back)
+    pair.say(0, 0, ACK | PSH, DATA)
+    if by_peer:
+        pair.reply(0, len(DATA), FIN | ACK)
+        pair.say(len(DATA), 1, ACK)
+    else:
+        pair.say(len(DATA), 0, FIN | ACK)
+        pair.reply(0, len(DATA) + 1, ACK)
+    pair.say(len(DATA) + AHEAD, 0, RST)
+    theirs, ours, counted, _ = states(box, pair.connection)
+    assert (theirs, ours) == ("CLOSE", "CLOSE")
+    assert counted == (not back and not by_peer)
