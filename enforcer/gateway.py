@@ -138,7 +138,7 @@ class Gateway:
         found = links.links()
         return Actual(
             links=found,
-            held=frozenset(addresses.held()),
+            held=frozenset(addresses.held() - addresses.misscoped(own={wanted.shared4})),
             ranges=frozenset(addresses.ranges()),
             our_addresses=frozenset(addresses.held(ours=True)),
             our_ranges=frozenset(addresses.ranges(ours=True)),
@@ -508,7 +508,7 @@ class _Applier:
             _forget(lambda entry: _is_untranslated(entry) and entry.original.source not in local)
 
     def _add_addresses(self, operations: list[AddAddress]) -> None:
-        addresses.add(operation.held for operation in operations)
+        addresses.add((operation.held for operation in operations), own={self.wanted.shared4})
         by_interface: dict[str, list[Any]] = {}
         for operation in operations:
             name, address = operation.held

@@ -12,8 +12,8 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable
-from ipaddress import IPv4Interface, IPv6Interface, IPv6Network
+from collections.abc import Callable, Collection, Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, IPv6Network
 from typing import TypeVar
 
 from enforcer.kernel import netlink
@@ -30,7 +30,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 IFA_F_NODAD, IFA_F_DADFAILED = 0x02, 0x08
 RTA_DST, RTA_OIF = 1, 4
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 RT_TABLE_LOCAL, RTN_LOCAL, RTPROT_KERNEL = 255, 2, 2
 ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, interface index
 ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
@@ -65,14 +65,39 @@ def _is_ours(parts: dict[int, bytes]) -> bool:
     return parts.get(IFA_PROTO) == bytes([PROTOCOL])
 
 
-def add(addresses: Iterable[Held]) -> list[Held]:
+def add(addresses: Iterable[Held], *, own: Collection[IPv4Address] = ()) -> list[Held]:
     """Put addresses on interfaces; returns those that were not there before.
 
-    IPv4 ones get the scope "link": the kernel never picks them as the source of the gateway's own traffic.
+    IPv4 ones get the scope "host": the kernel never picks them as the source of the gateway's own traffic. An
+    address of scope "link" it picks where a default route has no next hop (``default dev ppp0``, a route of
+    scope "link"; net/ipv4/devinet.c, inet_select_addr), which is right for those in ``own`` alone. What was
+    added with another scope is added again; nothing but the answer to an ARP request can be lost by that.
     IPv6 ones skip duplicate address detection and can be used at once.
     """
-    encode = _address_encoder(RTM_NEWADDR, CREATE | EXCL)
-    return _change("adding {0[1]} to {0[0]}", addresses, encode, {errno.EEXIST})
+    wanted = list(addresses)
+    remove(misscoped(own=own).intersection(wanted))
+    encode = _address_encoder(RTM_NEWADDR, CREATE | EXCL, own)
+    return _change("adding {0[1]} to {0[0]}", wanted, encode, {errno.EEXIST})
+
+
+def misscoped(*, own: Collection[IPv4Address] = ()) -> set[Held]:
+    """IPv4 addresses that :func:`add` would put there with another scope: an earlier version did."""
+    names = dict(socket.if_nameindex())
+    found: set[Held] = set()
+    with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
+        for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)):
+            _, length, _, scope, index = ADDRESS.unpack_from(message)
+            parts = netlink.attributes(message, ADDRESS.size)
+            address = IPv4Interface((parts.get(IFA_LOCAL) or parts[IFA_ADDRESS], length))
+            if index in names and _is_ours(parts) and scope != _scope(address, own):
+                found.add((names[index], address))
+    return found
+
+
+def _scope(address: Interface, own: Collection[IPv4Address]) -> int:
+    if address.version == 6:
+        return RT_SCOPE_UNIVERSE
+    return RT_SCOPE_LINK if address.ip in own else RT_SCOPE_HOST
 
 
 def remove(addresses: Iterable[Held]) -> list[Held]:
@@ -84,7 +109,7 @@ def remove(addresses: Iterable[Held]) -> list[Held]:
     return _change("removing {0[1]} from {0[0]}", present, encode, gone)
 
 
-def _address_encoder(kind: int, flags: int) -> Callable[[Held], Message]:
+def _address_encoder(kind: int, flags: int, own: Collection[IPv4Address] = ()) -> Callable[[Held], Message]:
     indexes = {name: index for index, name in socket.if_nameindex()}
 
     def encode(address: Held) -> Message:
@@ -92,11 +117,9 @@ def _address_encoder(kind: int, flags: int) -> Callable[[Held], Message]:
         if name not in indexes:
             raise netlink.failure(f"finding the interface {name}", errno.ENODEV)
         packed = interface.ip.packed
-        family, scope = socket.AF_INET, RT_SCOPE_LINK
-        if isinstance(interface, IPv6Interface):
-            family, scope = socket.AF_INET6, RT_SCOPE_UNIVERSE
+        family = socket.AF_INET6 if isinstance(interface, IPv6Interface) else socket.AF_INET
         length = interface.network.prefixlen
-        payload = ADDRESS.pack(family, length, 0, scope, indexes[name])
+        payload = ADDRESS.pack(family, length, 0, _scope(interface, own), indexes[name])
         payload += netlink.attribute(IFA_LOCAL, packed) + netlink.attribute(IFA_ADDRESS, packed)
         if kind == RTM_NEWADDR:
             payload += netlink.attribute(IFA_PROTO, bytes([PROTOCOL]))

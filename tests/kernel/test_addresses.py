@@ -38,12 +38,27 @@ def test_add_and_remove_twice() -> None:
     assert addresses.add(both) == []
     assert set(both) <= addresses.held()
     four, six = shown("203.0.113.10"), shown("2001:db8:f::1")
-    assert (four["prefixlen"], four["scope"]) == (32, "link")
+    assert (four["prefixlen"], four["scope"]) == (32, "host")
     assert (six["prefixlen"], six["scope"], six["nodad"]) == (128, "global", True)
     assert "tentative" not in six
     assert addresses.remove(both) == both
     assert addresses.remove(both) == []
     assert not set(both) & addresses.held()
+
+
+def test_what_has_another_scope_is_added_again() -> None:
+    """An earlier version's had "link"; others' addresses stay as they are."""
+    assert addresses.add([("out0", FOUR)], own={FOUR.ip}) == [("out0", FOUR)]
+    run("ip addr add 203.0.113.11/32 dev out0 scope link")
+    own = IPv4Interface("203.0.113.12/32")
+    assert addresses.add([("out0", own)], own={own.ip}) == [("out0", own)]
+    assert addresses.misscoped(own={own.ip}) == {("out0", FOUR)}
+    others = IPv4Interface("203.0.113.11/32")
+    wanted = [("out0", address) for address in (FOUR, own, others)]
+    assert addresses.add(wanted, own={own.ip}) == [("out0", FOUR)]
+    assert addresses.misscoped(own={own.ip}) == set()
+    scopes = {str(address.ip): shown(str(address.ip))["scope"] for _, address in wanted}
+    assert scopes == {"203.0.113.10": "host", "203.0.113.12": "link", "203.0.113.11": "link"}
 
 
 def test_ours_are_told_from_others() -> None:

@@ -1,0 +1,80 @@
+"""The gateway's own traffic over a default route without a next hop (PPP, tun): never from an egress address.
+
+For such a route the kernel takes addresses of smaller scope as a source, too (devinet.c, inet_select_addr).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, ip_interface, ip_network
+
+import pytest
+from truth import dedicated, families, running
+
+from enforcer.kernel import addresses
+from enforcer.lab.clients import Session, ping, tcp_ask, udp_ask
+from enforcer.lab.configuration import LAX1, LAX2
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.servers import logged
+from enforcer.lab.services import Services
+from enforcer.lab.topology import ORIGIN2, SHARED, Lab
+from enforcer.lab.tun import Cable
+
+OWN = {4: "198.19.7.1", 6: "2001:db8:f7::1"}
+LENGTH = {4: 24, 6: 64}
+NEXT_HOP = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}
+
+
+@pytest.fixture(scope="module", params=["an address of its own", "no address of its own"])
+def without_next_hop(request: pytest.FixtureRequest, lab: Lab, services: Services) -> Iterator[Gateway]:
+    """A tun is the way to the internet. Without an address of its own it has the shared ones alone."""
+    numbered = request.param == "an address of its own"
+    back = [str(ip_network(source[family])) for source in (OWN, SHARED, LAX1, LAX2) for family in (4, 6)]
+    with Cable(lab.gw, lab.net, "tun0"):
+        lab.gw.ip(
+            "link set tun0 up",
+            *(f"addr add {OWN[f]}/{LENGTH[f]} dev tun0" for f in (4, 6) if numbered),
+            *(f"addr del {SHARED[f]}/{LENGTH[f]} dev out0" for f in (4, 6) if not numbered),
+            "route replace 0.0.0.0/0 dev tun0",
+            "route replace ::/0 dev tun0",
+        )
+        lab.net.ip("link set tun0 up", *(f"route replace {network} dev tun0" for network in back))
+        with running(lab, lab.config(interfaces={"inside": ["in0"], "outside": ["tun0"]})) as gateway:
+            yield gateway
+    lab.gw.ip(
+        *(f"addr replace {SHARED[f]}/{LENGTH[f]} dev out0{' nodad' if f == 6 else ''}" for f in (4, 6)),
+        *(f"route replace default via {NEXT_HOP[f]}" for f in (4, 6)),
+    )
+
+
+@families
+def test_the_gateways_own_source(without_next_hop: Gateway, services: Services, family: int) -> None:
+    lab, reporter = without_next_hop.lab, services.reporter["origin2"]
+    (echo,) = logged(lambda: reporter.seen("icmp"), lambda: ping(lab.gw, ORIGIN2[family]))
+    seen = {echo.address, *(ask(lab.gw, ORIGIN2[family]).address for ask in (tcp_ask, udp_ask))}
+    assert seen == {OWN[family] if is_numbered(lab) else SHARED[family]}
+    assert tcp_ask(lab.client, ORIGIN2[family]).address in dedicated(family)
+
+
+def is_numbered(lab: Lab) -> bool:
+    return ("tun0", ip_interface(f"{OWN[4]}/{LENGTH[4]}")) in lab.gw.call(addresses.held)
+
+
+def test_after_an_upgrade_from_another_scope(without_next_hop: Gateway) -> None:
+    """An earlier version gave its addresses the scope "link"; live connections notice no change."""
+    lab, gateway = without_next_hop.lab, without_next_hop
+    before = lab.gw.call(addresses.held)
+    egresses = {held for held in before if str(held[1].ip) in (LAX1[4], LAX2[4])}
+    with Session(lab.client, ORIGIN2[4]) as session:
+        gateway.stop()
+        own = {held[1].ip for held in egresses}
+        lab.gw.call(lambda: (addresses.remove(egresses), addresses.add(egresses, own=own)))
+        if is_numbered(lab):
+            # It leaves from an egress address, where the gateway is silent.
+            with pytest.raises(TimeoutError):
+                tcp_ask(lab.gw, ORIGIN2[4], timeout=1)
+        gateway.start()
+        assert session.ask() == session.seen
+    assert lab.gw.call(addresses.held) == before
+    assert not lab.gw.call(lambda: addresses.misscoped(own={IPv4Address(SHARED[4])}))
+    assert tcp_ask(lab.gw, ORIGIN2[4]).address in (OWN[4], SHARED[4])
