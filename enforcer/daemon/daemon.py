@@ -16,6 +16,7 @@ from typing import Any
 from enforcer import applying
 from enforcer.applying import LostError, Work
 from enforcer.control import Caller, report_of
+from enforcer.daemon.announcing import Announcing
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.files import Files
 from enforcer.daemon.jobs import Job, Jobs
@@ -32,6 +33,7 @@ from enforcer.daemon.systemd import notify, watchdog_interval
 from enforcer.errors import EnforcerError, UsageError
 from enforcer.facts.rows import COMMAND
 from enforcer.instance import Instance
+from enforcer.kernel.arrivals import Arrivals
 from enforcer.kernel.path import PathWatch
 from enforcer.kernel.watch import Watch
 
@@ -107,8 +109,14 @@ class Daemon:
             again=self._reloading.again,
         )
         self._relearning = Relearning(loop, stack.enter_context(PathWatch()), self._enforced)
+        self._announcing = Announcing(loop, stack.enter_context(Arrivals()), self._enforced)
         self._sweeping = Sweeping(
-            loop, self._enforced, lambda: self._reloading.under_way, lambda: self._keeping.timeouts, say
+            loop,
+            self._enforced,
+            lambda: self._reloading.under_way,
+            lambda: self._keeping.timeouts,
+            say,
+            look=self._announcing.note,
         )
         self._sources = stack.enter_context(closing(Sources(loop, self._enforced, say)))
         session_file = SessionFile(loop, self._jobs, self._enforced, say)
@@ -128,6 +136,7 @@ class Daemon:
         """What is in force now, from availability to the files that the configuration names."""
         self._keeping.refresh()
         self._relearning.take_up()
+        self._announcing.take_up()
         self._loop.call("expiry", self._expire())
         self._files.take_up()
         self._sources.take_up()

@@ -29,7 +29,10 @@ _STATES = {sweep.ESTABLISHED: "ESTABLISHED", sweep.CLOSE: "CLOSE"}
 
 
 class Sweeping:
-    """``timeouts`` gives conntrack's timeouts; while ``reloading`` nothing is swept."""
+    """``timeouts`` gives conntrack's timeouts; while ``reloading`` nothing is swept.
+
+    ``look`` is given the keys and values of all flows that a sweep reads.
+    """
 
     def __init__(
         self,
@@ -38,11 +41,14 @@ class Sweeping:
         reloading: Callable[[], bool],
         timeouts: Callable[[], np.ndarray],
         say: Callable[[str], None],
+        *,
+        look: Callable[[np.ndarray, np.ndarray], None] = lambda keys, flows: None,
     ):
         self._enforced = enforced
         self._reloading = reloading
         self._timeouts = timeouts
         self._say = say
+        self._look = look
         self._asked_since = 0.0
         self._put_off = False
         self._recount = Recount()
@@ -70,9 +76,7 @@ class Sweeping:
         maps, pins = self._enforced.maps, self._enforced.pins
         began = time.monotonic()
         self._recount.begin(maps)
-        found = sweep.sweep(
-            maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE, look=self._recount.add
-        )
+        found = sweep.sweep(maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE, look=self._look_at)
         corrected = self._recount.finish(maps, pins)
         if corrected:
             self._say(f"corrected {corrected} counters that had drifted from the flows they count")
@@ -97,6 +101,10 @@ class Sweeping:
             self._filling.note(table.name, Fill(used, int(table.info.entries)))
         self._filling.note("conntrack", Fill(*conntrack.fill()))
         self._tell(pins, found.untold)
+
+    def _look_at(self, keys: np.ndarray, flows: np.ndarray) -> None:
+        self._recount.add(keys, flows)
+        self._look(keys, flows)
 
     def _tell(self, pins: Pins, untold: Mapping[int, np.ndarray]) -> None:
         """Tells conntrack of states that it cannot know, or their ports would stay taken for hours."""

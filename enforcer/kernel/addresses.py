@@ -75,7 +75,9 @@ def add(addresses: Iterable[Held], *, own: Collection[IPv4Address] = ()) -> list
     IPv6 ones skip duplicate address detection and can be used at once.
     """
     wanted = list(addresses)
-    remove(misscoped(own=own).intersection(wanted))
+    again = misscoped(own=own).intersection(wanted)
+    if again:
+        remove(again)
     encode = _address_encoder(RTM_NEWADDR, CREATE | EXCL, own)
     return _change("adding {0[1]} to {0[0]}", wanted, encode, {errno.EEXIST})
 

@@ -9,10 +9,20 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from enforcer.kernel import netlink
+from enforcer.kernel.addresses import (
+    ADDRESS,
+    IFA_ADDRESS,
+    IFA_F_DADFAILED,
+    IFA_FLAGS,
+    IFA_LOCAL,
+    RTM_GETADDR,
+)
+from enforcer.kernel.netlink import Channel
 
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ARPHRD_ETHER, ARP_REQUEST = 1, 1
@@ -22,9 +32,12 @@ TARGET_LINK_LAYER_ADDRESS = 2
 ALL_NODES = IPv6Address("ff02::1")
 ALL_NODES_MAC = bytes.fromhex("333300000001")  # RFC 2464, 7
 HOP_LIMIT = 255  # RFC 4861, 7.1.2: others are not listened to
+IFA_F_TENTATIVE = 0x40  # include/uapi/linux/if_addr.h
+
+Address = IPv4Address | IPv6Address
 
 
-def announce(interface: str, addresses: Iterable[IPv4Address | IPv6Address]) -> int:
+def announce(interface: str, addresses: Iterable[Address]) -> int:
     """Send one announcement for each address on ``interface``; returns how many were sent.
 
     An interface that is not Ethernet (a tunnel) has no neighbours to tell: 0. RFC 5227 and RFC 4861 allow
@@ -46,6 +59,28 @@ def announce(interface: str, addresses: Iterable[IPv4Address | IPv6Address]) -> 
             return count
     except OSError as error:
         raise netlink.failure(operation, error.errno or errno.EIO) from error
+
+
+def settled(interface: str) -> list[Address]:
+    """The addresses that the interface holds; without those that duplicate address detection still doubts.
+
+    None if there is no such interface.
+    """
+    try:
+        index = socket.if_nametoindex(interface)
+    except OSError:
+        return []
+    found: list[Address] = []
+    with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
+        for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            family, _, _, _, holder = ADDRESS.unpack_from(message)
+            parts = netlink.attributes(message, ADDRESS.size)
+            flags = int.from_bytes(parts.get(IFA_FLAGS, b""), sys.byteorder)
+            if holder != index or flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED):
+                continue
+            packed = parts.get(IFA_LOCAL) or parts[IFA_ADDRESS]
+            found.append(IPv4Address(packed) if family == socket.AF_INET else IPv6Address(packed))
+    return found
 
 
 def arp(mac: bytes, address: IPv4Address) -> bytes:

@@ -1,0 +1,101 @@
+"""Neighbours on the outside that know our addresses at another MAC address: a new connection works at once.
+
+The internet's router keeps to the MAC address that it knows for 15 to 45 seconds, and some more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from truth import families, leaves_from, running
+
+from enforcer.kernel import links
+from enforcer.lab.clients import Session, tcp_ask
+from enforcer.lab.configuration import LAX1, Document, added
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.services import Services
+from enforcer.lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
+
+NEAR = {4: "203.0.113.19", 6: "2001:db8:9::/64"}  # a range that the internet's router looks for on the link
+AT_ONCE = 2.0
+"""Seconds: the first packet is lost, its repetition one second later is not."""
+
+
+def with_near(lab: Lab) -> Document:
+    entry = {"name": "near", "location": "lax", "ipv4": NEAR[4], "ipv6": NEAR[6], "on_link": True}
+    policy = {
+        "name": "near",
+        "precedence": 1,
+        "traffic": "net.dst.ip in {198.18.2.10 2001:db8:a2::10}",
+        "egress": {"ipv4": NEAR[4]},
+    }
+    return added(added(lab.config(), "egress_ips", entry), "policies", policy)
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+    with running(lab, with_near(lab)) as gateway:
+        yield gateway
+
+
+def mac_of(lab: Lab) -> str:
+    return str(lab.gw.call(links.links)["out0"].mac.hex(":"))
+
+
+def known(lab: Lab, address: str) -> str:
+    return lab.net.run("ip", "neigh", "show", address, "dev", "gw0").stdout
+
+
+def seconds(lab: Lab, family: int, host: int = 2) -> float:
+    """How long a new connection of the client's takes, from the address that it should have."""
+    source = f"10.0.1.{host}" if family == 4 else f"fd00:1::{host}"
+    began = time.monotonic()
+    seen = tcp_ask(lab.client, ORIGIN2[family], source=source, timeout=60)
+    assert seen.address == leaves_from(NEAR, family, source)
+    return time.monotonic() - began
+
+
+@families
+def test_a_new_mac_address(enforced: Gateway, family: int) -> None:
+    """Also of what is reached by way of the gateway's own address, and of live connections."""
+    lab = enforced.lab
+    with (
+        Session(lab.client, ORIGIN2[family], timeout=30) as near,
+        Session(lab.client, ORIGIN1[family]) as routed,
+    ):
+        before = mac_of(lab)
+        for session in (near, routed):
+            assert session.ask() == session.seen
+        assert before in known(lab, leaves_from(NEAR, family))
+        lab.gw.ip(f"link set out0 address 02:00:00:00:01:0{family}")
+        began = time.monotonic()
+        took = seconds(lab, family)
+        for session in (near, routed):
+            assert session.ask() == session.seen
+        assert tcp_ask(lab.client, ORIGIN1[family], timeout=30).address == leaves_from(LAX1, family)
+        print(f"{took:.2f} s, {time.monotonic() - began:.2f} s with all others")
+        assert took < AT_ONCE
+        assert time.monotonic() - began < 2 * AT_ONCE
+
+
+@families
+def test_another_gateway_had_the_addresses(enforced: Gateway, family: int) -> None:
+    """This one takes over: it knows of no flow, and has another MAC address."""
+    lab = enforced.lab
+    sources = [leaves_from(NEAR, family, f"fd00:1::{host}") for host in (2, 3)]
+    for host in (2, 3):
+        seconds(lab, family, host)
+    enforced.down()
+    before = mac_of(lab)
+    lab.gw.ip(f"link set out0 address 02:00:00:00:02:0{family}")
+    # Another machine has an address of its own, which the router looks for when it first needs it.
+    lab.net.run("ip", "neigh", "del", SHARED[family], "dev", "gw0", check=False)
+    enforced.start()
+    if family == 6:
+        assert all(before in known(lab, source) for source in sources)
+    for host in (2, 3):
+        took = seconds(lab, family, host)
+        print(f"{took:.2f} s")
+        assert took < AT_ONCE
