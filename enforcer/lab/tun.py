@@ -13,15 +13,25 @@ from typing import Self
 
 from enforcer.lab.netns import Namespace
 
-_TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000  # include/uapi/linux/if_tun.h
-_LARGEST = 65_535
+# include/uapi/linux/if_tun.h
+_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 1, 0x1000, 0x4000
+_TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6 = 1, 2, 4
+_HEADER = 10  # struct virtio_net_hdr (include/uapi/linux/virtio_net.h), before each packet
+_LARGEST = _HEADER + 65_535
 
 
 class Cable:
-    """A tun device of the same name in each of two namespaces; as a context manager they end with it."""
+    """A tun device of the same name in each of two namespaces; as a context manager they end with it.
 
-    def __init__(self, one: Namespace, other: Namespace, name: str):
-        self._ends = [namespace.call(lambda: _open(name)) for namespace in (one, other)]
+    With ``offloads`` checksums are left out, and packets not cut into segments, on the whole way.
+    """
+
+    def __init__(self, one: Namespace, other: Namespace, name: str, *, offloads: bool = False):
+        self._ends = [namespace.call(lambda: _open(name, offloads)) for namespace in (one, other)]
+        self.largest = 0
+        """Bytes of the largest packet that it has carried."""
+        self._header = _HEADER if offloads else 0
         self._wake, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._carry)
         self._thread.start()
@@ -46,10 +56,15 @@ class Cable:
                 return
             for fd in ready:
                 with suppress(OSError):  # an end that is down
-                    os.write(across[fd], os.read(fd, _LARGEST))
+                    packet = os.read(fd, _LARGEST)
+                    self.largest = max(self.largest, len(packet) - self._header)
+                    os.write(across[fd], packet)
 
 
-def _open(name: str) -> int:
+def _open(name: str, offloads: bool) -> int:
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+    flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if offloads else 0)
+    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    if offloads:
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6)
     return fd

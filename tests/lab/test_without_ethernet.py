@@ -1,5 +1,7 @@
 """Interfaces without Ethernet (tun, WireGuard, PPP) on either side: every packet arrives whole, of any size.
 
+With offloads packets cross the tun without their checksums, and with many segments in one.
+
 An Ethernet frame is padded to 60 bytes, and what pads it is cut off. A packet of 60 bytes that came without
 Ethernet has no padding.
 """
@@ -9,22 +11,33 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from typing import NamedTuple
 
 import pytest
+from transfer import Transfer
 from truth import families, running
 
 from enforcer.lab.clients import Session, family_of
 from enforcer.lab.configuration import LAX1, LAX2
-from enforcer.lab.gateway import Gateway
 from enforcer.lab.netns import Namespace
 from enforcer.lab.services import Services
 from enforcer.lab.topology import ORIGIN1, Lab
 from enforcer.lab.tun import Cable
 
 SIZES = range(33)
+LEAST = 1 << 22
+LINKS = (("client", "eth0"), ("gw", "in0"), ("gw", "out0"), ("net", "gw0"), ("origin1", "eth0"))
 INSIDE = {4: ("10.7.0.1/24", "10.7.0.2"), 6: ("fd07::1/64", "fd07::2")}
 OUTSIDE = {4: ("198.19.7.1/24", "198.19.7.2"), 6: ("2001:db8:f7::1/64", "2001:db8:f7::2")}
 LENGTH = {4: 32, 6: 128}
+
+
+class Reached(NamedTuple):
+    """The client whose packets go over the tun, and whether that has offloads."""
+
+    client: Namespace
+    cable: Cable
+    offloads: bool
 
 
 def end(namespace: Namespace, address: str, length: str) -> None:
@@ -32,14 +45,16 @@ def end(namespace: Namespace, address: str, length: str) -> None:
     namespace.ip("link set tun0 up", f"addr add {address}/{length} dev tun0{nodad}")
 
 
-@pytest.fixture(scope="module", params=["inside", "outside"])
-def reached(
-    request: pytest.FixtureRequest, lab: Lab, services: Services
-) -> Iterator[tuple[Gateway, Namespace]]:
-    """The gateway with a tun on one side, and the client whose packets go over it to origin 1."""
-    side = request.param
+@pytest.fixture(
+    scope="module",
+    params=[("inside", False), ("inside", True), ("outside", False), ("outside", True)],
+    ids=["inside", "inside with offloads", "outside", "outside with offloads"],
+)
+def reached(request: pytest.FixtureRequest, lab: Lab, services: Services) -> Iterator[Reached]:
+    """The gateway with a tun on one side, over which origin 1 is reached."""
+    side, offloads = request.param
     plan, far = (INSIDE, lab.client2) if side == "inside" else (OUTSIDE, lab.net)
-    with Cable(lab.gw, far, "tun0"):
+    with Cable(lab.gw, far, "tun0", offloads=offloads) as cable:
         for family, (near, other) in plan.items():
             address, length = near.split("/")
             end(lab.gw, address, length)
@@ -53,13 +68,13 @@ def reached(
                 far.ip(*(f"route replace {network} dev tun0" for network in back))
         sides = {"inside": ["in0"], "outside": ["out0"]}
         sides[side].append("tun0")
-        with running(lab, lab.config(interfaces=sides, policies=[])) as gateway:
-            yield gateway, far if side == "inside" else lab.client
+        with running(lab, lab.config(interfaces=sides, policies=[])):
+            yield Reached(far if side == "inside" else lab.client, cable, offloads)
 
 
 @families
-def test_datagrams_of_every_size(reached: tuple[Gateway, Namespace], lab: Lab, family: int) -> None:
-    _, client = reached
+def test_datagrams_of_every_size(reached: Reached, lab: Lab, family: int) -> None:
+    client = reached.client
     with (
         lab.origin1.socket(family_of(ORIGIN1[family]), socket.SOCK_DGRAM) as server,
         client.socket(family_of(ORIGIN1[family]), socket.SOCK_DGRAM) as asker,
@@ -79,9 +94,9 @@ def test_datagrams_of_every_size(reached: tuple[Gateway, Namespace], lab: Lab, f
 
 
 @families
-def test_tcp_without_timestamps(reached: tuple[Gateway, Namespace], lab: Lab, family: int) -> None:
+def test_tcp_without_timestamps(reached: Reached, lab: Lab, family: int) -> None:
     """Its acknowledgements have 60 bytes in IPv6; Windows sends none with timestamps by default."""
-    _, client = reached
+    client = reached.client
     for host in (client, lab.origin1):
         host.sysctl("net.ipv4.tcp_timestamps", 0)
     try:
@@ -91,3 +106,23 @@ def test_tcp_without_timestamps(reached: tuple[Gateway, Namespace], lab: Lab, fa
     finally:
         for host in (client, lab.origin1):
             host.sysctl("net.ipv4.tcp_timestamps", 1)
+
+
+@families
+@pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
+def test_transfers_with_offloads_of_all_other_links(
+    reached: Reached, lab: Lab, family: int, on: bool
+) -> None:
+    client = reached.client
+    try:
+        for role, interface in LINKS:
+            lab.namespaces[role].offload(interface, on)
+        with Transfer(client, lab.origin1, ORIGIN1[family], LEAST) as transfer:
+            assert transfer.finish() >= 2 * LEAST
+            peer = ip_address(transfer.peer[0])
+        assert any(peer in ip_network(egress[family]) for egress in (LAX1, LAX2))
+        # Many segments in one packet, or none of them.
+        assert (reached.cable.largest > 2 * 1500) == reached.offloads
+    finally:
+        for role, interface in LINKS:
+            lab.namespaces[role].offload(interface, True)
