@@ -22,6 +22,17 @@ static __always_inline bool is_unicast(const struct packet *p)
 	return p->family == IPV4 ? first && first < 224 : first != 0xff;
 }
 
+/*
+ * Whether a whole packet was put together from fragments before it came here, as for a bridge whose packets netfilter
+ * sees (bridge-nf-call-iptables): the interface could not have brought it. The kernel takes it apart again.
+ */
+static __always_inline bool is_reassembled(struct __sk_buff *skb, const struct packet *p)
+{
+	u32 length = p->total;
+
+	return bpf_check_mtu(skb, 0, &length, 0, 0) == BPF_MTU_CHK_RET_FRAG_NEEDED;
+}
+
 /* 0: the packet will leave by the outside interface `*leaves_by`. Else the reason why it is not ours to decide. */
 static __always_inline int route(struct __sk_buff *skb, const struct packet *p, u32 *leaves_by)
 {
@@ -74,7 +85,7 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 	/* What the kernel will not forward must not be admitted: conntrack never gets to know of it. */
 	if (p->hop_limit <= 1)
 		return REASON_TTL;
-	if (too_big && p->dont_fragment && !p->fragment)
+	if (too_big && p->dont_fragment && !p->fragment && !is_reassembled(skb, p))
 		return REASON_TOO_BIG;
 	*leaves_by = ifindex;
 	return 0;

@@ -254,10 +254,13 @@ class _Table:
         # What conntrack calls invalid is not translated, nor what a notrack rule has kept from it.
         unknown = STATE_INVALID | STATE_UNTRACKED
         # Nearly all that leaves ends here.
-        known = [*self._mark(NOT_EQUAL, 0), *_state(unknown, EQUAL), *leaving]
-        yield self._rule("forward", *known, _verdict(ACCEPT))
+        refused = self._ruleset.mark_mask
+        known = [*self._mark(NOT_EQUAL, 0), _compare(NOT_EQUAL, _host32(refused))]
+        yield self._rule("forward", *known, *_state(unknown, EQUAL), *leaving, _verdict(ACCEPT))
         yield self._rule("forward", *leaving, _verdict(GOTO, "leaving"))
         yield self._rule("forward", *entering, _verdict(GOTO, "entering"))
+        # What a bridge has given to netfilter (bridge-nf-call-iptables) has passed `refuse` before it was marked.
+        yield self._rule("leaving", *self._mark(EQUAL, refused), _verdict(GOTO, "reject_flow"))
         yield self._rule("leaving", *_state(unknown), *_count_and_drop("conntrack_invalid"))
         yield self._rule("leaving", *self._mark(EQUAL, 0), *_count_and_drop("unmarked"))
         yield self._rule("entering", *_state(STATE_NEW | unknown), *_count_and_drop("inbound"))

@@ -1,0 +1,98 @@
+"""Bridges on both sides whose packets netfilter sees as they cross the bridge (bridge-nf-call-iptables).
+
+Docker, Kubernetes and libvirt switch that on. Then prerouting's chains are done with a packet before the
+bridge's own programs at TC see it, and fragments are whole.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from truth import agree, dedicated, families, leaves_from, packets, running
+
+from enforcer.lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask
+from enforcer.lab.configuration import ABROAD_PORT, LAX1
+from enforcer.lab.gateway import Gateway
+from enforcer.lab.netns import LabError
+from enforcer.lab.services import Services
+from enforcer.lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
+
+SETTINGS = {"net.bridge.bridge-nf-call-iptables": 1, "net.bridge.bridge-nf-call-ip6tables": 1}
+BRIDGES = {
+    "in0": ("br0", {4: f"{GATEWAY[4]}/24", 6: f"{GATEWAY[6]}/64"}),
+    "out0": ("br1", {4: f"{SHARED[4]}/24", 6: f"{SHARED[6]}/64"}),
+}
+DEFAULT = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}
+kinds = pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+
+
+@pytest.fixture(scope="module")
+def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+    for port, (bridge, addresses) in BRIDGES.items():
+        lab.gw.ip(
+            f"link add {bridge} type bridge",
+            *(f"addr del {address} dev {port}" for address in addresses.values()),
+            f"link set {port} master {bridge}",
+            f"link set {bridge} up",
+            *(f"addr add {address} dev {bridge}" for address in addresses.values()),
+        )
+    lab.gw.ip(*(f"route replace default via {router}" for router in DEFAULT.values()))
+    try:
+        lab.gw.sysctls(SETTINGS)
+    except (LabError, OSError) as error:
+        pytest.skip(f"this kernel has no br_netfilter: {error}")
+    with running(lab, lab.config(interfaces={"inside": ["br0", "in1"], "outside": ["br1"]})) as gateway:
+        yield gateway
+
+
+@families
+def test_connections(enforced: Gateway, family: int) -> None:
+    lab = enforced.lab
+    for ask in (tcp_ask, udp_ask):
+        assert ask(lab.client, ORIGIN1[family]).address == leaves_from(LAX1, family)
+        assert ask(lab.client, ORIGIN2[family]).address in dedicated(family)
+    with Session(lab.client, ORIGIN1[family]) as session, UdpFlow(lab.client, ORIGIN1[family]) as flow:
+        for _ in range(20):
+            assert session.ask() == session.seen
+            assert flow.ask().address == leaves_from(LAX1, family)
+        agree(enforced)
+
+
+@families
+@kinds
+def test_refusals_are_answered_at_once(enforced: Gateway, family: int, kind: int) -> None:
+    ask = tcp_ask if kind == socket.SOCK_STREAM else udp_ask
+    before, began = packets(enforced), time.monotonic()
+    with pytest.raises(OSError) as refused:  # noqa: PT011
+        ask(enforced.lab.client, ORIGIN2[family], ABROAD_PORT)
+    assert not isinstance(refused.value, TimeoutError)
+    assert time.monotonic() - began < 1
+    now = packets(enforced)
+    assert now["unavailable"] == before["unavailable"] + 1
+    assert now["untranslatable"] == before["untranslatable"]
+
+
+@families
+@pytest.mark.parametrize("size", [1000, 4000, 60000])
+def test_large_datagrams(enforced: Gateway, family: int, size: int) -> None:
+    """Both ways, and what is too large without fragments is answered as ever."""
+    lab = enforced.lab
+    with (
+        lab.origin1.socket(family_of(ORIGIN1[family]), socket.SOCK_DGRAM) as server,
+        lab.client.socket(family_of(ORIGIN1[family]), socket.SOCK_DGRAM) as asker,
+    ):
+        server.bind((ORIGIN1[family], 9100))
+        for sock in (server, asker):
+            sock.settimeout(2)
+        asker.connect((ORIGIN1[family], 9100))
+        for number in range(4):
+            sent = bytes([number]) * size
+            asker.send(sent)
+            received, peer = server.recvfrom(65536)
+            assert received == sent
+            assert peer[0] == leaves_from(LAX1, family)
+            server.sendto(received, peer)
+            assert asker.recv(65536) == sent
