@@ -126,14 +126,16 @@ def daemon_of(instance: Instance) -> Path:
     return instance.control_socket
 
 
-def ask(path: Path, request: str, *, revocable: bool = False, **content: Any) -> dict[str, Any]:
-    """Asks the daemon and waits for its answer. Raises ReportedError with the daemon's error.
+def ask(
+    path: Path, request: str, *, patience: float = PATIENCE, revocable: bool = False, **content: Any
+) -> dict[str, Any]:
+    """The daemon's answer, within ``patience`` seconds. Raises ReportedError with the daemon's error.
 
     Ctrl-C does not end what the daemon was asked for, and the error says so. A ``revocable`` request is taken
     back by it: the answer says whether it was too late for that.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(patience)
         try:
             connection.connect(str(path))
             connection.sendall(json.dumps({"request": request, **content}).encode() + b"\n")
@@ -141,7 +143,7 @@ def ask(path: Path, request: str, *, revocable: bool = False, **content: Any) ->
             raise EnforcerError("interrupted before the daemon was asked: nothing has changed") from None
         except OSError as error:
             raise _silent(error) from error
-        line = _answer(connection, request, revocable)
+        line = _answer(connection, request, patience, revocable)
     if not line:
         raise EnforcerError("the daemon ended before it answered", "See its log, then `enforcer status`.")
     result = json.loads(line)
@@ -150,7 +152,7 @@ def ask(path: Path, request: str, *, revocable: bool = False, **content: Any) ->
     return dict(result)
 
 
-def _answer(connection: socket.socket, request: str, revocable: bool) -> bytes:
+def _answer(connection: socket.socket, request: str, patience: float, revocable: bool) -> bytes:
     """The daemon's answer to a request that it was sent."""
     try:
         with connection.makefile("rb") as source:
@@ -168,7 +170,7 @@ def _answer(connection: socket.socket, request: str, revocable: bool) -> bytes:
         ) from None
     except TimeoutError as error:
         raise EnforcerError(
-            f"the daemon has not answered for {PATIENCE:.0f} s and may go on with `{request}`",
+            f"the daemon has not answered for {patience:.0f} s and may go on with `{request}`",
             "`enforcer status` and `enforcer sessions` show what came of it, its log says more.",
         ) from error
     except OSError as error:

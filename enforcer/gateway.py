@@ -9,7 +9,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
@@ -387,7 +387,7 @@ def _put_back(entry: dict[str, str]) -> bool:
 
 def _forget(chosen: Any) -> int:
     """Deletes the connections that are chosen from conntrack."""
-    return conntrack.delete([entry.original for entry in conntrack.entries() if chosen(entry)])
+    return conntrack.delete_entries([entry for entry in conntrack.entries() if chosen(entry)])
 
 
 class _Applier:
@@ -646,18 +646,26 @@ class _Applier:
         gone = [egress for operation in operations for egress in operation.egresses]
         # An address that another egress IP has now is that one's.
         ours, stay = availability.Sources(gone), availability.Sources(self.wanted.ours, self.wanted)
-        _forget(
-            lambda entry: (
-                not _is_untranslated(entry)
-                and entry.reply.destination in ours
-                and entry.reply.destination not in stay
+
+        def forget(theirs: Container[conntrack.Tuple] = ()) -> None:
+            _forget(
+                lambda entry: (
+                    entry.original in theirs
+                    or (
+                        not _is_untranslated(entry)
+                        and entry.reply.destination in ours
+                        and entry.reply.destination not in stay
+                    )
+                )
             )
-        )
-        if self.pins is not None:
-            with self._maps() as maps:
-                slots = {egress.slot for egress in gone}
-                conntrack.delete([conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)])
-                sweep.end_flows(maps.flows, self.pins, slots)
+
+        if self.pins is None:
+            forget()
+            return
+        with self._maps() as maps:
+            slots = {egress.slot for egress in gone}
+            forget({conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)})
+            sweep.end_flows(maps.flows, self.pins, slots)
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:
         # Undone in reverse: a setting itself resets its followers, so it is noted after them.

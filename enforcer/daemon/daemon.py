@@ -75,6 +75,7 @@ class Daemon:
                 "session add": self._add_session,
                 "session remove": lambda request, _: self._enforced.attendance.remove(request),
                 "dns": lambda *_: self._sources.report("names"),
+                "warnings": lambda *_: {"warnings": self._sweeping.warnings},
             }
             stack.enter_context(closing(Requests(self._loop, self._instance.control_socket, handlers)))
             self._loop.watch(wake, lambda: self._on_signals(wake))

@@ -11,6 +11,7 @@ from enforcer import availability
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.filling import Filling
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.tracked import Tracked
 from enforcer.datapath import sweep
 from enforcer.datapath.programs import Pins
 from enforcer.datapath.recount import Recount
@@ -53,8 +54,14 @@ class Sweeping:
         self._put_off = False
         self._recount = Recount()
         self._filling = Filling(say)
+        self._tracked = Tracked(say)
         self._loop = loop
         loop.task("sweep", self._sweep, _AT_LEAST)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an administrator should know of conntrack and our flows."""
+        return self._tracked.warnings
 
     def catch_up(self) -> None:
         """A sweep that a reload put off comes before the next reload."""
@@ -80,14 +87,12 @@ class Sweeping:
         corrected = self._recount.finish(maps, pins)
         if corrected:
             self._say(f"corrected {corrected} counters that had drifted from the flows they count")
-        suspects = np.concatenate([sweep.some(found.unanswered, _ASK_UNANSWERED), found.idle])
-        if len(suspects):
-            unknown = conntrack.missing([conntrack.Tuple.of(key) for key in suspects])
-            sweep.reap(pins, suspects[unknown], unknown=True)
+        unanswered = sweep.some(found.unanswered, _ASK_UNANSWERED)
+        sweep.reap(pins, self._tracked.gone(unanswered, found.idle, found.flows), unknown=True)
         # They would hold their ports for hours. One that has spoken just now is still there.
         over = [key for key in found.outlived if maps.flows.get(key) is None]
         if over:
-            conntrack.delete([conntrack.Tuple.of(key) for key in over])
+            self._tracked.forget(over)
         if len(found.unanswered) <= _ASK_UNANSWERED:
             self._asked_since = began - 2.5
         sweep.keep_evictable(pins, int(maps.flows.info.entries))
@@ -112,5 +117,5 @@ class Sweeping:
             some = keys[:_TELL]
             if len(some):
                 timeout = round(self._timeouts()[state] / 1e9 - availability.GRACE)
-                conntrack.set_tcp_state([conntrack.Tuple.of(key) for key in some], _STATES[state], timeout)
+                self._tracked.tell(some, _STATES[state], timeout)
                 sweep.told(pins, some, state)

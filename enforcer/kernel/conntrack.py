@@ -6,6 +6,10 @@ looks different. Only the standard library.
 
 Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d, as in the datapath's maps. Ports are in host
 order; of ICMP the "source port" is the identifier, and the "destination port" is type << 8 | code.
+
+A connection may be in a zone, by rules of other software (``ct zone set``, iptables' CT target, Open
+vSwitch). It is found by its original tuple together with the zone of that direction, 0 if it has none
+(nf_conntrack_core.c, nf_ct_key_equal), so requests say in which zones to look.
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from enforcer.kernel import netlink, sysctl
@@ -23,7 +29,8 @@ from enforcer.kernel.netlink import ACK, NETLINK_NETFILTER, REQUEST, Channel, Me
 SUBSYSTEM = 1 << 8
 NEW, GET, DELETE = SUBSYSTEM | 0, SUBSYSTEM | 1, SUBSYSTEM | 2
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_PROTOINFO, CTA_TIMEOUT, CTA_MARK = 1, 2, 3, 4, 7, 8
-CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
+CTA_ZONE = 18
+CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_TUPLE_ZONE = 1, 2, 3
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 # Identifier, type and code.
 ICMP_ATTRIBUTES = {socket.IPPROTO_ICMP: (4, 5, 6), socket.IPPROTO_ICMPV6: (7, 8, 9)}
@@ -86,6 +93,8 @@ class Entry(NamedTuple):
     timeout: int
     mark: int
     status: int = 0
+    zone: int = 0
+    """Of the original direction."""
 
     @property
     def replied(self) -> bool:
@@ -118,32 +127,62 @@ def fill() -> tuple[int, int]:
     )
 
 
+def zones(sample: int) -> list[int]:
+    """The zones other than 0 of so many entries, the most frequent first.
+
+    The table is a hash, so the entries that a dump begins with are a random sample.
+    """
+    with Channel(NETLINK_NETFILTER, "reading the connection table") as channel:
+        some = islice(channel.dump(GET, _nfgen(socket.AF_UNSPEC)), sample)
+        found = Counter(_zone(netlink.attributes(message, 4)) for message in some)
+    return [zone for zone, _ in found.most_common() if zone]
+
+
+NO_ZONE = (0,)
+
+
 def exists(original: Tuple) -> bool:
-    """Whether the connection with this original tuple is in the table."""
+    """Whether the connection with this original tuple is in the table, in no zone."""
     return not missing([original])
 
 
-def missing(originals: Sequence[Tuple]) -> list[int]:
-    """The positions of those connections that are not in the table."""
+def missing(originals: Sequence[Tuple], zones: Sequence[int] = NO_ZONE) -> list[int]:
+    """The positions of those connections that are in none of these zones."""
     operation = "looking up connections"
-    requests = [Message(GET, REQUEST, _request(original)) for original in originals]
-    found = []
+    absent = list(range(len(originals)))
     with Channel(NETLINK_NETFILTER, operation) as channel:
-        for position, answer in enumerate(channel.ask(requests)):
-            if answer == errno.ENOENT:
-                found.append(position)
-            elif isinstance(answer, int):
-                raise netlink.failure(operation, answer)
-    return found
+        for zone in zones:
+            requests = [Message(GET, REQUEST, _request(originals[position], zone)) for position in absent]
+            answers = channel.ask(requests)
+            for answer in answers:
+                if isinstance(answer, int) and answer != errno.ENOENT:
+                    raise netlink.failure(operation, answer)
+            absent = [
+                position for position, answer in zip(absent, answers, strict=True) if answer == errno.ENOENT
+            ]
+    return absent
 
 
-def delete(originals: Iterable[Tuple]) -> int:
-    """Remove connections by their original tuples; returns how many of them there were."""
-    requests = [Message(DELETE, REQUEST | ACK, _request(original)) for original in originals]
+def delete(originals: Iterable[Tuple], zones: Sequence[int] = NO_ZONE) -> int:
+    """Remove connections by their original tuples, each from the first of the zones that has it.
+
+    Returns how many of them there were.
+    """
+    requests = [
+        [Message(DELETE, REQUEST | ACK, _request(original, zone)) for zone in zones] for original in originals
+    ]
     return _change(requests, "deleting connections")
 
 
-def set_tcp_state(originals: Iterable[Tuple], state: str, timeout: int) -> int:
+def delete_entries(found: Iterable[Entry]) -> int:
+    """Remove these connections, of whatever zones; returns how many were still there."""
+    requests = [[Message(DELETE, REQUEST | ACK, _request(entry.original, entry.zone))] for entry in found]
+    return _change(requests, "deleting connections")
+
+
+def set_tcp_state(
+    originals: Iterable[Tuple], state: str, timeout: int, zones: Sequence[int] = NO_ZONE
+) -> int:
     """Move TCP connections to a state, to be forgotten after so many seconds; returns how many there were."""
     tcp = netlink.nested(
         CTA_PROTOINFO_TCP, netlink.attribute(CTA_PROTOINFO_TCP_STATE, bytes([TCP_STATES.index(state)]))
@@ -151,18 +190,26 @@ def set_tcp_state(originals: Iterable[Tuple], state: str, timeout: int) -> int:
     change = netlink.nested(CTA_PROTOINFO, tcp) + netlink.attribute(CTA_TIMEOUT, _U32.pack(timeout))
     # Without CREATE, so a connection that is gone does not come back (nf_conntrack_netlink.c,
     # ctnetlink_new_conntrack).
-    requests = [Message(NEW, REQUEST | ACK, _request(original) + change) for original in originals]
+    requests = [
+        [Message(NEW, REQUEST | ACK, _request(original, zone) + change) for zone in zones]
+        for original in originals
+    ]
     return _change(requests, "changing connections")
 
 
-def _change(requests: list[Message], operation: str) -> int:
-    """Has the requests carried out; returns for how many there was a connection."""
+def _change(requests: list[list[Message]], operation: str) -> int:
+    """Has the first request of each row carried out for which there is a connection; returns how many."""
+    left, done = requests, 0
     with Channel(NETLINK_NETFILTER, operation) as channel:
-        refused = channel.change(requests)
-    for refusal in refused:
-        if refusal.code != errno.ENOENT:
-            raise netlink.failure(operation, refusal.code, refusal.detail)
-    return len(requests) - len(refused)
+        while left:
+            refused = channel.change([row[0] for row in left])
+            for refusal in refused:
+                if refusal.code != errno.ENOENT:
+                    raise netlink.failure(operation, refusal.code, refusal.detail)
+            done += len(left) - len(refused)
+            left = [left[refusal.position][1:] for refusal in refused]
+            left = [row for row in left if row]
+    return done
 
 
 def _family(direction: Tuple) -> int:
@@ -173,8 +220,8 @@ def _nfgen(family: int) -> bytes:
     return struct.pack(">BBH", family, 0, 0)
 
 
-def _request(original: Tuple) -> bytes:
-    """What names a connection in a request: its original tuple."""
+def _request(original: Tuple, zone: int = 0) -> bytes:
+    """What names a connection in a request: its original tuple, and the zone that this is in."""
     family = _family(original)
     source, destination = original.source, original.destination
     # CTA_IP_V4_SRC, _DST, _V6_SRC, _DST
@@ -192,7 +239,8 @@ def _request(original: Tuple) -> bytes:
         proto += netlink.attribute(CTA_PROTO_SRC_PORT, _U16.pack(original.source_port))
         proto += netlink.attribute(CTA_PROTO_DST_PORT, _U16.pack(original.destination_port))
     parts = netlink.nested(CTA_TUPLE_IP, ip) + netlink.nested(CTA_TUPLE_PROTO, proto)
-    return _nfgen(family) + netlink.nested(CTA_TUPLE_ORIG, parts)
+    place = netlink.attribute(CTA_ZONE, _U16.pack(zone)) if zone else b""
+    return _nfgen(family) + netlink.nested(CTA_TUPLE_ORIG, parts) + place
 
 
 def _entry(message: bytes) -> Entry:
@@ -226,7 +274,15 @@ def _entry(message: bytes) -> Entry:
         _U32.unpack(timeout)[0] if timeout else 0,
         _U32.unpack(mark)[0] if mark else 0,
         _U32.unpack(status)[0] if status else 0,
+        _zone(rest),
     )
+
+
+def _zone(parts: dict[int, bytes]) -> int:
+    """The original direction's; of an entry whose tuples are parsed already, that of both."""
+    if CTA_ZONE in parts:
+        return int.from_bytes(parts[CTA_ZONE][:2], "big")
+    return int.from_bytes(netlink.attributes(parts.get(CTA_TUPLE_ORIG, b"")).get(CTA_TUPLE_ZONE, b""), "big")
 
 
 def _tuple(data: bytes) -> Tuple:

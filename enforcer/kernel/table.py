@@ -259,7 +259,7 @@ class _Table:
         yield self._rule("forward", *known, *_state(unknown, EQUAL), *leaving, _verdict(ACCEPT))
         yield self._rule("forward", *leaving, _verdict(GOTO, "leaving"))
         yield self._rule("forward", *entering, _verdict(GOTO, "entering"))
-        # What a bridge has given to netfilter (bridge-nf-call-iptables) has passed `refuse` before it was marked.
+        # What a bridge gives to netfilter (bridge-nf-call-iptables) passes `refuse` before it is marked.
         yield self._rule("leaving", *self._mark(EQUAL, refused), _verdict(GOTO, "reject_flow"))
         yield self._rule("leaving", *_state(unknown), *_count_and_drop("conntrack_invalid"))
         yield self._rule("leaving", *self._mark(EQUAL, 0), *_count_and_drop("unmarked"))

@@ -6,11 +6,11 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
-from enforcer import __version__
+from enforcer import __version__, control
 from enforcer.datapath import fast, tables, ways
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.tables import Fill
-from enforcer.errors import LayoutError, NotInstalledError
+from enforcer.errors import EnforcerError, LayoutError, NotInstalledError
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
 from enforcer.state import State
@@ -23,6 +23,8 @@ from enforcer.views.warnings import warnings
 SIDES = ("inside", "outside", "other")
 # What was stopped on its way to the outside wire with an address it must not have.
 LEAKS = ("leak", "conntrack-invalid", "unmarked", "untranslatable")
+# Seconds that the daemon's answer is waited for.
+_PATIENCE = 2.0
 
 
 def status(instance: Instance) -> dict[str, Any]:
@@ -64,8 +66,19 @@ def status(instance: Instance) -> dict[str, Any]:
         "not_attached": unattached(source),
         "half_done": _half_done(instance, source.state),
         "tables": _tables(source.maps),
-        "warnings": warnings(source),
+        "warnings": [*warnings(source), *_of_daemon(instance, pid)],
     }
+
+
+def _of_daemon(instance: Instance, pid: int | None) -> list[str]:
+    """What the daemon warns of. One of another version may not answer, nor one that is busy."""
+    if pid is None:
+        return []
+    try:
+        found = control.ask(instance.control_socket, "warnings", patience=_PATIENCE)
+    except EnforcerError:
+        return []
+    return list(found["warnings"])
 
 
 def _half_done(instance: Instance, state: State | None) -> dict[str, Any] | None:

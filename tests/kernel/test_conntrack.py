@@ -98,6 +98,35 @@ def test_missing_and_delete_twice(family: int) -> None:
     assert entries() == []
 
 
+@pytest.mark.parametrize("statement", ["ct zone set 7", "ct original zone set 7", "ct reply zone set 7"])
+def test_zones(family: int, statement: str) -> None:
+    run("nft add chain inet t raw '{ type filter hook output priority -310; }'")
+    run(f"nft add rule inet t raw oifname lo meta l4proto != tcp {statement}")
+    make_one_of_each(family)
+    found = entries()
+    expected = {17: 7, 6: 0} if "reply" not in statement else {17: 0, 6: 0}
+    assert {entry.original.protocol: entry.zone for entry in found}.items() >= expected.items()
+    assert len(found) == len(listed(family)) == 3
+    for entry in found:
+        (line,) = [one for one in listed(family) if as_listed(entry.original) in one]
+        assert as_listed(entry.reply) in line
+    zones = conntrack.zones(100)
+    assert zones == ([] if "reply" in statement else [7])
+    originals = [entry.original for entry in found]
+    (tcp,) = [entry for entry in found if entry.original.protocol == socket.IPPROTO_TCP]
+    if zones:
+        assert conntrack.missing(originals) == [place for place, entry in enumerate(found) if entry.zone]
+        assert conntrack.set_tcp_state(originals[:0], "CLOSE", 60, [0, 7]) == 0
+        assert conntrack.delete([tcp.original], [7, 0]) == 1
+        assert conntrack.missing(originals, [0, 7]) == [found.index(tcp)]
+        assert conntrack.delete_entries(found) == 2
+    else:
+        assert conntrack.missing(originals) == []
+        assert conntrack.delete_entries(found) == 3
+    assert conntrack.missing(originals, [7, 0]) == [0, 1, 2]
+    assert entries() == []
+
+
 def test_protocols_without_ports() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, 253) as experiment:
         experiment.sendto(b"x", ("127.0.0.1", 0))

@@ -1,0 +1,33 @@
+"""Rules of other software that put connections into conntrack's zones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from enforcer.lab.topology import Lab
+
+# Seconds after which sweeps ask conntrack about a silent flow, and a sweep more.
+QUIET = 8.0
+
+
+@contextlib.contextmanager
+def zoned(lab: Lab, statement: str) -> Iterator[None]:
+    """The statement for every packet, before conntrack sees it."""
+    lab.gw.run(
+        "nft",
+        "-f",
+        "-",
+        text=f"""
+        table inet zones {{
+          chain arriving {{
+            type filter hook prerouting priority raw - 10
+            {statement}
+          }}
+        }}""",
+    )
+    try:
+        yield
+    finally:
+        lab.gw.run("nft", "delete table inet zones")
+        lab.gw.run("conntrack", "-F")
