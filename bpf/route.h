@@ -4,13 +4,21 @@
 enum {
 	LOOPBACK = 1,            /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
 	SKIP_NEIGHBOUR = 4,      /* BPF_FIB_LOOKUP_SKIP_NEIGH, since Linux 6.3 */
+	WITH_MARK = 32,          /* BPF_FIB_LOOKUP_MARK, since Linux 6.10 */
 };
 
-/* Which interface a packet would leave by; its next hop's link-layer address is of no interest. */
-static __always_inline long look_up_route(struct __sk_buff *skb, struct bpf_fib_lookup *fib)
+/* Which interface a packet would leave by, with this mark; its next hop's link-layer address is of no interest. */
+static __always_inline long look_up_route(struct __sk_buff *skb, struct bpf_fib_lookup *fib, u32 mark)
 {
-	long result = bpf_fib_lookup(skb, fib, sizeof(*fib), SKIP_NEIGHBOUR);
+	long result = -EINVAL;
 
+	if (mark) {
+		/* What goes in is a union with the MAC addresses that come out. */
+		*(u32 *)fib->smac = mark;
+		result = bpf_fib_lookup(skb, fib, sizeof(*fib), SKIP_NEIGHBOUR | WITH_MARK);
+	}
+	if (result == -EINVAL)
+		result = bpf_fib_lookup(skb, fib, sizeof(*fib), SKIP_NEIGHBOUR);
 	return result == -EINVAL ? bpf_fib_lookup(skb, fib, sizeof(*fib), 0) : result;
 }
 
@@ -33,7 +41,10 @@ static __always_inline bool is_reassembled(struct __sk_buff *skb, const struct p
 	return bpf_check_mtu(skb, 0, &length, 0, 0) == BPF_MTU_CHK_RET_FRAG_NEEDED;
 }
 
-/* 0: the packet will leave by the outside interface `*leaves_by`. Else the reason why it is not ours to decide. */
+/*
+ * 0: the packet will leave by the outside interface `*leaves_by`. Else the reason why it is not ours to decide. Marks of
+ * others that it has by now are asked with; what sets them later, as nftables does, is not foreseen.
+ */
 static __always_inline int route(struct __sk_buff *skb, const struct packet *p, u32 *leaves_by)
 {
 	struct bpf_fib_lookup fib = {};
@@ -61,13 +72,13 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		copy_address(fib.ipv6_src, p->tuple.client);
 		copy_address(fib.ipv6_dst, p->tuple.origin);
 	}
-	result = look_up_route(skb, &fib);
+	result = look_up_route(skb, &fib, skb->mark);
 	too_big = result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 	if (too_big) {
 		/* Then no interface has been named. */
 		fib.ifindex = skb->ifindex;
 		fib.tot_len = 0;
-		result = look_up_route(skb, &fib);
+		result = look_up_route(skb, &fib, skb->mark);
 	}
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return REASON_LOCAL;
@@ -115,11 +126,11 @@ static __always_inline bool leads_back(struct __sk_buff *skb, const struct packe
 		copy_address(fib.ipv6_src, p->tuple.origin);
 		copy_address(fib.ipv6_dst, p->tuple.client);
 	}
-	result = look_up_route(skb, &fib);
+	result = look_up_route(skb, &fib, 0);
 	if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) {
 		/* An uplink that takes router advertisements may have IPv6 forwarding off: then as the kernel asks. */
 		fib.ifindex = LOOPBACK;
-		result = look_up_route(skb, &fib);
+		result = look_up_route(skb, &fib, 0);
 	}
 	/* Without tot_len, FRAG_NEEDED names the interface, too. */
 	return (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||

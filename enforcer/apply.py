@@ -139,7 +139,7 @@ def check_file(file: Path) -> Configuration:
 
 def said_of(config: Configuration) -> list[str]:
     """Warnings, of the file and of what there is on this machine besides."""
-    return [*map(str, config.warnings), *rules.meeting(config.mark_mask)]
+    return [*map(str, config.warnings), *rules.said_of(config.mark_mask)]
 
 
 @dataclass(frozen=True)

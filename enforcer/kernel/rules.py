@@ -6,7 +6,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from enforcer.kernel import netlink
+from enforcer.kernel import marking, netlink
 from enforcer.kernel.netlink import NETLINK_ROUTE, Channel
 
 # include/uapi/linux/rtnetlink.h, fib_rules.h
@@ -45,6 +45,13 @@ class MarkRule:
             return False
         return bool(self.mask & bits)
 
+    def tells(self, mark: int | None) -> bool:
+        """Whether packets with this mark are treated otherwise than those without; it may be any for None."""
+        if mark is None:
+            return bool(self.mask)
+        wanted = self.mark & self.mask
+        return (mark & self.mask == wanted) != (wanted == 0)
+
 
 def mark_rules() -> list[MarkRule]:
     """Those of both families, in the order in which the kernel asks them."""
@@ -77,3 +84,29 @@ def meeting(bits: int) -> list[str]:
         for rule in mark_rules()
         if rule.meets(bits)
     ]
+
+
+def unforeseen(bits: int) -> list[str]:
+    """What is to be said of each rule that routes by marks which other software sets as packets arrive.
+
+    A route is asked for before that (bpf/route.h), with the marks that a packet has by then. Rules that meet
+    ``bits``, our own, are said by :func:`meeting`.
+    """
+    others = [rule for rule in mark_rules() if not rule.meets(bits)]
+    setters = marking.on_arrival() if others else []
+    found = []
+    for rule in others:
+        by = [setter.where for setter in setters if rule.tells(setter.mark)]
+        if by:
+            found.append(
+                f"{rule}: looks at marks that {', '.join(dict.fromkeys(by))} sets on packets as they arrive, "
+                "which is after the enforcer has asked for their route: if these are packets of clients, "
+                "`explain` may name another way, and what leaves by no outside interface is refused (astray) "
+                "or dropped"
+            )
+    return found
+
+
+def said_of(bits: int) -> list[str]:
+    """All that is to be said of rules that look at marks, with ``bits`` for the enforcer's."""
+    return meeting(bits) + unforeseen(bits)

@@ -13,7 +13,7 @@ from enforcer.views.source import Source
 
 def warnings(source: Source) -> list[str]:
     """Of links, the shared addresses and the rules of policy routing."""
-    return [*_of_links(source), *_of_shared(source), *rules.meeting(source.config["mark_mask"])]
+    return [*_of_links(source), *_of_shared(source), *rules.said_of(source.config["mark_mask"])]
 
 
 def _of_links(source: Source) -> Iterator[str]:

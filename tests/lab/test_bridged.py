@@ -6,6 +6,7 @@ bridge's own programs at TC see it, and fragments are whole.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ from collections.abc import Iterator
 import pytest
 from truth import agree, dedicated, families, leaves_from, packets, running
 
+from enforcer.lab.capture import Capture
 from enforcer.lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask
 from enforcer.lab.configuration import ABROAD_PORT, LAX1
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.netns import LabError
 from enforcer.lab.services import Services
-from enforcer.lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
+from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
 SETTINGS = {"net.bridge.bridge-nf-call-iptables": 1, "net.bridge.bridge-nf-call-ip6tables": 1}
 BRIDGES = {
@@ -73,6 +75,39 @@ def test_refusals_are_answered_at_once(enforced: Gateway, family: int, kind: int
     now = packets(enforced)
     assert now["unavailable"] == before["unavailable"] + 1
     assert now["untranslatable"] == before["untranslatable"]
+
+
+@families
+def test_a_mark_that_others_set_on_the_bridge(enforced: Gateway, family: int) -> None:
+    """It is there when the route is asked for: what a rule sends another way is decided for that way."""
+    lab = enforced.lab
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 10):
+        pytest.skip("this kernel's programs cannot ask for the route of a mark")
+    rule = ["ip", f"-{family}", "rule"]
+    lab.gw.run(
+        "nft",
+        "add table inet others; add chain inet others pre { type filter hook prerouting priority -150; }; "
+        "add rule inet others pre iifname br0 meta mark set 0x10",
+    )
+    lab.gw.ip(f"route add default via {CLIENT2[family]} dev in1 table 200")
+    lab.gw.run(*rule, "add", "fwmark", "0x10/0xff", "lookup", "200")
+    try:
+        before = packets(enforced)
+        expression = f"dst {ORIGIN2[family]}"
+        with (
+            Capture(lab.client2, "eth0", lab.directory, direction="in", expression=expression) as seen,
+            pytest.raises(TimeoutError),
+        ):
+            udp_ask(lab.client, ORIGIN2[family], timeout=0.5)
+        assert set(seen.sources()) == {CLIENT[family]}  # to another inside network: none of ours
+        now = packets(enforced)
+        assert now["inside"] > before["inside"]
+        assert now["astray"] == before["astray"]
+    finally:
+        lab.gw.run(*rule, "del", "fwmark", "0x10/0xff", "lookup", "200")
+        lab.gw.run("ip", f"-{family}", "route", "flush", "table", "200")
+        lab.gw.run("nft", "delete table inet others")
+    assert udp_ask(lab.client, ORIGIN2[family]).address in dedicated(family)
 
 
 @families

@@ -116,6 +116,32 @@ def test_a_rule_of_others_that_takes_clients_packets(enforced: Gateway, family: 
     assert tcp_ask(lab.client, address, source=taken[0]).address != SHARED[family]
 
 
+@families
+def test_marks_of_others_that_choose_another_route(enforced: Gateway, family: int) -> None:
+    """nftables marks them on arrival: where `explain` does not say they are refused by name, and the rule named."""
+    lab, address = enforced.lab, ORIGIN1[family]
+    before = packets(enforced)["astray"]
+    lab.gw.run("nft", "add rule inet others marks iifname in0 meta mark set meta mark or 0x10")
+    try:
+        with ruled(lab.gw, family, "fwmark 0x10/0xff"):
+            with Capture(
+                lab.client2, "eth0", lab.directory, direction="in", expression=f"dst {address}"
+            ) as seen:
+                with pytest.raises(ConnectionRefusedError):
+                    tcp_ask(lab.client, address)
+                with pytest.raises(OSError):
+                    udp_ask(lab.client, address, timeout=1)
+            (warning,) = enforced.json("status")["warnings"]
+            assert "fwmark 0x10/0xff" in warning and "chain marks of nftables table inet others" in warning
+            assert warning in enforced.run("check").stderr
+        assert not seen.sources()
+        assert packets(enforced)["astray"] >= before + 2
+        assert enforced.json("status")["warnings"] == []
+        assert tcp_ask(lab.client, address).address != SHARED[family]
+    finally:
+        lab.gw.run("nft", "flush chain inet others marks")
+
+
 def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: Gateway) -> None:
     """Those of WireGuard, Kubernetes and the like."""
     gw = enforced.lab.gw
