@@ -118,7 +118,7 @@ def test_a_rule_of_others_that_takes_clients_packets(enforced: Gateway, family: 
 
 @families
 def test_marks_of_others_that_choose_another_route(enforced: Gateway, family: int) -> None:
-    """nftables marks them on arrival: where `explain` does not say they are refused by name, and the rule named."""
+    """nftables sets them on arrival: away from where `explain` says is refused by name, the rule is named."""
     lab, address = enforced.lab, ORIGIN1[family]
     before = packets(enforced)["astray"]
     lab.gw.run("nft", "add rule inet others marks iifname in0 meta mark set meta mark or 0x10")
