@@ -56,3 +56,4 @@ REASON(72, UNMARKED, blocked, "from inside to outside without having been classi
 REASON(73, INBOUND, blocked, "a connection opened from outside towards an inside network")
 REASON(74, UNTRANSLATABLE, blocked, "its mark names no egress address")
 REASON(75, ASTRAY, refused, "of a live flow, and would now leave by an interface that is not outside")
+REASON(76, NOT_FORWARDED, blocked, "from or to an interface that is in none of the file's lists, for which forwarding was off")

@@ -79,6 +79,11 @@ class Desired:
         return (slot + 1) << self.mark_shift & self.mark_mask
 
     @property
+    def listed(self) -> tuple[str, ...]:
+        """The interfaces of all lists."""
+        return (*self.inside, *self.outside, *self.other)
+
+    @property
     def by_slot(self) -> dict[int, Egress]:
         """The egress IPs that this gateway holds, by slot."""
         return {egress.slot: egress for egress in self.ours}
@@ -127,6 +132,7 @@ class Desired:
             dedicated4=frozenset(egress.ipv4 for egress in self.ours),
             dedicated6=frozenset(egress.ipv6 for egress in self.ours),
             dns=self.dns,
+            listed=self.listed,
         )
 
 

@@ -34,6 +34,7 @@ COUNTERS = (
     "inbound",
     "untranslatable",
     "astray",
+    "not_forwarded",
     *DNS_COUNTERS,
 )
 
@@ -47,6 +48,9 @@ class Ruleset:
     source becomes; an IPv6 client keeps its host bits within the range. What is addressed to ``dedicated4``
     or ``dedicated6`` and belongs to no flow is dropped. ``dns`` has the clients' DNS shown to the learner
     of names (enforcer/dns); without a listener, and above DNS_RATE, answers "pass" unlearnt or "drop".
+
+    ``listed`` are all interfaces that the file names. From those of ``opened4`` IPv4 goes to these alone, and
+    with ``closed6`` IPv6 passes from and to these alone, and from port to port of the bridges ``bridged6``.
     """
 
     mark_mask: int
@@ -57,6 +61,10 @@ class Ruleset:
     dedicated4: frozenset[IPv4Address] = frozenset()
     dedicated6: frozenset[IPv6Network] = frozenset()
     dns: Dns = ""
+    listed: tuple[str, ...] = ()
+    opened4: tuple[str, ...] = ()
+    closed6: bool = False
+    bridged6: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.mark_mask <= 0xFFFFFFFF:
@@ -76,5 +84,9 @@ class Ruleset:
             " ".join(str(address) for address in sorted(self.dedicated4)),
             " ".join(str(network) for network in sorted(self.dedicated6)),
             self.dns,
+            " ".join(sorted(set(self.listed))),
+            " ".join(sorted(set(self.opened4))),
+            str(self.closed6),
+            " ".join(sorted(set(self.bridged6))),
         ]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

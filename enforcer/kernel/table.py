@@ -7,7 +7,8 @@ refuse    prerouting, raw -300  a flow that was refused is answered before connt
 guard     prerouting, -50       conntrack has undone its translations: what is still addressed to a
                                 dedicated egress belongs to no flow
 forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters;
-                                what is marked leaves nowhere else
+                                what is marked leaves nowhere else; where forwarding was off before the
+                                enforcer, nothing passes from or to other interfaces than the file's
 translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
 ========= ===================== =========================================================================
 
@@ -186,7 +187,8 @@ class _Table:
 
     def _sets(self) -> Iterator[Message]:
         rules = self._ruleset
-        for name, interfaces in (("inside", rules.inside), ("outside", rules.outside)):
+        for name in ("inside", "outside", "listed", "opened4"):
+            interfaces = getattr(rules, name)
             if len(set(interfaces)) > 1:
                 names = [_element(_padded(interface)) for interface in sorted(set(interfaces))]
                 yield from self._set(name, TYPE_IFNAME, IFNAMSIZ, names)
@@ -267,6 +269,28 @@ class _Table:
         marked = [*self._mark(NOT_EQUAL, 0), *self._from_inside()]
         yield self._rule("forward", *marked, _verdict(GOTO, "astray"))
         yield self._rule("astray", _count("astray"), _verdict(GOTO, "reject_flow"))
+        yield from self._unlisted()
+
+    def _unlisted(self) -> Iterator[Message]:
+        """What the kernel forwards only because the enforcer switched that on for the listed interfaces."""
+        rules = self._ruleset
+        if not rules.opened4 and not rules.closed6:
+            return
+        stay = _count_and_drop("not_forwarded")
+        yield self._chain("onwards")
+        yield self._rule("onwards", *_interface(META_OIFNAME, "listed", rules.listed), _verdict(ACCEPT))
+        yield self._rule("onwards", *stay)
+        onwards = _verdict(GOTO, "onwards")
+        if rules.opened4:
+            opened = _interface(META_IIFNAME, "opened4", rules.opened4)
+            yield self._rule("forward", *_family(NFPROTO_IPV4), *opened, onwards)
+        if rules.closed6:
+            listed = _interface(META_IIFNAME, "listed", rules.listed)
+            yield self._rule("forward", *_family(NFPROTO_IPV6), *listed, onwards)
+            for bridge in rules.bridged6:
+                stays = [*_interface(META_IIFNAME, "", [bridge]), *_interface(META_OIFNAME, "", [bridge])]
+                yield self._rule("forward", *_family(NFPROTO_IPV6), *stays, _verdict(ACCEPT))
+            yield self._rule("forward", *_family(NFPROTO_IPV6), *stay)
 
     def _translate(self) -> Iterator[Message]:
         yield self._chain("translate", POSTROUTING, 90, kind="nat")

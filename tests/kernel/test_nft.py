@@ -113,6 +113,24 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
     assert len(re.findall(r"snat ip6? .*map @source[46] fully-random\n", text)) == 2
 
 
+def test_the_chain_for_interfaces_in_no_list(netns: str) -> None:
+    wanted = replace(ruleset(), listed=("in0", "in1", "out0"), opened4=("in0",), closed6=True)
+    wanted = replace(wanted, bridged6=("br0",))
+    assert wanted.digest() != ruleset().digest()
+    nft.apply(wanted)
+    assert sorted(listed("set")["listed"]["elem"]) == ["in0", "in1", "out0"]
+    last = [line.strip() for line in run("nft list chain inet enforcer forward").splitlines()][-6:-2]
+    assert last == [
+        'meta nfproto ipv4 iifname "in0" goto onwards',
+        "meta nfproto ipv6 iifname @listed goto onwards",
+        'meta nfproto ipv6 iifname "br0" oifname "br0" accept',
+        'meta nfproto ipv6 counter name "not_forwarded" drop',
+    ]
+    text = run("nft list chain inet enforcer onwards")
+    assert "oifname @listed accept" in text
+    assert 'counter name "not_forwarded" drop' in text
+
+
 @pytest.mark.parametrize("dns", ["pass", "drop"])
 def test_the_chains_for_dns(netns: str, dns: Dns) -> None:
     wanted = replace(ruleset(), dns=dns)
