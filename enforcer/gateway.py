@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enforcer import __version__, adoption, availability, hooks, reach, roles
+from enforcer import __version__, adoption, availability, forwarding, hooks, reach, roles
 from enforcer.datapath import carry, fast, loss, programs, sweep
 from enforcer.datapath import pins as places
 from enforcer.datapath.address import pack
@@ -33,7 +33,6 @@ from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
 from enforcer.kernel.filters import Direction
 from enforcer.plan import (
-    FORWARDING,
     HOOKS,
     SETTINGS,
     Actual,
@@ -52,7 +51,6 @@ from enforcer.plan import (
     SwitchFastPath,
     SwitchTables,
     TakeMulticast,
-    accept_ra,
     settings_of,
 )
 from enforcer.state import LOST, OTHER_SIDE, State
@@ -79,12 +77,6 @@ def layout_of(wanted: Desired) -> str:
     return programs.layout_digest(
         files("enforcer.bpf").joinpath("maps.h").read_text(), wanted.flows, wanted.origins
     )
-
-
-def _sysctls(wanted: Desired, outside: Iterable[str]) -> dict[str, str]:
-    """What is set of what is wanted; conntrack's settings are not there before it is loaded."""
-    conntracks = filter(sysctl.exists, wanted.sysctls)
-    return {name: sysctl.read(name) for name in [*FORWARDING, *map(accept_ra, outside), *conntracks]}
 
 
 class Gateway:
@@ -136,6 +128,8 @@ class Gateway:
     def actual(self, wanted: Desired, *, upgrade: bool = True) -> Actual:
         """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
         found = links.links()
+        undo = self.state.undo if self.state else []
+        was = {entry["name"]: entry["was"] for entry in undo if entry["kind"] == "sysctl"}
         return Actual(
             links=found,
             held=frozenset(addresses.held() - addresses.misscoped(own={wanted.shared4})),
@@ -145,7 +139,10 @@ class Gateway:
             renamed=self.renamed(),
             table=nft.installed(),
             hooks=self._hooked(found),
-            sysctls=_sysctls(wanted, (name for name in wanted.outside if name in found)),
+            # Interfaces go, and conntrack's settings are not there before it is loaded.
+            sysctls=sysctl.found([*wanted.sysctls, *forwarding.settings(wanted, found), *was]),
+            was=was,
+            forgotten=LOST in undo,
             programs=self._program_ids(wanted, upgrade),
             lost=tuple(self.lost()),
             tables=self._tables(),
@@ -672,9 +669,10 @@ class _Applier:
         names = [
             name for operation in operations for name in [*sysctl.followers(operation.name), operation.name]
         ]
-        self._note(*({"kind": "sysctl", "name": name, "was": sysctl.read(name)} for name in names))
+        found = sysctl.found(names)
+        self._note(*({"kind": "sysctl", "name": name, "was": value} for name, value in found.items()))
         for operation in operations:
-            sysctl.write(operation.name, operation.value)
+            sysctl.write_alone(operation.name, operation.value)
 
 
 def _change(kind: str, link: links.Link) -> dict[str, str]:

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from itertools import starmap
 from typing import ClassVar, Literal
 
 from enforcer.desired import LOOPBACK, Desired, Egress, united
+from enforcer.forwarding import Forwarding
 from enforcer.kernel.addresses import Held
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
@@ -25,14 +27,6 @@ HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
 
 # Names that a message lists before it counts the rest.
 _SHOWN = 3
-
-
-def accept_ra(interface: str) -> str:
-    """The setting's name."""
-    return f"net/ipv6/conf/{interface}/accept_ra"
-
-
-FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,16 @@ class Actual:
     our_ranges: frozenset[IPv6Network] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Links that have another name than they are listed by: the listed one by the present one."""
+    was: Mapping[str, str] = field(default_factory=dict)
+    """Settings as the enforcer found them, of those that it has changed."""
+    forgotten: bool = False
+    """Whether what it found was in a state file that is lost."""
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What of it is about forwarding."""
+        bridges = {link.port_of for link in self.links.values() if link.port_of is not None}
+        return Forwarding(self.sysctls, self.was, self.forgotten, tuple(sorted(bridges)))
 
 
 @dataclass(frozen=True)
@@ -278,8 +282,9 @@ def _operations(
     before = [each for each in (previous, left) if each is not None]
     # The table is what closes the gateway, so it comes first, and serves what is in force too until that is
     # replaced. What leaves is refused by the table until nothing of it is there any more.
-    until = _guarded(united(*(before or [desired]), desired), actual, desired)
-    since = _guarded(united(desired, *before), actual, desired)
+    closed = actual.forwarding.closed
+    until = closed(_guarded(united(*(before or [desired]), desired), actual, desired))
+    since = closed(_guarded(united(desired, *before), actual, desired))
     there = actual.table is not None
     yield from _unknown(actual, previous)
     if actual.table != until.digest():
@@ -300,20 +305,14 @@ def _operations(
         for name in desired.outside:
             if name in actual.links and not actual.links[name].allmulti:
                 yield TakeMulticast(name)
+    yield from starmap(SetSysctl, actual.forwarding.leave(desired, before, actual.links))
     yield from _detachments(desired, actual, previous)
     yield from _removals(desired, actual)
     yield from _endings(desired, before)
-    yield from _tables(since, desired.ruleset())
+    yield from _tables(since, closed(desired.ruleset()))
     if previous is not None:
         yield from _fast_path(desired, previous)
-    forwarding = _settings(FORWARDING, actual)
-    if any("ipv6" in operation.name for operation in forwarding):
-        # A router drops the default routes that it learnt from advertisements, unless told to keep them
-        # (ip-sysctl.rst, accept_ra).
-        for name in map(accept_ra, desired.outside):
-            if actual.sysctls.get(name) == "1":
-                yield SetSysctl(name, "2")
-    yield from forwarding
+    yield from starmap(SetSysctl, actual.forwarding.enter(desired, actual.links))
 
 
 def _tables(installed: Ruleset, wanted: Ruleset) -> Iterator[Operation]:

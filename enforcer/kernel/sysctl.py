@@ -7,12 +7,15 @@ called ``eth0.5`` needs slashes), as sysctl(8) has it. Only the standard library
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from enforcer.errors import KernelError, PrivilegeError
 
 ROOT = Path("/proc/sys")
 CONNTRACK = "net/netfilter"
+_INTERFACE = re.compile("net/ipv[46]/conf/(?!(all|default)/)")
 
 
 def _path(name: str) -> Path:
@@ -40,16 +43,48 @@ def write(name: str, value: str) -> None:
         raise _failure(f"setting to {value!r}", name, error) from error
 
 
+def found(names: Iterable[str]) -> dict[str, str]:
+    """The values of those that are there."""
+    values = {}
+    for name in dict.fromkeys(names):
+        try:
+            values[name] = _path(name).read_text().rstrip("\n")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _failure("reading", name, error) from error
+    return values
+
+
+def write_alone(name: str, value: str) -> None:
+    """Set the value, and leave as they are the settings that the kernel sets with it.
+
+    An interface that has gone has no settings, which is no error.
+    """
+    before = found(followers(name))
+    _write_if_there(name, value)
+    for follower, kept in before.items():
+        if found([follower]).get(follower, kept) != kept:
+            _write_if_there(follower, kept)
+
+
+def _write_if_there(name: str, value: str) -> None:
+    try:
+        write(name, value)
+    except KernelError:
+        if not _INTERFACE.match(name) or exists(name):
+            raise
+
+
 def followers(name: str) -> list[str]:
-    """The other settings that writing this one sets too (devinet.c, inet_forward_change; ip-sysctl.rst)."""
-    family = {"net/ipv4/ip_forward": "ipv4", "net/ipv6/conf/all/forwarding": "ipv6"}.get(name)
-    if family is None:
+    """The other settings that writing this one sets too (net/ipv6/addrconf.c, addrconf_forward_change)."""
+    if name != "net/ipv6/conf/all/forwarding":
         return []
-    return ["net/ipv4/conf/all/accept_redirects"] * (family == "ipv4") + sorted(
-        f"net/{family}/conf/{path.parent.name}/forwarding"
-        for path in (ROOT / "net" / family / "conf").glob("*/forwarding")
-        if path.parent.name != "all"
-    )
+    # Switched off, it takes force_forwarding (Linux 6.17) with it. That of `all` sets the others, too.
+    conf = ROOT / "net/ipv6/conf"
+    paths = sorted(conf.glob("*/force_forwarding"), key=lambda path: path.parent.name == "all")
+    paths += sorted(path for path in conf.glob("*/forwarding") if path.parent.name != "all")
+    return [str(path.relative_to(ROOT)) for path in paths]
 
 
 def _failure(what: str, name: str, error: OSError) -> KernelError | PrivilegeError:

@@ -56,6 +56,29 @@ def test_settings(netns: str) -> None:
     assert run("sysctl -n net.ipv4.ip_forward") == "0\n"
 
 
+def test_a_setting_alone(netns: str) -> None:
+    """IPv6's forwarding for all, without that of each interface and of those to come."""
+    run("ip link add one0 type veth peer name two0")
+    one, other, default = (f"net/ipv6/conf/{name}/forwarding" for name in ("one0", "two0", "default"))
+    for_all = "net/ipv6/conf/all/forwarding"
+    sysctl.write(other, "1")
+    before = sysctl.found([one, other, default, for_all])
+    assert before == {one: "0", other: "1", default: "0", for_all: "0"}
+    sysctl.write_alone(for_all, "1")
+    assert sysctl.found(before) == {**before, for_all: "1"}
+    sysctl.write_alone(for_all, "0")
+    assert sysctl.found(before) == before
+
+
+def test_settings_of_an_interface_that_has_gone(netns: str) -> None:
+    gone = "net/ipv4/conf/gone.1/forwarding"
+    assert sysctl.found([gone, "net/ipv4/ip_forward"]) == {"net/ipv4/ip_forward": "0"}
+    sysctl.write_alone(gone, "1")
+    for there in ("net/ipv4/conf/all/nonsense", "net/ipv4/conf/lo/forwarding"):
+        with pytest.raises(KernelError):
+            sysctl.write_alone(there, "many")
+
+
 def test_errors_name_the_setting(netns: str) -> None:
     with pytest.raises(KernelError, match=r"reading the kernel setting net\.ipv4\.nonsense"):
         sysctl.read("net.ipv4.nonsense")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
+from itertools import takewhile
 from typing import Any, cast
 
 import pytest
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from somelinks import some_links
 
 from enforcer.desired import Desired, Egress
+from enforcer.forwarding import DEFAULT, FOR_ALL, accept_ra, accept_redirects, forwards
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
 from enforcer.plan import (
-    FORWARDING,
     HOOKS,
     Actual,
     AddAddress,
@@ -68,6 +69,7 @@ def wanted(draw: st.DrawFn) -> Desired:
     return Desired(
         inside=tuple(names[:inside]),
         outside=tuple(names[inside : inside + outside]),
+        other=tuple(names[inside + outside :]) if draw(st.booleans()) else (),
         shared4=IPv4Address(draw(st.sampled_from(("198.51.100.1", "198.51.100.2")))),
         shared6=IPv6Address(draw(st.sampled_from(("2001:db8:ffff::1", "2001:db8:ffff::2")))),
         egresses=egresses,
@@ -96,7 +98,11 @@ def untouched(draw: st.DrawFn) -> Actual:
     if draw(st.booleans()):
         held.add(("out0", IPv4Interface("203.0.113.1/32")))
     # conntrack may not be loaded yet.
-    settings = [*FORWARDING, *(CONNTRACK if draw(st.booleans()) else ())]
+    settings = dict.fromkeys(CONNTRACK if draw(st.booleans()) else (), ("0", "1", "60"))
+    settings |= dict.fromkeys(FOR_ALL.values(), ("0", "1"))
+    for name in (*present, DEFAULT):
+        settings |= dict.fromkeys((forwards(4, name), forwards(6, name)), ("0", "1"))
+        settings |= {accept_ra(name): ("0", "1", "2"), accept_redirects(name): ("0", "1")}
     return Actual(
         links={
             name: Link(name, number, 14, True, 1500, draw(st.booleans()), ())
@@ -106,7 +112,7 @@ def untouched(draw: st.DrawFn) -> Actual:
         ranges=frozenset({IPv6Network("2001:db8:1::/64")} if draw(st.booleans()) else ()),
         table=None,
         hooks={},
-        sysctls={name: draw(st.sampled_from(("0", "1", "60"))) for name in settings},
+        sysctls={name: draw(st.sampled_from(values)) for name, values in settings.items()},
     )
 
 
@@ -146,7 +152,8 @@ def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -
             link = replace(actual.links[interface], allmulti=True)
             return replace(actual, links={**actual.links, interface: link})
         case SetSysctl(name, value):
-            return replace(actual, sysctls={**actual.sysctls, name: value})
+            was = {name: actual.sysctls[name], **actual.was} if name in actual.sysctls else actual.was
+            return replace(actual, sysctls={**actual.sysctls, name: value}, was=was)
         case EndFlows() | SwitchFastPath():
             return actual
     raise AssertionError(operation)
@@ -204,7 +211,7 @@ def test_what_was_planned_holds(change: Change) -> None:
     after = apply(change.actual, change.operations, change.aim, change.tables)
     assert plan(change.aim, after, change.aim, change.tables) == []
     aim = change.aim
-    assert after.table == aim.ruleset().digest()
+    assert after.table == after.forwarding.closed(aim.ruleset()).digest()
     held = {interface.ip for _, interface in after.held}
     assert aim.shared6 in held
     if aim.outside[0] in after.links:
@@ -217,7 +224,7 @@ def test_what_was_planned_holds(change: Change) -> None:
         if name in after.links
     }
     assert after.hooks == expected
-    assert FORWARDING.items() | aim.sysctls.items() <= after.sysctls.items()
+    assert aim.sysctls.items() <= after.sysctls.items()
 
 
 @given(changes())
@@ -228,7 +235,8 @@ def test_the_table_comes_first(change: Change) -> None:
     if tables and tables[0]:
         # It is there already, with the slots that go.
         assert change.previous is not None
-        assert change.actual.table == change.previous.ruleset().digest()
+        ruleset = change.actual.forwarding.closed(change.previous.ruleset())
+        assert change.actual.table == ruleset.digest()
     if change.actual.table is None:
         assert isinstance(operations[0], InstallTable)
         assert not operations[0].there
@@ -242,16 +250,18 @@ def test_what_lets_traffic_through_comes_last(change: Change) -> None:
     assert attached == sorted(attached, key=PROGRAMS.index)
     assert PROGRAMS[0] == "to_origin"
     assert PROGRAMS[-1] == "from_client"
-    forwarding = [
-        number
-        for number in positions(operations, SetSysctl)
-        if cast(SetSysctl, operations[number]).name in FORWARDING
-    ]
-    assert forwarding == list(range(len(operations) - len(forwarding), len(operations)))
     switch = positions(operations, SwitchTables)
-    # The timers are in the maps, too.
-    for number in set(positions(operations, SetSysctl)) - set(forwarding):
-        assert not switch or number < switch[0]
+    last = takewhile(lambda operation: isinstance(operation, SetSysctl), reversed(operations))
+    end = len(operations) - len(list(last))
+    for number in positions(operations, SetSysctl):
+        name, value = cast(SetSysctl, operations[number]).name, cast(SetSysctl, operations[number]).value
+        if name in CONNTRACK:  # the timers are in the maps, too
+            assert not switch or number < switch[0]
+        elif name.endswith("forward") or (name.endswith("forwarding") and value == "1"):
+            assert number >= end
+        elif number < end:  # what is off from now on
+            assert switch and switch[0] < number
+            assert all(number < detached for detached in positions(operations, Detach))
     for number in positions(operations, Attach):
         assert not switch or switch[0] < number
     assert len(switch) <= 1
@@ -318,7 +328,7 @@ def test_a_plan_that_ends_anywhere_is_healed(change: Change, data: st.DataObject
     after = apply(actual, healing, aim, "healed")
     assert any(isinstance(operation, SwitchTables) for operation in healing)
     assert plan(aim, after, aim, "healed") == []
-    assert after.table == aim.ruleset().digest()
+    assert after.table == after.forwarding.closed(aim.ruleset()).digest()
     assert after.our_addresses <= {*aim.addresses(), *aim.shared_addresses()}
     assert after.our_ranges <= set(aim.ranges())
     assert {name for name, _ in after.hooks} <= {*aim.inside, *aim.outside}
@@ -442,7 +452,10 @@ def desired_with(*slots: int) -> Desired:
 
 def clean() -> Actual:
     links = some_links("lo", *INTERFACES)
-    return Actual(links, frozenset(), frozenset(), None, {}, dict.fromkeys(FORWARDING, "0"))
+    settings = {**dict.fromkeys(FOR_ALL.values(), "0"), **dict.fromkeys(map(accept_ra, INTERFACES), "1")}
+    settings |= dict.fromkeys((forwards(family, name) for family in FOR_ALL for name in INTERFACES), "0")
+    settings |= dict.fromkeys(map(accept_redirects, INTERFACES), "1")
+    return Actual(links, frozenset(), frozenset(), None, {}, settings)
 
 
 def test_a_first_start_in_words() -> None:
@@ -459,8 +472,18 @@ def test_a_first_start_in_words() -> None:
         "attach to_client to in0 egress",
         "attach from_client to in0 ingress",
         "set allmulti on out0",
-        "set net.ipv4.ip_forward = 1",
+        # Others believe advertisements, too.
+        "set net.ipv6.conf.in1.accept_ra = 2",
+        "set net.ipv6.conf.any0.accept_ra = 2",
+        "set net.ipv6.conf.out0.accept_ra = 2",
+        "set net.ipv6.conf.out1.accept_ra = 2",
         "set net.ipv6.conf.all.forwarding = 1",
+        "set net.ipv6.conf.in0.forwarding = 1",
+        "set net.ipv6.conf.out0.forwarding = 1",
+        "set net.ipv4.conf.in0.accept_redirects = 0",
+        "set net.ipv4.conf.in0.forwarding = 1",
+        "set net.ipv4.conf.out0.accept_redirects = 0",
+        "set net.ipv4.conf.out0.forwarding = 1",
     ]
 
 
