@@ -42,7 +42,7 @@ REASON(37, UNLISTED, blocked, "would leave by an interface that is in none of th
 REASON(38, RENAMED, blocked, "by an interface that was listed under another name: it was renamed since")
 REASON(40, LOCAL, untouched, "to the gateway itself, or multicast or broadcast")
 REASON(41, INSIDE, untouched, "leaves by an inside interface")
-REASON(42, UNROUTED, untouched, "no route: the kernel answers")
+REASON(42, UNROUTED, untouched, "no route: the kernel answers, unless the route is a blackhole")
 REASON(43, TTL, untouched, "TTL or hop limit used up: the kernel answers")
 REASON(44, TOO_BIG, untouched, "larger than the path's MTU and not to be fragmented: the kernel answers")
 REASON(45, LATER_FRAGMENT, untouched, "a later fragment: follows its first one through reassembly")
