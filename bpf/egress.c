@@ -8,6 +8,7 @@
  *   to_origin     TC egress, outside    the last guard: no source but the planned ones
  *   from_origin   TC ingress, outside   neighbour solicitations for on-link ranges
  *   to_client     TC egress, inside     follows the flow's replies
+ *   expect        its tail              enters what an origin opens for a conntrack helper
  *
  * and programs that user space runs with BPF_PROG_TEST_RUN: explain, and those of sweep.h.
  */
@@ -109,7 +110,7 @@ struct pending {
 };
 enum place { A_PACKET, A_QUESTION, PLACES };
 BPF_PERCPU_ARRAY(pending, struct pending, PLACES);
-enum stage { DECIDE, STAGES };
+enum stage { DECIDE, EXPECT, STAGES };
 /* Pinned for itself: what was loaded before keeps its own until nothing calls it any more. */
 BPF_TABLE_PINNED("prog", u32, u32, stages, STAGES, STAGES_PIN, 0);
 
@@ -253,7 +254,7 @@ static __always_inline int answer(struct __sk_buff *skb, const struct settings *
 /* Admits and creates a new flow; where a table is full, room is made once. Else the reason why it is not created. */
 enum { CREATED, CREATED_BEFORE = -1 };
 static __always_inline int admit_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
-				      struct verdict *v, u64 now)
+				      struct verdict *v, enum direction direction, u64 now)
 {
 	int try, reason = REASON_FLOWS_FULL;
 	struct flow *flow;
@@ -269,7 +270,7 @@ static __always_inline int admit_flow(struct __sk_buff *skb, const struct settin
 			continue;
 		if (reason)
 			return reason;
-		failed = create_flow(skb, p, v, now);
+		failed = create_flow(skb, p, v, direction, now);
 		if (!failed)
 			return CREATED;
 		release(&p->tuple, v->source, 1, true);
@@ -309,7 +310,7 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 	if (v->reason >= REASON_LIMIT)
 		return refuse(skb, s, v->reason);
 	if (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP) {
-		created = admit_flow(skb, s, p, v, now);
+		created = admit_flow(skb, s, p, v, ORIGINAL, now);
 		if (created >= REASON_MALFORMED)
 			return block(created);
 		if (created > 0)
@@ -351,6 +352,53 @@ int decide(struct __sk_buff *skb)
 	return open_flow(skb, s, p, &v, w->now);
 }
 
+/*
+ * To a client goes what belongs to no known flow. A mark of ours on it, which from_origin has cleared, is the table's
+ * (chain `expected`): conntrack takes it for the opening of a connection that a helper expects.
+ */
+static __always_inline int pass_unknown(struct __sk_buff *skb, const struct packet *p)
+{
+	struct settings *s = get_settings();
+	struct pending *w = get_pending(A_PACKET);
+	u32 ifindex = skb->ingress_ifindex;
+	struct interface *in = interfaces.lookup(&ifindex);
+
+	if (!s || !w || !in || in->role != OUTSIDE || !(skb->mark & s->mark_mask))
+		return PASS;
+	w->packet = *p;
+	w->now = bpf_ktime_get_coarse_ns();
+	stages.call(skb, EXPECT);
+	return block(REASON_NOT_READY);
+}
+
+/* Such a connection is a flow of the egress IP that the mark names, and counted as one. Without room it is not opened. */
+int expect(struct __sk_buff *skb)
+{
+	struct settings *s = get_settings();
+	struct pending *w = get_pending(A_PACKET);
+	struct verdict v = {};
+	struct packet *p;
+	struct flow *flow;
+	int created;
+
+	if (!s || !w)
+		return block(REASON_NOT_READY);
+	p = &w->packet;
+	v.slot = slot_of_mark(skb, s);
+	v.reason = v.slot ? REASON_EXPECTED : REASON_EXPECTED_SHARED;
+	set_mark(skb, s, 0);
+	if (!source_of(v.slot, p->family, p->tuple.client, v.source, 0))
+		return block(REASON_UNAVAILABLE);
+	created = admit_flow(skb, s, p, &v, REPLY, w->now);
+	if (created > 0)
+		return block(created);
+	count(v.reason, created == CREATED);
+	flow = flows.lookup((void *)&p->tuple);
+	if (flow)
+		pass_packet(skb, flow, p, REPLY, identity_of(&p->tuple), w->now);
+	return PASS;
+}
+
 int to_client(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ingress_ifindex;
@@ -372,7 +420,7 @@ int to_client(struct __sk_buff *skb)
 	p.tuple.origin_port = reply.client_port;
 	flow = flows.lookup(&p.tuple);
 	if (!flow)
-		return PASS;
+		return pass_unknown(skb, &p);
 	/* An origin's word comes from outside: a client could say it to itself, and end its count. */
 	in = interfaces.lookup(&ifindex);
 	if (in && in->role == INSIDE)

@@ -539,7 +539,8 @@ static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow,
 
 /* A new flow is entered, its count having been raised. 0, or negative: the table is full (-E2BIG), or another
  * processor has entered the same flow since it was looked for (-EEXIST). */
-static __always_inline long create_flow(struct __sk_buff *skb, const struct packet *p, const struct verdict *v, u64 now)
+static __always_inline long create_flow(struct __sk_buff *skb, const struct packet *p, const struct verdict *v,
+					enum direction direction, u64 now)
 {
 	struct flow flow = {
 		.slot = v->slot,
@@ -553,9 +554,15 @@ static __always_inline long create_flow(struct __sk_buff *skb, const struct pack
 	long result;
 
 	copy_address(flow.source, v->source);
-	flow.packets[ORIGINAL] = skb->gso_segs ?: 1;
-	flow.bytes[ORIGINAL] = p->total;
-	if (p->tuple.protocol == IPPROTO_TCP) {
+	if (direction == ORIGINAL) {
+		flow.packets[ORIGINAL] = skb->gso_segs ?: 1;
+		flow.bytes[ORIGINAL] = p->total;
+	}
+	if (direction == REPLY) {
+		/* The origin opens it: as if both did, and its SYN came first. The packet itself is followed after this. */
+		flow.state = p->tuple.protocol == IPPROTO_TCP ? SYN_SENT : UDP_UNREPLIED;
+		flow.timeout = flow.state;
+	} else if (p->tuple.protocol == IPPROTO_TCP) {
 		flow.last = segment_of(p->tcp_flags);
 		flow.state = flow.last == A_SYN ? SYN_SENT : ESTABLISHED;
 		flow.timeout = SYN_SENT;

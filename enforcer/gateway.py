@@ -306,11 +306,7 @@ class Gateway:
         step("removed nftables table inet enforcer", nft.remove)
         step(
             "forgot translated connections",
-            lambda: _forget(
-                lambda entry: (
-                    not _is_untranslated(entry) and any(entry.reply.destination in some for some in ours)
-                )
-            ),
+            lambda: _forget(lambda entry: any(_is_translated_to(entry, some) for some in ours)),
         )
         if self.pins is not None:
             step("removed programs and maps", self.pins.remove)
@@ -373,6 +369,12 @@ def _end(instance: Instance, pid: int) -> None:
 
 def _is_untranslated(entry: conntrack.Entry) -> bool:
     return entry.original.source == entry.reply.destination
+
+
+def _is_translated_to(entry: conntrack.Entry, some: availability.Sources) -> bool:
+    """A client's connection, or one that an origin has opened as a helper expected."""
+    expected = entry.original.destination != entry.reply.source and entry.original.destination in some
+    return expected or (not _is_untranslated(entry) and entry.reply.destination in some)
 
 
 def _put_back(entry: dict[str, str]) -> bool:
@@ -648,11 +650,7 @@ class _Applier:
             _forget(
                 lambda entry: (
                     entry.original in theirs
-                    or (
-                        not _is_untranslated(entry)
-                        and entry.reply.destination in ours
-                        and entry.reply.destination not in stay
-                    )
+                    or (_is_translated_to(entry, ours) and not _is_translated_to(entry, stay))
                 )
             )
 

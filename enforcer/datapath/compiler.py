@@ -27,6 +27,7 @@ PROGRAMS = (
     "from_client",
     "decide",
     "to_client",
+    "expect",
     "to_origin",
     "from_origin",
     "explain",

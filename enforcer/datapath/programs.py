@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +135,7 @@ def load(pins: Pins, flows: int, origins: int, *, fresh_maps: bool) -> Loaded:
     stages = own.programs / STAGES
     try:
         compiled = compiler.compile_programs(own.maps, stages, flows, origins)
-        _link(stages, compiled.programs["decide"])
+        _link(stages, [compiled.programs[name] for name in ("decide", "expect")])
         for name, fd in compiled.programs.items():
             syscall.pin(fd, str(own.programs / name))
     except BaseException:
@@ -146,8 +146,9 @@ def load(pins: Pins, flows: int, origins: int, *, fresh_maps: bool) -> Loaded:
     return Loaded(compiled.layouts, own)
 
 
-def _link(stages: Path, program: int) -> None:
-    """Makes a program the first, and only, stage that others call."""
+def _link(stages: Path, programs: Sequence[int]) -> None:
+    """Makes programs the stages that others call, in the order of enum stage (bpf/egress.c)."""
     table = syscall.get(str(stages))
-    Map(table, np.dtype("<u4"), np.dtype("<u4"), "stages").put(0, program)
+    for stage, program in enumerate(programs):
+        Map(table, np.dtype("<u4"), np.dtype("<u4"), "stages").put(stage, program)
     os.close(table)

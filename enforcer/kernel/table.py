@@ -7,8 +7,9 @@ refuse    prerouting, raw -300  a flow that was refused is answered before connt
 guard     prerouting, -50       conntrack has undone its translations: what is still addressed to a
                                 dedicated egress belongs to no flow
 forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters;
-                                what is marked leaves nowhere else; where forwarding was off before the
-                                enforcer, nothing passes from or to other interfaces than the file's
+                                what is marked leaves nowhere else; what a helper expects is marked on its way;
+                                where forwarding was off before the enforcer, nothing passes from or to other
+                                interfaces than the file's
 translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
 ========= ===================== =========================================================================
 
@@ -67,7 +68,9 @@ PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4
 META_MARK, META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO = 3, 6, 7, 15, 16
 CT_STATE, CT_DIRECTION = 0, 1
 ORIGINAL, REPLY = 0, 1
-STATE_INVALID, STATE_NEW, STATE_UNTRACKED = 1, 8, 64
+STATE_INVALID, STATE_RELATED, STATE_NEW, STATE_UNTRACKED = 1, 4, 8, 64
+# The original direction's destination address, as conntrack knows it (Linux 4.17).
+CT_DESTINATION = {NFPROTO_IPV4: 20, NFPROTO_IPV6: 22}
 PAYLOAD_NETWORK_HEADER, PAYLOAD_TRANSPORT_HEADER = 1, 2
 # Where the addresses are in the header.
 SOURCE, DESTINATION = {NFPROTO_IPV4: 12, NFPROTO_IPV6: 8}, {NFPROTO_IPV4: 16, NFPROTO_IPV6: 24}
@@ -205,6 +208,15 @@ class _Table:
         ]
         yield from self._set("source6", TYPE_MARK, 4, source6, data=(TYPE_IPV6, 32), flags=[SET_MAP])
 
+        # The other way round. During a switch two marks may name one address; then the later one is meant.
+        egress4 = {address.packed: mark for mark, address in sorted(rules.source4.items())}
+        egresses = {"egress4": (TYPE_IPV4, egress4)}
+        egresses |= {f"egress6_{length}": (TYPE_IPV6, marks) for length, marks in self._egresses6().items()}
+        for name, (kind, marks) in egresses.items():
+            rows = [_element(address, _host32(mark)) for address, mark in marks.items()]
+            width = 4 if kind == TYPE_IPV4 else 16
+            yield from self._set(name, kind, width, rows, data=(TYPE_MARK, 4), flags=[SET_MAP])
+
     def _refuse(self) -> Iterator[Message]:
         # IPv4 fragments are whole here: conntrack's defragmentation is at -400.
         yield self._chain("refuse", PREROUTING, -300)
@@ -246,6 +258,7 @@ class _Table:
         yield self._chain("forward", FORWARD, 0)
         yield self._chain("leaving")
         yield self._chain("entering")
+        yield self._chain("expected")
         yield self._chain("astray")
         inside, outside = self._ruleset.inside, self._ruleset.outside
         leaving = [*self._from_inside(), *_interface(META_OIFNAME, "outside", outside)]
@@ -265,7 +278,8 @@ class _Table:
         yield self._rule("leaving", *self._mark(EQUAL, refused), _verdict(GOTO, "reject_flow"))
         yield self._rule("leaving", *_state(unknown), *_count_and_drop("conntrack_invalid"))
         yield self._rule("leaving", *self._mark(EQUAL, 0), *_count_and_drop("unmarked"))
-        yield self._rule("entering", *_state(STATE_NEW | unknown), *_count_and_drop("inbound"))
+        yield self._rule("entering", *_state(STATE_NEW | STATE_RELATED | unknown), _verdict(GOTO, "expected"))
+        yield from self._expected(STATE_NEW | unknown)
         marked = [*self._mark(NOT_EQUAL, 0), *self._from_inside()]
         yield self._rule("forward", *marked, _verdict(GOTO, "astray"))
         yield self._rule("astray", _count("astray"), _verdict(GOTO, "reject_flow"))
@@ -291,6 +305,37 @@ class _Table:
                 stays = [*_interface(META_IIFNAME, "", [bridge]), *_interface(META_OIFNAME, "", [bridge])]
                 yield self._rule("forward", *_family(NFPROTO_IPV6), *stays, _verdict(ACCEPT))
             yield self._rule("forward", *_family(NFPROTO_IPV6), *stay)
+
+    def _expected(self, unexpected: int) -> Iterator[Message]:
+        """What opens a connection that a helper expects is marked with the egress IP that it was opened to.
+
+        nf_tables before Linux 6.13 cannot put two registers together, so a packet that has a mark of others
+        keeps it and gets none of ours.
+        """
+        yield self._rule("expected", *_state(unexpected), *_count_and_drop("inbound"))
+        others = [_load("meta", META_MARK), _masked(_host32(~self._ruleset.mark_mask & 0xFFFFFFFF))]
+        yield self._rule("expected", *others, _compare(NOT_EQUAL, bytes(4)), _verdict(ACCEPT))
+        mark = _expression("meta", NFTA_META_KEY=META_MARK, NFTA_META_SREG=REG_1)
+        for protocol in (IPPROTO_TCP, IPPROTO_UDP):  # else it is an ICMP error
+            about = _meta(META_L4PROTO, bytes([protocol]))
+            to = [_ct_destination(NFPROTO_IPV4), _lookup("egress4", REG_1), mark]
+            yield self._rule("expected", *_family(NFPROTO_IPV4), *about, *to)
+            for length in self._egresses6():
+                netmask = IPv6Network((0, length)).netmask.packed
+                to = [
+                    _ct_destination(NFPROTO_IPV6),
+                    _masked(netmask),
+                    _lookup(f"egress6_{length}", REG_1),
+                    mark,
+                ]
+                yield self._rule("expected", *_family(NFPROTO_IPV6), *about, *to)
+
+    def _egresses6(self) -> dict[int, dict[bytes, int]]:
+        """The marks of ranges and shared addresses, by their prefix's length."""
+        found: dict[int, dict[bytes, int]] = {}
+        for mark, network in sorted(self._ruleset.source6.items()):
+            found.setdefault(network.prefixlen, {})[network.network_address.packed] = mark
+        return found
 
     def _translate(self) -> Iterator[Message]:
         yield self._chain("translate", POSTROUTING, 90, kind="nat")
@@ -439,7 +484,8 @@ class _Table:
         ]
         if data is not None:
             attributes += [("NFTA_SET_DATA_TYPE", data[0]), ("NFTA_SET_DATA_LEN", data[1])]
-            userdata.append(("NFTNL_UDATA_SET_DATABYTEORDER", _host32(NETWORK_ORDER)))
+            order = HOST_ORDER if data[0] == TYPE_MARK else NETWORK_ORDER
+            userdata.append(("NFTNL_UDATA_SET_DATABYTEORDER", _host32(order)))
             if data == (TYPE_IPV6, 32):
                 userdata.append(("NFTNL_UDATA_SET_DATA_INTERVAL", _host32(1)))
         # A known size gets the plain hash table instead of the resizable one.
@@ -545,6 +591,13 @@ def _interface(key: int, name: str, interfaces: Iterable[str]) -> list[Expressio
 def _state(states: int, comparison: int = NOT_EQUAL) -> list[Expression]:
     """Any of these states, or with EQUAL none of them."""
     return [_load("ct", CT_STATE), _masked(_host32(states)), _compare(comparison, bytes(4))]
+
+
+def _ct_destination(family: int) -> Expression:
+    """Where the connection was opened to, before translation."""
+    return _expression(
+        "ct", NFTA_CT_KEY=CT_DESTINATION[family], NFTA_CT_DREG=REG_1, NFTA_CT_DIRECTION=ORIGINAL
+    )
 
 
 def _direction(direction: int) -> list[Expression]:

@@ -28,7 +28,12 @@ def flows(source: Source) -> list[Row]:
     # Before conntrack's table: a connection that is opened between the two is not missed in it.
     chunks = list(source.maps.flows.chunks())
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    replies = {entry.original: entry.reply for entry in conntrack.entries()}
+    replies: dict[conntrack.Tuple, conntrack.Tuple] = {}
+    for entry in conntrack.entries():
+        replies[entry.original] = entry.reply
+        if entry.original.destination != entry.reply.source:
+            # Opened by the origin, as a helper expected (reason `expected`).
+            replies.setdefault(entry.reply, entry.original)
     learnt = ways.by_flow(source.maps)
     rows: list[Row] = []
     for keys, values in chunks:

@@ -97,6 +97,12 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
     assert sorted(sets["dedicated6_64"]["elem"]) == [str(n.network_address) for n in (BANK6, NEAR6)]
     assert sorted(maps["source4"]["elem"]) == [[1, str(SHARED4)], [2, str(BANK4)], [3, str(NEAR4)]]
     assert len(maps["source6"]["elem"]) == 3
+    assert sorted(maps["egress4"]["elem"]) == sorted([[str(SHARED4), 1], [str(BANK4), 2], [str(NEAR4), 3]])
+    lengths = {network.prefixlen for network in (SHARED6, BANK6, NEAR6)}
+    ranges = [row for length in lengths for row in maps[f"egress6_{length}"]["elem"]]
+    assert sorted(ranges) == sorted(
+        [str(network.network_address), mark] for mark, network in ((1, SHARED6), (2, BANK6), (3, NEAR6))
+    )
     chains = {name: (chain.get("hook"), chain.get("prio")) for name, chain in listed("chain").items()}
     assert chains == {
         "refuse": ("prerouting", -300),
@@ -105,6 +111,7 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
         "forward": ("forward", 0),
         "leaving": (None, None),
         "entering": (None, None),
+        "expected": (None, None),
         "astray": (None, None),
         "translate": ("postrouting", 90),
     }
@@ -236,7 +243,7 @@ def test_a_table_without_our_comment_has_no_digest(netns: str) -> None:
 
 def test_empty_maps(netns: str) -> None:
     nft.apply(Ruleset(0xFF, ("in0",), ("out0",)))
-    assert set(listed("map")) == {"source4", "source6"}
+    assert set(listed("map")) == {"source4", "source6", "egress4"}
 
 
 def test_a_bad_element_applies_nothing(netns: str) -> None:
@@ -362,7 +369,7 @@ def test_4000_egress_ips(netns: str, capsys: pytest.CaptureFixture[str]) -> None
         print(f"\n4,000 egress IPs applied in {many:.3f} s, 400 in {few:.3f} s")
     sets, maps = listed("set"), listed("map")
     counts = [len(entry["elem"]) for entry in (sets["dedicated4"], sets["dedicated6_64"], *maps.values())]
-    assert counts == [4000] * 4
+    assert counts == [4000] * 6
     # Ten times as many may cost ten times as much, whatever the machine's speed; twice that is noise.
     assert many < 20 * few
 
