@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from enforcer import surroundings
 from enforcer.applying import AGAIN, CHANGING, PROGRESS, START
 from enforcer.changes import Change, Redecided, Redecision, changes
 from enforcer.config import SHARED, Configuration, load
@@ -36,7 +37,7 @@ from enforcer.facts.store import Store
 from enforcer.facts.switching import Contents
 from enforcer.gateway import Gateway
 from enforcer.instance import Instance, not_installed
-from enforcer.kernel import links, nft, rules
+from enforcer.kernel import links, nft
 from enforcer.kernel.namespace import netns_cookie
 from enforcer.plan import Operation, SwitchTables, plan
 from enforcer.reach import reach
@@ -139,7 +140,7 @@ def check_file(file: Path) -> Configuration:
 
 def said_of(config: Configuration) -> list[str]:
     """Warnings, of the file and of what there is on this machine besides."""
-    return [*map(str, config.warnings), *rules.said_of(config.mark_mask)]
+    return [*map(str, config.warnings), *surroundings.said_of(config.mark_mask, config.interfaces.outside)]
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from enforcer import roles
+from enforcer import roles, surroundings
 from enforcer.desired import desired
 from enforcer.errors import LayoutError
-from enforcer.kernel import addresses, links, rules
+from enforcer.kernel import addresses, links
 from enforcer.views.source import Source
 
 
 def warnings(source: Source) -> list[str]:
-    """Of links, the shared addresses and the rules of policy routing."""
-    return [*_of_links(source), *_of_shared(source), *rules.said_of(source.config["mark_mask"])]
+    """Of links, the shared addresses, and what other software has set."""
+    config = source.config
+    around = surroundings.said_of(config["mark_mask"], config["interfaces"]["outside"])
+    return [*_of_links(source), *_of_shared(source), *around]
 
 
 def _of_links(source: Source) -> Iterator[str]:

@@ -78,3 +78,15 @@ def test_after_an_upgrade_from_another_scope(without_next_hop: Gateway) -> None:
     assert lab.gw.call(addresses.held) == before
     assert not lab.gw.call(lambda: addresses.misscoped(own={IPv4Address(SHARED[4])}))
     assert tcp_ask(lab.gw, ORIGIN2[4]).address in (OWN[4], SHARED[4])
+
+
+def test_arp_that_nothing_answers_is_named(without_next_hop: Gateway) -> None:
+    """The kernel can be told to keep silent about addresses of that scope."""
+    gateway, setting = without_next_hop, "net.ipv4.conf.tun0.arp_ignore"
+    assert gateway.json("status")["warnings"] == []
+    gateway.lab.gw.sysctl(setting, 3)
+    (warning,) = gateway.json("status")["warnings"]
+    assert warning.startswith(f"{setting} is 3: ")
+    assert warning in gateway.run("check").stderr
+    gateway.lab.gw.sysctl(setting, 1)
+    assert gateway.json("status")["warnings"] == []

@@ -1,0 +1,24 @@
+"""Whether the kernel answers ARP requests for egress addresses."""
+
+from __future__ import annotations
+
+from enforcer.kernel import sysctl
+
+# Values of arp_ignore (ip-sysctl.rst) with which it answers none for an address of scope "host", or for one
+# outside of the sender's subnet (net/ipv4/arp.c, arp_ignore).
+_SILENT = {"2", "3", "8"}
+
+
+def unanswered(interface: str) -> list[str]:
+    """What is to be said if the kernel answers none on this interface, which holds the addresses."""
+    names = [f"net/ipv4/conf/{name}/arp_ignore" for name in ("all", interface)]
+    if not all(map(sysctl.exists, names)):
+        return []
+    # The greater one counts (include/linux/inetdevice.h, IN_DEV_ARP_IGNORE).
+    value, name = max((sysctl.read(name), name) for name in names)
+    if value not in _SILENT:
+        return []
+    return [
+        f"{name.replace('/', '.')} is {value}: no ARP request for an IPv4 egress address is answered; "
+        "set it to 0 or 1, unless the addresses are routed to this gateway"
+    ]
