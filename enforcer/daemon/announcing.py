@@ -16,6 +16,7 @@ import numpy as np
 
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
+from enforcer.desired import LOOPBACK
 from enforcer.errors import EnforcerError
 from enforcer.kernel import announce
 from enforcer.kernel.arrivals import Arrivals
@@ -88,8 +89,10 @@ class Announcing:
 
     def _announce(self) -> float | None:
         """What the interfaces that have arrived hold, and all that is on-link, some times."""
-        for name in self._arrived.intersection(self._enforced.wanted.outside):
-            self._tell(name, announce.settled(name))
+        wanted = self._enforced.wanted
+        apart = [address for address in announce.settled(LOOPBACK) if address == wanted.shared6]
+        for name in self._arrived.intersection(wanted.outside):
+            self._tell(name, announce.settled(name) + apart)
         self._begin_again()
         if self._repeats:
             return self._repeats.pop(0)

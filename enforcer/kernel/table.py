@@ -7,9 +7,9 @@ refuse    prerouting, raw -300  a flow that was refused is answered before connt
 guard     prerouting, -50       conntrack has undone its translations: what is still addressed to a
                                 dedicated egress belongs to no flow
 forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters;
-                                what is marked leaves nowhere else; what a helper expects is marked on its way;
-                                where forwarding was off before the enforcer, nothing passes from or to other
-                                interfaces than the file's
+                                what is marked leaves nowhere else; what a helper expects is marked on its
+                                way; where forwarding was off before the enforcer, nothing passes from or to
+                                other interfaces than the file's
 translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
 ========= ===================== =========================================================================
 
