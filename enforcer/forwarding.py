@@ -29,6 +29,7 @@ BRIDGED6 = "net/bridge/bridge-nf-call-ip6tables"
 DEFAULT = "default"
 """Stands for an interface's name: what one that appears begins with."""
 LOOPBACK = "lo"
+"""Switched on with the listed ones: where an uplink's is off, the source check asks from there (bpf/route.h)."""
 
 Settings = Iterator[tuple[str, str]]
 """Names and values to write, in this order."""
@@ -92,7 +93,7 @@ class Forwarding:
             # An earlier version left all interfaces switched on. IPv4's ip_forward has to stay until `down`:
             # the kernel would switch off the listed interfaces with it for a moment.
             all_on = self._now(forwards(family, DEFAULT)) != "0" and self._before(family, DEFAULT) == "0"
-            others = [name for name in [*interfaces, DEFAULT] if name not in desired.listed]
+            others = [name for name in [*interfaces, DEFAULT] if name not in (*desired.listed, LOOPBACK)]
             for interface in others if all_on else gone:
                 now = self._now(forwards(family, interface))
                 if now not in ("0", "") and self._before(family, interface) == "0":
@@ -106,14 +107,14 @@ class Forwarding:
         if self.is_ours(6):
             yield from self._enter6(desired, interfaces)
         if self.is_ours(4):
-            for interface in desired.listed:
+            for interface in (*desired.listed, LOOPBACK):
                 if self._now(accept_redirects(interface)) == "1" and self._before(4, interface) == "0":
                     yield accept_redirects(interface), "0"
                 if self._now(forwards(4, interface)) == "0":
                     yield forwards(4, interface), "1"
 
     def _enter6(self, desired: Desired, interfaces: Iterable[str]) -> Settings:
-        names = [FOR_ALL[6], *(forwards(6, interface) for interface in desired.listed)]
+        names = [FOR_ALL[6], *(forwards(6, interface) for interface in (*desired.listed, LOOPBACK))]
         off = [name for name in names if self._now(name) == "0"]
         for interface in interfaces:
             value = self._accept_ra(desired, interface, forgets=bool(off))

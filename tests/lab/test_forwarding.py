@@ -347,9 +347,9 @@ def test_down_puts_each_setting_back(closed: Lab) -> None:
         with running(closed, config(closed, SIDES | {"other": ["in1", "lan0"]})) as gateway:
             gateway.reload(config(closed, SIDES | {"other": ["in1"]}))
             assert written(closed, before) == {
-                *(f"ipv4/conf/{name}/forwarding" for name in ("in0", "in1", "out0")),
+                *(f"ipv4/conf/{name}/forwarding" for name in ("in0", "in1", "lo", "out0")),
                 *(f"ipv4/conf/{name}/accept_redirects" for name in ("in0", "out0")),
-                *(f"ipv6/conf/{name}/forwarding" for name in ("all", "in0", "in1")),
+                *(f"ipv6/conf/{name}/forwarding" for name in ("all", "in0", "in1", "lo")),
                 *(f"ipv6/conf/{name}/accept_ra" for name in ("in1", "ra0")),
             }
             gateway.reload(config(closed))
@@ -437,7 +437,7 @@ def test_an_upgrade_of_the_version_that_switched_all_on(closed: Lab) -> None:
             assert passing(closed) == set()
             on = {name for name, value in settings(closed, "forwarding").items() if value == "1"}
             assert on == {
-                f"net/ipv{n}/conf/{name}/forwarding" for n in (4, 6) for name in ("all", "in0", "out0")
+                f"net/ipv{n}/conf/{name}/forwarding" for n in (4, 6) for name in ("all", "in0", "lo", "out0")
             }
             assert learns(closed, "ra0", closed.resolver)
             gateway.down()

@@ -71,7 +71,7 @@ def test_the_listed_interfaces_alone() -> None:
     after = entered(found)
     assert {name for name in after.was if "forward" in name} == {
         FOR_ALL[6],
-        *(forwards(family, name) for family in (4, 6) for name in ("in0", "out0")),
+        *(forwards(family, name) for family in (4, 6) for name in ("in0", "out0", "lo")),
     }
     assert list(after.enter(WANTED, INTERFACES)) == []
     assert list(after.leave(WANTED, [WANTED], INTERFACES)) == []
@@ -173,7 +173,7 @@ def test_an_earlier_version_left_everything_on(family: int) -> None:
     interfaces = [*INTERFACES, "late0"]
     after = written(late, late.leave(WANTED, [WANTED], interfaces))
     kept = {name for name in after.now if name in [*on, forwards(family, "late0")] and after.now[name] == "1"}
-    assert kept == {FOR_ALL[family], forwards(family, "in0"), forwards(family, "out0")}
+    assert kept == {FOR_ALL[family], *(forwards(family, name) for name in ("in0", "out0", "lo"))}
     assert list(after.leave(WANTED, [WANTED], interfaces)) == []
     ruleset = found.closed(WANTED.ruleset())
     assert ruleset == after.closed(WANTED.ruleset())
