@@ -127,6 +127,23 @@ def test_a_renamed_inside_interface(enforced: Gateway, family: int) -> None:
 
 
 @families
+@pytest.mark.parametrize(("before", "after"), [("out0", "wan0"), ("in0", "lan0")])
+def test_renamed_while_no_daemon_runs(enforced: Gateway, family: int, before: str, after: str) -> None:
+    """The table does not know the new name, and the map still has the old one: the last guard stays."""
+    lab = enforced.lab
+    enforced.kill()
+    try:
+        with leaving(lab) as wire:
+            lab.gw.ip(f"link set {before} name {after}")
+            assert not any("." in word or ":" in word for word in asked(lab, family))
+        assert not raw(wire)
+    finally:
+        lab.gw.ip(f"link set {after} name {before}")
+        enforced.start()
+    assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+
+
+@families
 def test_a_new_name_in_the_file(enforced: Gateway, family: int) -> None:
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[family]) as session:
