@@ -29,7 +29,7 @@ BRIDGED6 = "net/bridge/bridge-nf-call-ip6tables"
 DEFAULT = "default"
 """Stands for an interface's name: what one that appears begins with."""
 LOOPBACK = "lo"
-"""Switched on with the listed ones: where an uplink's is off, the source check asks from there (bpf/route.h)."""
+"""Switched on with the listed ones: the source check asks from there where an uplink's is off (route.h)."""
 
 Settings = Iterator[tuple[str, str]]
 """Names and values to write, in this order."""

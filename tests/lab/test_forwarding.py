@@ -231,14 +231,14 @@ def learnt(lab: Lab) -> set[str]:
 
 
 def learns(lab: Lab, interface: str, router: Namespace, there: str = "") -> bool:
-    """Whether an advertisement is believed now; ``there`` is what the router calls its interface."""
+    """Whether advertisements are believed now; ``there`` is what the router calls its interface."""
     lab.gw.run("ip", "-6", "route", "flush", "proto", "ra", "dev", interface)
-    advertise(router, there or interface)
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 2
     while interface not in learnt(lab):
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.02)
+        advertise(router, there or interface)
+        time.sleep(0.05)
     return True
 
 
