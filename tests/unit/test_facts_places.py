@@ -543,6 +543,6 @@ def test_a_tree_that_runs_in_circles(tmp_path: Path, record_size: Callable[[int]
             if int.from_bytes(content[node * 8 + side : node * 8 + side + 4], "big") == nodes:
                 content[node * 8 + side : node * 8 + side + 4] = (200).to_bytes(4, "big")
     path.write_bytes(content)
-    began = time.monotonic()
+    began = time.process_time()
     assert "broken" in refused(path)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5

@@ -478,12 +478,12 @@ def test_a_hundred_thousand_values_are_read_once() -> None:
             "names": [f"host-{i}.example.com" for i in range(99_999)] + ["not a name"],
         }
     )
-    started = time.monotonic()
+    started = time.process_time()
     for port in range(200):
         parse(f"net.dst.ip in $addresses and net.dst.port == {port}", lists)
         with pytest.raises(ListError):
             parse(f"net.fqdn.host in $names and net.dst.port == {port}", lists)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_limits_of_size_and_depth() -> None:

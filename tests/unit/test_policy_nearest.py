@@ -82,6 +82,6 @@ def test_names_must_be_distinct_and_some(names: list[str]) -> None:
 
 def test_four_thousand_names_take_less_than_a_second() -> None:
     names = [f"egress-{i}" for i in range(4000)]
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(buckets(names, 1024)) == 1024
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
