@@ -309,7 +309,7 @@ def test_nothing_leaks_when_addresses_are_lost(lab: Lab, services: Services, gat
         chatter.for_a_while(200)
         for family in (4, 6):
             assert fate_of(lambda family=family: tcp_ask(lab.client, ORIGIN1[family])) == "refused"
-        lab.gw.ip("addr flush dev out0 scope link", f"route del local {LAX2[6]} dev lo")
+        lab.gw.ip("addr flush dev out0 scope host", f"route del local {LAX2[6]} dev lo")
         chatter.for_a_while(200)
         for family in (4, 6):
             assert fate_of(lambda family=family: tcp_ask(lab.client, ORIGIN2[family])) == "refused"
