@@ -140,7 +140,12 @@ def check_file(file: Path) -> Configuration:
 
 def said_of(config: Configuration) -> list[str]:
     """Warnings, of the file and of what there is on this machine besides."""
-    return [*map(str, config.warnings), *surroundings.said_of(config.mark_mask, config.interfaces.outside)]
+    sides = config.interfaces
+    return [
+        *map(str, config.warnings),
+        *surroundings.said_of(config.mark_mask, sides.outside),
+        *surroundings.unlisted((*sides.inside, *sides.outside, *sides.other), links.links()),
+    ]
 
 
 @dataclass(frozen=True)

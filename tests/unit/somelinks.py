@@ -10,10 +10,9 @@ from enforcer.kernel.links import Link
 
 def some_links(*plain: str, **others: Mapping[str, Any]) -> dict[str, Link]:
     """Ethernet interfaces that are up, by name; ``others`` have fields that differ."""
+    usual = {"header": 14, "up": True, "mtu": 1500, "allmulti": False, "addresses": ()}
     fields: dict[str, Mapping[str, Any]] = {name: {} for name in plain} | others
     return {
-        name: Link(
-            name=name, index=index, header=14, up=True, mtu=1500, allmulti=False, addresses=(), **changed
-        )
+        name: Link(**{"name": name, "index": index, **usual, **changed})
         for index, (name, changed) in enumerate(fields.items(), 1)
     }
