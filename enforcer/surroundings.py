@@ -32,7 +32,7 @@ def unlisted(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     are, them = ("is", "it") if len(names) == 1 else ("are", "them")
     return [
-        f"{', '.join(names[:_SHOWN])}{more} {are} up and in no list of `interfaces`: clients' traffic by {them} "
-        f"is dropped, and for {them} the enforcer switches no forwarding on; if that is not meant (a bridge of "
-        f"containers, a VPN), list {them} there"
+        f"{', '.join(names[:_SHOWN])}{more} {are} up and in no list of `interfaces`: clients' traffic by "
+        f"{them} is dropped, and for {them} the enforcer switches no forwarding on; if that is not meant (a "
+        f"bridge of containers, a VPN), list {them} there"
     ]
