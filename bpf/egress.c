@@ -468,7 +468,8 @@ static __always_inline bool is_planned(struct __sk_buff *skb, const struct setti
 	return !wrong && planned->planned;
 }
 
-/* A frame of an interface on top of this one (VLAN, macvlan, MACsec, PPPoE), where it has been looked at. */
+/* A frame of an interface on top of this one, where it has been looked at: of a VLAN, a PPPoE session, MACsec or, by its
+ * MAC address, a macvlan. */
 static __always_inline bool is_carried(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ifindex;
@@ -477,7 +478,14 @@ static __always_inline bool is_carried(struct __sk_buff *skb)
 
 	if (!out || !out->ethernet)
 		return false;
-	if (!is_ip(skb) || is_tagged(skb))
+	switch (skb->protocol) {
+	case be16(ETH_P_8021Q):
+	case be16(ETH_P_8021AD):
+	case be16(ETH_P_PPP_SES):
+	case be16(ETH_P_MACSEC):
+		return true;
+	}
+	if (is_tagged(skb))
 		return true;
 	if (!out->carries || bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0)
 		return false;

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.ppp import PPP, PPPoE
 from scapy.packet import Packet, Raw
 
 from enforcer.lab.configuration import LAX1, LAX2, NYC1
@@ -84,6 +85,13 @@ def test_every_protocol_and_fragments(box: Box) -> None:
 
 def test_what_is_no_ip_does_not_cross(box: Box) -> None:
     assert leaving(box, ARP(), box.slot("lax-1") + 1) == STOPPED
+
+
+def test_what_an_interface_on_top_sends(box: Box, family: int) -> None:
+    """It carries a client's packet to another inside network, say: its own program looks at that."""
+    assert leaving(box, Dot1Q(vlan=7) / packet(family, CLIENT[family]), 0) == LET
+    assert leaving(box, PPPoE(sessionid=1) / PPP() / packet(family, CLIENT[family]), 0) == LET
+    assert leaving(box, packet(family, CLIENT[family]), 0) == STOPPED
 
 
 def test_the_gateways_own_packets(box: Box, family: int) -> None:

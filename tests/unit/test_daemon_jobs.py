@@ -148,10 +148,10 @@ def caller() -> Iterator[tuple[socket.socket, Caller]]:
         yield here, Caller(there)
 
 
-def sleeping(*, ignores: bool) -> Work:
-    """A process that takes a second and gives no result; it can be ended meanwhile, or not any more."""
+def sleeping(seconds: float, *, ignores: bool) -> Work:
+    """A process that takes its time and gives no result; it can be ended meanwhile, or not any more."""
     ignore = ["import signal", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"] if ignores else []
-    return Work("timeit", "-n1", "-r1", *ignore, "import time", "time.sleep(1)")
+    return Work("timeit", "-n1", "-r1", *ignore, "import time", f"time.sleep({seconds})")
 
 
 def add_revocable(machine: Machine, begin: Callable[[], Work], caller: Caller) -> None:
@@ -180,16 +180,17 @@ def test_what_is_under_way_ends_if_it_can(
 ) -> None:
     here, there = caller
     began = time.monotonic()
-    add_revocable(machine, lambda: sleeping(ignores=ignores), there)
+    # Time enough to begin, and for who is ended not to end by itself.
+    add_revocable(machine, lambda: sleeping(5 if ignores else 60, ignores=ignores), there)
 
     def go_away() -> None:
         here.shutdown(socket.SHUT_WR)
 
-    machine.loop.task("go away", go_away, 0.5)
+    machine.loop.task("go away", go_away, 2.0)
     machine.run()
     answer = json.loads(here.makefile().readline())
     assert (answer == INTERRUPTED) is not ignores
-    assert (time.monotonic() - began > 1.0) or not ignores
+    assert (time.monotonic() - began > 5.0) is ignores
     assert machine.said == []
 
 
