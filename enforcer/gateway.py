@@ -229,7 +229,7 @@ class Gateway:
         """
         operations = list(operations)
         self.instance.create()
-        applier = _Applier(self, wanted, contents, state)
+        applier = _Applier(self, wanted, contents, state, progress)
         applier.begin(operations)
         for kind, group in groupby(operations, key=type):
             some = list(group)
@@ -392,8 +392,16 @@ def _forget(chosen: Any) -> int:
 class _Applier:
     """The operations of one plan, carried out in order; equal neighbours in one go."""
 
-    def __init__(self, gateway: Gateway, wanted: Desired, contents: Contents | None, state: State):
+    def __init__(
+        self,
+        gateway: Gateway,
+        wanted: Desired,
+        contents: Contents | None,
+        state: State,
+        progress: Callable[[str], None],
+    ):
         self.gateway = gateway
+        self.progress = progress
         self.pins = gateway.pins
         """Of what is in force, then of what was loaded."""
         self.wanted = wanted
@@ -540,7 +548,13 @@ class _Applier:
         elif old is not None:
             _check_maps(old, self.state)
         places.create(self.pins.directory)
-        loaded = programs.load(self.pins, self.wanted.flows, self.wanted.origins, fresh_maps=self.fresh_maps)
+        loaded = programs.load(
+            self.pins,
+            self.wanted.flows,
+            self.wanted.origins,
+            fresh_maps=self.fresh_maps,
+            progress=self.progress,
+        )
         self.pins = loaded.pins
         self.state.layouts, self.state.programs = loaded.layouts, source_digest()
         self.state.loaded, self.state.maps = self.pins.loaded, self.pins.shared

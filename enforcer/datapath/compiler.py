@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -115,11 +115,18 @@ def _fail(what: str, said: list[str], error: Exception) -> KernelError | Privile
 
 
 def compile_programs(
-    pin_directory: Path, stages: Path, flows: int, origins: int, defines: tuple[str, ...] = ()
+    pin_directory: Path,
+    stages: Path,
+    flows: int,
+    origins: int,
+    defines: tuple[str, ...] = (),
+    *,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Compiled:
     """Compiles and loads every program; maps pinned in ``pin_directory`` are used, others are made there.
 
     ``stages`` is where the table of tail calls is pinned; without a pin the kernel would empty it.
+    ``progress`` hears of each program before the verifier looks at it, which takes seconds for large ones.
     Raises KernelError with the compiler's or the verifier's words, PrivilegeError.
     """
     root = Path(str(files("enforcer.bpf")))
@@ -133,11 +140,16 @@ def compile_programs(
         f'-DSTAGES_PIN="{stages}"',
         *defines,
     ]
-    compiled = compile_text(_one_text(root), flags, dict.fromkeys(PROGRAMS, "SCHED_CLS"))
-    return compiled
+    return compile_text(_one_text(root), flags, dict.fromkeys(PROGRAMS, "SCHED_CLS"), progress=progress)
 
 
-def compile_text(text: str, flags: Sequence[str], kinds: Mapping[str, str]) -> Compiled:
+def compile_text(
+    text: str,
+    flags: Sequence[str],
+    kinds: Mapping[str, str],
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Compiled:
     """Compiles one text and loads its programs; ``kinds`` are BCC's names of program types by function.
 
     Raises as compile_programs does.
@@ -150,7 +162,10 @@ def compile_text(text: str, flags: Sequence[str], kinds: Mapping[str, str]) -> C
     with _captured_stderr() as said:
         try:
             module = BPF(text=text, cflags=[*_uapi_flags(), *flags])
-            programs = {name: module.load_func(name, getattr(BPF, kind)).fd for name, kind in kinds.items()}
+            programs = {}
+            for name, kind in kinds.items():
+                progress(f"load the BPF program {name}")
+                programs[name] = module.load_func(name, getattr(BPF, kind)).fd
         except KernelError:
             raise
         except Exception as error:  # BCC raises nothing better

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,8 +120,17 @@ class Loaded:
     pins: Pins
 
 
-def load(pins: Pins, flows: int, origins: int, *, fresh_maps: bool) -> Loaded:
+def load(
+    pins: Pins,
+    flows: int,
+    origins: int,
+    *,
+    fresh_maps: bool,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Loaded:
     """Compiles and loads the programs on the maps that are pinned, or on new ones, and pins both.
+
+    ``progress`` hears of each program.
 
     Nothing is attached, and nothing that is pinned is replaced: programs that are attached already keep
     running on their maps, and calling their own tails.
@@ -134,7 +143,7 @@ def load(pins: Pins, flows: int, origins: int, *, fresh_maps: bool) -> Loaded:
     own.maps.mkdir(exist_ok=True)
     stages = own.programs / STAGES
     try:
-        compiled = compiler.compile_programs(own.maps, stages, flows, origins)
+        compiled = compiler.compile_programs(own.maps, stages, flows, origins, progress=progress)
         _link(stages, [compiled.programs[name] for name in ("decide", "expect")])
         for name, fd in compiled.programs.items():
             syscall.pin(fd, str(own.programs / name))

@@ -18,7 +18,7 @@ from enforcer.lab.services import Services
 from enforcer.lab.topology import Lab
 
 # Seconds; the compiler alone takes 20 to 50 in an emulated machine.
-PATIENCE = 240.0
+PATIENCE = 420.0
 PERSON = "ann@corp.example"
 
 
