@@ -47,8 +47,8 @@ def linked(gateway: Gateway) -> Iterator[Gateway]:
     """A link of each kind on either side, all of them in the configuration."""
     lab = gateway.lab
     interfaces = lab.config()["interfaces"]
-    for side in ("inside", "outside"):
-        for number, kind in enumerate(KINDS, 1):
+    for first, side in ((1, "inside"), (101, "outside")):
+        for number, kind in enumerate(KINDS, first):
             name = name_of(side, kind)
             build(kind, name, number, *ends(lab, side))
             for at, end in enumerate(ends(lab, side)):
