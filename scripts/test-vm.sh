@@ -8,7 +8,7 @@
 # Exit code 0 also if no virtual machine can be had here; a line that begins with "test-vm: SKIPPED" says why.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-minutes=${TEST_VM_MINUTES:-12}
+minutes=${TEST_VM_MINUTES:-20}
 work=$PWD/build/vm
 kernel_package=linux-image-amd64
 
