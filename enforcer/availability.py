@@ -76,7 +76,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class There:
-    """What there is just now of what is desired; pairs are (IPv4, IPv6)."""
+    """What there is at present of what is desired; pairs are (IPv4, IPv6)."""
 
     egresses: dict[str, Pair]
     """Which of this gateway's egress IPs are available, by name."""

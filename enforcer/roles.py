@@ -25,7 +25,7 @@ _WITH_A_MAC = ("macvlan", "macvtap")
 
 @dataclass(frozen=True)
 class Seen:
-    """The listed links, inside and outside, as they are just now."""
+    """The listed links, inside and outside, as they are at present."""
 
     missing: frozenset[str] = frozenset()
     """Names that no link has."""

@@ -29,7 +29,7 @@ def _of_links(source: Source) -> Iterator[str]:
     for side in ("inside", "outside"):
         for name in sides[side]:
             if name not in found and name not in renamed.values():
-                yield f"{name} ({side}) does not exist just now"
+                yield f"{name} ({side}) does not exist at present"
 
 
 def _of_shared(source: Source) -> Iterator[str]:
