@@ -169,6 +169,8 @@ def test_a_link_that_is_made_again(enforced: Gateway, family: int, shared: dict[
     assert asked(lab, family) == [address, address]
     lab.replug()
     wait_for(lambda: asked(lab, family) == [address, address], "the egress address", patience=5)
+    # The daemon has to notice the shared address, too.
+    wait_for(lambda: foretold(enforced, PRIVATE[family], "tcp", 9000)["reason"] == "tunnel", patience=5)
     assert tcp_ask(lab.client, PRIVATE[family]).address == shared[family]
     assert not look(enforced, warnings)
 
