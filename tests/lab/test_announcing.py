@@ -9,34 +9,23 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from near import NEAR, with_near
 from truth import families, leaves_from, running
 
 from enforcer.kernel import links
 from enforcer.lab.clients import Session, tcp_ask
-from enforcer.lab.configuration import LAX1, Document, added
+from enforcer.lab.configuration import LAX1
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.services import Services
 from enforcer.lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
 
-NEAR = {4: "203.0.113.19", 6: "2001:db8:9::/64"}  # a range that the internet's router looks for on the link
 AT_ONCE = 2.0
 """Seconds: the first packet is lost, its repetition one second later is not."""
 
 
-def with_near(lab: Lab) -> Document:
-    entry = {"name": "near", "location": "lax", "ipv4": NEAR[4], "ipv6": NEAR[6], "on_link": True}
-    policy = {
-        "name": "near",
-        "precedence": 1,
-        "traffic": "net.dst.ip in {198.18.2.10 2001:db8:a2::10}",
-        "egress": {"ipv4": NEAR[4]},
-    }
-    return added(added(lab.config(), "egress_ips", entry), "policies", policy)
-
-
 @pytest.fixture(scope="module")
 def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
-    with running(lab, with_near(lab)) as gateway:
+    with running(lab, with_near(lab, on_link=True)) as gateway:
         yield gateway
 
 

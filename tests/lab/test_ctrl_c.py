@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nobody(enforced: Gateway) -> None:
+def without_sessions(enforced: Gateway) -> None:
     """No client has a session."""
     found = [row["client"] for row in enforced.json("sessions")]
     for some in range(0, len(found), 2000):

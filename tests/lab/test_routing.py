@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 import pytest
+from near import NEAR, with_near
 from truth import (
     Origin,
     agree,
@@ -27,7 +28,7 @@ from truth import (
 
 from enforcer.lab.capture import Capture
 from enforcer.lab.clients import IcmpError, UdpFlow, curl, family_of, tcp_ask, ttl_probe, udp_ask, url
-from enforcer.lab.configuration import LAX1, LAX2, Document, added
+from enforcer.lab.configuration import LAX1, LAX2
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.netns import Namespace
 from enforcer.lab.services import Services
@@ -437,20 +438,6 @@ def test_with_offloads_and_without(enforced: Gateway, services: Services, family
     finally:
         for role, interface in LINKS:
             lab.namespaces[role].offload(interface, True)
-
-
-NEAR = {4: "203.0.113.19", 6: "2001:db8:9::/64"}  # a range that the internet's router looks for on the link
-
-
-def with_near(lab: Lab, on_link: bool) -> Document:
-    entry = {"name": "near", "location": "lax", "ipv4": NEAR[4], "ipv6": NEAR[6], "on_link": on_link}
-    policy = {
-        "name": "near",
-        "precedence": 1,
-        "traffic": "net.dst.ip in {198.18.2.10 2001:db8:a2::10}",
-        "egress": {"ipv4": NEAR[4]},
-    }
-    return added(added(lab.config(), "egress_ips", entry), "policies", policy)
 
 
 @families

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from test_announcing import AT_ONCE, NEAR, known, with_near
+from near import NEAR, with_near
+from test_announcing import AT_ONCE, known
 from truth import leaves_from, running
 
 from enforcer.kernel import links
@@ -85,7 +86,7 @@ def test_a_standby_takes_over(pair: tuple[Lab, Lab]) -> None:
         for origin, egress in ((ORIGIN2, NEAR), (ORIGIN1, LAX1))
         for source in HOSTS[family]
     ]
-    config = with_near(lab)
+    config = with_near(lab, on_link=True)
     config["interfaces"]["inside"] = ["in0"]
     with running(lab, config), running(standby, config):
         for each in everything:

@@ -1,0 +1,20 @@
+"""An egress IP whose range the internet's router looks for on the link, where it routes the other ranges."""
+
+from __future__ import annotations
+
+from enforcer.lab.configuration import Document, added
+from enforcer.lab.topology import Lab
+
+NEAR = {4: "203.0.113.19", 6: "2001:db8:9::/64"}
+
+
+def with_near(lab: Lab, *, on_link: bool) -> Document:
+    """The lab's configuration with it, for all that goes to origin 2."""
+    entry = {"name": "near", "location": "lax", "ipv4": NEAR[4], "ipv6": NEAR[6], "on_link": on_link}
+    policy = {
+        "name": "near",
+        "precedence": 1,
+        "traffic": "net.dst.ip in {198.18.2.10 2001:db8:a2::10}",
+        "egress": {"ipv4": NEAR[4]},
+    }
+    return added(added(lab.config(), "egress_ips", entry), "policies", policy)
