@@ -1,8 +1,9 @@
-"""What all tests share: marks of requirements of RFCs (docs/rfc-compliance.md), and a Ctrl-C that works."""
+"""What all tests share: marks of requirements of RFCs (docs/rfc-compliance.md), and signals that work."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,6 +12,8 @@ from rfcs import KEYWORDS, label
 # How long an example takes says how busy the machine is.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,3 +24,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # A shell that starts us in the background has us ignore Ctrl-C, and what we start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    # A test that runs a process's entry in this process sets its signals; later tests' processes inherit it.
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    try:
+        return (yield)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from enforcer.lab import features, netns, program
-from enforcer.lab.configuration import added
+from enforcer.lab.configuration import Document, added
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.program import start_all
 from enforcer.lab.services import Services
@@ -41,8 +41,8 @@ def services(lab: Lab) -> Iterator[Services]:
 
 
 @pytest.fixture(scope="session")
-def gateway(lab: Lab) -> Iterator[Gateway]:
-    """The enforcer, running with the lab's configuration, and in it a person and a name."""
+def config(lab: Lab) -> Document:
+    """The lab's configuration, and in it a person and a name."""
     person = {
         "name": "person",
         "precedence": 1,
@@ -55,7 +55,12 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
         "traffic": 'net.fqdn.host == "www.lab" and net.src.ip in {10.0.1.4 fd00:1::4}',
         "egress": "default",
     }
-    gateway = Gateway(lab, added(lab.config(), "policies", person, named))
-    with gateway:
+    return added(lab.config(), "policies", person, named)
+
+
+@pytest.fixture(scope="session")
+def gateway(lab: Lab, config: Document) -> Iterator[Gateway]:
+    """The enforcer, running with the configuration."""
+    with Gateway(lab, config) as gateway:
         yield gateway
         gateway.down()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
@@ -10,7 +11,7 @@ from fastpath import wait_until_fast
 from transfer import Transfer
 
 from enforcer.lab.clients import udp_ask
-from enforcer.lab.configuration import LAX1
+from enforcer.lab.configuration import LAX1, Document
 from enforcer.lab.gateway import Gateway
 from enforcer.lab.kinds import KINDS, End, build, families, has_ethernet, remove
 from enforcer.lab.services import Services
@@ -43,10 +44,10 @@ def addresses(side: str, kind: str, family: int) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def linked(gateway: Gateway) -> Iterator[Gateway]:
+def linked(gateway: Gateway, config: Document) -> Iterator[Gateway]:
     """A link of each kind on either side, all of them in the configuration."""
     lab = gateway.lab
-    interfaces = lab.config()["interfaces"]
+    interfaces = copy.deepcopy(config["interfaces"])
     for first, side in ((1, "inside"), (101, "outside")):
         for number, kind in enumerate(KINDS, first):
             name = name_of(side, kind)
@@ -60,12 +61,12 @@ def linked(gateway: Gateway) -> Iterator[Gateway]:
                     )
                 )
             interfaces[side].append(name)
-    gateway.reload(lab.config(interfaces=interfaces))
+    gateway.reload({**config, "interfaces": interfaces})
     yield gateway
     for side in ("inside", "outside"):
         for kind in KINDS:
             remove(kind, name_of(side, kind), *ends(lab, side))
-    gateway.reload(lab.config())
+    gateway.reload(config)
 
 
 def routed(lab: Lab, side: str, kind: str, family: int, *, back: bool = False) -> None:
