@@ -1,4 +1,4 @@
-"""Links of other kinds than veth, over a link that two namespaces have: tunnels, VLANs, bonds.
+"""Links of other kinds than veth, over a link that two namespaces have: tunnels, VLANs, MACsec, bonds.
 
 The kernel must have them as modules; Debian's has.
 """
@@ -6,6 +6,8 @@ The kernel must have them as modules; Debian's has.
 from __future__ import annotations
 
 import base64
+import json
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,12 +51,31 @@ def families(kind: str) -> tuple[int, ...]:
 
 def has_ethernet(kind: str) -> bool:
     """Whether its packets have Ethernet headers."""
-    return kind in ("vlan", "bond")
+    return kind in ("vlan", "macsec", "bond")
 
 
 def _vlan(name: str, number: int, *ends: End) -> None:
     for end in ends:
         end.namespace.ip(f"link add link {end.device} name {name} type vlan id {number}")
+
+
+def _macsec(name: str, number: int, *ends: End) -> None:
+    """One key in each direction; a number is a port of 16 bits, of which a device has many."""
+    keys = [secrets.token_hex(16) for _ in ends]
+    macs = [_mac(end) for end in ends]
+    for here, mine, theirs, far in zip(ends, keys, reversed(keys), reversed(macs), strict=True):
+        channel = f"port {number} address {far}"
+        here.namespace.ip(
+            f"link add link {here.device} name {name} type macsec port {number} encrypt on",
+            f"macsec add {name} tx sa 0 pn 1 on key 00 {mine}",
+            f"macsec add {name} rx {channel}",
+            f"macsec add {name} rx {channel} sa 0 pn 1 on key 00 {theirs}",
+        )
+
+
+def _mac(end: End) -> str:
+    (link,) = json.loads(end.namespace.run("ip", "-json", "link", "show", "dev", end.device).stdout)
+    return str(link["address"])
 
 
 def _port(name: str) -> str:
@@ -107,6 +128,7 @@ def _wireguard(name: str, number: int, *ends: End) -> None:
 KINDS: dict[str, tuple[Builder, tuple[int, ...]]] = {
     "wireguard": (_wireguard, (4, 6)),
     "vlan": (_vlan, (4, 6)),
+    "macsec": (_macsec, (4, 6)),
     "bond": (_bond, (4, 6)),
     "ipip": (_tunnel("ipip", 4), (4,)),
     "sit": (_tunnel("sit", 4), (6,)),

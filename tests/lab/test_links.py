@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+from ontop import on_top, passes
 from truth import egresses, families, foretold, leaves_from, look, packets, running, wait_for
 
 from enforcer.lab.capture import Capture
@@ -244,38 +245,6 @@ def test_the_hosts_own_address_comes_later(enforced: Gateway, family: int, how: 
 @pytest.mark.parametrize("lower", ["out0", "in0"])
 def test_an_inside_interface_on_top_of_another_one(enforced: Gateway, family: int, lower: str) -> None:
     """A macvlan: its frames pass the lower interface's programs, which have nothing to say of them."""
-    lab = enforced.lab
-    far, name = (lab.net, "gw0") if lower == "out0" else (lab.client, "eth0")
-    lab.gw.ip(
-        f"link add upper0 link {lower} type macvlan",
-        "link set upper0 up",
-        "address add 10.0.3.1/24 dev upper0",
-        "address add fd00:3::1/64 dev upper0 nodad",
-    )
-    far.ip(f"link add there0 link {name} type macvlan", f"link set there0 netns {lab.client2.name}")
-    lab.client2.ip(
-        "link set there0 up",
-        "address add 10.0.3.2/24 dev there0",
-        "address add fd00:3::2/64 dev there0 nodad",
-        *(
-            f"route add {to} via {via}"
-            for to, via in (("10.0.1.0/24", "10.0.3.1"), ("fd00:1::/64", "fd00:3::1"))
-        ),
-        *(f"route add {ORIGIN1[each]} via {via}" for each, via in ((4, "10.0.3.1"), (6, "fd00:3::1"))),
-    )
-    host = {4: "10.0.3.2", 6: "fd00:3::2"}[family]
-    sides = {"inside": ["in0", "in1", "upper0"], "outside": ["out0"]}
-    try:
-        enforced.reload(lab.config(interfaces=sides))
-        before = packets(enforced)
-        assert ping(lab.client, host, CLIENT[family]).received == 1
-        assert ping(lab.client2, CLIENT[family], host).received == 1
-        for ask in (tcp_ask, udp_ask):
-            seen = ask(lab.client2, ORIGIN1[family], source=host)
-            assert seen.address == leaves_from(LAX1, family, host)
-        assert not {"leak", "spoofed"} & (packets(enforced) - before).keys()
-        assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
-    finally:
-        enforced.reload(lab.config())
-        lab.gw.ip("link del upper0")
-        lab.client2.ip("link del there0")
+    with on_top(enforced, enforced.lab.config(), lower, "macvlan"):
+        passes(enforced, family)
+        assert asked(enforced.lab, family) == [leaves_from(LAX1, family)] * 2

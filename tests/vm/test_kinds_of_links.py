@@ -1,4 +1,4 @@
-"""WireGuard, VLANs, bonds and tunnels on either side, offloads on and off: what origins see, all bytes."""
+"""WireGuard, VLANs, MACsec, bonds and tunnels on either side, with and without offloads: what origins see."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from fastpath import wait_until_fast
+from ontop import on_top, passes
 from transfer import Transfer
 
 from enforcer.lab.clients import udp_ask
@@ -99,6 +100,14 @@ def test_a_link(linked: Gateway, services: Services, kind: str, side: str) -> No
                 seen = [transfer.peer[0], udp_ask(client, address, timeout=30).address]
             assert all(ip_address(source) in ip_network(LAX1[family]) for source in seen), seen
         routed(lab, side, kind, family, back=True)
+
+
+@pytest.mark.parametrize("lower", ["out0", "in0"])
+def test_an_inside_vlan_on_top_of_another_interface(gateway: Gateway, config: Document, lower: str) -> None:
+    """Its tagged frames pass the lower interface's programs, which have nothing to say of them."""
+    with on_top(gateway, config, lower, "vlan id 300"):
+        for family in (4, 6):
+            passes(gateway, family)
 
 
 def offload(end: End, name: str, on: bool) -> None:
