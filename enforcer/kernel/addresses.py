@@ -12,9 +12,9 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, IPv6Network
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import ACK, CREATE, EXCL, REQUEST, Channel, Message
@@ -35,7 +35,35 @@ RT_TABLE_LOCAL, RTN_LOCAL, RTPROT_KERNEL = 255, 2, 2
 ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, interface index
 ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 
+_INTERFACES: dict[int, type[Interface]] = {socket.AF_INET: IPv4Interface, socket.AF_INET6: IPv6Interface}
+
 Thing = TypeVar("Thing")
+
+
+class Listed(NamedTuple):
+    """One address as the kernel lists it (rtnetlink(7), RTM_GETADDR)."""
+
+    holder: int
+    """The interface's index."""
+    address: Interface
+    scope: int
+    flags: int
+    ours: bool
+    """Added here."""
+
+
+def listed() -> Iterator[Listed]:
+    """Every address of the network namespace, those not usable yet or any more included."""
+    with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
+        for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            family, length, _, scope, index = ADDRESS.unpack_from(message)
+            parts = netlink.attributes(message, ADDRESS.size)
+            if family not in _INTERFACES:
+                continue
+            # IFA_ADDRESS is the peer's on a point-to-point link; IFA_LOCAL is missing for most of IPv6.
+            address = _INTERFACES[family]((parts.get(IFA_LOCAL) or parts[IFA_ADDRESS], length))
+            flags = int.from_bytes(parts.get(IFA_FLAGS, b""), sys.byteorder)
+            yield Listed(index, address, scope, flags, parts.get(IFA_PROTO) == bytes([PROTOCOL]))
 
 
 def held(*, ours: bool = False) -> set[Held]:
@@ -44,25 +72,11 @@ def held(*, ours: bool = False) -> set[Held]:
     An IPv6 address that another host was found to use (DAD failed) is not held.
     """
     names = dict(socket.if_nameindex())
-    found: set[Held] = set()
-    with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
-        for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            family, length, _, _, index = ADDRESS.unpack_from(message)
-            parts = netlink.attributes(message, ADDRESS.size)
-            # IFA_ADDRESS is the peer's on a point-to-point link; IFA_LOCAL is missing for most of IPv6.
-            packed = parts.get(IFA_LOCAL) or parts[IFA_ADDRESS]
-            flags = int.from_bytes(parts.get(IFA_FLAGS, b""), sys.byteorder)
-            if index not in names or flags & IFA_F_DADFAILED or (ours and not _is_ours(parts)):
-                continue
-            if family == socket.AF_INET:
-                found.add((names[index], IPv4Interface((packed, length))))
-            elif family == socket.AF_INET6:
-                found.add((names[index], IPv6Interface((packed, length))))
-    return found
-
-
-def _is_ours(parts: dict[int, bytes]) -> bool:
-    return parts.get(IFA_PROTO) == bytes([PROTOCOL])
+    return {
+        (names[found.holder], found.address)
+        for found in listed()
+        if found.holder in names and not found.flags & IFA_F_DADFAILED and (found.ours or not ours)
+    }
 
 
 def add(addresses: Iterable[Held], *, own: Collection[IPv4Address] = ()) -> list[Held]:
@@ -85,15 +99,14 @@ def add(addresses: Iterable[Held], *, own: Collection[IPv4Address] = ()) -> list
 def misscoped(*, own: Collection[IPv4Address] = ()) -> set[Held]:
     """IPv4 addresses that :func:`add` would put there with another scope: an earlier version did."""
     names = dict(socket.if_nameindex())
-    found: set[Held] = set()
-    with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
-        for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)):
-            _, length, _, scope, index = ADDRESS.unpack_from(message)
-            parts = netlink.attributes(message, ADDRESS.size)
-            address = IPv4Interface((parts.get(IFA_LOCAL) or parts[IFA_ADDRESS], length))
-            if index in names and _is_ours(parts) and scope != _scope(address, own):
-                found.add((names[index], address))
-    return found
+    return {
+        (names[found.holder], found.address)
+        for found in listed()
+        if isinstance(found.address, IPv4Interface)
+        and found.holder in names
+        and found.ours
+        and found.scope != _scope(found.address, own)
+    }
 
 
 def _scope(address: Interface, own: Collection[IPv4Address]) -> int:

@@ -9,20 +9,11 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import sys
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from enforcer.kernel import netlink
-from enforcer.kernel.addresses import (
-    ADDRESS,
-    IFA_ADDRESS,
-    IFA_F_DADFAILED,
-    IFA_FLAGS,
-    IFA_LOCAL,
-    RTM_GETADDR,
-)
-from enforcer.kernel.netlink import Channel
+from enforcer.kernel.addresses import IFA_F_DADFAILED, listed
 
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ARPHRD_ETHER, ARP_REQUEST = 1, 1
@@ -64,23 +55,17 @@ def announce(interface: str, addresses: Iterable[Address]) -> int:
 def settled(interface: str) -> list[Address]:
     """The addresses that the interface holds; without those that duplicate address detection still doubts.
 
-    None if there is no such interface.
+    Empty if there is no such interface.
     """
     try:
         index = socket.if_nametoindex(interface)
     except OSError:
         return []
-    found: list[Address] = []
-    with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
-        for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            family, _, _, _, holder = ADDRESS.unpack_from(message)
-            parts = netlink.attributes(message, ADDRESS.size)
-            flags = int.from_bytes(parts.get(IFA_FLAGS, b""), sys.byteorder)
-            if holder != index or flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED):
-                continue
-            packed = parts.get(IFA_LOCAL) or parts[IFA_ADDRESS]
-            found.append(IPv4Address(packed) if family == socket.AF_INET else IPv6Address(packed))
-    return found
+    return [
+        found.address.ip
+        for found in listed()
+        if found.holder == index and not found.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
+    ]
 
 
 def arp(mac: bytes, address: IPv4Address) -> bytes:

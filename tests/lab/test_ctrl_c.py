@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from truth import families, running, wait_for
+from truth import families, running, stopped, wait_for
 
 from enforcer.facts.store import Store
 from enforcer.instance import Instance
@@ -55,15 +54,6 @@ def without_sessions(enforced: Gateway) -> None:
     found = [row["client"] for row in enforced.json("sessions")]
     for some in range(0, len(found), 2000):
         enforced.run("session", "remove", *found[some : some + 2000])
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def begin(gateway: Gateway, *arguments: str) -> subprocess.Popen[str]:

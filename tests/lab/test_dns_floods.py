@@ -7,12 +7,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from truth import families, leaves_from, running, wait_for
+from truth import families, leaves_from, running, stopped, wait_for
 
 from enforcer.instance import Instance
 from enforcer.lab import names
@@ -134,15 +134,6 @@ def test_a_flood_is_not_noticed_by_another_client(
         assert during.usual < UNNOTICED
         assert size < BYTES
         assert count(gateway, "answer-overflow") == count(gateway, "question-overflow") == 0
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def look_up(lab: Lab, family: int, number: int) -> float | None:

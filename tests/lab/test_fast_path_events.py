@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 from transfer import PATIENCE, PORT, Transfer
-from truth import agree, look, running, wait_for
+from truth import agree, look, running, stopped, wait_for
 
 from enforcer.datapath import fast
 from enforcer.lab.capture import Capture
@@ -208,14 +207,11 @@ def test_an_event_is_heeded_while_a_reload_is_under_way(gateway: Gateway) -> Non
         reload = pool.submit(gateway.reload)
         wait_for(lambda: bool(children(gateway)), "a reload")
         (applying,) = children(gateway)
-        os.kill(applying, signal.SIGSTOP)
-        try:
+        with stopped(applying):
             with stale_at_once(gateway, pair, fresh=False):
                 lab.gw.ip(*(f"route replace {TO_ORIGIN2[family]} via {NEXT[family]}" for family in (4, 6)))
             ends(lambda: arrived(lab.net, "gw1"), "gw1")
             lab.gw.ip(*(f"route replace {TO_ORIGIN2[family]} via {NEXT1[family]}" for family in (4, 6)))
-        finally:
-            os.kill(applying, signal.SIGCONT)
         assert reload.result(PATIENCE) == "nothing changed\n"
 
 

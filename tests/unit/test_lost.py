@@ -4,38 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from layouts import FLOW_KEY
+from plain import PLAIN
 from somelinks import some_links
 from test_datapath_adopt import FLOW, SLOTS, TIMEOUTS, entry
 
 from enforcer.datapath.adopt import adopt
 from enforcer.datapath.carry import carry_over
 from enforcer.datapath.maps import lost_pin
-from enforcer.desired import Desired
 from enforcer.plan import HOOKS, Actual, Attach, Detach, InstallTable, LoadPrograms, SwitchTables, plan
 
-WANTED = Desired(
-    inside=("in0",),
-    outside=("out0",),
-    shared4=IPv4Address("198.51.100.1"),
-    shared6=IPv6Address("2001:db8:ffff::1"),
-    egresses=(),
-    nearest=(),
-    mark_mask=0xFFFF,
-    limit=1,
-    flows_per_client=512,
-    unanswered_per_client=256,
-    proxy_tcp=True,
-    proxy_udp=True,
-    flows=1024,
-    origins=1024,
-)
+WANTED = replace(PLAIN, proxy_udp=True, limit=1)
 HOOKED = {
     ("in0", "ingress"): 1,
     ("in0", "egress"): 2,

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from plain import PLAIN
 from somelinks import some_links
 
 from enforcer.desired import Desired, Egress
@@ -432,22 +433,7 @@ def test_a_switch_of_the_fast_path_touches_nothing_else(on: bool) -> None:
 
 
 def desired_with(*slots: int) -> Desired:
-    return Desired(
-        inside=("in0",),
-        outside=("out0",),
-        shared4=IPv4Address("198.51.100.1"),
-        shared6=IPv6Address("2001:db8:ffff::1"),
-        egresses=tuple(POOL[slot - 1] for slot in slots),
-        nearest=(),
-        mark_mask=0xFFFF,
-        limit=40000,
-        flows_per_client=512,
-        unanswered_per_client=256,
-        proxy_tcp=True,
-        proxy_udp=False,
-        flows=1024,
-        origins=1024,
-    )
+    return replace(PLAIN, egresses=tuple(POOL[slot - 1] for slot in slots))
 
 
 def clean() -> Actual:

@@ -1,0 +1,24 @@
+"""The least that a gateway can be made to do."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from enforcer.desired import Desired
+
+PLAIN = Desired(
+    inside=("in0",),
+    outside=("out0",),
+    shared4=IPv4Address("198.51.100.1"),
+    shared6=IPv6Address("2001:db8:ffff::1"),
+    egresses=(),
+    nearest=(),
+    mark_mask=0xFFFF,
+    limit=40000,
+    flows_per_client=512,
+    unanswered_per_client=256,
+    proxy_tcp=True,
+    proxy_udp=False,
+    flows=1024,
+    origins=1024,
+)
