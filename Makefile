@@ -11,13 +11,13 @@ setup:  ## install the Debian packages and the virtual environment that the rest
 	@scripts/setup.sh
 
 demo: setup  ## build a lab, drive every kind of traffic through a gateway, show what origins saw; leaves nothing
-	@$(PYTHON) -m enforcer.lab.demo
+	@$(PYTHON) -m lab.demo
 
 lab: setup  ## leave a lab standing to play in
-	@$(PYTHON) -m enforcer.lab up
+	@$(PYTHON) -m lab up
 
 lab-down: setup  ## take that lab away
-	@$(PYTHON) -m enforcer.lab down
+	@$(PYTHON) -m lab down
 
 test: setup  ## all tests: unit, kernel, datapath, lab; two files at a time
 	# A process that crashes ends the run: xdist may wait for ever for the one in its place.
@@ -35,7 +35,7 @@ lint: setup  ## ruff and mypy
 	$(PYTHON) -m mypy
 
 bench: setup  ## speed and memory against plain nftables, as ratios measured in one run
-	@$(PYTHON) -m enforcer.bench
+	@$(PYTHON) -m bench
 
 schema: setup  ## regenerate docs/enforcer.schema.json from the configuration's models
 	$(PYTHON) -m enforcer.config > docs/enforcer.schema.json.new && mv docs/enforcer.schema.json.new docs/enforcer.schema.json
@@ -44,6 +44,6 @@ install:  ## install the daemon on this gateway: /opt/enforcer, systemd unit, sa
 	@scripts/install.sh
 
 clean:  ## remove the lab, the virtual environment and everything that was generated
-	@if [ -x $(PYTHON) ]; then $(PYTHON) -m enforcer.lab down; fi
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m lab down; fi
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Every way that a packet can end, once, for C and for Python (enforcer/datapath/reasons.py reads
+ * Every way that a packet can end, once, for C and for Python (enforcer/reasons.py reads
  * this file). REASON(number, NAME, verdict, description)
  *
  *   verdict  dedicated, shared   translated onto an egress address

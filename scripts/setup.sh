@@ -88,6 +88,10 @@ if ! "$venv/bin/python" -c 'import bcc, pip' 2>/dev/null; then
 fi
 echo "setup: installing the Python packages of setup.cfg"
 quietly 'pip install' "$venv/bin/python" -m pip install --disable-pip-version-check "${project[@]}"
-# Root runs it: nothing of a user's own site directory is imported (enforcer/interpreter.py).
+# What is not installed on a gateway is imported from here: lab/ and bench/, by any process of the environment.
+if [[ ${project[0]} == --editable ]]; then
+  echo "$PWD" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+fi
+# Root runs it: nothing of a user's own site directory is imported (enforcer/control/interpreter.py).
 sed -i '1s|^#!.*/python[0-9.]*$|& -Ps|' "$venv/bin/enforcer"
 echo "$digest" >"$stamp"

@@ -10,14 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import pairwise
 
-from enforcer.policy.facts import (
-    NOTHING,
-    Connection,
-    Facts,
-    host_facts,
-    place_facts,
-    saml,
-)
+from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts, saml
 
 Address = IPv4Address | IPv6Address
 

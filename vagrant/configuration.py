@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from enforcer.lab.configuration import document, dump
+from lab.configuration import document, dump
 
 print(dump(document(interfaces={"inside": ["in0"], "outside": ["out0"]})), end="")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Names the lab's interfaces of this machine and gives them their addresses and routes; those of `make lab`
-# (enforcer/lab/topology.py). The origin stands for the internet: it is the gateway's router, and both origins, the
+# (lab/topology.py). The origin stands for the internet: it is the gateway's router, and both origins, the
 # resolver and the private network are network namespaces behind it. Run at every boot; a second run changes
 # nothing.
 #

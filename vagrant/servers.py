@@ -12,14 +12,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from enforcer.lab.netns import Namespace
-from enforcer.lab.program import Program, start_all
-from enforcer.lab.servers import Iperf, Nginx, QuicServer, Reporter, Unbound
-from enforcer.lab.services import REPORTED
+from lab.netns import Namespace
+from lab.program import Program, start_all
+from lab.servers import Iperf, Nginx, QuicServer, Reporter, Unbound
+from lab.services import REPORTED
 
 
 def programs(prefix: str, directory: Path) -> list[Program]:
-    """What enforcer.lab.services has on the outside."""
+    """What lab.services has on the outside."""
     made: list[Program] = [Unbound(Namespace(f"{prefix}-resolver"), directory)]
     for role in ("origin1", "origin2", "private"):
         here = Namespace(f"{prefix}-{role}")

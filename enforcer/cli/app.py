@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from enforcer import __version__
-from enforcer.control import ReportedError
+from enforcer.control.protocol import ReportedError
 from enforcer.errors import ConfigError, EnforcerError
 
 VERBS = ("run", "reload", "relearn", "down", "check", "session")

@@ -15,7 +15,7 @@ COLUMNS = (Column("what", "What"), Right("number", "Number", number), Column("me
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """What became of clients' questions to DNS and of the answers, since the daemon began to learn names."""
-    from enforcer.views.dns import dns
+    from enforcer.inspect.dns import dns
 
     rows = dns(settings.instance)
     if as_json:

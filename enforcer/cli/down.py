@@ -31,7 +31,7 @@ def command(settings: Settings) -> None:
 
 def _take_down(instance: Instance) -> list[str]:
     """Also of a gateway that a later version enforces, whose state may say less to this one."""
-    from enforcer import gateway, state
+    from enforcer.gateway import gateway, state
 
     file, daemon = instance.state_file, instance.daemon_pid()
     try:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import click
 
 from enforcer.cli.app import Command, Settings
-from enforcer.cli.output import Column, Right, json_option, number, percent, print_json, print_table, yes
+from enforcer.cli.output import (
+    Column,
+    Right,
+    json_option,
+    number,
+    percent,
+    print_json,
+    print_table,
+    yes,
+)
 
 COLUMNS = (
     Column("name", "Egress"),
@@ -24,8 +33,8 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """The dedicated egress IPs: whether they are there, and how full they are."""
-    from enforcer.views.egress import egress
-    from enforcer.views.source import Source
+    from enforcer.inspect.egress import egress
+    from enforcer.inspect.source import Source
 
     rows = egress(Source(settings.instance))
     if as_json:

@@ -81,8 +81,8 @@ def command(
     \b
     enforcer explain --src 10.0.1.2 --dst 198.51.100.7 --protocol tcp --dport 443 --trace
     """
-    from enforcer.views.explain import Question, Supposed, explain
-    from enforcer.views.source import Source
+    from enforcer.inspect.explain import Question, Supposed, explain
+    from enforcer.inspect.source import Source
 
     if dport is None and protocol != "icmp":
         raise click.UsageError(f"--dport is needed for {protocol}")

@@ -5,7 +5,16 @@ from __future__ import annotations
 import click
 
 from enforcer.cli.app import Command, Settings
-from enforcer.cli.output import Column, Right, duration, json_option, number, print_json, print_table, size
+from enforcer.cli.output import (
+    Column,
+    Right,
+    duration,
+    json_option,
+    number,
+    print_json,
+    print_table,
+    size,
+)
 
 COLUMNS = (
     Column("protocol", "Proto"),
@@ -32,8 +41,8 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """The connections, each with its way out; the youngest first."""
-    from enforcer.views.flows import flows
-    from enforcer.views.source import Source
+    from enforcer.inspect.flows import flows
+    from enforcer.inspect.source import Source
 
     rows = flows(Source(settings.instance))
     if as_json:

@@ -20,8 +20,8 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """The names of addresses that were learnt from DNS answers, for net.fqdn.* in policies."""
-    from enforcer.views.hosts import hosts
-    from enforcer.views.source import Source
+    from enforcer.inspect.hosts import hosts
+    from enforcer.inspect.source import Source
 
     rows = hosts(Source(settings.instance))
     if as_json:

@@ -28,8 +28,8 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """Live connections per egress address and origin, against the limit."""
-    from enforcer.views.origins import origins
-    from enforcer.views.source import Source
+    from enforcer.inspect.origins import origins
+    from enforcer.inspect.source import Source
 
     rows = origins(Source(settings.instance))
     if as_json:

@@ -10,9 +10,9 @@ from enforcer.cli.app import Command, Settings
 from enforcer.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
-    from enforcer.apply import Outlook
-    from enforcer.changes import Redecided
-    from enforcer.plan import Operation
+    from enforcer.gateway.plan import Operation
+    from enforcer.gateway.preview import Redecided
+    from enforcer.workers.apply import Outlook
 
 MOST_CLIENTS = 10
 
@@ -26,7 +26,7 @@ def command(settings: Settings, as_json: bool) -> None:
     The operations that it would take, the policies and lists that appear, go or change, and how many live
     flows of which clients would leave otherwise if they were opened again. Live flows keep what they have.
     """
-    from enforcer.apply import plan_file
+    from enforcer.workers.apply import plan_file
 
     outlook = plan_file(settings.file)
     for warning in outlook.warnings:
@@ -48,7 +48,7 @@ def command(settings: Settings, as_json: bool) -> None:
 
 def _row(operation: Operation, outlook: Outlook) -> dict[str, Any]:
     """An operation; that which puts policies in force has what they change."""
-    from enforcer.plan import SwitchTables
+    from enforcer.gateway.plan import SwitchTables
 
     switches = isinstance(operation, SwitchTables)
     changes = outlook.changes if switches else []

@@ -5,7 +5,16 @@ from __future__ import annotations
 import click
 
 from enforcer.cli.app import Command, Settings
-from enforcer.cli.output import Column, Right, duration, json_option, number, print_json, print_table, yes
+from enforcer.cli.output import (
+    Column,
+    Right,
+    duration,
+    json_option,
+    number,
+    print_json,
+    print_table,
+    yes,
+)
 
 COLUMNS = (
     Right("precedence", "Prec."),
@@ -24,8 +33,8 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """The policies in force, in the order in which they are tried."""
-    from enforcer.views.policies import policies
-    from enforcer.views.source import Source
+    from enforcer.inspect.policies import policies
+    from enforcer.inspect.source import Source
 
     rows = policies(Source(settings.instance))
     if as_json:

@@ -52,7 +52,7 @@ def test(ctx: click.Context, file: Path, as_json: bool) -> None:
     Exit code 0: all hold. 1: one fails; it is shown with what became of every policy. 2: one of the files
     is wrong.
     """
-    from enforcer.views.expectations import judge_file
+    from enforcer.inspect.expectations import judge_file
 
     settings: Settings = ctx.obj
     rows = judge_file(settings.file, file)

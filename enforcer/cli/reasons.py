@@ -21,8 +21,8 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """What became of everything seen, by reason."""
-    from enforcer.views.reasons import reasons
-    from enforcer.views.source import Source
+    from enforcer.inspect.reasons import reasons
+    from enforcer.inspect.source import Source
 
     rows = reasons(Source(settings.instance))
     if as_json:

@@ -16,7 +16,7 @@ def command(settings: Settings) -> None:
     Every connection goes on: its next packets go the kernel's way, and are learnt from. The daemon does the
     same when a route, a link, an address, a neighbour or the nftables rules change.
     """
-    from enforcer.relearn import relearn
+    from enforcer.gateway.relearn import relearn
 
     flows = relearn(settings.instance)
     if flows is None:

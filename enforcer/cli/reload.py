@@ -11,7 +11,7 @@ from enforcer.cli.app import Command, Settings
 @click.pass_obj
 def command(settings: Settings) -> None:
     """Have the daemon read its file again; waits, and prints what changed."""
-    from enforcer import control
+    from enforcer.control import protocol as control
 
     result = control.ask(control.daemon_of(settings.instance), "reload")
     for warning in result["warnings"]:

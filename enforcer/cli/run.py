@@ -16,7 +16,7 @@ def command(settings: Settings) -> None:
 
     SIGHUP reads the file again. SIGTERM ends the daemon and leaves enforcement in place.
     """
-    from enforcer import applying
+    from enforcer.control import worker as applying
 
     instance = settings.instance
     with instance.daemon_lock():

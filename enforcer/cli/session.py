@@ -106,7 +106,7 @@ def add(
     \b
     enforcer session add 10.0.1.2 --email ann@corp.example --group staff --ttl 28800
     """
-    from enforcer import control
+    from enforcer.control import protocol as control
 
     session: dict[str, Any] = {"client": client, "vnet_id": vnet, **single}
     session |= {"groups": list(groups), "saml_attributes": _attributes(saml), "device_posture": list(posture)}
@@ -125,7 +125,7 @@ def add(
 @click.pass_context
 def remove(ctx: click.Context, clients: tuple[str, ...]) -> None:
     """End sessions; exit code 1 if one of the clients has none."""
-    from enforcer import control
+    from enforcer.control import protocol as control
 
     result = control.ask(control.daemon_of(ctx.obj.instance), "session remove", clients=list(clients))
     removed = result["removed"]
@@ -147,7 +147,8 @@ def load(settings: Settings, file: Path) -> None:
     \b
     {"client": "10.0.1.2", "email": "ann@corp.example", "groups": [{"name": "staff"}], "ttl": 28800}
     """
-    from enforcer import control, trust
+    from enforcer.control import protocol as control
+    from enforcer.instance import trust
 
     instance = settings.instance
     socket = control.daemon_of(instance)

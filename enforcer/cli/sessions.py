@@ -43,7 +43,7 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """Who the clients are: the sessions in force, from the watched file or from commands."""
-    from enforcer.views.sessions import sessions
+    from enforcer.inspect.sessions import sessions
 
     rows = list(sessions(settings.instance))
     if as_json:

@@ -22,7 +22,7 @@ STATES = {
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """One look at the whole gateway."""
-    from enforcer.views.status import status
+    from enforcer.inspect.status import status
 
     found = status(settings.instance)
     if as_json:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from enforcer import trust
 from enforcer.config import messages
 from enforcer.config.fields import Name, type_name
 from enforcer.config.models import Policy, PolicyEgress
 from enforcer.errors import ConfigError, Fault
+from enforcer.instance import trust
 from enforcer.policy.expression import TextIn, TextMatches, comparisons
 from enforcer.policy.facts import dimension
 from enforcer.policy.language import ExpressionError, Lists, parse

@@ -23,8 +23,8 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
-from enforcer import trust
 from enforcer.errors import ConfigError, Fault, UntrustedError
+from enforcer.instance import trust
 
 # 4,000 egress IPs with 4,000 policies take 1.2 MiB, a list of 100,000 addresses 1.6 MiB (IPv6: up to 4.5).
 MAX_BYTES = 8 << 20
@@ -246,7 +246,7 @@ class _Builder:
 def read(path: Path, *, strict: bool = False) -> Document:
     """Read a file of 8 MiB at most; ConfigError with one fault if it cannot be read or is not YAML.
 
-    ``strict`` is that of enforcer/trust.py.
+    ``strict`` is that of enforcer/instance/trust.py.
     """
     return parse(_text(path, strict), str(path))
 

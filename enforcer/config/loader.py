@@ -17,7 +17,7 @@ def load(path: Path, *, interfaces: Mapping[str, Link] | None = None, strict: bo
     """Read and check a configuration file; ConfigError with every fault in it.
 
     ``interfaces`` are those that exist, by name; None leaves them unchecked. ``strict`` is that of
-    enforcer/trust.py, for a file that is to be applied.
+    enforcer/instance/trust.py, for a file that is to be applied.
     """
     found = draft(document.read(path, strict=strict), str(path))
     checks.check(found, interfaces)

@@ -16,8 +16,8 @@ import numpy as np
 
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
-from enforcer.desired import LOOPBACK
 from enforcer.errors import EnforcerError
+from enforcer.gateway.desired import LOOPBACK
 from enforcer.kernel import announce
 from enforcer.kernel.arrivals import Arrivals
 

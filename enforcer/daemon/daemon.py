@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from enforcer import applying
-from enforcer.applying import LostError, Work
-from enforcer.control import Caller, report_of
+from enforcer.control import worker as applying
+from enforcer.control.protocol import Caller, report_of
+from enforcer.control.worker import LostError, Work
 from enforcer.daemon.announcing import Announcing
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.files import Files
@@ -57,7 +57,7 @@ class Daemon:
     def run(self, work: Work) -> None:
         """Until SIGTERM or SIGINT, under the daemon's lock, which the caller holds.
 
-        ``work`` applies the file (enforcer/applying.py). Raises its error.
+        ``work`` applies the file (enforcer/control/worker.py). Raises its error.
         """
         # Each hook is a descriptor (datapath/held.py), and there may be hundreds of interfaces.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

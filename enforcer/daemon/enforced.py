@@ -11,13 +11,13 @@ from enforcer.daemon.sessions import Attendance
 from enforcer.datapath import pins as places
 from enforcer.datapath.held import Held, HeldPins
 from enforcer.datapath.maps import Maps
-from enforcer.desired import Desired
 from enforcer.errors import ConfigError, EnforcerError, KernelError
 from enforcer.facts.inforce import InForce, refill
 from enforcer.facts.store import Store
-from enforcer.gateway import Gateway
+from enforcer.gateway.desired import Desired
+from enforcer.gateway.gateway import Gateway
+from enforcer.gateway.state import State
 from enforcer.instance import Instance, not_installed
-from enforcer.state import State
 
 # A mount that was refused is tried again after so many seconds.
 _PATIENCE = 60.0

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from enforcer.applying import Work
-from enforcer.control import Caller, report_of
+from enforcer.control.protocol import Caller, report_of
+from enforcer.control.worker import Work
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import FAILED
 from enforcer.errors import EnforcerError, KernelError

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from enforcer import availability, roles
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError, LockedError
+from enforcer.gateway import availability, roles
+from enforcer.gateway.plan import InstallTable, LoadPrograms, SwitchTables, plan
+from enforcer.gateway.roles import Seen
 from enforcer.kernel.watch import FILTER, NFT, ROUTE, Watch
-from enforcer.plan import InstallTable, LoadPrograms, SwitchTables, plan
-from enforcer.roles import Seen
 
 _AUDIT_EVERY = 60.0
 # While a process changes the gateway: look again after so many seconds.

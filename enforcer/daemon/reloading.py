@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from enforcer import applying
-from enforcer.applying import Work
-from enforcer.control import Caller, report_of
+from enforcer.control import worker as applying
+from enforcer.control.protocol import Caller, report_of
+from enforcer.control.worker import Work
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from enforcer.control import Caller, accept, listen, report_of
+from enforcer.control.protocol import Caller, accept, listen, report_of
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError
 

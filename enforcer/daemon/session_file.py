@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from enforcer.applying import Work
-from enforcer.control import report_of
+from enforcer.control.protocol import report_of
+from enforcer.control.worker import Work
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop

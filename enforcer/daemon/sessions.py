@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from enforcer.applying import Work
+from enforcer.control.worker import Work
 from enforcer.datapath.maps import Maps
 from enforcer.errors import ConfigError, EnforcerError, UsageError
 from enforcer.facts import loading, session
@@ -40,7 +40,9 @@ def is_large(path: Path, name: str) -> bool:
 
 def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> Work:
     """Begins to load a file; ``ttl`` counts from ``now``, or from the file's last change."""
-    return Work("enforcer.load_sessions", str(path), origin, name, *([] if now is None else [repr(now)]))
+    return Work(
+        "enforcer.workers.load_sessions", str(path), origin, name, *([] if now is None else [repr(now)])
+    )
 
 
 class Attendance:

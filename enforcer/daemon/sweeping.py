@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from enforcer import availability
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.filling import Filling
 from enforcer.daemon.loop import Loop
@@ -16,6 +15,7 @@ from enforcer.datapath import sweep
 from enforcer.datapath.programs import Pins
 from enforcer.datapath.recount import Recount
 from enforcer.datapath.tables import Fill
+from enforcer.gateway import availability
 from enforcer.kernel import conntrack
 
 # A sweep takes a share of one core: it waits for this many times what the last one took.

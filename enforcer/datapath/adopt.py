@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from enforcer.datapath.address import IPNetwork, mapped
-from enforcer.datapath.reasons import by_name
+from enforcer.address import IPNetwork, mapped
 from enforcer.kernel.conntrack import TCP_STATES, Entry
+from enforcer.reasons import by_name
 
 # enum state of bpf/maps.h: UDP's two, then TCP's in conntrack's order, whose NONE is taken for SYN_SENT.
 _UDP_UNREPLIED, _UDP_STREAM, _SYN_SENT = 0, 1, 2

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from enforcer.address import IPNetwork, mapped, words
 from enforcer.datapath import syscall
-from enforcer.datapath.address import IPNetwork, mapped, words
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import KernelError
 from enforcer.policy.resolver import Bits

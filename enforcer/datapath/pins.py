@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from enforcer import trust
 from enforcer.errors import KernelError, UntrustedError
+from enforcer.instance import trust
 
 _BPF_FS_MAGIC = 0xCAFE4A11
 _PLACES = ("/sys/fs/bpf", "/run/enforcer/bpf")

@@ -14,7 +14,7 @@ import numpy as np
 
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map, lost_pin
-from enforcer.trust import remove_tree
+from enforcer.instance.trust import remove_tree
 
 IN_FORCE = "programs"
 """A link to the load in force, for people and their tools; the state file says which it is. Programs were
@@ -135,7 +135,7 @@ def load(
     Nothing is attached, and nothing that is pinned is replaced: programs that are attached already keep
     running on their maps, and calling their own tails.
     """
-    from enforcer.datapath import compiler  # BCC: only in a process that ends
+    from enforcer.datapath import compiler
 
     name = os.urandom(4).hex()
     own = replace(pins, loaded=f"{_LOAD}{name}", shared=f"{_MAPS}{name}" if fresh_maps else pins.shared)

@@ -1,7 +1,7 @@
 """Learning the names of addresses from DNS answers, before their clients have them.
 
-The kernel copies questions and holds answers (:mod:`enforcer.kernel.table`). An answer that belongs to a
-question that was seen is learnt: stored, and written to the kernel's map. Only then it is let go. So the
+The kernel copies questions and holds answers (:mod:`enforcer.kernel.nft.messages`). An answer that belongs to
+a question that was seen is learnt: stored, and written to the kernel's map. Only then it is let go. So the
 first connection made on an answer is already decided by the rules about its name.
 
 Clients take turns (:mod:`enforcer.dns.fair`). What is above a client's share goes on at once without being
@@ -31,8 +31,8 @@ from enforcer.facts.rows import Names
 from enforcer.facts.store import Store
 from enforcer.kernel import nft, queue
 from enforcer.kernel.nflog import Log
+from enforcer.kernel.nft.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DNS_QUEUE
 from enforcer.kernel.queue import Queue
-from enforcer.kernel.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DNS_QUEUE
 
 OVERHEAD = 64
 """Cost of an answer besides its bytes."""

@@ -23,7 +23,7 @@ _TCP = struct.Struct(">HHI4xBB6x")
 
 
 class Packet(NamedTuple):
-    """One UDP datagram or TCP segment; addresses are 16 bytes (enforcer/datapath/address.py)."""
+    """One UDP datagram or TCP segment; addresses are 16 bytes (enforcer/address.py)."""
 
     protocol: int
     source: bytes

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from enforcer.datapath.address import pack
+from enforcer.address import pack
 from enforcer.dns import message
 from enforcer.dns.message import MalformedError
 from enforcer.dns.packet import TCP, Packet, parse

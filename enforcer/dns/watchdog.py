@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from enforcer.control.interpreter import PYTHON
 from enforcer.dns import deadline
 from enforcer.errors import KernelError
-from enforcer.interpreter import PYTHON
 from enforcer.kernel.queue import Queue
 
 SILENCE = 5.0

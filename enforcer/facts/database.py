@@ -14,7 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
+from enforcer.errors import (
+    BusyError,
+    EnforcerError,
+    KernelError,
+    NotInstalledError,
+    PrivilegeError,
+)
 
 FORMAT = 3
 """Of the tables. A file of the format before is brought into this one, any other one is begun again."""

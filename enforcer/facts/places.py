@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import maxminddb
 import numpy as np
 
-from enforcer import trust
 from enforcer.errors import EnforcerError, UntrustedError
 from enforcer.facts.records import NOWHERE, BrokenRecordError, Place, Records
+from enforcer.instance import trust
 
 Wanted = Callable[[str | None, str | None], bool]
 
@@ -108,7 +108,7 @@ class Database:
 
     A file that is overwritten in place is faulted while it is written: replace it by renaming, as
     geoipupdate does. DatabaseError for everything that is wrong with it. ``strict`` is that of
-    enforcer/trust.py.
+    enforcer/instance/trust.py.
     """
 
     def __init__(self, path: Path, *, strict: bool = True):

@@ -1,6 +1,6 @@
 """The rows that go into the store and come out of it.
 
-Addresses are 16 bytes (enforcer/datapath/address.py).
+Addresses are 16 bytes (enforcer/address.py).
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from enforcer import trust
 from enforcer.errors import ConfigError, Fault, UntrustedError
 from enforcer.facts.rows import NewSession
+from enforcer.instance import trust
 from enforcer.policy.facts import SAML, Facts, saml
 
 MOST_FAULTS = 20

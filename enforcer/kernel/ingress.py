@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import struct
 
-from enforcer.kernel import netlink, nft
+from enforcer.kernel import netlink
 from enforcer.kernel.netlink import Channel
+from enforcer.kernel.nft import protocol
 
 # include/uapi/linux/netfilter/nf_tables.h, netfilter.h
 NFPROTO_UNSPEC, NFPROTO_NETDEV = 0, 5
-GETCHAIN = nft.SUBSYSTEM | 4
+GETCHAIN = protocol.SUBSYSTEM | 4
 NFTA_CHAIN_HOOK = 4
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_DEV, NFTA_HOOK_DEVS = 1, 3, 4
 NFTA_DEVICE_NAME = 1
-NUMBERS = {NFPROTO_NETDEV: 0, nft.NFPROTO_INET: 5}
+NUMBERS = {NFPROTO_NETDEV: 0, protocol.NFPROTO_INET: 5}
 """The hook's number, by family."""
 
 
@@ -25,7 +26,8 @@ def devices() -> set[str]:
     found: set[str] = set()
     with Channel(netlink.NETLINK_NETFILTER, "reading the nftables chains") as channel:
         for message in channel.snapshot(GETCHAIN, struct.pack(">BBH", NFPROTO_UNSPEC, 0, 0)):
-            hook = netlink.attributes(netlink.attributes(message, len(nft.NFGEN)).get(NFTA_CHAIN_HOOK, b""))
+            parts = netlink.attributes(message, len(protocol.NFGEN))
+            hook = netlink.attributes(parts.get(NFTA_CHAIN_HOOK, b""))
             number = int.from_bytes(hook.get(NFTA_HOOK_HOOKNUM, b"\xff" * 4), "big")
             if NUMBERS.get(message[0]) == number:
                 found |= _names(hook)

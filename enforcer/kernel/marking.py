@@ -21,11 +21,12 @@ from enforcer.kernel.ingress import (
     NFTA_HOOK_HOOKNUM,
 )
 from enforcer.kernel.netlink import Channel
+from enforcer.kernel.nft import protocol
 
 # include/uapi/linux/netfilter/nf_tables.h, nf_tables_compat.h; prerouting, or a device's ingress, by family
-GETRULE = nft.SUBSYSTEM | 7
-ARRIVAL = {2: (0,), 10: (0,), nft.NFPROTO_INET: (0, 5), NFPROTO_NETDEV: (0,)}
-FAMILIES = {2: "ip", 10: "ip6", nft.NFPROTO_INET: "inet", NFPROTO_NETDEV: "netdev"}
+GETRULE = protocol.SUBSYSTEM | 7
+ARRIVAL = {2: (0,), 10: (0,), protocol.NFPROTO_INET: (0, 5), NFPROTO_NETDEV: (0,)}
+FAMILIES = {2: "ip", 10: "ip6", protocol.NFPROTO_INET: "inet", NFPROTO_NETDEV: "netdev"}
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 1, 3
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
 NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
@@ -89,7 +90,7 @@ def on_arrival() -> list[Setter]:
 
 
 def _hooked(message: bytes) -> tuple[Place, int | None]:
-    parts = netlink.attributes(message, len(nft.NFGEN))
+    parts = netlink.attributes(message, len(protocol.NFGEN))
     place = message[0], netlink.text(parts[NFTA_CHAIN_TABLE]), netlink.text(parts[NFTA_CHAIN_NAME])
     number = netlink.attributes(parts.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
     return place, None if number is None else int.from_bytes(number, "big")
@@ -102,7 +103,7 @@ def _reachable(bases: dict[Place, int | None], chains: dict[Place, _Chain]) -> l
     while waiting:
         place = waiting.pop()
         family, table, _ = place
-        if place in found or place not in chains or (family, table) == (nft.NFPROTO_INET, nft.TABLE):
+        if place in found or place not in chains or (family, table) == (protocol.NFPROTO_INET, nft.TABLE):
             continue
         found[place] = None
         waiting += [(family, table, name) for name in chains[place].jumps]
@@ -113,7 +114,7 @@ def _reachable(bases: dict[Place, int | None], chains: dict[Place, _Chain]) -> l
 
 def _read(message: bytes, chains: dict[Place, _Chain]) -> None:
     """Enters what one rule does."""
-    parts = netlink.attributes(message, len(nft.NFGEN))
+    parts = netlink.attributes(message, len(protocol.NFGEN))
     place = message[0], netlink.text(parts[NFTA_RULE_TABLE]), netlink.text(parts[NFTA_RULE_CHAIN])
     chain = chains.setdefault(place, _Chain())
     known: dict[int, int] = {}

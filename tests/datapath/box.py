@@ -29,12 +29,12 @@ import numpy as np
 from enforcer.datapath import counts, syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.programs import Pins
-from enforcer.datapath.reasons import by_name, reasons
-from enforcer.gateway import Gateway, take_down
+from enforcer.gateway.gateway import Gateway, take_down
 from enforcer.instance import Instance
 from enforcer.kernel import namespace
-from enforcer.lab import configuration
-from enforcer.lab.configuration import Document
+from enforcer.reasons import by_name, reasons
+from lab import configuration
+from lab.configuration import Document
 
 CLIENT = {4: "10.1.0.2", 6: "fd01::2"}
 ORIGIN = {4: "198.18.1.10", 6: "2001:db8:a1::10"}
@@ -216,7 +216,7 @@ class Box:
         file = self.directory / "enforcer.yaml"
         file.write_text(configuration.dump(config))
         done = subprocess.run(
-            [sys.executable, "-m", "enforcer.apply", str(file)],
+            [sys.executable, "-m", "enforcer.workers.apply", str(file)],
             stdout=subprocess.PIPE,
             text=True,
             check=False,

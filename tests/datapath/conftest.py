@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from enforcer.lab import features
-from enforcer.lab.configuration import Document
+from lab import features
+from lab.configuration import Document
 
 from . import box as boxes
 from .box import Box

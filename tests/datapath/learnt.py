@@ -9,8 +9,8 @@ from ipaddress import ip_address
 
 import numpy as np
 
+from enforcer.address import pack
 from enforcer.datapath import fast
-from enforcer.datapath.address import pack
 
 from . import frames as made
 from .box import CLIENT, CLIENT_MAC, MAC, ORIGIN, ROUTER_MAC, Box

@@ -9,14 +9,14 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from enforcer.apply import planned, target
 from enforcer.config import load
 from enforcer.datapath.banks import BANK, ROOM, Bank, FullTableError, is_crowded, with_private
 from enforcer.facts.inforce import InForce
 from enforcer.facts.rows import COMMAND, NewSession
 from enforcer.facts.store import Store
-from enforcer.gateway import Gateway
-from enforcer.plan import SwitchTables
+from enforcer.gateway.gateway import Gateway
+from enforcer.gateway.plan import SwitchTables
+from enforcer.workers.apply import planned, target
 
 from .box import Box
 

@@ -9,7 +9,7 @@ import pytest
 
 from enforcer.datapath import carry, programs
 from enforcer.datapath.maps import Maps
-from enforcer.lab.configuration import Document
+from lab.configuration import Document
 
 from .box import Box
 from .box import document as plain_document

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 from mixes import PRIVATE, Rule, World, packet, policy, world
 
-from enforcer.datapath.address import IPAddress, IPNetwork, mapped, pack
+from enforcer.address import IPAddress, IPNetwork, mapped, pack
 from enforcer.datapath.banks import NO_SLOT, Action
-from enforcer.datapath.reasons import reasons
 from enforcer.facts.inforce import InForce, refill
 from enforcer.facts.places import Place, Places
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
-from enforcer.facts.switching import Contents, Switch
-from enforcer.lab.configuration import Document
+from enforcer.gateway.bank_switch import Contents, Switch
 from enforcer.policy.facts import Connection
 from enforcer.policy.language import expression_of
 from enforcer.policy.reference import in_order, matches
 from enforcer.policy.rules import MAX_RULES, TooManyRulesError
 from enforcer.policy.tables import MatchTables, compile_tables
+from enforcer.reasons import reasons
+from lab.configuration import Document
 
 from .box import MAC, Box
 from .box import document as plain_document

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from enforcer.datapath import sweep
-from enforcer.lab.configuration import Document
+from lab.configuration import Document
 
 from . import box as boxes
 from .box import Box

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from enforcer.lab.configuration import Document
+from lab.configuration import Document
 
 from . import box as boxes
 from .box import Box, run

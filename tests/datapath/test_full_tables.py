@@ -14,7 +14,7 @@ from scapy.layers.l2 import Ether
 
 from enforcer.datapath import sweep
 from enforcer.datapath.batches import run_on
-from enforcer.lab.configuration import Document
+from lab.configuration import Document
 
 from .box import CLIENT, CLIENT_MAC, MAC, NO_FILTER, ORIGIN, REFUSED, Box, run
 from .box import document as plain_document

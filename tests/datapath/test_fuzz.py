@@ -29,7 +29,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from enforcer.lab.configuration import LAX1, Document
+from lab.configuration import LAX1, Document
 
 from . import box as boxes
 from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, REDIRECT, Box

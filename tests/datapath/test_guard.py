@@ -13,7 +13,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.ppp import PPP, PPPoE
 from scapy.packet import Packet, Raw
 
-from enforcer.lab.configuration import LAX1, LAX2, NYC1
+from lab.configuration import LAX1, LAX2, NYC1
 
 from .box import BLOCKED, CLIENT, NO_FILTER, ORIGIN, Box
 from .wire import SYN, Connection, Wire

@@ -15,7 +15,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from enforcer.lab.configuration import Document
+from lab.configuration import Document
 
 from .box import MAC, NO_FILTER, REDIRECT, ROUTER, ROUTER_MAC, Box
 from .box import document as plain_document

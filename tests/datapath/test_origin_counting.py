@@ -13,7 +13,7 @@ from scapy.layers.l2 import Ether
 from enforcer.datapath import sweep
 from enforcer.datapath.batches import run_on
 from enforcer.datapath.programs import Pins
-from enforcer.lab.configuration import Document
+from lab.configuration import Document
 
 from .box import CLIENT, MAC, NO_FILTER, ORIGIN, REFUSED, Box
 from .box import document as plain_document

@@ -14,7 +14,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
-from enforcer.datapath.reasons import reasons
+from enforcer.reasons import reasons
 
 from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, Box, run
 from .box import document as plain_document

@@ -8,7 +8,7 @@ import struct
 import time
 from ipaddress import ip_address
 
-from enforcer.datapath.address import pack
+from enforcer.address import pack
 from enforcer.kernel import conntrack, netlink
 from enforcer.kernel.conntrack import Entry, Tuple
 

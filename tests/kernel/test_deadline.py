@@ -14,8 +14,8 @@ from enforcer.dns import watchdog
 from enforcer.dns.deadline import DEADLINE
 from enforcer.dns.watchdog import Watchdog
 from enforcer.kernel import queue
+from enforcer.kernel.nft.ruleset import DNS_QUEUE, Dns
 from enforcer.kernel.queue import Queue
-from enforcer.kernel.ruleset import DNS_QUEUE, Dns
 
 from .conftest import Lab
 from .test_queue import Conversation, install, nothing, wait_for

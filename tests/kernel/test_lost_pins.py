@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import hooks
 from enforcer.datapath import hidden, syscall, tcx
 from enforcer.datapath import pins as places
 from enforcer.datapath.held import Held
 from enforcer.datapath.programs import Pins
 from enforcer.errors import PrivilegeError
+from enforcer.gateway import attach as hooks
 
 from .conftest import run
 from .test_filters import load

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from enforcer.errors import KernelError, PrivilegeError
-from enforcer.kernel import addresses, conntrack, nft, table
+from enforcer.kernel import addresses, conntrack, nft
 from enforcer.kernel.netlink import Message
-from enforcer.kernel.ruleset import (
+from enforcer.kernel.nft import messages
+from enforcer.kernel.nft.ruleset import (
     COUNTERS,
     DNS_ANSWERS_OVER,
     DNS_BURST,
@@ -193,13 +194,13 @@ def test_a_kernel_without_nft_queue(netns: str, monkeypatch: pytest.MonkeyPatch)
     native = is_native()
 
     def build(*arguments: Any, compat: bool = False) -> list[Message]:
-        messages = list(real(*arguments, compat=compat))
+        built = list(real(*arguments, compat=compat))
         return [
-            message._replace(payload=message.payload.replace(b"queue\0", b"quiet\0")) for message in messages
+            message._replace(payload=message.payload.replace(b"queue\0", b"quiet\0")) for message in built
         ]
 
-    real = table.build
-    monkeypatch.setattr(table, "build", build)
+    real = messages.build
+    monkeypatch.setattr(messages, "build", build)
     try:
         nft.apply(replace(ruleset(), dns="drop"))
     except KernelError:
@@ -376,7 +377,7 @@ def test_4000_egress_ips(netns: str, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_reading_imports_no_pyroute2() -> None:
     modules = (
-        "nft, netlink, ruleset, addresses, links, filters, watch, sysctl, namespace, conntrack, announce, "
+        "nft, netlink, addresses, links, filters, watch, sysctl, namespace, conntrack, announce, "
         "queue, nflog, arrivals"
     )
     code = f"import sys; from enforcer.kernel import {modules}; print('pyroute2' in sys.modules)"

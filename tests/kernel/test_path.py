@@ -13,8 +13,15 @@ import pytest
 
 from enforcer.kernel import netlink, nft
 from enforcer.kernel.events import Event
-from enforcer.kernel.path import NDA_DST, NDA_LLADDR, RTM_DELNEIGH, RTM_NEWNEIGH, Neighbours, PathWatch
-from enforcer.kernel.ruleset import Ruleset
+from enforcer.kernel.nft.ruleset import Ruleset
+from enforcer.kernel.path import (
+    NDA_DST,
+    NDA_LLADDR,
+    RTM_DELNEIGH,
+    RTM_NEWNEIGH,
+    Neighbours,
+    PathWatch,
+)
 
 from .conftest import new_namespace, run
 

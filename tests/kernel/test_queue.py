@@ -15,10 +15,11 @@ import pytest
 
 from enforcer.dns import packet
 from enforcer.errors import BusyError
-from enforcer.kernel import addresses, nft, table
+from enforcer.kernel import addresses, nft
 from enforcer.kernel.nflog import Log
+from enforcer.kernel.nft import expr
+from enforcer.kernel.nft.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DNS_QUEUE, Dns
 from enforcer.kernel.queue import Queue
-from enforcer.kernel.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DNS_QUEUE, Dns
 
 from .conftest import Lab, inside, run
 from .test_nft import ruleset
@@ -373,8 +374,8 @@ def test_one_clients_flood_is_not_shown(
 ) -> None:
     """Above its rate a client's questions are not copied and its answers not held; others' are."""
     burst, flood = 5, 40
-    monkeypatch.setattr(table, "DNS_RATE", 1)
-    monkeypatch.setattr(table, "DNS_BURST", burst)
+    monkeypatch.setattr(expr, "DNS_RATE", 1)
+    monkeypatch.setattr(expr, "DNS_BURST", burst)
     install(lab, dns)
     for address in ("10.1.0.3/24", "fd01::3/64", "fd01:0:0:1::2/64"):
         run(f"ip -n {lab.client} addr add {address} dev eth0")

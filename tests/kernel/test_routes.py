@@ -3,7 +3,7 @@ from __future__ import annotations
 import socket
 from ipaddress import ip_address
 
-from enforcer.datapath.address import pack
+from enforcer.address import pack
 from enforcer.kernel.routes import interfaces_to
 
 from .conftest import run

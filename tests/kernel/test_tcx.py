@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from enforcer import hooks
 from enforcer.datapath import pins as places
 from enforcer.datapath import syscall, tcx
 from enforcer.datapath.programs import Pins
 from enforcer.errors import KernelError
+from enforcer.gateway import attach as hooks
 from enforcer.kernel import filters
 
 from .conftest import run

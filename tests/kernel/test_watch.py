@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface
 import pytest
 
 from enforcer.kernel import addresses, nft
-from enforcer.kernel.ruleset import Ruleset
+from enforcer.kernel.nft.ruleset import Ruleset
 from enforcer.kernel.watch import Watch
 
 from .conftest import new_namespace, run

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from enforcer.lab import features
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import Lab, stale_labs
+from lab import features
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import Lab, stale_labs
 
 _numbers = itertools.count()
 

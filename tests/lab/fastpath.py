@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from truth import OVER, look, wait_for
 
-from enforcer.lab.gateway import Gateway
-from enforcer.views.flows import flows as view_flows
-from enforcer.views.source import Source
+from enforcer.inspect.flows import flows as view_flows
+from enforcer.inspect.source import Source
+from lab.gateway import Gateway
 
 Row = dict[str, Any]
 

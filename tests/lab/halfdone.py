@@ -16,19 +16,19 @@ import pytest
 from truth import wait_for
 from versions import program_copy, use_copy
 
-from enforcer import control
-from enforcer.control import ReportedError
-from enforcer.desired import Desired, desired
+from enforcer.control import protocol as control
+from enforcer.control.protocol import ReportedError
+from enforcer.gateway.desired import Desired, desired
+from enforcer.gateway.state import State
+from enforcer.inspect.status import status
 from enforcer.instance import Instance
 from enforcer.kernel import addresses
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, UdpFlow, family_of, tcp_ask
-from enforcer.lab.configuration import LAX1, LAX2, Document, added, without
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
-from enforcer.state import State
-from enforcer.views.status import status
+from lab.capture import Capture
+from lab.clients import Session, UdpFlow, family_of, tcp_ask
+from lab.configuration import LAX1, LAX2, Document, added, without
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
 
 LAX3 = {4: "203.0.113.12", 6: "2001:db8:9::/64"}
 PORT = 7777
@@ -185,7 +185,7 @@ class Enforced:
         wait_for(lambda: self.lab.gw.call(self._is_hooked), "hooked")
 
     def _is_hooked(self) -> bool:
-        from enforcer.gateway import Gateway as Found
+        from enforcer.gateway.gateway import Gateway as Found
 
         found = Found(self.instance)
         assert found.previous is not None
@@ -194,7 +194,7 @@ class Enforced:
 
 def _interruptible(package: Path) -> None:
     shutil.copy(Path(__file__).parent / "interrupted.py", package / "interrupted.py")
-    applying = package / "apply.py"
+    applying = package / "workers" / "apply.py"
     text = applying.read_text()
     entry = 'if __name__ == "__main__":\n'
     assert text.count(entry) == 1

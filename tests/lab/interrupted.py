@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from enforcer import availability, gateway, hooks
 from enforcer.datapath import carry, fast, programs
 from enforcer.datapath.maps import Map
 from enforcer.datapath.programs import Pins
 from enforcer.facts.store import Change
+from enforcer.gateway import attach as hooks
+from enforcer.gateway import availability, gateway
+from enforcer.gateway.state import State
 from enforcer.kernel import addresses, announce, conntrack, links, nft, sysctl
-from enforcer.state import State
 
 PLACE = Path(__file__).parent.parent
 AT_ONCE = -1

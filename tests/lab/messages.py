@@ -8,9 +8,9 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from enforcer.kernel import conntrack
-from enforcer.lab.clients import family_of
-from enforcer.lab.netns import Namespace
-from enforcer.lab.topology import Lab
+from lab.clients import family_of
+from lab.netns import Namespace
+from lab.topology import Lab
 
 ICMP = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 NAMES = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from enforcer.lab.configuration import Document, added
-from enforcer.lab.topology import Lab
+from lab.configuration import Document, added
+from lab.topology import Lab
 
 NEAR = {4: "203.0.113.19", 6: "2001:db8:9::/64"}
 

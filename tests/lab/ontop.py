@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from truth import leaves_from, packets
 
-from enforcer.lab.clients import ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.topology import CLIENT, ORIGIN1
+from lab.clients import ping, tcp_ask, udp_ask
+from lab.configuration import LAX1, Document
+from lab.gateway import Gateway
+from lab.topology import CLIENT, ORIGIN1
 
 HOST = {4: "10.0.3.2", 6: "fd00:3::2"}
 """The second client's on the interface's network."""

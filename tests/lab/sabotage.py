@@ -8,14 +8,14 @@ import struct
 
 import pytest
 
-from enforcer import hooks
 from enforcer.datapath import syscall, tcx
 from enforcer.datapath.programs import Pins
-from enforcer.gateway import Gateway
+from enforcer.gateway import attach as hooks
+from enforcer.gateway.gateway import Gateway
 from enforcer.instance import Instance
 from enforcer.kernel import links
 from enforcer.kernel.filters import Direction
-from enforcer.lab.netns import Namespace
+from lab.netns import Namespace
 
 _PROG_LOAD, _PROG_ATTACH, _SCHED_CLS = 5, 8, 3
 _NEXT = -1

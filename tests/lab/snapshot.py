@@ -8,7 +8,7 @@ from pathlib import Path
 
 from enforcer.datapath import tcx
 from enforcer.kernel import links
-from enforcer.lab.netns import Namespace
+from lab.netns import Namespace
 
 _COMMANDS = (
     "ip -d address show",

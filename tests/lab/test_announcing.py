@@ -13,11 +13,11 @@ from near import NEAR, with_near
 from truth import families, leaves_from, running
 
 from enforcer.kernel import links
-from enforcer.lab.clients import Session, tcp_ask
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
+from lab.clients import Session, tcp_ask
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
 
 AT_ONCE = 2.0
 """Seconds: the first packet is lost, its repetition one second later is not."""

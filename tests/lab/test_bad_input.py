@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from snapshot import difference, snapshot
 
-from enforcer.lab.configuration import LAX1, Document, added, changed, dump
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import execute
-from enforcer.lab.topology import SHARED, Lab
+from lab.configuration import LAX1, Document, added, changed, dump
+from lab.gateway import Gateway
+from lab.netns import execute
+from lab.topology import SHARED, Lab
 
 Edit = Callable[[Document], Document]
 

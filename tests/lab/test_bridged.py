@@ -14,13 +14,13 @@ from collections.abc import Iterator
 import pytest
 from truth import agree, dedicated, families, leaves_from, packets, running
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask
-from enforcer.lab.configuration import ABROAD_PORT, LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import LabError
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
+from lab.capture import Capture
+from lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask
+from lab.configuration import ABROAD_PORT, LAX1
+from lab.gateway import Gateway
+from lab.netns import LabError
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
 SETTINGS = {"net.bridge.bridge-nf-call-iptables": 1, "net.bridge.bridge-nf-call-ip6tables": 1}
 BRIDGES = {

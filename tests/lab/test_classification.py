@@ -24,8 +24,8 @@ from truth import (
     wait_for,
 )
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import (
+from lab.capture import Capture
+from lab.clients import (
     IcmpError,
     Session,
     UdpFlow,
@@ -41,21 +41,13 @@ from enforcer.lab.clients import (
     udp_ask,
     url,
 )
-from enforcer.lab.configuration import (
-    ABROAD_PORT,
-    LAX1,
-    LAX2,
-    SHOP_PORT,
-    TRAVEL_PORT,
-    added,
-    changed,
-)
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.load import client_sources
-from enforcer.lab.netns import Namespace
-from enforcer.lab.servers import logged
-from enforcer.lab.services import Services
-from enforcer.lab.topology import (
+from lab.configuration import ABROAD_PORT, LAX1, LAX2, SHOP_PORT, TRAVEL_PORT, added, changed
+from lab.gateway import Gateway
+from lab.load import client_sources
+from lab.netns import Namespace
+from lab.servers import logged
+from lab.services import Services
+from lab.topology import (
     CLIENT,
     CLIENT2,
     GATEWAY,

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from snapshot import difference, snapshot
 
-from enforcer.lab.clients import Session, UdpFlow, curl, fate, ping, tcp_ask, udp_ask, url
-from enforcer.lab.configuration import LAX1, changed
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace, execute
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, SHARED, Lab
+from lab.clients import Session, UdpFlow, curl, fate, ping, tcp_ask, udp_ask, url
+from lab.configuration import LAX1, changed
+from lab.gateway import Gateway
+from lab.netns import Namespace, execute
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, SHARED, Lab
 
 families = pytest.mark.parametrize("family", [4, 6])
 LIMIT = 40  # within reach of sockets, and beyond what the datagrams of all tests here leave behind

@@ -30,15 +30,15 @@ from truth import (
     wait_for,
 )
 
-from enforcer.datapath.address import words
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask, url
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.load import Hammer, Holders, client_sources
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, ORIGIN2, RESOLVER, Lab
-from enforcer.views.source import Source
+from enforcer.address import words
+from enforcer.inspect.source import Source
+from lab.capture import Capture
+from lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask, url
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.load import Hammer, Holders, client_sources
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, ORIGIN2, RESOLVER, Lab
 
 PORT, DEAF_PORT, CUT_PORT = 7000, 7999, 7998
 protocols = pytest.mark.parametrize("protocol", ["tcp", "udp"])

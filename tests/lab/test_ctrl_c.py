@@ -15,11 +15,11 @@ from truth import families, running, stopped, wait_for
 
 from enforcer.facts.store import Store
 from enforcer.instance import Instance
-from enforcer.lab.clients import tcp_ask
-from enforcer.lab.configuration import LAX1, LAX2, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
+from lab.clients import tcp_ask
+from lab.configuration import LAX1, LAX2, Document
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, Lab
 
 MANY = 25_000  # of both families; more than 1 MiB, so that a process of its own loads them
 NOTHING = "error: interrupted: nothing has changed\n"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.lab.netns import RUN_NETNS, Namespace
-from enforcer.lab.topology import ROLES, STATE, Lab
+from lab.netns import RUN_NETNS, Namespace
+from lab.topology import ROLES, STATE, Lab
 
 PATIENCE = 280.0  # seconds; an idle machine needs 40
 
@@ -26,7 +26,7 @@ class Demo:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "enforcer.lab.demo"],
+            [sys.executable, "-m", "lab.demo"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

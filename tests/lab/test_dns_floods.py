@@ -15,14 +15,14 @@ import pytest
 from truth import families, leaves_from, running, stopped, wait_for
 
 from enforcer.instance import Instance
-from enforcer.lab import names
-from enforcer.lab.clients import TIMEOUT, family_of
-from enforcer.lab.configuration import LAX1, Document
-from enforcer.lab.dns_flood import POOL
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.program import Program, module, start_all
-from enforcer.lab.servers import Reporter
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, RESOLVER, Lab
+from lab import names
+from lab.clients import TIMEOUT, family_of
+from lab.configuration import LAX1, Document
+from lab.dns_flood import POOL
+from lab.gateway import Gateway
+from lab.program import Program, module, start_all
+from lab.servers import Reporter
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, RESOLVER, Lab
 
 RATE = 300
 """Questions a second of the flood, each with 64 addresses: twice what once stopped all DNS."""
@@ -64,7 +64,7 @@ def servers(lab: Lab) -> Iterator[None]:
 
 
 def talking(lab: Lab, role: str, *arguments: str) -> Program:
-    """A part of enforcer.lab.dns_flood."""
+    """A part of lab.dns_flood."""
     name = f"dns-{arguments[0]}"
     program = Program(
         getattr(lab, role),

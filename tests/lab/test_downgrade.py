@@ -14,11 +14,11 @@ from truth import families, leaves_from
 
 from enforcer.cli.app import NOUNS
 from enforcer.instance import Instance
-from enforcer.lab.clients import Session, tcp_ask
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
+from lab.clients import Session, tcp_ask
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, Lab
 
 TELEPORT = {"kind": "teleport", "to": 7}
 QUESTION = ("--src", CLIENT[4], "--dst", ORIGIN1[4], "--protocol", "tcp", "--dport", "9000")

@@ -20,13 +20,13 @@ from transfer import PATIENCE, PORT, Transfer
 from truth import agree, look, running, stopped, wait_for
 
 from enforcer.datapath import fast
-from enforcer.lab.capture import Capture
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace, execute
-from enforcer.lab.topology import GATEWAY, HOSTS, ORIGIN1, ORIGIN2, SHARED, Lab
-from enforcer.views.flows import flows as view_flows
-from enforcer.views.status import status as view_status
+from enforcer.inspect.flows import flows as view_flows
+from enforcer.inspect.status import status as view_status
+from lab.capture import Capture
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.netns import Namespace, execute
+from lab.topology import GATEWAY, HOSTS, ORIGIN1, ORIGIN2, SHARED, Lab
 
 # In each family and direction: a gigabyte in all for what a gateway has to bear in such a transfer.
 MANY, SOME = 1 << 28, 1 << 25

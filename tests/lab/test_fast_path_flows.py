@@ -19,14 +19,14 @@ from truth import agree, counted, families, look, origins, running, tracked, wai
 from versions import impatient
 
 from enforcer.datapath import fast, ways
-from enforcer.lab.clients import family_of
-from enforcer.lab.configuration import LAX1, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.load import Hammer, Holders, client_sources
-from enforcer.lab.netns import Namespace
-from enforcer.lab.topology import CLIENT, ORIGIN1, ORIGIN2, Lab
-from enforcer.timers import REFRESH
-from enforcer.views.source import Source
+from enforcer.gateway.timers import REFRESH
+from enforcer.inspect.source import Source
+from lab.clients import family_of
+from lab.configuration import LAX1, Document
+from lab.gateway import Gateway
+from lab.load import Hammer, Holders, client_sources
+from lab.netns import Namespace
+from lab.topology import CLIENT, ORIGIN1, ORIGIN2, Lab
 
 PORT = 7200
 TIMER = 1

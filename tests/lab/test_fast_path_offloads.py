@@ -15,13 +15,13 @@ from fastpath import rows, share, wait_until_fast
 from transfer import Transfer
 from truth import agree, families, look, running, wait_for
 
-from enforcer.lab.clients import IcmpError, family_of
-from enforcer.lab.configuration import LAX1, LAX2
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace
-from enforcer.lab.servers import Iperf
-from enforcer.lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
-from enforcer.views.flows import flows
+from enforcer.inspect.flows import flows
+from lab.clients import IcmpError, family_of
+from lab.configuration import LAX1, LAX2
+from lab.gateway import Gateway
+from lab.netns import Namespace
+from lab.servers import Iperf
+from lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
 LEAST = 1 << 23
 SIZE = 256 << 20  # bytes that iperf3 sends on all streams

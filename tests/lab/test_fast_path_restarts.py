@@ -16,13 +16,13 @@ from truth import agree, look, running, wait_for
 from versions import program_copy, use_copy
 
 from enforcer.datapath import fast
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import UdpFlow, dig, family_of
-from enforcer.lab.configuration import LAX1, LAX2, Document, added, changed
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.load import Holders
-from enforcer.lab.servers import Unbound
-from enforcer.lab.topology import ORIGIN1, RESOLVER, SHARED, Lab
+from lab.capture import Capture
+from lab.clients import UdpFlow, dig, family_of
+from lab.configuration import LAX1, LAX2, Document, added, changed
+from lab.gateway import Gateway
+from lab.load import Holders
+from lab.servers import Unbound
+from lab.topology import ORIGIN1, RESOLVER, SHARED, Lab
 
 LEAST = 1 << 23
 PACE = 1 << 23  # bytes a second: the daemon needs a processor, too

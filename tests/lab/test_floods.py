@@ -16,11 +16,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from truth import agree, dedicated, families, look, packets, running, wait_for
 
-from enforcer.lab.clients import Session, tcp_ask
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN2, Lab
-from enforcer.views.source import Source
+from enforcer.inspect.source import Source
+from lab.clients import Session, tcp_ask
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN2, Lab
 
 NOBODY = {4: "198.18.1.99", 6: "2001:db8:a1::99"}
 FLOOD = 30_000

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from truth import families, leaves_from, look, running, wait_for
 
-from enforcer.lab.clients import Session, UdpFlow
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
-from enforcer.views.flows import flows as view_flows
+from enforcer.inspect.flows import flows as view_flows
+from lab.clients import Session, UdpFlow
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, Lab
 
 HOOKS = {
     "forward": "type filter hook forward priority 10",

@@ -21,13 +21,13 @@ from snapshot import difference, snapshot
 from truth import dedicated, packets, running, wait_for
 
 from enforcer.instance import Instance
-from enforcer.lab import topology
-from enforcer.lab.clients import family_of, ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1, LAX2, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, SHARED, Lab
+from lab import topology
+from lab.clients import family_of, ping, tcp_ask, udp_ask
+from lab.configuration import LAX1, LAX2, Document
+from lab.gateway import Gateway
+from lab.netns import Namespace
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, SHARED, Lab
 
 LAN = {4: "10.30.0.2", 6: "fd30::2"}
 NETWORKS = {4: ("10.0.2.0/24", "10.30.0.0/24"), 6: ("fd00:2::/64", "fd30::/64")}

@@ -26,8 +26,8 @@ from interrupted import AT_ONCE
 from snapshot import difference, snapshot
 from truth import wait_for
 
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.topology import SHARED, Lab
+from lab.gateway import Gateway
+from lab.topology import SHARED, Lab
 
 __all__ = ["enforced", "knocking"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from halfdone import Enforced, Knocking, enforced, kill_at_every_effect, knocking
 
-from enforcer.lab.topology import Lab
+from lab.topology import Lab
 
 __all__ = ["enforced", "knocking"]
 

@@ -6,7 +6,7 @@ import pytest
 from halfdone import Enforced, Knocking, before, check_new, enforced, knocking, watched
 from snapshot import difference, snapshot
 
-from enforcer.lab.topology import SHARED, Lab
+from lab.topology import SHARED, Lab
 
 __all__ = ["enforced", "knocking"]
 

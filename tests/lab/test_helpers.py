@@ -14,12 +14,12 @@ from truth import Origin, counted, families, leaves_from, packets, running, wait
 from zones import QUIET
 
 from enforcer.kernel import conntrack
-from enforcer.lab.clients import family_of
-from enforcer.lab.configuration import LAX1, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import LabError
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, SHARED, Lab
+from lab.clients import family_of
+from lab.configuration import LAX1, Document
+from lab.gateway import Gateway
+from lab.netns import LabError
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, SHARED, Lab
 
 CONTROL, DATA, TFTP = 21, 20, 69
 LIMIT = 2

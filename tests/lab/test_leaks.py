@@ -17,13 +17,23 @@ import pytest
 from sabotage import sabotage
 from truth import wait_for
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, UdpFlow, family_of, fate, ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1, LAX2, Document, changed, without
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, HOSTS, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SHARED, Lab
+from lab.capture import Capture
+from lab.clients import Session, UdpFlow, family_of, fate, ping, tcp_ask, udp_ask
+from lab.configuration import LAX1, LAX2, Document, changed, without
+from lab.gateway import Gateway
+from lab.netns import Namespace
+from lab.services import Services
+from lab.topology import (
+    CLIENT,
+    CLIENT2,
+    HOSTS,
+    ORIGIN1,
+    ORIGIN2,
+    PRIVATE,
+    RESOLVER,
+    SHARED,
+    Lab,
+)
 
 families = pytest.mark.parametrize("family", [4, 6])
 

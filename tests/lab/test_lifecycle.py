@@ -16,14 +16,14 @@ from sabotage import crowd, sabotage
 from snapshot import difference, snapshot
 from versions import program_copy, use_copy
 
-from enforcer.lab import topology
-from enforcer.lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1, LAX2, Document, added, changed, without
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import LabError
-from enforcer.lab.program import Program
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
+from lab import topology
+from lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
+from lab.configuration import LAX1, LAX2, Document, added, changed, without
+from lab.gateway import Gateway
+from lab.netns import LabError
+from lab.program import Program
+from lab.services import Services
+from lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
 
 Egresses = tuple[dict[int, str], ...]
 

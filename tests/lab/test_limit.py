@@ -23,11 +23,11 @@ from truth import (
 )
 from versions import impatient
 
-from enforcer.lab.clients import Session, UdpFlow, family_of, fate
-from enforcer.lab.configuration import LAX1, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.load import Hammer, Holders, client_sources
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, Lab
+from lab.clients import Session, UdpFlow, family_of, fate
+from lab.configuration import LAX1, Document
+from lab.gateway import Gateway
+from lab.load import Hammer, Holders, client_sources
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, Lab
 
 LIMIT = 50
 _ports = itertools.count(7000, 2)

@@ -9,13 +9,13 @@ import pytest
 from ontop import on_top, passes
 from truth import egresses, families, foretold, leaves_from, look, packets, running, wait_for
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, PRIVATE, SHARED, Lab
-from enforcer.views.warnings import warnings
+from enforcer.inspect.warnings import warnings
+from lab.capture import Capture
+from lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, PRIVATE, SHARED, Lab
 
 OURS = {4: "198.51.100.77", 6: "2001:db8:ffff::77"}
 """A shared address that no interface has."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from truth import wait_for
 
+from enforcer.control.interpreter import PYTHON
 from enforcer.instance import RUN
-from enforcer.interpreter import PYTHON
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import execute
-from enforcer.lab.topology import CLIENT, Lab
+from lab.gateway import Gateway
+from lab.netns import execute
+from lab.topology import CLIENT, Lab
 
 USER = 65534
 AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--")
@@ -151,7 +151,7 @@ def test_nothing_in_the_current_directory_is_run(lab: Lab, gateway: Gateway, tra
         gateway.run(*words)
 
 
-@pytest.mark.parametrize("module", ["enforcer", "enforcer.apply", "enforcer.load_sessions"])
+@pytest.mark.parametrize("module", ["enforcer", "enforcer.workers.apply", "enforcer.workers.load_sessions"])
 def test_nothing_of_a_user_s_is_imported_by_our_processes(trap: Path, module: str) -> None:
     execute(["env", "-C", str(trap), f"HOME={trap}", *PYTHON, "-c", f"import {module}"])
 

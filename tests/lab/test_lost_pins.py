@@ -28,14 +28,14 @@ from versions import impatient, use_copy
 from enforcer.datapath import pins as places
 from enforcer.datapath import tcx
 from enforcer.instance import Instance
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1, LAX2
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import execute
-from enforcer.lab.program import Program
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, SHARED, Lab
+from lab.capture import Capture
+from lab.clients import Session, tcp_ask, udp_ask
+from lab.configuration import LAX1, LAX2
+from lab.gateway import Gateway
+from lab.netns import execute
+from lab.program import Program
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, SHARED, Lab
 
 PLANNED = [ip_network(address) for owner in (SHARED, LAX1, LAX2) for address in owner.values()]
 NOUNS = ("status", "policies", "egress", "origins", "flows", "reasons", "sessions", "hosts", "dns", "plan")

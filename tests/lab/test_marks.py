@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import pytest
 from truth import counted, families, packets, running
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import family_of, tcp_ask, udp_ask
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace
-from enforcer.lab.servers import Seen
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT2, ORIGIN1, SHARED, Lab
+from lab.capture import Capture
+from lab.clients import family_of, tcp_ask, udp_ask
+from lab.gateway import Gateway
+from lab.netns import Namespace
+from lab.servers import Seen
+from lab.services import Services
+from lab.topology import CLIENT2, ORIGIN1, SHARED, Lab
 
 SO_MARK = 36
 MASK = 0x7FFF0000

@@ -17,17 +17,17 @@ import dns.rrset
 import pytest
 from truth import families, leaves_from, running, wait_for
 
-from enforcer.datapath.address import pack
+from enforcer.address import pack
 from enforcer.facts.store import ANYBODY, Store
 from enforcer.instance import Instance
-from enforcer.lab import names
-from enforcer.lab.clients import Session, curl, dig, tcp_ask, url
-from enforcer.lab.configuration import LAX1, LAX2, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import execute
-from enforcer.lab.program import start_all
-from enforcer.lab.servers import Nginx, Reporter, Unbound
-from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, RESOLVER, SHARED, Lab
+from lab import names
+from lab.clients import Session, curl, dig, tcp_ask, url
+from lab.configuration import LAX1, LAX2, Document
+from lab.gateway import Gateway
+from lab.netns import execute
+from lab.program import start_all
+from lab.servers import Nginx, Reporter, Unbound
+from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, RESOLVER, SHARED, Lab
 
 MANY = 10_000
 # Addresses that origin1 answers for, one for each name.

@@ -9,9 +9,9 @@ from truth import counted, families, running, wait_for
 from zones import QUIET, zoned
 
 from enforcer.daemon.tracked import MANY, MOST_ZONES
-from enforcer.lab.clients import Session
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN2, Lab
+from lab.clients import Session
+from lab.services import Services
+from lab.topology import ORIGIN2, Lab
 
 
 @families

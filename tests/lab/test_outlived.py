@@ -17,11 +17,11 @@ from transfer import PORT, Transfer
 from truth import counted, families, inject, look, running, total, tracked, wait_for
 from versions import impatient
 
-from enforcer.lab.clients import family_of
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
-from enforcer.views.flows import flows
-from enforcer.views.source import Source
+from enforcer.inspect.flows import flows
+from enforcer.inspect.source import Source
+from lab.clients import family_of
+from lab.gateway import Gateway
+from lab.topology import CLIENT, ORIGIN1, Lab
 
 NOBODY = {4: "198.18.1.99", 6: "2001:db8:a1::99"}
 TRANSITORY, CLOSE = 1, 5

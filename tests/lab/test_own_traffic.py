@@ -12,13 +12,13 @@ import pytest
 from truth import dedicated, families, running
 
 from enforcer.kernel import addresses
-from enforcer.lab.clients import Session, ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1, LAX2
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.servers import logged
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN2, SHARED, Lab
-from enforcer.lab.tun import Cable
+from lab.clients import Session, ping, tcp_ask, udp_ask
+from lab.configuration import LAX1, LAX2
+from lab.gateway import Gateway
+from lab.servers import logged
+from lab.services import Services
+from lab.topology import ORIGIN2, SHARED, Lab
+from lab.tun import Cable
 
 OWN = {4: "198.19.7.1", 6: "2001:db8:f7::1"}
 LENGTH = {4: 24, 6: 64}

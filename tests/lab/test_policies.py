@@ -14,12 +14,12 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 from truth import families, leaves_from, running, wait_for
 
-from enforcer.lab.clients import Session, tcp_ask
-from enforcer.lab.configuration import LAX1, LAX2, Document, added, changed, without
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import LabError
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
+from lab.clients import Session, tcp_ask
+from lab.configuration import LAX1, LAX2, Document, added, changed, without
+from lab.gateway import Gateway
+from lab.netns import LabError
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
 
 ANN, BOB = "ann@corp.example", "bob@corp.example"
 COUNTRIES = {

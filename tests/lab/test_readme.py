@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from truth import running, wait_for
 
-from enforcer.lab.clients import Session, dig, tcp_ask
-from enforcer.lab.configuration import Document, added, changed, without
-from enforcer.lab.demo.stage import PERSON, READER, SITE, configuration
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
+from lab.clients import Session, dig, tcp_ask
+from lab.configuration import Document, added, changed, without
+from lab.demo.stage import PERSON, READER, SITE, configuration
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 # A table's columns are separated by so much; its first column may have words.

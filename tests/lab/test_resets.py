@@ -19,11 +19,11 @@ from truth import agree, counted, families, running, tracked, wait_for
 from versions import impatient
 
 from enforcer.kernel import conntrack
-from enforcer.lab.clients import Session, family_of
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
+from lab.clients import Session, family_of
+from lab.gateway import Gateway
+from lab.netns import Namespace
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, Lab
 
 LIMIT = 3
 CLOSE = 4

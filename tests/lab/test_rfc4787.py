@@ -23,15 +23,15 @@ from messages import (
 )
 from truth import agree, families, inject, leaves_from, packets, running, wait_for
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, family_of, ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.load import client_sources
-from enforcer.lab.netns import Namespace
-from enforcer.lab.servers import Seen
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, RESOLVER, Lab
+from lab.capture import Capture
+from lab.clients import Session, family_of, ping, tcp_ask, udp_ask
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.load import client_sources
+from lab.netns import Namespace
+from lab.servers import Seen
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, RESOLVER, Lab
 
 UDP = socket.IPPROTO_UDP
 OTHER_PORT = 8081  # of the same reporter, by the same policy

@@ -12,13 +12,13 @@ import pytest
 from messages import ERRORS, about, entry, icmp, packet, send
 from truth import agree, families, leaves_from, packets, running, wait_for
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, family_of, tcp_ask
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
+from lab.capture import Capture
+from lab.clients import Session, family_of, tcp_ask
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.netns import Namespace
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
 
 TCP = socket.IPPROTO_TCP
 PORT = 9400

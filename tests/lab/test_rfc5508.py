@@ -23,13 +23,13 @@ from messages import (
 )
 from truth import families, leaves_from, packets, running, wait_for
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import family_of
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.servers import Seen
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
+from lab.capture import Capture
+from lab.clients import family_of
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.servers import Seen
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
 UDP = socket.IPPROTO_UDP
 PORT = 9500

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from truth import leaves_from, running
 
-from enforcer.lab.clients import ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import added, changed
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, ORIGIN2, Lab
+from lab.clients import ping, tcp_ask, udp_ask
+from lab.configuration import added, changed
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, ORIGIN2, Lab
 
 # Neither of them next to any other, in the lab's routes to the gateway.
 FAR = [

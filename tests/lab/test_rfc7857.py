@@ -14,13 +14,13 @@ from messages import PORT_UNREACHABLE, age, datagrams, entries, entry, icmp, pac
 from truth import families, inject, leaves_from, running, wait_for
 
 from enforcer.kernel import conntrack
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, tcp_ask
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.load import Hammer, Holders
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, Lab
+from lab.capture import Capture
+from lab.clients import Session, tcp_ask
+from lab.configuration import LAX1
+from lab.gateway import Gateway
+from lab.load import Hammer, Holders
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, Lab
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 ICMP = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}

@@ -26,13 +26,13 @@ from truth import (
     wait_for,
 )
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import IcmpError, UdpFlow, curl, family_of, tcp_ask, ttl_probe, udp_ask, url
-from enforcer.lab.configuration import LAX1, LAX2
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.netns import Namespace
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
+from lab.capture import Capture
+from lab.clients import IcmpError, UdpFlow, curl, family_of, tcp_ask, ttl_probe, udp_ask, url
+from lab.configuration import LAX1, LAX2
+from lab.gateway import Gateway
+from lab.netns import Namespace
+from lab.services import Services
+from lab.topology import CLIENT, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
 PORT = 9200
 TIME_EXCEEDED = {4: (11, 0), 6: (3, 0)}

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from enforcer.gateway.state import State
 from enforcer.instance import Instance
-from enforcer.lab.clients import Session, curl, tcp_ask, url
-from enforcer.lab.configuration import LAX1, LAX2, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
-from enforcer.state import State
+from lab.clients import Session, curl, tcp_ask, url
+from lab.configuration import LAX1, LAX2, Document
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
 
 families = pytest.mark.parametrize("family", [4, 6])
 

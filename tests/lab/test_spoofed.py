@@ -9,13 +9,13 @@ from ipaddress import ip_address
 import pytest
 from truth import families, leaves_from, look, packets, running
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import family_of, ping, tcp_ask, udp_ask
-from enforcer.lab.configuration import LAX1, LAX2, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, SERVERS, SHARED, Lab
-from enforcer.views.explain import Question, explain
+from enforcer.inspect.explain import Question, explain
+from lab.capture import Capture
+from lab.clients import family_of, ping, tcp_ask, udp_ask
+from lab.configuration import LAX1, LAX2, Document
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, SERVERS, SHARED, Lab
 
 ANN = CLIENT
 """Whose egress is lax-1; everybody else's is lax-2."""

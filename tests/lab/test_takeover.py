@@ -12,11 +12,11 @@ from test_announcing import AT_ONCE, known
 from truth import leaves_from, running
 
 from enforcer.kernel import links
-from enforcer.lab.clients import tcp_ask
-from enforcer.lab.configuration import LAX1
-from enforcer.lab.netns import Namespace, execute
-from enforcer.lab.services import Services
-from enforcer.lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
+from lab.clients import tcp_ask
+from lab.configuration import LAX1
+from lab.netns import Namespace, execute
+from lab.services import Services
+from lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
 NEXT_HOP = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}
 STANDBY = {4: "198.51.100.2", 6: "2001:db8:ffff::2"}

@@ -14,13 +14,13 @@ from snapshot import difference, snapshot
 from truth import families, look, running, wait_for
 from versions import program_copy, use_copy
 
-from enforcer.availability import GRACE, TIMEOUTS
 from enforcer.config.models import Timers
-from enforcer.lab.clients import UdpFlow, family_of, ping
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.load import Hammer, Holders
-from enforcer.lab.topology import CLIENT, ORIGIN1, Lab
-from enforcer.timers import REFRESH, settings
+from enforcer.gateway.availability import GRACE, TIMEOUTS
+from enforcer.gateway.timers import REFRESH, settings
+from lab.clients import UdpFlow, family_of, ping
+from lab.gateway import Gateway
+from lab.load import Hammer, Holders
+from lab.topology import CLIENT, ORIGIN1, Lab
 
 DEFAULTS = Timers().model_dump()
 PORT = 7000

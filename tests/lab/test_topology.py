@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.lab import topology
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import (
+from lab import topology
+from lab.capture import Capture
+from lab.clients import (
     IcmpError,
     Session,
     UdpFlow,
@@ -29,12 +29,12 @@ from enforcer.lab.clients import (
     udp_ask,
     url,
 )
-from enforcer.lab.load import Hammer, Holders, client_sources
-from enforcer.lab.netns import LabError, Namespace, processes_in
-from enforcer.lab.program import Program, module
-from enforcer.lab.servers import logged
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, Lab
+from lab.load import Hammer, Holders, client_sources
+from lab.netns import LabError, Namespace, processes_in
+from lab.program import Program, module
+from lab.servers import logged
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, Lab
 
 EGRESS = {4: "203.0.113.10", 6: "2001:db8:1::5"}
 MASQUERADE = f"""
@@ -250,7 +250,7 @@ def test_it_builds_twice_and_leaves_nothing(own_lab: Lab) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_lab_is_taken_away(own_lab: Lab, number: signal.Signals) -> None:
     script = (
-        "import time; from enforcer.lab.topology import Lab; from enforcer.lab.program import Program\n"
+        "import time; from lab.topology import Lab; from lab.program import Program\n"
         f"with Lab({own_lab.prefix!r}) as lab:\n"
         "    Program(lab.gw, ['sleep', '60'], lab.directory, 'sleeper').start()\n"
         "    print('up', flush=True); time.sleep(60)\n"

@@ -14,11 +14,11 @@ import pytest
 from fastpath import rows
 from truth import families, running, wait_for
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN1, Lab
+from lab.capture import Capture
+from lab.clients import Session
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import ORIGIN1, Lab
 
 EXCHANGES = 30
 _ports = itertools.count(43000)

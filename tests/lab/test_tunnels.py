@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from truth import families, running
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import tcp_ask
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN2, PRIVATE, SHARED, Lab
+from lab.capture import Capture
+from lab.clients import tcp_ask
+from lab.services import Services
+from lab.topology import ORIGIN2, PRIVATE, SHARED, Lab
 
 UNDERLAY = {
     4: ("198.51.100.2", "198.51.100.254", 24),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.lab.clients import Session, tcp_ask
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN1, Lab
+from lab.clients import Session, tcp_ask
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import ORIGIN1, Lab
 
 UNIT = Path(__file__).resolve().parents[2] / "packaging/enforcer.service"
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import pytest
 from truth import families, foretold, packets, running
 
-from enforcer.lab.capture import Capture
-from enforcer.lab.clients import Session, UdpFlow, ping, tcp_ask, udp_ask
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, Lab
+from lab.capture import Capture
+from lab.clients import Session, UdpFlow, ping, tcp_ask, udp_ask
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, Lab
 
 SIDES = {"inside": ["in0"], "outside": ["out0"]}
 NETWORK = {4: "198.18.2.0/24", 6: "2001:db8:a2::/64"}

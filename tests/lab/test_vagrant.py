@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.lab import configuration
-from enforcer.lab.clients import Session, curl, dig, ping, tcp_ask, udp_ask, url
-from enforcer.lab.netns import Namespace, execute, processes_in
-from enforcer.lab.program import Program
-from enforcer.lab.topology import CLIENT, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SERVERS
+from lab import configuration
+from lab.clients import Session, curl, dig, ping, tcp_ask, udp_ask, url
+from lab.netns import Namespace, execute, processes_in
+from lab.program import Program
+from lab.topology import CLIENT, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SERVERS
 
 VAGRANT = Path(__file__).resolve().parents[2] / "vagrant"
 ROLES = ("client", "gateway", "origin")

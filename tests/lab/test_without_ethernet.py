@@ -17,12 +17,12 @@ import pytest
 from transfer import Transfer
 from truth import families, running
 
-from enforcer.lab.clients import Session, family_of
-from enforcer.lab.configuration import LAX1, LAX2
-from enforcer.lab.netns import Namespace
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN1, Lab
-from enforcer.lab.tun import Cable
+from lab.clients import Session, family_of
+from lab.configuration import LAX1, LAX2
+from lab.netns import Namespace
+from lab.services import Services
+from lab.topology import ORIGIN1, Lab
+from lab.tun import Cable
 
 SIZES = range(33)
 LEAST = 1 << 22

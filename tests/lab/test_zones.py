@@ -12,11 +12,11 @@ from truth import Origin, agree, counted, families, leaves_from, running, tracke
 from zones import QUIET, zoned
 
 from enforcer.kernel import conntrack
-from enforcer.lab.clients import Session, UdpFlow, family_of, tcp_ask
-from enforcer.lab.configuration import LAX1, without
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.services import Services
-from enforcer.lab.topology import ORIGIN1, Lab
+from lab.clients import Session, UdpFlow, family_of, tcp_ask
+from lab.configuration import LAX1, without
+from lab.gateway import Gateway
+from lab.services import Services
+from lab.topology import ORIGIN1, Lab
 
 LIMIT = 6
 ZONES = {"both directions": "ct zone set 7", "the original direction": "ct original zone set 7"}

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from enforcer.lab.clients import family_of
-from enforcer.lab.netns import Namespace
+from lab.clients import family_of
+from lab.netns import Namespace
 
 PORT = 7100
 CHUNK = 1 << 18

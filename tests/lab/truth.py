@@ -16,16 +16,16 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 from versions import use_copy
 
+from enforcer.inspect.egress import egress as view_egress
+from enforcer.inspect.explain import Question, explain
+from enforcer.inspect.origins import origins as view_origins
+from enforcer.inspect.reasons import reasons as view_reasons
+from enforcer.inspect.source import Source
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
-from enforcer.lab.configuration import LAX1, LAX2, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.topology import CLIENT, Lab
-from enforcer.views.egress import egress as view_egress
-from enforcer.views.explain import Question, explain
-from enforcer.views.origins import origins as view_origins
-from enforcer.views.reasons import reasons as view_reasons
-from enforcer.views.source import Source
+from lab.configuration import LAX1, LAX2, Document
+from lab.gateway import Gateway
+from lab.topology import CLIENT, Lab
 
 Result = TypeVar("Result")
 families = pytest.mark.parametrize("family", [4, 6])

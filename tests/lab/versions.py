@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import enforcer
-from enforcer.lab.gateway import Gateway
+from lab.gateway import Gateway
 
 
 def program_copy(target: Path, edit: Callable[[Path], None]) -> Path:

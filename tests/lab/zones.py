@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from enforcer.lab.topology import Lab
+from lab.topology import Lab
 
 # Seconds after which sweeps ask conntrack about a silent flow, and a sweep more.
 QUIET = 8.0

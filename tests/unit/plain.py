@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
 
-from enforcer.desired import Desired
+from enforcer.gateway.desired import Desired
 
 PLAIN = Desired(
     inside=("in0",),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import applying
-from enforcer.applying import LostError, Work
-from enforcer.control import ReportedError
+from enforcer.control import worker as applying
+from enforcer.control.protocol import ReportedError
+from enforcer.control.worker import LostError, Work
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_only_what_prepares_a_change_can_be_left(module: Path) -> None:
     begun = work(module, 'print("{}")')
     assert not begun.prepares  # it loads sessions
     begun.wait()
-    begun.module = "enforcer.apply"
+    begun.module = "enforcer.workers.apply"
     assert begun.prepares
     begun.changing = True
     assert not begun.prepares

@@ -19,10 +19,15 @@ from scapy.layers.inet import IP
 from scapy.layers.inet import UDP as UDP_
 from scapy.layers.l2 import Ether
 
-from enforcer.bench import documents, known, names, plots, report, rulesets
-from enforcer.bench.answering import establish
-from enforcer.bench.established import ESTABLISHED, steady, stream_of
-from enforcer.bench.generator import (
+from bench.figures import names
+from bench.figures.established import ESTABLISHED, steady, stream_of
+from bench.figures.reloads import generations
+from bench.figures.web import requests
+from bench.report import plots, report
+from bench.report.results import Claim, Results, Row, Sample, bound, ratio, rotated
+from bench.rig import documents, known, rulesets
+from bench.rig.answering import establish
+from bench.rig.generator import (
     ACK,
     FIRST_CLIENT,
     FIRST_ORIGIN,
@@ -33,20 +38,17 @@ from enforcer.bench.generator import (
     Stream,
     parts,
 )
-from enforcer.bench.hosts import ORIGIN, Hosts
-from enforcer.bench.peers import Connlimit, Count, Floor, Limited, Peer, Snat
-from enforcer.bench.programs import Programs
-from enforcer.bench.reloads import generations
-from enforcer.bench.results import Claim, Results, Row, Sample, bound, ratio, rotated
-from enforcer.bench.web import requests
-from enforcer.bench.wire import INSIDE_MAC, NEAR_MAC, OUTSIDE_MAC
+from bench.rig.hosts import ORIGIN, Hosts
+from bench.rig.peers import Connlimit, Count, Floor, Limited, Peer, Snat
+from bench.rig.programs import Programs
+from bench.rig.wire import INSIDE_MAC, NEAR_MAC, OUTSIDE_MAC
+from enforcer.address import pack
 from enforcer.config import Configuration
-from enforcer.datapath.address import pack
 from enforcer.facts.places import Database
 from enforcer.facts.store import ANYBODY, Store
-from enforcer.lab.netns import LabError
 from enforcer.policy.facts import Connection, host_facts, place_facts
 from enforcer.policy.tables import MatchTables, compile_tables
+from lab.netns import LabError
 
 
 def row(subject: str, *values: float, lost: float = 0.0) -> Row:

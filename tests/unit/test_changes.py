@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enforcer import apply
 from enforcer import instance as instances
-from enforcer.changes import Redecision
+from enforcer.address import words
 from enforcer.config import Configuration
-from enforcer.datapath.address import words
-from enforcer.datapath.reasons import by_name
-from enforcer.plan import AddAddress, AddRange, Operation, SwitchTables
-from enforcer.state import State
+from enforcer.gateway.plan import AddAddress, AddRange, Operation, SwitchTables
+from enforcer.gateway.preview import Redecision
+from enforcer.gateway.state import State
+from enforcer.reasons import by_name
+from enforcer.workers import apply
 
 LAX = ["203.0.113.10", "203.0.113.11"]
 BLOCKS = ["2001:db8:1::/64", "2001:db8:2::/64"]

@@ -15,10 +15,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from enforcer import apply, applying, control, gateway, relearn
 from enforcer import instance as instances
 from enforcer.cli import app, output
 from enforcer.cli.app import NOUNS, OTHERS, VERBS, entry
+from enforcer.control import protocol as control
+from enforcer.control import worker as applying
 from enforcer.daemon import systemd
 from enforcer.datapath import syscall
 from enforcer.errors import (
@@ -32,9 +33,11 @@ from enforcer.errors import (
     PrivilegeError,
     UsageError,
 )
+from enforcer.gateway import gateway, relearn
+from enforcer.inspect import source as sources
 from enforcer.instance import Instance
 from enforcer.kernel import namespace
-from enforcer.views import source as sources
+from enforcer.workers import apply
 
 COOKIE = 0x2A
 QUESTION = ["--src", "10.0.1.2", "--dst", "198.18.1.10", "--protocol", "tcp", "--dport", "443"]
@@ -164,7 +167,7 @@ def test_errors_of_bpf(number: int, kind: type[EnforcerError], word: str) -> Non
 
 def test_a_state_without_maps(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     """No bpffs: for root the maps are out of reach, for others they cannot be seen."""
-    from enforcer.state import State
+    from enforcer.gateway.state import State
 
     instance.create()
     State(config={"location": "lax"}).save(instance.state_file)

@@ -12,9 +12,9 @@ import pytest
 from ruamel.yaml import YAML
 from somelinks import some_links
 
-from enforcer import trust
 from enforcer.config import Configuration, load
 from enforcer.errors import ConfigError, Fault
+from enforcer.instance import trust
 
 GOOD: dict[str, Any] = {
     "location": "lax",

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from test_daemon_relearning import Events
 
+from enforcer.address import words
 from enforcer.daemon import announcing
 from enforcer.daemon.announcing import Announcing
 from enforcer.daemon.loop import Loop
-from enforcer.datapath.address import words
 from enforcer.errors import KernelError
 from enforcer.kernel.announce import Address
 

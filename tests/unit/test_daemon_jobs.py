@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from enforcer.applying import Work
-from enforcer.control import Caller
+from enforcer.control.protocol import Caller
+from enforcer.control.worker import Work
 from enforcer.daemon.jobs import INTERRUPTED, Job, Jobs
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError

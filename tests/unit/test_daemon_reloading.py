@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import pytest
 
-from enforcer import applying
-from enforcer.applying import Work
-from enforcer.control import Caller
+from enforcer.control import worker as applying
+from enforcer.control.protocol import Caller
+from enforcer.control.worker import Work
 from enforcer.daemon import reloading
 from enforcer.daemon.jobs import Jobs
 from enforcer.daemon.loop import Loop

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from enforcer import control
-from enforcer.control import Caller
+from enforcer.control import protocol as control
+from enforcer.control.protocol import Caller
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import Requests
 from enforcer.daemon.sessions import is_large

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from enforcer.applying import Work
+from enforcer.control.worker import Work
 from enforcer.daemon import session_file, sessions
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enforcer.datapath import address
+from enforcer import address
 from enforcer.datapath.banks import prefix_of
 
 ADDRESSES = st.ip_addresses()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from layouts import FLOW_KEY
 
-from enforcer.datapath.address import pack
+from enforcer.address import pack
 from enforcer.datapath.adopt import Adopted, Slots, adopt
-from enforcer.datapath.reasons import by_name
 from enforcer.kernel.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, Entry, Tuple
+from enforcer.reasons import by_name
 
 FLOW = np.dtype(
     [

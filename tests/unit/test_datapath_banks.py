@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enforcer.datapath.address import mapped
+from enforcer.address import mapped
 from enforcer.datapath.banks import RULES, rule_sets, with_private
 
 WORDS = RULES // 64

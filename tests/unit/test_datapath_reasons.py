@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from enforcer.datapath.reasons import by_name, reasons
+from enforcer.reasons import by_name, reasons
 
 COUNTERS = 128  # entries of the map `reasons` in bpf/maps.h
 

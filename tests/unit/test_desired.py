@@ -8,8 +8,8 @@ import pytest
 
 from enforcer.config.models import Timers
 from enforcer.datapath.fast import LIFETIME
-from enforcer.desired import desired, last_slot, united
-from enforcer.timers import REFRESH
+from enforcer.gateway.desired import desired, last_slot, united
+from enforcer.gateway.timers import REFRESH
 
 
 def config(here: str, *egress_locations: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
-from enforcer.datapath.address import pack
+from enforcer.address import pack
 from enforcer.dns import learner
 from enforcer.dns.alive import Alive, destinations
 from enforcer.dns.counts import COUNTS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.cli.app import NOUNS, OTHERS, VERBS
-from enforcer.datapath.reasons import reasons
+from enforcer.reasons import reasons
 
 ROOT = Path(__file__).parents[2]
 

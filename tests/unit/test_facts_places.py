@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter, SearchTreeLeaf, SearchTreeNode, TreeWriter
 
-from enforcer import trust
 from enforcer.facts.places import Database, DatabaseError, Places
 from enforcer.facts.records import NOWHERE, Place
+from enforcer.instance import trust
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from enforcer import load_sessions
-from enforcer.datapath.address import pack
+from enforcer.address import pack
 from enforcer.errors import ConfigError, EnforcerError, KernelError
 from enforcer.facts import loading, session
 from enforcer.facts.rows import COMMAND, FILE, NewSession, Sessions
 from enforcer.facts.session import read_file, shown
 from enforcer.facts.store import Store, stored
 from enforcer.policy.facts import saml
+from enforcer.workers import load_sessions
 
 NOTHING: dict[str, tuple[str, ...]] = {
     "identity.groups.id": (),

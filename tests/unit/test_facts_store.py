@@ -14,8 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.datapath.address import pack
-from enforcer.errors import BusyError, EnforcerError, KernelError, NotInstalledError, PrivilegeError
+from enforcer.address import pack
+from enforcer.errors import (
+    BusyError,
+    EnforcerError,
+    KernelError,
+    NotInstalledError,
+    PrivilegeError,
+)
 from enforcer.facts import database, loading, names, numbers
 from enforcer.facts import store as stores
 from enforcer.facts.names import FIRST, Place, client_prefix, size_of

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from plain import PLAIN
 
-from enforcer.desired import Desired
-from enforcer.forwarding import (
+from enforcer.gateway.desired import Desired
+from enforcer.gateway.forwarding import (
     BRIDGED6,
     DEFAULT,
     FOR_ALL,

@@ -17,7 +17,16 @@ from test_datapath_adopt import FLOW, SLOTS, TIMEOUTS, entry
 from enforcer.datapath.adopt import adopt
 from enforcer.datapath.carry import carry_over
 from enforcer.datapath.maps import lost_pin
-from enforcer.plan import HOOKS, Actual, Attach, Detach, InstallTable, LoadPrograms, SwitchTables, plan
+from enforcer.gateway.plan import (
+    HOOKS,
+    Actual,
+    Attach,
+    Detach,
+    InstallTable,
+    LoadPrograms,
+    SwitchTables,
+    plan,
+)
 
 WANTED = replace(PLAIN, proxy_udp=True, limit=1)
 HOOKED = {

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import applying, control, instance
+from enforcer import instance
 from enforcer.config import load
+from enforcer.control import protocol as control
+from enforcer.control import worker as applying
 from enforcer.daemon import daemon
 from enforcer.errors import ConfigError
-from enforcer.lab import topology
+from lab import topology
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "packaging/enforcer.service"

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from plain import PLAIN
 from somelinks import some_links
 
-from enforcer.desired import Desired, Egress
-from enforcer.forwarding import DEFAULT, FOR_ALL, accept_ra, accept_redirects, forwards
-from enforcer.kernel.filters import Direction
-from enforcer.kernel.links import Link
-from enforcer.plan import (
+from enforcer.gateway.desired import Desired, Egress
+from enforcer.gateway.forwarding import DEFAULT, FOR_ALL, accept_ra, accept_redirects, forwards
+from enforcer.gateway.plan import (
     HOOKS,
     Actual,
     AddAddress,
@@ -38,6 +36,8 @@ from enforcer.plan import (
     plan,
     settings_of,
 )
+from enforcer.kernel.filters import Direction
+from enforcer.kernel.links import Link
 
 INTERFACES = ("in0", "in1", "any0", "out0", "out1")
 CONNTRACK = ("net/netfilter/nf_conntrack_udp_timeout", "net/netfilter/nf_conntrack_icmp_timeout")

@@ -17,9 +17,9 @@ from ruamel.yaml import YAML
 from enforcer.cli.app import Settings
 from enforcer.cli.policy import command
 from enforcer.config import load
-from enforcer.datapath.reasons import by_name
 from enforcer.policy.decision import REASONS, decide_all
 from enforcer.policy.facts import Connection
+from enforcer.reasons import by_name
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.interpreter import PYTHON
+from enforcer.control.interpreter import PYTHON
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "security.md"
@@ -18,10 +18,15 @@ TESTS = {
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     if isinstance(node, ast.FunctionDef)
 }
-SOURCES = [path for path in (ROOT / "enforcer").rglob("*.py") if path.name != "interpreter.py"]
+SOURCES = [
+    path
+    for folder in ("enforcer", "lab", "bench")
+    for path in (ROOT / folder).rglob("*.py")
+    if path.name != "interpreter.py"
+]
 TEXTS = [
     path
-    for folder in ("enforcer", "docs", "scripts", "packaging", "vagrant", "tests")
+    for folder in ("enforcer", "lab", "bench", "docs", "scripts", "packaging", "vagrant", "tests")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".md", ".sh", ".service", ".yaml") and path != Path(__file__)
 ]

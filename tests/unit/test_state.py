@@ -18,12 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer import instance as instances
-from enforcer import state as states
-from enforcer import trust
 from enforcer.errors import BusyError, LaterVersionError, LockedError, PrivilegeError
-from enforcer.instance import Instance
+from enforcer.gateway import state as states
+from enforcer.gateway.state import LAST_POLICY, UNDO, State, assign, salvage
+from enforcer.instance import Instance, trust
 from enforcer.policy.rules import MAX_POLICIES
-from enforcer.state import LAST_POLICY, UNDO, State, assign, salvage
 
 NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True)
 

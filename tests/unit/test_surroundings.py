@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from somelinks import some_links
 
-from enforcer.surroundings import unlisted
+from enforcer.gateway.surroundings import unlisted
 
 
 @pytest.mark.parametrize(

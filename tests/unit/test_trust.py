@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import trust
 from enforcer.errors import UntrustedError
+from enforcer.instance import trust
 
 NOBODY = 65534
 

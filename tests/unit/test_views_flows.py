@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from layouts import FLOW_KEY
 
-from enforcer.datapath.address import pack, words
+from enforcer.address import pack, words
 from enforcer.datapath.ways import Learnt
+from enforcer.inspect import flows as views
 from enforcer.kernel import conntrack
-from enforcer.views import flows as views
 
 FLOW = np.dtype(
     [

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from enforcer.inspect.outcome import in_the_end, missing
 from enforcer.kernel import routes
-from enforcer.views.outcome import in_the_end, missing
 
 CONFIG: dict[str, Any] = {
     "location": "lax",

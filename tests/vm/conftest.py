@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from enforcer.lab import features, netns, program
-from enforcer.lab.configuration import Document, added
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.program import start_all
-from enforcer.lab.services import Services
-from enforcer.lab.topology import Lab
+from lab import features, netns, program
+from lab.configuration import Document, added
+from lab.gateway import Gateway
+from lab.program import start_all
+from lab.services import Services
+from lab.topology import Lab
 
 # Seconds; the compiler alone takes 20 to 50 in an emulated machine.
 PATIENCE = 420.0

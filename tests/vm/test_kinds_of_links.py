@@ -11,12 +11,12 @@ from fastpath import wait_until_fast
 from ontop import on_top, passes
 from transfer import Transfer
 
-from enforcer.lab.clients import udp_ask
-from enforcer.lab.configuration import LAX1, Document
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.kinds import KINDS, End, build, families, has_ethernet, remove
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT2, ORIGIN1, SHARED, Lab
+from lab.clients import udp_ask
+from lab.configuration import LAX1, Document
+from lab.gateway import Gateway
+from lab.kinds import KINDS, End, build, families, has_ethernet, remove
+from lab.services import Services
+from lab.topology import CLIENT2, ORIGIN1, SHARED, Lab
 
 LEAST = 1 << 19
 NET = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from enforcer.lab.clients import curl, dig, ping, tcp_ask, udp_ask, url
-from enforcer.lab.configuration import ABROAD_PORT, LAX1, LAX2, SHOP_PORT, TRAVEL_PORT
-from enforcer.lab.gateway import Gateway
-from enforcer.lab.servers import logged
-from enforcer.lab.services import Services
-from enforcer.lab.topology import CLIENT, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SHARED, Lab
+from lab.clients import curl, dig, ping, tcp_ask, udp_ask, url
+from lab.configuration import ABROAD_PORT, LAX1, LAX2, SHOP_PORT, TRAVEL_PORT
+from lab.gateway import Gateway
+from lab.servers import logged
+from lab.services import Services
+from lab.topology import CLIENT, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SHARED, Lab
 
 PERSON = "ann@corp.example"
 families = pytest.mark.parametrize("family", [4, 6])

@@ -1,0 +1,1 @@
+"""Speed and memory against plain nftables, as ratios measured in one run (`python -m bench`)."""

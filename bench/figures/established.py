@@ -1,0 +1,180 @@
+"""What a packet of an established flow costs, the whole way through the gateway.
+
+All flows go to one origin and have been answered before: only such a flow is learnt. A run is preceded by a
+packet of every flow that is not timed, so that all peers find the flows in their caches, and the enforcer has
+learnt all ways. What it has learnt is good for 4 s: then a packet of the flow goes the kernel's way again.
+That price is measured by itself, with all ways made stale, and the enforcer's figure has its share of it: the
+generator sends so many packets in those 4 s, of which one of each flow pays it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import product
+
+from bench.report.results import Row, Sample, ratio
+from bench.rig import documents
+from bench.rig.answering import establish
+from bench.rig.generator import TCP, TRANSPORT, UDP, Stream
+from bench.rig.measure import Bench, entered, sample
+from bench.rig.peers import (
+    ClassifierFloor,
+    Connlimit,
+    Count,
+    Enforcer,
+    Floor,
+    FullyRandomSnat,
+    Limited,
+    Peer,
+    RandomSnat,
+    Snat,
+    Stateful,
+)
+from enforcer.datapath import fast
+
+ESTABLISHED = "Packet of an established flow"
+MANY = 40000
+_FRAME = 64
+_HEADERS = {4: 14 + 20, 6: 14 + 40}
+_PACKETS = 49152
+_WARM = 256
+_STRIDE = 15733
+_AT_ONCE = 2
+"""Peers that have flows in conntrack's one hash table."""
+_ROUNDS = 2
+"""Times the rounds of other figures, for UDP: these runs are short, and peers differ by little."""
+LEARNT, ANEW = "enforcer, ways learnt", "enforcer, ways learnt anew"
+
+
+def stream_of(family: int, protocol: int, flows: int) -> Stream:
+    """Frames of 64 bytes; TCP has no room for its header in those of IPv6, which have 74."""
+    transport = _FRAME - _HEADERS[family]
+    if protocol == TCP:
+        transport = max(transport, TRANSPORT)
+    return Stream(
+        family,
+        protocol,
+        clients=16,
+        origins=1,
+        flows=flows,
+        transport=transport,
+        stride=_STRIDE,
+        one_source=True,
+    )
+
+
+def steady(learnt: float, anew: float, flows: int) -> float:
+    """Nanoseconds a packet while a generator that knows no pause sends.
+
+    In a way's life one packet of each flow is learnt from, and the others take the way.
+    """
+    life = fast.LIFETIME * 1e9
+    packets = flows + (life - flows * anew) / learnt
+    return life / packets
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A peer with its stream of established flows; ``stale``: nothing that was learnt is good any more."""
+
+    name: str
+    peer: Peer
+    stream: Stream
+    stale: bool = False
+
+
+def measured(bench: Bench, subject: Subject) -> Sample:
+    """Nanoseconds a packet."""
+    peer, stream = subject.peer, subject.stream
+    bench.generator.send(peer.wire, stream, max(stream.flows, _WARM), timed=False)
+    count = _PACKETS
+    if subject.stale:
+        assert isinstance(peer, Enforcer)
+        with closing(peer.maps()) as maps:
+            fast.relearn(maps)
+        count = stream.flows
+    return sample(peer, bench.generator.send(peer.wire, stream, count))
+
+
+def established(bench: Bench) -> None:
+    """1 flow and 40,000; all peers for UDP, those that targets name for TCP.
+
+    Limits are installed when the flows are there, which makes no difference to them: only new ones are
+    counted. The flows of all peers lie in one hash table of conntrack's, and make each other's look-ups
+    longer. So two that have flows there are measured at a time.
+    """
+    with ExitStack() as stack:
+        off = documents.gateway(fast_path=False)
+        main = entered(
+            [
+                Floor(bench.programs),
+                ClassifierFloor(bench.programs),
+                Peer(bench.programs),
+                FullyRandomSnat(bench.programs),
+                Enforcer(bench.programs, bench.directory, documents.gateway()),
+            ],
+            stack,
+        )
+        others = entered(
+            [
+                Snat(bench.programs),
+                RandomSnat(bench.programs),
+                Stateful(bench.programs),
+                Count(bench.programs),
+                Connlimit(bench.programs),
+                Enforcer(bench.programs, bench.directory, off, "-off", "enforcer, fast path off"),
+            ],
+            stack,
+        )
+        for protocol, family, flows in product((UDP, TCP), (4, 6), (1, MANY)):
+            stream = stream_of(family, protocol, flows)
+            case = f"{stream.case}, {flows:,} flow" + ("" if flows == 1 else "s")
+            bench.say(f"{ESTABLISHED}: {case}")
+            rows = _compare(bench, case, stream, main, bench.rounds * (_ROUNDS if protocol == UDP else 1))
+            floor, classifier, plain, snat, *_, enforcer = rows
+            most = 1.1 if flows == 1 else 1.25
+            bench.add(
+                rows,
+                [
+                    ratio(enforcer, classifier, most, target=True),
+                    ratio(enforcer, floor, most, target=True),
+                    ratio(enforcer, snat, 0.6, target=True),
+                    ratio(enforcer, plain, 1.0, target=True),
+                ],
+            )
+            if protocol == UDP:
+                for start in range(0, len(others), _AT_ONCE):
+                    bench.add(_compare(bench, case, stream, others[start : start + _AT_ONCE], bench.rounds))
+
+
+def _compare(bench: Bench, case: str, stream: Stream, peers: Sequence[Peer], rounds: int) -> list[Row]:
+    """The last row is the enforcer's, with the price of learning anew."""
+    subjects = []
+    for peer in peers:
+        if isinstance(peer, Limited):
+            peer.relax()
+        later = establish(bench.generator, peer, stream)
+        if isinstance(peer, Limited):
+            peer.restrict()
+        learns = isinstance(peer, Enforcer) and peer.name == Enforcer.name and stream.flows > 1
+        subjects.append(Subject(LEARNT if learns else peer.name, peer, later))
+        if learns:
+            subjects.append(Subject(ANEW, peer, later, stale=True))
+    found = bench.interleave(subjects, lambda subject: measured(bench, subject), warm=False, rounds=rounds)
+    for peer in peers:
+        peer.reset()
+    rows = [
+        Row(ESTABLISHED, case, subject.name, "ns", samples)
+        for subject, samples in zip(subjects, found, strict=True)
+    ]
+    if subjects[-1].stale:
+        learnt, anew = rows[-2:]
+        both = zip(learnt.samples, anew.samples, strict=True)
+        samples = tuple(
+            Sample(steady(one.value, other.value, stream.flows), max(one.lost, other.lost))
+            for one, other in both
+        )
+        rows.append(Row(ESTABLISHED, case, Enforcer.name, "ns", samples))
+    return rows

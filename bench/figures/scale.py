@@ -1,0 +1,106 @@
+"""What many policies and many egress IPs cost a new flow."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from bench.report.results import ratio
+from bench.rig import documents, known, rulesets
+from bench.rig.generator import TCP, UDP, Stream
+from bench.rig.measure import Bench, entered
+from bench.rig.peers import Enforcer, Peer, Ruleset
+
+POLICIES = "New flow by number of policies"
+PACKET_POLICIES = "New flow by number of policies that nft can say"
+EGRESS_IPS = "New flow by number of egress IPs"
+_POLICIES = (1, 100, 1000, 4000)
+_LIMITS = {1000: 1.2, 4000: 1.5}
+_PACKET_POLICIES = (1000, 4000)
+_FEW = 2048
+"""Flows of a run in which each passes thousands of rules."""
+_EGRESS_IPS = (1, 4000)
+
+
+def _named(count: int) -> str:
+    return f"{count:,} " + ("policy" if count == 1 else "policies")
+
+
+def policies(bench: Bench) -> None:
+    """Selectors of all kinds; the traffic goes to 256 origins that different policies decide about."""
+    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
+    with ExitStack() as stack:
+        peers = entered(
+            [
+                Enforcer(
+                    bench.programs,
+                    bench.directory,
+                    documents.placed(documents.policies(count), places),
+                    f"-p{count}",
+                    _named(count),
+                    informed=True,
+                )
+                for count in _POLICIES
+            ],
+            stack,
+        )
+        for stream in (Stream(4, TCP, origins=256), Stream(6, UDP, origins=256)):
+            rows = bench.new_flows(POLICIES, stream, peers, rounds=bench.few)
+            bench.add(
+                rows,
+                [
+                    ratio(row, rows[0], _LIMITS[count])
+                    for count, row in zip(_POLICIES, rows, strict=True)
+                    if count in _LIMITS
+                ],
+            )
+
+
+def packet_policies(bench: Bench) -> None:
+    """The enforcer against nftables, as far as that can say policies (:mod:`bench.rig.rulesets`)."""
+    with ExitStack() as stack:
+        found: list[Peer] = []
+        for count in _PACKET_POLICIES:
+            document = documents.gateway(rulesets.policies(count))
+            found += [
+                Ruleset(
+                    bench.programs,
+                    f"-c{count}",
+                    f"nft, {count:,} policies as a chain of rules",
+                    rulesets.chain(count),
+                ),
+                Ruleset(
+                    bench.programs,
+                    f"-m{count}",
+                    f"nft, {count:,} as maps: no order among them, no overlaps",
+                    rulesets.maps(count),
+                ),
+                Enforcer(
+                    bench.programs, bench.directory, document, f"-n{count}", f"enforcer, {_named(count)}"
+                ),
+            ]
+        peers = entered(found, stack)
+        for family in (4, 6):
+            bench.add(
+                bench.new_flows(PACKET_POLICIES, Stream(family, TCP, origins=256), peers, _FEW, bench.few)
+            )
+
+
+def egress_ips(bench: Bench) -> None:
+    """No policies: clients are spread over all egress IPs of the location."""
+    with ExitStack() as stack:
+        peers = entered(
+            [
+                Enforcer(
+                    bench.programs,
+                    bench.directory,
+                    documents.gateway([], egress_ips=documents.egress_ips(count)),
+                    f"-e{count}",
+                    f"{count:,} egress IP" + ("" if count == 1 else "s"),
+                )
+                for count in _EGRESS_IPS
+            ],
+            stack,
+        )
+        for family in (4, 6):
+            rows = bench.new_flows(EGRESS_IPS, Stream(family, TCP), peers, rounds=bench.few)
+            bench.add(rows, [ratio(rows[1], rows[0], 1.1)])

@@ -1,0 +1,1 @@
+"""What was measured: tables, plots, the page."""

@@ -1,0 +1,1 @@
+"""What it is measured with: namespaces, peers, the packet generator."""

@@ -1,1 +1,0 @@
-"""Speed and memory against plain nftables, as ratios measured in one run (`python -m enforcer.bench`)."""

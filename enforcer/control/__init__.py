@@ -1,0 +1,1 @@
+"""The daemon's socket, and work in processes of its own."""

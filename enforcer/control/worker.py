@@ -1,0 +1,178 @@
+"""A process of its own that does one thing (enforcer/workers/): start it, watch over it, take its result.
+
+Imports next to nothing, so that `run` can start the process first and load the rest meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from enforcer.control import protocol as control
+from enforcer.control.interpreter import PYTHON
+from enforcer.errors import EnforcerError
+
+AGAIN, START, PROGRESS = "--again", "--start", "--progress"
+CHANGING = "changing"
+"""The line of progress after which the process changes the gateway, under the change lock."""
+
+# A process hangs if it neither says anything nor uses its processor for so many seconds: stopped, or waiting
+# for a file on a server that is gone. Preparing may wait for such a server for a while.
+_STILL_PREPARING = 20.0
+_STILL_CHANGING = 5.0
+# One that computes without end is given so many seconds between two lines.
+_BUSY = 120.0
+# One that does not end although it was killed waits in the kernel, and is not waited for.
+_UNKILLABLE = 5.0
+_LOOK = 0.5
+# What a suspended machine slept through counts for no more than this.
+_LONGEST_LOOK = 1.0
+
+
+class LostError(EnforcerError):
+    """A process ended without a result: it was killed, or hung and was ended by its daemon."""
+
+
+class Work:
+    """A module run as a process: what it says on stdout is read as it comes.
+
+    Lines that begin with "#" tell of its progress, the rest is one JSON document.
+    """
+
+    def __init__(self, module: str, *arguments: str):
+        self.module = module
+        self.changing = False
+        """Whether it has begun to change the gateway."""
+        self._said = b""
+        self._step = "start"
+        self._fault = ""
+        self._still = self._busy = 0.0
+        self._looked = time.monotonic()
+        self._used = -1
+        self._process = subprocess.Popen([*PYTHON, "-m", module, *arguments], stdout=subprocess.PIPE)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it is going to change the gateway and has not begun yet."""
+        return _applies(self.module) and not self.changing
+
+    def fileno(self) -> int:
+        """Readable when :meth:`ended` has something to do."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def ended(self) -> bool:
+        """Reads some; whether the process has said all it has to say."""
+        data = os.read(self.fileno(), 1 << 16)
+        self._said += data
+        self._take_progress()
+        return not data
+
+    def look(self) -> bool:
+        """Whether it goes on; called at least once a second. One that hangs is killed.
+
+        False: it was killed and does not even end by that, so that nothing more is to be expected of it.
+        """
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, _LONGEST_LOOK), now
+        used = _processor_time(self._process.pid)
+        self._still = 0.0 if used != self._used else self._still + passed
+        self._busy += passed
+        self._used = used
+        if self._fault:
+            return self._still < _UNKILLABLE
+        limit = _STILL_CHANGING if self.changing else _STILL_PREPARING
+        if self._still > limit or self._busy > _BUSY:
+            seconds = limit if self._still > limit else _BUSY
+            self.kill(f"did not go on for {seconds:.0f} s and was ended ({self._step})")
+        return True
+
+    def kill(self, fault: str) -> None:
+        """Ends the process; ``fault`` is what its result says."""
+        self._fault = fault
+        self._still = 0.0
+        self._process.kill()
+
+    def interrupt(self) -> None:
+        """Asks the process to end, which it does if it has not begun to change anything."""
+        self._process.terminate()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it has ended by that."""
+        return self._process.returncode == -signal.SIGTERM
+
+    def result(self) -> dict[str, Any]:
+        """The end; what the process gave. Raises ReportedError with the process's error, LostError."""
+        if self._fault and self.look() and self._process.poll() is None:
+            self._wait_killed()
+        if not self._fault:
+            self._said += self._process.communicate()[0]
+            self._take_progress()
+        try:
+            result = dict(json.loads(self._said))
+        except ValueError:
+            raise self._lost() from None
+        if "error" in result:
+            raise control.ReportedError(result)
+        return result
+
+    def wait(self) -> dict[str, Any]:
+        """As :meth:`result`, but waits for it: as long as the process goes on."""
+        while self.look():
+            if select.select([self], [], [], _LOOK)[0] and self.ended():
+                break
+        return self.result()
+
+    def _wait_killed(self) -> None:
+        try:
+            self._process.wait(_UNKILLABLE)
+        except subprocess.TimeoutExpired:
+            return
+
+    def _take_progress(self) -> None:
+        """Takes whole lines of progress out of what was said."""
+        while self._said.startswith(b"#") and b"\n" in self._said:
+            line, _, self._said = self._said.partition(b"\n")
+            self._step = line[1:].strip().decode(errors="replace")
+            self.changing |= self._step == CHANGING
+            self._busy = self._still = 0.0
+
+    def _lost(self) -> LostError:
+        what = "the process that applies the configuration" if _applies(self.module) else self.module
+        if self._fault:
+            happened = self._fault
+        elif (self._process.returncode or 0) < 0:
+            happened = f"was killed by signal {-(self._process.returncode or 0)} ({self._step})"
+        else:
+            happened = f"ended with exit code {self._process.returncode} and no result"
+        return LostError(f"{what} {happened}")
+
+
+def _applies(module: str) -> bool:
+    return module == "enforcer.workers.apply"
+
+
+def _processor_time(pid: int) -> int:
+    """What a process has used of its processors, in clock ticks (proc(5), utime and stime)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return -1
+    return int(fields[11]) + int(fields[12])
+
+
+def start(file: Path, *options: str) -> Work:
+    """Begins to apply the file."""
+    return Work("enforcer.workers.apply", str(file), PROGRESS, *options)
+
+
+def start_again() -> Work:
+    """Begins to apply the configuration in force once more, and to heal what is half done."""
+    return Work("enforcer.workers.apply", AGAIN, PROGRESS)

@@ -1,0 +1,157 @@
+"""What of the desired is there just now, written into the maps: interfaces, egress addresses, timeouts.
+
+The daemon calls this at every change of addresses, routes and interfaces; the programs act on the next
+packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv6Network
+
+import numpy as np
+
+from enforcer.address import IPAddress, mapped, mask_words, pack, words
+from enforcer.datapath.banks import NO_SLOT, prefix_of
+from enforcer.datapath.maps import Map, Maps
+from enforcer.gateway import roles
+from enforcer.gateway.desired import Desired, Egress
+from enforcer.gateway.roles import Seen
+from enforcer.kernel import addresses, links, sysctl
+from enforcer.policy.nearest import buckets
+
+Pair = tuple[bool, bool]
+BUCKETS = 1024
+_FAMILIES = 2
+
+# enum state of bpf/maps.h: conntrack's names of the timeouts by position.
+TIMEOUTS = (
+    "udp",
+    "udp_stream",
+    "tcp_syn_sent",
+    "tcp_syn_recv",
+    "tcp_established",
+    "tcp_fin_wait",
+    "tcp_close_wait",
+    "tcp_last_ack",
+    "tcp_time_wait",
+    "tcp_close",
+    "tcp_syn_sent2",  # no setting: two minutes
+)
+# A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
+# translation still holds. conntrack counts in jiffies of up to 10 ms.
+GRACE = 1.0
+
+
+class Sources:
+    """The addresses and ranges of some egress IPs, and the shared ones if wanted, for `in` (16 bytes)."""
+
+    def __init__(self, egresses: Sequence[Egress], shared: Desired | None = None):
+        single: list[IPAddress] = [egress.ipv4 for egress in egresses]
+        if shared is not None:
+            single += [shared.shared4, shared.shared6]
+        self._take(single, [egress.ipv6 for egress in egresses])
+
+    @classmethod
+    def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> Sources:
+        """Of addresses and ranges that no egress IP tells of."""
+        made = cls(())
+        made._take(single, ranges)
+        return made
+
+    def _take(self, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> None:
+        self._single = {pack(address) for address in single}
+        self._ranges: dict[int, set[int]] = {}
+        for network in ranges:
+            shift = 128 - network.prefixlen
+            self._ranges.setdefault(shift, set()).add(int(network.network_address) >> shift)
+
+    def __contains__(self, address: bytes) -> bool:
+        value = int.from_bytes(address, "big")
+        return address in self._single or any(
+            value >> shift in found for shift, found in self._ranges.items()
+        )
+
+
+@dataclass(frozen=True)
+class There:
+    """What there is at present of what is desired; pairs are (IPv4, IPv6)."""
+
+    egresses: dict[str, Pair]
+    """Which of this gateway's egress IPs are available, by name."""
+    shared: Pair
+    """Whether the gateway has the shared addresses."""
+    links: Seen
+
+
+def refresh(maps: Maps, wanted: Desired) -> There:
+    """Brings the maps up to date."""
+    found = links.links()
+    seen = roles.refresh(maps.interfaces, wanted, found)
+    held = addresses.held()
+    single, ranges = {interface.ip for _, interface in held}, addresses.ranges()
+    there = There(
+        {egress.name: (egress.ipv4 in single, egress.ipv6 in ranges) for egress in wanted.ours},
+        (wanted.shared4 in single, wanted.shared6 in single),
+        seen,
+    )
+    _write_egresses(maps.egresses, wanted, there)
+    _write_nearest(maps.nearest, wanted, there.egresses)
+    networks = [egress.ipv6 for egress in wanted.ours if egress.on_link]
+    if not any(interface.ip == wanted.shared6 and name in wanted.outside for name, interface in held):
+        # Held on lo, for which the kernel answers no neighbour.
+        networks.append(IPv6Network(wanted.shared6))
+    _write_on_link(maps.on_link, networks)
+    return there
+
+
+def _write_egresses(egresses: Map, wanted: Desired, there: There) -> None:
+    _, current = egresses.items()
+    rows = np.zeros_like(current)
+    ones = mask_words(128)
+    source = rows["source"]
+    source["prefix"][0] = [words(wanted.shared4), words(wanted.shared6)]
+    source["mask"][0] = [ones, ones]
+    source["planned"][0] = 1
+    source["available"][0] = there.shared
+    # A slot without an egress IP must match no address: prefix 0 under a full mask.
+    source["mask"][1:] = ones
+    for egress in wanted.egresses:
+        slot = egress.slot
+        source["prefix"][slot] = [words(egress.ipv4), words(egress.ipv6.network_address)]
+        source["mask"][slot] = [ones, mask_words(egress.ipv6.prefixlen)]
+        source["planned"][slot] = int(egress.here)
+        source["available"][slot] = there.egresses.get(egress.name, (False, False))
+    changed = np.flatnonzero(rows != current).astype(egresses.key)
+    egresses.put_many(changed, rows[changed])
+
+
+def _write_nearest(nearest: Map, wanted: Desired, available: Mapping[str, Pair]) -> None:
+    slots = {egress.name: egress.slot for egress in wanted.egresses}
+    rows = np.full((BUCKETS, _FAMILIES), NO_SLOT, dtype=nearest.value)
+    for family in range(_FAMILIES):
+        names = [name for name in wanted.nearest if available.get(name, (False, False))[family]]
+        if names:
+            chosen = np.array([slots[name] for name in names], dtype=nearest.value)
+            rows[:, family] = chosen[buckets(names, BUCKETS)]
+    nearest.put_many(np.arange(rows.size, dtype=nearest.key), rows.reshape(-1))
+
+
+def _write_on_link(on_link: Map, networks: Iterable[IPv6Network]) -> None:
+    keys = {network: prefix_of(network, on_link.key) for network in map(mapped, networks)}
+    keep = {key.tobytes() for key in keys.values()}
+    for key in on_link.items()[0]:
+        if key.tobytes() not in keep:
+            on_link.delete(key)
+    for key in keys.values():
+        on_link.put(key, 1)
+
+
+def write_timeouts(maps: Maps) -> np.ndarray:
+    """conntrack's timeouts of this namespace, by state, in nanoseconds; what a flow may be idle."""
+    seconds = sysctl.conntrack_timeouts()
+    values = [seconds.get(name, 120.0) + GRACE for name in TIMEOUTS]
+    rows = (np.array(values) * 1e9).astype(maps.timeouts.value)
+    maps.timeouts.put_many(np.arange(len(rows), dtype=maps.timeouts.key), rows)
+    return rows

@@ -1,0 +1,247 @@
+"""What a configuration asks of the kernel, as plain values.
+
+Made from the validated file's JSON form, which is also what the state file keeps: so the daemon gets at
+it without the validating library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
+
+from enforcer.facts.inforce import FORMAT
+from enforcer.gateway import timers
+from enforcer.kernel.addresses import Held
+from enforcer.kernel.nft.ruleset import Dns, Ruleset
+from enforcer.policy.nearest import nearest
+
+LOOPBACK = "lo"
+UNANSWERED_PER_CLIENT = 4096
+"""Of one client, if the file doesn't say: 17 new ones a second, each of which is forgotten after 240 s."""
+
+
+@dataclass(frozen=True)
+class Egress:
+    """One dedicated egress IP; ``here``: at this gateway's location."""
+
+    name: str
+    slot: int
+    location: str
+    ipv4: IPv4Address
+    ipv6: IPv6Network
+    on_link: bool
+    here: bool
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The kernel's side of a configuration, policies excepted."""
+
+    inside: tuple[str, ...]
+    outside: tuple[str, ...]
+    shared4: IPv4Address
+    shared6: IPv6Address
+    egresses: tuple[Egress, ...]
+    nearest: tuple[str, ...]
+    """Names of the egress IPs at the location nearest to this one that has any."""
+    mark_mask: int
+    limit: int
+    flows_per_client: int
+    unanswered_per_client: int
+    proxy_tcp: bool
+    proxy_udp: bool
+    flows: int
+    origins: int
+    dns: Dns = ""
+    """Whether names are learnt, and what becomes of DNS answers while no daemon runs."""
+    fast_path: bool = True
+    """Whether established flows may pass by the kernel's routing, conntrack and translation."""
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """Kernel settings by name, forwarding excepted."""
+    any_source: frozenset[str] = frozenset()
+    """Inside interfaces on which a new flow's source need not lead back."""
+    other: tuple[str, ...] = ()
+    """Interfaces by which clients' traffic may leave as it is."""
+
+    @property
+    def mark_shift(self) -> int:
+        """How far a mark value is shifted to lie under the mask."""
+        return (self.mark_mask & -self.mark_mask).bit_length() - 1
+
+    def mark(self, slot: int) -> int:
+        """The packet mark of a slot (bpf/egress.c, set_mark)."""
+        return (slot + 1) << self.mark_shift & self.mark_mask
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The interfaces of all lists."""
+        return (*self.inside, *self.outside, *self.other)
+
+    @property
+    def by_slot(self) -> dict[int, Egress]:
+        """The egress IPs that this gateway holds, by slot."""
+        return {egress.slot: egress for egress in self.ours}
+
+    @property
+    def ours(self) -> tuple[Egress, ...]:
+        """The egress IPs that this gateway holds."""
+        return tuple(egress for egress in self.egresses if egress.here)
+
+    @property
+    def shared(self) -> Egress:
+        """The shared addresses, as the egress of slot 0."""
+        return Egress("shared", 0, "", self.shared4, IPv6Network(self.shared6), on_link=False, here=True)
+
+    def addresses(self) -> list[Held]:
+        """The IPv4 egress addresses, each with its interface."""
+        first = self.outside[0]
+        return [(first, IPv4Interface((egress.ipv4, 32))) for egress in self.ours]
+
+    def shared_addresses(self) -> list[Held]:
+        """The shared addresses as they are held if no interface has them.
+
+        An interface knows an IPv6 address once, whatever its prefix: on the outside one ours would keep away
+        the host's own, which may come later at boot (ipv6_add_addr, net/ipv6/addrconf.c).
+        """
+        first = self.outside[0]
+        return [(first, IPv4Interface((self.shared4, 32))), (LOOPBACK, IPv6Interface((self.shared6, 128)))]
+
+    def ranges(self) -> list[IPv6Network]:
+        """The IPv6 egress ranges."""
+        return [egress.ipv6 for egress in self.ours]
+
+    def ruleset(self) -> Ruleset:
+        """The nftables table's contents."""
+        source4 = {self.mark(0): self.shared4}
+        source6 = {self.mark(0): IPv6Network(self.shared6)}
+        for egress in self.ours:
+            source4[self.mark(egress.slot)] = egress.ipv4
+            source6[self.mark(egress.slot)] = egress.ipv6
+        return Ruleset(
+            mark_mask=self.mark_mask,
+            inside=self.inside,
+            outside=self.outside,
+            source4=source4,
+            source6=source6,
+            dedicated4=frozenset(egress.ipv4 for egress in self.ours),
+            dedicated6=frozenset(egress.ipv6 for egress in self.ours),
+            dns=self.dns,
+            listed=self.listed,
+        )
+
+
+def united(leading: Desired, *others: Desired) -> Desired:
+    """What serves all of these while one takes another's place: every interface, every egress IP.
+
+    All else is the leading one's: the shared addresses, what is nearest, DNS. Slots are not used twice, so an
+    egress IP is the same in each. One whose marks are others' has nothing to add but its interfaces.
+    """
+    egresses = {egress.slot: egress for egress in leading.egresses}
+    for other in others:
+        for egress in other.egresses if other.mark_mask == leading.mark_mask else ():
+            known = egresses.get(egress.slot, egress)
+            here, on_link = known.here or egress.here, known.on_link or egress.on_link
+            egresses[egress.slot] = replace(known, here=here, on_link=on_link)
+    return replace(
+        leading,
+        inside=_every(leading.inside, *(other.inside for other in others)),
+        outside=_every(leading.outside, *(other.outside for other in others)),
+        other=_every(leading.other, *(other.other for other in others)),
+        egresses=tuple(egresses.values()),
+    )
+
+
+def _every(*names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(names)))
+
+
+def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
+    """From the JSON form of a Configuration and the slots by egress name."""
+    here = config["location"]
+    egresses = tuple(
+        Egress(
+            name=entry["name"],
+            slot=slots[entry["name"]],
+            location=entry["location"],
+            ipv4=IPv4Address(entry["ipv4"]),
+            ipv6=IPv6Network(entry["ipv6"]),
+            on_link=entry["on_link"],
+            here=entry["location"] == here,
+        )
+        for entry in config["egress_ips"]
+    )
+    places = {name: SimpleNamespace(**location) for name, location in config["locations"].items()}
+    used = {egress.location for egress in egresses}
+    # Another location may have the same coordinates.
+    closest = here if here in used else nearest(places[here], {name: places[name] for name in used})[0]
+    return Desired(
+        inside=tuple(config["interfaces"]["inside"]),
+        outside=tuple(config["interfaces"]["outside"]),
+        shared4=IPv4Address(config["shared"]["ipv4"]),
+        shared6=IPv6Address(config["shared"]["ipv6"]),
+        egresses=egresses,
+        nearest=tuple(sorted(egress.name for egress in egresses if egress.location == closest)),
+        mark_mask=config["mark_mask"],
+        limit=config["limits"]["connections_per_origin"],
+        **per_client(config["limits"]),
+        proxy_tcp=config["proxy"]["tcp"],
+        proxy_udp=config["proxy"]["udp"],
+        flows=config["limits"]["flows"],
+        origins=config["limits"]["origins"],
+        dns=_dns(config),
+        # An earlier version's state knows neither.
+        fast_path=config.get("fast_path", False),
+        sysctls=timers.settings(config["timers"]) if "timers" in config else {},
+        any_source=any_source(config),
+        other=tuple(config["interfaces"].get("other", ())),
+    )
+
+
+def any_source(config: dict[str, Any]) -> frozenset[str]:
+    """The inside interfaces on which a new flow's source need not lead back."""
+    # An earlier version's state knows no such check, and none was made.
+    checked = config.get("check_source", False)
+    inside = config["interfaces"]["inside"]
+    return frozenset(
+        name for name in inside if not (checked.get(name, True) if isinstance(checked, dict) else checked)
+    )
+
+
+def per_client(limits: Mapping[str, int | None]) -> dict[str, int]:
+    """The two caps of one client: as the file says, else as generous as the table of flows allows."""
+    flows = limits["flows"] or 0
+    unanswered = min(UNANSWERED_PER_CLIENT, flows // 4)
+    return {
+        # A host's IPv4 address and its IPv6 /64 are two clients, which together leave a quarter to others.
+        "flows_per_client": limits.get("flows_per_client") or flows * 3 // 8,
+        "unanswered_per_client": limits.get("unanswered_per_client") or unanswered,
+    }
+
+
+def _dns(config: dict[str, Any]) -> Dns:
+    """DNS is looked at only if an enabled policy speaks of names; such a text in a string does no harm."""
+    for policy in config.get("policies", ()):
+        texts = (policy.get(field) or "" for field in ("traffic", "identity", "device_posture"))
+        if policy.get("enabled", True) and any("net.fqdn." in text for text in texts):
+            return "drop" if config.get("dns", {}).get("when_down") == "drop" else "pass"
+    return ""
+
+
+def last_slot(mark_mask: int) -> int:
+    """The highest slot whose mark value, slot + 1, is not all ones."""
+    return mark_mask // (mark_mask & -mark_mask) - 2
+
+
+def tables_digest(
+    config: dict[str, Any], slots: dict[str, int], policies: dict[str, int], database: str = ""
+) -> str:
+    """Equal for configurations whose policy bank is equal; ``database`` is the digest of that of places."""
+    parts = [config["policies"], config["lists"], config["private_networks"], config["egress_ips"]]
+    parts += [slots, policies, database, FORMAT]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,151 @@
+"""Forwarding: switched on for the file's interfaces, and for no other. Decides, does nothing.
+
+IPv4: the kernel asks the interface that a packet came by (net/ipv4/route.c, ip_route_input_slow), so the
+listed ones are switched on, one by one. ``ip_forward`` stays as it is: writing it writes the setting of every
+interface (net/ipv4/devinet.c, inet_forward_change).
+
+IPv6: the kernel asks ``conf/all`` (net/ipv6/ip6_output.c, ip6_forward; only since Linux 6.17 it also asks the
+interface, by force_forwarding). An interface's own setting makes it a router's or a host's: router
+advertisements are believed on a host's, and on a router's with accept_ra = 2 (ip-sysctl.rst). So ``conf/all``
+is written without what the kernel writes with it, the listed interfaces become a router's, and all others
+stay what they are.
+
+What these switches let the kernel forward for others, the nftables table drops (:meth:`Forwarding.closed`). A
+family that was forwarded for all before the enforcer came is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from enforcer.gateway.desired import Desired
+from enforcer.kernel.nft.ruleset import Ruleset
+
+FOR_ALL = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+"""The settings' names by family."""
+BRIDGED6 = "net/bridge/bridge-nf-call-ip6tables"
+"""Whether nftables sees, as if it were forwarded, what a bridge passes from port to port."""
+DEFAULT = "default"
+"""Stands for an interface's name: what one that appears begins with."""
+LOOPBACK = "lo"
+"""Switched on with the listed ones: the source check asks from there where an uplink's is off (route.h)."""
+
+Settings = Iterator[tuple[str, str]]
+"""Names and values to write, in this order."""
+
+
+def forwards(family: int, interface: str) -> str:
+    """The setting's name."""
+    return f"net/ipv{family}/conf/{interface}/forwarding"
+
+
+def accept_ra(interface: str) -> str:
+    """The setting's name: with 1 only a host believes router advertisements, with 2 a router does, too."""
+    return f"net/ipv6/conf/{interface}/accept_ra"
+
+
+def accept_redirects(interface: str) -> str:
+    """The setting's name. A router believes no redirects (RFC 1812, 5.2.7.2); Linux's does, by default."""
+    return f"net/ipv4/conf/{interface}/accept_redirects"
+
+
+def settings(desired: Desired, interfaces: Iterable[str]) -> list[str]:
+    """Names of the settings that are looked at; an interface need not have all of them."""
+    interfaces = list(interfaces)
+    names = [*FOR_ALL.values(), BRIDGED6, *map(accept_redirects, desired.listed), *map(accept_ra, interfaces)]
+    return names + [forwards(family, name) for family in FOR_ALL for name in [*interfaces, DEFAULT]]
+
+
+@dataclass(frozen=True)
+class Forwarding:
+    """The settings by name: as they are, and as the enforcer found those that it has changed."""
+
+    now: Mapping[str, str]
+    was: Mapping[str, str] = field(default_factory=dict)
+    forgotten: bool = False
+    """Whether some of ``was`` is lost."""
+    bridges: tuple[str, ...] = ()
+    """Those that have ports."""
+
+    def is_ours(self, family: int) -> bool:
+        """Whether the enforcer alone switches forwarding: without it nothing is forwarded for all."""
+        name = FOR_ALL[family]
+        if self.forgotten and family == 6 and self._now(forwards(6, DEFAULT)) == "0":
+            return True  # as nothing else leaves it
+        return self.was.get(name, self._now(name)) == "0"
+
+    def closed(self, ruleset: Ruleset) -> Ruleset:
+        """The table that drops what would be forwarded for others."""
+        opened = [name for name in ruleset.listed if self.forgotten or self._before(4, name) == "0"]
+        bridged = self.is_ours(6) and self._now(BRIDGED6) == "1"
+        return replace(
+            ruleset,
+            opened4=tuple(opened) if self.is_ours(4) else (),
+            closed6=self.is_ours(6),
+            bridged6=tuple(name for name in self.bridges if bridged and name not in ruleset.listed),
+        )
+
+    def leave(self, desired: Desired, before: Iterable[Desired], interfaces: Iterable[str]) -> Settings:
+        """What is put back although the enforcer stays: an interface is in no list any more."""
+        gone = dict.fromkeys(name for each in before for name in each.listed if name not in desired.listed)
+        for family in filter(self.is_ours, FOR_ALL):
+            # An earlier version left all interfaces switched on. IPv4's ip_forward has to stay until `down`:
+            # the kernel would switch off the listed interfaces with it for a moment.
+            all_on = self._now(forwards(family, DEFAULT)) != "0" and self._before(family, DEFAULT) == "0"
+            others = [name for name in [*interfaces, DEFAULT] if name not in (*desired.listed, LOOPBACK)]
+            for interface in others if all_on else gone:
+                now = self._now(forwards(family, interface))
+                if now not in ("0", "") and self._before(family, interface) == "0":
+                    yield forwards(family, interface), "0"
+        for name in map(accept_redirects, gone):
+            if self.was.get(name) == "1" and self._now(name) == "0":
+                yield name, "1"
+
+    def enter(self, desired: Desired, interfaces: Iterable[str]) -> Settings:
+        """What is switched on, IPv6 first."""
+        if self.is_ours(6):
+            yield from self._enter6(desired, interfaces)
+        if self.is_ours(4):
+            for interface in (*desired.listed, LOOPBACK):
+                if self._now(accept_redirects(interface)) == "1" and self._before(4, interface) == "0":
+                    yield accept_redirects(interface), "0"
+                if self._now(forwards(4, interface)) == "0":
+                    yield forwards(4, interface), "1"
+
+    def _enter6(self, desired: Desired, interfaces: Iterable[str]) -> Settings:
+        names = [FOR_ALL[6], *(forwards(6, interface) for interface in (*desired.listed, LOOPBACK))]
+        off = [name for name in names if self._now(name) == "0"]
+        for interface in interfaces:
+            value = self._accept_ra(desired, interface, forgets=bool(off))
+            if value != self._now(accept_ra(interface)) and interface != LOOPBACK:
+                yield accept_ra(interface), value
+        yield from ((name, "1") for name in off)
+
+    def _accept_ra(self, desired: Desired, interface: str, *, forgets: bool) -> str:
+        """An interface's setting as it shall be.
+
+        ``forgets``: an interface becomes a router's. Then the kernel forgets what routers have advertised on
+        any of them, except where the setting is 2 (net/ipv6/route.c, rt6_purge_dflt_routers).
+        """
+        now, listed = self._now(accept_ra(interface)), interface in desired.listed
+        host = self._now(forwards(6, interface)) == "0"
+        if interface in desired.inside or not (listed or host or forgets):
+            # It was in another list before, or others have made it a router's: that believes none.
+            return "1" if now == "2" and self.was.get(accept_ra(interface)) == "1" else now
+        believes = forgets if host else listed and self._before(6, interface) == "0"
+        return "2" if now == "1" and believes else now
+
+    def _now(self, name: str) -> str:
+        """The value; none if there is no such setting."""
+        return self.now.get(name, "")
+
+    def _before(self, family: int, interface: str) -> str:
+        """An interface's setting as it was without the enforcer."""
+        name, default = forwards(family, interface), forwards(family, DEFAULT)
+        if name in self.was:
+            return self.was[name]
+        # An interface that appeared since an earlier version switched all on began with that.
+        if FOR_ALL[family] in self.was and self.was.get(default) == "0":
+            return "0"
+        return self.now.get(name, "0")

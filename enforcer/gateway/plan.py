@@ -1,0 +1,420 @@
+"""Desired against actual: the operations that make the one of the other. Decides, does nothing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from itertools import starmap
+from typing import ClassVar, Literal
+
+from enforcer.gateway.desired import LOOPBACK, Desired, Egress, united
+from enforcer.gateway.forwarding import Forwarding
+from enforcer.kernel.addresses import Held
+from enforcer.kernel.filters import Direction
+from enforcer.kernel.links import Link
+from enforcer.kernel.nft.ruleset import Ruleset
+
+# What sits where: (role, direction, program). The guard comes first, what lets traffic through last.
+HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
+    ("outside", "egress", "to_origin"),
+    ("outside", "ingress", "from_origin"),
+    ("inside", "egress", "to_client"),
+    ("inside", "ingress", "from_client"),
+)
+
+
+# Names that a message lists before it counts the rest.
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What the kernel holds of what we care about."""
+
+    links: Mapping[str, Link]
+    held: frozenset[Held]
+    ranges: frozenset[IPv6Network]
+    """Those that are local by a route."""
+    table: str | None
+    hooks: Mapping[tuple[str, Direction], int]
+    """Ids of our programs by interface and direction; 0: attached, but not as it should be."""
+    sysctls: Mapping[str, str]
+    programs: Mapping[str, int] = field(default_factory=dict)
+    """Ids of the pinned programs by name; empty if what is loaded is out of date, lost or nothing."""
+    lost: tuple[str, ...] = ()
+    """Names of the maps and programs in force whose pins are gone."""
+    tables: str = ""
+    """Digest of the policy bank in force."""
+    settings: tuple[int, ...] = ()
+    """Settings in force, as `settings_of` gives them for the desired ones."""
+    our_addresses: frozenset[Held] = frozenset()
+    """Those of ``held`` that the enforcer put there."""
+    our_ranges: frozenset[IPv6Network] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Links that have another name than they are listed by: the listed one by the present one."""
+    was: Mapping[str, str] = field(default_factory=dict)
+    """Settings as the enforcer found them, of those that it has changed."""
+    forgotten: bool = False
+    """Whether what it found was in a state file that is lost."""
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What of it is about forwarding."""
+        bridges = {link.port_of for link in self.links.values() if link.port_of is not None}
+        return Forwarding(self.sysctls, self.was, self.forgotten, tuple(sorted(bridges)))
+
+
+@dataclass(frozen=True)
+class Operation(ABC):
+    """One step; `str()` is what `enforcer plan` prints."""
+
+    prepares: ClassVar[bool] = False
+    """Adds only what nothing uses yet: what was in force before is still in force after it."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class InstallTable(Operation):
+    """The nftables table, as a whole in one transaction.
+
+    ``trusted``: what is there is a table of ours, unchanged; connections passed through it translated.
+    """
+
+    prepares = True
+    ruleset: Ruleset
+    there: bool
+    trusted: bool
+
+    def __str__(self) -> str:
+        done = "replace" if self.there else "install"
+        return f"{done} nftables table inet enforcer ({len(self.ruleset.source4) - 1} egress IPs)"
+
+
+@dataclass(frozen=True)
+class AddAddress(Operation):
+    """An IPv4 egress address or a shared address, on an outside interface."""
+
+    prepares = True
+    held: Held
+
+    def __str__(self) -> str:
+        return f"add address {self.held[1]} to {self.held[0]}"
+
+
+@dataclass(frozen=True)
+class RemoveAddress(Operation):
+    """An address that the enforcer put there and that the file does not name."""
+
+    held: Held
+
+    def __str__(self) -> str:
+        return f"remove address {self.held[1]} from {self.held[0]}"
+
+
+@dataclass(frozen=True)
+class AddRange(Operation):
+    """An IPv6 egress range as a local route."""
+
+    prepares = True
+    network: IPv6Network
+
+    def __str__(self) -> str:
+        return f"add local range {self.network}"
+
+
+@dataclass(frozen=True)
+class RemoveRange(Operation):
+    """A range that the enforcer put there and that the file does not name."""
+
+    network: IPv6Network
+
+    def __str__(self) -> str:
+        return f"remove local range {self.network}"
+
+
+@dataclass(frozen=True)
+class LoadPrograms(Operation):
+    """Compile and load the BPF programs; maps that fit are kept, others are carried over.
+
+    ``lost``: names of maps and programs whose pins are gone. Lost flows are taken over from conntrack.
+    """
+
+    prepares = True
+    first: bool
+    lost: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.lost:
+            more = f" and {len(self.lost) - _SHOWN} more" if len(self.lost) > _SHOWN else ""
+            return f"load BPF programs in place of lost ones ({', '.join(self.lost[:_SHOWN])}{more})"
+        return "load BPF programs" if self.first else "upgrade BPF programs"
+
+
+@dataclass(frozen=True)
+class SwitchTables(Operation):
+    """Egress IPs, settings and policies into the maps, then the switch."""
+
+    def __str__(self) -> str:
+        return "switch policies and settings"
+
+
+@dataclass(frozen=True)
+class Attach(Operation):
+    """A program to an interface's hook."""
+
+    interface: str
+    direction: Direction
+    program: str
+
+    def __str__(self) -> str:
+        return f"attach {self.program} to {self.interface} {self.direction}"
+
+
+@dataclass(frozen=True)
+class Detach(Operation):
+    """Our program from an interface that no longer has this role."""
+
+    interface: str
+    direction: Direction
+
+    def __str__(self) -> str:
+        return f"detach from {self.interface} {self.direction}"
+
+
+@dataclass(frozen=True)
+class DetachUnknown(Detach):
+    """Our program of which no state file tells, before anything else: nothing passes there from then on."""
+
+    prepares = True
+
+
+@dataclass(frozen=True)
+class EndFlows(Operation):
+    """The connections of egress IPs that are gone: they can't go on, and must not be counted on."""
+
+    egresses: tuple[Egress, ...]
+
+    def __str__(self) -> str:
+        return f"end the connections of {', '.join(egress.name for egress in self.egresses)}"
+
+
+@dataclass(frozen=True)
+class TakeMulticast(Operation):
+    """An outside interface receives all multicast: solicitations for an on-link range go to many groups."""
+
+    interface: str
+
+    def __str__(self) -> str:
+        return f"set allmulti on {self.interface}"
+
+
+@dataclass(frozen=True)
+class SetSysctl(Operation):
+    """A kernel setting."""
+
+    prepares = True
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"set {self.name.replace('/', '.')} = {self.value}"
+
+
+@dataclass(frozen=True)
+class SwitchFastPath(Operation):
+    """The fast path on or off: live, and with nothing lost."""
+
+    on: bool
+
+    def __str__(self) -> str:
+        return f"switch the fast path {'on' if self.on else 'off'}"
+
+
+SETTINGS = (
+    "mark_mask",
+    "mark_shift",
+    "limit",
+    "flows_per_client",
+    "unanswered_per_client",
+    "proxy_tcp",
+    "proxy_udp",
+)
+"""The fields of struct settings that the file decides, by the names that ``Desired`` has for them, too."""
+
+
+def settings_of(desired: Desired) -> tuple[int, ...]:
+    """Their values."""
+    return tuple(int(getattr(desired, name)) for name in SETTINGS)
+
+
+def plan(
+    desired: Desired,
+    actual: Actual,
+    previous: Desired | None,
+    tables: str,
+    *,
+    left: Desired | None = None,
+    restore: Container[str] | None = None,
+) -> list[Operation]:
+    """The operations, in an order in which nothing leaks and no live flow is lost, wherever they end.
+
+    ``previous`` is what is in force. ``left`` is the other side of a plan that was not completed: parts of it
+    may be there. ``tables`` is the digest of the desired policy bank. ``restore``: the interfaces to which
+    missing addresses are added (None: all); taken from others, they stay away (contract: they are
+    unavailable). What is there of ours and not desired goes.
+    """
+    return list(_operations(desired, actual, previous, tables, left=left, restore=restore))
+
+
+def _operations(
+    desired: Desired,
+    actual: Actual,
+    previous: Desired | None,
+    tables: str,
+    *,
+    left: Desired | None,
+    restore: Container[str] | None,
+) -> Iterator[Operation]:
+    before = [each for each in (previous, left) if each is not None]
+    # The table is what closes the gateway, so it comes first, and serves what is in force too until that is
+    # replaced. What leaves is refused by the table until nothing of it is there any more.
+    closed = actual.forwarding.closed
+    until = closed(_guarded(united(*(before or [desired]), desired), actual, desired))
+    since = closed(_guarded(united(desired, *before), actual, desired))
+    there = actual.table is not None
+    yield from _unknown(actual, previous)
+    if actual.table != until.digest():
+        yield InstallTable(until, there, trusted=bool(actual.table) and not _widens(desired, previous))
+    # conntrack has its settings when its table is there: the first one loads it.
+    yield from _settings(desired.sysctls, actual)
+    yield from _additions(desired, actual, restore)
+    if not actual.programs:
+        yield LoadPrograms(first=previous is None, lost=actual.lost)
+    # Interfaces and addresses are in the maps too, and must be there before a program is attached.
+    in_force = actual.tables == tables and actual.settings == settings_of(desired)
+    changed = previous is not None and replace(previous, fast_path=desired.fast_path) != desired
+    if not actual.programs or not in_force or changed or left is not None:
+        yield SwitchTables()
+    yield from _tables(until, since)
+    yield from _attachments(desired, actual)
+    if any(egress.on_link for egress in desired.ours) or _shared_is_apart(desired, actual):
+        for name in desired.outside:
+            if name in actual.links and not actual.links[name].allmulti:
+                yield TakeMulticast(name)
+    yield from starmap(SetSysctl, actual.forwarding.leave(desired, before, actual.links))
+    yield from _detachments(desired, actual, previous)
+    yield from _removals(desired, actual)
+    yield from _endings(desired, before)
+    yield from _tables(since, closed(desired.ruleset()))
+    if previous is not None:
+        yield from _fast_path(desired, previous)
+    yield from starmap(SetSysctl, actual.forwarding.enter(desired, actual.links))
+
+
+def _tables(installed: Ruleset, wanted: Ruleset) -> Iterator[Operation]:
+    if installed.digest() != wanted.digest():
+        yield InstallTable(wanted, there=True, trusted=True)
+
+
+def _settings(wanted: Mapping[str, str], actual: Actual) -> list[SetSysctl]:
+    return [SetSysctl(name, value) for name, value in wanted.items() if actual.sysctls.get(name) != value]
+
+
+def _fast_path(desired: Desired, previous: Desired) -> Iterator[Operation]:
+    if previous.fast_path != desired.fast_path:
+        yield SwitchFastPath(desired.fast_path)
+
+
+def _widens(desired: Desired, previous: Desired | None) -> bool:
+    """What becomes inside or outside had connections that nobody translated."""
+    return previous is not None and not (
+        set(desired.inside) <= set(previous.inside) and set(desired.outside) <= set(previous.outside)
+    )
+
+
+def _guarded(serving: Desired, actual: Actual, desired: Desired) -> Ruleset:
+    """The table for what is served, silent for what is going to be held and for what still is."""
+    ruleset, coming = serving.ruleset(), desired.ruleset()
+    shared = {serving.shared4, serving.shared6, desired.shared4, desired.shared6}
+    leaving = {held[1].ip for held in _leaving(desired, actual)} - shared
+    return replace(
+        ruleset,
+        dedicated4=ruleset.dedicated4
+        | coming.dedicated4
+        | {ip for ip in leaving if isinstance(ip, IPv4Address)},
+        dedicated6=ruleset.dedicated6
+        | coming.dedicated6
+        | {IPv6Network(ip) for ip in leaving if isinstance(ip, IPv6Address)}
+        | actual.our_ranges,
+    )
+
+
+def _shared_is_apart(desired: Desired, actual: Actual) -> bool:
+    """Whether no outside interface has the shared IPv6 address: the programs answer solicitations for it."""
+    staying = actual.held.difference(_leaving(desired, actual))
+    return not any(name in desired.outside and address.ip == desired.shared6 for name, address in staying)
+
+
+def _additions(desired: Desired, actual: Actual, restore: Container[str] | None) -> Iterator[Operation]:
+    # An address on what is no longer the first outside interface moves: added there, then removed here.
+    leaving = set(_leaving(desired, actual))
+    addresses = {held[1].ip for held in actual.held if held not in leaving}
+    for held in [*desired.shared_addresses(), *desired.addresses()]:
+        there = held[0] in actual.links and (restore is None or held[0] in restore)
+        if there and held[1].ip not in addresses:
+            yield AddAddress(held)
+    for network in desired.ranges():
+        if network not in actual.ranges and (restore is None or LOOPBACK in restore):
+            yield AddRange(network)
+
+
+def _attachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    for role, direction, program in HOOKS:
+        for name in getattr(desired, role):
+            if name not in actual.links:
+                continue
+            wanted = actual.programs.get(program)
+            if wanted is None or actual.hooks.get((name, direction)) != wanted:
+                yield Attach(name, direction, program)
+
+
+def _unknown(actual: Actual, previous: Desired | None) -> Iterator[Operation]:
+    """Programs of ours of which no state file tells: their slots have other numbers than ours will have."""
+    if previous is None:
+        yield from (DetachUnknown(name, direction) for name, direction in actual.hooks)
+
+
+def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
+    if previous is None:
+        return  # _unknown
+    for name, direction in actual.hooks:
+        if name not in desired.inside + desired.outside and name not in actual.renamed:
+            yield Detach(name, direction)
+
+
+def _leaving(desired: Desired, actual: Actual) -> list[Held]:
+    keep = {*desired.addresses(), *desired.shared_addresses()}
+    leaving = (held for held in actual.our_addresses if held not in keep and held[0] not in actual.renamed)
+    return sorted(leaving, key=lambda held: (held[0], held[1].version, held[1]))
+
+
+def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    for held in _leaving(desired, actual):
+        yield RemoveAddress(held)
+    for network in sorted(actual.our_ranges.difference(desired.ranges())):
+        yield RemoveRange(network)
+
+
+def _endings(desired: Desired, before: Iterable[Desired]) -> Iterator[Operation]:
+    """Connections of egress IPs that are gone, and of shared addresses that are others now."""
+    gone: dict[Egress, None] = {}
+    for each in before:
+        gone |= {egress: None for slot, egress in each.by_slot.items() if slot not in desired.by_slot}
+        if (each.shared4, each.shared6) != (desired.shared4, desired.shared6):
+            gone[each.shared] = None
+    if gone:
+        yield EndFlows(tuple(gone))

@@ -1,0 +1,51 @@
+"""Makes what is in force reachable before it is changed, or says why that can't be.
+
+A mounted BPF file system, and links of ours pinned in it: one that is mounted on top of another hides the
+links there, and programs attached beside them would decide about each packet a second time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from enforcer.datapath import hidden, tcx
+from enforcer.datapath import pins as places
+from enforcer.datapath.hidden import Hidden
+from enforcer.kernel import links, nft
+
+if TYPE_CHECKING:
+    from enforcer.gateway.gateway import Gateway
+
+
+def reach(gateway: Gateway) -> None:
+    """Mounts a BPF file system if there is none, and pins links that are out of reach where they should be.
+
+    Raises KernelError, PrivilegeError; then nothing that is enforced has changed.
+    """
+    if gateway.pins is None:
+        gateway.pins = gateway.pins_at(places.mount_bpffs())
+    for one, fd in hidden.open_links(_hidden(gateway)).items():
+        try:
+            tcx.pin_link(gateway.pins.links, one.interface, one.direction, fd)
+        finally:
+            os.close(fd)
+
+
+def detach_hidden(gateway: Gateway) -> int:
+    """Takes the programs off whose links are out of reach; returns how many. Raises as :func:`reach`."""
+    opened = hidden.open_links(_hidden(gateway))
+    for fd in opened.values():
+        tcx.detach_link(fd)
+        os.close(fd)
+    return len(opened)
+
+
+def _hidden(gateway: Gateway) -> list[Hidden]:
+    state = gateway.state
+    reachable = tcx.link_ids(gateway.pins.links) if gateway.pins is not None else set()
+    known = set(state.program_ids.values()) if state is not None else set()
+    # Without its state only the table says that there is a gateway.
+    doubtful = state is None and nft.installed() is not None
+    interfaces = [link.index for link in links.links().values()]
+    return hidden.find(reachable, interfaces, known, doubtful=doubtful)

@@ -1,0 +1,20 @@
+"""Where programs are not attached that should be: nothing passes there until they are."""
+
+from __future__ import annotations
+
+from enforcer.gateway import attach as hooks
+from enforcer.gateway.plan import HOOKS
+from enforcer.inspect.source import Source
+from enforcer.kernel import links
+
+
+def unattached(source: Source) -> list[str]:
+    """The hooks, such as "in0 ingress", of the interfaces that are there, without their program."""
+    found, ids = links.links(), source.pins.program_ids()
+    there = hooks.attached(source.pins, [link.index for link in found.values()])
+    return [
+        f"{name} {direction}"
+        for role, direction, program in HOOKS
+        for name in source.config["interfaces"][role]
+        if name in found and (program not in ids or there.get((found[name].index, direction)) != ids[program])
+    ]

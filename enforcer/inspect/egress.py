@@ -1,0 +1,52 @@
+"""`enforcer egress`: the dedicated egress IPs, whether they are there, and how full they are."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Network
+from typing import Any
+
+from enforcer.address import port, unpack
+from enforcer.inspect.source import PROTOCOLS, Source
+from enforcer.kernel import addresses
+
+Row = dict[str, Any]
+
+
+def egress(source: Source) -> list[Row]:
+    """In the file's order."""
+    held = {interface.ip for _, interface in addresses.held()}
+    ranges = addresses.ranges()
+    keys, values = source.origins
+    rows = []
+    for entry in source.config["egress_ips"]:
+        here = entry["location"] == source.config["location"]
+        ipv4 = here and IPv4Address(entry["ipv4"]) in held
+        ipv6 = here and IPv6Network(entry["ipv6"]) in ranges
+        mine = values["slot"] == source.state.slots[entry["name"]]
+        active = values["active"][mine]
+        busiest, most = None, 0
+        if active.any():
+            key = keys[mine][active.argmax()]
+            most = int(active.max())
+            busiest = _named(key)
+        rows.append(
+            {
+                "name": entry["name"],
+                "location": entry["location"],
+                "ipv4": entry["ipv4"],
+                "ipv6": entry["ipv6"],
+                "available": ipv4 and ipv6,
+                "active": int(active.sum()),
+                "busiest_origin": busiest,
+                "utilisation": round(most / source.limit, 4),
+                "available_ipv4": ipv4,
+                "available_ipv6": ipv6,
+            }
+        )
+    return rows
+
+
+def _named(key: Any) -> str:
+    address = unpack(key["origin"])
+    host = f"[{address}]" if address.version == 6 else str(address)
+    return f"{PROTOCOLS[int(key['protocol'])]} {host}:{port(key['origin_port'])}"

@@ -1,0 +1,230 @@
+"""`enforcer explain`: asks the loaded program what it would do with a connection; nothing is sent.
+
+A packet is built and BPF_PROG_TEST_RUN runs the program `explain` on it, which shares its functions with
+from_client and enters nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from enforcer.address import IPAddress, unpack
+from enforcer.datapath import syscall
+from enforcer.datapath.banks import rule_sets
+from enforcer.errors import UsageError
+from enforcer.facts.inforce import InForce
+from enforcer.facts.session import GROUPS, POSTURE
+from enforcer.gateway.desired import any_source
+from enforcer.inspect.known import EMAIL, Known, rules_in_force
+from enforcer.inspect.outcome import in_the_end, missing
+from enforcer.inspect.source import Source
+from enforcer.kernel import links
+from enforcer.kernel.links import Link
+from enforcer.policy.facts import Connection, Facts
+from enforcer.reasons import by_name, reason_of
+
+_SYN = 2
+# enum suppose of bpf/policy.h
+_SUPPOSE_CLIENT, _SUPPOSE_HOST = 1, 2
+# Known of everybody with a session, if only to be none.
+_NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
+
+# struct verdict of bpf/policy.h
+_VERDICT = np.dtype(
+    [
+        ("reason", "<u4"),
+        ("slot", "<u4"),
+        ("policy", "<u4"),
+        ("source", "<u4", 4),
+        ("active", "<u4"),
+        ("limit", "<u4"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A connection that a client might open; ``protocol`` is tcp, udp or icmp."""
+
+    source: IPAddress
+    destination: IPAddress
+    protocol: str
+    source_port: int
+    destination_port: int
+    interface: str | None = None
+    """The inside interface that it arrives by; None: the one that its source leads back to."""
+
+
+@dataclass(frozen=True)
+class Supposed:
+    """What a question supposes instead of what is known; None: as it is known."""
+
+    email: str | None = None
+    """The client has this person's session (with other facts than the email if there is one anywhere)."""
+    host: str | None = None
+    """The origin goes by this name."""
+
+
+def explain(
+    source: Source, question: Question, supposed: Supposed | None = None, *, trace: bool = False
+) -> dict[str, Any]:
+    """The verdict in the contract's fields. Raises UsageError for a question that makes no sense.
+
+    With ``trace``, ``trace`` says of every policy in order what became of it, by the reference evaluator.
+    """
+    supposed = supposed or Supposed()
+    if question.source.version != question.destination.version:
+        raise UsageError(
+            "source and destination are of different families", "Give two IPv4 or two IPv6 addresses."
+        )
+    known = Known(source)
+    client, session = _client(known, question, supposed)
+    names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
+    interface, found = _ask(source, known, question, supposed, client)
+    said = reason_of(int(found["reason"]))
+    reason = by_name().get(in_the_end(source.config, said.name, question.destination), said)
+    translated = reason.verdict in ("dedicated", "shared") or reason.name == "limit"
+    answer: dict[str, Any] = {
+        "verdict": reason.verdict,
+        "reason": reason.name,
+        "policy": source.policy_names.get(int(found["policy"])),
+        "egress": source.egress_names.get(int(found["slot"])) if translated else None,
+        "source_ip": str(unpack(found["source"])) if translated else None,
+        "active": int(found["active"]) if translated else None,
+        "limit": int(found["limit"]) if translated else None,
+        "interface": interface,
+        "description": reason.description,
+        "session": session,
+        "email": client.get(EMAIL, (None,))[0],
+        "hosts": list(names),
+    }
+    if reason.name == "unavailable":
+        egress, why = missing(source.config, answer["policy"], question.source.version)
+        answer |= {"egress": egress, "description": f"{reason.description}: {why}"}
+    if trace:
+        answer["trace"] = _trace(source, known.connection(_connection(question), client, names))
+    return answer
+
+
+def _client(known: Known, question: Question, supposed: Supposed) -> tuple[Facts, str]:
+    """Facts of the client, and where they are from."""
+    if supposed.email is None:
+        own = known.client(question.source)
+        return own, "own" if own else "none"
+    person = known.person(supposed.email)
+    if person is not None:
+        return person, "supposed: the one that this person has"
+    return {**_NO_MEMBERSHIPS, EMAIL: (supposed.email,)}, "supposed: the email alone, nobody has it now"
+
+
+def _ask(
+    source: Source, known: Known, question: Question, supposed: Supposed, client: Facts
+) -> tuple[str, Any]:
+    """What the loaded program says, and of which interface: the first at which the source is believed."""
+    spoofed = by_name()["spoofed"].number
+    arrivals = _arrivals(source, question)
+    answers = []
+    fd = source.pins.program("explain")
+    try:
+        with _supposing(source, known, supposed, client) as control:
+            for link in arrivals:
+                frame = _packet(question, link)
+                _, data, _ = syscall.test_run(fd, frame, ifindex=link.index, control=control)
+                answers.append((link.name, np.frombuffer(data, dtype=_VERDICT, count=1)[0]))
+                if answers[-1][1]["reason"] != spoofed:
+                    return answers[-1]
+    except OSError as error:
+        raise syscall.explain_error(error, "running the program explain") from error
+    finally:
+        os.close(fd)
+    return answers[0]
+
+
+@contextmanager
+def _supposing(source: Source, known: Known, supposed: Supposed, client: Facts) -> Iterator[int]:
+    """Puts the rules of what is supposed where the program looks for them.
+
+    One question at a time: there is one place for what it supposes, and one a processor for its packet.
+    """
+    with known.store.change():  # no bank is switched meanwhile
+        if supposed.email is None and supposed.host is None:
+            yield 0
+            return
+        in_force = InForce(source.maps, known.store)
+        rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
+        source.maps.supposed.put_many(np.arange(2), rule_sets(rules, source.maps.supposed.value))
+        yield (supposed.email is not None) * _SUPPOSE_CLIENT | (supposed.host is not None) * _SUPPOSE_HOST
+
+
+def _connection(question: Question) -> Connection:
+    icmp = 1 if question.source.version == 4 else 58
+    number = {"tcp": 6, "udp": 17, "icmp": icmp}[question.protocol]
+    ports = (0, 0) if number == icmp else (question.source_port, question.destination_port)
+    return Connection(question.source, question.destination, *ports, number)
+
+
+def _trace(source: Source, connection: Connection) -> list[dict[str, Any]]:
+    from enforcer.policy.lists import Lists
+    from enforcer.policy.reference import trace
+
+    return [
+        {
+            "precedence": step.policy.precedence,
+            "policy": step.policy.name,
+            "outcome": step.outcome,
+            "selector": step.selector or None,
+            "reason": step.reason or None,
+        }
+        for step in trace(rules_in_force(source), connection, Lists(source.config["lists"]))
+    ]
+
+
+def _arrivals(source: Source, question: Question) -> list[Link]:
+    """The inside interfaces that the packet may arrive by; first the one on whose network the client is."""
+    found = links.links()
+    inside = [found[name] for name in source.config["interfaces"]["inside"] if name in found]
+    if not inside:
+        raise UsageError("no inside interface exists just now", "See `ip link` and the file's `interfaces`.")
+    if question.interface is not None:
+        named = [link for link in inside if link.name == question.interface]
+        if not named:
+            names = ", ".join(link.name for link in inside)
+            raise UsageError(f"{question.interface} is no inside interface", f"There are: {names}.")
+        return named
+    unchecked = any_source(source.config)
+
+    def order(link: Link) -> tuple[bool, bool]:
+        is_near = any(question.source in interface.network for interface in link.addresses)
+        return not is_near, link.name in unchecked
+
+    return sorted(inside, key=order)
+
+
+def _packet(question: Question, link: Link) -> bytes:
+    """The connection's first packet; checksums are left out, nobody looks at them.
+
+    By hand: importing scapy would take longer than all the rest of the command.
+    """
+    ports = struct.pack("!HH", question.source_port, question.destination_port)
+    # Long enough for the verdict, which comes back in the packet's place.
+    room = bytes(64)
+    if question.protocol == "tcp":
+        number, transport = 6, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, _SYN, 65535, 0, 0) + room
+    elif question.protocol == "udp":
+        number, transport = 17, ports + struct.pack("!HH", 8 + len(room), 0) + room
+    else:
+        number, echo = (1, 8) if question.source.version == 4 else (58, 128)
+        transport = struct.pack("!BBHHH", echo, 0, 0, 1, 1) + room
+    addresses = question.source.packed + question.destination.packed
+    if question.source.version == 4:
+        kind, header = 0x0800, struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(transport), 0, 0, 64, number, 0)
+    else:
+        kind, header = 0x86DD, struct.pack("!IHBB", 6 << 28, len(transport), number, 64)
+    return link.mac + bytes(6) + struct.pack("!H", kind) + header + addresses + transport

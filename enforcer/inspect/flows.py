@@ -1,0 +1,98 @@
+"""`enforcer flows`: the connections, each with its way out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from enforcer.address import of_bytes, port, unpack
+from enforcer.datapath import ways
+from enforcer.inspect.source import PROTOCOLS, Source
+from enforcer.kernel import conntrack
+
+Row = dict[str, Any]
+# enum state of bpf/maps.h: UDP's two, then TCP's in conntrack's order.
+STATES = ("REPLIED", "ASSURED", *conntrack.TCP_STATES[1:])
+_NOTHING = ways.Learnt(0, 0, good=False, idle=None)
+
+
+def flows(source: Source) -> list[Row]:
+    """The youngest first. Source address and port are those of the translation, None without one.
+
+    Others may drop a connection's packets behind the program that has chosen its egress: then conntrack does
+    not know the connection, and nothing has left.
+
+    ``path`` is "fast" while a direction's packets go past the kernel's routing, conntrack and translation.
+    ``idle`` is a few seconds too short where the last packets took that path: no time is kept of them.
+    """
+    # Before conntrack's table: a connection that is opened between the two is not missed in it.
+    chunks = list(source.maps.flows.chunks())
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    replies: dict[conntrack.Tuple, conntrack.Tuple] = {}
+    for entry in conntrack.entries():
+        replies[entry.original] = entry.reply
+        if entry.original.destination != entry.reply.source:
+            # Opened by the origin, as a helper expected (reason `expected`).
+            replies.setdefault(entry.reply, entry.original)
+    learnt = ways.by_flow(source.maps)
+    rows: list[Row] = []
+    for keys, values in chunks:
+        for key, flow in zip(keys, values, strict=True):
+            original = conntrack.Tuple(
+                int(key["protocol"]),
+                key["client"].tobytes(),
+                key["origin"].tobytes(),
+                port(key["client_port"]),
+                port(key["origin_port"]),
+            )
+            fast = learnt.get(key.tobytes(), _NOTHING)
+            source_ip, source_port = _translation(flow, original, replies.get(original))
+            kernel_packets = int(flow["packets"].sum())
+            fast_packets = int(flow["fast_packets"].sum()) + fast.packets
+            idle = round((now - int(flow["seen"])) / 1e9, 3)
+            rows.append(
+                {
+                    "protocol": PROTOCOLS[original.protocol],
+                    "client_ip": str(unpack(key["client"])),
+                    "client_port": original.source_port,
+                    "origin_ip": str(unpack(key["origin"])),
+                    "origin_port": original.destination_port,
+                    "egress": source.egress_names.get(int(flow["slot"]), f"slot {flow['slot']}"),
+                    "source_ip": source_ip,
+                    "source_port": source_port,
+                    "policy": source.policy_names.get(int(flow["policy"])),
+                    "state": _state(flow),
+                    "path": "fast" if fast.good else "kernel",
+                    "packets": kernel_packets + fast_packets,
+                    "bytes": int(flow["bytes"].sum() + flow["fast_bytes"].sum()) + fast.bytes,
+                    "age": round((now - int(flow["created"])) / 1e9, 3),
+                    "idle": idle if fast.idle is None else min(idle, round(fast.idle, 3)),
+                    "fast_packets": fast_packets,
+                    "kernel_packets": kernel_packets,
+                }
+            )
+    rows.sort(key=lambda row: row["age"])
+    return rows
+
+
+def _translation(
+    flow: Any, original: conntrack.Tuple, reply: conntrack.Tuple | None
+) -> tuple[str | None, int | None]:
+    """The address and the port that the connection has outside, as far as they are known.
+
+    conntrack may have forgotten a connection that was translated: what the origin has answered has left with
+    its egress address; the port is known while the fast path writes it.
+    """
+    if reply is not None:
+        outside = reply.destination, reply.destination_port
+        translated = outside != (original.source, original.source_port)
+        return (str(of_bytes(outside[0])), outside[1]) if translated else (None, None)
+    if not flow["replied"]:
+        return None, None
+    return str(unpack(flow["source"])), port(flow["source_port"]) or None
+
+
+def _state(flow: Any) -> str:
+    """conntrack's word: TCP's state, of UDP whether it was answered, and is a stream."""
+    number = int(flow["state"])
+    return STATES[number] if number or flow["replied"] else "UNREPLIED"

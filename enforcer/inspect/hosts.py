@@ -1,0 +1,38 @@
+"""`enforcer hosts`: names learnt from DNS answers, with the addresses that go by them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from enforcer.address import unpack
+from enforcer.facts.rows import ANYBODY
+from enforcer.facts.store import Store
+from enforcer.inspect.source import Source
+
+Row = dict[str, Any]
+
+
+def hosts(source: Source) -> list[Row]:
+    """By name, then address; ``client`` None: for any client that was not told something else itself.
+
+    ``expires`` is in seconds; 0 for a name whose time is over and which a live flow keeps.
+    """
+    now = time.time()
+    with Store(source.instance.facts_file, create=False) as store:
+        rows = [
+            {
+                "host": row.name,
+                "address": str(_address(row.address)),
+                "client": None if row.client == ANYBODY else str(_address(row.client)),
+                "expires": round(max(0.0, row.expires - now), 1),
+            }
+            for row in store.names()
+        ]
+    return sorted(rows, key=lambda row: (row["host"], row["address"], row["client"] or ""))
+
+
+def _address(raw: bytes) -> Any:
+    return unpack(np.frombuffer(raw, dtype="<u4"))

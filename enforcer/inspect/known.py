@@ -1,0 +1,65 @@
+"""What is known of a connection besides its packets: the client's session, the address's names, places."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from enforcer.address import IPAddress, pack
+from enforcer.facts.rows import ANYBODY
+from enforcer.facts.store import Store
+from enforcer.inspect.source import Source
+from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts
+
+EMAIL = "identity.email"
+
+
+class Known:
+    """The facts behind a gateway's decisions."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.store = Store(source.instance.facts_file, create=False)
+
+    def client(self, address: IPAddress) -> Facts:
+        """Of a client's session; nothing without one."""
+        session = self.store.session(pack(address))
+        return session.facts if session else NOTHING
+
+    def person(self, email: str) -> Facts | None:
+        """Of anybody's session with this email."""
+        for session in self.store.sessions():
+            if session.facts.get(EMAIL) == (email,):
+                return session.facts
+        return None
+
+    def names(self, client: IPAddress, address: IPAddress) -> tuple[str, ...]:
+        """What an address goes by for a client: what it was told itself, or else what anybody was."""
+        return self.store.names_at(pack(client), pack(address)) or self.store.names_at(ANYBODY, pack(address))
+
+    @cached_property
+    def _database(self) -> Any:
+        from enforcer.facts.places import Database
+
+        path = self._source.config["geoip"]["database"]
+        return Database(Path(path)) if path else None
+
+    def place(self, address: IPAddress) -> tuple[str | None, str | None]:
+        """Country and continent, as the database on the disk has them."""
+        return self._database.find(address) if self._database is not None else (None, None)
+
+    def connection(self, packet: Connection, client: Facts, names: tuple[str, ...]) -> Connection:
+        """The packet with its places, and with these facts of its client and names of its origin."""
+        return packet._replace(
+            source_place=place_facts("src", *self.place(packet.src)),
+            destination_place=place_facts("dst", *self.place(packet.dst)),
+            client=client,
+            hosts=tuple(map(host_facts, names)),
+        )
+
+
+def rules_in_force(source: Source) -> list[Any]:
+    """The policies in force, with the fields of enforcer.policy.reference.Rule."""
+    return [SimpleNamespace(**policy) for policy in source.config["policies"]]

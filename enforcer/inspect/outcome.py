@@ -1,0 +1,45 @@
+"""What a verdict leaves out: what routing and the table do after it, and which address is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_network
+from typing import Any
+
+from enforcer.address import IPAddress, pack
+from enforcer.kernel import routes
+
+Config = Mapping[str, Any]
+
+
+def in_the_end(config: Config, reason: str, destination: IPAddress) -> str:
+    """The name of the reason for which a packet ends that the program ends for ``reason``.
+
+    The program takes for local whatever the kernel would not forward: the gateway's own addresses, of which
+    the table guards those of egress IPs, and what there is no route to.
+    """
+    if reason != "local" or destination.is_multicast:
+        return reason
+    family = f"ipv{destination.version}"
+    if any(destination in ip_network(entry[family]) for entry in _ours(config)):
+        return "unsolicited"
+    return reason if routes.interfaces_to([pack(destination)]) != [None] else "unrouted"
+
+
+def missing(config: Config, policy: str | None, version: int) -> tuple[str | None, str]:
+    """Which egress IP a connection that is refused as unavailable should leave by, and why it cannot."""
+    family, here = f"ipv{version}", config["location"]
+    if policy is None:
+        return None, f"no policy matches, and no egress IP of the nearest location has its IPv{version} here"
+    (wanted,) = (each["egress"] for each in config["policies"] if each["name"] == policy)
+    # A policy that names one family's address means the other's of the same egress IP.
+    named = wanted[family] or wanted["ipv4"] or wanted["ipv6"]
+    entry = next(each for each in config["egress_ips"] if named in (each["ipv4"], each["ipv6"]))
+    if entry["location"] != here:
+        return entry["name"], f"{entry['name']} is at {entry['location']}, this gateway at {here}"
+    place = "on no interface" if version == 4 else "not among the local routes"
+    return entry["name"], f"{entry[family]} of {entry['name']} is {place}"
+
+
+def _ours(config: Config) -> list[Mapping[str, Any]]:
+    return [entry for entry in config["egress_ips"] if entry["location"] == config["location"]]

@@ -1,0 +1,53 @@
+"""`enforcer policies`: the policies in force, and how often each decided."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from enforcer.inspect.source import SHARED, Source
+
+Row = dict[str, Any]
+
+
+def policies(source: Source) -> list[Row]:
+    """In the order in which they are tried."""
+    names: dict[str | None, str] = {None: ""}
+    for entry in source.config["egress_ips"]:
+        names[entry["ipv4"]] = names[entry["ipv6"]] = entry["name"]
+    names["0.0.0.0"] = SHARED
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    rows = []
+    for policy in sorted(source.config["policies"], key=lambda entry: entry["precedence"]):
+        hits = source.maps.policy_hits.get(source.state.policies[policy["name"]])
+        matched = int(hits["flows"]) if hits is not None else 0
+        rows.append(
+            {
+                "precedence": policy["precedence"],
+                "name": policy["name"],
+                "enabled": policy["enabled"],
+                "traffic": policy["traffic"],
+                "egress": _primary(policy["egress"], names),
+                "fallback": _fallback(policy["egress"], names),
+                "matched": matched,
+                "last_matched": round((now - int(hits["last"])) / 1e9, 3)
+                if hits is not None and matched
+                else None,
+                "identity": policy["identity"],
+                "device_posture": policy["device_posture"],
+            }
+        )
+    return rows
+
+
+def _primary(egress: Any, names: dict[str | None, str]) -> str:
+    if not isinstance(egress, dict):
+        return "default"
+    chosen = [names[egress[field]] for field in ("ipv4", "ipv6") if egress[field] is not None]
+    return " / ".join(dict.fromkeys(chosen))
+
+
+def _fallback(egress: Any, names: dict[str | None, str]) -> str | None:
+    if not isinstance(egress, dict) or egress["ipv4_fallback"] is None:
+        return None
+    return names[egress["ipv4_fallback"]]

@@ -1,0 +1,36 @@
+"""`enforcer reasons`: what became of everything seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enforcer import reasons as listed
+from enforcer.inspect.source import Source
+from enforcer.kernel import nft
+
+Row = dict[str, Any]
+
+
+def reasons(source: Source) -> list[Row]:
+    """By number; those that never happened too."""
+    ruleset = {name.replace("_", "-"): packets for name, (packets, _) in nft.counters().items()}
+    rows = []
+    for number, reason in sorted(listed.reasons().items()):
+        tally = source.maps.reasons.get(number)
+        packets = int(tally["packets"].sum()) if tally is not None else 0
+        flows = int(tally["flows"].sum()) if tally is not None else 0
+        rows.append(
+            {
+                "reason": reason.name,
+                "packets": packets + ruleset.get(reason.name, 0),
+                "flows": flows,
+                "verdict": reason.verdict,
+                "description": reason.description,
+            }
+        )
+    return rows
+
+
+def packets_of(rows: list[Row], *names: str) -> int:
+    """The packets of some reasons."""
+    return sum(row["packets"] for row in rows if row["reason"] in names)

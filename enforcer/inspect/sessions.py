@@ -1,0 +1,33 @@
+"""`enforcer sessions`: who has a session, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from enforcer.facts.session import shown, unpack_client
+from enforcer.facts.store import Store
+from enforcer.inspect.source import Source
+from enforcer.instance import Instance
+
+Row = dict[str, Any]
+
+
+def sessions(instance: Instance) -> Iterator[Row]:
+    """By client, IPv4 first. Raises NotInstalledError if nothing is enforced."""
+    Source(instance)
+    with Store(instance.facts_file, create=False) as store:
+        for row in store.sessions():
+            yield {
+                "client": str(unpack_client(row.client)),
+                **shown(row.facts),
+                "expires": None if row.expires is None else _time(row.expires),
+                "since": _time(row.since),
+                "origin": row.origin,
+            }
+
+
+def _time(seconds: float) -> str:
+    """As in RFC 3339, to the second."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,145 @@
+"""`enforcer status`: one look at the whole gateway."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from enforcer import __version__
+from enforcer.control import protocol as control
+from enforcer.datapath import fast, tables, ways
+from enforcer.datapath.maps import Maps
+from enforcer.datapath.tables import Fill
+from enforcer.errors import EnforcerError, LayoutError, NotInstalledError
+from enforcer.gateway.state import State
+from enforcer.inspect.attached import unattached
+from enforcer.inspect.egress import egress
+from enforcer.inspect.reasons import packets_of, reasons
+from enforcer.inspect.source import Source
+from enforcer.inspect.warnings import warnings
+from enforcer.instance import Instance
+from enforcer.kernel import conntrack
+
+SIDES = ("inside", "outside", "other")
+# What was stopped on its way to the outside wire with an address it must not have.
+LEAKS = ("leak", "conntrack-invalid", "unmarked", "untranslatable")
+# Seconds that the daemon's answer is waited for.
+_PATIENCE = 2.0
+
+
+def status(instance: Instance) -> dict[str, Any]:
+    """State is "running" (enforced, with a daemon), "unattended" (enforced, no daemon) or "down"."""
+    pid = instance.daemon_pid()
+    try:
+        source = Source(instance)
+    except NotInstalledError:
+        return _down(pid) | {"half_done": _half_done(instance, State.load(instance.state_file))}
+    rows = egress(source)
+    tally = reasons(source)
+    config = source.config
+    _, values = source.origins
+    return {
+        "state": "running" if pid else "unattended",
+        "since": datetime.fromtimestamp(source.state.since, UTC).isoformat(timespec="seconds"),
+        "location": config["location"],
+        "interfaces": {side: config["interfaces"].get(side, []) for side in SIDES},
+        "proxy": config["proxy"],
+        "egress_ips": {
+            "configured": len(rows),
+            "available": sum(row["available"] for row in rows),
+            "in_use": sum(row["active"] > 0 for row in rows),
+        },
+        "policies": len(config["policies"]),
+        "flows": int(values["active"].sum()),
+        "refused": sum(row["flows"] for row in tally if row["verdict"] == "refused"),
+        "leaks_prevented": packets_of(tally, *LEAKS),
+        "daemon_pid": pid,
+        "versions": {
+            "enforcer": __version__,
+            "applied_by": source.state.version,
+            "kernel": os.uname().release,
+            "programs": source.state.programs[:12],
+        },
+        "config_file": source.state.config_file,
+        "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
+        "fast_path": _fast_path(source.maps),
+        "not_attached": unattached(source),
+        "half_done": _half_done(instance, source.state),
+        "tables": _tables(source.maps),
+        "warnings": [*warnings(source), *_of_daemon(instance, pid)],
+    }
+
+
+def _of_daemon(instance: Instance, pid: int | None) -> list[str]:
+    """What the daemon warns of. One of another version may not answer, nor one that is busy."""
+    if pid is None:
+        return []
+    try:
+        found = control.ask(instance.control_socket, "warnings", patience=_PATIENCE)
+    except EnforcerError:
+        return []
+    return list(found["warnings"])
+
+
+def _half_done(instance: Instance, state: State | None) -> dict[str, Any] | None:
+    """The plan that is under way, or that was not completed and is going to be healed; None if none is."""
+    if state is None or state.half_done is None:
+        return None
+    pid = state.half_done["pid"]
+    return {
+        "since": datetime.fromtimestamp(state.half_done["since"], UTC).isoformat(timespec="seconds"),
+        "pid": pid,
+        "under_way": instance.changing_pid() == pid,
+        "operations": state.half_done["operations"],
+    }
+
+
+def _fast_path(maps: Maps) -> dict[str, Any]:
+    """Whether it is on, and how many flows' packets take it just now."""
+    try:
+        return {"on": fast.is_on(maps), "flows": ways.count_fast(maps)}
+    except LayoutError:  # an earlier version's programs have none
+        return {"on": False, "flows": 0}
+
+
+def _tables(maps: Maps) -> dict[str, Any]:
+    """How full what traffic fills is, how many flows made room, and by how much counters had drifted."""
+    try:
+        fills = {name: tables.fill(getattr(maps, name)) for name in ("flows", "origins", "client_prefixes")}
+        events = {"evicted": tables.evicted(maps), "corrected": tables.corrected(maps)}
+    except LayoutError:  # an earlier version's programs have other maps
+        return {}
+    fills["conntrack"] = Fill(*conntrack.fill())
+    rows = {name: {"used": fill.used, "size": fill.size, "full": fill.full} for name, fill in fills.items()}
+    return {**rows, **events}
+
+
+def _down(pid: int | None) -> dict[str, Any]:
+    empty: dict[str, Any] = dict.fromkeys(
+        (
+            "since",
+            "location",
+            "interfaces",
+            "proxy",
+            "egress_ips",
+            "policies",
+            "flows",
+            "refused",
+            "leaks_prevented",
+        )
+    )
+    versions = {"enforcer": __version__, "applied_by": None, "kernel": os.uname().release, "programs": None}
+    return {
+        "state": "down",
+        **empty,
+        "daemon_pid": pid,
+        "versions": versions,
+        "config_file": None,
+        "applied": None,
+        "fast_path": None,
+        "not_attached": None,
+        "half_done": None,
+        "tables": None,
+        "warnings": None,
+    }

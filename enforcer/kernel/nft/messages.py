@@ -1,0 +1,499 @@
+"""The contents of the table ``inet enforcer`` as netlink messages.
+
+The chains, in the order in which a packet meets them:
+
+========= ===================== =========================================================================
+refuse    prerouting, raw -300  a flow that was refused is answered before conntrack sees it
+guard     prerouting, -50       conntrack has undone its translations: what is still addressed to a
+                                dedicated egress belongs to no flow
+forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters;
+                                what is marked leaves nowhere else; what a helper expects is marked on its
+                                way; where forwarding was off before the enforcer, nothing passes from or to
+                                other interfaces than the file's
+translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
+========= ===================== =========================================================================
+
+A mark is ours only on a packet that came in by an inside interface, so each of these asks for that: others
+use the same bits for packets of their own, and a tunnel's outer packet has its inner one's mark.
+
+With ``Ruleset.dns`` three more, for what clients ask of resolvers elsewhere and on the gateway itself:
+``dns_forward`` (forward, 300), ``dns_input`` (input, 300) and ``dns_output`` (output, 300). Whatever another
+firewall drops at the usual priorities (0 to 225) is not seen here, nor what conntrack does not take for an
+answer. Questions are copied (NFLOG), answers are held (NFQUEUE) until user space lets them go. Holding
+questions too would lose answers: a resolver library sends the questions for A and AAAA at once from one port.
+Held before conntrack has confirmed an entry, each is translated by itself, and the second entry lives for one
+second (nf_conntrack_core.c, nf_ct_resolve_clash_harder): with a slower resolver its answer is lost.
+
+One client's flood must not fill the queue or the log's buffer, so each client has a rate of its own: a
+dynamic set holds a token bucket for each client that was seen within DNS_RATE_TIMEOUT. What is above the
+rate is counted and not shown to user space.
+
+A kernel without nft_queue has the xtables target NFQUEUE, by nft_compat. ``nft list ruleset`` then shows the
+rules of ``dns_answers`` without an end and warns that iptables-nft manages the table. It doesn't: nft(8)
+cannot print such a target (``nft --debug=netlink list ruleset`` does).
+
+Nothing here is newer than Linux 5.10. pyroute2 encodes all but the set elements, of which there are five
+for each egress: it takes 40 µs for one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv6Network
+from typing import Any
+
+from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_set_msg, nft_table_msg
+
+from enforcer.kernel import netlink
+from enforcer.kernel.netlink import APPEND, CREATE, REQUEST, Message
+from enforcer.kernel.nft import expr, wire
+from enforcer.kernel.nft.expr import Expression
+from enforcer.kernel.nft.protocol import (
+    ACCEPT,
+    ADMIN_PROHIBITED,
+    DELTABLE,
+    DESTINATION,
+    DROP,
+    EQUAL,
+    FORWARD,
+    GOTO,
+    HOST_ORDER,
+    IFNAMSIZ,
+    INPUT,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    JUMP,
+    META_IIFNAME,
+    META_L4PROTO,
+    META_MARK,
+    META_OIFNAME,
+    NETWORK_ORDER,
+    NEWCHAIN,
+    NEWOBJ,
+    NEWRULE,
+    NEWSET,
+    NEWSETELEM,
+    NEWTABLE,
+    NFGEN,
+    NFPROTO_IPV4,
+    NFPROTO_IPV6,
+    NFT_OBJECT_COUNTER,
+    NOT_EQUAL,
+    ORIGINAL,
+    OUTPUT,
+    POSTROUTING,
+    PREROUTING,
+    QUEUE_BYPASS,
+    REG_1,
+    REG_2,
+    REJECT_ICMPX,
+    REJECT_TCP_RESET,
+    REPLY,
+    RETURN,
+    SET_EVAL,
+    SET_MAP,
+    SET_TIMEOUT,
+    SNAT,
+    SOURCE,
+    STATE_INVALID,
+    STATE_NEW,
+    STATE_RELATED,
+    STATE_UNTRACKED,
+    TYPE_IFNAME,
+    TYPE_IPV4,
+    TYPE_IPV6,
+    TYPE_MARK,
+)
+from enforcer.kernel.nft.ruleset import (
+    COUNTERS,
+    DNS_ANSWERS_OVER,
+    DNS_QUESTIONS_OVER,
+    DNS_QUEUE,
+    Ruleset,
+)
+
+NFQ_INFO = struct.Struct("=HHHxx")  # struct xt_NFQ_info_v3
+DNS_PORT = 53
+DNS_CLIENTS = 65_536
+"""Clients whose rates are known at once; of others' packets all are shown."""
+DNS_RATE_TIMEOUT = 10_000
+"""Milliseconds; longer than a full bucket takes to fill."""
+CLIENT_MASKS = {NFPROTO_IPV4: bytes([255] * 4), NFPROTO_IPV6: bytes([255] * 8 + [0] * 8)}
+"""What of a client's address makes it a client: all of it, or its /64."""
+AFTER_FIREWALLS = 300
+
+# All elements of a message are one attribute, whose length is 16 bits; the largest takes 60 bytes.
+ELEMENTS_PER_MESSAGE = 1000
+
+
+Counters = Mapping[str, tuple[int, int]]
+
+
+def build(
+    name: str, comment: str, ruleset: Ruleset, counters: Counters, *, compat: bool = False
+) -> list[Message]:
+    """The messages that replace the table ``name``, whether or not there is one.
+
+    ``compat``: the kernel has no nft_queue.
+    """
+    return list(_Table(name, ruleset, compat).messages(comment, counters))
+
+
+class _Table:
+    def __init__(self, name: str, ruleset: Ruleset, compat: bool) -> None:
+        self._name = name
+        self._ruleset = ruleset
+        self._compat = compat
+
+    def messages(self, comment: str, counters: Counters) -> Iterator[Message]:
+        name = ("NFTA_TABLE_NAME", self._name)
+        # Adding first makes the deletion valid when there is no table yet.
+        yield wire.message(nft_table_msg, NEWTABLE, [name], CREATE)
+        yield wire.message(nft_table_msg, DELTABLE, [name])
+        yield wire.message(
+            nft_table_msg, NEWTABLE, [name, ("NFTA_TABLE_USERDATA", {"value": comment})], CREATE
+        )
+        for counter in COUNTERS:
+            yield self._counter(counter, *counters.get(counter, (0, 0)))
+        yield from self._sets()
+        yield from self._refuse()
+        yield from self._guard()
+        yield from self._forward()
+        yield from self._translate()
+        if self._ruleset.dns:
+            yield from self._dns()
+
+    def _sets(self) -> Iterator[Message]:
+        rules = self._ruleset
+        for name in ("inside", "outside", "listed", "opened4"):
+            interfaces = getattr(rules, name)
+            if len(set(interfaces)) > 1:
+                names = [wire.element(expr.padded(interface)) for interface in sorted(set(interfaces))]
+                yield from self._set(name, TYPE_IFNAME, IFNAMSIZ, names)
+        dedicated4 = [wire.element(address.packed) for address in sorted(rules.dedicated4)]
+        yield from self._set("dedicated4", TYPE_IPV4, 4, dedicated4)
+        for length, networks in self._by_length().items():
+            dedicated6 = [wire.element(network.network_address.packed) for network in networks]
+            yield from self._set(f"dedicated6_{length}", TYPE_IPV6, 16, dedicated6)
+        source4 = [
+            wire.element(wire.host32(mark), address.packed) for mark, address in sorted(rules.source4.items())
+        ]
+        yield from self._set("source4", TYPE_MARK, 4, source4, data=(TYPE_IPV4, 4), flags=[SET_MAP])
+        source6 = [
+            wire.element(wire.host32(mark), network.network_address.packed + network.broadcast_address.packed)
+            for mark, network in sorted(rules.source6.items())
+        ]
+        yield from self._set("source6", TYPE_MARK, 4, source6, data=(TYPE_IPV6, 32), flags=[SET_MAP])
+
+        # The other way round. During a switch two marks may name one address; then the later one is meant.
+        egress4 = {address.packed: mark for mark, address in sorted(rules.source4.items())}
+        egresses = {"egress4": (TYPE_IPV4, egress4)}
+        egresses |= {f"egress6_{length}": (TYPE_IPV6, marks) for length, marks in self._egresses6().items()}
+        for name, (kind, marks) in egresses.items():
+            rows = [wire.element(address, wire.host32(mark)) for address, mark in marks.items()]
+            width = 4 if kind == TYPE_IPV4 else 16
+            yield from self._set(name, kind, width, rows, data=(TYPE_MARK, 4), flags=[SET_MAP])
+
+    def _refuse(self) -> Iterator[Message]:
+        # IPv4 fragments are whole here: conntrack's defragmentation is at -400.
+        yield self._chain("refuse", PREROUTING, -300)
+        yield self._chain("reject_flow")
+        refused = [*self._mark(EQUAL, self._ruleset.mark_mask), *self._from_inside()]
+        yield self._rule("refuse", *refused, expr.verdict(GOTO, "reject_flow"))
+        reset = expr.expression("reject", NFTA_REJECT_TYPE=REJECT_TCP_RESET, NFTA_REJECT_ICMP_CODE=0)
+        yield self._rule("reject_flow", *expr.meta(META_L4PROTO, bytes([IPPROTO_TCP])), reset)
+        prohibited = {"NFTA_REJECT_TYPE": REJECT_ICMPX, "NFTA_REJECT_ICMP_CODE": ADMIN_PROHIBITED}
+        yield self._rule("reject_flow", expr.expression("reject", **prohibited))
+
+    def _guard(self) -> Iterator[Message]:
+        # Before routing: for an address that is just gone the kernel would answer "unreachable".
+        yield self._chain("guard", PREROUTING, -50)
+        yield self._rule("guard", *self._mark(NOT_EQUAL, 0), *self._from_inside(), expr.verdict(ACCEPT))
+        silence = expr.count_and_drop("unsolicited")
+        destination = expr.address(DESTINATION[NFPROTO_IPV4], 4)
+        yield self._rule(
+            "guard", *expr.family(NFPROTO_IPV4), destination, expr.lookup("dedicated4"), *silence
+        )
+        for length in self._by_length():
+            prefix = [
+                expr.address(DESTINATION[NFPROTO_IPV6], 16),
+                expr.masked(IPv6Network((0, length)).netmask.packed),
+            ]
+            known = expr.lookup(f"dedicated6_{length}")
+            yield self._rule("guard", *expr.family(NFPROTO_IPV6), *prefix, known, *silence)
+
+    def _by_length(self) -> dict[int, list[IPv6Network]]:
+        """The ranges by their prefix's length, each a plain set.
+
+        One set of intervals (nft_set_rbtree.c) would be empty for some microseconds after the transaction
+        that brings it, and the guard open.
+        """
+        found: dict[int, list[IPv6Network]] = {}
+        for network in sorted(self._ruleset.dedicated6):
+            found.setdefault(network.prefixlen, []).append(network)
+        return found
+
+    def _forward(self) -> Iterator[Message]:
+        yield self._chain("forward", FORWARD, 0)
+        yield self._chain("leaving")
+        yield self._chain("entering")
+        yield self._chain("expected")
+        yield self._chain("astray")
+        inside, outside = self._ruleset.inside, self._ruleset.outside
+        leaving = [*self._from_inside(), *expr.interface(META_OIFNAME, "outside", outside)]
+        entering = [
+            *expr.interface(META_IIFNAME, "outside", outside),
+            *expr.interface(META_OIFNAME, "inside", inside),
+        ]
+        # What conntrack calls invalid is not translated, nor what a notrack rule has kept from it.
+        unknown = STATE_INVALID | STATE_UNTRACKED
+        # Nearly all that leaves ends here.
+        refused = self._ruleset.mark_mask
+        known = [*self._mark(NOT_EQUAL, 0), expr.compare(NOT_EQUAL, wire.host32(refused))]
+        yield self._rule("forward", *known, *expr.state(unknown, EQUAL), *leaving, expr.verdict(ACCEPT))
+        yield self._rule("forward", *leaving, expr.verdict(GOTO, "leaving"))
+        yield self._rule("forward", *entering, expr.verdict(GOTO, "entering"))
+        # What a bridge gives to netfilter (bridge-nf-call-iptables) passes `refuse` before it is marked.
+        yield self._rule("leaving", *self._mark(EQUAL, refused), expr.verdict(GOTO, "reject_flow"))
+        yield self._rule("leaving", *expr.state(unknown), *expr.count_and_drop("conntrack_invalid"))
+        yield self._rule("leaving", *self._mark(EQUAL, 0), *expr.count_and_drop("unmarked"))
+        yield self._rule(
+            "entering", *expr.state(STATE_NEW | STATE_RELATED | unknown), expr.verdict(GOTO, "expected")
+        )
+        yield from self._expected(STATE_NEW | unknown)
+        marked = [*self._mark(NOT_EQUAL, 0), *self._from_inside()]
+        yield self._rule("forward", *marked, expr.verdict(GOTO, "astray"))
+        yield self._rule("astray", expr.count("astray"), expr.verdict(GOTO, "reject_flow"))
+        yield from self._unlisted()
+
+    def _unlisted(self) -> Iterator[Message]:
+        """What the kernel forwards only because the enforcer switched that on for the listed interfaces."""
+        rules = self._ruleset
+        if not rules.opened4 and not rules.closed6:
+            return
+        stay = expr.count_and_drop("not_forwarded")
+        yield self._chain("onwards")
+        yield self._rule(
+            "onwards", *expr.interface(META_OIFNAME, "listed", rules.listed), expr.verdict(ACCEPT)
+        )
+        yield self._rule("onwards", *stay)
+        onwards = expr.verdict(GOTO, "onwards")
+        if rules.opened4:
+            opened = expr.interface(META_IIFNAME, "opened4", rules.opened4)
+            yield self._rule("forward", *expr.family(NFPROTO_IPV4), *opened, onwards)
+        if rules.closed6:
+            listed = expr.interface(META_IIFNAME, "listed", rules.listed)
+            yield self._rule("forward", *expr.family(NFPROTO_IPV6), *listed, onwards)
+            for bridge in rules.bridged6:
+                stays = [
+                    *expr.interface(META_IIFNAME, "", [bridge]),
+                    *expr.interface(META_OIFNAME, "", [bridge]),
+                ]
+                yield self._rule("forward", *expr.family(NFPROTO_IPV6), *stays, expr.verdict(ACCEPT))
+            yield self._rule("forward", *expr.family(NFPROTO_IPV6), *stay)
+
+    def _expected(self, unexpected: int) -> Iterator[Message]:
+        """What opens a connection that a helper expects is marked with the egress IP that it was opened to.
+
+        nf_tables before Linux 6.13 cannot put two registers together, so a packet that has a mark of others
+        keeps it and gets none of ours.
+        """
+        yield self._rule("expected", *expr.state(unexpected), *expr.count_and_drop("inbound"))
+        others = [
+            expr.load("meta", META_MARK),
+            expr.masked(wire.host32(~self._ruleset.mark_mask & 0xFFFFFFFF)),
+        ]
+        yield self._rule("expected", *others, expr.compare(NOT_EQUAL, bytes(4)), expr.verdict(ACCEPT))
+        mark = expr.expression("meta", NFTA_META_KEY=META_MARK, NFTA_META_SREG=REG_1)
+        for protocol in (IPPROTO_TCP, IPPROTO_UDP):  # else it is an ICMP error
+            about = expr.meta(META_L4PROTO, bytes([protocol]))
+            to = [expr.ct_destination(NFPROTO_IPV4), expr.lookup("egress4", REG_1), mark]
+            yield self._rule("expected", *expr.family(NFPROTO_IPV4), *about, *to)
+            for length in self._egresses6():
+                netmask = IPv6Network((0, length)).netmask.packed
+                to = [
+                    expr.ct_destination(NFPROTO_IPV6),
+                    expr.masked(netmask),
+                    expr.lookup(f"egress6_{length}", REG_1),
+                    mark,
+                ]
+                yield self._rule("expected", *expr.family(NFPROTO_IPV6), *about, *to)
+
+    def _egresses6(self) -> dict[int, dict[bytes, int]]:
+        """The marks of ranges and shared addresses, by their prefix's length."""
+        found: dict[int, dict[bytes, int]] = {}
+        for mark, network in sorted(self._ruleset.source6.items()):
+            found.setdefault(network.prefixlen, {})[network.network_address.packed] = mark
+        return found
+
+    def _translate(self) -> Iterator[Message]:
+        yield self._chain("translate", POSTROUTING, 90, kind="nat")
+        leaving = [*self._from_inside(), *expr.interface(META_OIFNAME, "outside", self._ruleset.outside)]
+        random = ["NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_RANDOM_FULLY"]
+        for family, name, last, flags in (
+            (NFPROTO_IPV4, "source4", REG_1, random),
+            # NETMAP replaces the prefix and keeps the host bits: one client, one address.
+            (NFPROTO_IPV6, "source6", REG_2, [*random, "NF_NAT_RANGE_NETMAP"]),
+        ):
+            translation = expr.expression(
+                "nat",
+                NFTA_NAT_TYPE=SNAT,
+                NFTA_NAT_FAMILY=family,
+                NFTA_NAT_REG_ADDR_MIN=REG_1,
+                NFTA_NAT_REG_ADDR_MAX=last,
+                NFTA_NAT_FLAGS=flags,
+            )
+            # No map has mark 0: what is not ours finds nothing and is not translated.
+            mark = [expr.load("meta", META_MARK), expr.masked(wire.host32(self._ruleset.mark_mask))]
+            yield self._rule(
+                "translate", *expr.family(family), *leaving, *mark, expr.lookup(name, REG_1), translation
+            )
+        strange = [*leaving, *self._mark(NOT_EQUAL, 0)]
+        yield self._rule("translate", *strange, *expr.count_and_drop("untranslatable"))
+
+    def _dns(self) -> Iterator[Message]:
+        # Ports first: for nearly all packets that is the end of it.
+        asking = [
+            expr.port(2),
+            expr.compare(EQUAL, struct.pack(">H", DNS_PORT)),
+            expr.verdict(JUMP, "dns_questions"),
+        ]
+        answering = [
+            expr.port(0),
+            expr.compare(EQUAL, struct.pack(">H", DNS_PORT)),
+            expr.verdict(JUMP, "dns_answers"),
+        ]
+        yield self._chain("dns_questions")
+        yield self._chain("dns_answers")
+        yield self._chain("dns_forward", FORWARD, AFTER_FIREWALLS)
+        yield self._chain("dns_input", INPUT, AFTER_FIREWALLS)
+        yield self._chain("dns_output", OUTPUT, AFTER_FIREWALLS)
+        yield self._rule("dns_forward", *asking)
+        yield self._rule("dns_forward", *answering)
+        yield self._rule("dns_input", *asking)
+        yield self._rule("dns_output", *answering)
+        inside = self._ruleset.inside
+        asked = [*expr.interface(META_IIFNAME, "inside", inside), *expr.direction(ORIGINAL)]
+        answered = [*expr.interface(META_OIFNAME, "inside", inside), *expr.direction(REPLY)]
+        # A question above the rate goes on without a copy.
+        yield from self._rates("dns_questions", SOURCE, asked, DNS_QUESTIONS_OVER, RETURN)
+        over = ACCEPT if self._ruleset.dns == "pass" else DROP
+        yield from self._rates("dns_answers", DESTINATION, answered, DNS_ANSWERS_OVER, over)
+        for protocol in (IPPROTO_UDP, IPPROTO_TCP):
+            about = expr.meta(META_L4PROTO, bytes([protocol]))
+            copied = expr.expression("log", NFTA_LOG_GROUP=DNS_QUEUE)
+            yield self._rule("dns_questions", *about, *asked, copied)
+            yield self._rule("dns_answers", *about, *answered, self._hold())
+
+    def _rates(
+        self, chain: str, client: Mapping[int, int], about: list[Expression], counter: str, verdict: int
+    ) -> Iterator[Message]:
+        """What a client sends or gets above DNS_RATE is counted, and has this verdict.
+
+        ``client`` says where in the header its address is, by family.
+        """
+        for family, mask in CLIENT_MASKS.items():
+            rates = f"{chain}{4 if family == NFPROTO_IPV4 else 6}"
+            kind = TYPE_IPV4 if family == NFPROTO_IPV4 else TYPE_IPV6
+            yield self._rates_set(rates, kind, len(mask))
+            key = [expr.address(client[family], len(mask))]
+            if family == NFPROTO_IPV6:
+                key.append(expr.masked(mask))
+            over = [expr.over_rate(rates), expr.count(counter), expr.verdict(verdict)]
+            yield self._rule(chain, *expr.family(family), *about, *key, *over)
+
+    def _rates_set(self, name: str, kind: int, length: int) -> Message:
+        """The clients whose packets were seen of late, each with its bucket."""
+        attributes = [
+            ("NFTA_SET_TABLE", self._name),
+            ("NFTA_SET_NAME", name),
+            ("NFTA_SET_FLAGS", [SET_TIMEOUT, SET_EVAL]),
+            ("NFTA_SET_KEY_TYPE", kind),
+            ("NFTA_SET_KEY_LEN", length),
+            ("NFTA_SET_ID", 0),
+            ("NFTA_SET_TIMEOUT", DNS_RATE_TIMEOUT),
+            ("NFTA_SET_DESC", {"attrs": [("NFTA_SET_DESC_SIZE", DNS_CLIENTS)]}),
+            ("NFTA_SET_USERDATA", [("NFTNL_UDATA_SET_KEYBYTEORDER", wire.host32(NETWORK_ORDER))]),
+        ]
+        return wire.message(nft_set_msg, NEWSET, attributes, CREATE)
+
+    def _hold(self) -> Expression:
+        """To the queue."""
+        flags = QUEUE_BYPASS if self._ruleset.dns == "pass" else 0
+        if self._compat:
+            info = NFQ_INFO.pack(DNS_QUEUE, 1, flags)
+            return expr.expression(
+                "target", NFTA_TARGET_NAME="NFQUEUE", NFTA_TARGET_REV=3, NFTA_TARGET_INFO=info
+            )
+        return expr.expression("queue", NFTA_QUEUE_NUM=DNS_QUEUE, NFTA_QUEUE_TOTAL=1, NFTA_QUEUE_FLAGS=flags)
+
+    def _from_inside(self) -> list[Expression]:
+        return expr.interface(META_IIFNAME, "inside", self._ruleset.inside)
+
+    def _mark(self, comparison: int, value: int) -> list[Expression]:
+        """The masked mark, left in register 1, compared with ``value``."""
+        masked = expr.masked(wire.host32(self._ruleset.mark_mask))
+        return [expr.load("meta", META_MARK), masked, expr.compare(comparison, wire.host32(value))]
+
+    def _counter(self, name: str, packets: int, size: int) -> Message:
+        values = [("NFTA_COUNTER_PACKETS", packets), ("NFTA_COUNTER_BYTES", size)]
+        attributes = [
+            ("NFTA_OBJ_TABLE", self._name),
+            ("NFTA_OBJ_NAME", name),
+            ("NFTA_OBJ_TYPE", NFT_OBJECT_COUNTER),
+            ("NFTA_OBJ_DATA", {"attrs": values}),
+        ]
+        return wire.message(wire.nft_obj_msg, NEWOBJ, attributes, CREATE)
+
+    def _chain(self, name: str, hook: int | None = None, priority: int = 0, kind: str = "filter") -> Message:
+        attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", self._name), ("NFTA_CHAIN_NAME", name)]
+        if hook is not None:
+            place = [("NFTA_HOOK_HOOKNUM", hook), ("NFTA_HOOK_PRIORITY", priority)]
+            attributes += [("NFTA_CHAIN_HOOK", {"attrs": place}), ("NFTA_CHAIN_TYPE", kind)]
+        return wire.message(nft_chain_msg, NEWCHAIN, attributes, CREATE)
+
+    def _rule(self, chain: str, *expressions: Expression) -> Message:
+        attributes = [
+            ("NFTA_RULE_TABLE", self._name),
+            ("NFTA_RULE_CHAIN", chain),
+            ("NFTA_RULE_EXPRESSIONS", list(expressions)),
+        ]
+        return wire.message(wire.rule_msg, NEWRULE, attributes, CREATE | APPEND)
+
+    def _set(
+        self,
+        name: str,
+        kind: int,
+        length: int,
+        elements: list[bytes],
+        *,
+        data: tuple[int, int] | None = None,
+        flags: Iterable[str] = (),
+    ) -> Iterator[Message]:
+        """A set or map and its elements; ``data`` is a map's type and length."""
+        order = HOST_ORDER if kind in (TYPE_MARK, TYPE_IFNAME) else NETWORK_ORDER
+        userdata = [("NFTNL_UDATA_SET_KEYBYTEORDER", wire.host32(order))]
+        attributes: list[tuple[str, Any]] = [
+            ("NFTA_SET_TABLE", self._name),
+            ("NFTA_SET_NAME", name),
+            ("NFTA_SET_FLAGS", list(flags)),
+            ("NFTA_SET_KEY_TYPE", kind),
+            ("NFTA_SET_KEY_LEN", length),
+            ("NFTA_SET_ID", 0),
+        ]
+        if data is not None:
+            attributes += [("NFTA_SET_DATA_TYPE", data[0]), ("NFTA_SET_DATA_LEN", data[1])]
+            order = HOST_ORDER if data[0] == TYPE_MARK else NETWORK_ORDER
+            userdata.append(("NFTNL_UDATA_SET_DATABYTEORDER", wire.host32(order)))
+            if data == (TYPE_IPV6, 32):
+                userdata.append(("NFTNL_UDATA_SET_DATA_INTERVAL", wire.host32(1)))
+        # A known size gets the plain hash table instead of the resizable one.
+        size = [("NFTA_SET_DESC_SIZE", max(1, len(elements)))]
+        attributes.append(("NFTA_SET_DESC", {"attrs": size}))
+        attributes.append(("NFTA_SET_USERDATA", userdata))
+        yield wire.message(nft_set_msg, NEWSET, attributes, CREATE)
+        place = wire.string(1, self._name) + wire.string(2, name)
+        for start in range(0, len(elements), ELEMENTS_PER_MESSAGE):
+            chunk = netlink.nested(3, *elements[start : start + ELEMENTS_PER_MESSAGE])
+            yield Message(NEWSETELEM, REQUEST | CREATE, NFGEN + place + chunk)

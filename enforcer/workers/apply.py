@@ -1,0 +1,342 @@
+"""Applies a configuration file to the gateway of this network namespace.
+
+Run as a process of its own (`python -m enforcer.workers.apply FILE`), which ends when it is done: with it go
+the compiler and the validating library, 200 MB that a daemon at rest has no use for. --start: no daemon
+watched before, so the nftables table is written again, whatever it claims to hold. --again, instead of a
+file: the configuration in force is applied once more. The result is one JSON document on stdout:
+{"operations": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}; with --progress, lines that
+begin with "#" come before it (enforcer/control/worker.py).
+
+What may take long or hang (reading the file and what it names, compiling policies) is done before the change
+lock is taken, with nothing changed yet. What a process that was killed has left half done is healed first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from enforcer.config import SHARED, Configuration, load
+from enforcer.control.protocol import report_of
+from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, START
+from enforcer.datapath.banks import NO_SLOT, Action
+from enforcer.errors import EnforcerError, KernelError, LockedError, NotInstalledError
+from enforcer.facts.places import Database
+from enforcer.facts.store import Store
+from enforcer.gateway import surroundings
+from enforcer.gateway.bank_switch import Contents
+from enforcer.gateway.desired import Desired, desired, last_slot, tables_digest
+from enforcer.gateway.gateway import Gateway
+from enforcer.gateway.plan import Operation, SwitchTables, plan
+from enforcer.gateway.preview import Change, Redecided, Redecision, changes
+from enforcer.gateway.reach import reach
+from enforcer.gateway.state import LAST_POLICY, LAST_SLOT, LOST, State, assign
+from enforcer.instance import Instance, not_installed
+from enforcer.kernel import links, nft
+from enforcer.kernel.namespace import netns_cookie
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A configuration with all that it refers to, in memory: from here on nothing has to be waited for."""
+
+    config: Configuration
+    file: str
+    database: Database | None
+
+    @classmethod
+    def of(cls, config: Configuration, file: str) -> Prepared:
+        """Reads the database and compiles the policies."""
+        place = config.geoip.database
+        database = Database(Path(place)) if place else None
+        _ = config.tables
+        return cls(config, file, database)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A configuration made ready: what the kernel shall hold, and the state that says so."""
+
+    config: Configuration
+    wanted: Desired
+    contents: Contents
+    state: State
+
+
+def target(config: Configuration, file: str, before: State | None) -> Target:
+    """Compiles a configuration; numbers go on from the state before. Touches nothing."""
+    return aim_at(Prepared.of(config, file), before)
+
+
+def aim_at(prepared: Prepared, before: State | None) -> Target:
+    """The same of what is prepared already."""
+    config, database = prepared.config, prepared.database
+    known = before or State()
+    content = config.model_dump(mode="json")
+    last = min(LAST_SLOT, last_slot(config.mark_mask))
+    slots = assign((egress.name for egress in config.egress_ips), _unmoved(content, known), last)
+    policies = assign((policy.name for policy in config.policies), known.policies, LAST_POLICY)
+    wanted = desired(content, slots)
+    state = replace(
+        known,
+        since=known.since or time.time(),
+        config_file=prepared.file,
+        config=content,
+        slots=slots,
+        policies=policies,
+        tables=tables_digest(content, slots, policies, database.digest if database else ""),
+        undo=list(known.undo),
+        half_done=None,
+    )
+    actions = [_action(config, policy, slots, policies) for policy in config.ordered_policies()]
+    contents = Contents(config.tables, actions, config.private_networks, database)
+    return Target(config, wanted, contents, state)
+
+
+def _unmoved(content: dict[str, Any], known: State) -> dict[str, int]:
+    """Slots of egress IPs that still have the same addresses; another address is another egress IP."""
+    before = {entry["name"]: (entry["ipv4"], entry["ipv6"]) for entry in known.config.get("egress_ips", ())}
+    now = {entry["name"]: (entry["ipv4"], entry["ipv6"]) for entry in content["egress_ips"]}
+    return {
+        name if now.get(name, before.get(name)) == before.get(name) else f"{name} (slot {slot})": slot
+        for name, slot in known.slots.items()
+    }
+
+
+def _action(config: Configuration, policy: Any, slots: dict[str, int], policies: dict[str, int]) -> Action:
+    egress = config.resolve(policy)
+    number = policies[policy.name]
+    if egress.shared or egress.primary4 is None or egress.primary6 is None:
+        return Action(number, (0, 0), (NO_SLOT, NO_SLOT))
+    if egress.fallback is None:
+        fallback = NO_SLOT
+    else:
+        fallback = 0 if egress.fallback == SHARED else slots[egress.fallback]
+    return Action(number, (slots[egress.primary4], slots[egress.primary6]), (fallback, fallback))
+
+
+def planned(gateway: Gateway, aim: Target, *, distrust_table: bool = False) -> list[Operation]:
+    """The operations that applying would take."""
+    actual = gateway.actual(aim.wanted)
+    if distrust_table and actual.table is not None:
+        actual = replace(actual, table="")
+    return plan(aim.wanted, actual, gateway.previous, aim.state.tables, left=gateway.left)
+
+
+def check_file(file: Path) -> Configuration:
+    """The validated file. Raises ConfigError; touches nothing."""
+    return load(file, interfaces=links.links(), strict=True)
+
+
+def said_of(config: Configuration) -> list[str]:
+    """Warnings, of the file and of what there is on this machine besides."""
+    sides = config.interfaces
+    return [
+        *map(str, config.warnings),
+        *surroundings.said_of(config.mark_mask, sides.outside),
+        *surroundings.unlisted((*sides.inside, *sides.outside, *sides.other), links.links()),
+    ]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What applying a file would do."""
+
+    operations: list[Operation]
+    changes: list[Change]
+    redecided: Redecided
+    warnings: list[str]
+
+
+def plan_file(file: Path) -> Outlook:
+    """What applying the file would take, which policies change, and which live flows are concerned."""
+    config = check_file(file)
+    instance = Instance(netns_cookie())
+    gateway = Gateway(instance)
+    aim = target(config, str(file), gateway.state)
+    operations = planned(gateway, aim)
+    redecided = Redecided()
+    before = gateway.state.config if gateway.state else {}
+    if before and any(isinstance(operation, SwitchTables) for operation in operations):
+        with ExitStack() as opened:
+            store = None
+            # An earlier version kept no facts: nobody has a session.
+            with suppress(NotInstalledError):
+                store = opened.enter_context(Store(instance.facts_file, create=False))
+            redecided = Redecision(aim, operations, gateway.maps(), store).of_flows()
+    warnings = said_of(config)
+    return Outlook(operations, changes(before, aim.state.config) if before else [], redecided, warnings)
+
+
+def apply_file(
+    file: Path, *, start: bool = False, progress: Progress = lambda _: None
+) -> dict[str, list[str]]:
+    """Applies the file, or changes nothing: after a failure what was in force before is put back.
+
+    At a daemon's ``start`` the table is written anew: its digest doesn't tell of rules that somebody changed.
+    """
+    progress("read the configuration")
+    prepared = Prepared.of(check_file(file), str(file))
+    with _changing(progress) as gateway:
+        healed = _heal_first(gateway, progress)
+        done = _apply(gateway, prepared, progress, distrust_table=start)
+        return {**done, "operations": healed + done["operations"]}
+
+
+def apply_again(*, progress: Progress = lambda _: None) -> dict[str, list[str]]:
+    """Applies the configuration in force once more, whatever its file says by now.
+
+    For what it refers to and has changed (the database of places), to give its tables more room, and to heal
+    what a process that was killed has left half done.
+    """
+    progress("read the configuration in force")
+    gateway = Gateway(Instance(netns_cookie()))
+    if gateway.state is None or not gateway.state.config:
+        raise not_installed()
+    content, prepared = gateway.state.config, _in_force(gateway.state)
+    with _changing(progress) as gateway:
+        if gateway.state is None or gateway.state.config != content:
+            raise LockedError("another configuration was put in force meanwhile", "See `enforcer status`.")
+        if gateway.state.half_done is not None:
+            return {"operations": _heal(gateway, prepared, progress), "warnings": []}
+        return _apply(gateway, prepared, progress)
+
+
+@contextmanager
+def _changing(progress: Progress) -> Iterator[Gateway]:
+    """The gateway under the change lock. A process that hangs there has lost its right to it.
+
+    Nothing is changed for a daemon that has ended meanwhile: `down` may have been next.
+    """
+    instance = Instance(netns_cookie())
+    progress("wait for the change lock")
+    with instance.change_lock(kill=True):
+        if os.getppid() != _PARENT:
+            raise EnforcerError("the process that asked for this has ended")
+        progress(CHANGING)
+        gateway = Gateway(instance)
+        reach(gateway)
+        yield gateway
+
+
+_PARENT = os.getppid()
+
+
+def _in_force(state: State) -> Prepared:
+    try:
+        config = Configuration.model_validate(state.config)
+    except ValueError as error:
+        raise KernelError(
+            f"enforcer {state.version} applied the configuration in force, which this version does not "
+            "understand",
+            "Apply the file instead: enforcer reload",
+        ) from error
+    return Prepared.of(config, state.config_file)
+
+
+def _apply(
+    gateway: Gateway, prepared: Prepared, progress: Progress, *, distrust_table: bool = False
+) -> dict[str, list[str]]:
+    orphaned = _is_orphaned(gateway.state) and nft.installed() is not None
+    if orphaned and gateway.state is None:
+        gateway.state = State(undo=[LOST])
+    before = gateway.state
+    aim = aim_at(prepared, before)
+    operations = planned(gateway, aim, distrust_table=distrust_table)
+    try:
+        gateway.apply(operations, aim.wanted, aim.contents, aim.state, progress=progress)
+    except Exception as error:
+        if orphaned:
+            raise  # what was in force is not known; its table keeps the gateway closed
+        try:
+            _put_back(gateway, before, progress)
+        except EnforcerError as second:
+            message = f"{error}; and what was in force before could not be put back: {second.message}"
+            raise KernelError(message, second.hint) from error
+        raise
+    return {
+        "operations": [str(operation) for operation in operations],
+        "warnings": said_of(prepared.config),
+    }
+
+
+def _is_orphaned(state: State | None) -> bool:
+    """Whether what is in force is not known, and was not when a plan failed before."""
+    return state is None or (LOST in state.undo and not state.config)
+
+
+def _put_back(gateway: Gateway, before: State | None, progress: Progress) -> None:
+    if before is None or not before.config:
+        gateway.state = State.load(gateway.instance.state_file)  # with what is to be undone
+        gateway.down()
+        return
+    gateway.take_back(before)
+    _heal(gateway, _in_force(before), progress)
+
+
+def _heal_first(gateway: Gateway, progress: Progress) -> list[str]:
+    """Before another plan. If that fails, the other plan takes away what it finds."""
+    state = gateway.state
+    if state is None or state.half_done is None or not state.config:
+        return []
+    try:
+        return _heal(gateway, _in_force(state), progress)
+    except EnforcerError:
+        gateway.state = State.load(gateway.instance.state_file)
+        return []
+
+
+def _heal(gateway: Gateway, prepared: Prepared, progress: Progress) -> list[str]:
+    """Brings the kernel to what is in force, whatever of another plan is there; returns what was done."""
+    aim = aim_at(prepared, gateway.state)
+    # Newer sources on the disk are for a plan that works.
+    actual = gateway.actual(aim.wanted, upgrade=False)
+    if actual.table is not None:
+        actual = replace(actual, table="")
+    operations = plan(aim.wanted, actual, gateway.previous, aim.state.tables, left=gateway.left)
+    gateway.apply(operations, aim.wanted, aim.contents, aim.state, progress=progress)
+    return [f"put back: {operation}" for operation in operations]
+
+
+def _say(line: str) -> None:
+    """To the daemon, which may have ended meanwhile: that must not end this."""
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), f"# {line}\n".encode(errors="backslashreplace"))
+
+
+def main(arguments: list[str]) -> int:
+    """The process's entry: the file, and --start if a daemon starts; or --again instead."""
+    # Half a plan is worse than a late end, and who started us waits for it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    progress = _say if PROGRESS in arguments else lambda _: None
+    try:
+        if arguments[0] == AGAIN:
+            result: dict[str, Any] = dict(apply_again(progress=progress))
+        else:
+            result = dict(apply_file(Path(arguments[0]), start=START in arguments, progress=progress))
+    except EnforcerError as error:
+        result = report_of(error)
+    except OSError as error:
+        result = report_of(KernelError(f"applying {arguments[0]}: {error}"))
+    try:
+        json.dump(result, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The daemon that was told of it is gone. The interpreter would complain of the same at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0 if "error" not in result else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
