@@ -23,8 +23,8 @@ MOST_CLIENTS = 10
 def command(settings: Settings, as_json: bool) -> None:
     """What applying the file now would do; does nothing.
 
-    The operations that it would take, the policies and lists that appear, go or change, and how many live
-    flows of which clients would leave otherwise if they were opened again. Live flows keep what they have.
+    The operations, the policies and lists that are added, removed or changed, and how many live flows of
+    which clients would get another egress IP if reopened. Live flows keep the one they have.
     """
     from enforcer.workers.apply import plan_file
 
@@ -67,4 +67,4 @@ def _sentence(found: Redecided) -> str:
     if len(found.clients) > MOST_CLIENTS:
         shown.append(f"{len(found.clients) - MOST_CLIENTS:,} more")
     flows = "1 live flow" if found.flows == 1 else f"{found.flows:,} live flows"
-    return f"{flows} would leave otherwise if opened again, of {', '.join(shown)}"
+    return f"{flows} would get another egress IP if reopened: {', '.join(shown)}"

@@ -22,4 +22,4 @@ def command(settings: Settings) -> None:
     if flows is None:
         click.echo("the fast path is off: nothing was learnt")
     else:
-        click.echo(f"forgot the ways of {number(flows)} flows on the fast path")
+        click.echo(f"invalidated the fast-path entries of {number(flows)} flows")

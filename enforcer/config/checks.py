@@ -292,7 +292,7 @@ def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, 
 
 
 def _hidden(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, str]]:
-    """Name the policies that can never decide, and what decides instead."""
+    """Name the policies that never apply, and which ones apply instead."""
     proxy, policies = configuration.proxy, configuration.policies
     protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
     index = {policy.name: place for place, policy in enumerate(policies)}
@@ -300,5 +300,7 @@ def _hidden(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, s
     for one in hidden(policies, configuration.named_lists, asked, configuration.tables):
         way = ("policies", index[one.name])
         lines = [f"{name} (line {draft.line(('policies', index[name]))})" for name in one.by]
-        by = f": {listed(lines)}" if lines else ""
-        yield way, f"policies[{way[1]}]: {one.name} can never decide: {one.reason}{by}"
+        reason = one.reason
+        if lines:
+            reason = f"{listed(lines)} {'matches' if len(lines) == 1 else 'match'} all of its traffic first"
+        yield way, f"policies[{way[1]}]: {one.name} never applies: {reason}"

@@ -1,6 +1,6 @@
-"""What a changed file would decide otherwise: its policies, and the live flows if they were opened again.
+"""What applying a changed file would change: policies, and the egress IP of live flows if reopened.
 
-Live flows keep what they have, whatever the file says; this is for the person who is about to apply it.
+Live flows keep their egress IP, whatever the file says: the prediction is about reopening them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Change:
     """Something of the policies that the file changes."""
 
     kind: str
-    """appears, goes or changes."""
+    """add, remove or change."""
     what: str
     """``policy bank``, ``list offices``."""
     fields: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Change:
 
     def __str__(self) -> str:
         fields = f": {', '.join(self.fields)}" if self.fields else ""
-        return f"{self.what} {self.kind}{fields}"
+        return f"{self.kind} {self.what}{fields}"
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
@@ -59,18 +59,18 @@ def _by_name(config: dict[str, Any]) -> dict[str, Any]:
 def _compared(noun: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
     for name, entry in after.items():
         if name not in before:
-            yield Change("appears", f"{noun} {name}")
+            yield Change("add", f"{noun} {name}")
         elif entry != before[name]:
             fields = [key for key in entry if entry[key] != before[name].get(key)] if noun == "policy" else []
-            yield Change("changes", f"{noun} {name}", tuple(fields))
+            yield Change("change", f"{noun} {name}", tuple(fields))
     for name in before:
         if name not in after:
-            yield Change("goes", f"{noun} {name}")
+            yield Change("remove", f"{noun} {name}")
 
 
 @dataclass
 class Redecided:
-    """Live flows that would leave otherwise if they were opened again."""
+    """Live flows that would get another egress IP if reopened."""
 
     flows: int = 0
     clients: dict[str, int] = field(default_factory=dict)

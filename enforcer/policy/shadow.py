@@ -1,4 +1,4 @@
-"""Policies that can never decide: empty ones, and those that earlier policies hide.
+"""Policies that never apply: empty ones, and those that earlier policies hide.
 
 A policy's rules are searched for a connection that no earlier rule matches. Where an earlier rule is in the
 way, what it covers is cut off and the search goes on in what is left. What is reported is certain; a policy
@@ -62,7 +62,7 @@ def hidden(
     asked: Box | None = None,
     tables: MatchTables | None = None,
 ) -> list[Hidden]:
-    """Name the enabled policies that can never decide.
+    """Name the enabled policies that never apply.
 
     ``asked``: which connections policies are asked about; ``tables`` are those of the policies, if they are
     there already. ExpressionError, TooManyRulesError.
@@ -79,12 +79,12 @@ def hidden(
         if policy.enabled and not boxes:
             found.append(Hidden(policy.name, (), "no connection can match it"))
         elif policy.enabled and not inside:
-            found.append(Hidden(policy.name, (), "all that it matches is shared whatever policies say"))
+            found.append(Hidden(policy.name, (), "all of its traffic is shared, whatever policies say"))
         elif policy.enabled:
             by = search.hiders(inside, rule)
             if by is not None:
                 names = tuple(ordered[index].name for index in by)
-                reason = "what it matches is matched before" if by else "no connection can match it"
+                reason = "others match all of its traffic first" if by else "no connection can match it"
                 found.append(Hidden(policy.name, names, reason))
         rule += len(boxes)
     return found

@@ -145,7 +145,7 @@ def test_relearn_by_hand(gateway: Gateway) -> None:
     with transfers(gateway, "origin1", ORIGIN1) as pair:
         for _ in range(5):
             before = generation(gateway)
-            assert gateway.run("relearn").stdout == "forgot the ways of 2 flows on the fast path\n"
+            assert gateway.run("relearn").stdout == "invalidated the fast-path entries of 2 flows\n"
             assert generation(gateway) != before
             on_fast_path(gateway, pair)
 

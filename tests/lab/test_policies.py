@@ -273,10 +273,10 @@ def test_plan_says_which_policies_change(enforced: Gateway) -> None:
     rows = plan_of(enforced, changed_file)
     (row,) = [row for row in rows if row["operation"] == "switch policies and settings"]
     assert {(each["change"], each["what"]): each["fields"] for each in row["changes"]} == {
-        ("appears", "policy three"): [],
-        ("goes", "policy one"): [],
-        ("changes", "policy two"): ["precedence", "egress"],
-        ("changes", "list nets"): [],
+        ("add", "policy three"): [],
+        ("remove", "policy one"): [],
+        ("change", "policy two"): ["precedence", "egress"],
+        ("change", "list nets"): [],
     }
     assert (row["flows"], row["clients"]) == (0, {})
 

@@ -1,4 +1,4 @@
-"""README's examples are what the commands print, on the gateway of the demo; numbers that pass away aside."""
+"""The documented examples are what the commands print on the gateway of the demo; counts and times aside."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ from lab.gateway import Gateway
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/commands.md"
 # A table's columns are separated by so much; its first column may have words.
 COLUMNS = re.compile(r"\s{2,}")
 
 
+def fenced(text: str) -> list[list[str]]:
+    """The fenced blocks that name no language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block.strip("\n").splitlines() for language, block in found if not language]
+
+
 def blocks(command: str) -> list[list[str]]:
-    """What README quotes of a command: the fenced blocks behind its heading."""
-    _, found, rest = README.read_text(encoding="utf-8").partition(f"**`enforcer {command}")
+    """What the page quotes of a command: the fenced blocks below its heading."""
+    _, found, rest = PAGE.read_text(encoding="utf-8").partition(f"\n### enforcer {command}")
     assert found, command
-    section = re.split(r"^(?:\*\*`enforcer|## )", rest, maxsplit=1, flags=re.MULTILINE)[0]
-    return [text.strip("\n").splitlines() for text in re.findall(r"^```$(.*?)^```$", section, re.M | re.S)]
+    section = re.split(r"^##", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return fenced(section)
 
 
 def asked(block: list[str]) -> tuple[list[str], list[str]]:
@@ -45,7 +52,7 @@ def quotes(block: list[str], printed: str) -> None:
     """The block is the output; a line of dots stands for any lines."""
     pattern = "".join("(?:.*\n)*" if line == "…" else re.escape(plain(line)) + "\n" for line in block)
     text = "".join(plain(line) + "\n" for line in printed.splitlines())
-    assert re.fullmatch(pattern, text), "\n".join(["README has", *block, "", "but it is", text])
+    assert re.fullmatch(pattern, text), "\n".join(["documented:", *block, "", "printed:", text])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,7 @@ def first(lab: Lab, config: Document) -> str:
 
 @pytest.fixture(scope="module")
 def enforced(lab: Lab, services: Services, config: Document, first: str) -> Iterator[Gateway]:
-    """With README's sessions and names, and three connections of the person whose policy changes."""
+    """With the page's sessions and names, and three connections of the person whose policy changes."""
     with running(lab, config) as gateway, ExitStack() as held:
         arguments, printed = asked(blocks("session add")[0])
         quotes(printed, gateway.run(*arguments).stdout)
@@ -85,6 +92,12 @@ def test_what_the_daemon_says(enforced: Gateway) -> None:
 @pytest.mark.parametrize("number", [0, 1], ids=["plain", "trace"])
 def test_explain(enforced: Gateway, number: int) -> None:
     arguments, printed = asked(blocks("explain")[number])
+    quotes(printed, enforced.run(*arguments).stdout)
+
+
+def test_explain_in_the_readme(enforced: Gateway) -> None:
+    (block,) = [each for each in fenced((ROOT / "README.md").read_text()) if each[0].startswith("$ enforcer")]
+    arguments, printed = asked(block)
     quotes(printed, enforced.run(*arguments).stdout)
 
 

@@ -192,8 +192,8 @@ def test_down_prints_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flows", "said"),
     [
-        (0, "forgot the ways of 0 flows on the fast path\n"),
-        (40000, "forgot the ways of 40,000 flows on the fast path\n"),
+        (0, "invalidated the fast-path entries of 0 flows\n"),
+        (40000, "invalidated the fast-path entries of 40,000 flows\n"),
         (None, "the fast path is off: nothing was learnt\n"),
     ],
 )

@@ -825,12 +825,12 @@ def test_policies_that_never_decide_are_a_warning_with_those_that_do(file: Path)
     found = load(write(file, changed(("policies", policies), ("lists", lists))))
     said = [str(warning).partition(": policies")[2] for warning in found.warnings]
     line = found.warnings[0].line
-    shared = "all that it matches is shared whatever policies say"
+    shared = "all of its traffic is shared, whatever policies say"
     assert said == [
-        f"[1]: printer can never decide: what it matches is matched before: offices (line {line - 3})",
-        f"[2]: names can never decide: {shared}",
-        f"[3]: udp can never decide: {shared}",
-        f"[4]: branch can never decide: {shared}",
+        f"[1]: printer never applies: offices (line {line - 3}) matches all of its traffic first",
+        f"[2]: names never applies: {shared}",
+        f"[3]: udp never applies: {shared}",
+        f"[4]: branch never applies: {shared}",
     ]
 
 
