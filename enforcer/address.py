@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from enforcer.constants import MAPPED
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def pack(address: IPAddress) -> bytes:
     """16 bytes in network order."""
-    return _MAPPED + address.packed if address.version == 4 else address.packed
+    return MAPPED + address.packed if address.version == 4 else address.packed
 
 
 def words(address: IPAddress) -> np.ndarray:
@@ -29,7 +30,7 @@ def unpack(stored: Any) -> IPAddress:
 
 def of_bytes(raw: bytes) -> IPAddress:
     """The address of :func:`pack`'s 16 bytes."""
-    return ipaddress.IPv4Address(raw[12:]) if raw[:12] == _MAPPED else ipaddress.IPv6Address(raw)
+    return ipaddress.IPv4Address(raw[12:]) if raw[:12] == MAPPED else ipaddress.IPv6Address(raw)
 
 
 def mapped(network: IPNetwork) -> ipaddress.IPv6Network:

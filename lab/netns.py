@@ -6,7 +6,6 @@ where the BPF file system's pins are not to be seen.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import subprocess
@@ -16,15 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from enforcer.errors import EnforcerError
+from enforcer.kernel import namespace
 
 Result = TypeVar("Result")
 
-RUN_NETNS = Path("/run/netns")
 PATIENCE = 120.0  # seconds
-CLONE_NEWNET = 0x40000000
-SO_NETNS_COOKIE = 71  # asm-generic/socket.h
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LabError(EnforcerError):
@@ -54,7 +49,7 @@ class Namespace:
 
     def __init__(self, name: str):
         self.name = name
-        self.path = RUN_NETNS / name
+        self.path = namespace.RUN_NETNS / name
 
     def __repr__(self) -> str:
         return f"Namespace({self.name!r})"
@@ -77,18 +72,12 @@ class Namespace:
     def call(self, function: Callable[[], Result]) -> Result:
         """Call ``function`` in here, in a thread of its own, so that the caller's thread never moves."""
 
-        def enter() -> Result:
-            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if _libc.setns(handle, CLONE_NEWNET):
-                    error = ctypes.get_errno()
-                    raise OSError(error, os.strerror(error), str(self.path))
-            finally:
-                os.close(handle)
+        def entered() -> Result:
+            namespace.enter(self.name)
             return function()
 
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(enter).result()
+            return pool.submit(entered).result()
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket of this namespace: a socket stays where it was made, whoever uses it."""
@@ -120,8 +109,7 @@ class Namespace:
 
     def cookie(self) -> int:
         """The kernel's number for this namespace, never used twice while the machine runs."""
-        with self.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
-            return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+        return self.call(namespace.netns_cookie)
 
 
 def processes_in(namespaces: Iterable[Namespace]) -> list[int]:

@@ -28,9 +28,10 @@ from typing import Any, Self
 from enforcer.datapath import pins
 from enforcer.instance import Instance
 from enforcer.instance.trust import remove_tree
+from enforcer.kernel.namespace import RUN_NETNS
 from lab import configuration
 from lab.configuration import Document
-from lab.netns import RUN_NETNS, LabError, Namespace, execute, processes_in
+from lab.netns import LabError, Namespace, execute, processes_in
 
 ROLES = ("client", "client2", "gw", "net", "origin1", "origin2", "resolver", "private")
 ROUTERS = ("gw", "net")

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 
 from bench.report.results import Row, Sample, ratio
 from bench.rig import documents
-from bench.rig.generator import TCP, Run, Stream
+from bench.rig.generator import Run, Stream
 from bench.rig.measure import Bench, entered, sample
 from bench.rig.peers import Connlimit, Count, Enforcer, FullyRandomSnat, Limited, Peer
+from enforcer.constants import TCP
 
 CROWDED = "New flow at an origin that has many"
 LEVELS = (1000, 10000, 40000, 45000)

@@ -17,7 +17,7 @@ from itertools import product
 from bench.report.results import Row, Sample, ratio
 from bench.rig import documents
 from bench.rig.answering import establish
-from bench.rig.generator import TCP, TRANSPORT, UDP, Stream
+from bench.rig.generator import TRANSPORT, Stream
 from bench.rig.measure import Bench, entered, sample
 from bench.rig.peers import (
     ClassifierFloor,
@@ -32,6 +32,7 @@ from bench.rig.peers import (
     Snat,
     Stateful,
 )
+from enforcer.constants import TCP, UDP
 from enforcer.datapath import fast
 
 ESTABLISHED = "Packet of an established flow"

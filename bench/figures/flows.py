@@ -7,9 +7,10 @@ from itertools import product
 
 from bench.report.results import ratio
 from bench.rig import documents
-from bench.rig.generator import TCP, UDP, Stream
+from bench.rig.generator import Stream
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer, Floor, FullyRandomSnat, Peer, RandomSnat, Snat, Stateful
+from enforcer.constants import TCP, UDP
 
 NEW = "New flow"
 

@@ -12,9 +12,9 @@ from bench.figures.established import MANY, stream_of
 from bench.report.results import Row, Sample
 from bench.rig import documents
 from bench.rig.answering import establish
-from bench.rig.generator import UDP
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer
+from enforcer.constants import UDP
 from enforcer.datapath import syscall
 from enforcer.gateway.gateway import Gateway
 from lab.netns import LabError

@@ -10,9 +10,10 @@ from itertools import count
 
 from bench.report.results import Row, Sample, ratio
 from bench.rig import documents
-from bench.rig.generator import FIRST_ORIGIN, TCP, Stream
+from bench.rig.generator import FIRST_ORIGIN, Stream
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer
+from enforcer.constants import TCP
 
 REFUSED = "SYN refused at an origin's limit"
 LIMIT = 40000

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 
 from bench.report.results import ratio
 from bench.rig import documents, known, rulesets
-from bench.rig.generator import TCP, UDP, Stream
+from bench.rig.generator import Stream
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer, Peer, Ruleset
+from enforcer.constants import TCP, UDP
 
 POLICIES = "New flow by number of policies"
 PACKET_POLICIES = "New flow by number of policies that nft can say"

@@ -19,9 +19,10 @@ import numpy as np
 from bench.report.results import Row, Sample, bound
 from bench.rig import documents
 from bench.rig.answering import establish
-from bench.rig.generator import STAMPED_PORT, TCP, UDP, Run, Stream
+from bench.rig.generator import STAMPED_PORT, Run, Stream
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Count, Enforcer, Limited, Peer
+from enforcer.constants import TCP, UDP
 from lab.netns import LabError
 
 STALL = "Packet of a neighbour under a SYN flood at an origin's limit"

@@ -16,11 +16,12 @@ import numpy as np
 from bench.figures import reloads
 from bench.report.results import Claim, Row, Sample, bound
 from bench.rig import documents, known
-from bench.rig.generator import UDP, Stream
+from bench.rig.generator import Stream
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer
 from enforcer.address import port, unpack
 from enforcer.config import Configuration
+from enforcer.constants import UDP
 from enforcer.control.interpreter import PYTHON
 from enforcer.datapath.maps import Maps
 from enforcer.gateway.state import State

@@ -20,10 +20,10 @@ import numpy as np
 
 from bench.rig.programs import Programs
 from bench.rig.wire import INSIDE_INDEX, INSIDE_MAC, NEAR_MAC, Wire
+from enforcer.constants import TCP
 from enforcer.datapath import syscall
 
 IPAddress = IPv4Address | IPv6Address
-UDP, TCP = 17, 6
 FIRST_CLIENT = {4: "10.64.0.1", 6: "fd64::1"}
 FIRST_ORIGIN = {4: "198.18.0.1", 6: "2001:db8:a::1"}
 FIRST_PORT = 1024

@@ -27,7 +27,8 @@ from bench.rig.programs import OUTSIDE_INDEX, Programs
 from enforcer.datapath.pins import directory, find_bpffs
 from enforcer.instance import Instance
 from enforcer.kernel import filters
-from lab.netns import RUN_NETNS, Namespace, execute, processes_in
+from enforcer.kernel.namespace import RUN_NETNS
+from lab.netns import Namespace, execute, processes_in
 
 PREFIX = "bench"
 INSIDE_INDEX = 2

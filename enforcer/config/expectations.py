@@ -30,6 +30,7 @@ from enforcer.config import document, messages
 from enforcer.config.document import Document, Way
 from enforcer.config.fields import Title, type_name
 from enforcer.config.models import Configuration
+from enforcer.constants import ICMP, ICMPV6, TCP, UDP
 from enforcer.errors import ConfigError, Fault
 from enforcer.policy import values
 from enforcer.policy.decision import REASONS, SHARED
@@ -38,7 +39,7 @@ from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_
 
 EPHEMERAL_PORT = 49152  # RFC 6335, 6: the first dynamic port
 NEAREST, REFUSED, DEFAULT = "nearest", "refused", "default"
-_PROTOCOLS = {"tcp": 6, "udp": 17}
+_PROTOCOLS = {"tcp": TCP, "udp": UDP}
 
 Place = tuple[str | None, str | None]
 FindPlace = Callable[[IPv4Address | IPv6Address], Place]
@@ -308,7 +309,7 @@ _ADAPTER: TypeAdapter[Entry] = TypeAdapter(Entry)
 def _connection(entry: Entry, client: IPv4Address | IPv6Address, session: Facts) -> Connection:
     protocol = entry.protocol
     if isinstance(protocol, str):
-        protocol = _PROTOCOLS.get(protocol) or (1 if client.version == 4 else 58)
+        protocol = _PROTOCOLS.get(protocol) or (ICMP if client.version == 4 else ICMPV6)
     ported = protocol in _PROTOCOLS.values()
     hosts = entry.hosts if entry.hosts is not None else (entry.host,) if entry.host else ()
     return Connection(

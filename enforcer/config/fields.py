@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from enforcer.constants import MAPPED_NETWORK
 from enforcer.policy.language import MAX_LENGTH
 
 UNSPECIFIED = IPv4Address("0.0.0.0")
@@ -24,7 +25,7 @@ _NEVER_A_SOURCE = {
 }
 _NEVER_A_SOURCE6 = {
     "loopback or unspecified": IPv6Network("::/96"),
-    "IPv4-mapped": IPv6Network("::ffff:0:0/96"),
+    "IPv4-mapped": MAPPED_NETWORK,
     "link-local": IPv6Network("fe80::/10"),
     "multicast": IPv6Network("ff00::/8"),
 }

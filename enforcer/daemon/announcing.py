@@ -14,6 +14,7 @@ from ipaddress import IPv6Address
 
 import numpy as np
 
+from enforcer.constants import MAPPED
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError
@@ -35,7 +36,7 @@ _PAUSE = 0.05
 _MOST = 1 << 16
 # An address without a flow for so many seconds is announced again with its next one.
 _FORGET_AFTER = 600.0
-_MAPPED = np.array([0, 0, int.from_bytes(b"\0\0\xff\xff", "little")], dtype="<u4")
+_MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 
 
 class Announcing:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from enforcer.address import IPNetwork, mapped, words
+from enforcer.constants import MAPPED_NETWORK
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import KernelError
@@ -47,7 +48,6 @@ _USES = {
     "host": 256,
 }
 _U32 = np.dtype("<u4")
-_IPV4 = IPv6Network("::ffff:0:0/96")
 _PACKET = (
     "source_prefixes",
     "destination_prefixes",
@@ -341,7 +341,7 @@ def with_private(
         while above and not network.subnet_of(above[-1][0]):
             above.pop()
         inherited_set, inherited_flag = (above[-1][1], above[-1][2]) if above else (0, 0)
-        if network == _IPV4:
+        if network == MAPPED_NETWORK:
             inherited_flag = 0  # an IPv6 network, however short its prefix, has no IPv4 address
         entry = (network, sets.get(network, inherited_set), int(network in flagged or inherited_flag))
         above.append(entry)

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from enforcer.constants import MAPPED
+
 _SYN_SENT, _ASSURED = 2, 1  # enum state and enum note of bpf/maps.h
-_MAPPED = 0xFFFF0000  # third word of ::ffff:a.b.c.d as loaded on a little-endian machine
+_MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 
 
 class Counts(NamedTuple):
@@ -33,7 +35,7 @@ def client_keys(keys: np.ndarray, kind: np.dtype) -> np.ndarray:
     """The keys of the flows' client prefixes: an IPv4 address, or an IPv6 /64 (bpf/client.h)."""
     own = np.zeros(len(keys), dtype=kind)
     client = keys["client"].copy()
-    ipv4 = (client[:, 0] == 0) & (client[:, 1] == 0) & (client[:, 2] == _MAPPED)
+    ipv4 = (client[:, :3] == _MAPPED).all(axis=1)
     client[~ipv4, 2:] = 0
     own["client"] = client
     return own

@@ -18,6 +18,8 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.wire
 
+from enforcer.constants import MAPPED
+
 A, CNAME, AAAA, SVCB, HTTPS, ANY = 1, 5, 28, 64, 65, 255
 IN = 1
 NOERROR, NXDOMAIN = 0, 3
@@ -33,7 +35,6 @@ _HEADER = struct.Struct(">HHHHHH")
 _TYPE_AND_CLASS = struct.Struct(">HH")
 _RESPONSE, _TRUNCATED = 0x8000, 0x0200
 _OPCODE = 0x7800
-_MAPPED = bytes(10) + b"\xff\xff"
 _PLAIN = re.compile(rb"[a-z0-9_-]+")
 _POINTER = 0xC0
 _LONGEST_NAME = 255
@@ -191,9 +192,9 @@ def _walk(asked: Header, records: _Records) -> Found:
     for kind in (A, AAAA, HTTPS, SVCB) if asked.kind == ANY else (asked.kind,):
         for lifetime, value in records.get((name, kind), ()):
             if kind == A:
-                hints = [_MAPPED + value]
+                hints = [MAPPED + value]
             elif kind == AAAA:
-                hints = [value] if not value.startswith(_MAPPED) else []
+                hints = [value] if not value.startswith(MAPPED) else []
                 mapped += not hints
             elif kind in (HTTPS, SVCB):
                 target = _lower(value.target)
@@ -217,9 +218,9 @@ def _hints(record: Any) -> list[bytes]:
     texts = [*(four.addresses if four else ()), *(six.addresses if six else ())]
     packed = [dns.inet.inet_pton(dns.inet.af_for_address(text), text) for text in texts]
     return [
-        _MAPPED + address if len(address) == 4 else address
+        MAPPED + address if len(address) == 4 else address
         for address in packed
-        if not address.startswith(_MAPPED)
+        if not address.startswith(MAPPED)
     ]
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-TCP, UDP = 6, 17
+from enforcer.constants import MAPPED, TCP, UDP
+
 FIN, SYN, RST = 1, 2, 4
 
-_MAPPED = bytes(10) + b"\xff\xff"
 # Hop-by-hop options, routing, destination options: 8-byte units, the first not counted.
 _EXTENSIONS = {0, 43, 60}
 _EXTENSIONS_AT_MOST = 8
@@ -48,7 +48,7 @@ def destination(data: bytes) -> bytes:
 def _address(data: bytes, four: int, six: int) -> bytes:
     version = data[0] >> 4 if data else 0
     if version == 4:
-        return (_MAPPED + data[four : four + 4]).ljust(16, b"\0")
+        return (MAPPED + data[four : four + 4]).ljust(16, b"\0")
     return data[six : six + 16].ljust(16, b"\0") if version == 6 else bytes(16)
 
 
@@ -69,7 +69,7 @@ def _ipv4(data: bytes) -> Packet | None:
     end = int.from_bytes(data[2:4], "big") or len(data)
     if start < 20 or end > len(data) or int.from_bytes(data[6:8], "big") & _FRAGMENT:
         return None
-    return _transport(data[start:end], data[9], _MAPPED + data[12:16], _MAPPED + data[16:20])
+    return _transport(data[start:end], data[9], MAPPED + data[12:16], MAPPED + data[16:20])
 
 
 def _ipv6(data: bytes) -> Packet | None:

@@ -15,9 +15,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from enforcer.address import pack
+from enforcer.constants import TCP
 from enforcer.dns import message
 from enforcer.dns.message import MalformedError
-from enforcer.dns.packet import TCP, Packet, parse
+from enforcer.dns.packet import Packet, parse
 from enforcer.dns.questions import Asker, Questions
 from enforcer.dns.stream import Streams
 from enforcer.facts.names import client_prefix

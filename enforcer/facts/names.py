@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping
 from typing import NamedTuple
 
+from enforcer.constants import MAPPED
 from enforcer.facts.charges import NO_CLIENT, Charges
 from enforcer.facts.database import ROW, among
 from enforcer.facts.numbers import Numbers, digest
@@ -37,7 +38,6 @@ Place = tuple[float, bytes, bytes, int]
 FIRST: Place = (-1.0, b"", b"", 0)
 """Before every row, where :meth:`LearntNames.forget` begins."""
 
-_MAPPED = bytes(10) + b"\xff\xff"
 # The order matters: the rows that are looked for first, each one's name then.
 _JOINED = "FROM names CROSS JOIN texts ON number = names.text"
 
@@ -59,7 +59,7 @@ class _Row(NamedTuple):
 
 def client_prefix(client: bytes) -> bytes:
     """What a client's bounds are for: its IPv4 address, or its IPv6 /64, all of which one host may use."""
-    return client if client.startswith(_MAPPED) else client[:8]
+    return client if client.startswith(MAPPED) else client[:8]
 
 
 def size_of(name: str) -> int:

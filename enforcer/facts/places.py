@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import maxminddb
 import numpy as np
 
+from enforcer.constants import MAPPED_NETWORK
 from enforcer.errors import EnforcerError, UntrustedError
 from enforcer.facts.records import NOWHERE, BrokenRecordError, Place, Records
 from enforcer.instance import trust
@@ -36,7 +37,7 @@ _SAMPLE_STEPS = 200_000
 _COPY = 16 << 20
 _MIXED = -1  # below this node there are several places
 _SEPARATOR = 16  # bytes between the search tree and the records
-_MAPPED = 0xFFFF << 32  # ::ffff:0:0, where the maps keep IPv4
+_MAPPED = int(MAPPED_NETWORK.network_address)  # where the maps keep IPv4
 
 # What maxminddb raises, beside its own error, for a file that is not what it says.
 _UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, OSError, MemoryError)

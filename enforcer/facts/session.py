@@ -29,6 +29,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from enforcer.constants import MAPPED
 from enforcer.errors import ConfigError, Fault, UntrustedError
 from enforcer.facts.rows import NewSession
 from enforcer.instance import trust
@@ -39,7 +40,6 @@ LARGEST_FILE = 1 << 30
 LONGEST_TEXT = 1024
 LONGEST_LINE = 1 << 18
 _LONGEST_TTL = 100 * 366 * 86400
-_MAPPED = bytes(10) + b"\xff\xff"
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _decode = json.JSONDecoder().raw_decode
 _ONE_OBJECT = "expected one JSON object a line"
@@ -114,13 +114,13 @@ def client_of(value: Any) -> bytes:
 def _client(value: Any) -> bytes:
     try:
         if ":" not in value:
-            packed = _MAPPED + socket.inet_pton(socket.AF_INET, value)
+            packed = MAPPED + socket.inet_pton(socket.AF_INET, value)
             first = packed[12]
             if 0 < first < 224 and first != 127:
                 return packed
         else:
             packed = socket.inet_pton(socket.AF_INET6, value)
-            if packed[:12] == _MAPPED:
+            if packed[:12] == MAPPED:
                 raise _wrong(value, "an IPv4 address in IPv6 form", str(unpack_client(packed)))
             # Not multicast, ::, ::1 or an IPv4-compatible address.
             if packed[0] != 0xFF and any(packed[:12]):
@@ -331,7 +331,7 @@ class Lines:
 
 def unpack_client(client: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """An address from its 16 bytes; numpy's way takes ten times as long."""
-    return ipaddress.IPv4Address(client[12:]) if client[:12] == _MAPPED else ipaddress.IPv6Address(client)
+    return ipaddress.IPv4Address(client[12:]) if client[:12] == MAPPED else ipaddress.IPv6Address(client)
 
 
 def shown(facts: Facts) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enforcer.address import IPAddress, IPNetwork, unpack
+from enforcer.constants import DNS_PORT, TCP
 from enforcer.datapath.banks import Action
 from enforcer.datapath.maps import Maps
 from enforcer.facts.inforce import rules_of_names
@@ -24,7 +25,6 @@ from enforcer.policy.resolver import Bits
 if TYPE_CHECKING:
     from enforcer.workers.apply import Target
 
-DNS, TCP, UDP = 53, 6, 17
 _FAMILIES = 2
 
 
@@ -145,10 +145,11 @@ class Redecision:
 
     @staticmethod
     def _port_class(table: Sequence[tuple[int, int, int]], ports: np.ndarray) -> np.ndarray:
-        """The first port of the range that policies do not tell apart; DNS is one of its own."""
+        """The first port of the range that policies do not tell apart; DNS_PORT is one of its own."""
         host = ports.byteswap()
         firsts = np.array([first for first, _, _ in table], dtype="<u4")
-        return np.where(host == DNS, DNS, firsts[np.searchsorted(firsts, host, side="right") - 1] | _CLASS)
+        classes = firsts[np.searchsorted(firsts, host, side="right") - 1] | _CLASS
+        return np.where(host == DNS_PORT, DNS_PORT, classes)
 
     def _outcome(self, client: bytes, origin: bytes, ports: np.ndarray, protocol: int) -> frozenset[int]:
         """The slots that a flow may have; none: it is refused."""
@@ -156,7 +157,7 @@ class Redecision:
         proxied = wanted.proxy_tcp if protocol == TCP else wanted.proxy_udp
         destination = _address(origin)
         family = 0 if destination.version == 4 else 1
-        if not proxied or int(ports[1]) == DNS or self._is_private(destination):
+        if not proxied or int(ports[1]) == DNS_PORT or self._is_private(destination):
             return _SHARED
         rules = self._rules(client, origin, [int(each) & ~_CLASS for each in ports], protocol)
         if not rules:

@@ -6,7 +6,8 @@ from ipaddress import IPv4Address, IPv6Network
 from typing import Any
 
 from enforcer.address import port, unpack
-from enforcer.inspect.source import PROTOCOLS, Source
+from enforcer.constants import PROTOCOL_NAMES
+from enforcer.inspect.source import Source
 from enforcer.kernel import addresses
 
 Row = dict[str, Any]
@@ -49,4 +50,4 @@ def egress(source: Source) -> list[Row]:
 def _named(key: Any) -> str:
     address = unpack(key["origin"])
     host = f"[{address}]" if address.version == 6 else str(address)
-    return f"{PROTOCOLS[int(key['protocol'])]} {host}:{port(key['origin_port'])}"
+    return f"{PROTOCOL_NAMES[int(key['protocol'])]} {host}:{port(key['origin_port'])}"

@@ -15,6 +15,7 @@ from enforcer.address import IPAddress
 from enforcer.config import Configuration, load
 from enforcer.config.expectations import NEAREST, REFUSED, Expectation, FindPlace, Place
 from enforcer.config.expectations import load as load_expectations
+from enforcer.constants import TCP, UDP
 from enforcer.facts import session
 from enforcer.facts.places import Database
 from enforcer.facts.records import NOWHERE
@@ -22,10 +23,9 @@ from enforcer.policy.decision import REASONS, SHARED, Decision, decide_all
 from enforcer.policy.facts import Connection, Facts
 from enforcer.policy.language import Lists
 from enforcer.policy.reference import trace
+from enforcer.policy.values import protocol_name
 
 Row = dict[str, Any]
-
-_PROTOCOLS = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmp"}
 
 
 def judge_file(config_file: Path, file: Path) -> list[Row]:
@@ -82,8 +82,9 @@ def judge(config: Configuration, expectations: Iterable[Expectation], find: Find
 
 
 def _shown(connection: Connection) -> str:
-    protocol = _PROTOCOLS.get(connection.protocol, f"protocol {connection.protocol}")
-    if connection.protocol not in (6, 17):
+    name = protocol_name(connection.protocol)
+    protocol = f"protocol {name}" if name.isdigit() else name
+    if connection.protocol not in (TCP, UDP):
         return f"{protocol} {connection.src} → {connection.dst}"
     return f"{protocol} {connection.src} → {connection.dst} port {connection.dst_port}"
 

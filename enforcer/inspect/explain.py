@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from enforcer.address import IPAddress, unpack
+from enforcer.constants import ICMP, ICMPV6, TCP, UDP
 from enforcer.datapath import syscall
 from enforcer.datapath.banks import rule_sets
 from enforcer.errors import UsageError
@@ -164,8 +165,8 @@ def _supposing(source: Source, known: Known, supposed: Supposed, client: Facts) 
 
 
 def _connection(question: Question) -> Connection:
-    icmp = 1 if question.source.version == 4 else 58
-    number = {"tcp": 6, "udp": 17, "icmp": icmp}[question.protocol]
+    icmp = ICMP if question.source.version == 4 else ICMPV6
+    number = {"tcp": TCP, "udp": UDP, "icmp": icmp}[question.protocol]
     ports = (0, 0) if number == icmp else (question.source_port, question.destination_port)
     return Connection(question.source, question.destination, *ports, number)
 
@@ -216,11 +217,11 @@ def _packet(question: Question, link: Link) -> bytes:
     # Long enough for the verdict, which comes back in the packet's place.
     room = bytes(64)
     if question.protocol == "tcp":
-        number, transport = 6, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, _SYN, 65535, 0, 0) + room
+        number, transport = TCP, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, _SYN, 65535, 0, 0) + room
     elif question.protocol == "udp":
-        number, transport = 17, ports + struct.pack("!HH", 8 + len(room), 0) + room
+        number, transport = UDP, ports + struct.pack("!HH", 8 + len(room), 0) + room
     else:
-        number, echo = (1, 8) if question.source.version == 4 else (58, 128)
+        number, echo = (ICMP, 8) if question.source.version == 4 else (ICMPV6, 128)
         transport = struct.pack("!BBHHH", echo, 0, 0, 1, 1) + room
     addresses = question.source.packed + question.destination.packed
     if question.source.version == 4:

@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from enforcer.address import of_bytes, port, unpack
+from enforcer.constants import PROTOCOL_NAMES
 from enforcer.datapath import ways
-from enforcer.inspect.source import PROTOCOLS, Source
+from enforcer.inspect.source import Source
 from enforcer.kernel import conntrack
 
 Row = dict[str, Any]
@@ -52,7 +53,7 @@ def flows(source: Source) -> list[Row]:
             idle = round((now - int(flow["seen"])) / 1e9, 3)
             rows.append(
                 {
-                    "protocol": PROTOCOLS[original.protocol],
+                    "protocol": PROTOCOL_NAMES[original.protocol],
                     "client_ip": str(unpack(key["client"])),
                     "client_port": original.source_port,
                     "origin_ip": str(unpack(key["origin"])),

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import Any
 
 from enforcer.address import port, unpack
-from enforcer.inspect.source import PROTOCOLS, Source
+from enforcer.constants import PROTOCOL_NAMES
+from enforcer.inspect.source import Source
 
 Row = dict[str, Any]
 
@@ -22,7 +23,7 @@ def origins(source: Source) -> list[Row]:
             {
                 "egress": source.egress_names.get(int(value["slot"]), f"slot {value['slot']}"),
                 "source_ip": str(unpack(key["source"])),
-                "protocol": PROTOCOLS[int(key["protocol"])],
+                "protocol": PROTOCOL_NAMES[int(key["protocol"])],
                 "origin_ip": str(unpack(key["origin"])),
                 "origin_port": port(key["origin_port"]),
                 "active": active,

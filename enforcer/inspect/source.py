@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -19,7 +18,6 @@ from enforcer.instance import Instance, not_installed
 from enforcer.kernel import nft
 
 SHARED = "shared"
-PROTOCOLS: Mapping[int, str] = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmpv6"}
 
 
 def _has_table() -> bool:

@@ -12,13 +12,14 @@ import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
+from enforcer.constants import ICMPV6
 from enforcer.kernel import netlink
 from enforcer.kernel.addresses import IFA_F_DADFAILED, listed
 
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ARPHRD_ETHER, ARP_REQUEST = 1, 1
 BROADCAST = b"\xff" * 6
-ICMPV6, NEIGHBOUR_ADVERTISEMENT, ROUTER_FLAG, OVERRIDE_FLAG = 58, 136, 0x80000000, 0x20000000
+NEIGHBOUR_ADVERTISEMENT, ROUTER_FLAG, OVERRIDE_FLAG = 136, 0x80000000, 0x20000000
 TARGET_LINK_LAYER_ADDRESS = 2
 ALL_NODES = IPv6Address("ff02::1")
 ALL_NODES_MAC = bytes.fromhex("333300000001")  # RFC 2464, 7

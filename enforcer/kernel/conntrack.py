@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from enforcer.constants import MAPPED
 from enforcer.kernel import netlink, sysctl
 from enforcer.kernel.netlink import ACK, NETLINK_NETFILTER, REQUEST, Channel, Message
 
@@ -53,7 +54,6 @@ TCP_STATES = (
     "SYN_SENT2",
 )
 
-MAPPED = bytes(10) + b"\xff\xff"
 
 # Both tuples of a connection with ports, headers skipped: source, destination, protocol, two ports.
 _TUPLE = "8x4x{0}s4x{0}s4x4xB3x4xH2x4xH2x"

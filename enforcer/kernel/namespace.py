@@ -14,7 +14,7 @@ from pathlib import Path
 
 from enforcer.errors import KernelError, PrivilegeError, UsageError
 
-DIRECTORY = Path("/run/netns")  # where ip-netns(8) keeps the names
+RUN_NETNS = Path("/run/netns")  # where ip-netns(8) keeps the names
 CLONE_NEWNET = 0x40000000
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
 
@@ -25,7 +25,7 @@ def enter(name: str) -> None:
     Only the network namespace changes, not mounts: ``ip netns exec`` would hide bpffs behind a /sys of its
     own. Call it before threads are started: it moves the calling thread and those started later.
     """
-    path = Path(name) if "/" in name else DIRECTORY / name
+    path = Path(name) if "/" in name else RUN_NETNS / name
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -53,7 +53,7 @@ def _refused(name: str, path: Path, code: int) -> None:
 def names() -> list[str]:
     """The named network namespaces of this machine, sorted."""
     try:
-        return sorted(entry.name for entry in DIRECTORY.iterdir())
+        return sorted(entry.name for entry in RUN_NETNS.iterdir())
     except OSError:
         return []
 

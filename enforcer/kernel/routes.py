@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from enforcer.constants import MAPPED
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import NETLINK_ROUTE, REQUEST, Channel, Message
 
@@ -15,7 +16,6 @@ RTA_DST, RTA_OIF = 1, 4
 _ROUTE = struct.Struct(
     "=BBBBBBBBI"
 )  # struct rtmsg: family, lengths, TOS, table, protocol, scope, type, flags
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def interfaces_to(addresses: Sequence[bytes]) -> list[int | None]:
@@ -27,7 +27,7 @@ def interfaces_to(addresses: Sequence[bytes]) -> list[int | None]:
 
 def _request(address: bytes) -> bytes:
     family, raw = socket.AF_INET6, address
-    if address.startswith(_MAPPED):
+    if address.startswith(MAPPED):
         family, raw = socket.AF_INET, address[12:]
     return _ROUTE.pack(family, 8 * len(raw), 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, raw)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Protocol
 
+from enforcer.constants import DNS_PORT, ICMP, ICMPV6, TCP, UDP
 from enforcer.policy.facts import Connection
 from enforcer.policy.language import NO_LISTS, Lists
 from enforcer.policy.nearest import Place, nearest
@@ -34,9 +35,6 @@ REASONS = {
     "unavailable": "the egress IP is unavailable and there is no fallback",
 }
 """The reasons of bpf/reasons.h that a decision can have."""
-
-_TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
-_DNS = 53
 
 
 class Resolved(Protocol):
@@ -146,12 +144,12 @@ def _exempt(config: Configured, connection: Connection) -> str | None:
     """The class of traffic that no policy is asked about."""
     protocol = connection.protocol
     classes = (
-        ("icmp", protocol == (_ICMP if connection.src.version == 4 else _ICMPV6)),
-        ("protocol", protocol not in (_TCP, _UDP)),
-        ("dns", connection.dst_port == _DNS),
+        ("icmp", protocol == (ICMP if connection.src.version == 4 else ICMPV6)),
+        ("protocol", protocol not in (TCP, UDP)),
+        ("dns", connection.dst_port == DNS_PORT),
         ("tunnel", any(connection.dst in network for network in config.private_networks)),
-        ("tcp-off", protocol == _TCP and not config.proxy.tcp),
-        ("udp-off", protocol == _UDP and not config.proxy.udp),
+        ("tcp-off", protocol == TCP and not config.proxy.tcp),
+        ("udp-off", protocol == UDP and not config.proxy.udp),
     )
     return next((reason for reason, holds in classes if holds), None)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from enforcer.constants import DNS_PORT
 from enforcer.policy import sets
 from enforcer.policy.expression import Network, TextIn
 from enforcer.policy.facts import Connection, Facts
@@ -51,7 +52,7 @@ def decidable(protocols: Iterable[int], private: Iterable[Network]) -> Box:
     """What policies are asked about: proxied protocols, no DNS, no private networks."""
     return Box(
         destination=sets.not_addresses(sets.addresses(private)),
-        ports=sets.not_ports(((53, 53),)),
+        ports=sets.not_ports(((DNS_PORT, DNS_PORT),)),
         protocols=sets.protocols(protocols),
     )
 

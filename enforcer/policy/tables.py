@@ -13,6 +13,7 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import TypeVar
 
+from enforcer.constants import MAPPED_NETWORK
 from enforcer.policy.facts import NOTHING, Connection, Dimension
 from enforcer.policy.language import NO_LISTS, Lists, expression_of
 from enforcer.policy.predicate import TRUE, Predicate
@@ -32,7 +33,7 @@ MAX_SETS = 1 << 16
 Groups = tuple[tuple[Predicate, Bits], ...]
 """Distinct predicates of one dimension, each with the rules that have it."""
 
-_MAPPED = 0xFFFF << 32  # ::ffff:0:0, where the kernel's maps keep IPv4
+_MAPPED = int(MAPPED_NETWORK.network_address)  # where the kernel's maps keep IPv4
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,22 @@ from ipaddress import (
     summarize_address_range,
 )
 
+from enforcer.constants import ICMP, ICMPV6, MAPPED_NETWORK, TCP, UDP
 from enforcer.policy.error import WrongValueError, cut
 from enforcer.policy.expression import Network
 
-PROTOCOLS = {"tcp": frozenset({6}), "udp": frozenset({17}), "icmp": frozenset({1, 58})}
+PROTOCOLS = {
+    "tcp": frozenset({TCP}),
+    "udp": frozenset({UDP}),
+    "icmp": frozenset({ICMP, ICMPV6}),
+}
 """Names and numbers; ``icmp`` is ICMPv6 as well, so that a rule means the same in both families."""
+
+
+def protocol_name(number: int) -> str:
+    """A protocol as expressions name it; those without a name by number."""
+    return next((name for name, numbers in PROTOCOLS.items() if number in numbers), str(number))
+
 
 CONTINENTS = {
     "AF": "Africa",
@@ -146,11 +157,8 @@ def _address_range(text: str) -> list[Network]:
     return found
 
 
-_MAPPED = IPv6Network("::ffff:0:0/96")
-
-
 def _refuse_mapped(network: Network) -> None:
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.subnet_of(_MAPPED):
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.subnet_of(MAPPED_NETWORK):
         right = f"the IPv4 address, {network.network_address.ipv4_mapped}"
         raise WrongValueError("has IPv4-mapped addresses in it", right)
 

@@ -22,7 +22,7 @@ from enforcer.policy.expression import (
 )
 from enforcer.policy.facts import NOTHING, Connection, Facts, dimension
 from enforcer.policy.fields import FIELDS
-from enforcer.policy.values import PROTOCOLS
+from enforcer.policy.values import protocol_name
 
 _MOST = 5  # comparisons or values that are named
 
@@ -91,8 +91,7 @@ def _seen(comparison: Comparison, connection: Connection) -> str:
         case PortIn():
             return f"net.dst.port is {connection.dst_port}"
         case ProtocolIn():
-            names = [name for name, numbers in PROTOCOLS.items() if connection.protocol in numbers]
-            return f"net.protocol is {names[0] if names else connection.protocol}"
+            return f"net.protocol is {protocol_name(connection.protocol)}"
         case _:
             return _known(comparison.field, connection)
 

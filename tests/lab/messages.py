@@ -7,6 +7,7 @@ import struct
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
+from enforcer.constants import MAPPED
 from enforcer.kernel import conntrack
 from lab.clients import family_of
 from lab.netns import Namespace
@@ -134,7 +135,7 @@ def datagrams(namespace: Namespace, address: str, port: int = 0, timeout: float 
 
 def _packed(address: str) -> bytes:
     packed = ip_address(address).packed
-    return packed if len(packed) == 16 else conntrack.MAPPED + packed
+    return packed if len(packed) == 16 else MAPPED + packed
 
 
 def _text(packed: bytes) -> str:

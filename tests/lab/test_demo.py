@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.netns import RUN_NETNS, Namespace
+from enforcer.kernel.namespace import RUN_NETNS
+from lab.netns import Namespace
 from lab.topology import ROLES, STATE, Lab
 
 PATIENCE = 280.0  # seconds; an idle machine needs 40

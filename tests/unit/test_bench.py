@@ -32,8 +32,6 @@ from bench.rig.generator import (
     FIRST_CLIENT,
     FIRST_ORIGIN,
     STAMPED_PORT,
-    TCP,
-    UDP,
     Generator,
     Stream,
     parts,
@@ -44,6 +42,7 @@ from bench.rig.programs import Programs
 from bench.rig.wire import INSIDE_MAC, NEAR_MAC, OUTSIDE_MAC
 from enforcer.address import pack
 from enforcer.config import Configuration
+from enforcer.constants import TCP, UDP
 from enforcer.facts.places import Database
 from enforcer.facts.store import ANYBODY, Store
 from enforcer.policy.facts import Connection, host_facts, place_facts

@@ -45,6 +45,7 @@ from typing import Any
 
 from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_set_msg, nft_table_msg
 
+from enforcer.constants import DNS_PORT, TCP, UDP
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import APPEND, CREATE, REQUEST, Message
 from enforcer.kernel.nft import expr, wire
@@ -61,8 +62,6 @@ from enforcer.kernel.nft.protocol import (
     HOST_ORDER,
     IFNAMSIZ,
     INPUT,
-    IPPROTO_TCP,
-    IPPROTO_UDP,
     JUMP,
     META_IIFNAME,
     META_L4PROTO,
@@ -114,7 +113,6 @@ from enforcer.kernel.nft.ruleset import (
 )
 
 NFQ_INFO = struct.Struct("=HHHxx")  # struct xt_NFQ_info_v3
-DNS_PORT = 53
 DNS_CLIENTS = 65_536
 """Clients whose rates are known at once; of others' packets all are shown."""
 DNS_RATE_TIMEOUT = 10_000
@@ -202,7 +200,7 @@ class _Table:
         refused = [*self._mark(EQUAL, self._ruleset.mark_mask), *self._from_inside()]
         yield self._rule("refuse", *refused, expr.verdict(GOTO, "reject_flow"))
         reset = expr.expression("reject", NFTA_REJECT_TYPE=REJECT_TCP_RESET, NFTA_REJECT_ICMP_CODE=0)
-        yield self._rule("reject_flow", *expr.meta(META_L4PROTO, bytes([IPPROTO_TCP])), reset)
+        yield self._rule("reject_flow", *expr.meta(META_L4PROTO, bytes([TCP])), reset)
         prohibited = {"NFTA_REJECT_TYPE": REJECT_ICMPX, "NFTA_REJECT_ICMP_CODE": ADMIN_PROHIBITED}
         yield self._rule("reject_flow", expr.expression("reject", **prohibited))
 
@@ -306,7 +304,7 @@ class _Table:
         ]
         yield self._rule("expected", *others, expr.compare(NOT_EQUAL, bytes(4)), expr.verdict(ACCEPT))
         mark = expr.expression("meta", NFTA_META_KEY=META_MARK, NFTA_META_SREG=REG_1)
-        for protocol in (IPPROTO_TCP, IPPROTO_UDP):  # else it is an ICMP error
+        for protocol in (TCP, UDP):  # else it is an ICMP error
             about = expr.meta(META_L4PROTO, bytes([protocol]))
             to = [expr.ct_destination(NFPROTO_IPV4), expr.lookup("egress4", REG_1), mark]
             yield self._rule("expected", *expr.family(NFPROTO_IPV4), *about, *to)
@@ -380,7 +378,7 @@ class _Table:
         yield from self._rates("dns_questions", SOURCE, asked, DNS_QUESTIONS_OVER, RETURN)
         over = ACCEPT if self._ruleset.dns == "pass" else DROP
         yield from self._rates("dns_answers", DESTINATION, answered, DNS_ANSWERS_OVER, over)
-        for protocol in (IPPROTO_UDP, IPPROTO_TCP):
+        for protocol in (UDP, TCP):
             about = expr.meta(META_L4PROTO, bytes([protocol]))
             copied = expr.expression("log", NFTA_LOG_GROUP=DNS_QUEUE)
             yield self._rule("dns_questions", *about, *asked, copied)

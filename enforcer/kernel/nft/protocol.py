@@ -40,7 +40,6 @@ SET_MAP, SET_TIMEOUT, SET_EVAL = "NFT_SET_MAP", "NFT_SET_TIMEOUT", "NFT_SET_EVAL
 DYNSET_UPDATE, LIMIT_OVER, LIMIT_PACKETS = 1, 1, 0
 # 16-byte registers: of a range of addresses the first lands in the one, the last in the other.
 VERDICT, REG_1, REG_2 = 0, 1, 2
-IPPROTO_TCP, IPPROTO_UDP = 6, 17
 QUEUE_BYPASS = 1  # NFT_QUEUE_FLAG_BYPASS, NFQ_FLAG_BYPASS
 
 # Types as nft(8) numbers them, so that `nft list` can print the sets (nftables: include/datatype.h).
