@@ -33,10 +33,10 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """The dedicated egress IPs: whether they are there, and how full they are."""
+    from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.egress import egress
-    from enforcer.inspect.source import Source
 
-    rows = egress(Source(settings.instance))
+    rows = egress(GatewayReader(settings.instance))
     if as_json:
         print_json(rows)
     else:

@@ -41,10 +41,10 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """The connections, each with its way out; the youngest first."""
+    from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.flows import flows
-    from enforcer.inspect.source import Source
 
-    rows = flows(Source(settings.instance))
+    rows = flows(GatewayReader(settings.instance))
     if as_json:
         print_json(rows)
     else:

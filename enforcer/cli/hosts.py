@@ -20,10 +20,10 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """The names of addresses that were learnt from DNS answers, for net.fqdn.* in policies."""
+    from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.hosts import hosts
-    from enforcer.inspect.source import Source
 
-    rows = hosts(Source(settings.instance))
+    rows = hosts(GatewayReader(settings.instance))
     if as_json:
         print_json(rows)
     else:

@@ -28,10 +28,10 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """Live connections per egress address and origin, against the limit."""
+    from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.origins import origins
-    from enforcer.inspect.source import Source
 
-    rows = origins(Source(settings.instance))
+    rows = origins(GatewayReader(settings.instance))
     if as_json:
         print_json(rows)
     else:

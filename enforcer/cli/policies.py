@@ -33,10 +33,10 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """The policies in force, in the order in which they are tried."""
+    from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.policies import policies
-    from enforcer.inspect.source import Source
 
-    rows = policies(Source(settings.instance))
+    rows = policies(GatewayReader(settings.instance))
     if as_json:
         print_json(rows)
     else:

@@ -21,10 +21,10 @@ COLUMNS = (
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
     """What became of everything seen, by reason."""
+    from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.reasons import reasons
-    from enforcer.inspect.source import Source
 
-    rows = reasons(Source(settings.instance))
+    rows = reasons(GatewayReader(settings.instance))
     if as_json:
         print_json(rows)
     else:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from enforcer.gateway import attach as hooks
 from enforcer.gateway.plan import HOOKS
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.kernel import links
 
 
-def unattached(source: Source) -> list[str]:
+def unattached(reader: GatewayReader) -> list[str]:
     """The hooks, such as "in0 ingress", of the interfaces that are there, without their program."""
-    found, ids = links.links(), source.pins.program_ids()
-    there = hooks.attached(source.pins, [link.index for link in found.values()])
+    found, ids = links.links(), reader.pins.program_ids()
+    there = hooks.attached(reader.pins, [link.index for link in found.values()])
     return [
         f"{name} {direction}"
         for role, direction, program in HOOKS
-        for name in source.config["interfaces"][role]
+        for name in reader.config["interfaces"][role]
         if name in found and (program not in ids or there.get((found[name].index, direction)) != ids[program])
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from enforcer.control import protocol as control
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.instance import Instance
 
 Row = dict[str, Any]
@@ -15,7 +15,7 @@ def dns(instance: Instance) -> list[Row]:
     """What has happened at least once; empty while no policy asks for names. The daemon is asked.
 
     Raises NotInstalledError, EnforcerError if there is no daemon."""
-    Source(instance)
+    GatewayReader(instance)
     report = control.ask(control.daemon_of(instance), "dns")
     return [
         {"what": what, "number": count, "meaning": report["meanings"][what]}

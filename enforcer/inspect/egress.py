@@ -7,23 +7,23 @@ from typing import Any
 
 from enforcer.address import port, unpack
 from enforcer.constants import PROTOCOL_NAMES
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.kernel import addresses
 
 Row = dict[str, Any]
 
 
-def egress(source: Source) -> list[Row]:
+def egress(reader: GatewayReader) -> list[Row]:
     """In the file's order."""
     held = {interface.ip for _, interface in addresses.held()}
     ranges = addresses.ranges()
-    keys, values = source.origins
+    keys, values = reader.origins
     rows = []
-    for entry in source.config["egress_ips"]:
-        here = entry["location"] == source.config["location"]
+    for entry in reader.config["egress_ips"]:
+        here = entry["location"] == reader.config["location"]
         ipv4 = here and IPv4Address(entry["ipv4"]) in held
         ipv6 = here and IPv6Network(entry["ipv6"]) in ranges
-        mine = values["slot"] == source.state.slots[entry["name"]]
+        mine = values["slot"] == reader.state.slots[entry["name"]]
         active = values["active"][mine]
         busiest, most = None, 0
         if active.any():
@@ -39,7 +39,7 @@ def egress(source: Source) -> list[Row]:
                 "available": ipv4 and ipv6,
                 "active": int(active.sum()),
                 "busiest_origin": busiest,
-                "utilisation": round(most / source.limit, 4),
+                "utilisation": round(most / reader.limit, 4),
                 "available_ipv4": ipv4,
                 "available_ipv6": ipv6,
             }

@@ -23,9 +23,9 @@ from enforcer.errors import UsageError
 from enforcer.facts.inforce import InForce
 from enforcer.facts.session import GROUPS, POSTURE
 from enforcer.gateway.desired import any_source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.inspect.known import EMAIL, Known, rules_in_force
 from enforcer.inspect.outcome import in_the_end, missing
-from enforcer.inspect.source import Source
 from enforcer.kernel import links
 from enforcer.kernel.links import Link
 from enforcer.policy.facts import Connection, Facts
@@ -74,7 +74,7 @@ class Supposed:
 
 
 def explain(
-    source: Source, question: Question, supposed: Supposed | None = None, *, trace: bool = False
+    reader: GatewayReader, question: Question, supposed: Supposed | None = None, *, trace: bool = False
 ) -> dict[str, Any]:
     """The verdict in the contract's fields. Raises UsageError for a question that makes no sense.
 
@@ -85,18 +85,18 @@ def explain(
         raise UsageError(
             "source and destination are of different families", "Give two IPv4 or two IPv6 addresses."
         )
-    known = Known(source)
+    known = Known(reader)
     client, session = _client(known, question, supposed)
     names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
-    interface, found = _ask(source, known, question, supposed, client)
+    interface, found = _ask(reader, known, question, supposed, client)
     said = reason_of(int(found["reason"]))
-    reason = by_name().get(in_the_end(source.config, said.name, question.destination), said)
+    reason = by_name().get(in_the_end(reader.config, said.name, question.destination), said)
     translated = reason.verdict in ("dedicated", "shared") or reason.name == "limit"
     answer: dict[str, Any] = {
         "verdict": reason.verdict,
         "reason": reason.name,
-        "policy": source.policy_names.get(int(found["policy"])),
-        "egress": source.egress_names.get(int(found["slot"])) if translated else None,
+        "policy": reader.policy_names.get(int(found["policy"])),
+        "egress": reader.egress_names.get(int(found["slot"])) if translated else None,
         "source_ip": str(unpack(found["source"])) if translated else None,
         "active": int(found["active"]) if translated else None,
         "limit": int(found["limit"]) if translated else None,
@@ -107,10 +107,10 @@ def explain(
         "hosts": list(names),
     }
     if reason.name == "unavailable":
-        egress, why = missing(source.config, answer["policy"], question.source.version)
+        egress, why = missing(reader.config, answer["policy"], question.source.version)
         answer |= {"egress": egress, "description": f"{reason.description}: {why}"}
     if trace:
-        answer["trace"] = _trace(source, known.connection(_connection(question), client, names))
+        answer["trace"] = _trace(reader, known.connection(_connection(question), client, names))
     return answer
 
 
@@ -126,15 +126,15 @@ def _client(known: Known, question: Question, supposed: Supposed) -> tuple[Facts
 
 
 def _ask(
-    source: Source, known: Known, question: Question, supposed: Supposed, client: Facts
+    reader: GatewayReader, known: Known, question: Question, supposed: Supposed, client: Facts
 ) -> tuple[str, Any]:
     """What the loaded program says, and of which interface: the first at which the source is believed."""
     spoofed = by_name()["spoofed"].number
-    arrivals = _arrivals(source, question)
+    arrivals = _arrivals(reader, question)
     answers = []
-    fd = source.pins.program("explain")
+    fd = reader.pins.program("explain")
     try:
-        with _supposing(source, known, supposed, client) as control:
+        with _supposing(reader, known, supposed, client) as control:
             for link in arrivals:
                 frame = _packet(question, link)
                 _, data, _ = syscall.test_run(fd, frame, ifindex=link.index, control=control)
@@ -149,7 +149,7 @@ def _ask(
 
 
 @contextmanager
-def _supposing(source: Source, known: Known, supposed: Supposed, client: Facts) -> Iterator[int]:
+def _supposing(reader: GatewayReader, known: Known, supposed: Supposed, client: Facts) -> Iterator[int]:
     """Puts the rules of what is supposed where the program looks for them.
 
     One question at a time: there is one place for what it supposes, and one a processor for its packet.
@@ -158,9 +158,9 @@ def _supposing(source: Source, known: Known, supposed: Supposed, client: Facts) 
         if supposed.email is None and supposed.host is None:
             yield 0
             return
-        in_force = InForce(source.maps, known.store)
+        in_force = InForce(reader.maps, known.store)
         rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
-        source.maps.supposed.put_many(np.arange(2), rule_sets(rules, source.maps.supposed.value))
+        reader.maps.supposed.put_many(np.arange(2), rule_sets(rules, reader.maps.supposed.value))
         yield (supposed.email is not None) * _SUPPOSE_CLIENT | (supposed.host is not None) * _SUPPOSE_HOST
 
 
@@ -171,7 +171,7 @@ def _connection(question: Question) -> Connection:
     return Connection(question.source, question.destination, *ports, number)
 
 
-def _trace(source: Source, connection: Connection) -> list[dict[str, Any]]:
+def _trace(reader: GatewayReader, connection: Connection) -> list[dict[str, Any]]:
     from enforcer.policy.lists import Lists
     from enforcer.policy.reference import trace
 
@@ -183,14 +183,14 @@ def _trace(source: Source, connection: Connection) -> list[dict[str, Any]]:
             "selector": step.selector or None,
             "reason": step.reason or None,
         }
-        for step in trace(rules_in_force(source), connection, Lists(source.config["lists"]))
+        for step in trace(rules_in_force(reader), connection, Lists(reader.config["lists"]))
     ]
 
 
-def _arrivals(source: Source, question: Question) -> list[Link]:
+def _arrivals(reader: GatewayReader, question: Question) -> list[Link]:
     """The inside interfaces that the packet may arrive by; first the one on whose network the client is."""
     found = links.links()
-    inside = [found[name] for name in source.config["interfaces"]["inside"] if name in found]
+    inside = [found[name] for name in reader.config["interfaces"]["inside"] if name in found]
     if not inside:
         raise UsageError("no inside interface exists just now", "See `ip link` and the file's `interfaces`.")
     if question.interface is not None:
@@ -199,7 +199,7 @@ def _arrivals(source: Source, question: Question) -> list[Link]:
             names = ", ".join(link.name for link in inside)
             raise UsageError(f"{question.interface} is no inside interface", f"There are: {names}.")
         return named
-    unchecked = any_source(source.config)
+    unchecked = any_source(reader.config)
 
     def order(link: Link) -> tuple[bool, bool]:
         is_near = any(question.source in interface.network for interface in link.addresses)

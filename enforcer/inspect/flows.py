@@ -8,7 +8,7 @@ from typing import Any
 from enforcer.address import of_bytes, port, unpack
 from enforcer.constants import PROTOCOL_NAMES
 from enforcer.datapath import ways
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.kernel import conntrack
 
 Row = dict[str, Any]
@@ -17,7 +17,7 @@ STATES = ("REPLIED", "ASSURED", *conntrack.TCP_STATES[1:])
 _NOTHING = ways.Learnt(0, 0, good=False, idle=None)
 
 
-def flows(source: Source) -> list[Row]:
+def flows(reader: GatewayReader) -> list[Row]:
     """The youngest first. Source address and port are those of the translation, None without one.
 
     Others may drop a connection's packets behind the program that has chosen its egress: then conntrack does
@@ -27,7 +27,7 @@ def flows(source: Source) -> list[Row]:
     ``idle`` is a few seconds too short where the last packets took that path: no time is kept of them.
     """
     # Before conntrack's table: a connection that is opened between the two is not missed in it.
-    chunks = list(source.maps.flows.chunks())
+    chunks = list(reader.maps.flows.chunks())
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     replies: dict[conntrack.Tuple, conntrack.Tuple] = {}
     for entry in conntrack.entries():
@@ -35,7 +35,7 @@ def flows(source: Source) -> list[Row]:
         if entry.original.destination != entry.reply.source:
             # Opened by the origin, as a helper expected (reason `expected`).
             replies.setdefault(entry.reply, entry.original)
-    learnt = ways.by_flow(source.maps)
+    learnt = ways.by_flow(reader.maps)
     rows: list[Row] = []
     for keys, values in chunks:
         for key, flow in zip(keys, values, strict=True):
@@ -58,10 +58,10 @@ def flows(source: Source) -> list[Row]:
                     "client_port": original.source_port,
                     "origin_ip": str(unpack(key["origin"])),
                     "origin_port": original.destination_port,
-                    "egress": source.egress_names.get(int(flow["slot"]), f"slot {flow['slot']}"),
+                    "egress": reader.egress_names.get(int(flow["slot"]), f"slot {flow['slot']}"),
                     "source_ip": source_ip,
                     "source_port": source_port,
-                    "policy": source.policy_names.get(int(flow["policy"])),
+                    "policy": reader.policy_names.get(int(flow["policy"])),
                     "state": _state(flow),
                     "path": "fast" if fast.good else "kernel",
                     "packets": kernel_packets + fast_packets,

@@ -10,18 +10,18 @@ import numpy as np
 from enforcer.address import unpack
 from enforcer.facts.rows import ANYBODY
 from enforcer.facts.store import Store
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 
 Row = dict[str, Any]
 
 
-def hosts(source: Source) -> list[Row]:
+def hosts(reader: GatewayReader) -> list[Row]:
     """By name, then address; ``client`` None: for any client that was not told something else itself.
 
     ``expires`` is in seconds; 0 for a name whose time is over and which a live flow keeps.
     """
     now = time.time()
-    with Store(source.instance.facts_file, create=False) as store:
+    with Store(reader.instance.facts_file, create=False) as store:
         rows = [
             {
                 "host": row.name,

@@ -10,7 +10,7 @@ from typing import Any
 from enforcer.address import IPAddress, pack
 from enforcer.facts.rows import ANYBODY
 from enforcer.facts.store import Store
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts
 
 EMAIL = "identity.email"
@@ -19,9 +19,9 @@ EMAIL = "identity.email"
 class Known:
     """The facts behind a gateway's decisions."""
 
-    def __init__(self, source: Source):
-        self._source = source
-        self.store = Store(source.instance.facts_file, create=False)
+    def __init__(self, reader: GatewayReader):
+        self._reader = reader
+        self.store = Store(reader.instance.facts_file, create=False)
 
     def client(self, address: IPAddress) -> Facts:
         """Of a client's session; nothing without one."""
@@ -43,7 +43,7 @@ class Known:
     def _database(self) -> Any:
         from enforcer.facts.places import Database
 
-        path = self._source.config["geoip"]["database"]
+        path = self._reader.config["geoip"]["database"]
         return Database(Path(path)) if path else None
 
     def place(self, address: IPAddress) -> tuple[str | None, str | None]:
@@ -60,6 +60,6 @@ class Known:
         )
 
 
-def rules_in_force(source: Source) -> list[Any]:
+def rules_in_force(reader: GatewayReader) -> list[Any]:
     """The policies in force, with the fields of enforcer.policy.reference.Rule."""
-    return [SimpleNamespace(**policy) for policy in source.config["policies"]]
+    return [SimpleNamespace(**policy) for policy in reader.config["policies"]]

@@ -7,21 +7,21 @@ from typing import Any
 
 from enforcer.address import port, unpack
 from enforcer.constants import PROTOCOL_NAMES
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 
 Row = dict[str, Any]
 
 
-def origins(source: Source) -> list[Row]:
+def origins(reader: GatewayReader) -> list[Row]:
     """The busiest first."""
-    limit = source.limit
-    waiting = _closed(source)
+    limit = reader.limit
+    waiting = _closed(reader)
     rows: list[Row] = []
-    for key, value in zip(*source.origins, strict=True):
+    for key, value in zip(*reader.origins, strict=True):
         active = int(value["active"])
         rows.append(
             {
-                "egress": source.egress_names.get(int(value["slot"]), f"slot {value['slot']}"),
+                "egress": reader.egress_names.get(int(value["slot"]), f"slot {value['slot']}"),
                 "source_ip": str(unpack(key["source"])),
                 "protocol": PROTOCOL_NAMES[int(key["protocol"])],
                 "origin_ip": str(unpack(key["origin"])),
@@ -47,10 +47,10 @@ def origins(source: Source) -> list[Row]:
     return rows
 
 
-def _closed(source: Source) -> Counter[bytes]:
+def _closed(reader: GatewayReader) -> Counter[bytes]:
     """Closed connections that still hold a port (TIME_WAIT, CLOSE), by the origin's key."""
     found: Counter[bytes] = Counter()
-    for keys, flows in source.maps.flows.chunks():
+    for keys, flows in reader.maps.flows.chunks():
         closed = flows["counted"] == 0
         for key, flow in zip(keys[closed], flows[closed], strict=True):
             tail = key["origin_port"].tobytes() + key["protocol"].tobytes() + b"\0"

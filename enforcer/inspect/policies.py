@@ -5,21 +5,21 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from enforcer.inspect.source import SHARED, Source
+from enforcer.gateway.reader import SHARED, GatewayReader
 
 Row = dict[str, Any]
 
 
-def policies(source: Source) -> list[Row]:
+def policies(reader: GatewayReader) -> list[Row]:
     """In the order in which they are tried."""
     names: dict[str | None, str] = {None: ""}
-    for entry in source.config["egress_ips"]:
+    for entry in reader.config["egress_ips"]:
         names[entry["ipv4"]] = names[entry["ipv6"]] = entry["name"]
     names["0.0.0.0"] = SHARED
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     rows = []
-    for policy in sorted(source.config["policies"], key=lambda entry: entry["precedence"]):
-        hits = source.maps.policy_hits.get(source.state.policies[policy["name"]])
+    for policy in sorted(reader.config["policies"], key=lambda entry: entry["precedence"]):
+        hits = reader.maps.policy_hits.get(reader.state.policies[policy["name"]])
         matched = int(hits["flows"]) if hits is not None else 0
         rows.append(
             {

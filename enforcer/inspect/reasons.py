@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from enforcer import reasons as listed
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.kernel import nft
 
 Row = dict[str, Any]
 
 
-def reasons(source: Source) -> list[Row]:
+def reasons(reader: GatewayReader) -> list[Row]:
     """By number; those that never happened too."""
     ruleset = {name.replace("_", "-"): packets for name, (packets, _) in nft.counters().items()}
     rows = []
     for number, reason in sorted(listed.reasons().items()):
-        tally = source.maps.reasons.get(number)
+        tally = reader.maps.reasons.get(number)
         packets = int(tally["packets"].sum()) if tally is not None else 0
         flows = int(tally["flows"].sum()) if tally is not None else 0
         rows.append(

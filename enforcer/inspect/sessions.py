@@ -8,7 +8,7 @@ from typing import Any
 
 from enforcer.facts.session import shown, unpack_client
 from enforcer.facts.store import Store
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.instance import Instance
 
 Row = dict[str, Any]
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 def sessions(instance: Instance) -> Iterator[Row]:
     """By client, IPv4 first. Raises NotInstalledError if nothing is enforced."""
-    Source(instance)
+    GatewayReader(instance)
     with Store(instance.facts_file, create=False) as store:
         for row in store.sessions():
             yield {

@@ -12,11 +12,11 @@ from enforcer.datapath import fast, tables, ways
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.tables import Fill
 from enforcer.errors import EnforcerError, LayoutError, NotInstalledError
+from enforcer.gateway.reader import GatewayReader
 from enforcer.gateway.state import State
 from enforcer.inspect.attached import unattached
 from enforcer.inspect.egress import egress
 from enforcer.inspect.reasons import packets_of, reasons
-from enforcer.inspect.source import Source
 from enforcer.inspect.warnings import warnings
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
@@ -32,16 +32,16 @@ def status(instance: Instance) -> dict[str, Any]:
     """State is "running" (enforced, with a daemon), "unattended" (enforced, no daemon) or "down"."""
     pid = instance.daemon_pid()
     try:
-        source = Source(instance)
+        reader = GatewayReader(instance)
     except NotInstalledError:
         return _down(pid) | {"half_done": _half_done(instance, State.load(instance.state_file))}
-    rows = egress(source)
-    tally = reasons(source)
-    config = source.config
-    _, values = source.origins
+    rows = egress(reader)
+    tally = reasons(reader)
+    config = reader.config
+    _, values = reader.origins
     return {
         "state": "running" if pid else "unattended",
-        "since": datetime.fromtimestamp(source.state.since, UTC).isoformat(timespec="seconds"),
+        "since": datetime.fromtimestamp(reader.state.since, UTC).isoformat(timespec="seconds"),
         "location": config["location"],
         "interfaces": {side: config["interfaces"].get(side, []) for side in SIDES},
         "proxy": config["proxy"],
@@ -57,17 +57,17 @@ def status(instance: Instance) -> dict[str, Any]:
         "daemon_pid": pid,
         "versions": {
             "enforcer": __version__,
-            "applied_by": source.state.version,
+            "applied_by": reader.state.version,
             "kernel": os.uname().release,
-            "programs": source.state.programs[:12],
+            "programs": reader.state.programs[:12],
         },
-        "config_file": source.state.config_file,
-        "applied": datetime.fromtimestamp(source.state.applied, UTC).isoformat(timespec="seconds"),
-        "fast_path": _fast_path(source.maps),
-        "not_attached": unattached(source),
-        "half_done": _half_done(instance, source.state),
-        "tables": _tables(source.maps),
-        "warnings": [*warnings(source), *_of_daemon(instance, pid)],
+        "config_file": reader.state.config_file,
+        "applied": datetime.fromtimestamp(reader.state.applied, UTC).isoformat(timespec="seconds"),
+        "fast_path": _fast_path(reader.maps),
+        "not_attached": unattached(reader),
+        "half_done": _half_done(instance, reader.state),
+        "tables": _tables(reader.maps),
+        "warnings": [*warnings(reader), *_of_daemon(instance, pid)],
     }
 
 

@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from enforcer.errors import LayoutError
 from enforcer.gateway import roles, surroundings
 from enforcer.gateway.desired import desired
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from enforcer.kernel import addresses, links
 
 
-def warnings(source: Source) -> list[str]:
+def warnings(reader: GatewayReader) -> list[str]:
     """Of links, the shared addresses, and what other software has set."""
-    config = source.config
+    config = reader.config
     around = surroundings.said_of(config["mark_mask"], config["interfaces"]["outside"])
-    return [*_of_links(source), *_of_shared(source), *around]
+    return [*_of_links(reader), *_of_shared(reader), *around]
 
 
-def _of_links(source: Source) -> Iterator[str]:
-    found, sides = links.links(), source.config["interfaces"]
+def _of_links(reader: GatewayReader) -> Iterator[str]:
+    found, sides = links.links(), reader.config["interfaces"]
     try:
-        renamed = roles.formerly(source.maps.interfaces, desired(source.config, source.state.slots), found)
+        renamed = roles.formerly(reader.maps.interfaces, desired(reader.config, reader.state.slots), found)
     except LayoutError:  # an earlier version's
         renamed = {}
     for present, listed in renamed.items():
@@ -32,9 +32,9 @@ def _of_links(source: Source) -> Iterator[str]:
                 yield f"{name} ({side}) does not exist at present"
 
 
-def _of_shared(source: Source) -> Iterator[str]:
+def _of_shared(reader: GatewayReader) -> Iterator[str]:
     held = {str(interface.ip) for _, interface in addresses.held()}
-    for address in source.config["shared"].values():
+    for address in reader.config["shared"].values():
         if address not in held:
             yield (
                 f"no interface has the shared address {address}: what should leave by it is refused; "

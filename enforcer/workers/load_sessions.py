@@ -99,12 +99,12 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
     rows = read(path, name, now)
     # numpy with its threads only now, behind the forks.
     from enforcer.facts.inforce import InForce
-    from enforcer.inspect.source import Source
+    from enforcer.gateway.reader import GatewayReader
     from enforcer.instance import Instance
     from enforcer.kernel.namespace import netns_cookie
 
     instance = Instance(netns_cookie())
-    maps = Source(instance).maps
+    maps = GatewayReader(instance).maps
     with Store(instance.facts_file, create=False) as store:
         store.expect_much()
         tables, room = InForce(maps, store), maps.sessions.info.entries

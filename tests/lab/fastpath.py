@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from truth import OVER, look, wait_for
 
+from enforcer.gateway.reader import GatewayReader
 from enforcer.inspect.flows import flows as view_flows
-from enforcer.inspect.source import Source
 from lab.gateway import Gateway
 
 Row = dict[str, Any]
@@ -51,8 +51,8 @@ def _end(row: Row) -> tuple[str, int]:
 def learnt(gateway: Gateway) -> int:
     """Elements in use of the table of learnt ways, whether they are good still or not."""
 
-    def count(source: Source) -> int:
-        _, sets = source.maps.ways.items()
+    def count(reader: GatewayReader) -> int:
+        _, sets = reader.maps.ways.items()
         return int(np.count_nonzero(sets["way"]["until"]))
 
     return look(gateway, count)
@@ -61,7 +61,7 @@ def learnt(gateway: Gateway) -> int:
 def actives(gateway: Gateway) -> list[int]:
     """`active` of all origins: none is ever negative, which would be huge."""
 
-    def read(source: Source) -> list[int]:
-        return [int(value) for value in source.maps.origins.items()[1]["active"]]
+    def read(reader: GatewayReader) -> list[int]:
+        return [int(value) for value in reader.maps.origins.items()[1]["active"]]
 
     return look(gateway, read)

@@ -31,7 +31,7 @@ from truth import (
 )
 
 from enforcer.address import words
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask, url
 from lab.configuration import LAX1
@@ -428,18 +428,18 @@ def test_a_client_cannot_speak_for_the_origin(enforced: Gateway, family: int) ->
         assert agree(enforced)[key(family, 9000)] == before
 
 
-def _expected_by(source: Source, family: int, port: int) -> int:
+def _expected_by(reader: GatewayReader, family: int, port: int) -> int:
     """The sequence number that the client expects next on its TCP connection from ``port`` to port 9000."""
-    key = np.zeros((), dtype=source.maps.flows.key)
+    key = np.zeros((), dtype=reader.maps.flows.key)
     key["client"], key["origin"] = words(ip_address(CLIENT[family])), words(ip_address(ORIGIN1[family]))
     key["client_port"], key["origin_port"] = socket.htons(port), socket.htons(9000)
     key["protocol"] = socket.IPPROTO_TCP
-    flow = source.maps.flows.get(key)
+    flow = reader.maps.flows.get(key)
     assert flow is not None
     return int(flow["acked"][0])
 
 
-def _mac(source: Source, interface: str) -> str:
-    row = source.maps.interfaces.get(socket.if_nametoindex(interface))
+def _mac(reader: GatewayReader, interface: str) -> str:
+    row = reader.maps.interfaces.get(socket.if_nametoindex(interface))
     assert row is not None
     return bytes(row["mac"]).hex(":")

@@ -19,8 +19,8 @@ from truth import agree, counted, families, look, origins, running, tracked, wai
 from versions import impatient
 
 from enforcer.datapath import fast, ways
+from enforcer.gateway.reader import GatewayReader
 from enforcer.gateway.timers import REFRESH
-from enforcer.inspect.source import Source
 from lab.clients import family_of
 from lab.configuration import LAX1, Document
 from lab.gateway import Gateway
@@ -418,16 +418,16 @@ def test_flows_live_by_fast_packets_and_die_when_idle(impatience: Gateway) -> No
 def test_forty_thousand_flows_at_one_origin(enforced: Gateway, family: int) -> None:
     lab = enforced.lab
 
-    def live_long(source: Source) -> None:
+    def live_long(reader: GatewayReader) -> None:
         """What is learnt is good for longer than it takes to use all."""
-        row = source.maps.fast.get(0)
+        row = reader.maps.fast.get(0)
         assert row is not None
         row["lifetime"] *= 30
-        source.maps.fast.put(0, row)
+        reader.maps.fast.put(0, row)
 
-    def packets(source: Source) -> dict[bytes, int]:
+    def packets(reader: GatewayReader) -> dict[bytes, int]:
         """Of each flow that lives, those that went the kernel's way."""
-        keys, values = source.maps.flows.items()
+        keys, values = reader.maps.flows.items()
         living = values["counted"] == 1
         numbers = values["packets"][living].sum(axis=1)
         return dict(zip((key.tobytes() for key in keys[living]), numbers.tolist(), strict=True))
@@ -445,7 +445,7 @@ def test_forty_thousand_flows_at_one_origin(enforced: Gateway, family: int) -> N
             assert hammer.probe().answered == MANY
             after = look(enforced, packets)
             assert sum(counted(enforced).values()) == len(after) == MANY
-            assert look(enforced, lambda source: ways.count_fast(source.maps)) >= 0.995 * MANY
+            assert look(enforced, lambda reader: ways.count_fast(reader.maps)) >= 0.995 * MANY
             # Of a few there was no room for one of the two directions.
             assert sum(after[key] == number for key, number in before.items()) >= 0.95 * MANY
             peers = holders.peers()

@@ -16,7 +16,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from truth import agree, dedicated, families, look, packets, running, wait_for
 
-from enforcer.inspect.source import Source
+from enforcer.gateway.reader import GatewayReader
 from lab.clients import Session, tcp_ask
 from lab.gateway import Gateway
 from lab.services import Services
@@ -85,8 +85,8 @@ class Flood:
         return self._frame
 
 
-def _mac(source: Source, interface: str) -> str:
-    row = source.maps.interfaces.get(socket.if_nametoindex(interface))
+def _mac(reader: GatewayReader, interface: str) -> str:
+    row = reader.maps.interfaces.get(socket.if_nametoindex(interface))
     assert row is not None
     return bytes(row["mac"]).hex(":")
 
@@ -142,8 +142,8 @@ def test_a_flood_of_one_client_is_its_own_affair(enforced: Gateway, family: int,
     agree(enforced, patience=60)
 
 
-def _clients(source: Source) -> list[tuple[int, int]]:
-    rows = source.maps.client_prefixes.items()[1]
+def _clients(reader: GatewayReader) -> list[tuple[int, int]]:
+    rows = reader.maps.client_prefixes.items()[1]
     return [(int(row["flows"]), int(row["unanswered"])) for row in rows]
 
 

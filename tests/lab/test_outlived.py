@@ -17,8 +17,8 @@ from transfer import PORT, Transfer
 from truth import counted, families, inject, look, running, total, tracked, wait_for
 from versions import impatient
 
+from enforcer.gateway.reader import GatewayReader
 from enforcer.inspect.flows import flows
-from enforcer.inspect.source import Source
 from lab.clients import family_of
 from lab.gateway import Gateway
 from lab.topology import CLIENT, ORIGIN1, Lab
@@ -45,8 +45,8 @@ def acknowledge(gateway: Gateway, family: int, port: int, number: int) -> None:
     inject(gateway.lab, [bytes(Ether(dst=mac) / network / segment)])
 
 
-def _mac(source: Source, interface: str) -> str:
-    row = source.maps.interfaces.get(socket.if_nametoindex(interface))
+def _mac(reader: GatewayReader, interface: str) -> str:
+    row = reader.maps.interfaces.get(socket.if_nametoindex(interface))
     assert row is not None
     return bytes(row["mac"]).hex(":")
 

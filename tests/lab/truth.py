@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 from versions import use_copy
 
+from enforcer.gateway.reader import GatewayReader
 from enforcer.inspect.egress import egress as view_egress
 from enforcer.inspect.explain import Question, explain
 from enforcer.inspect.origins import origins as view_origins
 from enforcer.inspect.reasons import reasons as view_reasons
-from enforcer.inspect.source import Source
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
 from lab.configuration import LAX1, LAX2, Document
@@ -85,13 +85,13 @@ def dedicated(family: int, client: str | None = None) -> set[str]:
     return {leaves_from(egress, family, client) for egress in (LAX1, LAX2)}
 
 
-def look(gateway: Gateway, view: Callable[[Source], Result]) -> Result:
+def look(gateway: Gateway, view: Callable[[GatewayReader], Result]) -> Result:
     """What a command would show, without the half second that starting one takes."""
-    source = Source(Instance(gateway.lab.gw.cookie()))
+    reader = GatewayReader(Instance(gateway.lab.gw.cookie()))
     try:
-        return gateway.lab.gw.call(lambda: view(source))
+        return gateway.lab.gw.call(lambda: view(reader))
     finally:
-        source.maps.close()
+        reader.maps.close()
 
 
 def foretold(

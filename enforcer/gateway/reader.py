@@ -26,7 +26,7 @@ def _has_table() -> bool:
     return False
 
 
-class Source:
+class GatewayReader:
     """A gateway to look at.
 
     Raises NotInstalledError if nothing is enforced there, KernelError if its state or maps are lost,
