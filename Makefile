@@ -29,10 +29,11 @@ test-unit: setup  ## the tests that need no network namespace
 test-vm: setup  ## the BPF programs and the main kinds of traffic under Debian 12's 6.1 kernel, in a VM
 	@scripts/test-vm.sh
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy and the rule of imports
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-logo
 
 bench: setup  ## speed and memory against plain nftables, as ratios measured in one run
 	@$(PYTHON) -m bench

@@ -47,6 +47,19 @@ quietly() { # WHAT COMMAND…
   rm -f "$log"
 }
 
+# Another apt may be at work, an unattended upgrade, say: waits for its locks, five minutes at most. apt's own
+# option waits for dpkg's, and not for that of the lists of packages.
+patient_apt() {
+  local said
+  for _ in {1..60}; do
+    said=$(apt-get -o DPkg::Lock::Timeout=300 "$@" 2>&1) && return 0
+    [[ $said == *'Could not get lock'* ]] || break
+    sleep 5
+  done
+  echo "$said"
+  return 1
+}
+
 # One at a time: two makes at once would install into each other's environment.
 exec 9<"$0"
 flock 9
@@ -76,8 +89,8 @@ if ((${#missing[@]})); then
     trap 'rm -f "$policy"' EXIT
   fi
   export DEBIAN_FRONTEND=noninteractive
-  quietly 'apt-get update' apt-get update -q
-  quietly 'apt-get install' apt-get install -y -q --no-install-recommends "${missing[@]}"
+  quietly 'apt-get update' patient_apt update -q
+  quietly 'apt-get install' patient_apt install -y -q --no-install-recommends "${missing[@]}"
 fi
 
 # python3-bpfcc belongs to Debian's own interpreter, so the environment must be made by it, not by the

@@ -5,7 +5,8 @@
 #
 #   scripts/test-vm.sh [PYTEST ARGUMENT…]     default: tests/vm
 #
-# Exit code 0 also if no virtual machine can be had here; a line that begins with "test-vm: SKIPPED" says why.
+# Exit code 0 also where this cannot be tried: a line that begins with "test-vm: SKIPPED" names what is missing. A
+# set-up that fails is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 minutes=${TEST_VM_MINUTES:-20}
@@ -17,10 +18,15 @@ skip() {
   exit 0
 }
 
+fail() {
+  echo "test-vm: $*" >&2
+  exit 1
+}
+
 # As this file system is the guest's, it would look for us in a /tmp of its own.
 case $PWD/ in /tmp/* | /run/*) skip "the guest has its own ${PWD%"${PWD#/*/}"}: clone the project elsewhere" ;; esac
 [[ $(uname -m) == x86_64 ]] || skip "the stock kernel of $(uname -m) has not been tried"
-scripts/setup.sh --vm || skip 'the packages cannot be installed (see above)'
+scripts/setup.sh --vm
 PATH=$PWD/.venv/bin:$PATH:/usr/sbin:/sbin
 
 # Unpacks the kernel that the package of all stock kernels depends on; prints its path.
@@ -47,7 +53,7 @@ fetch_kernel() {
   echo "$into/boot/vmlinuz-${package#linux-image-}"
 }
 
-kernel=$(fetch_kernel || fetch_kernel) || skip "the package $kernel_package cannot be fetched"
+kernel=$(fetch_kernel || fetch_kernel) || fail "the package $kernel_package cannot be fetched"
 
 # The guest's own view of this directory: what it writes there is read here.
 results=$(mktemp -d "$work/run-XXXXXX")
@@ -80,10 +86,9 @@ sleep 0.5 # the follower's last lines
 
 if [[ ! -e $results/started ]]; then
   cat "$results/console" >&2
-  skip 'the virtual machine did not start (its console is above)'
+  fail 'the virtual machine did not start (its console is above)'
 fi
 if [[ ! -e $results/exit-code ]]; then
-  echo "test-vm: the tests had not ended after $minutes minutes, or the virtual machine died" >&2
-  exit 1
+  fail "the tests had not ended after $minutes minutes, or the virtual machine died"
 fi
 exit "$(cat "$results/exit-code")"

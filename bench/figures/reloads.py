@@ -15,7 +15,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from bench.figures.switch import aim, gateway_here, switch
+from bench.figures.switch import compiled_for, gateway_here, switch
 from bench.rig import documents
 from enforcer.config import Configuration
 
@@ -39,7 +39,7 @@ def main(count: int, places: Path) -> None:
     gateway = gateway_here()
     with gateway.instance.change_lock():
         aims = [
-            aim(gateway, Configuration.model_validate(documents.placed(policies, places)))
+            compiled_for(gateway, Configuration.model_validate(documents.placed(policies, places)))
             for policies in generations(count)
         ]
         print("ready", flush=True)

@@ -14,12 +14,12 @@ from enforcer.config import Configuration
 from enforcer.errors import NotInstalledError
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.plan import SwitchTables
+from enforcer.gateway.target import CompiledConfig, compile_config
 from enforcer.instance import Instance
 from enforcer.kernel.namespace import netns_cookie
 from enforcer.policy.language import parse
 from enforcer.policy.patterns import compiled
 from enforcer.policy.rules import rules_of
-from enforcer.workers.apply import Target, target
 
 
 def gateway_here() -> Gateway:
@@ -30,15 +30,15 @@ def gateway_here() -> Gateway:
     return gateway
 
 
-def aim(gateway: Gateway, config: Configuration) -> Target:
-    """The configuration, compiled."""
+def compiled_for(gateway: Gateway, config: Configuration) -> CompiledConfig:
+    """The configuration, compiled for the gateway."""
     assert gateway.state is not None
-    return target(config, gateway.state.config_file, gateway.state)
+    return compile_config(config, gateway.state.config_file, gateway.state)
 
 
-def switch(gateway: Gateway, aim: Target) -> None:
+def switch(gateway: Gateway, target: CompiledConfig) -> None:
     """The switch alone."""
-    gateway.apply([SwitchTables()], aim.wanted, aim.contents, aim.state)
+    gateway.apply([SwitchTables()], target.wanted, target.contents, target.state)
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         for cached in (parse, rules_of, compiled):  # reading the configuration has parsed its policies
             cached.cache_clear()
         began = time.monotonic()
-        wanted = aim(gateway, config)
+        wanted = compiled_for(gateway, config)
         ready = time.monotonic()
         switch(gateway, wanted)
         done = time.monotonic()

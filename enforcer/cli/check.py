@@ -11,7 +11,7 @@ from enforcer.cli.app import Command, Settings
 @click.pass_obj
 def command(settings: Settings) -> None:
     """Validate the file; touches nothing. Exit code 2 if anything is wrong."""
-    from enforcer.workers.apply import check_file, said_of
+    from enforcer.gateway.preview import check_file, said_of
 
     config = check_file(settings.file)
     for warning in said_of(config):

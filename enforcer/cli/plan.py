@@ -10,9 +10,9 @@ from enforcer.cli.app import Command, Settings
 from enforcer.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
+    from enforcer.gateway.flow_impact import Impact
     from enforcer.gateway.plan import Operation
-    from enforcer.gateway.preview import Redecided
-    from enforcer.workers.apply import Outlook
+    from enforcer.gateway.preview import Preview
 
 MOST_CLIENTS = 10
 
@@ -26,43 +26,43 @@ def command(settings: Settings, as_json: bool) -> None:
     The operations, the policies and lists that are added, removed or changed, and how many live flows of
     which clients would get another egress IP if reopened. Live flows keep the one they have.
     """
-    from enforcer.workers.apply import plan_file
+    from enforcer.gateway.preview import preview_file
 
-    outlook = plan_file(settings.file)
-    for warning in outlook.warnings:
+    preview = preview_file(settings.file)
+    for warning in preview.warnings:
         click.echo(f"warning: {warning}", err=True)
-    rows = [_row(operation, outlook) for operation in outlook.operations]
+    rows = [_row(operation, preview) for operation in preview.operations]
     if as_json:
         print_json(rows)
         return
     for row in rows:
         click.echo(row["operation"])
         if row["changes"]:
-            for change in outlook.changes:
+            for change in preview.changes:
                 click.echo(f"  {change}")
         if row["flows"]:
-            click.echo(f"  {_sentence(outlook.redecided)}")
+            click.echo(f"  {_sentence(preview.impact)}")
     if not rows:
         click.echo("nothing to do: the file is in force")
 
 
-def _row(operation: Operation, outlook: Outlook) -> dict[str, Any]:
+def _row(operation: Operation, preview: Preview) -> dict[str, Any]:
     """An operation; that which puts policies in force has what they change."""
     from enforcer.gateway.plan import SwitchTables
 
     switches = isinstance(operation, SwitchTables)
-    changes = outlook.changes if switches else []
+    changes = preview.changes if switches else []
     return {
         "operation": str(operation),
         "changes": [
             {"change": change.kind, "what": change.what, "fields": list(change.fields)} for change in changes
         ],
-        "flows": outlook.redecided.flows if switches else 0,
-        "clients": outlook.redecided.clients if switches else {},
+        "flows": preview.impact.flows if switches else 0,
+        "clients": preview.impact.clients if switches else {},
     }
 
 
-def _sentence(found: Redecided) -> str:
+def _sentence(found: Impact) -> str:
     shown = [f"{client} ({count:,})" for client, count in list(found.clients.items())[:MOST_CLIENTS]]
     if len(found.clients) > MOST_CLIENTS:
         shown.append(f"{len(found.clients) - MOST_CLIENTS:,} more")

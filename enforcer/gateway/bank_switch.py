@@ -25,7 +25,7 @@ from enforcer.policy.tables import MatchTables
 
 
 @dataclass(frozen=True)
-class Contents:
+class BankContents:
     """What a bank is filled with: match tables, what each policy leads to, and where addresses lie."""
 
     tables: MatchTables
@@ -41,13 +41,13 @@ class _Places:
     digest: str
 
 
-class Switch:
+class BankSwitch:
     """A bank made ready; ``finish`` is called within a change of the store, right before the switch.
 
     ``fresh``: the maps are new, so nothing can be taken over from the bank before.
     """
 
-    def __init__(self, maps: Maps, bank: int, contents: Contents, store: Store, *, fresh: bool = False):
+    def __init__(self, maps: Maps, bank: int, contents: BankContents, store: Store, *, fresh: bool = False):
         self._maps = maps
         self._store = store
         self.word = banks.word(bank, contents.tables)
@@ -90,7 +90,7 @@ def _rules(tables: MatchTables, places: Sequence[tuple[str | None, str | None]])
     return list(zip(source, destination, strict=True))
 
 
-def _places(bank: int, contents: Contents, before: dict[str, Any]) -> _Places:
+def _places(bank: int, contents: BankContents, before: dict[str, Any]) -> _Places:
     """The addresses of the places that some policy tells from the rest of the world.
 
     ``before`` is the document of the bank in force, whose addresses are taken over if they are the same.

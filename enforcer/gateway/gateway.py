@@ -58,7 +58,7 @@ from enforcer.kernel import addresses, announce, conntrack, filters, links, nft,
 from enforcer.kernel.filters import Direction
 
 if TYPE_CHECKING:
-    from enforcer.gateway.bank_switch import Contents
+    from enforcer.gateway.bank_switch import BankContents
 
 DAEMON_PATIENCE = 15.0
 """Seconds in which a daemon completes what it has under way."""
@@ -217,7 +217,7 @@ class Gateway:
         self,
         operations: Iterable[Operation],
         wanted: Desired,
-        contents: Contents | None,
+        contents: BankContents | None,
         state: State,
         *,
         progress: Callable[[str], None] = lambda _: None,
@@ -398,7 +398,7 @@ class _Applier:
         self,
         gateway: Gateway,
         wanted: Desired,
-        contents: Contents | None,
+        contents: BankContents | None,
         state: State,
         progress: Callable[[str], None],
     ):
@@ -571,7 +571,7 @@ class _Applier:
 
     def _switch(self, operations: list[SwitchTables]) -> None:
         from enforcer.facts.inforce import refill
-        from enforcer.gateway.bank_switch import Switch
+        from enforcer.gateway.bank_switch import BankSwitch
 
         if self.contents is None:
             raise KernelError("the policies are not loaded", "Reload: enforcer reload")
@@ -581,7 +581,7 @@ class _Applier:
         bank = 1 - (int(current["bank"]) & BANK) if current is not None and current["ready"] else 0
         with Store(self.gateway.instance.facts_file) as store:
             fresh = self.fresh_maps or self.old is not None
-            switch = Switch(maps, bank, self.contents, store, fresh=fresh)
+            switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)
             # A way's address is its slot's: what is learnt must not outlive that. On again when all is done.
             fast.switch(maps, on=False)
             # What is in force until the switch is served until then.

@@ -1,35 +1,81 @@
-"""What applying a changed file would change: policies, and the egress IP of live flows if reopened.
-
-Live flows keep their egress IP, whatever the file says: the prediction is about reopening them.
-"""
+"""What applying a file would change: operations, policies, and live flows if reopened. Touches nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from enforcer.address import IPAddress, IPNetwork, unpack
-from enforcer.constants import DNS_PORT, TCP
-from enforcer.datapath.banks import Action
-from enforcer.datapath.maps import Maps
-from enforcer.facts.inforce import rules_of_names
-from enforcer.facts.rows import ANYBODY
+from enforcer.config import Configuration, load
+from enforcer.errors import NotInstalledError
 from enforcer.facts.store import Store
-from enforcer.gateway.plan import AddAddress, AddRange, Operation
-from enforcer.policy.facts import place_facts
-from enforcer.policy.resolver import Bits
+from enforcer.gateway import surroundings
+from enforcer.gateway.flow_impact import FlowImpact, Impact
+from enforcer.gateway.gateway import Gateway
+from enforcer.gateway.plan import Operation, SwitchTables, plan
+from enforcer.gateway.target import CompiledConfig, compile_config
+from enforcer.instance import Instance
+from enforcer.kernel import links
+from enforcer.kernel.namespace import netns_cookie
 
-if TYPE_CHECKING:
-    from enforcer.workers.apply import Target
 
-_FAMILIES = 2
+def check_file(file: Path) -> Configuration:
+    """The validated file. Raises ConfigError; touches nothing."""
+    return load(file, interfaces=links.links(), strict=True)
+
+
+def said_of(config: Configuration) -> list[str]:
+    """Warnings, of the file and of what there is on this machine besides."""
+    sides = config.interfaces
+    return [
+        *map(str, config.warnings),
+        *surroundings.said_of(config.mark_mask, sides.outside),
+        *surroundings.unlisted((*sides.inside, *sides.outside, *sides.other), links.links()),
+    ]
 
 
 @dataclass(frozen=True)
-class Change:
+class Preview:
+    """What applying a file would do."""
+
+    operations: list[Operation]
+    changes: list[PolicyChange]
+    impact: Impact
+    warnings: list[str]
+
+
+def preview_file(file: Path) -> Preview:
+    """What applying the file would take, which policies change, and which live flows are concerned."""
+    config = check_file(file)
+    instance = Instance(netns_cookie())
+    gateway = Gateway(instance)
+    compiled = compile_config(config, str(file), gateway.state)
+    operations = planned(gateway, compiled)
+    impact = Impact()
+    before = gateway.state.config if gateway.state else {}
+    if before and any(isinstance(operation, SwitchTables) for operation in operations):
+        with ExitStack() as opened:
+            store = None
+            # An earlier version kept no facts: nobody has a session.
+            with suppress(NotInstalledError):
+                store = opened.enter_context(Store(instance.facts_file, create=False))
+            impact = FlowImpact(compiled, operations, gateway.maps(), store).of_flows()
+    warnings = said_of(config)
+    return Preview(operations, changes(before, compiled.state.config) if before else [], impact, warnings)
+
+
+def planned(gateway: Gateway, compiled: CompiledConfig, *, distrust_table: bool = False) -> list[Operation]:
+    """The operations that applying would take."""
+    actual = gateway.actual(compiled.wanted)
+    if distrust_table and actual.table is not None:
+        actual = replace(actual, table="")
+    return plan(compiled.wanted, actual, gateway.previous, compiled.state.tables, left=gateway.left)
+
+
+@dataclass(frozen=True)
+class PolicyChange:
     """Something of the policies that the file changes."""
 
     kind: str
@@ -44,7 +90,7 @@ class Change:
         return f"{self.kind} {self.what}{fields}"
 
 
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[PolicyChange]:
     """Between two configurations in their JSON form; a policy is known by its name."""
     return [
         *_compared("policy", _by_name(before), _by_name(after)),
@@ -56,160 +102,13 @@ def _by_name(config: dict[str, Any]) -> dict[str, Any]:
     return {policy["name"]: policy for policy in config.get("policies", ())}
 
 
-def _compared(noun: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
+def _compared(noun: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[PolicyChange]:
     for name, entry in after.items():
         if name not in before:
-            yield Change("add", f"{noun} {name}")
+            yield PolicyChange("add", f"{noun} {name}")
         elif entry != before[name]:
             fields = [key for key in entry if entry[key] != before[name].get(key)] if noun == "policy" else []
-            yield Change("change", f"{noun} {name}", tuple(fields))
+            yield PolicyChange("change", f"{noun} {name}", tuple(fields))
     for name in before:
         if name not in after:
-            yield Change("remove", f"{noun} {name}")
-
-
-@dataclass
-class Redecided:
-    """Live flows that would get another egress IP if reopened."""
-
-    flows: int = 0
-    clients: dict[str, int] = field(default_factory=dict)
-    """How many of them each client has, most first."""
-
-
-class Redecision:
-    """The decisions of a configuration that is not in force yet.
-
-    ``operations`` are what applying it takes; without a ``store`` no client has a session and no host a name.
-    """
-
-    def __init__(self, aim: Target, operations: Sequence[Operation], maps: Maps, store: Store | None):
-        self._aim = aim
-        self._tables = aim.contents.tables
-        self._maps = maps
-        self._store = store
-        named = store is not None and "host" in self._tables.uses
-        self._names = dict(store.name_sets()) if store and named else {}
-        self._hosts = dict(store.hosts()) if store and named else {}
-        self._private = _by_length(aim.contents.private)
-        self._available = self._availability(operations)
-        self._nearest = [self._nearest_in(family) for family in range(_FAMILIES)]
-
-    def _availability(self, operations: Sequence[Operation]) -> set[tuple[int, int]]:
-        """(slot, family) of what can be used: what is there, what the operations add, what is new."""
-        added: set[object] = {each.held[1].ip for each in operations if isinstance(each, AddAddress)}
-        added |= {each.network for each in operations if isinstance(each, AddRange)}
-        known = self._maps.egresses
-        found = set()
-        for egress in self._aim.wanted.ours:
-            row = known.get(egress.slot)
-            for family, address in enumerate((egress.ipv4, egress.ipv6)):
-                new = row is None or not row["source"]["planned"][family]
-                if new or address in added or (row is not None and row["source"]["available"][family]):
-                    found.add((egress.slot, family))
-        return found
-
-    def _nearest_in(self, family: int) -> frozenset[int]:
-        slots = {egress.name: egress.slot for egress in self._aim.wanted.egresses}
-        nearest = {slots[name] for name in self._aim.wanted.nearest}
-        return frozenset(slot for slot in nearest if (slot, family) in self._available)
-
-    def of_flows(self) -> Redecided:
-        """Compare with what every live flow has."""
-        counts: dict[bytes, int] = {}
-        for every_key, every_flow in self._maps.flows.chunks():
-            live = every_flow["counted"] == 1
-            keys, flows = every_key[live], every_flow[live]
-            for client, number in self._differing(keys, flows):
-                counts[client] = counts.get(client, 0) + number
-        ordered = sorted(counts.items(), key=lambda each: -each[1])
-        clients = {str(unpack(np.frombuffer(client, dtype="<u4"))): number for client, number in ordered}
-        return Redecided(sum(counts.values()), clients)
-
-    def _differing(self, keys: np.ndarray, flows: np.ndarray) -> Iterator[tuple[bytes, int]]:
-        """Per client; flows that policies cannot tell apart are decided once."""
-        alike = np.zeros(
-            len(keys), dtype=[("ends", "V32"), ("ports", "<u4", 2), ("protocol", "<u4"), ("now", "<u4")]
-        )
-        ends = np.concatenate([keys["client"], keys["origin"]], axis=1)
-        alike["ends"] = np.ascontiguousarray(ends).view("V32").reshape(-1)
-        alike["ports"][:, 0] = self._port_class(self._tables.source_ports, keys["client_port"])
-        alike["ports"][:, 1] = self._port_class(self._tables.ports, keys["origin_port"])
-        alike["protocol"] = keys["protocol"]
-        alike["now"] = flows["slot"]
-        distinct, counts = np.unique(alike.view(f"V{alike.itemsize}"), return_counts=True)
-        for row, number in zip(distinct.view(alike.dtype), counts, strict=True):
-            both = bytes(row["ends"])
-            if int(row["now"]) not in self._outcome(both[:16], both[16:], row["ports"], int(row["protocol"])):
-                yield both[:16], int(number)
-
-    @staticmethod
-    def _port_class(table: Sequence[tuple[int, int, int]], ports: np.ndarray) -> np.ndarray:
-        """The first port of the range that policies do not tell apart; DNS_PORT is one of its own."""
-        host = ports.byteswap()
-        firsts = np.array([first for first, _, _ in table], dtype="<u4")
-        classes = firsts[np.searchsorted(firsts, host, side="right") - 1] | _CLASS
-        return np.where(host == DNS_PORT, DNS_PORT, classes)
-
-    def _outcome(self, client: bytes, origin: bytes, ports: np.ndarray, protocol: int) -> frozenset[int]:
-        """The slots that a flow may have; none: it is refused."""
-        wanted = self._aim.wanted
-        proxied = wanted.proxy_tcp if protocol == TCP else wanted.proxy_udp
-        destination = _address(origin)
-        family = 0 if destination.version == 4 else 1
-        if not proxied or int(ports[1]) == DNS_PORT or self._is_private(destination):
-            return _SHARED
-        rules = self._rules(client, origin, [int(each) & ~_CLASS for each in ports], protocol)
-        if not rules:
-            return self._nearest[family]
-        index = self._tables.rules[(rules & -rules).bit_length() - 1]
-        return self._slots(self._aim.contents.actions[index], family)
-
-    def _rules(self, client: bytes, origin: bytes, ports: list[int], protocol: int) -> Bits:
-        tables, resolvers = self._tables, self._tables.resolvers
-        source, destination = (_address(each) for each in (client, origin))
-        rules = tables.by_addresses(source, destination) & tables.by_ports(*ports)
-        rules &= tables.sets[tables.protocols[protocol]]
-        if rules and "client" in tables.uses:
-            session = self._store.session(client) if self._store else None
-            rules &= resolvers["client"].rules(session.facts if session else {})
-        if rules and "host" in tables.uses:
-            number = self._hosts.get((client, origin)) or self._hosts.get((ANYBODY, origin), 0)
-            names = self._names.get(number, ())
-            host = resolvers["host"]
-            rules &= rules_of_names(host, [names])[0] if names else host.unknown
-        database = self._aim.contents.database
-        if rules and database is not None:
-            rules &= resolvers["source_place"].rules(place_facts("src", *database.find(source)))
-            rules &= resolvers["destination_place"].rules(place_facts("dst", *database.find(destination)))
-        return rules
-
-    def _is_private(self, origin: IPAddress) -> bool:
-        value = int(origin)
-        return any(
-            version == origin.version and value >> shift in found
-            for (version, shift), found in self._private.items()
-        )
-
-    def _slots(self, action: Action, family: int) -> frozenset[int]:
-        for slot in (action.slot[family], action.fallback[family]):
-            if slot == 0 or (slot, family) in self._available:
-                return frozenset((slot,))
-        return frozenset()
-
-
-_SHARED = frozenset((0,))
-_CLASS = 1 << 31  # marks a port that stands for its range
-
-
-def _by_length(networks: Iterable[IPNetwork]) -> dict[tuple[int, int], set[int]]:
-    """The networks' first bits, by family and by how many bits follow."""
-    found: dict[tuple[int, int], set[int]] = {}
-    for network in networks:
-        shift = network.max_prefixlen - network.prefixlen
-        found.setdefault((network.version, shift), set()).add(int(network.network_address) >> shift)
-    return found
-
-
-def _address(raw: bytes) -> IPAddress:
-    return unpack(np.frombuffer(raw, dtype="<u4"))
+            yield PolicyChange("remove", f"{noun} {name}")

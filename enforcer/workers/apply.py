@@ -17,165 +17,27 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from enforcer.config import SHARED, Configuration, load
+from enforcer.config import Configuration
 from enforcer.control.protocol import report_of
 from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, START
-from enforcer.datapath.banks import NO_SLOT, Action
-from enforcer.errors import EnforcerError, KernelError, LockedError, NotInstalledError
-from enforcer.facts.places import Database
-from enforcer.facts.store import Store
-from enforcer.gateway import surroundings
-from enforcer.gateway.bank_switch import Contents
-from enforcer.gateway.desired import Desired, desired, last_slot, tables_digest
+from enforcer.errors import EnforcerError, KernelError, LockedError
 from enforcer.gateway.gateway import Gateway
-from enforcer.gateway.plan import Operation, SwitchTables, plan
-from enforcer.gateway.preview import Change, Redecided, Redecision, changes
+from enforcer.gateway.plan import plan
+from enforcer.gateway.preview import check_file, planned, said_of
 from enforcer.gateway.reach import reach
-from enforcer.gateway.state import LAST_POLICY, LAST_SLOT, LOST, State, assign
+from enforcer.gateway.state import LOST, State
+from enforcer.gateway.target import Prepared, compile_prepared
 from enforcer.instance import Instance, not_installed
-from enforcer.kernel import links, nft
+from enforcer.kernel import nft
 from enforcer.kernel.namespace import netns_cookie
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A configuration with all that it refers to, in memory: from here on nothing has to be waited for."""
-
-    config: Configuration
-    file: str
-    database: Database | None
-
-    @classmethod
-    def of(cls, config: Configuration, file: str) -> Prepared:
-        """Reads the database and compiles the policies."""
-        place = config.geoip.database
-        database = Database(Path(place)) if place else None
-        _ = config.tables
-        return cls(config, file, database)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A configuration made ready: what the kernel shall hold, and the state that says so."""
-
-    config: Configuration
-    wanted: Desired
-    contents: Contents
-    state: State
-
-
-def target(config: Configuration, file: str, before: State | None) -> Target:
-    """Compiles a configuration; numbers go on from the state before. Touches nothing."""
-    return aim_at(Prepared.of(config, file), before)
-
-
-def aim_at(prepared: Prepared, before: State | None) -> Target:
-    """The same of what is prepared already."""
-    config, database = prepared.config, prepared.database
-    known = before or State()
-    content = config.model_dump(mode="json")
-    last = min(LAST_SLOT, last_slot(config.mark_mask))
-    slots = assign((egress.name for egress in config.egress_ips), _unmoved(content, known), last)
-    policies = assign((policy.name for policy in config.policies), known.policies, LAST_POLICY)
-    wanted = desired(content, slots)
-    state = replace(
-        known,
-        since=known.since or time.time(),
-        config_file=prepared.file,
-        config=content,
-        slots=slots,
-        policies=policies,
-        tables=tables_digest(content, slots, policies, database.digest if database else ""),
-        undo=list(known.undo),
-        half_done=None,
-    )
-    actions = [_action(config, policy, slots, policies) for policy in config.ordered_policies()]
-    contents = Contents(config.tables, actions, config.private_networks, database)
-    return Target(config, wanted, contents, state)
-
-
-def _unmoved(content: dict[str, Any], known: State) -> dict[str, int]:
-    """Slots of egress IPs that still have the same addresses; another address is another egress IP."""
-    before = {entry["name"]: (entry["ipv4"], entry["ipv6"]) for entry in known.config.get("egress_ips", ())}
-    now = {entry["name"]: (entry["ipv4"], entry["ipv6"]) for entry in content["egress_ips"]}
-    return {
-        name if now.get(name, before.get(name)) == before.get(name) else f"{name} (slot {slot})": slot
-        for name, slot in known.slots.items()
-    }
-
-
-def _action(config: Configuration, policy: Any, slots: dict[str, int], policies: dict[str, int]) -> Action:
-    egress = config.resolve(policy)
-    number = policies[policy.name]
-    if egress.shared or egress.primary4 is None or egress.primary6 is None:
-        return Action(number, (0, 0), (NO_SLOT, NO_SLOT))
-    if egress.fallback is None:
-        fallback = NO_SLOT
-    else:
-        fallback = 0 if egress.fallback == SHARED else slots[egress.fallback]
-    return Action(number, (slots[egress.primary4], slots[egress.primary6]), (fallback, fallback))
-
-
-def planned(gateway: Gateway, aim: Target, *, distrust_table: bool = False) -> list[Operation]:
-    """The operations that applying would take."""
-    actual = gateway.actual(aim.wanted)
-    if distrust_table and actual.table is not None:
-        actual = replace(actual, table="")
-    return plan(aim.wanted, actual, gateway.previous, aim.state.tables, left=gateway.left)
-
-
-def check_file(file: Path) -> Configuration:
-    """The validated file. Raises ConfigError; touches nothing."""
-    return load(file, interfaces=links.links(), strict=True)
-
-
-def said_of(config: Configuration) -> list[str]:
-    """Warnings, of the file and of what there is on this machine besides."""
-    sides = config.interfaces
-    return [
-        *map(str, config.warnings),
-        *surroundings.said_of(config.mark_mask, sides.outside),
-        *surroundings.unlisted((*sides.inside, *sides.outside, *sides.other), links.links()),
-    ]
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What applying a file would do."""
-
-    operations: list[Operation]
-    changes: list[Change]
-    redecided: Redecided
-    warnings: list[str]
-
-
-def plan_file(file: Path) -> Outlook:
-    """What applying the file would take, which policies change, and which live flows are concerned."""
-    config = check_file(file)
-    instance = Instance(netns_cookie())
-    gateway = Gateway(instance)
-    aim = target(config, str(file), gateway.state)
-    operations = planned(gateway, aim)
-    redecided = Redecided()
-    before = gateway.state.config if gateway.state else {}
-    if before and any(isinstance(operation, SwitchTables) for operation in operations):
-        with ExitStack() as opened:
-            store = None
-            # An earlier version kept no facts: nobody has a session.
-            with suppress(NotInstalledError):
-                store = opened.enter_context(Store(instance.facts_file, create=False))
-            redecided = Redecision(aim, operations, gateway.maps(), store).of_flows()
-    warnings = said_of(config)
-    return Outlook(operations, changes(before, aim.state.config) if before else [], redecided, warnings)
 
 
 def apply_file(
@@ -251,10 +113,10 @@ def _apply(
     if orphaned and gateway.state is None:
         gateway.state = State(undo=[LOST])
     before = gateway.state
-    aim = aim_at(prepared, before)
-    operations = planned(gateway, aim, distrust_table=distrust_table)
+    compiled = compile_prepared(prepared, before)
+    operations = planned(gateway, compiled, distrust_table=distrust_table)
     try:
-        gateway.apply(operations, aim.wanted, aim.contents, aim.state, progress=progress)
+        gateway.apply(operations, compiled.wanted, compiled.contents, compiled.state, progress=progress)
     except Exception as error:
         if orphaned:
             raise  # what was in force is not known; its table keeps the gateway closed
@@ -298,13 +160,13 @@ def _heal_first(gateway: Gateway, progress: Progress) -> list[str]:
 
 def _heal(gateway: Gateway, prepared: Prepared, progress: Progress) -> list[str]:
     """Brings the kernel to what is in force, whatever of another plan is there; returns what was done."""
-    aim = aim_at(prepared, gateway.state)
+    compiled = compile_prepared(prepared, gateway.state)
     # Newer sources on the disk are for a plan that works.
-    actual = gateway.actual(aim.wanted, upgrade=False)
+    actual = gateway.actual(compiled.wanted, upgrade=False)
     if actual.table is not None:
         actual = replace(actual, table="")
-    operations = plan(aim.wanted, actual, gateway.previous, aim.state.tables, left=gateway.left)
-    gateway.apply(operations, aim.wanted, aim.contents, aim.state, progress=progress)
+    operations = plan(compiled.wanted, actual, gateway.previous, compiled.state.tables, left=gateway.left)
+    gateway.apply(operations, compiled.wanted, compiled.contents, compiled.state, progress=progress)
     return [f"put back: {operation}" for operation in operations]
 
 

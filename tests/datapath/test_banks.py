@@ -16,7 +16,8 @@ from enforcer.facts.rows import COMMAND, NewSession
 from enforcer.facts.store import Store
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.plan import SwitchTables
-from enforcer.workers.apply import planned, target
+from enforcer.gateway.preview import planned
+from enforcer.gateway.target import compile_config
 
 from .box import Box
 
@@ -47,8 +48,8 @@ def test_a_bank_without_room_refuses_and_is_made_anew(box: Box) -> None:
     bank = Bank(box.maps, in_force(box))
     assert not is_crowded(box.maps)
     file = Path(box.directory / "enforcer.yaml")
-    aim = target(load(file), str(file), box.gateway.state)
-    assert not any(isinstance(each, SwitchTables) for each in planned(Gateway(box.instance), aim))
+    compiled = compile_config(load(file), str(file), box.gateway.state)
+    assert not any(isinstance(each, SwitchTables) for each in planned(Gateway(box.instance), compiled))
     bank.numbers_of([1 << 20 | each for each in range(bank.room - ROOM // 8)])
     assert is_crowded(box.maps)
     before = bank.room
@@ -56,7 +57,7 @@ def test_a_bank_without_room_refuses_and_is_made_anew(box: Box) -> None:
         bank.numbers_of([1 << 21 | each for each in range(before + 1)])
     assert bank.room == before
     # A reload of the same file makes room.
-    assert any(isinstance(each, SwitchTables) for each in planned(Gateway(box.instance), aim))
+    assert any(isinstance(each, SwitchTables) for each in planned(Gateway(box.instance), compiled))
     box.apply(box.config)
     assert not is_crowded(box.maps)
 

@@ -20,7 +20,7 @@ from enforcer.facts.inforce import InForce, refill
 from enforcer.facts.places import Place, Places
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
-from enforcer.gateway.bank_switch import Contents, Switch
+from enforcer.gateway.bank_switch import BankContents, BankSwitch
 from enforcer.policy.facts import Connection
 from enforcer.policy.language import expression_of
 from enforcer.policy.reference import in_order, matches
@@ -109,8 +109,8 @@ class Classifier:
         self, bank: int, tables: MatchTables, actions: list[Action], private: list[IPNetwork], world: World
     ) -> int:
         """Fills a bank; returns the word that puts it in force."""
-        contents = Contents(tables, actions, private, Atlas(world))  # type: ignore[arg-type]
-        switch = Switch(self.box.maps, bank, contents, self.store)
+        contents = BankContents(tables, actions, private, Atlas(world))  # type: ignore[arg-type]
+        switch = BankSwitch(self.box.maps, bank, contents, self.store)
         with self.store.change() as change:
             switch.finish(change)
         return switch.word

@@ -15,11 +15,12 @@ import pytest
 from enforcer import instance as instances
 from enforcer.address import words
 from enforcer.config import Configuration
+from enforcer.gateway import preview
+from enforcer.gateway.flow_impact import FlowImpact
 from enforcer.gateway.plan import AddAddress, AddRange, Operation, SwitchTables
-from enforcer.gateway.preview import Redecision
 from enforcer.gateway.state import State
+from enforcer.gateway.target import compile_config
 from enforcer.reasons import by_name
-from enforcer.workers import apply
 
 LAX = ["203.0.113.10", "203.0.113.11"]
 BLOCKS = ["2001:db8:1::/64", "2001:db8:2::/64"]
@@ -74,10 +75,10 @@ class Maps:
         self.flows = SimpleNamespace(chunks=lambda: [(keys, values)])
 
 
-def redecided(maps: Maps, *operations: Operation, **changes: Any) -> int:
+def impact(maps: Maps, *operations: Operation, **changes: Any) -> int:
     document = {**copy.deepcopy(DOCUMENT), **changes}
-    aim = apply.target(Configuration.model_validate(document), "/etc/e.yaml", before())
-    found = Redecision(aim, operations, maps, None).of_flows()  # type: ignore[arg-type]
+    compiled = compile_config(Configuration.model_validate(document), "/etc/e.yaml", before())
+    found = FlowImpact(compiled, operations, maps, None).of_flows()  # type: ignore[arg-type]
     assert sum(found.clients.values()) == found.flows
     return found.flows
 
@@ -87,25 +88,25 @@ BOTH = [(4, "lax-1"), (4, "lax-2"), (6, "lax-1"), (6, "lax-2")]
 
 def test_the_nearest_egress_ip_stays_the_nearest() -> None:
     """Which one of them a client has depends on more than the file: any of them is what it has."""
-    assert redecided(Maps(BOTH)) == 0
-    assert redecided(Maps([(4, "shared"), (6, "shared")])) == 2
+    assert impact(Maps(BOTH)) == 0
+    assert impact(Maps([(4, "shared"), (6, "shared")])) == 2
 
 
 def test_an_egress_ip_that_goes_takes_its_nearest_flows_along() -> None:
     without = [each for each in DOCUMENT["egress_ips"] if each["name"] != "lax-2"]
-    assert redecided(Maps(BOTH), egress_ips=without) == 2
+    assert impact(Maps(BOTH), egress_ips=without) == 2
     renumbered = copy.deepcopy(DOCUMENT["egress_ips"])
     renumbered[1]["ipv4"] = "203.0.113.99"
-    assert redecided(Maps(BOTH), egress_ips=renumbered) == 2
+    assert impact(Maps(BOTH), egress_ips=renumbered) == 2
 
 
 def test_another_location_has_another_nearest() -> None:
-    assert redecided(Maps(BOTH), location="nyc") == 4
+    assert impact(Maps(BOTH), location="nyc") == 4
 
 
 def test_nearest_is_what_is_there_in_the_family() -> None:
-    assert redecided(Maps(BOTH, lost=[("lax-2", 4)])) == 1
-    assert redecided(Maps(BOTH, lost=[("lax-2", 4), ("lax-1", 4)])) == 2
+    assert impact(Maps(BOTH, lost=[("lax-2", 4)])) == 1
+    assert impact(Maps(BOTH, lost=[("lax-2", 4), ("lax-1", 4)])) == 2
 
 
 def policies(**egress: str) -> list[dict[str, Any]]:
@@ -118,17 +119,17 @@ def test_what_the_plan_puts_back_counts_as_there() -> None:
     address = AddAddress(("out0", IPv4Interface(f"{LAX[0]}/32")))
     network = AddRange(IPv6Network(BLOCKS[0]))
     for rules in ([], policies(ipv4=LAX[0])):
-        assert redecided(Maps(flows, lost), policies=rules) == 2
-        assert redecided(Maps(flows, lost), address, policies=rules) == 1
-        assert redecided(Maps(flows, lost), address, network, policies=rules) == 0
+        assert impact(Maps(flows, lost), policies=rules) == 2
+        assert impact(Maps(flows, lost), address, policies=rules) == 1
+        assert impact(Maps(flows, lost), address, network, policies=rules) == 0
 
 
 def test_a_fallback_counts_while_the_primary_is_away() -> None:
     rules = policies(ipv4=LAX[0], ipv4_fallback=LAX[1])
-    assert redecided(Maps(BOTH), policies=rules) == 2
-    assert redecided(Maps([(4, "lax-2"), (6, "lax-1")], lost=[("lax-1", 4)]), policies=rules) == 0
+    assert impact(Maps(BOTH), policies=rules) == 2
+    assert impact(Maps([(4, "lax-2"), (6, "lax-1")], lost=[("lax-1", 4)]), policies=rules) == 0
     shared = policies(ipv4="203.0.113.20", ipv4_fallback="0.0.0.0")
-    assert redecided(Maps([(4, "shared"), (6, "shared"), (6, "lax-1")]), policies=shared) == 1
+    assert impact(Maps([(4, "shared"), (6, "shared"), (6, "lax-1")]), policies=shared) == 1
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_fallback_counts_while_the_primary_is_away() -> None:
     [("::/0", 2), ("::/64", 0), ("2001:db8:a1::/64", 2), ("0.0.0.0/0", 2), ("10.0.0.0/8", 0)],
 )
 def test_a_private_network_is_of_its_family(network: str, expected: int) -> None:
-    assert redecided(Maps(BOTH), private_networks=[network]) == expected
+    assert impact(Maps(BOTH), private_networks=[network]) == expected
 
 
 def test_a_plan_without_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +147,10 @@ def test_a_plan_without_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     config = Configuration.model_validate({**DOCUMENT, "policies": rules})
     gateway = SimpleNamespace(state=before(), maps=lambda: Maps(BOTH))
     monkeypatch.setattr(instances, "RUN", tmp_path / "run")
-    monkeypatch.setattr(apply, "netns_cookie", lambda: 0x2A)
-    monkeypatch.setattr(apply, "check_file", lambda _: config)
-    monkeypatch.setattr(apply, "Gateway", lambda _: gateway)
-    monkeypatch.setattr(apply, "planned", lambda *_: [SwitchTables()])
-    outlook = apply.plan_file(tmp_path / "e.yaml")
-    assert outlook.redecided.clients == {CLIENTS[4]: 1}
+    monkeypatch.setattr(preview, "netns_cookie", lambda: 0x2A)
+    monkeypatch.setattr(preview, "check_file", lambda _: config)
+    monkeypatch.setattr(preview, "Gateway", lambda _: gateway)
+    monkeypatch.setattr(preview, "planned", lambda *_: [SwitchTables()])
+    found = preview.preview_file(tmp_path / "e.yaml")
+    assert found.impact.clients == {CLIENTS[4]: 1}
     assert not (tmp_path / "run").exists()

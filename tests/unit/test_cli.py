@@ -33,8 +33,7 @@ from enforcer.errors import (
     PrivilegeError,
     UsageError,
 )
-from enforcer.gateway import gateway, relearn
-from enforcer.inspect import source as sources
+from enforcer.gateway import gateway, reader, relearn
 from enforcer.instance import Instance
 from enforcer.kernel import namespace
 from enforcer.workers import apply
@@ -171,13 +170,13 @@ def test_a_state_without_maps(instance: Instance, monkeypatch: pytest.MonkeyPatc
 
     instance.create()
     State(config={"location": "lax"}).save(instance.state_file)
-    monkeypatch.setattr(sources.places, "find_bpffs", lambda: None)
+    monkeypatch.setattr(reader.places, "find_bpffs", lambda: None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(LostPinError, match="no BPF file system is mounted"):
-        sources.Source(instance)
+        reader.GatewayReader(instance)
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     with pytest.raises(PrivilegeError, match="cannot be read"):
-        sources.Source(instance)
+        reader.GatewayReader(instance)
 
 
 # --- verbs
