@@ -7,11 +7,12 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from ipaddress import ip_network
 
 import mixes
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from mixes import Rule
 
@@ -97,15 +98,16 @@ def test_all_three_texts_count() -> None:
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_is_hidden_never_decides(chance: random.Random, seed: int) -> None:
-    policies = [mixes.policy(chance, i, 100 - i) for i in range(chance.randrange(2, 7))]
+    """Of any policies and a copy of one of them behind the others; the search does not find it in every draw."""
+    policies = [mixes.policy(chance, i, 100 - i) for i in range(chance.randrange(1, 6))]
+    policies.append(replace(chance.choice(policies), name="copy", precedence=1000))
     try:
         found = {one.name for one in hidden(policies, asked=TCP_UDP)}
     except TooManyRulesError:
-        return
-    if not found:
-        return
+        reject()
+    assume(found)
     rest = random.Random(seed)
     world = mixes.world(rest)
     for _ in range(40):
