@@ -57,7 +57,9 @@ def before() -> State:
 class Maps:
     """The maps of a gateway that holds both egress IPs of its location, but those in ``lost``."""
 
-    def __init__(self, flows: Iterable[tuple[int, str]], lost: Sequence[tuple[str, int]] = ()):
+    def __init__(
+        self, flows: Iterable[tuple[int, str]], lost: Sequence[tuple[str, int]] = (), origin_port: int = 443
+    ):
         rows = np.zeros(16, dtype=EGRESS)
         rows["source"]["planned"][1:3] = rows["source"]["available"][1:3] = 1
         for name, family in lost:
@@ -68,7 +70,9 @@ class Maps:
         for key, value, (family, egress) in zip(keys, values, flows, strict=True):
             key["client"] = words(ip_address(CLIENTS[family]))
             key["origin"] = words(ip_address(ORIGINS[family]))
-            key["client_port"], key["origin_port"] = (np.uint16(port).byteswap() for port in (40000, 443))
+            key["client_port"], key["origin_port"] = (
+                np.uint16(port).byteswap() for port in (40000, origin_port)
+            )
             key["protocol"] = 6
             value["slot"], value["counted"] = SLOT[egress], 1
             value["reason"] = by_name()["nearest"].number
@@ -138,6 +142,13 @@ def test_a_fallback_counts_while_the_primary_is_away() -> None:
 )
 def test_a_private_network_is_of_its_family(network: str, expected: int) -> None:
     assert impact(Maps(BOTH), private_networks=[network]) == expected
+
+
+def test_dns_stays_shared_whatever_policies_say() -> None:
+    shared = [(4, "shared"), (6, "shared")]
+    assert impact(Maps(shared, origin_port=53), policies=policies(ipv4=LAX[0])) == 0
+    assert impact(Maps(shared, origin_port=54), policies=policies(ipv4=LAX[0])) == 2
+    assert impact(Maps(BOTH, origin_port=53), policies=policies(ipv4=LAX[0])) == 4
 
 
 def test_a_plan_without_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_all_three_texts_count() -> None:
 @given(st.randoms(use_true_random=False), st.integers(0, 2**32))
 @settings(max_examples=200)
 def test_what_is_hidden_never_decides(chance: random.Random, seed: int) -> None:
-    """Of any policies and a copy of one of them behind the others; the search does not find it in every draw."""
+    """Of any policies and a copy of one behind them, which the search does not find in every draw."""
     policies = [mixes.policy(chance, i, 100 - i) for i in range(chance.randrange(1, 6))]
     policies.append(replace(chance.choice(policies), name="copy", precedence=1000))
     try:
