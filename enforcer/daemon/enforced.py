@@ -18,13 +18,12 @@ from enforcer.gateway.desired import Desired
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.state import State
 from enforcer.instance import Instance, not_installed
+from enforcer.wording import abridged
 
 # A mount that was refused is tried again after so many seconds.
 _PATIENCE = 60.0
 # Seconds that the loop waits for a process that is changing the gateway.
 _LOCK_PATIENCE = 0.2
-# Names that a message lists before it counts the rest.
-_SHOWN = 3
 
 
 class Enforced:
@@ -126,8 +125,7 @@ class Enforced:
             self.maps.directory = pins.maps
         mended = self.pins.mend()
         if mended:
-            more = f" and {len(mended) - _SHOWN} more" if len(mended) > _SHOWN else ""
-            self._say(f"put back: the pins {', '.join(mended[:_SHOWN])}{more}")
+            self._say(f"put back: the pins {abridged(mended)}")
 
     def hold(self) -> None:
         """Holds what is pinned now: the daemon itself has attached something."""

@@ -14,6 +14,7 @@ from enforcer.errors import EnforcerError
 from enforcer.facts.rows import COMMAND, FILE, Sessions
 from enforcer.facts.session import unpack_client
 from enforcer.facts.store import Change, Store, Stored
+from enforcer.wording import abridged
 
 AT_ONCE = 2500
 """Sessions of one change: some 40 ms."""
@@ -51,9 +52,7 @@ class Loaded(NamedTuple):
 
 def named(clients: Collection[bytes]) -> str:
     """Some clients' addresses, for a message."""
-    some = sorted(clients)[:_NAMED]
-    more = len(clients) - len(some)
-    return ", ".join(str(unpack_client(client)) for client in some) + (f" and {more:,} more" if more else "")
+    return abridged(sorted(clients), _NAMED, unpack_client)
 
 
 def of_file(clients: Collection[bytes]) -> EnforcerError:
