@@ -25,7 +25,7 @@ def _of_links(source: Source) -> Iterator[str]:
     except LayoutError:  # an earlier version's
         renamed = {}
     for present, listed in renamed.items():
-        yield roles.rename(present, listed)
+        yield roles.said_of_renamed(present, listed)
     for side in ("inside", "outside"):
         for name in sides[side]:
             if name not in found and name not in renamed.values():
