@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from enforcer.errors import LayoutError
 from enforcer.gateway import roles, surroundings
 from enforcer.gateway.desired import desired
+from enforcer.gateway.surroundings import looked_at
 from enforcer.inspect.source import Source
 from enforcer.kernel import addresses, links
 
@@ -14,8 +15,11 @@ from enforcer.kernel import addresses, links
 def warnings(source: Source) -> list[str]:
     """Of links, the shared addresses, and what other software has set."""
     config = source.config
-    around = surroundings.said_of(config["mark_mask"], config["interfaces"]["outside"])
-    return [*_of_links(source), *_of_shared(source), *around]
+    return [
+        *looked_at("listed interfaces", lambda: _of_links(source)),
+        *looked_at("shared addresses", lambda: _of_shared(source)),
+        *surroundings.said_of(config["mark_mask"], config["interfaces"]["outside"]),
+    ]
 
 
 def _of_links(source: Source) -> Iterator[str]:
