@@ -153,7 +153,7 @@ struct flow {
 	u16 source_port;         /* after translation; 0: no way has been learnt */
 	u8 spoken;               /* bit per direction: this side has sent after the reset (TRANSITORY) */
 	u8 gaps;                 /* bit per direction: a segment has come that does not follow on end[] */
-	u8 fins;                 /* bit per direction: a FIN has come that does not follow on end[]; its own end: */
+	u8 fins;                 /* two bits per direction: a FIN has come that does not follow on end[]; A_CUT_FIN; its own end: */
 	u32 fin_end[2];
 	u64 fin_seen;            /* when the last of them came */
 	u64 fast_packets[2];     /* of ways that are gone; those that are there count for themselves */

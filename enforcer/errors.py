@@ -6,6 +6,12 @@ Errors of lower libraries are mapped to these at the border (BCC's bare ``Except
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from itertools import islice
+from typing import TypeVar
+
+Thing = TypeVar("Thing")
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,3 +99,11 @@ class LaterVersionError(EnforcerError):
 
 class UntrustedError(EnforcerError):
     """A file or directory that another user may have prepared; nothing of it was used or changed."""
+
+
+def abridged(things: Collection[Thing], shown: int = 3, text: Callable[[Thing], object] = str) -> str:
+    """The first ``shown`` of some things, each as ``text`` gives it, and how many more there are."""
+    more = len(things) - shown
+    return ", ".join(str(text(thing)) for thing in islice(things, shown)) + (
+        f" and {more:,} more" if more > 0 else ""
+    )

@@ -15,6 +15,7 @@ from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
 from enforcer.config.models import Configuration, PolicyEgress
+from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
 from enforcer.policy.rules import MAX_POLICIES
 from enforcer.policy.shadow import decidable, hidden
@@ -64,7 +65,7 @@ def _check_link(
 ) -> None:
     """Note what makes an interface unfit."""
     if name not in existing:
-        draft.fault(way, "does not exist", nearest(name, sorted(set(existing) - {"lo"})))
+        draft.fault(way, "does not exist", nearest(name, sorted(set(existing) - {LOOPBACK})))
         return
     link = existing[name]
     if link.port_of is not None:

@@ -10,6 +10,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from enforcer.constants import MAPPED_NETWORK
+from enforcer.kernel.addresses import LOOPBACK
 from enforcer.policy.language import MAX_LENGTH
 
 UNSPECIFIED = IPv4Address("0.0.0.0")
@@ -179,7 +180,7 @@ def _interface(value: object) -> str:
         raise _wrong(f"is {type_name(value)}", f'{right} (quote it: "{value}")')
     if not value or value in (".", "..") or len(value.encode()) >= _IFNAMSIZ or re.search(r"[\s/:]", value):
         raise _wrong("is no valid interface name", right)
-    if value == "lo":
+    if value == LOOPBACK:
         raise _wrong("is the loopback interface", "an interface that forwards traffic")
     return value
 

@@ -19,10 +19,14 @@ from enforcer.errors import EnforcerError, NotInstalledError
 from enforcer.instance import Instance
 
 PATIENCE = 60.0
+QUESTIONS = frozenset({"warnings", "dns"})
+"""Requests that change nothing."""
 LARGEST_REQUEST = 1 << 20
 # Seconds that a caller has for its request.
 _HURRY = 2.0
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+# Where no answer tells.
+_HINT = "`enforcer status` and `enforcer sessions` show what came of it, its log says more."
 
 
 class ReportedError(EnforcerError):
@@ -131,8 +135,9 @@ def ask(
 ) -> dict[str, Any]:
     """The daemon's answer, within ``patience`` seconds. Raises ReportedError with the daemon's error.
 
-    Ctrl-C does not end what the daemon was asked for, and the error says so. A ``revocable`` request is taken
-    back by it: the answer says whether it was too late for that.
+    Ctrl-C does not end what the daemon was asked for, and the error says so; a question lets it through.
+    A ``revocable`` request is taken back by it: the answer says whether it was too late for that. A second
+    Ctrl-C does not wait for the answer.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(patience)
@@ -140,6 +145,8 @@ def ask(
             connection.connect(str(path))
             connection.sendall(json.dumps({"request": request, **content}).encode() + b"\n")
         except KeyboardInterrupt:
+            if request in QUESTIONS:
+                raise
             raise EnforcerError("interrupted before the daemon was asked: nothing has changed") from None
         except OSError as error:
             raise _silent(error) from error
@@ -153,7 +160,7 @@ def ask(
 
 
 def _answer(connection: socket.socket, request: str, patience: float, revocable: bool) -> bytes:
-    """The daemon's answer to a request that it was sent."""
+    """The daemon's answer to a request that it was sent. A revocable one is taken back by hanging up, too."""
     try:
         with connection.makefile("rb") as source:
             try:
@@ -164,15 +171,14 @@ def _answer(connection: socket.socket, request: str, patience: float, revocable:
                 connection.shutdown(socket.SHUT_WR)
                 return source.readline()
     except KeyboardInterrupt:
-        raise EnforcerError(
-            f"interrupted: the daemon goes on with `{request}`",
-            "`enforcer status` and `enforcer sessions` show what came of it, its log says more.",
-        ) from None
+        if request in QUESTIONS:
+            raise
+        fate = f"was asked to take back `{request}`" if revocable else f"goes on with `{request}`"
+        raise EnforcerError(f"interrupted: the daemon {fate}", _HINT) from None
     except TimeoutError as error:
-        raise EnforcerError(
-            f"the daemon has not answered for {patience:.0f} s and may go on with `{request}`",
-            "`enforcer status` and `enforcer sessions` show what came of it, its log says more.",
-        ) from error
+        fate = f"was asked to take back `{request}`" if revocable else f"may go on with `{request}`"
+        silence = f"the daemon has not answered for {patience:.0f} s"
+        raise EnforcerError(f"{silence} and {fate}", _HINT) from error
     except OSError as error:
         raise _silent(error) from error
 

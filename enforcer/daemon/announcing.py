@@ -18,8 +18,8 @@ from enforcer.constants import MAPPED
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError
-from enforcer.gateway.desired import LOOPBACK
 from enforcer.kernel import announce
+from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.arrivals import Arrivals
 
 # Seconds: a switch may not forward yet on a port that has just come up, and a frame can be lost.

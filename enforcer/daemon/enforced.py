@@ -11,7 +11,7 @@ from enforcer.daemon.sessions import Attendance
 from enforcer.datapath import pins as places
 from enforcer.datapath.held import Held, HeldPins
 from enforcer.datapath.maps import Maps
-from enforcer.errors import ConfigError, EnforcerError, KernelError
+from enforcer.errors import ConfigError, EnforcerError, KernelError, abridged
 from enforcer.facts.inforce import InForce, refill
 from enforcer.facts.store import Store
 from enforcer.gateway.desired import Desired
@@ -23,8 +23,6 @@ from enforcer.instance import Instance, not_installed
 _PATIENCE = 60.0
 # Seconds that the loop waits for a process that is changing the gateway.
 _LOCK_PATIENCE = 0.2
-# Names that a message lists before it counts the rest.
-_SHOWN = 3
 
 
 class Enforced:
@@ -126,8 +124,7 @@ class Enforced:
             self.maps.directory = pins.maps
         mended = self.pins.mend()
         if mended:
-            more = f" and {len(mended) - _SHOWN} more" if len(mended) > _SHOWN else ""
-            self._say(f"put back: the pins {', '.join(mended[:_SHOWN])}{more}")
+            self._say(f"put back: the pins {abridged(mended)}")
 
     def hold(self) -> None:
         """Holds what is pinned now: the daemon itself has attached something."""

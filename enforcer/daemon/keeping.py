@@ -56,6 +56,7 @@ class Keeping:
         loop.task("audit", self._audit, _AUDIT_EVERY)
         loop.task("events", self._follow)
         loop.task("hooks", self._look_at_hooks, _TICK)
+        loop.task("look again", self._look_again)
 
     def refresh(self) -> None:
         """Availability into the maps; says what changed."""
@@ -75,11 +76,13 @@ class Keeping:
         self._available = now
         for present, listed in there.links.renamed:
             if (present, listed) not in self._seen.renamed:
-                self._say(roles.rename(present, listed))
+                self._say(roles.said_of_renamed(present, listed))
         for _, listed in set(self._seen.renamed).difference(there.links.renamed):
             if listed not in there.links.missing:
                 self._say(f"{listed} has its name back")
         self._seen = there.links
+        if there.links.uncertain:
+            self._loop.call("look again", _TICK)
 
     def catch_up(self) -> None:
         """What the kernel has said has its turn next."""
@@ -127,6 +130,13 @@ class Keeping:
             self.refresh()
             return _AUDIT_EVERY
         return _TICK
+
+    def _look_again(self) -> float | None:
+        """What could not be read because it changed meanwhile."""
+        if self._reloading():
+            return _TICK
+        self.refresh()
+        return None
 
     def _look_at_hooks(self) -> float:
         """Nothing tells of a program that is taken off its hook, nor of a pin or file that is removed."""

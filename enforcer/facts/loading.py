@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from enforcer.errors import EnforcerError
+from enforcer.errors import EnforcerError, abridged
 from enforcer.facts.rows import COMMAND, FILE, Sessions
 from enforcer.facts.session import unpack_client
 from enforcer.facts.store import Change, Store, Stored
@@ -51,9 +51,7 @@ class Loaded(NamedTuple):
 
 def named(clients: Collection[bytes]) -> str:
     """Some clients' addresses, for a message."""
-    some = sorted(clients)[:_NAMED]
-    more = len(clients) - len(some)
-    return ", ".join(str(unpack_client(client)) for client in some) + (f" and {more:,} more" if more else "")
+    return abridged(sorted(clients), _NAMED, unpack_client)
 
 
 def of_file(clients: Collection[bytes]) -> EnforcerError:

@@ -6,7 +6,7 @@ packet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Network
 
@@ -19,6 +19,7 @@ from enforcer.gateway import roles
 from enforcer.gateway.desired import Desired, Egress
 from enforcer.gateway.roles import Seen
 from enforcer.kernel import addresses, links, sysctl
+from enforcer.kernel.addresses import Held
 from enforcer.policy.nearest import buckets
 
 Pair = tuple[bool, bool]
@@ -98,12 +99,20 @@ def refresh(maps: Maps, wanted: Desired) -> There:
     )
     _write_egresses(maps.egresses, wanted, there)
     _write_nearest(maps.nearest, wanted, there.egresses)
-    networks = [egress.ipv6 for egress in wanted.ours if egress.on_link]
-    if not any(interface.ip == wanted.shared6 and name in wanted.outside for name, interface in held):
-        # Held on lo, for which the kernel answers no neighbour.
-        networks.append(IPv6Network(wanted.shared6))
-    _write_on_link(maps.on_link, networks)
+    _write_on_link(maps.on_link, _answered_for(wanted, held, ranges))
     return there
+
+
+def _answered_for(wanted: Desired, held: Iterable[Held], ranges: Container[IPv6Network]) -> list[IPv6Network]:
+    """What the gateway has and the kernel answers no neighbour solicitation for at an outside interface.
+
+    What the gateway does not have, another one may: an answer would take it from that one.
+    """
+    networks = [egress.ipv6 for egress in wanted.ours if egress.on_link and egress.ipv6 in ranges]
+    holders = {name for name, interface in held if interface.ip == wanted.shared6}
+    if holders and holders.isdisjoint(wanted.outside):  # on lo
+        networks.append(IPv6Network(wanted.shared6))
+    return networks
 
 
 def _write_egresses(egresses: Map, wanted: Desired, there: There) -> None:

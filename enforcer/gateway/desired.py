@@ -17,11 +17,10 @@ from typing import Any
 
 from enforcer.facts.inforce import FORMAT
 from enforcer.gateway import timers
-from enforcer.kernel.addresses import Held
+from enforcer.kernel.addresses import LOOPBACK, Held
 from enforcer.kernel.nft.ruleset import Dns, Ruleset
 from enforcer.policy.nearest import nearest
 
-LOOPBACK = "lo"
 UNANSWERED_PER_CLIENT = 4096
 """Of one client, if the file doesn't say: 17 new ones a second, each of which is forgotten after 240 s."""
 

@@ -10,6 +10,9 @@ advertisements are believed on a host's, and on a router's with accept_ra = 2 (i
 is written without what the kernel writes with it, the listed interfaces become a router's, and all others
 stay what they are.
 
+The loopback interface is switched on with the listed ones: the source check asks from there where an uplink's
+is off (route.h).
+
 What these switches let the kernel forward for others, the nftables table drops (:meth:`Forwarding.closed`). A
 family that was forwarded for all before the enforcer came is left alone.
 """
@@ -20,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from enforcer.gateway.desired import Desired
+from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.nft.ruleset import Ruleset
 
 FOR_ALL = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
@@ -28,8 +32,6 @@ BRIDGED6 = "net/bridge/bridge-nf-call-ip6tables"
 """Whether nftables sees, as if it were forwarded, what a bridge passes from port to port."""
 DEFAULT = "default"
 """Stands for an interface's name: what one that appears begins with."""
-LOOPBACK = "lo"
-"""Switched on with the listed ones: the source check asks from there where an uplink's is off (route.h)."""
 
 Settings = Iterator[tuple[str, str]]
 """Names and values to write, in this order."""

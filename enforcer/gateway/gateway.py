@@ -30,7 +30,7 @@ from enforcer.errors import BusyError, EnforcerError, KernelError, LostPinError,
 from enforcer.facts.store import Store
 from enforcer.gateway import adoption, availability, forwarding, reach, roles
 from enforcer.gateway import attach as hooks
-from enforcer.gateway.desired import LOOPBACK, Desired, desired, united
+from enforcer.gateway.desired import Desired, desired, united
 from enforcer.gateway.plan import (
     HOOKS,
     SETTINGS,
@@ -55,6 +55,7 @@ from enforcer.gateway.plan import (
 from enforcer.gateway.state import LOST, OTHER_SIDE, State
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
+from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.filters import Direction
 
 if TYPE_CHECKING:
@@ -374,13 +375,18 @@ def _is_untranslated(entry: conntrack.Entry) -> bool:
 
 
 def _is_translated_to(entry: conntrack.Entry, some: availability.Sources) -> bool:
-    """A client's connection, or one that an origin has opened as a helper expected."""
-    expected = entry.original.destination != entry.reply.source and entry.original.destination in some
-    return expected or (not _is_untranslated(entry) and entry.reply.destination in some)
+    """A client's connection, or one that an origin has opened as a helper expected.
+
+    Others translate destinations, too (a published port of a container): such a connection is not ours.
+    """
+    opened_by_origin = entry.expected and entry.original.destination != entry.reply.source
+    if opened_by_origin and entry.original.destination in some:
+        return True
+    return not _is_untranslated(entry) and entry.reply.destination in some
 
 
 def _put_back(entry: dict[str, str]) -> bool:
-    if not sysctl.exists(entry["name"]) or sysctl.read(entry["name"]) == entry["was"]:
+    if sysctl.found([entry["name"]]).get(entry["name"], entry["was"]) == entry["was"]:
         return False
     sysctl.write(entry["name"], entry["was"])
     return True

@@ -9,9 +9,10 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from itertools import starmap
 from typing import ClassVar, Literal
 
-from enforcer.gateway.desired import LOOPBACK, Desired, Egress, united
+from enforcer.errors import abridged
+from enforcer.gateway.desired import Desired, Egress, united
 from enforcer.gateway.forwarding import Forwarding
-from enforcer.kernel.addresses import Held
+from enforcer.kernel.addresses import LOOPBACK, Held
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
 from enforcer.kernel.nft.ruleset import Ruleset
@@ -23,10 +24,6 @@ HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
     ("inside", "egress", "to_client"),
     ("inside", "ingress", "from_client"),
 )
-
-
-# Names that a message lists before it counts the rest.
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -149,8 +146,7 @@ class LoadPrograms(Operation):
 
     def __str__(self) -> str:
         if self.lost:
-            more = f" and {len(self.lost) - _SHOWN} more" if len(self.lost) > _SHOWN else ""
-            return f"load BPF programs in place of lost ones ({', '.join(self.lost[:_SHOWN])}{more})"
+            return f"load BPF programs in place of lost ones ({abridged(self.lost)})"
         return "load BPF programs" if self.first else "upgrade BPF programs"
 
 

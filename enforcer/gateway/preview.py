@@ -32,7 +32,7 @@ def said_of(config: Configuration) -> list[str]:
     return [
         *map(str, config.warnings),
         *surroundings.said_of(config.mark_mask, sides.outside),
-        *surroundings.unlisted((*sides.inside, *sides.outside, *sides.other), links.links()),
+        *surroundings.unlisted((*sides.inside, *sides.outside, *sides.other)),
     ]
 
 

@@ -7,7 +7,7 @@ knows it by the name in the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from enforcer.datapath.maps import Map
 from enforcer.gateway import attach as hooks
 from enforcer.gateway.desired import Desired
 from enforcer.kernel import ingress
+from enforcer.kernel.ingress import Devices
 from enforcer.kernel.links import Link, below
 
 INSIDE, OUTSIDE, OTHER = 1, 2, 3  # enum role of bpf/maps.h
@@ -33,12 +34,17 @@ class Seen:
     """Names that another link had before."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Links by their present name, each with the name by which it is listed."""
+    uncertain: bool = False
+    """Whether nftables' chains changed while they were read: `filtered` is as it was until the next look."""
 
 
 def refresh(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> Seen:
-    """Writes the roles of the links that are there."""
+    """Writes the roles of the links that are there. Does not wait while other software changes nftables."""
     before = by_index(interfaces)
-    rows = {found[name].index: row for name, row in _listed(interfaces.value, wanted, found).items()}
+    chains = ingress.devices()
+    filtered = {name for name in wanted.listed if name in found and _is_filtered(found[name], chains, before)}
+    listed_rows = _listed(interfaces.value, wanted, found, filtered)
+    rows = {found[name].index: row for name, row in listed_rows.items()}
     renamed = formerly(interfaces, wanted, found)
     for name in renamed:
         row = before[found[name].index].copy()
@@ -55,6 +61,7 @@ def refresh(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> Seen
         missing=listed.difference(found),
         replaced=frozenset(name for name in there if had.get(name, found[name].index) != found[name].index),
         renamed=tuple(sorted(renamed.items())),
+        uncertain=chains is None,
     )
 
 
@@ -70,7 +77,7 @@ def formerly(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> dic
     return renamed
 
 
-def rename(present: str, listed: str) -> str:
+def said_of_renamed(present: str, listed: str) -> str:
     """What is to be said of a link that was renamed."""
     return (
         f"{listed} is called {present} now: egress by it is refused; give it its name back, or list "
@@ -89,8 +96,19 @@ def name_of(row: np.ndarray) -> str:
     return bytes(row["name"]).rstrip(b"\0").decode() if "name" in (row.dtype.names or ()) else ""
 
 
-def _listed(kind: np.dtype, wanted: Desired, found: Mapping[str, Link]) -> dict[str, np.ndarray]:
-    chains = ingress.devices()
+def _is_filtered(link: Link, chains: Devices | None, before: Mapping[int, np.ndarray]) -> bool:
+    """Whether others look at packets as they arrive there. Of a new link it is assumed until it is known."""
+    if hooks.others_filter(link.index):
+        return True
+    if chains is not None:
+        return link.name in chains
+    row = before.get(link.index)
+    return row is None or "filtered" not in (row.dtype.names or ()) or bool(row["filtered"])
+
+
+def _listed(
+    kind: np.dtype, wanted: Desired, found: Mapping[str, Link], filtered: Container[str]
+) -> dict[str, np.ndarray]:
     upper = [link for link in found.values() if link.kind in _WITH_A_MAC]
     carrying = {lower.name for link in upper for lower in below(link, found)}
     rows = {}
@@ -104,7 +122,7 @@ def _listed(kind: np.dtype, wanted: Desired, found: Mapping[str, Link]) -> dict[
                 ("mac", list(found[name].mac)),
                 ("ethernet", bool(found[name].header)),
                 ("any_source", name in wanted.any_source),
-                ("filtered", name in chains or hooks.others_filter(found[name].index)),
+                ("filtered", name in filtered),
                 ("carries", name in carrying),
                 ("name", list(name.encode().ljust(16, b"\0"))),
             ):

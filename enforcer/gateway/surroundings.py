@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from enforcer.kernel import arp, rules
+from enforcer.errors import EnforcerError, abridged
+from enforcer.kernel import arp, links, rules
+from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
-
-# Names that a message lists before it counts the rest.
-_SHOWN = 3
 
 
 def said_of(mark_mask: int, outside: Sequence[str]) -> list[str]:
     """Each in a sentence: rules of policy routing by marks; ARP that is silent on the first outside one."""
-    return [*rules.said_of(mark_mask), *arp.unanswered(outside[0])]
+    return [
+        *looked_at("rules of policy routing by bits of mark_mask", lambda: rules.meeting(mark_mask)),
+        *looked_at("rules of policy routing by marks of others", lambda: rules.unforeseen(mark_mask)),
+        *looked_at(f"answers to ARP on {outside[0]}", lambda: arp.unanswered(outside[0])),
+    ]
 
 
-def unlisted(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:
-    """The same of interfaces that are up and in no list, though packets may come and go by them.
+def unlisted(listed: Collection[str]) -> list[str]:
+    """The same of interfaces that are up and in no list, though packets may come and go by them."""
+    return looked_at("interfaces in no list", lambda: of_unlisted(listed, links.links()))
+
+
+def looked_at(subject: str, look: Callable[[], Iterable[str]]) -> list[str]:
+    """What a look at the kernel warns of. It only advises: one that fails is a warning itself, and no error.
+
+    The kernel's tables may change during each reading, and some are shown only with CAP_NET_ADMIN.
+    """
+    try:
+        return list(look())
+    except EnforcerError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        return [f"{subject} could not be looked for: {error.message}{hint}"]
+
+
+def of_unlisted(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:
+    """As :func:`unlisted`, of the links that were found.
 
     Ports of a bridge or bond bring none by themselves, nor does what a listed interface lies on have to.
     """
@@ -25,14 +45,13 @@ def unlisted(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:
     names = sorted(
         name
         for name, link in found.items()
-        if link.up and name not in listed and name not in carriers | {"lo"} and link.port_of is None
+        if link.up and name not in listed and name not in carriers | {LOOPBACK} and link.port_of is None
     )
     if not names:
         return []
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     are, them = ("is", "it") if len(names) == 1 else ("are", "them")
     return [
-        f"{', '.join(names[:_SHOWN])}{more} {are} up and in no list of `interfaces`: clients' traffic by "
+        f"{abridged(names)} {are} up and in no list of `interfaces`: clients' traffic by "
         f"{them} is dropped, and for {them} the enforcer switches no forwarding on; if that is not meant (a "
         f"bridge of containers, a VPN), list {them} there"
     ]

@@ -27,18 +27,33 @@ def in_the_end(config: Config, reason: str, destination: IPAddress) -> str:
 
 
 def missing(config: Config, policy: str | None, version: int) -> tuple[str | None, str]:
-    """Which egress IP a connection that is refused as unavailable should leave by, and why it cannot."""
-    family, here = f"ipv{version}", config["location"]
+    """Which egress IP a connection that is refused as unavailable should leave by, and why it cannot.
+
+    The cause names the fallback, too. The policy may have gone since the program was asked.
+    """
+    family = f"ipv{version}"
     if policy is None:
         return None, f"no policy matches, and no egress IP of the nearest location has its IPv{version} here"
-    (wanted,) = (each["egress"] for each in config["policies"] if each["name"] == policy)
+    wanted = next((each["egress"] for each in config["policies"] if each["name"] == policy), None)
+    if not isinstance(wanted, Mapping):
+        return None, f"the configuration has changed meanwhile, and with it policy {policy}"
     # A policy that names one family's address means the other's of the same egress IP.
-    named = wanted[family] or wanted["ipv4"] or wanted["ipv6"]
-    entry = next(each for each in config["egress_ips"] if named in (each["ipv4"], each["ipv6"]))
+    primary = wanted[family] or wanted["ipv4"] or wanted["ipv6"]
+    by_address = {address: each for each in config["egress_ips"] for address in (each["ipv4"], each["ipv6"])}
+    why = _cause(config, by_address[primary], family)
+    fallback = by_address.get(wanted["ipv4_fallback"])
+    if fallback is not None:
+        why += f"; fallback: {_cause(config, fallback, family)}"
+    return by_address[primary]["name"], why
+
+
+def _cause(config: Config, entry: Mapping[str, Any], family: str) -> str:
+    """Why an egress IP is unavailable."""
+    name, here = entry["name"], config["location"]
     if entry["location"] != here:
-        return entry["name"], f"{entry['name']} is at {entry['location']}, this gateway at {here}"
-    place = "on no interface" if version == 4 else "not among the local routes"
-    return entry["name"], f"{entry[family]} of {entry['name']} is {place}"
+        return f"{name} is at {entry['location']}, this gateway at {here}"
+    place = "on no interface" if family == "ipv4" else "not among the local routes"
+    return f"{entry[family]} of {name} is {place}"
 
 
 def _ours(config: Config) -> list[Mapping[str, Any]]:

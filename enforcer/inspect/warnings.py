@@ -8,14 +8,18 @@ from enforcer.errors import LayoutError
 from enforcer.gateway import roles, surroundings
 from enforcer.gateway.desired import desired
 from enforcer.gateway.reader import GatewayReader
+from enforcer.gateway.surroundings import looked_at
 from enforcer.kernel import addresses, links
 
 
 def warnings(reader: GatewayReader) -> list[str]:
     """Of links, the shared addresses, and what other software has set."""
     config = reader.config
-    around = surroundings.said_of(config["mark_mask"], config["interfaces"]["outside"])
-    return [*_of_links(reader), *_of_shared(reader), *around]
+    return [
+        *looked_at("listed interfaces", lambda: _of_links(reader)),
+        *looked_at("shared addresses", lambda: _of_shared(reader)),
+        *surroundings.said_of(config["mark_mask"], config["interfaces"]["outside"]),
+    ]
 
 
 def _of_links(reader: GatewayReader) -> Iterator[str]:
@@ -25,7 +29,7 @@ def _of_links(reader: GatewayReader) -> Iterator[str]:
     except LayoutError:  # an earlier version's
         renamed = {}
     for present, listed in renamed.items():
-        yield roles.rename(present, listed)
+        yield roles.said_of_renamed(present, listed)
     for side in ("inside", "outside"):
         for name in sides[side]:
             if name not in found and name not in renamed.values():

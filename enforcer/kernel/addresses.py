@@ -23,6 +23,7 @@ Interface = IPv4Interface | IPv6Interface
 Held = tuple[str, Interface]
 
 PROTOCOL = 0xE9
+LOOPBACK = "lo"
 
 # include/uapi/linux/rtnetlink.h, if_addr.h
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -177,7 +178,7 @@ def remove_ranges(networks: Iterable[IPv6Network]) -> list[IPv6Network]:
 
 
 def _range_encoder(kind: int, flags: int) -> Callable[[IPv6Network], Message]:
-    loopback = struct.pack("=I", socket.if_nametoindex("lo"))
+    loopback = struct.pack("=I", socket.if_nametoindex(LOOPBACK))
 
     def encode(network: IPv6Network) -> Message:
         fields = (socket.AF_INET6, network.prefixlen, 0, 0, RT_TABLE_LOCAL, PROTOCOL)

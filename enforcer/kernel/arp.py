@@ -12,10 +12,11 @@ _SILENT = {"2", "3", "8"}
 def unanswered(interface: str) -> list[str]:
     """What is to be said if the kernel answers none on this interface, which holds the addresses."""
     names = [f"net/ipv4/conf/{name}/arp_ignore" for name in ("all", interface)]
-    if not all(map(sysctl.exists, names)):
+    values = sysctl.found(names)
+    if len(values) < len(names):
         return []
     # The greater one counts (include/linux/inetdevice.h, IN_DEV_ARP_IGNORE).
-    value, name = max((sysctl.read(name), name) for name in names)
+    value, name = max((value, name) for name, value in values.items())
     if value not in _SILENT:
         return []
     return [

@@ -38,7 +38,7 @@ ICMP_ATTRIBUTES = {socket.IPPROTO_ICMP: (4, 5, 6), socket.IPPROTO_ICMPV6: (7, 8,
 CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE = 1, 1
 
 # include/uapi/linux/netfilter/nf_conntrack_common.h, enum ip_conntrack_status
-IPS_SEEN_REPLY, IPS_ASSURED = 2, 4
+IPS_EXPECTED, IPS_SEEN_REPLY, IPS_ASSURED = 1, 2, 4
 
 # include/uapi/linux/netfilter/nf_conntrack_tcp.h, enum tcp_conntrack
 TCP_STATES = (
@@ -95,6 +95,11 @@ class Entry(NamedTuple):
     status: int = 0
     zone: int = 0
     """Of the original direction."""
+
+    @property
+    def expected(self) -> bool:
+        """Whether a helper expected it of another connection."""
+        return bool(self.status & IPS_EXPECTED)
 
     @property
     def replied(self) -> bool:

@@ -6,6 +6,7 @@ TC programs run before them (net/core/dev.c, __netif_receive_skb_core).
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import Channel
@@ -16,31 +17,47 @@ NFPROTO_UNSPEC, NFPROTO_NETDEV = 0, 5
 GETCHAIN = protocol.SUBSYSTEM | 4
 NFTA_CHAIN_HOOK = 4
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_DEV, NFTA_HOOK_DEVS = 1, 3, 4
-NFTA_DEVICE_NAME = 1
+NFTA_DEVICE_NAME, NFTA_DEVICE_PREFIX = 1, 2
 NUMBERS = {NFPROTO_NETDEV: 0, protocol.NFPROTO_INET: 5}
 """The hook's number, by family."""
 
 
-def devices() -> set[str]:
-    """Names of the interfaces at which there is such a chain."""
-    found: set[str] = set()
+@dataclass(frozen=True)
+class Devices:
+    """The interfaces at which there is such a chain, for `in` (names)."""
+
+    names: frozenset[str] = frozenset()
+    prefixes: tuple[str, ...] = ()
+    """Of names; ``devices = { "eth*" }`` has the prefix "eth"."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names or name.startswith(self.prefixes)
+
+
+def devices() -> Devices | None:
+    """Where there are such chains; None if other software changed chains while they were read."""
+    names: set[str] = set()
+    prefixes: set[str] = set()
     with Channel(netlink.NETLINK_NETFILTER, "reading the nftables chains") as channel:
-        for message in channel.snapshot(GETCHAIN, struct.pack(">BBH", NFPROTO_UNSPEC, 0, 0)):
+        for message in channel.dump(GETCHAIN, struct.pack(">BBH", NFPROTO_UNSPEC, 0, 0)):
             parts = netlink.attributes(message, len(protocol.NFGEN))
             hook = netlink.attributes(parts.get(NFTA_CHAIN_HOOK, b""))
             number = int.from_bytes(hook.get(NFTA_HOOK_HOOKNUM, b"\xff" * 4), "big")
             if NUMBERS.get(message[0]) == number:
-                found |= _names(hook)
-    return found
+                found = _devices(hook)
+                names |= found.names
+                prefixes.update(found.prefixes)
+        return None if channel.interrupted else Devices(frozenset(names), tuple(prefixes))
 
 
-def _names(hook: dict[int, bytes]) -> set[str]:
+def _devices(hook: dict[int, bytes]) -> Devices:
+    """Of one chain."""
     names = {netlink.text(hook[NFTA_HOOK_DEV])} if NFTA_HOOK_DEV in hook else set()
-    # All are attributes of one type, of which a mapping keeps the last.
-    rest = hook.get(NFTA_HOOK_DEVS, b"")
-    while len(rest) >= 4:
-        length, kind = struct.unpack_from("=HH", rest)
-        if kind == NFTA_DEVICE_NAME:
-            names.add(netlink.text(rest[4:length]))
-        rest = rest[(length + 3) & ~3 :]
-    return names
+    prefixes = set()
+    for kind, value in netlink.each_attribute(hook.get(NFTA_HOOK_DEVS, b"")):
+        # Linux 6.16 gives a prefix as a name without a terminating zero, later versions as a type of its own.
+        if kind == NFTA_DEVICE_PREFIX or (kind == NFTA_DEVICE_NAME and not value.endswith(b"\0")):
+            prefixes.add(netlink.text(value))
+        elif kind == NFTA_DEVICE_NAME:
+            names.add(netlink.text(value))
+    return Devices(frozenset(names), tuple(prefixes))

@@ -7,7 +7,7 @@ what a packet can reach from a hook at arrival counts. Marks that programs at TC
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,16 +38,16 @@ NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA, NFTA_DATA_VALUE, NFTA_DATA_VERDICT, NF
     2,
     2,
 )
-NFTA_BITWISE_DREG, NFTA_BITWISE_XOR = 2, 5
+NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2, 4, 5
 NFTA_LOOKUP_DREG = 3
+NFT_REG32_00 = 8
 NFTA_TARGET_NAME, NFTA_TARGET_INFO = 1, 3
-# Where expressions other than meta name the register that they write.
-DESTINATIONS = {"immediate": NFTA_IMMEDIATE_DREG, "bitwise": NFTA_BITWISE_DREG, "lookup": NFTA_LOOKUP_DREG}
 # xtables' targets that set a packet's mark; the first word of MARK's description is the value.
 TARGETS = {"MARK", "CONNMARK", "TPROXY"}
 # The tables of iptables-legacy that are in use (net/netfilter/x_tables.c).
 LEGACY = [Path("/proc/thread-self/net") / name for name in ("ip_tables_names", "ip6_tables_names")]
 
+_Attributes = dict[int, bytes]
 Place = tuple[int, str, str]
 """Family, table, chain."""
 
@@ -117,46 +117,108 @@ def _read(message: bytes, chains: dict[Place, _Chain]) -> None:
     parts = netlink.attributes(message, len(protocol.NFGEN))
     place = message[0], netlink.text(parts[NFTA_RULE_TABLE]), netlink.text(parts[NFTA_RULE_CHAIN])
     chain = chains.setdefault(place, _Chain())
-    known: dict[int, int] = {}
-    """Values of registers that the rule alone decides."""
-    for element in _elements(parts.get(NFTA_RULE_EXPRESSIONS, b"")):
+    registers = _Registers()
+    for _, element in netlink.each_attribute(parts.get(NFTA_RULE_EXPRESSIONS, b"")):
         outer = netlink.attributes(element)
         kind, data = netlink.text(outer[NFTA_EXPR_NAME]), netlink.attributes(outer.get(NFTA_EXPR_DATA, b""))
         if kind == "meta" and NFTA_META_SREG in data:
             if _number(data[NFTA_META_KEY]) == META_MARK:
-                chain.setters.append(known.get(_number(data[NFTA_META_SREG])))
-        elif kind == "meta":
-            known.pop(_number(data[NFTA_META_DREG]), None)
-        elif kind == "target" and netlink.text(data.get(NFTA_TARGET_NAME, b"")) in TARGETS:
-            is_mark = netlink.text(data[NFTA_TARGET_NAME]) == "MARK"
-            chain.setters.append(struct.unpack_from("=I", data[NFTA_TARGET_INFO])[0] if is_mark else None)
-        elif kind in DESTINATIONS and DESTINATIONS[kind] in data:
-            register = _number(data[DESTINATIONS[kind]])
-            chain.maps |= kind == "lookup" and register == 0
-            known.pop(register, None)
-            if kind == "immediate":
-                given = netlink.attributes(data[NFTA_IMMEDIATE_DATA])
-                verdict = netlink.attributes(given.get(NFTA_DATA_VERDICT, b""))
-                if NFTA_VERDICT_CHAIN in verdict:
-                    chain.jumps.add(netlink.text(verdict[NFTA_VERDICT_CHAIN]))
-                elif len(given.get(NFTA_DATA_VALUE, b"")) == 4:
-                    known[register] = struct.unpack("=I", given[NFTA_DATA_VALUE])[0]
-            elif kind == "bitwise" and NFTA_BITWISE_XOR in data:
-                # `mark and x or y` of a packet without a mark is y.
-                value = netlink.attributes(data[NFTA_BITWISE_XOR]).get(NFTA_DATA_VALUE, b"")
-                if len(value) == 4 and struct.unpack("=I", value)[0]:
-                    known[register] = struct.unpack("=I", value)[0]
+                chain.setters.append(registers.constant(data[NFTA_META_SREG]))
+        elif kind == "target":
+            _enter_target(data, chain)
+        else:
+            _enter_verdict(kind, data, chain)
+            registers.follow(kind, data)
 
 
-def _elements(data: bytes) -> Iterator[bytes]:
-    """The values of a list, all of one type."""
-    while len(data) >= netlink.ATTRIBUTE.size:
-        length, _ = netlink.ATTRIBUTE.unpack_from(data)
-        if length < netlink.ATTRIBUTE.size:
+def _enter_target(data: _Attributes, chain: _Chain) -> None:
+    """A target of xtables."""
+    name = netlink.text(data.get(NFTA_TARGET_NAME, b""))
+    if name in TARGETS:
+        chain.setters.append(struct.unpack_from("=I", data[NFTA_TARGET_INFO])[0] if name == "MARK" else None)
+
+
+def _enter_verdict(kind: str, data: _Attributes, chain: _Chain) -> None:
+    """Where packets go on, if the expression says so."""
+    if kind == "lookup" and NFTA_LOOKUP_DREG in data:
+        chain.maps |= _number(data[NFTA_LOOKUP_DREG]) == protocol.VERDICT
+    elif kind == "immediate":
+        given = netlink.attributes(data[NFTA_IMMEDIATE_DATA])
+        verdict = netlink.attributes(given.get(NFTA_DATA_VERDICT, b""))
+        if NFTA_VERDICT_CHAIN in verdict:
+            chain.jumps.add(netlink.text(verdict[NFTA_VERDICT_CHAIN]))
+
+
+class _Registers:
+    """What the registers hold at a place in a rule, as far as the rule alone decides it."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, int] = {}
+        self._marks: set[int] = set()
+        """Those with the packet's mark, or some bits of it: 0 of a packet that has none."""
+
+    def constant(self, register: bytes) -> int | None:
+        """The value; None if it depends on more than the rule."""
+        return self._values.get(_word(register))
+
+    def follow(self, kind: str, data: _Attributes) -> None:
+        """What an expression that sets no mark makes of them."""
+        if kind == "meta" and _number(data[NFTA_META_KEY]) == META_MARK:
+            self._put(data[NFTA_META_DREG], None, is_mark=True)
+        elif kind == "immediate":
+            given = netlink.attributes(data[NFTA_IMMEDIATE_DATA]).get(NFTA_DATA_VALUE, b"")
+            self._put(data[NFTA_IMMEDIATE_DREG], given)
+        elif kind == "bitwise":
+            self._combine(data)
+        else:
+            # It may write any of them, and more than one at a time.
+            self._forget()
+
+    def _combine(self, data: _Attributes) -> None:
+        """(source and mask) xor value: `and`, `or` and `xor` with constants; nothing is known of others."""
+        mask, changed = (
+            netlink.attributes(data.get(part, b"")).get(NFTA_DATA_VALUE, b"")
+            for part in (NFTA_BITWISE_MASK, NFTA_BITWISE_XOR)
+        )
+        if len(mask) != 4 or len(changed) != 4:
+            self._forget()
             return
-        yield data[netlink.ATTRIBUTE.size : length]
-        data = data[(length + 3) & ~3 :]
+        source, target = _word(data[NFTA_BITWISE_SREG]), data[NFTA_BITWISE_DREG]
+        if source in self._marks:
+            # `mark and x or y` of a packet without a mark is y.
+            self._put(target, changed if any(changed) else None, is_mark=not any(changed))
+        elif source in self._values:
+            value = self._values[source] & _host(mask) ^ _host(changed)
+            self._put(target, struct.pack("=I", value))
+        else:
+            self._put(target, None)
+
+    def _put(self, register: bytes, value: bytes | None, *, is_mark: bool = False) -> None:
+        if value is not None and len(value) != 4:
+            self._forget()
+            return
+        word = _word(register)
+        self._values.pop(word, None)
+        self._marks.discard(word)
+        if is_mark:
+            self._marks.add(word)
+        elif value is not None:
+            self._values[word] = _host(value)
+
+    def _forget(self) -> None:
+        self._values.clear()
+        self._marks.clear()
+
+
+def _word(register: bytes) -> int:
+    """The 32-bit register where one begins: four of them are one of the older ones (enum nft_registers)."""
+    number = _number(register)
+    return NFT_REG32_00 + (number - 1) * 4 if 1 <= number <= 4 else number
 
 
 def _number(value: bytes) -> int:
     return int.from_bytes(value, "big")
+
+
+def _host(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)

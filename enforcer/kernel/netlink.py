@@ -91,17 +91,20 @@ def nested(kind: int, *attributes: bytes) -> bytes:
     return attribute(kind | NLA_F_NESTED, b"".join(attributes))
 
 
-def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """The attributes in ``data`` from ``offset``, by type without flags; of several alike the last one."""
-    found = {}
+def each_attribute(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The attributes in ``data`` from ``offset``, in order: type without flags, and value."""
     end = len(data)
     while offset + 4 <= end:
         length, kind = ATTRIBUTE.unpack_from(data, offset)
         if length < 4:
-            break
-        found[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + length]
+            return
+        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
-    return found
+
+
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """The attributes in ``data`` from ``offset``, by type without flags; of several alike the last one."""
+    return dict(each_attribute(data, offset))
 
 
 def text(value: bytes) -> str:
@@ -198,6 +201,11 @@ class Channel:
                 if answer == NLMSG_ERROR:
                     raise failure(self.operation, *_error(data, offset, length, flags))
                 yield data[offset + HEADER.size : offset + length]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether something changed during the last dump."""
+        return self._interrupted
 
     def snapshot(self, kind: int, payload: bytes, *, strict: bool = False) -> list[bytes]:
         """A dump during which nothing has changed; it is repeated until that is so, for about a second."""

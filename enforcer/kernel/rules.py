@@ -105,8 +105,3 @@ def unforeseen(bits: int) -> list[str]:
                 "or dropped"
             )
     return found
-
-
-def said_of(bits: int) -> list[str]:
-    """All that is to be said of rules that look at marks, with ``bits`` for the enforcer's."""
-    return meeting(bits) + unforeseen(bits)

@@ -32,7 +32,7 @@ REASONS = {
     "tcp-off": "TCP is not proxied here",
     "udp-off": "UDP is not proxied here",
     "protocol": "neither TCP, UDP nor ICMP: not proxied",
-    "unavailable": "the egress IP is unavailable and there is no fallback",
+    "unavailable": "the egress IP is unavailable, and no fallback is available",
 }
 """The reasons of bpf/reasons.h that a decision can have."""
 

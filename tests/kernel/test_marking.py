@@ -33,7 +33,19 @@ def in_chain(name: str, mark: int | None, table: str = "inet fw") -> Setter:
         ("tcp dport 443 meta mark set 0x10", 0x10),
         ("meta mark set meta mark or 0x20", 0x20),
         ("meta mark set meta mark and 0xffffff00 or 0x30", 0x30),
+        ("meta mark set meta mark xor 0x50", 0x50),
+        ("meta mark set meta mark and 0xff", None),
         ("meta mark set ct mark", None),
+        # What is combined with constants is not the packet's mark, of which all bits are known.
+        ("meta mark set ct mark and 0xff00 or 0x1", None),
+        ("meta mark set ct mark or 0x1", None),
+        ("meta mark set numgen random mod 4 or 0x2", None),
+        ("meta mark set jhash ip saddr mod 4 or 0x2", None),
+        # A constant is in the same register first.
+        ("ct mark set 0x10 meta mark set ct mark", None),
+        ("meta priority set 0x10 meta mark set numgen random mod 4", None),
+        ("ct mark set 0x10 meta mark set jhash ip saddr mod 4", None),
+        ("ct mark set 0x10 meta mark set @nh,96,32", None),
         ("meta mark set numgen random mod 4", None),
         ("meta mark set tcp dport map { 80 : 1, 443 : 2 }", None),
     ],
@@ -94,16 +106,16 @@ def test_our_own_table_is_not_said() -> None:
 def test_rules_that_look_at_such_marks(command: str) -> None:
     run(f"{command} rule add fwmark 0x10/0xff lookup 200 priority 100")
     run(f"{command} rule add not fwmark 0xca6c lookup 201 priority 101")
-    assert rules.said_of(MASK) == []
+    assert rules.unforeseen(MASK) == []
     run("nft add rule inet fw pre meta mark set 0x110")
-    (said,) = rules.said_of(MASK)
+    (said,) = rules.unforeseen(MASK)
     assert f"{command} rule 100 (fwmark 0x10/0xff lookup 200)" in said
     assert "chain pre of nftables table inet fw" in said
     run("nft add rule inet fw pre meta mark set ct mark")
-    assert len(rules.said_of(MASK)) == 2
+    assert len(rules.unforeseen(MASK)) == 2
     run("nft flush chain inet fw pre")
     run("nft add rule inet fw pre meta mark set 0x20")
-    assert rules.said_of(MASK) == []
+    assert rules.unforeseen(MASK) == []
     run("nft add rule inet fw pre meta mark set 0xca6c")
-    (said,) = rules.said_of(MASK)
+    (said,) = rules.unforeseen(MASK)
     assert "not fwmark 0xca6c" in said

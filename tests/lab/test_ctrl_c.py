@@ -101,6 +101,32 @@ def test_before_the_daemon_has_begun(enforced: Gateway, file: Path) -> None:
     assert not list(Instance(enforced.lab.gw.cookie()).directory.glob("sessions-*"))
 
 
+def test_a_second_time(enforced: Gateway, file: Path) -> None:
+    """The request is taken back, and its answer not waited for: the daemon does not go on with it."""
+    with stopped(pid_of(enforced)):
+        process = begin(enforced, "session", "load", str(file))
+        wait_for(lambda: is_asking(process))
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        code, said, complained = end_of(process)
+    assert (code, said) == (1, "")
+    assert complained.startswith("error: interrupted: the daemon was asked to take back `session load`\n")
+    enforced.json("dns")  # it has had its turn
+    assert count(enforced) == 0
+    assert not list(Instance(enforced.lab.gw.cookie()).directory.glob("sessions-*"))
+
+
+@pytest.mark.parametrize("question", ["status", "dns"])
+def test_a_question(enforced: Gateway, question: str) -> None:
+    """Nothing is under way that could go on; what it would have shown is not shown."""
+    with stopped(pid_of(enforced)):
+        process = begin(enforced, question)
+        wait_for(lambda: is_asking(process))
+        process.send_signal(signal.SIGINT)
+        assert end_of(process) == (1, "", "\nAborted!\n")
+
+
 def test_while_another_change_is_under_way(enforced: Gateway, file: Path) -> None:
     """It waits for its turn, and is taken out of the queue at once."""
     reload = begin(enforced, "reload")

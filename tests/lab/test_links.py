@@ -219,6 +219,30 @@ def test_a_shared_address_of_ours_is_found_by_neighbours(with_ours: Gateway, fam
 
 
 @families
+def test_a_shared_address_that_another_machine_takes_over(with_ours: Gateway, family: int) -> None:
+    """Moved by hand: the gateway answers no more for it, not even to duplicate address detection."""
+    lab, address = with_ours.lab, OURS[family]
+    lab.gw.ip(f"address del {address} dev {'out0' if family == 4 else 'lo'}")
+    wait_for(lambda: foretold(with_ours, PRIVATE[family], "tcp", 9000)["reason"] == "shared-unavailable")
+    before = packets(with_ours)["neighbour"]
+    lab.net.sysctl("net.ipv6.conf.gw0.accept_dad", 1)
+    lab.net.ip(f"address add {address} dev gw0")
+
+    def is_settled() -> bool:
+        shown = lab.net.run("ip", "address", "show", "dev", "gw0", "to", address).stdout
+        assert "dadfailed" not in shown
+        return "tentative" not in shown
+
+    try:
+        wait_for(is_settled, "the other machine's address")
+        assert ping(lab.gw, address).received == 1
+        assert packets(with_ours)["neighbour"] == before
+    finally:
+        lab.net.ip(f"address del {address} dev gw0")
+        lab.net.sysctl("net.ipv6.conf.gw0.accept_dad", 0)
+
+
+@families
 @pytest.mark.parametrize("how", ["add", "replace"])
 def test_the_hosts_own_address_comes_later(enforced: Gateway, family: int, how: str) -> None:
     """At boot we may be first. Ours is not in the way of the host's, and `down` leaves that."""

@@ -8,13 +8,21 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
-from truth import counted, families, packets, running
+from test_bad_input import NOBODY
+from truth import counted, families, packets, running, wait_for
 
+from enforcer.kernel import netlink
+from enforcer.kernel.marking import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
+from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
+from enforcer.kernel.nft import protocol
 from lab.capture import Capture
 from lab.clients import family_of, tcp_ask, udp_ask
+from lab.configuration import LAX2
 from lab.gateway import Gateway
 from lab.netns import Namespace
 from lab.servers import Seen
@@ -27,6 +35,8 @@ SHARED_MARK, FIRST, SECOND = (slot << 16 for slot in (1, 2, 3))
 MARKS = [SHARED_MARK, FIRST, SECOND, MASK, 0x2]
 PORT = 9000
 kinds = pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+# include/uapi/linux/netfilter/nf_tables.h
+NEWCHAIN, DELCHAIN = protocol.SUBSYSTEM | 3, protocol.SUBSYSTEM | 5
 INTERFACES = {"inside": ["in0"], "outside": ["out0"]}
 
 
@@ -140,6 +150,63 @@ def test_marks_of_others_that_choose_another_route(enforced: Gateway, family: in
         assert tcp_ask(lab.client, address).address != SHARED[family]
     finally:
         lab.gw.run("nft", "flush chain inet others marks")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_check_without_the_right_to_read_nftables(enforced: Gateway, family: int) -> None:
+    """What it cannot look for is a warning; the file is valid."""
+    lab = enforced.lab
+    check = [sys.executable, "-m", "enforcer", "--config", str(enforced.config), "check"]
+    with ruled(lab.gw, family, "fwmark 0x10/0xff"):
+        done = lab.gw.run(*NOBODY, *check)
+    assert "valid" in done.stdout
+    (said,) = [line for line in done.stderr.splitlines() if "could not be looked for" in line]
+    assert "rules of policy routing by marks of others" in said and "CAP_NET_ADMIN" in said
+
+
+@contextlib.contextmanager
+def never_quiet(gw: Namespace) -> Iterator[None]:
+    """Other software has many chains and changes them all the time."""
+    chains = "".join(f"add chain inet busy number{number}\n" for number in range(20_000))
+    ending = threading.Event()
+    name = netlink.attribute(NFTA_CHAIN_TABLE, b"busy\0") + netlink.attribute(NFTA_CHAIN_NAME, b"extra\0")
+    batch = [
+        Message(protocol.NFNL_MSG_BATCH_BEGIN, REQUEST, protocol.NFGEN_BATCH),
+        Message(NEWCHAIN, REQUEST | CREATE, protocol.NFGEN + name),
+        Message(DELCHAIN, REQUEST | ACK, protocol.NFGEN + name),
+        Message(protocol.NFNL_MSG_BATCH_END, REQUEST, protocol.NFGEN_BATCH),
+    ]
+
+    def change() -> None:
+        """Hundreds of times a second, which nft(8) could not."""
+        with Channel(netlink.NETLINK_NETFILTER, "changing chains") as channel:
+            while not ending.is_set():
+                assert not channel.transact(batch)
+
+    changing = threading.Thread(target=gw.call, args=(change,))
+    gw.run("nft", "-f", "-", text=f"add table inet busy\n{chains}")
+    changing.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        changing.join()
+        gw.run("nft", "delete table inet busy")
+
+
+def test_nftables_that_is_never_quiet(enforced: Gateway) -> None:
+    """A reload that was carried out is no failure, `status` shows the rest, and the daemon goes on."""
+    lab, said = enforced.lab, len(enforced.said())
+    unread = "rules of policy routing by marks of others could not be looked for"
+    with ruled(lab.gw, 4, "fwmark 0x10/0xff"), never_quiet(lab.gw):
+        wait_for(lambda: any(unread in line for line in enforced.json("status")["warnings"]))
+        enforced.reload()
+        lab.gw.ip(f"address del {LAX2[4]}/32 dev out0")
+        wait_for(lambda: "lax-2: IPv4 unavailable" in enforced.said()[said:])
+        lab.gw.ip(f"address add {LAX2[4]}/32 dev out0")
+    wait_for(lambda: "lax-2: available" in enforced.said()[said:])
+    assert "error" not in enforced.said()[said:]
+    assert enforced.json("status")["warnings"] == []
 
 
 def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: Gateway) -> None:

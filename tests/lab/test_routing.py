@@ -472,6 +472,33 @@ def test_an_on_link_range_is_answered_for(enforced: Gateway, family: int) -> Non
         assert lab.net.run("ping", "-c", "1", "-W", "1", "2001:db8:9::7", check=False).returncode
 
 
+@families
+def test_what_was_taken_away_is_not_answered_for(enforced: Gateway, family: int) -> None:
+    """Another gateway may have it now."""
+    lab, address = enforced.lab, {4: NEAR[4], 6: "2001:db8:9::7"}[family]
+
+    def answers() -> bool:
+        lab.net.ip("neigh flush dev gw0")
+        lab.net.run("ping", "-c", "1", "-W", "1", address, check=False)
+        return "lladdr" in lab.net.run("ip", "neigh", "show", address, "dev", "gw0").stdout
+
+    what = {4: f"addr {{}} {NEAR[4]}/32 dev out0", 6: f"route {{}} local {NEAR[6]} dev lo table local"}[
+        family
+    ]
+    try:
+        enforced.reload(with_near(lab, on_link=True))
+        assert answers()
+        said = len(enforced.said())
+        lab.gw.ip(what.format("del"))
+        wait_for(lambda: f"egress near: IPv{family} unavailable" in enforced.said()[said:])
+        assert not answers()
+        lab.gw.ip(what.format("add"))
+        wait_for(lambda: "egress near: available" in enforced.said()[said:])
+        assert answers()
+    finally:
+        enforced.reload(lab.config())
+
+
 def announced(capture: Capture) -> set[str]:
     """The addresses that were announced by ARP (RFC 5227, 3: sender and target are the same)."""
     return {

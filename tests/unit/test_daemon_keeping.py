@@ -6,14 +6,20 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from enforcer.daemon import keeping
 from enforcer.daemon.keeping import Keeping
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.sweeping import Sweeping
 from enforcer.errors import KernelError
+from enforcer.gateway import availability
+from enforcer.gateway.availability import There
+from enforcer.gateway.roles import Seen
 from enforcer.kernel.watch import FILTER, NFT, ROUTE
 
 
@@ -108,6 +114,42 @@ def test_events_of_a_reload_come_after_it(machine: Machine, events: Events) -> N
     machine.catch_up()
     machine.run(0.1)
     assert machine.done == ["refresh", "put back the table"]
+
+
+def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch, events: Events) -> None:
+    """The loop waits for nothing meanwhile; not while a process changes the gateway."""
+    turns = iter([Seen(uncertain=True), Seen(uncertain=True), Seen()])
+    looked: list[Seen] = []
+
+    def refresh(*_: object) -> There:
+        looked.append(next(turns))
+        return There({}, (True, True), looked[-1])
+
+    monkeypatch.setattr(availability, "refresh", refresh)
+    monkeypatch.setattr(availability, "write_timeouts", lambda _: np.zeros(0))
+    monkeypatch.setattr(keeping, "_TICK", 0.05)
+    with closing(Loop(print)) as loop:
+        machine = Keeping(
+            loop,
+            cast(Any, events),
+            cast(Any, SimpleNamespace(maps=None, wanted=None)),
+            lambda: len(looked) == 1 and reloading,
+            say=print,
+            again=lambda: None,
+        )
+        loop.task("hooks", lambda: None)
+        reloading = True
+        machine.refresh()
+        end = time.monotonic() + 0.3
+        loop.task("tick", lambda: 0.02, 0.0)
+        loop.run(lambda: time.monotonic() < end)
+        assert len(looked) == 1
+        reloading = False
+        end = time.monotonic() + 5
+        loop.run(lambda: time.monotonic() < end and len(looked) < 3)
+        end = time.monotonic() + 0.3
+        loop.run(lambda: time.monotonic() < end)
+    assert len(looked) == 3
 
 
 def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from somelinks import some_links
 
-from enforcer.gateway.surroundings import unlisted
+from enforcer.errors import EnforcerError, KernelError, PrivilegeError
+from enforcer.gateway.surroundings import of_unlisted, said_of, unlisted
+from enforcer.kernel import arp, links, rules
 
 
 @pytest.mark.parametrize(
@@ -20,12 +22,37 @@ from enforcer.gateway.surroundings import unlisted
     ],
 )
 def test_interfaces_in_no_list(others: dict[str, dict[str, object]], said: str) -> None:
-    found = unlisted(("in0", "out0"), some_links("lo", "in0", "out0", **others))
+    found = of_unlisted(("in0", "out0"), some_links("lo", "in0", "out0", **others))
     assert len(found) == bool(said)
     assert not said or found[0].startswith(said)
 
 
 def test_what_a_listed_interface_lies_on_need_not_be_listed() -> None:
-    links = some_links("lo", "eth0", "in0", out0={"kind": "vlan", "lower": "eth0"})
-    assert unlisted(("in0", "out0"), links) == []
-    assert unlisted(("in0",), links) != []
+    found = some_links("lo", "eth0", "in0", out0={"kind": "vlan", "lower": "eth0"})
+    assert of_unlisted(("in0", "out0"), found) == []
+    assert of_unlisted(("in0",), found) != []
+
+
+CHANGING = KernelError("reading the nftables rules: it changed during each of 10 readings", "try again")
+FORBIDDEN = PrivilegeError("reading the nftables chains: Operation not permitted", "run it as root")
+
+
+@pytest.mark.parametrize("error", [CHANGING, FORBIDDEN])
+def test_what_cannot_be_looked_at_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, error: EnforcerError
+) -> None:
+    """All else is looked at."""
+
+    def fail(*_: object) -> list[str]:
+        raise error
+
+    monkeypatch.setattr(rules, "meeting", lambda _: ["a rule"])
+    monkeypatch.setattr(rules, "unforeseen", fail)
+    monkeypatch.setattr(arp, "unanswered", lambda _: ["no ARP"])
+    first, second, third = said_of(0xFF, ["out0"])
+    assert (first, third) == ("a rule", "no ARP")
+    subject = "rules of policy routing by marks of others could not be looked for"
+    assert second == f"{subject}: {error.message} ({error.hint})"
+    monkeypatch.setattr(links, "links", fail)
+    (said,) = unlisted(["out0"])
+    assert said.startswith(f"interfaces in no list could not be looked for: {error.message}")

@@ -14,6 +14,7 @@ CONFIG: dict[str, Any] = {
     "location": "lax",
     "egress_ips": [
         {"name": "lax-1", "location": "lax", "ipv4": "203.0.113.10", "ipv6": "2001:db8:1::/64"},
+        {"name": "lax-2", "location": "lax", "ipv4": "203.0.113.11", "ipv6": "2001:db8:3::/64"},
         {"name": "nyc-1", "location": "nyc", "ipv4": "203.0.113.20", "ipv6": "2001:db8:2::/64"},
     ],
     "policies": [
@@ -22,6 +23,15 @@ CONFIG: dict[str, Any] = {
             "egress": {"ipv4": "203.0.113.20", "ipv4_fallback": None, "ipv6": "2001:db8:2::/64"},
         },
         {"name": "four", "egress": {"ipv4": "203.0.113.10", "ipv4_fallback": None, "ipv6": None}},
+        {
+            "name": "lost",
+            "egress": {"ipv4": "203.0.113.10", "ipv4_fallback": "203.0.113.11", "ipv6": None},
+        },
+        {
+            "name": "far",
+            "egress": {"ipv4": None, "ipv4_fallback": "203.0.113.10", "ipv6": "2001:db8:2::/64"},
+        },
+        {"name": "shared", "egress": "default"},
         {"name": "six", "egress": {"ipv4": None, "ipv4_fallback": None, "ipv6": "2001:db8:1::/64"}},
     ],
 }
@@ -55,9 +65,28 @@ def test_what_the_program_calls_local(
         ("four", 4, "lax-1", "203.0.113.10 of lax-1 is on no interface"),
         ("four", 6, "lax-1", "2001:db8:1::/64 of lax-1 is not among the local routes"),
         ("six", 4, "lax-1", "203.0.113.10 of lax-1 is on no interface"),
+        (
+            "lost",
+            4,
+            "lax-1",
+            "203.0.113.10 of lax-1 is on no interface; fallback: 203.0.113.11 of lax-2 is on no interface",
+        ),
+        (
+            "far",
+            6,
+            "nyc-1",
+            "nyc-1 is at nyc, this gateway at lax; fallback: 2001:db8:1::/64 of lax-1 is not among the local",
+        ),
         (None, 6, None, "no policy matches"),
+        # Between the program's answer and this question the file has another policy of that name, or none.
+        ("shared", 4, None, "the configuration has changed meanwhile, and with it policy shared"),
+        ("gone", 6, None, "the configuration has changed meanwhile, and with it policy gone"),
     ],
 )
 def test_what_is_unavailable(policy: str | None, version: int, egress: str | None, why: str) -> None:
     found, said = missing(CONFIG, policy, version)
     assert found == egress and why in said
+
+
+def test_a_policy_without_a_fallback_names_none() -> None:
+    assert "fallback" not in missing(CONFIG, "four", 4)[1]

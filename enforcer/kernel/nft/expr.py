@@ -54,17 +54,6 @@ def compare(comparison: int, value: bytes) -> Expression:
     return expression("cmp", NFTA_CMP_SREG=REG_1, NFTA_CMP_OP=comparison, NFTA_CMP_DATA=_data(value))
 
 
-def destination(offset: int, length: int) -> Expression:
-    """A packet's destination address, in register 1."""
-    return expression(
-        "payload",
-        NFTA_PAYLOAD_DREG=REG_1,
-        NFTA_PAYLOAD_BASE=PAYLOAD_NETWORK_HEADER,
-        NFTA_PAYLOAD_OFFSET=offset,
-        NFTA_PAYLOAD_LEN=length,
-    )
-
-
 def masked(mask: bytes) -> Expression:
     """These bits alone."""
     return expression(

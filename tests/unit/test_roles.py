@@ -1,0 +1,74 @@
+"""What is written of interfaces while other software changes nftables: what was known stays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from plain import PLAIN
+from somelinks import some_links
+
+from enforcer.datapath import syscall
+from enforcer.datapath.maps import Map
+from enforcer.gateway import attach, roles
+from enforcer.kernel import ingress
+from enforcer.kernel.ingress import Devices
+
+# The fields of struct interface in bpf/maps.h.
+ROW = np.dtype(
+    [
+        ("role", "<u4"),
+        ("mac", "u1", 6),
+        ("ethernet", "<u2"),
+        ("any_source", "<u4"),
+        ("filtered", "<u4"),
+        ("renamed", "<u2"),
+        ("carries", "<u2"),
+        ("name", "u1", 16),
+    ]
+)
+LINKS = some_links("lo", "in0", "out0")
+
+
+@pytest.fixture
+def interfaces() -> Iterator[Map]:
+    try:
+        fd = syscall.create_map(syscall.HASH, 4, ROW.itemsize, 8, 0)
+    except OSError as error:
+        pytest.skip(f"maps cannot be made here: {error}")
+    yield Map(fd, np.dtype("<u4"), ROW, "interfaces")
+    os.close(fd)
+
+
+@pytest.fixture
+def chains(monkeypatch: pytest.MonkeyPatch) -> list[Devices | None]:
+    """What each look at the chains gives, the next one first."""
+    found: list[Devices | None] = []
+    monkeypatch.setattr(ingress, "devices", lambda: found.pop(0))
+    monkeypatch.setattr(attach, "others_filter", lambda _: False)
+    return found
+
+
+def filtered(interfaces: Map) -> dict[str, bool]:
+    return {roles.name_of(row): bool(row["filtered"]) for row in roles.by_index(interfaces).values()}
+
+
+def test_chains_that_change_while_they_are_read(interfaces: Map, chains: list[Devices | None]) -> None:
+    chains += [Devices(frozenset({"in0"})), None, Devices(prefixes=("ou",))]
+    assert not roles.refresh(interfaces, PLAIN, LINKS).uncertain
+    assert filtered(interfaces) == {"in0": True, "out0": False}
+    assert roles.refresh(interfaces, PLAIN, LINKS).uncertain
+    assert filtered(interfaces) == {"in0": True, "out0": False}
+    assert not roles.refresh(interfaces, PLAIN, LINKS).uncertain
+    assert filtered(interfaces) == {"in0": False, "out0": True}
+
+
+def test_a_link_that_appears_meanwhile(interfaces: Map, chains: list[Devices | None]) -> None:
+    """Nothing passes filters by that may be there."""
+    chains += [None, Devices()]
+    assert roles.refresh(interfaces, PLAIN, LINKS).uncertain
+    assert filtered(interfaces) == {"in0": True, "out0": True}
+    roles.refresh(interfaces, PLAIN, LINKS)
+    assert filtered(interfaces) == {"in0": False, "out0": False}
