@@ -6,14 +6,12 @@ Errors of lower libraries are mapped to these at the border (BCC's bare ``Except
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
 Thing = TypeVar("Thing")
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 
 class EnforcerError(Exception):
