@@ -28,3 +28,29 @@ def test_every_command_is_shown(command: str) -> None:
 @pytest.mark.parametrize("header", sorted(path.name for path in (ROOT / "bpf").glob("*.[ch]")))
 def test_every_kernel_side_file_has_its_line(header: str) -> None:
     assert f"  {header} " in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def rooms() -> dict[str, set[str]]:
+    """The modules of each room, as ARCHITECTURE lists them."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    found: dict[str, set[str]] = {}
+    top = room = ""
+    for line in text[text.index("\nenforcer/ ") : text.index("\ntests/ ")].splitlines():
+        if name := re.match(r"(\S+)/ ", line):
+            top = room = name[1]
+            found[room] = set()
+        elif name := re.match(r"  (\S+)/ ", line):
+            room = f"{top}/{name[1]}"
+            found[room] = set()
+        elif modules := re.match(r" +· (.*)", line):
+            found[room] |= set(modules[1].split())
+    return found
+
+
+def test_the_rooms_are_those_of_the_tree() -> None:
+    tree = {
+        str(package.parent.relative_to(ROOT)): {path.stem for path in package.parent.glob("[!_]*.py")}
+        for top in ("enforcer", "lab", "bench")
+        for package in (ROOT / top).rglob("__init__.py")
+    }
+    assert rooms() == tree
