@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from enforcer.errors import LayoutError
 from enforcer.gateway import roles, surroundings
@@ -20,15 +21,14 @@ def warnings(source: Source) -> list[str]:
 
 def _of_links(source: Source) -> Iterator[str]:
     found, sides = links.links(), source.config["interfaces"]
-    try:
-        renamed = roles.formerly(source.maps.interfaces, desired(source.config, source.state.slots), found)
-    except LayoutError:  # an earlier version's
-        renamed = {}
-    for present, listed in renamed.items():
-        yield roles.rename(present, listed)
+    wanted = desired(source.config, source.state.slots)
+    renamed: frozenset[roles.Renamed] = frozenset()
+    with suppress(LayoutError):  # an earlier version's
+        renamed = roles.find_renamed(source.maps.interfaces, wanted, found)
+    yield from sorted(map(str, renamed))
     for side in ("inside", "outside"):
         for name in sides[side]:
-            if name not in found and name not in renamed.values():
+            if name not in found and name not in {link.listed for link in renamed}:
                 yield f"{name} ({side}) does not exist at present"
 
 

@@ -77,6 +77,27 @@ def reloading(gateway: Gateway) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@pytest.mark.parametrize("effect", ["apply", "refresh", "put", "attach"])
+def test_a_link_that_is_made_again_meanwhile(lab: Lab, enforced: Enforced, effect: str) -> None:
+    """Whatever the process has read and written of it: what was on it comes back."""
+    gateway = enforced.gateway
+    old, new = before(lab), after(lab)
+    gateway.write(old)
+    gateway.start()
+    gateway.reload(new)
+    effects = enforced.effects()
+    gateway.reload(old)
+    enforced.interrupt(effects.index(effect), "SIGSTOP")
+    gateway.write(new)
+    with reloading(gateway) as reload:
+        wait_for(lambda: enforced.interrupted, "stopped")
+        lab.replug()
+        os.kill(enforced.state().half_done["pid"], signal.SIGCONT)  # type: ignore[index]
+        reload.communicate(timeout=60)
+    wait_for(lambda: gateway.json("plan") == [], "all that belongs to out0")
+    check_new(lab, (LAX3,), effect)
+
+
 def test_a_process_that_hangs_before_it_changes_anything_holds_up_nothing(
     lab: Lab, enforced: Enforced
 ) -> None:
