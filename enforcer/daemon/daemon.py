@@ -34,6 +34,7 @@ from enforcer.errors import EnforcerError, UsageError
 from enforcer.facts.rows import COMMAND
 from enforcer.instance import Instance
 from enforcer.kernel.arrivals import Arrivals
+from enforcer.kernel.links import links
 from enforcer.kernel.path import PathWatch
 from enforcer.kernel.watch import Watch
 
@@ -64,10 +65,11 @@ class Daemon:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with ExitStack() as stack:
             watch = stack.enter_context(Watch())
+            known = {name: link.index for name, link in links().items()}
             wake = stack.enter_context(signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
             report(self._started(work), self._say)
             self._loop = stack.enter_context(closing(Loop(self._say)))
-            self._compose(stack, watch)
+            self._compose(stack, watch, known)
             self._take_up()
             handlers = {
                 "reload": self._reload,
@@ -94,7 +96,7 @@ class Daemon:
                 work = applying.start(self._file, applying.START)
         return work.wait()
 
-    def _compose(self, stack: ExitStack, watch: Watch) -> None:
+    def _compose(self, stack: ExitStack, watch: Watch, known: Mapping[str, int]) -> None:
         loop, say = self._loop, self._say
         self._jobs = Jobs(loop)
         self._enforced = stack.enter_context(closing(Enforced(self._instance, say)))
@@ -108,6 +110,7 @@ class Daemon:
             lambda: self._reloading.half_done,
             say=say,
             again=self._reloading.again,
+            known=known,
         )
         self._relearning = Relearning(loop, stack.enter_context(PathWatch()), self._enforced)
         self._announcing = Announcing(loop, stack.enter_context(Arrivals()), self._enforced)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError, LockedError
-from enforcer.gateway import availability, roles
+from enforcer.gateway import availability
 from enforcer.gateway.plan import InstallTable, LoadPrograms, SwitchTables, plan
 from enforcer.gateway.roles import Seen
 from enforcer.kernel.watch import FILTER, NFT, ROUTE, Watch
@@ -26,8 +27,35 @@ _REST = 60.0
 _PATIENCE = 0.2
 
 
+class LastSeen:
+    """The last link of each name, by its index: tells a link that was made again from one that was renamed.
+
+    ``indexes`` are those of all links by name at the start.
+    """
+
+    def __init__(self, indexes: Mapping[str, int]):
+        self._indexes = dict(indexes)
+        self._gone: set[str] = set()
+
+    def made_again(self, listed: Iterable[str], indexes: Mapping[str, int]) -> set[str]:
+        """The listed names whose link is another one now, or was gone meanwhile; remembers ``indexes``."""
+        listed = set(listed)
+        again = {
+            name
+            for name in listed & indexes.keys()
+            if name in self._gone or self._indexes.get(name, indexes[name]) != indexes[name]
+        }
+        missing = {name: self._indexes[name] for name in listed & self._indexes.keys() - indexes.keys()}
+        self._gone = {name for name in missing if name in self._gone or missing[name] not in indexes.values()}
+        self._indexes = {**indexes, **missing}
+        return again
+
+
 class Keeping:
-    """``reloading`` tells whether a process changes the gateway or heals it, which is then left alone."""
+    """``reloading`` tells whether a process changes the gateway or heals it, which is then left alone.
+
+    ``known`` are the indexes of all links by name before what is in force was applied.
+    """
 
     def __init__(
         self,
@@ -38,6 +66,7 @@ class Keeping:
         *,
         say: Callable[[str], None],
         again: Callable[[], None],
+        known: Mapping[str, int] = MappingProxyType({}),
     ):
         self._loop = loop
         self._watch = watch
@@ -47,8 +76,9 @@ class Keeping:
         self._again = again
         self._again_after = 0.0
         self._available: dict[str, tuple[bool, bool]] = {}
-        self._seen = Seen()
-        self._made_again: frozenset[str] = frozenset()
+        self._seen = Seen({}, frozenset())
+        self._last_seen = LastSeen(known)
+        self._made_again: set[str] = set()
         self._news: set[str] = set()
         self.timeouts = np.zeros(0)
         """conntrack's timeouts: nanoseconds by state."""
@@ -63,8 +93,14 @@ class Keeping:
         maps, wanted = self._enforced.maps, self._enforced.wanted
         self.timeouts = availability.write_timeouts(maps)
         there = availability.refresh(maps, wanted)
-        # A link that is made again has lost what we had put on it.
-        self._made_again |= there.links.replaced | self._seen.missing - there.links.missing
+        back = {
+            link.listed
+            for link in self._seen.renamed - there.links.renamed
+            if there.links.indexes.get(link.listed) == link.index
+        }
+        again = self._last_seen.made_again((*wanted.inside, *wanted.outside), there.links.indexes)
+        # A link that is made again has lost what we had put on it; one that was renamed still has it.
+        self._made_again |= again - back
         now = {f"egress {name}": pair for name, pair in there.egresses.items()}
         now["the shared address"] = there.shared
         for name, (ipv4, ipv6) in now.items():
@@ -74,12 +110,10 @@ class Keeping:
                 )
                 self._say(f"{name}: {state}")
         self._available = now
-        for present, listed in there.links.renamed:
-            if (present, listed) not in self._seen.renamed:
-                self._say(roles.said_of_renamed(present, listed))
-        for _, listed in set(self._seen.renamed).difference(there.links.renamed):
-            if listed not in there.links.missing:
-                self._say(f"{listed} has its name back")
+        for link in there.links.renamed - self._seen.renamed:
+            self._say(str(link))
+        for name in sorted(back):
+            self._say(f"{name} has its name back")
         self._seen = there.links
         if there.links.uncertain:
             self._loop.call("look again", _TICK)
@@ -119,7 +153,7 @@ class Keeping:
                 self._enforced.hold()
                 # Read meanwhile, they may be those of whom it is put back from.
                 self.timeouts = availability.write_timeouts(self._enforced.maps)
-            self._made_again = frozenset()
+            self._made_again = set()
 
     def _audit(self) -> float:
         """What no event tells: kernel settings, conntrack's timeouts."""

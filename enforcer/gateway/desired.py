@@ -82,6 +82,11 @@ class Desired:
         """The interfaces of all lists."""
         return (*self.inside, *self.outside, *self.other)
 
+    def still_listed(self, former: Mapping[str, str]) -> dict[str, str]:
+        """Of ``former`` names of links by their present ones: those by which alone a link has a side."""
+        sides = {*self.inside, *self.outside}
+        return {now: before for now, before in former.items() if before in sides and now not in sides}
+
     @property
     def by_slot(self) -> dict[int, Egress]:
         """The egress IPs that this gateway holds, by slot."""

@@ -19,7 +19,7 @@ family that was forwarded for all before the enforcer came is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from enforcer.gateway.desired import Desired
@@ -69,6 +69,8 @@ class Forwarding:
     """Whether some of ``was`` is lost."""
     bridges: tuple[str, ...] = ()
     """Those that have ports."""
+    noted_as: tuple[tuple[str, str], ...] = ()
+    """Interfaces by their present name, each with another one under which some of ``was`` was noted."""
 
     def is_ours(self, family: int) -> bool:
         """Whether the enforcer alone switches forwarding: without it nothing is forwarded for all."""
@@ -79,7 +81,8 @@ class Forwarding:
 
     def closed(self, ruleset: Ruleset) -> Ruleset:
         """The table that drops what would be forwarded for others."""
-        opened = [name for name in ruleset.listed if self.forgotten or self._before(4, name) == "0"]
+        listed = self._called(ruleset.listed)
+        opened = [name for name in listed if self.forgotten or self._before(4, name) == "0"]
         bridged = self.is_ours(6) and self._now(BRIDGED6) == "1"
         return replace(
             ruleset,
@@ -90,12 +93,15 @@ class Forwarding:
 
     def leave(self, desired: Desired, before: Iterable[Desired], interfaces: Iterable[str]) -> Settings:
         """What is put back although the enforcer stays: an interface is in no list any more."""
-        gone = dict.fromkeys(name for each in before for name in each.listed if name not in desired.listed)
+        listed = self._called(desired.listed)
+        gone = dict.fromkeys(
+            name for each in before for name in self._called(each.listed) if name not in listed
+        )
         for family in filter(self.is_ours, FOR_ALL):
             # An earlier version left all interfaces switched on. IPv4's ip_forward has to stay until `down`:
             # the kernel would switch off the listed interfaces with it for a moment.
             all_on = self._now(forwards(family, DEFAULT)) != "0" and self._before(family, DEFAULT) == "0"
-            others = [name for name in [*interfaces, DEFAULT] if name not in (*desired.listed, LOOPBACK)]
+            others = [name for name in [*interfaces, DEFAULT] if name not in (*listed, LOOPBACK)]
             for interface in others if all_on else gone:
                 now = self._now(forwards(family, interface))
                 if now not in ("0", "") and self._before(family, interface) == "0":
@@ -130,13 +136,18 @@ class Forwarding:
         ``forgets``: an interface becomes a router's. Then the kernel forgets what routers have advertised on
         any of them, except where the setting is 2 (net/ipv6/route.c, rt6_purge_dflt_routers).
         """
-        now, listed = self._now(accept_ra(interface)), interface in desired.listed
+        now, listed = self._now(accept_ra(interface)), interface in self._called(desired.listed)
         host = self._now(forwards(6, interface)) == "0"
-        if interface in desired.inside or not (listed or host or forgets):
+        if interface in self._called(desired.inside) or not (listed or host or forgets):
             # It was in another list before, or others have made it a router's: that believes none.
             return "1" if now == "2" and self.was.get(accept_ra(interface)) == "1" else now
         believes = forgets if host else listed and self._before(6, interface) == "0"
         return "2" if now == "1" and believes else now
+
+    def _called(self, listed: Collection[str]) -> list[str]:
+        """These interfaces, and under their present names those of them that were renamed."""
+        renamed = (now for now, noted in self.noted_as if noted in listed)
+        return list(dict.fromkeys([*listed, *renamed]))
 
     def _now(self, name: str) -> str:
         """The value; none if there is no such setting."""

@@ -28,7 +28,7 @@ from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
 from enforcer.errors import BusyError, EnforcerError, KernelError, LostPinError, PrivilegeError
 from enforcer.facts.store import Store
-from enforcer.gateway import adoption, availability, forwarding, reach, roles
+from enforcer.gateway import adoption, availability, forwarding, reach, roles, undo
 from enforcer.gateway import attach as hooks
 from enforcer.gateway.desired import Desired, desired, united
 from enforcer.gateway.plan import (
@@ -131,34 +131,36 @@ class Gateway:
     def actual(self, wanted: Desired, *, upgrade: bool = True) -> Actual:
         """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
         found = links.links()
-        undo = self.state.undo if self.state else []
-        was = {entry["name"]: entry["was"] for entry in undo if entry["kind"] == "sysctl"}
+        noted = self.state.undo if self.state else []
+        # Should two be about one setting, the first says how it was.
+        was = {entry["name"]: entry["was"] for entry in reversed(undo.settings(noted, found))}
         return Actual(
             links=found,
             held=frozenset(addresses.held() - addresses.misscoped(own={wanted.shared4})),
             ranges=frozenset(addresses.ranges()),
             our_addresses=frozenset(addresses.held(ours=True)),
             our_ranges=frozenset(addresses.ranges(ours=True)),
-            renamed=self.renamed(),
+            renamed=self.renamed(found),
             table=nft.installed(),
             hooks=self._hooked(found),
             # Interfaces go, and conntrack's settings are not there before it is loaded.
             sysctls=sysctl.found([*wanted.sysctls, *forwarding.settings(wanted, found), *was]),
             was=was,
-            forgotten=LOST in undo,
+            noted_as=undo.noted_as(noted, found),
+            forgotten=LOST in noted,
             programs=self._program_ids(wanted, upgrade),
             lost=tuple(self.lost()),
             tables=self._tables(),
             settings=self._settings(),
         )
 
-    def renamed(self) -> dict[str, str]:
-        """The links that have another name than they are listed by: the listed one by the present one."""
+    def renamed(self, found: Mapping[str, links.Link]) -> dict[str, str]:
+        """The links that have another name than when they got their role: that name by the present one."""
         if self.previous is None or self.state is None or not self.state.layouts:
             return {}
         try:
             with self.maps() as maps:
-                return roles.formerly(maps.interfaces, self.previous, links.links())
+                return roles.former_names(maps.interfaces, found)
         except EnforcerError:
             return {}
 
@@ -289,18 +291,18 @@ class Gateway:
                 failures.append(KernelError(f"{what}: {error}"))
 
         # Forwarding first: where it was off before, nothing can leave by the doors that open next.
-        for entry in reversed([one for one in state.undo if one["kind"] == "sysctl"]):
+        found = links.links()
+        for entry in reversed(undo.settings(state.undo, found)):
             step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
-        made, multicast = _changed(state, "clsact"), _changed(state, "allmulti")
-        for name, link in links.links().items():
+        for name, link in found.items():
             for direction in ("ingress", "egress"):
                 step(
                     f"detached from {name} {direction}",
                     lambda index=link.index, direction=direction: hooks.detach(self.pins, index, direction),
                 )
-            if link.index in made:
+            if undo.of(state.undo, "clsact", link):
                 step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
-            if link.index in multicast:
+            if undo.of(state.undo, "allmulti", link):
                 step(f"unset allmulti on {name}", lambda name=name: links.set_allmulti(name, False))
         step("detached programs whose pins were out of reach", lambda: reach.detach_hidden(self))
         step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
@@ -473,6 +475,7 @@ class _Applier:
         self._switch_fast_path()
         if self.pins is not None:
             self.pins.remove_others()
+        self.state.undo = undo.relisted(self.state.undo, self.wanted.listed, links.links())
         self.state.half_done = None
         self.state.applied = time.time()
         self.gateway.save(self.state)
@@ -506,10 +509,9 @@ class _Applier:
         }
         steps[kind](operations)
 
-    def _note(self, *entries: dict[str, str]) -> None:
-        """Notes how to undo the next step, before it is taken; what is noted already stays as first found."""
-        noted = [_what(entry) for entry in self.state.undo]
-        fresh = [entry for entry in entries if _what(entry) not in noted]
+    def _note(self, found: Mapping[str, links.Link], *entries: undo.Entry) -> None:
+        """Notes how to undo the next step, before it is taken."""
+        fresh = undo.fresh(self.state.undo, entries, found)
         if fresh:
             self.current.undo += fresh  # the same list as that of the state to come
             self.current.save(self.gateway.instance.state_file)
@@ -633,7 +635,7 @@ class _Applier:
                 continue  # gone meanwhile; an event tells when it is back
             index = found[operation.interface].index
             if hooks.needs_qdisc(index):
-                self._note(_change("clsact", found[operation.interface]))
+                self._note(found, undo.done_to("clsact", found[operation.interface]))
                 filters.ensure_clsact(index)
             hooks.attach(self.pins, index, operation.direction, operation.program)
         self._catch_up()
@@ -645,16 +647,17 @@ class _Applier:
                 continue
             name, index = operation.interface, found[operation.interface].index
             hooks.detach(self.pins, index, operation.direction)
-            made = _change("clsact", found[name])
-            if made in self.state.undo and filters.remove_clsact(index):
-                self.state.undo.remove(made)
+            made = undo.of(self.state.undo, "clsact", found[name])
+            if made and filters.remove_clsact(index):
+                for entry in made:
+                    self.state.undo.remove(entry)
 
     def _take_multicast(self, operations: list[TakeMulticast]) -> None:
         found = links.links()
         for operation in operations:
             if operation.interface not in found:
                 continue
-            self._note(_change("allmulti", found[operation.interface]))
+            self._note(found, undo.done_to("allmulti", found[operation.interface]))
             links.set_allmulti(operation.interface, True)
 
     def _remove_addresses(self, operations: list[RemoveAddress]) -> None:
@@ -689,32 +692,10 @@ class _Applier:
         names = [
             name for operation in operations for name in [*sysctl.followers(operation.name), operation.name]
         ]
-        found = sysctl.found(names)
-        self._note(*({"kind": "sysctl", "name": name, "was": value} for name, value in found.items()))
+        found, values = links.links(), sysctl.found(names)
+        self._note(found, *(undo.setting(name, value, found) for name, value in values.items()))
         for operation in operations:
             sysctl.write_alone(operation.name, operation.value)
-
-
-def _change(kind: str, link: links.Link) -> dict[str, str]:
-    """What was done to a link, as the undo list has it; the link may get another name."""
-    return {"kind": kind, "interface": link.name, "index": str(link.index)}
-
-
-def _changed(state: State, kind: str) -> set[int]:
-    """The indexes of the links to which that was done and that are there."""
-    named = {link.name: link.index for link in links.links().values()}
-    # An earlier version noted the name alone.
-    noted = {
-        int(entry.get("index", named.get(entry["interface"], 0)))
-        for entry in state.undo
-        if entry["kind"] == kind
-    }
-    return noted & set(named.values())
-
-
-def _what(entry: dict[str, str]) -> dict[str, str]:
-    """What an entry of the undo list is about."""
-    return {key: value for key, value in entry.items() if key != "was"}
 
 
 def _check_maps(maps: Maps, state: State) -> None:

@@ -50,9 +50,11 @@ class Actual:
     """Those of ``held`` that the enforcer put there."""
     our_ranges: frozenset[IPv6Network] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Links that have another name than they are listed by: the listed one by the present one."""
+    """The names by which links got their role, by the present ones, where these differ."""
     was: Mapping[str, str] = field(default_factory=dict)
     """Settings as the enforcer found them, of those that it has changed."""
+    noted_as: tuple[tuple[str, str], ...] = ()
+    """Interfaces by their present name, each with another one under which settings of it were noted."""
     forgotten: bool = False
     """Whether what it found was in a state file that is lost."""
 
@@ -60,7 +62,7 @@ class Actual:
     def forwarding(self) -> Forwarding:
         """What of it is about forwarding."""
         bridges = {link.port_of for link in self.links.values() if link.port_of is not None}
-        return Forwarding(self.sysctls, self.was, self.forgotten, tuple(sorted(bridges)))
+        return Forwarding(self.sysctls, self.was, self.forgotten, tuple(sorted(bridges)), self.noted_as)
 
 
 @dataclass(frozen=True)
@@ -387,14 +389,16 @@ def _unknown(actual: Actual, previous: Desired | None) -> Iterator[Operation]:
 def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
     if previous is None:
         return  # _unknown
+    # A renamed link keeps its guard.
+    stay = {*desired.inside, *desired.outside, *desired.still_listed(actual.renamed)}
     for name, direction in actual.hooks:
-        if name not in desired.inside + desired.outside and name not in actual.renamed:
+        if name not in stay:
             yield Detach(name, direction)
 
 
 def _leaving(desired: Desired, actual: Actual) -> list[Held]:
-    keep = {*desired.addresses(), *desired.shared_addresses()}
-    leaving = (held for held in actual.our_addresses if held not in keep and held[0] not in actual.renamed)
+    keep, renamed = {*desired.addresses(), *desired.shared_addresses()}, desired.still_listed(actual.renamed)
+    leaving = (held for held in actual.our_addresses if held not in keep and held[0] not in renamed)
     return sorted(leaving, key=lambda held: (held[0], held[1].version, held[1]))
 
 

@@ -25,15 +25,28 @@ _WITH_A_MAC = ("macvlan", "macvtap")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The listed links, inside and outside, as they are at present."""
+class Renamed:
+    """A link that has another name than it is listed by."""
 
-    missing: frozenset[str] = frozenset()
-    """Names that no link has."""
-    replaced: frozenset[str] = frozenset()
-    """Names that another link had before."""
-    renamed: tuple[tuple[str, str], ...] = ()
-    """Links by their present name, each with the name by which it is listed."""
+    index: int
+    present: str
+    listed: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.listed} is called {self.present} now: egress by it is refused; give it its name back, or "
+            f"list {self.present} in `interfaces` and reload"
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The links as they are at present."""
+
+    indexes: Mapping[str, int]
+    """Of all links, by name."""
+    renamed: frozenset[Renamed]
+    """Inside and outside ones."""
     uncertain: bool = False
     """Whether nftables' chains changed while they were read: `filtered` is as it was until the next look."""
 
@@ -45,44 +58,30 @@ def refresh(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> Seen
     filtered = {name for name in wanted.listed if name in found and _is_filtered(found[name], chains, before)}
     listed_rows = _listed(interfaces.value, wanted, found, filtered)
     rows = {found[name].index: row for name, row in listed_rows.items()}
-    renamed = formerly(interfaces, wanted, found)
-    for name in renamed:
-        row = before[found[name].index].copy()
+    renamed = find_renamed(interfaces, wanted, found)
+    for link in renamed:
+        row = before[link.index].copy()
         row["renamed"] = 1
-        rows[found[name].index] = row
+        rows[link.index] = row
     for index in before.keys() - rows.keys():
         interfaces.delete(index)
     for index, row in rows.items():
         interfaces.put(index, row)
-    had = {name_of(row): index for index, row in before.items()}
-    listed = frozenset((*wanted.inside, *wanted.outside))
-    there = listed.intersection(found)
-    return Seen(
-        missing=listed.difference(found),
-        replaced=frozenset(name for name in there if had.get(name, found[name].index) != found[name].index),
-        renamed=tuple(sorted(renamed.items())),
-        uncertain=chains is None,
-    )
+    indexes = {name: link.index for name, link in found.items()}
+    return Seen(indexes, renamed, uncertain=chains is None)
 
 
-def formerly(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> dict[str, str]:
-    """The links that were renamed since they had their role: the listed name by the present one."""
-    listed = {*wanted.inside, *wanted.outside}
-    indexes = {link.index: name for name, link in found.items()}
-    renamed = {}
-    for index, row in by_index(interfaces).items():
-        name, now = name_of(row), indexes.get(index)
-        if now is not None and now != name and name in listed and now not in listed:
-            renamed[now] = name
-    return renamed
+def find_renamed(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> frozenset[Renamed]:
+    """The inside and outside links that were renamed since they got their role."""
+    renamed = wanted.still_listed(former_names(interfaces, found))
+    return frozenset(Renamed(found[now].index, now, listed) for now, listed in renamed.items())
 
 
-def said_of_renamed(present: str, listed: str) -> str:
-    """What is to be said of a link that was renamed."""
-    return (
-        f"{listed} is called {present} now: egress by it is refused; give it its name back, or list "
-        f"{present} in `interfaces` and reload"
-    )
+def former_names(interfaces: Map, found: Mapping[str, Link]) -> dict[str, str]:
+    """The names by which links got their role, by the present ones, where these differ."""
+    rows = by_index(interfaces)
+    names = {name: name_of(rows[link.index]) for name, link in found.items() if link.index in rows}
+    return {now: before for now, before in names.items() if now != before}
 
 
 def by_index(interfaces: Map) -> dict[int, np.ndarray]:

@@ -33,6 +33,8 @@ UNDO: Mapping[str, tuple[str, ...]] = {
     "lost": (),
 }
 """The kinds of entries in the undo list, and what each of them says."""
+INDEX = "index"
+"""What an entry about a link says besides; earlier versions noted its name alone."""
 OTHER_SIDE = ("config", "slots", "layout", "layouts", "maps")
 """What :attr:`State.half_done` has of the other state, to take away what is there of it."""
 
@@ -156,7 +158,10 @@ def _is_entry(entry: Any) -> bool:
     """Whether an entry of the undo list says what its kind says, as far as the kind is known."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
         return False
-    return all(isinstance(entry.get(name), str) for name in UNDO.get(entry["kind"], ()))
+    if entry["kind"] not in UNDO:
+        return True
+    said = [*map(entry.get, UNDO[entry["kind"]]), entry.get(INDEX, "")]
+    return all(isinstance(value, str) for value in said)
 
 
 def _is_sound(content: dict[str, Any]) -> bool:

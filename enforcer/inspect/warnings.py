@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from enforcer.errors import LayoutError
 from enforcer.gateway import roles, surroundings
@@ -24,15 +25,14 @@ def warnings(reader: GatewayReader) -> list[str]:
 
 def _of_links(reader: GatewayReader) -> Iterator[str]:
     found, sides = links.links(), reader.config["interfaces"]
-    try:
-        renamed = roles.formerly(reader.maps.interfaces, desired(reader.config, reader.state.slots), found)
-    except LayoutError:  # an earlier version's
-        renamed = {}
-    for present, listed in renamed.items():
-        yield roles.said_of_renamed(present, listed)
+    wanted = desired(reader.config, reader.state.slots)
+    renamed: frozenset[roles.Renamed] = frozenset()
+    with suppress(LayoutError):  # an earlier version's
+        renamed = roles.find_renamed(reader.maps.interfaces, wanted, found)
+    yield from sorted(map(str, renamed))
     for side in ("inside", "outside"):
         for name in sides[side]:
-            if name not in found and name not in renamed.values():
+            if name not in found and name not in {link.listed for link in renamed}:
                 yield f"{name} ({side}) does not exist at present"
 
 

@@ -15,7 +15,9 @@ from enforcer.errors import KernelError, PrivilegeError
 
 ROOT = Path("/proc/sys")
 CONNTRACK = "net/netfilter"
-_INTERFACE = re.compile("net/ipv[46]/conf/(?!(all|default)/)")
+_INTERFACE = re.compile(
+    "(?P<before>net/ipv[46]/(?:conf|neigh)/)(?!(?:all|default)/)(?P<name>[^/]+)(?P<after>/.+)"
+)
 
 
 def _path(name: str) -> Path:
@@ -33,6 +35,17 @@ def read(name: str) -> str:
 def exists(name: str) -> bool:
     """Whether the kernel has the setting here; an interface's settings go with it."""
     return _path(name).exists()
+
+
+def interface_of(name: str) -> str | None:
+    """The interface of which it is a setting, if it is one's."""
+    match = _INTERFACE.fullmatch(name)
+    return match["name"] if match else None
+
+
+def of_interface(name: str, interface: str) -> str:
+    """The name of the same setting of another interface."""
+    return _INTERFACE.sub(lambda match: match["before"] + interface + match["after"], name)
 
 
 def write(name: str, value: str) -> None:
@@ -72,7 +85,7 @@ def _write_if_there(name: str, value: str) -> None:
     try:
         write(name, value)
     except KernelError:
-        if not _INTERFACE.match(name) or exists(name):
+        if interface_of(name) is None or exists(name):
             raise
 
 

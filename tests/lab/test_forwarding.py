@@ -363,6 +363,67 @@ def test_down_puts_each_setting_back(closed: Lab) -> None:
     closed.gw.sysctl("net.ipv4.conf.in1.accept_redirects", 1)
 
 
+def forwarding(lab: Lab, *names: str) -> set[str]:
+    """Interfaces' settings in both families."""
+    return {value(lab, f"net/ipv{family}/conf/{name}/forwarding") for name in names for family in (4, 6)}
+
+
+def call(lab: Lab, **names: str) -> None:
+    """Gives interfaces, those that are there, other names."""
+    for name, other in names.items():
+        lab.gw.run("ip", "link", "set", name, "name", other, check=False)
+
+
+def test_down_puts_back_what_renamed_interfaces_have(closed: Lab) -> None:
+    """Each setting goes with its link; another link of its name has its own."""
+    closed.gw.sysctl("net.ipv6.conf.out0.accept_ra", 1)
+    before = snapshot(closed.gw)
+    try:
+        with running(closed, config(closed)) as gateway:
+            assert value(closed, "net/ipv6/conf/out0/accept_ra") == "2"
+            assert forwarding(closed, "in0", "out0") == {"1"}
+            gateway.kill()
+            call(closed, in0="new0", out0="wan0")
+            closed.gw.ip("link add in0 type veth peer name peer0")
+            closed.gw.sysctl("net.ipv4.conf.in0.forwarding", 1)
+            gateway.down()
+            assert forwarding(closed, "new0", "wan0") == {"0"}
+            assert value(closed, "net/ipv6/conf/wan0/accept_ra") == "1"
+            assert value(closed, "net/ipv4/conf/in0/forwarding") == "1"
+        assert passing(closed) == set()
+    finally:
+        closed.gw.run("ip", "link", "del", "peer0", check=False)
+        call(closed, new0="in0", wan0="out0")
+    assert not written(closed, before)
+    closed.gw.sysctl("net.ipv6.conf.out0.accept_ra", 0)
+
+
+def test_a_new_name_in_the_file_closes_as_the_old_one(closed: Lab) -> None:
+    """What comes by a renamed interface, listed by the new name or not yet, reaches no other network."""
+    before = snapshot(closed.gw)
+    lists = SIDES | {"other": ["in1"]}
+    to_outside = {(4, "in1", "out0")}
+    try:
+        with running(closed, config(closed, lists)) as gateway:
+            call(closed, out0="wan0")
+            gateway.reload(config(closed, lists | {"outside": ["wan0"]}))
+            assert passing(closed) == {way for way in WAYS if "lan0" not in way}
+            gateway.reload(config(closed, SIDES | {"outside": ["wan0"]}))
+            assert passing(closed) == set()
+            check_client(closed)
+            gateway.reload(config(closed, lists | {"outside": ["wan0"]}))
+            call(closed, in1="vpn1")
+            wait_for(lambda: passing(closed) == to_outside, "closed")
+            gateway.reload(config(closed, SIDES | {"outside": ["wan0"]}))
+            assert forwarding(closed, "vpn1") == {"0"}
+            assert passing(closed) == set()
+            gateway.down()
+            assert forwarding(closed, "wan0") == {"0"}
+    finally:
+        call(closed, vpn1="in1", wan0="out0")
+    assert not written(closed, before)
+
+
 def as_the_version_before(lab: Lab, gateway: Gateway, found: dict[str, str]) -> None:
     """Settings and state as a version leaves them that wrote ip_forward and IPv6's `all` as they are.
 

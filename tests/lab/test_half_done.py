@@ -77,6 +77,48 @@ def reloading(gateway: Gateway) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@pytest.mark.parametrize("effect", ["apply", "refresh", "attach"])
+def test_a_link_that_is_made_again_meanwhile(lab: Lab, enforced: Enforced, effect: str) -> None:
+    """Whatever the process has read and written of it: what was on it comes back."""
+    gateway = enforced.gateway
+    old, new = before(lab), after(lab)
+    gateway.write(old)
+    gateway.start()
+    gateway.reload(new)
+    effects = enforced.effects()
+    gateway.reload(old)
+    enforced.interrupt(effects.index(effect), "SIGSTOP")
+    gateway.write(new)
+    with reloading(gateway) as reload:
+        replug_meanwhile(lab, enforced)
+        reload.communicate(timeout=60)
+    wait_for(lambda: gateway.json("plan") == [], "all that belongs to out0")
+    check_new(lab, (LAX3,), effect)
+
+
+def replug_meanwhile(lab: Lab, enforced: Enforced) -> None:
+    """Makes the uplink again while the applying process is stopped, which then goes on."""
+    wait_for(lambda: enforced.interrupted, "stopped")
+    lab.replug()
+    half_done = enforced.state().half_done
+    assert half_done is not None
+    os.kill(half_done["pid"], signal.SIGCONT)
+
+
+def test_a_link_that_is_made_again_while_a_daemon_starts(lab: Lab, enforced: Enforced) -> None:
+    gateway = enforced.gateway
+    gateway.write(before(lab))
+    gateway.start()
+    effects = enforced.effects()
+    gateway.down()
+    enforced.interrupt(effects.index("refresh"), "SIGSTOP")
+    gateway.launch()
+    replug_meanwhile(lab, enforced)
+    gateway.wait()
+    wait_for(lambda: gateway.json("plan") == [], "all that belongs to out0")
+    check_new(lab, (SHARED,), "started")
+
+
 def test_a_process_that_hangs_before_it_changes_anything_holds_up_nothing(
     lab: Lab, enforced: Enforced
 ) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
 from ontop import on_top, passes
-from truth import egresses, families, foretold, leaves_from, look, packets, running, wait_for
+from truth import dedicated, egresses, families, foretold, leaves_from, look, packets, running, wait_for
 
 from enforcer.inspect.warnings import warnings
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
-from lab.configuration import LAX1
+from lab.configuration import LAX1, Document
 from lab.gateway import Gateway
 from lab.services import Services
-from lab.topology import CLIENT, CLIENT2, ORIGIN1, PRIVATE, SHARED, Lab
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, PRIVATE, SHARED, Lab
 
 OURS = {4: "198.51.100.77", 6: "2001:db8:ffff::77"}
 """A shared address that no interface has."""
@@ -150,14 +151,58 @@ def test_a_new_name_in_the_file(enforced: Gateway, family: int) -> None:
     with Session(lab.client, ORIGIN1[family]) as session:
         lab.gw.ip("link set out0 name wan0")
         try:
+            wait_for(lambda: look(enforced, warnings) != [])
+            said = enforced.said()
             enforced.reload(lab.config(interfaces={"inside": ["in0", "in1"], "outside": ["wan0"]}))
             assert not look(enforced, warnings)
+            assert "has its name back" not in enforced.said().removeprefix(said)
             assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
             assert session.ask().address == leaves_from(LAX1, family)
         finally:
             lab.gw.ip("link set wan0 name out0")
             enforced.reload(lab.config())
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+
+
+@pytest.fixture(scope="module")
+def two_uplinks(machine: None) -> Iterator[Gateway]:
+    with Lab(f"lab{os.getpid()}-two", outside=2) as lab, Services(lab), running(lab, sides(lab)) as gateway:
+        yield gateway
+
+
+def sides(lab: Lab, outside: str = "out0") -> Document:
+    return lab.config(interfaces={"inside": ["in0", "in1"], "outside": [outside]}, policies=[])
+
+
+def put_back(gateway: Gateway) -> None:
+    """The daemon puts back what it misses: the table, which is taken away here."""
+    said = gateway.said()
+    gateway.lab.gw.run("nft", "delete", "table", "inet", "enforcer")
+    wait_for(lambda: "put back: install nftables table" in gateway.said().removeprefix(said))
+
+
+def test_another_interface_in_a_renamed_ones_place(two_uplinks: Gateway) -> None:
+    """What the enforcer had put on the one that was renamed, the other one gets."""
+    lab = two_uplinks.lab
+    lab.gw.ip("link set out0 name old0")
+    lab.net.ip(
+        "route replace 203.0.113.0/24 dev gw1",
+        "route replace 2001:db8::/44 via 2001:db8:fffe::1",
+        "route replace 2001:db8:9::/64 dev gw1",
+    )
+    try:
+        two_uplinks.reload(sides(lab, "out1"))
+        for _ in range(2):
+            for family in (4, 6):
+                answer = tcp_ask(lab.client, ORIGIN2[family])
+                assert answer.address in dedicated(family)
+            assert f"{LAX1[4]}/32" in lab.gw.run("ip", "address", "show", "dev", "out1").stdout
+            assert LAX1[4] not in lab.gw.run("ip", "address", "show", "dev", "old0").stdout
+            assert all(row["available"] for row in egresses(two_uplinks).values() if row["location"] == "lax")
+            put_back(two_uplinks)
+        assert "has its name back" not in two_uplinks.said()
+    finally:
+        lab.gw.ip("link set old0 name out0")
 
 
 @families
@@ -191,6 +236,30 @@ def test_what_is_taken_away_stays_away_when_links_change(enforced: Gateway, fami
     finally:
         enforced.reload()
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["its own", "another's"])
+def test_what_is_taken_away_stays_away_when_names_change(enforced: Gateway, another: bool) -> None:
+    """A link that has its name back was not made again; one that has another's name was, once."""
+    lab = enforced.lab
+    with renamed(enforced, "out0", "wan0"):
+        if another:
+            lab.gw.ip("link add out0 type veth peer name peer0")
+            put_back(enforced)
+        lab.gw.ip(f"address del {LAX1[4]}/32 dev wan0")
+        wait_for(lambda: not egresses(enforced)["lax-1"]["available_ipv4"])
+        if another:
+            lab.gw.ip("link set out0 up")
+            put_back(enforced)
+            assert not egresses(enforced)["lax-1"]["available_ipv4"]
+            lab.gw.ip("link del out0")
+    try:
+        put_back(enforced)
+        assert not egresses(enforced)["lax-1"]["available_ipv4"]
+        assert asked(lab, 4) == ["refused", "prohibited"]
+    finally:
+        enforced.reload()
+    assert asked(lab, 4) == [leaves_from(LAX1, 4)] * 2
 
 
 @families

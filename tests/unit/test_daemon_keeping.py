@@ -11,15 +11,16 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from plain import PLAIN
 
 from enforcer.daemon import keeping
-from enforcer.daemon.keeping import Keeping
+from enforcer.daemon.keeping import Keeping, LastSeen
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.sweeping import Sweeping
 from enforcer.errors import KernelError
 from enforcer.gateway import availability
 from enforcer.gateway.availability import There
-from enforcer.gateway.roles import Seen
+from enforcer.gateway.roles import Renamed, Seen
 from enforcer.kernel.watch import FILTER, NFT, ROUTE
 
 
@@ -118,7 +119,7 @@ def test_events_of_a_reload_come_after_it(machine: Machine, events: Events) -> N
 
 def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch, events: Events) -> None:
     """The loop waits for nothing meanwhile; not while a process changes the gateway."""
-    turns = iter([Seen(uncertain=True), Seen(uncertain=True), Seen()])
+    turns = iter([Seen({}, frozenset(), uncertain=uncertain) for uncertain in (True, True, False)])
     looked: list[Seen] = []
 
     def refresh(*_: object) -> There:
@@ -174,3 +175,93 @@ def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> N
             turns = iter([True, False])
             loop.run(lambda turns=turns: next(turns))
         assert swept == [False, False]
+
+
+# --- links that come, go and change their names
+
+LISTED = ("in0", "out0")
+START = {"lo": 1, "in0": 2, "out0": 3}
+
+
+def made_again(*looks: dict[str, int], listed: tuple[str, ...] = LISTED) -> list[set[str]]:
+    """What is found made again at each look, by the links' indexes."""
+    seen = LastSeen(START)
+    return [seen.made_again(listed, look) for look in looks]
+
+
+GONE = {"lo": 1, "in0": 2}
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        [GONE | {"out0": 7}],  # not seen to be gone
+        [GONE, GONE | {"out0": 7}],
+        [GONE, GONE | {"out0": 3}],  # from another network namespace
+        [GONE, GONE | {"wan0": 3}, GONE | {"out0": 3}],
+        [GONE | {"wan0": 3, "out0": 7}],
+        [GONE | {"wan0": 3}, GONE, GONE | {"out0": 7}],
+    ],
+)
+def test_a_link_that_is_made_again_is_so_once(looks: list[dict[str, int]]) -> None:
+    found = made_again(START, *looks, looks[-1], looks[-1])
+    assert found == [set()] * len(looks) + [{"out0"}, set(), set()]
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        [START],
+        [GONE | {"wan0": 3}, START],
+        [GONE | {"wan0": 3}, GONE | {"wan1": 3}, START],
+        [START | {"other0": 9}, START, START | {"other0": 10}],
+    ],
+)
+def test_links_that_are_not_made_again(looks: list[dict[str, int]]) -> None:
+    assert made_again(*looks) == [set()] * len(looks)
+
+
+def test_a_link_that_comes_into_the_file_is_known_from_before() -> None:
+    """It may be made again while the file is applied."""
+    seen = LastSeen(START)
+    assert seen.made_again(LISTED, START | {"out1": 4}) == set()
+    assert seen.made_again((*LISTED, "out1"), START | {"out1": 5}) == {"out1"}
+    assert seen.made_again(LISTED, START) == set()
+    assert seen.made_again((*LISTED, "out1"), START | {"out1": 6}) == set()
+
+
+def test_what_is_said_of_a_renamed_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it has its name back is said if that very link has it."""
+    said: list[str] = []
+    renamed = Renamed(3, "wan0", "out0")
+    looks = iter(
+        [
+            Seen(START, frozenset()),
+            Seen(GONE | {"wan0": 3}, frozenset({renamed})),
+            Seen(GONE | {"wan1": 3}, frozenset({Renamed(3, "wan1", "out0")})),
+            Seen(GONE | {"wan0": 3}, frozenset({renamed})),
+            Seen(GONE | {"wan0": 3}, frozenset()),  # the file lists it
+            Seen(GONE | {"wan0": 3}, frozenset({renamed})),
+            Seen(GONE | {"wan0": 3, "out0": 8}, frozenset({renamed})),
+            Seen(GONE | {"out0": 8}, frozenset()),
+            Seen(GONE | {"wan0": 3}, frozenset({renamed})),
+            Seen(START, frozenset()),
+        ]
+    )
+    there = (availability.There({}, (True, True), look) for look in looks)
+    monkeypatch.setattr(availability, "refresh", lambda *_: next(there))
+    monkeypatch.setattr(availability, "write_timeouts", lambda _: None)
+    enforced = SimpleNamespace(maps=None, wanted=PLAIN)
+    with closing(Loop(print)) as loop, closing(Events()) as events:
+        keeping = Keeping(
+            *(loop, cast(Any, events), cast(Any, enforced), lambda: False),
+            say=said.append,
+            again=lambda: None,
+            known=START,
+        )
+        for _ in range(10):
+            keeping.refresh()
+    now = "out0 is called wan0 now"
+    assert [line.partition(":")[0] for line in said] == [
+        *(now, "out0 is called wan1 now", now, now, now, "out0 has its name back"),
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -103,6 +103,33 @@ def test_an_interface_that_is_not_there() -> None:
     assert list(after.enter(WIDER, interfaces)) == []
     gone = Forwarding({name: value for name, value in after.now.items() if "/in1/" not in name}, after.was)
     assert list(gone.leave(PLAIN, [WIDER], [name for name in interfaces if name != "in1"])) == []
+
+
+def called(found: Forwarding, before: str, after: str) -> Forwarding:
+    """An interface has another name now, which its settings go with."""
+
+    def moved(settings: Mapping[str, str]) -> dict[str, str]:
+        return {name.replace(f"/{before}/", f"/{after}/"): value for name, value in settings.items()}
+
+    return replace(found, now=moved(found.now), was=moved(found.was), noted_as=((after, before),))
+
+
+def test_a_renamed_interface_stays_as_it_is() -> None:
+    """It is still one of the file's: closed, a router's, and believing advertisements."""
+    interfaces = ["wan0" if name == "out0" else name for name in INTERFACES]
+    after = called(entered(Forwarding(kernel())), "out0", "wan0")
+    assert after.now[accept_ra("wan0")] == "2"
+    assert list(after.enter(PLAIN, interfaces)) == list(after.leave(PLAIN, [PLAIN], interfaces)) == []
+    assert after.closed(PLAIN.ruleset()).opened4 == ("in0", "out0", "wan0")
+    assert after.closed(replace(PLAIN, outside=("wan0",)).ruleset()).opened4 == ("in0", "wan0")
+
+
+def test_a_renamed_interface_that_leaves_the_lists() -> None:
+    interfaces = ["old0" if name == "out0" else name for name in INTERFACES]
+    after = called(entered(Forwarding(kernel())), "out0", "old0")
+    other = replace(PLAIN, outside=("in1",))
+    steps = dict(after.leave(other, [PLAIN], interfaces))
+    assert steps == {forwards(4, "old0"): "0", forwards(6, "old0"): "0", accept_redirects("old0"): "1"}
 
 
 def test_an_interface_that_leaves_the_lists() -> None:

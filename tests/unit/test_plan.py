@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
 from itertools import takewhile
@@ -383,22 +383,35 @@ def test_a_shared_ipv6_address_of_ours_moves_to_lo() -> None:
     assert plan(aim, own, aim, "x") == []
 
 
-def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
-    aim = desired_with(1)
-    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
-    names = {"out0": "wan0"}
+def after_a_rename(actual: Actual, before: str, after: str) -> Actual:
+    """A link has another name; it had its role, and its settings were noted, under the one before."""
 
     def called(name: str) -> str:
-        return names.get(name, name)
+        return after if name == before else name
 
-    elsewhere = replace(
+    def moved(settings: Mapping[str, str]) -> dict[str, str]:
+        return {name.replace(f"/{before}/", f"/{after}/"): value for name, value in settings.items()}
+
+    return replace(
         actual,
         links={called(name): replace(link, name=called(name)) for name, link in actual.links.items()},
         held=frozenset((called(name), address) for name, address in actual.held),
         our_addresses=frozenset((called(name), address) for name, address in actual.our_addresses),
         hooks={(called(name), direction): number for (name, direction), number in actual.hooks.items()},
-        renamed={"wan0": "out0"},
+        sysctls=moved(actual.sysctls),
+        was=moved(actual.was),
+        renamed={after: before},
+        noted_as=((after, before),),
     )
+
+
+def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
+    aim = desired_with(1)
+    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
+    elsewhere = after_a_rename(actual, "out0", "wan0")
+    # From outside nothing is forwarded that was not before.
+    assert [type(one) for one in plan(aim, elsewhere, aim, "x", restore=())] == [InstallTable]
+    elsewhere = replace(elsewhere, table=elsewhere.forwarding.closed(aim.ruleset()).digest())
     assert plan(aim, elsewhere, aim, "x", restore=()) == []
     assert [type(one) for one in plan(aim, replace(elsewhere, renamed={}), aim, "x", restore=())] == [
         Detach,
@@ -406,6 +419,26 @@ def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
         RemoveAddress,
         RemoveAddress,
     ]
+
+
+@given(changes(), st.sampled_from(INTERFACES))
+def test_a_renamed_link_that_leaves_the_file(change: Change, name: str) -> None:
+    """Nothing of ours stays on it, and what was held by it is held by the first outside interface."""
+    aim = change.aim
+    after = apply(change.actual, change.operations, aim, change.tables)
+    assume(name in after.links)
+    renamed = after_a_rename(after, name, "old0")
+    rest = tuple(other for other in INTERFACES if other != name)
+    other = replace(aim, inside=rest[:1], outside=rest[1:2], other=())
+    done = apply(renamed, plan(other, renamed, aim, "other"), other, "other")
+    assert "old0" not in {where for where, _ in (*done.our_addresses, *done.hooks)}
+    if rest[1] in done.links:
+        assert {interface.ip for _, interface in done.held} >= {each.ipv4 for each in other.ours}
+    for family in FOR_ALL:
+        if done.forwarding.is_ours(family):
+            setting = forwards(family, "old0")
+            assert done.sysctls[setting] == done.was.get(setting, done.sysctls[setting])
+    assert plan(other, done, other, "other") == []
 
 
 @given(changes())

@@ -156,6 +156,15 @@ def test_what_down_can_use_of_it(tmp_path: Path) -> None:
     assert state.foreign == ["teleport"]
 
 
+def test_an_index_that_is_none(tmp_path: Path) -> None:
+    path, entry = tmp_path / "state.json", {"kind": "clsact", "interface": "in0"}
+    undo = [entry | {"index": "3"}, entry | {"index": 3}, entry, {"kind": "teleport", "index": 3}]
+    path.write_text(json.dumps({"format": 1, "undo": undo}))
+    state = State.load(path)
+    assert state is not None
+    assert state.undo == [undo[0], *undo[2:]]
+
+
 @pytest.mark.parametrize("content", ["", "{", '{"format": 1, "since": 2.0}'])
 def test_nothing_else_is_salvaged(tmp_path: Path, content: str) -> None:
     path = tmp_path / "state.json"
@@ -182,9 +191,9 @@ def test_what_another_version_says_of_a_plan_is_completed(tmp_path: Path) -> Non
 
 def test_every_kind_that_is_noted_is_known() -> None:
     """What stands in the undo list and is not known would be another version's."""
-    source = (Path(states.__file__).parent / "gateway.py").read_text()
-    noted = set(re.findall(r'(?:"kind": |_change\()"(\w+)"', source))
-    assert "sysctl" in noted
+    sources = [(Path(states.__file__).parent / name).read_text() for name in ("gateway.py", "undo.py")]
+    noted = set(re.findall(r'(?:"kind": |done_to\()"(\w+)"', "".join(sources)))
+    assert {"sysctl", "clsact", "allmulti"} <= noted
     assert noted <= UNDO.keys()
 
 
