@@ -13,7 +13,9 @@ import time
 from enforcer.config import Configuration
 from enforcer.errors import NotInstalledError
 from enforcer.gateway.gateway import Gateway
-from enforcer.gateway.plan import SwitchTables
+from enforcer.gateway.operations import (
+    SwitchTables,
+)
 from enforcer.gateway.target import CompiledConfig, compile_config
 from enforcer.instance import Instance
 from enforcer.kernel.namespace import netns_cookie

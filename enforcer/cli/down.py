@@ -31,22 +31,22 @@ def command(settings: Settings) -> None:
 
 def _take_down(instance: Instance) -> list[str]:
     """Also of a gateway that a later version enforces, whose state may say less to this one."""
-    from enforcer.gateway import gateway, state
+    from enforcer.gateway import state, teardown
 
     file, daemon = instance.state_file, instance.daemon_pid()
     try:
         before = state.State.load(file)
-        done = gateway.take_down(instance)
+        done = teardown.take_down(instance)
     except LaterVersionError:
         done = []
         if daemon is not None:
             # It would write its own state again.
             with suppress(LaterVersionError):
-                gateway.take_down(instance)
+                teardown.take_down(instance)
             done.append(f"ended the daemon (pid {daemon})")
         state.salvage(file)
         before = state.State.load(file)
-        done += gateway.take_down(instance)
+        done += teardown.take_down(instance)
     if before is not None and before.foreign:
         kinds = ", ".join(before.foreign)
         done.append(f"left: what enforcer {before.version} has changed and this version cannot undo: {kinds}")

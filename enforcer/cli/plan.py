@@ -11,7 +11,9 @@ from enforcer.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from enforcer.gateway.flow_impact import Impact
-    from enforcer.gateway.plan import Operation
+    from enforcer.gateway.operations import (
+        Operation,
+    )
     from enforcer.gateway.preview import Preview
 
 MOST_CLIENTS = 10
@@ -48,7 +50,9 @@ def command(settings: Settings, as_json: bool) -> None:
 
 def _row(operation: Operation, preview: Preview) -> dict[str, Any]:
     """An operation; that which puts policies in force has what they change."""
-    from enforcer.gateway.plan import SwitchTables
+    from enforcer.gateway.operations import (
+        SwitchTables,
+    )
 
     switches = isinstance(operation, SwitchTables)
     changes = preview.changes if switches else []

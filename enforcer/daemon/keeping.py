@@ -14,7 +14,14 @@ from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError, LockedError
 from enforcer.gateway import availability
-from enforcer.gateway.plan import InstallTable, LoadPrograms, SwitchTables, plan
+from enforcer.gateway.operations import (
+    InstallTable,
+    LoadPrograms,
+    SwitchTables,
+)
+from enforcer.gateway.plan import (
+    plan,
+)
 from enforcer.gateway.roles import Seen
 from enforcer.kernel.watch import FILTER, NFT, ROUTE, Watch
 

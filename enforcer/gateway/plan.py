@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from itertools import starmap
-from typing import ClassVar, Literal
+from typing import Literal
 
-from enforcer.errors import abridged
+from enforcer.gateway.actual import Actual
 from enforcer.gateway.desired import Desired, Egress, united
-from enforcer.gateway.forwarding import Forwarding
+from enforcer.gateway.operations import (
+    AddAddress,
+    AddRange,
+    Attach,
+    Detach,
+    DetachUnknown,
+    EndFlows,
+    InstallTable,
+    LoadPrograms,
+    Operation,
+    RemoveAddress,
+    RemoveRange,
+    SetSysctl,
+    SwitchFastPath,
+    SwitchTables,
+    TakeMulticast,
+)
 from enforcer.kernel.addresses import LOOPBACK, Held
 from enforcer.kernel.filters import Direction
-from enforcer.kernel.links import Link
 from enforcer.kernel.nft.ruleset import Ruleset
 
 # What sits where: (role, direction, program). The guard comes first, what lets traffic through last.
@@ -24,213 +38,6 @@ HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
     ("inside", "egress", "to_client"),
     ("inside", "ingress", "from_client"),
 )
-
-
-@dataclass(frozen=True)
-class Actual:
-    """What the kernel holds of what we care about."""
-
-    links: Mapping[str, Link]
-    held: frozenset[Held]
-    ranges: frozenset[IPv6Network]
-    """Those that are local by a route."""
-    table: str | None
-    hooks: Mapping[tuple[str, Direction], int]
-    """Ids of our programs by interface and direction; 0: attached, but not as it should be."""
-    sysctls: Mapping[str, str]
-    programs: Mapping[str, int] = field(default_factory=dict)
-    """Ids of the pinned programs by name; empty if what is loaded is out of date, lost or nothing."""
-    lost: tuple[str, ...] = ()
-    """Names of the maps and programs in force whose pins are gone."""
-    tables: str = ""
-    """Digest of the policy bank in force."""
-    settings: tuple[int, ...] = ()
-    """Settings in force, as `settings_of` gives them for the desired ones."""
-    our_addresses: frozenset[Held] = frozenset()
-    """Those of ``held`` that the enforcer put there."""
-    our_ranges: frozenset[IPv6Network] = frozenset()
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    """The names by which links got their role, by the present ones, where these differ."""
-    was: Mapping[str, str] = field(default_factory=dict)
-    """Settings as the enforcer found them, of those that it has changed."""
-    noted_as: tuple[tuple[str, str], ...] = ()
-    """Interfaces by their present name, each with another one under which settings of it were noted."""
-    forgotten: bool = False
-    """Whether what it found was in a state file that is lost."""
-
-    @property
-    def forwarding(self) -> Forwarding:
-        """What of it is about forwarding."""
-        bridges = {link.port_of for link in self.links.values() if link.port_of is not None}
-        return Forwarding(self.sysctls, self.was, self.forgotten, tuple(sorted(bridges)), self.noted_as)
-
-
-@dataclass(frozen=True)
-class Operation(ABC):
-    """One step; `str()` is what `enforcer plan` prints."""
-
-    prepares: ClassVar[bool] = False
-    """Adds only what nothing uses yet: what was in force before is still in force after it."""
-
-    @abstractmethod
-    def __str__(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class InstallTable(Operation):
-    """The nftables table, as a whole in one transaction.
-
-    ``trusted``: what is there is a table of ours, unchanged; connections passed through it translated.
-    """
-
-    prepares = True
-    ruleset: Ruleset
-    there: bool
-    trusted: bool
-
-    def __str__(self) -> str:
-        done = "replace" if self.there else "install"
-        return f"{done} nftables table inet enforcer ({len(self.ruleset.source4) - 1} egress IPs)"
-
-
-@dataclass(frozen=True)
-class AddAddress(Operation):
-    """An IPv4 egress address or a shared address, on an outside interface."""
-
-    prepares = True
-    held: Held
-
-    def __str__(self) -> str:
-        return f"add address {self.held[1]} to {self.held[0]}"
-
-
-@dataclass(frozen=True)
-class RemoveAddress(Operation):
-    """An address that the enforcer put there and that the file does not name."""
-
-    held: Held
-
-    def __str__(self) -> str:
-        return f"remove address {self.held[1]} from {self.held[0]}"
-
-
-@dataclass(frozen=True)
-class AddRange(Operation):
-    """An IPv6 egress range as a local route."""
-
-    prepares = True
-    network: IPv6Network
-
-    def __str__(self) -> str:
-        return f"add local range {self.network}"
-
-
-@dataclass(frozen=True)
-class RemoveRange(Operation):
-    """A range that the enforcer put there and that the file does not name."""
-
-    network: IPv6Network
-
-    def __str__(self) -> str:
-        return f"remove local range {self.network}"
-
-
-@dataclass(frozen=True)
-class LoadPrograms(Operation):
-    """Compile and load the BPF programs; maps that fit are kept, others are carried over.
-
-    ``lost``: names of maps and programs whose pins are gone. Lost flows are taken over from conntrack.
-    """
-
-    prepares = True
-    first: bool
-    lost: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if self.lost:
-            return f"load BPF programs in place of lost ones ({abridged(self.lost)})"
-        return "load BPF programs" if self.first else "upgrade BPF programs"
-
-
-@dataclass(frozen=True)
-class SwitchTables(Operation):
-    """Egress IPs, settings and policies into the maps, then the switch."""
-
-    def __str__(self) -> str:
-        return "switch policies and settings"
-
-
-@dataclass(frozen=True)
-class Attach(Operation):
-    """A program to an interface's hook."""
-
-    interface: str
-    direction: Direction
-    program: str
-
-    def __str__(self) -> str:
-        return f"attach {self.program} to {self.interface} {self.direction}"
-
-
-@dataclass(frozen=True)
-class Detach(Operation):
-    """Our program from an interface that no longer has this role."""
-
-    interface: str
-    direction: Direction
-
-    def __str__(self) -> str:
-        return f"detach from {self.interface} {self.direction}"
-
-
-@dataclass(frozen=True)
-class DetachUnknown(Detach):
-    """Our program of which no state file tells, before anything else: nothing passes there from then on."""
-
-    prepares = True
-
-
-@dataclass(frozen=True)
-class EndFlows(Operation):
-    """The connections of egress IPs that are gone: they can't go on, and must not be counted on."""
-
-    egresses: tuple[Egress, ...]
-
-    def __str__(self) -> str:
-        return f"end the connections of {', '.join(egress.name for egress in self.egresses)}"
-
-
-@dataclass(frozen=True)
-class TakeMulticast(Operation):
-    """An outside interface receives all multicast: solicitations for an on-link range go to many groups."""
-
-    interface: str
-
-    def __str__(self) -> str:
-        return f"set allmulti on {self.interface}"
-
-
-@dataclass(frozen=True)
-class SetSysctl(Operation):
-    """A kernel setting."""
-
-    prepares = True
-    name: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"set {self.name.replace('/', '.')} = {self.value}"
-
-
-@dataclass(frozen=True)
-class SwitchFastPath(Operation):
-    """The fast path on or off: live, and with nothing lost."""
-
-    on: bool
-
-    def __str__(self) -> str:
-        return f"switch the fast path {'on' if self.on else 'off'}"
-
 
 SETTINGS = (
     "mark_mask",

@@ -14,7 +14,13 @@ from enforcer.facts.store import Store
 from enforcer.gateway import surroundings
 from enforcer.gateway.flow_impact import FlowImpact, Impact
 from enforcer.gateway.gateway import Gateway
-from enforcer.gateway.plan import Operation, SwitchTables, plan
+from enforcer.gateway.operations import (
+    Operation,
+    SwitchTables,
+)
+from enforcer.gateway.plan import (
+    plan,
+)
 from enforcer.gateway.target import CompiledConfig, compile_config
 from enforcer.instance import Instance
 from enforcer.kernel import links

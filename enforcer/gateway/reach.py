@@ -15,35 +15,35 @@ from enforcer.datapath.hidden import Hidden
 from enforcer.kernel import links, nft
 
 if TYPE_CHECKING:
-    from enforcer.gateway.gateway import Gateway
+    from enforcer.gateway.installed import Installed
 
 
-def reach(gateway: Gateway) -> None:
+def reach(installed: Installed) -> None:
     """Mounts a BPF file system if there is none, and pins links that are out of reach where they should be.
 
     Raises KernelError, PrivilegeError; then nothing that is enforced has changed.
     """
-    if gateway.pins is None:
-        gateway.pins = gateway.pins_at(places.mount_bpffs())
-    for one, fd in hidden.open_links(_hidden(gateway)).items():
+    if installed.pins is None:
+        installed.pins = installed.pins_at(places.mount_bpffs())
+    for one, fd in hidden.open_links(_hidden(installed)).items():
         try:
-            tcx.pin_link(gateway.pins.links, one.interface, one.direction, fd)
+            tcx.pin_link(installed.pins.links, one.interface, one.direction, fd)
         finally:
             os.close(fd)
 
 
-def detach_hidden(gateway: Gateway) -> int:
+def detach_hidden(installed: Installed) -> int:
     """Takes the programs off whose links are out of reach; returns how many. Raises as :func:`reach`."""
-    opened = hidden.open_links(_hidden(gateway))
+    opened = hidden.open_links(_hidden(installed))
     for fd in opened.values():
         tcx.detach_link(fd)
         os.close(fd)
     return len(opened)
 
 
-def _hidden(gateway: Gateway) -> list[Hidden]:
-    state = gateway.state
-    reachable = tcx.link_ids(gateway.pins.links) if gateway.pins is not None else set()
+def _hidden(installed: Installed) -> list[Hidden]:
+    state = installed.state
+    reachable = tcx.link_ids(installed.pins.links) if installed.pins is not None else set()
     known = set(state.program_ids.values()) if state is not None else set()
     # Without its state only the table says that there is a gateway.
     doubtful = state is None and nft.installed() is not None

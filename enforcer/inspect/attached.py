@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enforcer.gateway import attach as hooks
-from enforcer.gateway.plan import HOOKS
+from enforcer.gateway.plan import (
+    HOOKS,
+)
 from enforcer.gateway.reader import GatewayReader
 from enforcer.kernel import links
 

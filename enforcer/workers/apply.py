@@ -28,7 +28,9 @@ from enforcer.control.protocol import report_of
 from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, START
 from enforcer.errors import EnforcerError, KernelError, LockedError
 from enforcer.gateway.gateway import Gateway
-from enforcer.gateway.plan import plan
+from enforcer.gateway.plan import (
+    plan,
+)
 from enforcer.gateway.preview import check_file, planned, said_of
 from enforcer.gateway.reach import reach
 from enforcer.gateway.state import LOST, State

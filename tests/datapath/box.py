@@ -29,7 +29,8 @@ import numpy as np
 from enforcer.datapath import counts, syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.programs import Pins
-from enforcer.gateway.gateway import Gateway, take_down
+from enforcer.gateway.gateway import Gateway
+from enforcer.gateway.teardown import take_down
 from enforcer.instance import Instance
 from enforcer.kernel import namespace
 from enforcer.reasons import by_name, reasons

@@ -15,7 +15,9 @@ from enforcer.facts.inforce import InForce
 from enforcer.facts.rows import COMMAND, NewSession
 from enforcer.facts.store import Store
 from enforcer.gateway.gateway import Gateway
-from enforcer.gateway.plan import SwitchTables
+from enforcer.gateway.operations import (
+    SwitchTables,
+)
 from enforcer.gateway.preview import planned
 from enforcer.gateway.target import compile_config
 

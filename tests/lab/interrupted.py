@@ -17,8 +17,8 @@ from enforcer.datapath import carry, fast, programs
 from enforcer.datapath.maps import Map
 from enforcer.datapath.programs import Pins
 from enforcer.facts.store import Change
+from enforcer.gateway import applier, availability
 from enforcer.gateway import attach as hooks
-from enforcer.gateway import availability, gateway
 from enforcer.gateway.state import State
 from enforcer.kernel import addresses, announce, conntrack, links, nft, sysctl
 
@@ -47,7 +47,7 @@ _done: list[str] = []
 
 def install() -> None:
     """Before the process does anything."""
-    assert gateway.nft is nft
+    assert applier.nft is nft
     (PLACE / "effects").unlink(missing_ok=True)
     for owner, name in EFFECTS:
         setattr(owner, name, _interrupted(getattr(owner, name), name))

@@ -17,7 +17,12 @@ from enforcer.address import words
 from enforcer.config import Configuration
 from enforcer.gateway import preview
 from enforcer.gateway.flow_impact import FlowImpact
-from enforcer.gateway.plan import AddAddress, AddRange, Operation, SwitchTables
+from enforcer.gateway.operations import (
+    AddAddress,
+    AddRange,
+    Operation,
+    SwitchTables,
+)
 from enforcer.gateway.state import State
 from enforcer.gateway.target import compile_config
 from enforcer.reasons import by_name

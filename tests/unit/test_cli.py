@@ -33,7 +33,7 @@ from enforcer.errors import (
     PrivilegeError,
     UsageError,
 )
-from enforcer.gateway import gateway, reader, relearn
+from enforcer.gateway import gateway, reader, relearn, teardown
 from enforcer.instance import Instance
 from enforcer.kernel import namespace
 from enforcer.workers import apply
@@ -53,7 +53,7 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Instance:
     monkeypatch.setattr(namespace, "netns_cookie", lambda: COOKIE)
     # No command here may act on this machine's own network.
     monkeypatch.setattr(gateway.Gateway, "apply", raising(AssertionError("applied")))
-    monkeypatch.setattr(gateway.Gateway, "down", raising(AssertionError("down")))
+    monkeypatch.setattr(teardown, "take_away", raising(AssertionError("down")))
     return Instance(COOKIE)
 
 
@@ -117,7 +117,7 @@ def test_status_of_nothing() -> None:
 def test_an_error_is_a_message_and_a_code(
     monkeypatch: pytest.MonkeyPatch, error: EnforcerError, code: int, said: list[str]
 ) -> None:
-    monkeypatch.setattr(gateway, "take_down", raising(error))
+    monkeypatch.setattr(teardown, "take_down", raising(error))
     result = run("down")
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.splitlines() == said
@@ -183,7 +183,7 @@ def test_a_state_without_maps(instance: Instance, monkeypatch: pytest.MonkeyPatc
 
 
 def test_down_prints_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "take_down", lambda _: ["ended the daemon (pid 7)", "removed addresses"])
+    monkeypatch.setattr(teardown, "take_down", lambda _: ["ended the daemon (pid 7)", "removed addresses"])
     result = run("down")
     assert (result.exit_code, result.stdout) == (0, "ended the daemon (pid 7)\nremoved addresses\n")
 
@@ -275,7 +275,7 @@ def test_ctrl_c_ends_down_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gateway, "take_down", interrupted)
+    monkeypatch.setattr(teardown, "take_down", interrupted)
     result = run("down")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [

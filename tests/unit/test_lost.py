@@ -17,14 +17,16 @@ from test_datapath_adopt import FLOW, SLOTS, TIMEOUTS, entry
 from enforcer.datapath.adopt import adopt
 from enforcer.datapath.carry import carry_over
 from enforcer.datapath.maps import lost_pin
-from enforcer.gateway.plan import (
-    HOOKS,
-    Actual,
+from enforcer.gateway.actual import Actual
+from enforcer.gateway.operations import (
     Attach,
     Detach,
     InstallTable,
     LoadPrograms,
     SwitchTables,
+)
+from enforcer.gateway.plan import (
+    HOOKS,
     plan,
 )
 

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from plain import PLAIN
 from somelinks import some_links
 
+from enforcer.gateway.actual import Actual
 from enforcer.gateway.desired import Desired, Egress
 from enforcer.gateway.forwarding import DEFAULT, FOR_ALL, accept_ra, accept_redirects, forwards
-from enforcer.gateway.plan import (
-    HOOKS,
-    Actual,
+from enforcer.gateway.operations import (
     AddAddress,
     AddRange,
     Attach,
@@ -33,6 +32,9 @@ from enforcer.gateway.plan import (
     SwitchFastPath,
     SwitchTables,
     TakeMulticast,
+)
+from enforcer.gateway.plan import (
+    HOOKS,
     plan,
     settings_of,
 )

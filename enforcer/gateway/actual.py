@@ -1,0 +1,51 @@
+"""What the kernel holds of what a plan is about, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv6Network
+
+from enforcer.gateway.forwarding import Forwarding
+from enforcer.kernel.addresses import Held
+from enforcer.kernel.filters import Direction
+from enforcer.kernel.links import Link
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What the kernel holds of what we care about."""
+
+    links: Mapping[str, Link]
+    held: frozenset[Held]
+    ranges: frozenset[IPv6Network]
+    """Those that are local by a route."""
+    table: str | None
+    hooks: Mapping[tuple[str, Direction], int]
+    """Ids of our programs by interface and direction; 0: attached, but not as it should be."""
+    sysctls: Mapping[str, str]
+    programs: Mapping[str, int] = field(default_factory=dict)
+    """Ids of the pinned programs by name; empty if what is loaded is out of date, lost or nothing."""
+    lost: tuple[str, ...] = ()
+    """Names of the maps and programs in force whose pins are gone."""
+    tables: str = ""
+    """Digest of the policy bank in force."""
+    settings: tuple[int, ...] = ()
+    """Settings in force, as `settings_of` gives them for the desired ones."""
+    our_addresses: frozenset[Held] = frozenset()
+    """Those of ``held`` that the enforcer put there."""
+    our_ranges: frozenset[IPv6Network] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """The names by which links got their role, by the present ones, where these differ."""
+    was: Mapping[str, str] = field(default_factory=dict)
+    """Settings as the enforcer found them, of those that it has changed."""
+    noted_as: tuple[tuple[str, str], ...] = ()
+    """Interfaces by their present name, each with another one under which settings of it were noted."""
+    forgotten: bool = False
+    """Whether what it found was in a state file that is lost."""
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What of it is about forwarding."""
+        bridges = {link.port_of for link in self.links.values() if link.port_of is not None}
+        return Forwarding(self.sysctls, self.was, self.forgotten, tuple(sorted(bridges)), self.noted_as)

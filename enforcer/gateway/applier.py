@@ -1,0 +1,387 @@
+"""A plan carried out: its operations in order, each noted in the state file before it is taken."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from enforcer.address import pack
+from enforcer.datapath import carry, fast, loss, programs, sweep
+from enforcer.datapath import pins as places
+from enforcer.datapath.banks import BANK
+from enforcer.datapath.maps import Maps
+from enforcer.errors import KernelError, LostPinError
+from enforcer.facts.store import Store
+from enforcer.gateway import adoption, availability, undo
+from enforcer.gateway import attach as hooks
+from enforcer.gateway.desired import Desired, united
+from enforcer.gateway.installed import Installed, layout_of, source_digest
+from enforcer.gateway.operations import (
+    AddAddress,
+    AddRange,
+    Attach,
+    Detach,
+    DetachUnknown,
+    EndFlows,
+    InstallTable,
+    LoadPrograms,
+    Operation,
+    RemoveAddress,
+    RemoveRange,
+    SetSysctl,
+    SwitchFastPath,
+    SwitchTables,
+    TakeMulticast,
+)
+from enforcer.gateway.plan import (
+    SETTINGS,
+    settings_of,
+)
+from enforcer.gateway.state import OTHER_SIDE, State
+from enforcer.gateway.translated import forget, is_translated_to, is_untranslated
+from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
+from enforcer.kernel.addresses import LOOPBACK
+
+if TYPE_CHECKING:
+    from enforcer.gateway.bank_switch import BankContents
+
+
+def apply(
+    installed: Installed,
+    operations: Iterable[Operation],
+    wanted: Desired,
+    contents: BankContents | None,
+    state: State,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Carries out a plan, after which ``state`` is in force; ``contents`` is needed by SwitchTables.
+
+    The state file says what is in force at every moment: until the policies are switched what was before,
+    from then on ``state``; and that a plan is under way. So a process that is killed here leaves what the
+    next plan can complete or take back. Raises EnforcerError; then the caller calls
+    :meth:`Installed.take_back`. ``progress`` hears of each step before it is taken.
+    """
+    operations = list(operations)
+    installed.instance.create()
+    applier = _Applier(installed, wanted, contents, state, progress)
+    applier.begin(operations)
+    for kind, group in groupby(operations, key=type):
+        some = list(group)
+        progress(str(some[0]))
+        applier.carry_out(kind, some)
+    progress("complete the plan")
+    applier.complete()
+
+
+class _Applier:
+    """The operations of one plan, carried out in order; equal neighbours in one go."""
+
+    def __init__(
+        self,
+        installed: Installed,
+        wanted: Desired,
+        contents: BankContents | None,
+        state: State,
+        progress: Callable[[str], None],
+    ):
+        self.installed = installed
+        self.progress = progress
+        self.pins = installed.pins
+        """Of what is in force, then of what was loaded."""
+        self.wanted = wanted
+        self.contents = contents
+        self.state = state
+        """What the plan puts in force."""
+        self.current = State()
+        """What the state file says."""
+        self.serving = united(*(each for each in (installed.previous, installed.left, wanted) if each))
+        """What is in force, and what else may be there or is about to be."""
+        self.fresh_maps = False
+        self.old: Maps | None = None
+        """Maps of another layout, where flows may be that these don't have."""
+        self.carried = True
+        """Whether these have all else that is carried over."""
+
+    def begin(self, operations: list[Operation]) -> None:
+        """Notes the plan in the state file, before its first step."""
+        current = State.load(self.installed.instance.state_file) or self.installed.state or State()
+        other = current.half_done or self.state.other_side()
+        self.current = current
+        self._note_plan(operations, other)
+        self.state.undo = current.undo
+        self.old = self._maps_of(other)
+        current.save(self.installed.instance.state_file)
+
+    def _note_plan(self, operations: list[Operation], other: Mapping[str, Any]) -> None:
+        self.current.half_done = {
+            "since": other.get("since", time.time()),
+            "pid": os.getpid(),
+            "operations": [str(operation) for operation in operations],
+            **{name: other[name] for name in OTHER_SIDE},
+        }
+
+    def _maps_of(self, other: Mapping[str, Any]) -> Maps | None:
+        """The other side's maps, if it has others and was attached."""
+        if self.pins is None or not other["maps"] or other["maps"] == self.current.maps:
+            return None
+        maps = self.pins.directory / other["maps"]
+        return Maps(maps, other["layouts"]) if maps.is_dir() else None
+
+    def commit(self) -> None:
+        """From here on what the plan wants is in force, and what was before is to be taken away."""
+        if self.current is self.state:
+            return
+        half_done = self.current.half_done
+        assert half_done is not None
+        if self.installed.left is None:
+            half_done |= self.current.other_side()
+        self.state.half_done = half_done
+        self.installed.save(self.state)
+        self.installed.pins = self.pins
+        self.current = self.state
+        if self.pins is not None:
+            self.pins.show_in_force()
+
+    def complete(self) -> None:
+        """The end of the plan, whatever it consists of."""
+        self.commit()
+        self._catch_up()
+        self._switch_fast_path()
+        if self.pins is not None:
+            self.pins.remove_others()
+        self.state.undo = undo.relisted(self.state.undo, self.wanted.listed, links.links())
+        self.state.half_done = None
+        self.state.applied = time.time()
+        self.installed.save(self.state)
+
+    def _catch_up(self) -> None:
+        if self.old is not None:
+            with self.old as old, self._maps() as maps:
+                carry.catch_up(old, maps)
+            self.old = None
+
+    def carry_out(self, kind: type[Operation], operations: list[Any]) -> None:
+        """Operations of one kind."""
+        if not kind.prepares and kind is not SwitchTables:  # which does it at its moment
+            self.commit()
+        steps: dict[type[Operation], Callable[[list[Any]], None]] = {
+            InstallTable: self._install_table,
+            AddAddress: self._add_addresses,
+            AddRange: self._add_ranges,
+            LoadPrograms: self._load,
+            SwitchTables: self._switch,
+            Attach: self._attach,
+            Detach: self._detach,
+            DetachUnknown: self._detach,
+            TakeMulticast: self._take_multicast,
+            RemoveAddress: self._remove_addresses,
+            RemoveRange: self._remove_ranges,
+            EndFlows: self._end_flows,
+            SetSysctl: self._set_sysctls,
+            # A plan ends with it, whatever it consists of.
+            SwitchFastPath: lambda _: None,
+        }
+        steps[kind](operations)
+
+    def _note(self, found: Mapping[str, links.Link], *entries: undo.Entry) -> None:
+        """Notes how to undo the next step, before it is taken."""
+        fresh = undo.fresh(self.state.undo, entries, found)
+        if fresh:
+            self.current.undo += fresh  # the same list as that of the state to come
+            self.current.save(self.installed.instance.state_file)
+
+    def _install_table(self, operations: list[InstallTable]) -> None:
+        nft.apply(operations[-1].ruleset)
+        if not operations[0].trusted:
+            # Connections from before us, or from while somebody had changed our rules, go untranslated
+            # for as long as conntrack remembers them.
+            local = {pack(interface.ip) for _, interface in addresses.held()}
+            forget(lambda entry: is_untranslated(entry) and entry.original.source not in local)
+
+    def _add_addresses(self, operations: list[AddAddress]) -> None:
+        addresses.add((operation.held for operation in operations), own={self.wanted.shared4})
+        by_interface: dict[str, list[Any]] = {}
+        for operation in operations:
+            name, address = operation.held
+            # What lo holds is asked for at the interface that it is held for.
+            announced_on = self.wanted.outside[0] if name == LOOPBACK else name
+            by_interface.setdefault(announced_on, []).append(address.ip)
+        found = links.links()
+        for name, taken in by_interface.items():
+            # A link that is down has nobody to tell; its neighbours ask when it is up.
+            if name in found and found[name].up:
+                announce.announce(name, taken)
+
+    def _add_ranges(self, operations: list[AddRange]) -> None:
+        addresses.add_ranges(operation.network for operation in operations)
+
+    def _load(self, _: list[LoadPrograms]) -> None:
+        installed = self.installed
+        assert self.pins is not None  # enforcer/gateway/reach.py
+        before = installed.state
+        self.state.layout = layout_of(self.wanted)
+        old = installed.maps() if before is not None and before.layouts else None
+        self.fresh_maps = (
+            old is None
+            or before is None
+            or before.layout != self.state.layout
+            or bool(loss.lost_maps(old, before.layouts))
+        )
+        if self.fresh_maps:
+            self.old, self.carried = old, False
+        elif old is not None:
+            _check_maps(old, self.state)
+        places.create(self.pins.directory)
+        loaded = programs.load(
+            self.pins,
+            self.wanted.flows,
+            self.wanted.origins,
+            fresh_maps=self.fresh_maps,
+            progress=self.progress,
+        )
+        self.pins = loaded.pins
+        self.state.layouts, self.state.programs = loaded.layouts, source_digest()
+        self.state.loaded, self.state.maps = self.pins.loaded, self.pins.shared
+        self.state.program_ids = self.pins.program_ids()
+
+    def _maps(self) -> Maps:
+        if self.pins is None:
+            raise KernelError(
+                "the BPF file system is gone", "Mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf"
+            )
+        return Maps(self.pins.maps, self.state.layouts)
+
+    def _switch(self, operations: list[SwitchTables]) -> None:
+        from enforcer.facts.inforce import refill
+        from enforcer.gateway.bank_switch import BankSwitch
+
+        if self.contents is None:
+            raise KernelError("the policies are not loaded", "Reload: enforcer reload")
+        maps = self._maps()
+        availability.write_timeouts(maps)
+        current = maps.settings.get(0)
+        bank = 1 - (int(current["bank"]) & BANK) if current is not None and current["ready"] else 0
+        with Store(self.installed.instance.facts_file) as store:
+            fresh = self.fresh_maps or self.old is not None
+            switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)
+            # A way's address is its slot's: what is learnt must not outlive that. On again when all is done.
+            fast.switch(maps, on=False)
+            # What is in force until the switch is served until then.
+            availability.refresh(maps, self.serving)
+            if not self.carried:
+                carry.carry_over(self.old, maps, lambda: adoption.adopted(maps, self.wanted))
+                self.carried = True
+            settings = np.zeros((), dtype=maps.settings.value)
+            values = settings_of(self.wanted)
+            for name, value in zip(SETTINGS, values, strict=True):
+                settings[name] = value
+            settings["bank"] = switch.word
+            settings["ready"] = 1
+            self.commit()
+            try:
+                with store.change() as change:
+                    switch.finish(change)
+                    if fresh:
+                        refill(maps, store)
+                    maps.settings.put(0, settings)
+            except BaseException:
+                # The store is about the bank before, and so must the kernel be.
+                if current is not None:
+                    maps.settings.put(0, current)
+                raise
+        # A slot that goes is refused from here on.
+        availability.refresh(maps, self.wanted)
+        self.fresh_maps = False
+
+    def _switch_fast_path(self) -> None:
+        """On or off, as wanted; what was learnt before these operations is stale."""
+        if self.pins is not None and self.state.layouts:
+            # A daemon puts back what needs no pins also while they are lost.
+            with suppress(LostPinError), self._maps() as maps:
+                fast.switch(maps, on=self.wanted.fast_path)
+
+    def _attach(self, operations: list[Attach]) -> None:
+        found = links.links()
+        if self.pins is None:
+            return
+        for operation in operations:
+            if operation.interface not in found:
+                continue  # gone meanwhile; an event tells when it is back
+            index = found[operation.interface].index
+            if hooks.needs_qdisc(index):
+                self._note(found, undo.done_to("clsact", found[operation.interface]))
+                filters.ensure_clsact(index)
+            hooks.attach(self.pins, index, operation.direction, operation.program)
+        self._catch_up()
+
+    def _detach(self, operations: list[Detach]) -> None:
+        found = links.links()
+        for operation in operations:
+            if operation.interface not in found:
+                continue
+            name, index = operation.interface, found[operation.interface].index
+            hooks.detach(self.pins, index, operation.direction)
+            made = undo.of(self.state.undo, "clsact", found[name])
+            if made and filters.remove_clsact(index):
+                for entry in made:
+                    self.state.undo.remove(entry)
+
+    def _take_multicast(self, operations: list[TakeMulticast]) -> None:
+        found = links.links()
+        for operation in operations:
+            if operation.interface not in found:
+                continue
+            self._note(found, undo.done_to("allmulti", found[operation.interface]))
+            links.set_allmulti(operation.interface, True)
+
+    def _remove_addresses(self, operations: list[RemoveAddress]) -> None:
+        addresses.remove(operation.held for operation in operations)
+
+    def _remove_ranges(self, operations: list[RemoveRange]) -> None:
+        addresses.remove_ranges(operation.network for operation in operations)
+
+    def _end_flows(self, operations: list[EndFlows]) -> None:
+        gone = [egress for operation in operations for egress in operation.egresses]
+        # An address that another egress IP has now is that one's.
+        ours, stay = availability.Sources(gone), availability.Sources(self.wanted.ours, self.wanted)
+
+        def forget_gone(theirs: Container[conntrack.Tuple] = ()) -> None:
+            forget(
+                lambda entry: (
+                    entry.original in theirs
+                    or (is_translated_to(entry, ours) and not is_translated_to(entry, stay))
+                )
+            )
+
+        if self.pins is None:
+            forget_gone()
+            return
+        with self._maps() as maps:
+            slots = {egress.slot for egress in gone}
+            forget_gone({conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)})
+            sweep.end_flows(maps.flows, self.pins, slots)
+
+    def _set_sysctls(self, operations: list[SetSysctl]) -> None:
+        # Undone in reverse: a setting itself resets its followers, so it is noted after them.
+        names = [
+            name for operation in operations for name in [*sysctl.followers(operation.name), operation.name]
+        ]
+        found, values = links.links(), sysctl.found(names)
+        self._note(found, *(undo.setting(name, value, found) for name, value in values.items()))
+        for operation in operations:
+            sysctl.write_alone(operation.name, operation.value)
+
+
+def _check_maps(maps: Maps, state: State) -> None:
+    """BCC opens a pinned map without a look at it: so each is compared with its description first."""
+    for name in state.layouts:
+        if not name.endswith("_inner"):
+            getattr(maps, name)
+    maps.close()

@@ -1,0 +1,142 @@
+"""Everything that was ever installed taken away; the daemon ended first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeError
+from enforcer.gateway import attach as hooks
+from enforcer.gateway import availability, reach, undo
+from enforcer.gateway.installed import Installed
+from enforcer.gateway.state import LOST, State
+from enforcer.gateway.translated import forget, is_translated_to
+from enforcer.instance import Instance
+from enforcer.kernel import addresses, filters, links, nft, sysctl
+
+DAEMON_PATIENCE = 15.0
+"""Seconds in which a daemon completes what it has under way."""
+KILLED_PATIENCE = 5.0
+
+
+def take_down(instance: Instance) -> list[str]:
+    """Ends the daemon, if one runs, and takes everything away; returns what was done.
+
+    A daemon that does not end and a process that does not go on with changing the gateway are killed.
+    """
+    done = []
+    pid = instance.daemon_pid()
+    if pid is not None:
+        _end(instance, pid)
+        done.append(f"ended the daemon (pid {pid})")
+    with instance.change_lock(kill=True):
+        return done + take_away(Installed(instance))
+
+
+def _end(instance: Instance, pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except PermissionError as error:
+        raise PrivilegeError(f"cannot end the daemon (pid {pid})", "Run as root.") from error
+    except ProcessLookupError:
+        return
+    for patience, act in ((DAEMON_PATIENCE, instance.kill_daemon), (KILLED_PATIENCE, None)):
+        deadline = time.monotonic() + patience
+        while instance.daemon_pid() is not None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        else:
+            return
+        if act is not None:
+            act()
+    raise BusyError(
+        f"the daemon (pid {pid}) does not end, although it was killed", "See `ps`, then try again."
+    )
+
+
+def take_away(installed: Installed) -> list[str]:
+    """Takes away everything that was ever installed; returns what was done.
+
+    Goes on after a failure, and raises the first one in the end.
+    """
+    done: list[str] = []
+    failures: list[EnforcerError] = []
+    state = installed.state or State()
+    ours = _own_addresses(installed)
+    if installed.state is not None:
+        what = state.half_done or {"since": time.time(), **State().other_side()}
+        state.half_done = what | {"pid": os.getpid(), "operations": ["take everything away"]}
+        state.save(installed.instance.state_file)
+
+    def step(what: str, act: Any) -> None:
+        try:
+            if act():
+                done.append(what)
+        except EnforcerError as error:
+            failures.append(error)
+        except OSError as error:
+            failures.append(KernelError(f"{what}: {error}"))
+
+    # Forwarding first: where it was off before, nothing can leave by the doors that open next.
+    found = links.links()
+    for entry in reversed(undo.settings(state.undo, found)):
+        step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
+    for name, link in found.items():
+        for direction in ("ingress", "egress"):
+            step(
+                f"detached from {name} {direction}",
+                lambda index=link.index, direction=direction: hooks.detach(installed.pins, index, direction),
+            )
+        if undo.of(state.undo, "clsact", link):
+            step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
+        if undo.of(state.undo, "allmulti", link):
+            step(f"unset allmulti on {name}", lambda name=name: links.set_allmulti(name, False))
+    step("detached programs whose pins were out of reach", lambda: reach.detach_hidden(installed))
+    step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
+    step("removed local ranges", lambda: addresses.remove_ranges(addresses.ranges(ours=True)))
+    # The table keeps the gateway's own services silent at these addresses for as long as they are there.
+    step("removed nftables table inet enforcer", nft.remove)
+    step(
+        "forgot translated connections",
+        lambda: forget(lambda entry: any(is_translated_to(entry, some) for some in ours)),
+    )
+    if installed.pins is not None:
+        step("removed programs and maps", installed.pins.remove)
+    if LOST in state.undo or (installed.state is None and done):
+        done.append(
+            "left: kernel settings (forwarding, too), clsact qdiscs and allmulti as the enforcer set "
+            "them; how they were before was in a state file that is lost"
+        )
+    if failures:
+        # The state file stays, for another try.
+        raise _together(done, failures)
+    installed.instance.remove()
+    installed.state = None
+    return done
+
+
+def _own_addresses(installed: Installed) -> list[availability.Sources]:
+    """The addresses that connections were translated to, with the state lost: those that are held."""
+    known = [each for each in (installed.previous, installed.left) if each is not None]
+    if known:
+        return [availability.Sources(each.ours, each) for each in known]
+    held = [interface.ip for _, interface in addresses.held(ours=True)]
+    return [availability.Sources.of(held, addresses.ranges(ours=True))]
+
+
+def _put_back(entry: dict[str, str]) -> bool:
+    if sysctl.found([entry["name"]]).get(entry["name"], entry["was"]) == entry["was"]:
+        return False
+    sysctl.write(entry["name"], entry["was"])
+    return True
+
+
+def _together(done: list[str], failures: list[EnforcerError]) -> EnforcerError:
+    """One error of several; it also tells what was done."""
+    first = failures[0]
+    messages = [*done, *(f"not done: {failure.message}" for failure in failures)]
+    error = type(first) if isinstance(first, PrivilegeError) else KernelError
+    return error("not all could be taken away\n" + "\n".join(messages), first.hint)
