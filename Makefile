@@ -21,7 +21,7 @@ lab-down: setup  ## take that lab away
 
 test: setup  ## all tests: unit, kernel, datapath, lab; two files at a time
 	# A process that crashes ends the run: xdist may wait for ever for the one in its place.
-	$(PYTHON) -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=0
+	$(PYTHON) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test-unit: setup  ## the tests that need no network namespace
 	$(PYTHON) -m pytest tests/unit

@@ -21,6 +21,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{mark}: RFC {rfc}, {label(rfc, number)}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # With two processes the files that take longest come first, or one process has the last of them alone.
+    long = {item.path for item in items if item.get_closest_marker("timeout")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # A shell that starts us in the background has us ignore Ctrl-C, and what we start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
