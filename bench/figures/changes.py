@@ -18,7 +18,7 @@ from bench.report.results import Row, Sample, bound
 from bench.rig import documents, known
 from bench.rig.measure import Bench
 from enforcer.address import words
-from enforcer.control import protocol as control
+from enforcer.control import protocol
 from enforcer.control.interpreter import PYTHON
 from enforcer.datapath.banks import BANK
 from enforcer.datapath.maps import Maps
@@ -206,7 +206,7 @@ def _ask(daemon: Daemon, maps: Maps, number: int, email: str) -> float:
     before = _profile(maps, client)
     socket = Instance(daemon.namespace.cookie()).control_socket
     began = time.monotonic()
-    control.ask(socket, "session add", session=_session(1 + number) | {"email": email})
+    protocol.ask(socket, "session add", session=_session(1 + number) | {"email": email})
     took = time.monotonic() - began
     if _profile(maps, client) in (0, before):
         raise LabError(f"the session of {client} is not in force when the daemon says so")

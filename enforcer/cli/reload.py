@@ -11,9 +11,9 @@ from enforcer.cli.app import Command, Settings
 @click.pass_obj
 def command(settings: Settings) -> None:
     """Have the daemon read its file again; waits, and prints what changed."""
-    from enforcer.control import protocol as control
+    from enforcer.control import protocol
 
-    result = control.ask(control.daemon_of(settings.instance), "reload")
+    result = protocol.ask(protocol.daemon_of(settings.instance), "reload")
     for warning in result["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     for operation in result["operations"]:

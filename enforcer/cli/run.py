@@ -16,11 +16,11 @@ def command(settings: Settings) -> None:
 
     SIGHUP reads the file again. SIGTERM ends the daemon and leaves enforcement in place.
     """
-    from enforcer.control import worker as applying
+    from enforcer.control import worker
 
     instance = settings.instance
     with instance.daemon_lock():
-        work = applying.start(settings.file, applying.START)
+        work = worker.start(settings.file, worker.START)
         from enforcer.daemon import Daemon
 
         Daemon(instance, settings.file, _say).run(work)

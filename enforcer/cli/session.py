@@ -106,7 +106,7 @@ def add(
     \b
     enforcer session add 10.0.1.2 --email ann@corp.example --group staff --ttl 28800
     """
-    from enforcer.control import protocol as control
+    from enforcer.control import protocol
 
     session: dict[str, Any] = {"client": client, "vnet_id": vnet, **single}
     session |= {"groups": list(groups), "saml_attributes": _attributes(saml), "device_posture": list(posture)}
@@ -116,7 +116,7 @@ def add(
             "nothing says who the client is: give --email, --group or another fact; "
             f"`enforcer session remove {client}` ends a session"
         )
-    result = control.ask(control.daemon_of(settings.instance), "session add", session=content)
+    result = protocol.ask(protocol.daemon_of(settings.instance), "session add", session=content)
     click.echo(f"replaced the session of {client}" if result["replaced"] else f"added a session for {client}")
 
 
@@ -125,9 +125,9 @@ def add(
 @click.pass_context
 def remove(ctx: click.Context, clients: tuple[str, ...]) -> None:
     """End sessions; exit code 1 if one of the clients has none."""
-    from enforcer.control import protocol as control
+    from enforcer.control import protocol
 
-    result = control.ask(control.daemon_of(ctx.obj.instance), "session remove", clients=list(clients))
+    result = protocol.ask(protocol.daemon_of(ctx.obj.instance), "session remove", clients=list(clients))
     removed = result["removed"]
     click.echo(f"removed {removed} session{'' if removed == 1 else 's'}")
     if result["missing"]:
@@ -147,11 +147,11 @@ def load(settings: Settings, file: Path) -> None:
     \b
     {"client": "10.0.1.2", "email": "ann@corp.example", "groups": [{"name": "staff"}], "ttl": 28800}
     """
-    from enforcer.control import protocol as control
+    from enforcer.control import protocol
     from enforcer.instance import trust
 
     instance = settings.instance
-    socket = control.daemon_of(instance)
+    socket = protocol.daemon_of(instance)
     name = "standard input" if str(file) == "-" else str(file)
     # A copy: systemd keeps /home and /tmp from the daemon, and a file may change while it is read.
     with tempfile.NamedTemporaryFile(dir=instance.directory, prefix="sessions-") as copy:
@@ -167,6 +167,6 @@ def load(settings: Settings, file: Path) -> None:
             raise EnforcerError("interrupted: nothing has changed") from None
         copy.flush()
         # The copy stays until the daemon has answered.
-        result = control.ask(socket, "session load", revocable=True, file=copy.name, name=name)
+        result = protocol.ask(socket, "session load", revocable=True, file=copy.name, name=name)
     added = result["sessions"] - result["replaced"]
     click.echo(f"{result['sessions']:,} sessions: {added:,} added, {result['replaced']:,} were there before")

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from enforcer.control import protocol as control
+from enforcer.control import protocol
 from enforcer.control.interpreter import PYTHON
 from enforcer.errors import EnforcerError
 
@@ -120,7 +120,7 @@ class Work:
         except ValueError:
             raise self._lost() from None
         if "error" in result:
-            raise control.ReportedError(result)
+            raise protocol.ReportedError(result)
         return result
 
     def wait(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from enforcer.control import worker as applying
+from enforcer.control import worker
 from enforcer.control.protocol import Caller, report_of
 from enforcer.control.worker import Work
 from enforcer.daemon.enforced import Enforced
@@ -73,18 +73,18 @@ class Reloading:
         if waiting is not None:
             waiting.callers += callers
         else:
-            begin = partial(self._begin, partial(applying.start, self._file))
+            begin = partial(self._begin, partial(worker.start, self._file))
             self._jobs.add(Job(_RELOAD, begin, self._finish, callers))
 
     def again(self) -> None:
         """Has the configuration in force applied once more."""
         if not self._jobs.waiting(_RELOAD) and not self._jobs.waiting(_AGAIN):
-            self._jobs.add(Job(_AGAIN, partial(self._begin, applying.start_again), self._finish))
+            self._jobs.add(Job(_AGAIN, partial(self._begin, worker.start_again), self._finish))
 
     def _heal(self) -> None:
         """Has what is in force put back, before anything else."""
         if not self._jobs.waiting(_HEAL) and not self._jobs.runs(_HEAL):
-            self._jobs.add(Job(_HEAL, partial(self._begin, applying.start_again), self._healed, urgent=True))
+            self._jobs.add(Job(_HEAL, partial(self._begin, worker.start_again), self._healed, urgent=True))
 
     def _healed(self, work: Work) -> dict[str, Any]:
         result = self._result(work)

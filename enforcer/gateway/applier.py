@@ -18,8 +18,7 @@ from enforcer.datapath.banks import BANK
 from enforcer.datapath.maps import Maps
 from enforcer.errors import KernelError, LostPinError
 from enforcer.facts.store import Store
-from enforcer.gateway import adoption, availability, undo
-from enforcer.gateway import attach as hooks
+from enforcer.gateway import adoption, attach, availability, undo
 from enforcer.gateway.desired import Desired, united
 from enforcer.gateway.installed import Installed, layout_of, source_digest
 from enforcer.gateway.operations import (
@@ -315,10 +314,10 @@ class _Applier:
             if operation.interface not in found:
                 continue  # gone meanwhile; an event tells when it is back
             index = found[operation.interface].index
-            if hooks.needs_qdisc(index):
+            if attach.needs_qdisc(index):
                 self._note(found, undo.done_to("clsact", found[operation.interface]))
                 filters.ensure_clsact(index)
-            hooks.attach(self.pins, index, operation.direction, operation.program)
+            attach.attach(self.pins, index, operation.direction, operation.program)
         self._catch_up()
 
     def _detach(self, operations: list[Detach]) -> None:
@@ -327,7 +326,7 @@ class _Applier:
             if operation.interface not in found:
                 continue
             name, index = operation.interface, found[operation.interface].index
-            hooks.detach(self.pins, index, operation.direction)
+            attach.detach(self.pins, index, operation.direction)
             made = undo.of(self.state.undo, "clsact", found[name])
             if made and filters.remove_clsact(index):
                 for entry in made:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from enforcer.datapath.banks import BANK, is_crowded
 from enforcer.errors import EnforcerError
 from enforcer.facts.store import Store
-from enforcer.gateway import attach as hooks
-from enforcer.gateway import forwarding, roles, undo
+from enforcer.gateway import attach, forwarding, roles, undo
 from enforcer.gateway.actual import Actual
 from enforcer.gateway.desired import Desired
 from enforcer.gateway.installed import Installed, layout_of, source_digest
@@ -74,7 +73,7 @@ def is_hooked(installed: Installed, wanted: Desired) -> bool:
 
 def _hooks(installed: Installed, found: Mapping[str, links.Link]) -> dict[tuple[str, Direction], int]:
     names = {link.index: name for name, link in found.items()}
-    programs = hooks.attached(installed.pins, names)
+    programs = attach.attached(installed.pins, names)
     return {(names[index], direction): program for (index, direction), program in programs.items()}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from enforcer.datapath.maps import Map
-from enforcer.gateway import attach as hooks
+from enforcer.gateway import attach
 from enforcer.gateway.desired import Desired
 from enforcer.kernel import ingress
 from enforcer.kernel.ingress import Devices
@@ -97,7 +97,7 @@ def name_of(row: np.ndarray) -> str:
 
 def _is_filtered(link: Link, chains: Devices | None, before: Mapping[int, np.ndarray]) -> bool:
     """Whether others look at packets as they arrive there. Of a new link it is assumed until it is known."""
-    if hooks.others_filter(link.index):
+    if attach.others_filter(link.index):
         return True
     if chains is not None:
         return link.name in chains

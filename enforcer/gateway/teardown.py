@@ -8,8 +8,7 @@ import time
 from typing import Any
 
 from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeError
-from enforcer.gateway import attach as hooks
-from enforcer.gateway import availability, reach, undo
+from enforcer.gateway import attach, availability, reach, undo
 from enforcer.gateway.installed import Installed
 from enforcer.gateway.state import LOST, State
 from enforcer.gateway.translated import forget, is_translated_to
@@ -88,7 +87,7 @@ def take_away(installed: Installed) -> list[str]:
         for direction in ("ingress", "egress"):
             step(
                 f"detached from {name} {direction}",
-                lambda index=link.index, direction=direction: hooks.detach(installed.pins, index, direction),
+                lambda index=link.index, direction=direction: attach.detach(installed.pins, index, direction),
             )
         if undo.of(state.undo, "clsact", link):
             step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))

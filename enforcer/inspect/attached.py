@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enforcer.gateway import attach as hooks
+from enforcer.gateway import attach
 from enforcer.gateway.plan import (
     HOOKS,
 )
@@ -13,7 +13,7 @@ from enforcer.kernel import links
 def unattached(reader: GatewayReader) -> list[str]:
     """The hooks, such as "in0 ingress", of the interfaces that are there, without their program."""
     found, ids = links.links(), reader.pins.program_ids()
-    there = hooks.attached(reader.pins, [link.index for link in found.values()])
+    there = attach.attached(reader.pins, [link.index for link in found.values()])
     return [
         f"{name} {direction}"
         for role, direction, program in HOOKS

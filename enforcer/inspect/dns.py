@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from enforcer.control import protocol as control
+from enforcer.control import protocol
 from enforcer.gateway.reader import GatewayReader
 from enforcer.instance import Instance
 
@@ -16,7 +16,7 @@ def dns(instance: Instance) -> list[Row]:
 
     Raises NotInstalledError, EnforcerError if there is no daemon."""
     GatewayReader(instance)
-    report = control.ask(control.daemon_of(instance), "dns")
+    report = protocol.ask(protocol.daemon_of(instance), "dns")
     return [
         {"what": what, "number": count, "meaning": report["meanings"][what]}
         for what, count in report.get("counts", {}).items()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from enforcer import __version__
-from enforcer.control import protocol as control
+from enforcer.control import protocol
 from enforcer.datapath import fast, tables, ways
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.tables import Fill
@@ -76,7 +76,7 @@ def _of_daemon(instance: Instance, pid: int | None) -> list[str]:
     if pid is None:
         return []
     try:
-        found = control.ask(instance.control_socket, "warnings", patience=_PATIENCE)
+        found = protocol.ask(instance.control_socket, "warnings", patience=_PATIENCE)
     except EnforcerError:
         return []
     return list(found["warnings"])

@@ -15,7 +15,7 @@ from enforcer.datapath import pins as places
 from enforcer.datapath.held import Held
 from enforcer.datapath.programs import Pins
 from enforcer.errors import PrivilegeError
-from enforcer.gateway import attach as hooks
+from enforcer.gateway import attach
 
 from .conftest import run
 from .test_filters import load
@@ -121,23 +121,23 @@ def test_what_is_taken_later_is_let_go_of_before(pins: Pins, held: Held) -> None
 @needs_tcx
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_held_link_stays_at_its_hook(index: int, pins: Pins, held: Held, direction: tcx.Direction) -> None:
-    hooks.attach(pins, index, direction, "from_client")
+    attach.attach(pins, index, direction, "from_client")
     take(held, pins)
     chain = tcx.chain(index, direction)
     assert len(chain) == 1
     shutil.rmtree(pins.links)
     assert held.mend(pins.directory) == [f"links/{index}-{direction}"]
     assert tcx.chain(index, direction) == chain
-    assert hooks.attached(pins, [index]) == {(index, direction): chain[0][0]}
+    assert attach.attached(pins, [index]) == {(index, direction): chain[0][0]}
 
 
 @needs_tcx
 def test_a_link_that_was_taken_off_is_not_pinned_again(index: int, pins: Pins, held: Held) -> None:
-    hooks.attach(pins, index, "ingress", "from_client")
+    attach.attach(pins, index, "ingress", "from_client")
     take(held, pins)
-    hooks.detach(pins, index, "ingress")
+    attach.detach(pins, index, "ingress")
     assert held.mend(pins.directory) == []
-    hooks.attach(pins, index, "ingress", "from_client")
+    attach.attach(pins, index, "ingress", "from_client")
     before = identities(pins.directory)
     assert held.mend(pins.directory) == []
     assert identities(pins.directory) == before
@@ -149,7 +149,7 @@ def test_a_link_that_was_taken_off_is_not_pinned_again(index: int, pins: Pins, h
 @pytest.fixture
 def out_of_reach(index: int, pins: Pins) -> Iterator[int]:
     """A link of ours at in0's ingress, pinned out of reach; its program's id."""
-    hooks.attach(pins, index, "ingress", "from_client")
+    attach.attach(pins, index, "ingress", "from_client")
     aside = pins.directory / "aside"
     (pins.links / f"{index}-ingress").rename(aside)
     yield tcx.programs(index, "ingress")[0]
@@ -168,7 +168,7 @@ def test_a_link_out_of_reach_is_found_by_its_programs_id(index: int, pins: Pins,
     for place, fd in hidden.open_links(found).items():
         tcx.pin_link(pins.links, place.interface, place.direction, fd)
         os.close(fd)
-    assert hooks.attached(pins, [index]) == {(index, "ingress"): out_of_reach}
+    assert attach.attached(pins, [index]) == {(index, "ingress"): out_of_reach}
     assert find(pins, index, out_of_reach) == []
 
 

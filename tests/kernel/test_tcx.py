@@ -12,7 +12,7 @@ from enforcer.datapath import pins as places
 from enforcer.datapath import syscall, tcx
 from enforcer.datapath.programs import Pins
 from enforcer.errors import KernelError
-from enforcer.gateway import attach as hooks
+from enforcer.gateway import attach
 from enforcer.kernel import filters
 
 from .conftest import run
@@ -51,12 +51,12 @@ def test_one_of_ours_is_replaced_in_place_and_others_stay(
     other = load(0)
     held = tcx.link(index, direction, other)
     for name in ("from_client", "to_client", "to_client"):
-        hooks.attach(pins, index, direction, name)
+        attach.attach(pins, index, direction, name)
         assert tcx.programs(index, direction) == [ids[name], syscall.program_info(other)[0]]
-        assert hooks.attached(pins, [index]) == {(index, direction): ids[name]}
-    assert hooks.attached(pins, []) == {}
-    assert hooks.detach(pins, index, direction) is True
-    assert hooks.detach(pins, index, direction) is False
+        assert attach.attached(pins, [index]) == {(index, direction): ids[name]}
+    assert attach.attached(pins, []) == {}
+    assert attach.detach(pins, index, direction) is True
+    assert attach.detach(pins, index, direction) is False
     assert tcx.programs(index, direction) == [syscall.program_info(other)[0]]
     os.close(held)
     deadline = time.monotonic() + 5  # the kernel frees links a moment later
@@ -68,13 +68,13 @@ def test_one_of_ours_is_replaced_in_place_and_others_stay(
 
 @needs_tcx
 def test_an_interface_that_is_made_again_has_no_program(index: int, pins: Pins) -> None:
-    hooks.attach(pins, index, "ingress", "from_client")
+    attach.attach(pins, index, "ingress", "from_client")
     run("ip link del in0")
-    assert hooks.attached(pins, [index]) == {}
+    assert attach.attached(pins, [index]) == {}
     run(f"ip link add in0 index {index} type veth peer name far0")
-    assert hooks.attached(pins, [index]) == {}
-    hooks.attach(pins, index, "ingress", "from_client")
-    assert hooks.attached(pins, [index]) == {(index, "ingress"): pins.program_ids()["from_client"]}
+    assert attach.attached(pins, [index]) == {}
+    attach.attach(pins, index, "ingress", "from_client")
+    assert attach.attached(pins, [index]) == {(index, "ingress"): pins.program_ids()["from_client"]}
 
 
 @needs_tcx
@@ -82,10 +82,10 @@ def test_what_an_earlier_version_left_at_clsact_is_not_in_place(index: int, pins
     filters.ensure_clsact(index)
     with pins.open("from_client") as program:
         filters.attach(index, "ingress", program, "enforcer/from_client")
-    assert hooks.attached(pins, [index]) == {(index, "ingress"): 0}
-    assert hooks.needs_qdisc(index) is False
-    hooks.attach(pins, index, "ingress", "to_client")
-    assert hooks.attached(pins, [index]) == {(index, "ingress"): pins.program_ids()["to_client"]}
+    assert attach.attached(pins, [index]) == {(index, "ingress"): 0}
+    assert attach.needs_qdisc(index) is False
+    attach.attach(pins, index, "ingress", "to_client")
+    assert attach.attached(pins, [index]) == {(index, "ingress"): pins.program_ids()["to_client"]}
     assert filters.attached(index) == []
 
 
@@ -93,18 +93,18 @@ def test_without_tcx_programs_are_filters_of_clsact(
     index: int, pins: Pins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tcx, "supported", lambda: False)
-    assert hooks.needs_qdisc(index) is True
+    assert attach.needs_qdisc(index) is True
     filters.ensure_clsact(index)
-    assert hooks.needs_qdisc(index) is False
-    hooks.attach(pins, index, "egress", "to_client")
-    assert hooks.attached(pins, [index]) == {(index, "egress"): pins.program_ids()["to_client"]}
+    assert attach.needs_qdisc(index) is False
+    attach.attach(pins, index, "egress", "to_client")
+    assert attach.attached(pins, [index]) == {(index, "egress"): pins.program_ids()["to_client"]}
     (entry,) = filters.attached(index)
     assert entry.name == "enforcer/to_client"
-    assert hooks.detach(pins, index, "egress") is True
+    assert attach.detach(pins, index, "egress") is True
     assert filters.remove_clsact(index) is True
 
 
 @needs_tcx
 def test_errors_name_the_operation(netns: str, pins: Pins) -> None:
     with pytest.raises(KernelError, match="attaching a program to ingress of interface 9999"):
-        hooks.attach(pins, 9999, "ingress", "from_client")
+        attach.attach(pins, 9999, "ingress", "from_client")

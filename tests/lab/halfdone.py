@@ -16,7 +16,7 @@ import pytest
 from truth import wait_for
 from versions import program_copy, use_copy
 
-from enforcer.control import protocol as control
+from enforcer.control import protocol
 from enforcer.control.protocol import ReportedError
 from enforcer.gateway.desired import Desired, desired
 from enforcer.gateway.state import State
@@ -163,7 +163,7 @@ class Enforced:
 
     def reload(self) -> None:
         """`enforcer reload`, without the half second that starting it takes."""
-        control.ask(self.instance.control_socket, "reload")
+        protocol.ask(self.instance.control_socket, "reload")
 
     def state(self) -> State:
         return State.load(self.instance.state_file) or State()

@@ -18,7 +18,6 @@ from enforcer.datapath.maps import Map
 from enforcer.datapath.programs import Pins
 from enforcer.facts.store import Change
 from enforcer.gateway import applier, availability
-from enforcer.gateway import attach as hooks
 from enforcer.gateway.state import State
 from enforcer.kernel import addresses, announce, conntrack, links, nft, sysctl
 
@@ -37,7 +36,7 @@ EFFECTS: tuple[tuple[Any, str], ...] = (
     (fast, "switch"),
     (Map, "put"),
     (Change, "settle"),
-    *((hooks, name) for name in ("attach", "detach")),
+    *((attach, name) for name in ("attach", "detach")),
     (links, "set_allmulti"),
     (sysctl, "write"),
     (conntrack, "delete"),

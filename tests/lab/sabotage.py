@@ -10,7 +10,7 @@ import pytest
 
 from enforcer.datapath import syscall, tcx
 from enforcer.datapath.programs import Pins
-from enforcer.gateway import attach as hooks
+from enforcer.gateway import attach
 from enforcer.gateway.gateway import Gateway
 from enforcer.instance import Instance
 from enforcer.kernel import links
@@ -33,7 +33,7 @@ def sabotage(namespace: Namespace, line: str) -> None:
 
 
 def _unhook(pins: Pins, interface: str, direction: Direction) -> None:
-    assert hooks.detach(pins, links.links()[interface].index, direction)
+    assert attach.detach(pins, links.links()[interface].index, direction)
 
 
 def crowd(namespace: Namespace, interface: str, direction: Direction) -> None:

@@ -18,8 +18,7 @@ from click.testing import CliRunner, Result
 from enforcer import instance as instances
 from enforcer.cli import app, output
 from enforcer.cli.app import NOUNS, OTHERS, VERBS, entry
-from enforcer.control import protocol as control
-from enforcer.control import worker as applying
+from enforcer.control import protocol, worker
 from enforcer.daemon import systemd
 from enforcer.datapath import syscall
 from enforcer.errors import (
@@ -107,11 +106,11 @@ def test_status_of_nothing() -> None:
         (UsageError("no such namespace"), 2, ["error: no such namespace"]),
         (ConfigError(FAULTS), 2, [str(FAULTS[1]), str(FAULTS[0])]),
         (
-            control.ReportedError(control.report_of(ConfigError(FAULTS))),
+            protocol.ReportedError(protocol.report_of(ConfigError(FAULTS))),
             2,
             [str(FAULTS[1]), str(FAULTS[0])],
         ),
-        (control.ReportedError({"error": "x", "hint": "do y", "exit_code": 1}), 1, ["error: x", "do y"]),
+        (protocol.ReportedError({"error": "x", "hint": "do y", "exit_code": 1}), 1, ["error: x", "do y"]),
     ],
 )
 def test_an_error_is_a_message_and_a_code(
@@ -221,7 +220,7 @@ class Answering:
     def __enter__(self) -> Answering:
         self.lock = self.instance.daemon_lock()
         self.lock.__enter__()
-        self.server = control.listen(self.instance.control_socket)
+        self.server = protocol.listen(self.instance.control_socket)
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
         return self
@@ -288,8 +287,8 @@ def test_a_daemon_that_does_not_answer_in_time(
     instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has been asked, and goes on when it comes to it."""
-    monkeypatch.setattr(control, "PATIENCE", 0.2)
-    with instance.daemon_lock(), closing(control.listen(instance.control_socket)):
+    monkeypatch.setattr(protocol, "PATIENCE", 0.2)
+    with instance.daemon_lock(), closing(protocol.listen(instance.control_socket)):
         result = run("reload")
     assert result.exit_code == 1
     assert "may go on with `reload`" in result.stderr.splitlines()[0]
@@ -304,7 +303,7 @@ def test_reload_without_a_daemon() -> None:
 
 
 def test_a_second_daemon(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applying, "start", raising(AssertionError("nothing may be applied")))
+    monkeypatch.setattr(worker, "start", raising(AssertionError("nothing may be applied")))
     with instance.daemon_lock():
         result = run("run")
     assert result.exit_code == 1
@@ -312,7 +311,7 @@ def test_a_second_daemon(instance: Instance, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_applying_process_that_dies(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applying, "PYTHON", ("/bin/false",))
+    monkeypatch.setattr(worker, "PYTHON", ("/bin/false",))
     result = run("run")
     assert result.exit_code == 1
     assert "ended with exit code 1 and no result" in result.stderr
@@ -334,7 +333,7 @@ def test_requests_that_make_no_sense(request_: bytes) -> None:
     with ours, theirs:
         theirs.sendall(request_)
         theirs.shutdown(socket.SHUT_WR)
-        caller = control.Caller(ours)
+        caller = protocol.Caller(ours)
         request = caller.receive()
         while request is None:  # its end comes by itself
             request = caller.receive()

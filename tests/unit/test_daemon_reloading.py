@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from enforcer.control import worker as applying
+from enforcer.control import worker
 from enforcer.control.protocol import Caller
 from enforcer.control.worker import Work
 from enforcer.daemon import reloading
@@ -45,8 +45,8 @@ class Machine:
         """What was applied; None: what was in force."""
         self.jobs = Jobs(loop)
         self._file = directory / "result"
-        monkeypatch.setattr(applying, "start", self._start)
-        monkeypatch.setattr(applying, "start_again", lambda: self._start(None))
+        monkeypatch.setattr(worker, "start", self._start)
+        monkeypatch.setattr(worker, "start_again", lambda: self._start(None))
         monkeypatch.setattr(reloading, "is_crowded", lambda _: self.crowded)
         self.tables = SimpleNamespace(fits=True)
         self.enforced = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from enforcer.control import protocol as control
+from enforcer.control import protocol
 from enforcer.control.protocol import Caller
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import Requests
@@ -52,7 +52,7 @@ def path(tmp_path: Path, said: list[str]) -> Iterator[Path]:
 
 
 def test_a_request_is_handled_by_name(path: Path) -> None:
-    assert control.ask(path, "echo", content=[1]) == {"request": "echo", "content": [1]}
+    assert protocol.ask(path, "echo", content=[1]) == {"request": "echo", "content": [1]}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="missing: root, to ask as another user")
@@ -90,7 +90,9 @@ def test_another_user_is_not_heard(said: list[str]) -> None:
 
         loop.run(goes_on)
         assert ended == [0]
-        ours = threading.Thread(target=lambda: ended.append(len(control.ask(Path(place, "control"), "echo"))))
+        ours = threading.Thread(
+            target=lambda: ended.append(len(protocol.ask(Path(place, "control"), "echo")))
+        )
         ours.start()
         loop.run(ours.is_alive)
         assert ended == [0, 1]
@@ -99,13 +101,13 @@ def test_another_user_is_not_heard(said: list[str]) -> None:
 @pytest.mark.parametrize("name", ["sing", "", None, 7, ["echo"], {"echo": 1}])
 def test_an_unknown_request(path: Path, name: Any) -> None:
     with pytest.raises(EnforcerError, match="unknown request"):
-        control.ask(path, name)
+        protocol.ask(path, name)
 
 
 def test_an_unexpected_error_is_answered_and_said(path: Path, said: list[str]) -> None:
     with pytest.raises(EnforcerError, match="the daemon failed"):
-        control.ask(path, "wrong")
-    assert control.ask(path, "echo") == {"request": "echo"}
+        protocol.ask(path, "wrong")
+    assert protocol.ask(path, "echo") == {"request": "echo"}
     assert "KeyError" in said[0]
 
 
@@ -114,7 +116,7 @@ def test_who_asks_nothing_is_hung_up_on(path: Path) -> None:
         connection.connect(str(path))
         connection.settimeout(10)
         start = time.monotonic()
-        assert control.ask(path, "echo") == {"request": "echo"}  # who is slow holds up nobody
+        assert protocol.ask(path, "echo") == {"request": "echo"}  # who is slow holds up nobody
         assert time.monotonic() - start < 1
         assert connection.recv(1) == b""
         assert 1.9 < time.monotonic() - start < 5

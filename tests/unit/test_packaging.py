@@ -13,8 +13,7 @@ import pytest
 
 from enforcer import instance
 from enforcer.config import load
-from enforcer.control import protocol as control
-from enforcer.control import worker as applying
+from enforcer.control import protocol, worker
 from enforcer.daemon import daemon
 from enforcer.errors import ConfigError
 from lab import topology
@@ -118,11 +117,11 @@ def seconds(setting: str) -> float:
 
 def test_unit_waits_for_what_is_under_way() -> None:
     """A change that hangs at the end, and what heals it then: waiting for the lock, preparing, changing."""
-    hung = applying._STILL_CHANGING + applying._UNKILLABLE
-    healed = instance.PATIENCE + instance._KILLED + applying._STILL_PREPARING + hung
+    hung = worker._STILL_CHANGING + worker._UNKILLABLE
+    healed = instance.PATIENCE + instance._KILLED + worker._STILL_PREPARING + hung
     assert seconds("TimeoutStopSec") > hung + healed
-    assert seconds("TimeoutStartSec") > control.PATIENCE  # of ExecReload, too (systemd.service(5))
-    at_start = daemon._ATTEMPTS * (applying._STILL_PREPARING + applying._UNKILLABLE)
+    assert seconds("TimeoutStartSec") > protocol.PATIENCE  # of ExecReload, too (systemd.service(5))
+    at_start = daemon._ATTEMPTS * (worker._STILL_PREPARING + worker._UNKILLABLE)
     assert seconds("TimeoutStartSec") > at_start
 
 
