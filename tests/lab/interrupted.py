@@ -17,7 +17,7 @@ from enforcer.datapath import carry, fast, programs
 from enforcer.datapath.maps import Map
 from enforcer.datapath.programs import Pins
 from enforcer.facts.store import Change
-from enforcer.gateway import applier, availability
+from enforcer.gateway import applier, attach, availability
 from enforcer.gateway.state import State
 from enforcer.kernel import addresses, announce, conntrack, links, nft, sysctl
 

@@ -14,7 +14,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from transfer import PORT, Transfer
-from truth import counted, families, inject, look, running, total, tracked, wait_for
+from truth import counted, families, inject, look, running, stopped, total, tracked, wait_for
 from versions import impatient
 
 from enforcer.gateway.reader import GatewayReader
@@ -92,8 +92,9 @@ def test_a_reset_of_a_fast_connection(enforced: Gateway, family: int) -> None:
     with silent(lab), closing(lab.origin1.socket(family_of(ORIGIN1[family]), SOCK_RAW, IPPROTO_RAW)) as raw:
         network = (IP if family == 4 else IPv6)(src=ORIGIN1[family], dst=row["source_ip"])
         late = TCP(sport=PORT, dport=row["source_port"], flags="A", seq=1, ack=1)
-        raw.sendto(bytes(network / late), (row["source_ip"], 0))
-        said = lab.gw.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp").stdout
+        with stopped(enforced.pid):  # or a sweep could end it before it is looked at
+            raw.sendto(bytes(network / late), (row["source_ip"], 0))
+            said = lab.gw.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp").stdout
         assert "ESTABLISHED" in said and int(said.split()[2]) > 7000
         wait_for(lambda: not tracked(lab), "its port free")
 
