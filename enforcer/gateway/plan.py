@@ -62,8 +62,13 @@ class Actual:
     @property
     def forwarding(self) -> Forwarding:
         """What of it is about forwarding."""
-        bridges = {link.port_of for link in self.links.values() if link.port_of is not None}
-        return Forwarding(self.sysctls, self.was, self.forgotten, tuple(sorted(bridges)))
+        bridges = tuple(sorted(link.name for link in self.links.values() if link.kind == "bridge"))
+        return Forwarding(self.sysctls, self.was, self.forgotten, bridges)
+
+    def closed(self, ruleset: Ruleset) -> Ruleset:
+        """The table that drops what would be forwarded for others, which renamed inside links are not."""
+        renamed = tuple(sorted(now for now, listed in self.renamed.items() if listed in ruleset.inside))
+        return self.forwarding.closed(replace(ruleset, renamed=renamed))
 
 
 @dataclass(frozen=True)
@@ -282,9 +287,8 @@ def _operations(
     before = [each for each in (previous, left) if each is not None]
     # The table is what closes the gateway, so it comes first, and serves what is in force too until that is
     # replaced. What leaves is refused by the table until nothing of it is there any more.
-    closed = actual.forwarding.closed
-    until = closed(_guarded(united(*(before or [desired]), desired), actual, desired))
-    since = closed(_guarded(united(desired, *before), actual, desired))
+    until = actual.closed(_guarded(united(*(before or [desired]), desired), actual, desired))
+    since = actual.closed(_guarded(united(desired, *before), actual, desired))
     there = actual.table is not None
     yield from _unknown(actual, previous)
     if actual.table != until.digest():
@@ -309,7 +313,7 @@ def _operations(
     yield from _detachments(desired, actual, previous)
     yield from _removals(desired, actual)
     yield from _endings(desired, before)
-    yield from _tables(since, closed(desired.ruleset()))
+    yield from _tables(since, actual.closed(desired.ruleset()))
     if previous is not None:
         yield from _fast_path(desired, previous)
     yield from starmap(SetSysctl, actual.forwarding.enter(desired, actual.links))
