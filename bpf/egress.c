@@ -297,7 +297,8 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 
 	if (v->policy)
 		hit(v->policy, now);
-	if (v->reason == REASON_ICMP) {
+	/* A flow's address may be there while the shared one, which other ICMP leaves from, is not. */
+	if (is_icmp(p) && v->reason < REASON_MALFORMED) {
 		struct flow *about = flow_of_error(skb, p);
 
 		if (about) {

@@ -11,9 +11,12 @@ enum {
 	HOP_TRIES = 8,
 	HOP_OUTLIVES = 1,        /* lifetimes that a hop is good for beyond its ways */
 	MACS = 12,
-	FIN_PATIENCE = 5000000000,   /* ns that a held FIN keeps its flow off the fast path, so that the answer is seen */
 	EMPTY_ONES = 3,          /* this packet of a TCP flow and later ones may be learnt from without data */
 };
+
+/* ns that a held FIN keeps its flow off the fast path, so that the answer is seen. Signed, as what it is compared with; an
+ * enumerator of this size would make all of its enum unsigned. */
+#define FIN_PATIENCE 5000000000LL
 
 /* A packet of a flow on its way through the kernel, by its tag. Tags are given in sequence on all processors, so that
  * one which leaves on another than it came on finds nothing. */

@@ -8,7 +8,7 @@
  *            blocked             dropped in silence
  *            untouched           not egress: left to the kernel as if we weren't here
  *
- * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF.
+ * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF; UNLISTED by both.
  */
 REASON(1, POLICY, dedicated, "a policy names this egress IP")
 REASON(2, FALLBACK, dedicated, "the policy's primary egress IP is unavailable, its fallback is used")

@@ -41,6 +41,8 @@ def _check_location(draft: Draft, way: Way, location: str | None) -> None:
         draft.fault(way, "is no key of `locations`", nearest(location, known))
 
 
+# No program sees packets of ports arrive at their VRF; the master of Open vSwitch is none of its bridges.
+_INSTEAD = {"vrf": "an interface in no VRF", "openvswitch": "an internal port of the switch"}
 # Which of the two a frame is for that has the same MAC address, only the owner of both knows.
 _SAME_MAC = ("ipvlan", "ipvtap")
 
@@ -69,7 +71,11 @@ def _check_link(
         return
     link = existing[name]
     if link.port_of is not None:
-        draft.fault(way, f"is a port of {link.port_of}, which takes its packets", link.port_of)
+        taker = existing.get(link.port_of)
+        instead = _INSTEAD.get(taker.kind, link.port_of) if taker else link.port_of
+        draft.fault(way, f"is a port of {link.port_of}, which takes its packets", instead)
+    if link.kind == "vrf":
+        draft.fault(way, "is a VRF, at which no program sees its ports' packets arrive", _INSTEAD["vrf"])
     for lower in below(link, existing) if link.kind in _SAME_MAC else ():
         if lower.name in listed:
             draft.fault(

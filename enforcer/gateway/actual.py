@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
 
 from enforcer.gateway.forwarding import Forwarding
 from enforcer.kernel.addresses import Held
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
+from enforcer.kernel.nft.ruleset import Ruleset
 
 
 @dataclass(frozen=True)
@@ -47,5 +48,10 @@ class Actual:
     @property
     def forwarding(self) -> Forwarding:
         """What of it is about forwarding."""
-        bridges = {link.port_of for link in self.links.values() if link.port_of is not None}
-        return Forwarding(self.sysctls, self.was, self.forgotten, tuple(sorted(bridges)), self.noted_as)
+        bridges = tuple(sorted(link.name for link in self.links.values() if link.kind == "bridge"))
+        return Forwarding(self.sysctls, self.was, self.forgotten, bridges, self.noted_as)
+
+    def closed(self, ruleset: Ruleset) -> Ruleset:
+        """The table that drops what would be forwarded for others, which renamed inside links are not."""
+        renamed = tuple(sorted(now for now, listed in self.renamed.items() if listed in ruleset.inside))
+        return self.forwarding.closed(replace(ruleset, renamed=renamed))

@@ -136,7 +136,7 @@ class Desired:
             dedicated4=frozenset(egress.ipv4 for egress in self.ours),
             dedicated6=frozenset(egress.ipv6 for egress in self.ours),
             dns=self.dns,
-            listed=self.listed,
+            other=self.other,
         )
 
 

@@ -28,8 +28,6 @@ from enforcer.kernel.nft.ruleset import Ruleset
 
 FOR_ALL = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 """The settings' names by family."""
-BRIDGED6 = "net/bridge/bridge-nf-call-ip6tables"
-"""Whether nftables sees, as if it were forwarded, what a bridge passes from port to port."""
 DEFAULT = "default"
 """Stands for an interface's name: what one that appears begins with."""
 
@@ -55,7 +53,7 @@ def accept_redirects(interface: str) -> str:
 def settings(desired: Desired, interfaces: Iterable[str]) -> list[str]:
     """Names of the settings that are looked at; an interface need not have all of them."""
     interfaces = list(interfaces)
-    names = [*FOR_ALL.values(), BRIDGED6, *map(accept_redirects, desired.listed), *map(accept_ra, interfaces)]
+    names = [*FOR_ALL.values(), *map(accept_redirects, desired.listed), *map(accept_ra, interfaces)]
     return names + [forwards(family, name) for family in FOR_ALL for name in [*interfaces, DEFAULT]]
 
 
@@ -68,7 +66,7 @@ class Forwarding:
     forgotten: bool = False
     """Whether some of ``was`` is lost."""
     bridges: tuple[str, ...] = ()
-    """Those that have ports."""
+    """Interfaces of this kind, by name."""
     noted_as: tuple[tuple[str, str], ...] = ()
     """Interfaces by their present name, each with another one under which some of ``was`` was noted."""
 
@@ -80,15 +78,18 @@ class Forwarding:
         return self.was.get(name, self._now(name)) == "0"
 
     def closed(self, ruleset: Ruleset) -> Ruleset:
-        """The table that drops what would be forwarded for others."""
+        """The table that drops what would be forwarded for others.
+
+        It sees what a bridge passes from port to port, as if that were forwarded, as soon as other software
+        has loaded br_netfilter (Docker, Kubernetes, libvirt), of which no event tells.
+        """
         listed = self._called(ruleset.listed)
         opened = [name for name in listed if self.forgotten or self._before(4, name) == "0"]
-        bridged = self.is_ours(6) and self._now(BRIDGED6) == "1"
         return replace(
             ruleset,
             opened4=tuple(opened) if self.is_ours(4) else (),
             closed6=self.is_ours(6),
-            bridged6=tuple(name for name in self.bridges if bridged and name not in ruleset.listed),
+            bridged6=tuple(name for name in self.bridges if self.is_ours(6) and name not in ruleset.listed),
         )
 
     def leave(self, desired: Desired, before: Iterable[Desired], interfaces: Iterable[str]) -> Settings:

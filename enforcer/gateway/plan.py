@@ -87,9 +87,8 @@ def _operations(
     before = [each for each in (previous, left) if each is not None]
     # The table is what closes the gateway, so it comes first, and serves what is in force too until that is
     # replaced. What leaves is refused by the table until nothing of it is there any more.
-    closed = actual.forwarding.closed
-    until = closed(_guarded(united(*(before or [desired]), desired), actual, desired))
-    since = closed(_guarded(united(desired, *before), actual, desired))
+    until = actual.closed(_guarded(united(*(before or [desired]), desired), actual, desired))
+    since = actual.closed(_guarded(united(desired, *before), actual, desired))
     there = actual.table is not None
     yield from _unknown(actual, previous)
     if actual.table != until.digest():
@@ -114,7 +113,7 @@ def _operations(
     yield from _detachments(desired, actual, previous)
     yield from _removals(desired, actual)
     yield from _endings(desired, before)
-    yield from _tables(since, closed(desired.ruleset()))
+    yield from _tables(since, actual.closed(desired.ruleset()))
     if previous is not None:
         yield from _fast_path(desired, previous)
     yield from starmap(SetSysctl, actual.forwarding.enter(desired, actual.links))

@@ -18,8 +18,8 @@ RTM_NEWLINK, RTM_GETLINK = 16, 18
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND = 1, 4
-# Interfaces that take all packets of their ports; a VRF, say, takes none.
-_TAKERS = ("bridge", "bond", "team")
+# Of all masters these alone leave their ports' packets to them, and take frames of a protocol of their own.
+_TAKE_NONE = ("batadv",)
 IFF_UP, IFF_ALLMULTI = 0x1, 0x200
 # Hardware types by the length of the header; the loopback interface has an Ethernet header, of zeroes.
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
@@ -63,7 +63,7 @@ class Link:
     lower: str | None = None
     """The interface on top of which it lies, in this network namespace: a VLAN's, say."""
     port_of: str | None = None
-    """The bridge or bond whose port it is: that one's the packets are then."""
+    """The bridge, bond, VRF or the like whose port it is: that one's the packets are then."""
 
 
 def below(link: Link, found: Mapping[str, Link]) -> Iterator[Link]:
@@ -91,7 +91,8 @@ def links() -> dict[str, Link]:
         kind = netlink.text(info.get(IFLA_INFO_KIND, b""))
         # A veth's other end is told in the same way, and so is one of another network namespace.
         lies_on = kind != "veth" and IFLA_LINK_NETNSID not in parts
-        is_port = netlink.text(info.get(IFLA_INFO_SLAVE_KIND, b"")) in _TAKERS
+        # Some masters name no kind (net_failover, netvsc).
+        is_port = netlink.text(info.get(IFLA_INFO_SLAVE_KIND, b"")) not in _TAKE_NONE
         found[name] = Link(
             name=name,
             index=index,

@@ -158,7 +158,7 @@ class Learnt:
         fast.switch(self.box.maps, on=True)
         for back in (False, True):
             assert self.put(self.full(back, size)).far
-        self.ways = self._find()
+        self.ways = self.found()
         assert self.ways.keys() == {False, True}, "not learnt"
 
     def switch_on(self) -> None:
@@ -169,7 +169,8 @@ class Learnt:
         """Leave everything to the kernel."""
         fast.switch(self.box.maps, on=False)
 
-    def _find(self) -> dict[bool, Way]:
+    def found(self) -> dict[bool, Way]:
+        """The ways that are learnt at present."""
         current = self.box.maps.fast.get(0)
         assert current is not None
         _, sets = self.box.maps.ways.items()

@@ -132,6 +132,28 @@ def end_all(box: Box) -> None:
     assert not box.maps.ways.items()[1]["way"]["until"].any()
 
 
+HOUR = 3600 * 10**9
+
+
+@pytest.mark.parametrize("since", [-HOUR, HOUR], ids=["long ago", "by a clock that is ahead"])
+def test_a_held_fin_keeps_its_flow_off_the_fast_path(
+    box: Box, wire: OffloadWire, family: int, since: int
+) -> None:
+    """Clocks of two processors may differ by a tick: a FIN may have come after the flow's latest packet."""
+    flow = Learnt(box, wire, family, TCP, next(_ports))
+    row = box.maps.flows.get(flow.key())
+    assert row is not None
+    row["fins"], row["fin_end"], row["fin_seen"] = 0b10, [0, 10_000_000], int(row["seen"]) + since
+    box.maps.flows.put(flow.key(), row)
+    flow.switch_on()
+    for _ in range(3):
+        for back in (False, True):
+            assert flow.put(flow.full(back)).far
+    assert flow.found().keys() == (set() if since > 0 else {False, True})
+    flow.forget()
+    clear(box)
+
+
 sides = st.booleans()
 steps = st.one_of(
     st.builds(Step, st.just("data"), sides, st.sampled_from(DATA)),

@@ -121,8 +121,17 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
     assert len(re.findall(r"snat ip6? .*map @source[46] fully-random\n", text)) == 2
 
 
+def test_from_inside_to_interfaces_in_no_list(netns: str) -> None:
+    """It ends the chain, whatever is forwarded for others."""
+    nft.apply(replace(ruleset(), other=("wg0",), renamed=("lan2",)))
+    assert sorted(listed("set")["within"]["elem"]) == ["in0", "in1", "lan2"]
+    assert sorted(listed("set")["listed"]["elem"]) == ["in0", "in1", "lan2", "out0", "wg0"]
+    last = run("nft list chain inet enforcer forward").splitlines()[-3].strip()
+    assert last == 'iifname @within oifname != @listed counter name "unlisted" drop'
+
+
 def test_the_chain_for_interfaces_in_no_list(netns: str) -> None:
-    wanted = replace(ruleset(), listed=("in0", "in1", "out0"), opened4=("in0",), closed6=True)
+    wanted = replace(ruleset(), opened4=("in0",), closed6=True)
     wanted = replace(wanted, bridged6=("br0",))
     assert wanted.digest() != ruleset().digest()
     nft.apply(wanted)
@@ -251,7 +260,7 @@ def test_a_bad_element_applies_nothing(netns: str) -> None:
     nft.apply(ruleset())
     before = run("nft list table inet enforcer")
     bad = replace(ruleset(), outside=("longer-than-any-interface",))
-    with pytest.raises(KernelError, match="a rule of chain forward: Value too large"):
+    with pytest.raises(KernelError, match="elements of set listed: Invalid argument"):
         nft.apply(bad)
     assert run("nft list table inet enforcer") == before
     nft.remove()
@@ -290,8 +299,10 @@ def test_digest() -> None:
         replace(one, dedicated6=frozenset({BANK6})),
         replace(one, dns="pass"),
         replace(one, dns="drop"),
+        replace(one, other=("wg0",)),
+        replace(one, renamed=("wg0",)),
     ]
-    assert len({entry.digest() for entry in (one, *different)}) == 10
+    assert len({entry.digest() for entry in (one, *different)}) == 1 + len(different)
 
 
 @pytest.mark.parametrize("mark", [0, 0xFFFF, 0x10000, 0x1F])

@@ -21,13 +21,13 @@ from enforcer.kernel.marking import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
 from enforcer.kernel.nft import protocol
 from lab.capture import Capture
-from lab.clients import family_of, tcp_ask, udp_ask
+from lab.clients import family_of, ping, tcp_ask, udp_ask
 from lab.configuration import LAX2
 from lab.gateway import Gateway
 from lab.netns import Namespace
 from lab.servers import Seen
 from lab.services import Services
-from lab.topology import CLIENT2, ORIGIN1, SHARED, Lab
+from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, SHARED, Lab
 
 SO_MARK = 36
 MASK = 0x7FFF0000
@@ -88,6 +88,11 @@ def test_a_network_that_is_in_no_list(enforced: Gateway, family: int, mark: int)
     assert not counted(enforced)
 
 
+def to_the_network_in_no_list(lab: Lab, address: str) -> Capture:
+    """What arrives there for an address."""
+    return Capture(lab.client2, "eth0", lab.directory, direction="in", expression=f"dst {address}")
+
+
 @contextlib.contextmanager
 def ruled(gw: Namespace, family: int, rule: str) -> Iterator[None]:
     """A rule that sends what it takes to the network in no list."""
@@ -107,7 +112,7 @@ def test_a_rule_of_others_that_takes_clients_packets(enforced: Gateway, family: 
     lab, address = enforced.lab, ORIGIN1[family]
     before = packets(enforced)["astray"]
     with ruled(lab.gw, family, rule):
-        with Capture(lab.client2, "eth0", lab.directory, direction="in", expression=f"dst {address}") as seen:
+        with to_the_network_in_no_list(lab, address) as seen:
             fates = {}
             for number in range(8):  # by either egress IP
                 source = f"10.0.1.{2 + number}" if family == 4 else f"fd00:1::{2 + number:x}"
@@ -134,9 +139,7 @@ def test_marks_of_others_that_choose_another_route(enforced: Gateway, family: in
     lab.gw.run("nft", "add rule inet others marks iifname in0 meta mark set meta mark or 0x10")
     try:
         with ruled(lab.gw, family, "fwmark 0x10/0xff"):
-            with Capture(
-                lab.client2, "eth0", lab.directory, direction="in", expression=f"dst {address}"
-            ) as seen:
+            with to_the_network_in_no_list(lab, address) as seen:
                 with pytest.raises(ConnectionRefusedError):
                     tcp_ask(lab.client, address)
                 with pytest.raises(OSError):
@@ -207,6 +210,51 @@ def test_nftables_that_is_never_quiet(enforced: Gateway) -> None:
     wait_for(lambda: "lax-2: available" in enforced.said()[said:])
     assert "error" not in enforced.said()[said:]
     assert enforced.json("status")["warnings"] == []
+
+
+@families
+@pytest.mark.parametrize("route", ["throw", "unreachable"])
+def test_marks_of_others_where_there_is_no_route(enforced: Gateway, family: int, route: str) -> None:
+    """The programs see no way out. Forwarding was on before the enforcer came, and the way is in no list."""
+    lab, address = enforced.lab, ORIGIN1[family]
+    before = packets(enforced)["unlisted"]
+    lab.gw.run("nft", "add rule inet others marks iifname in0 meta mark set meta mark or 0x10")
+    lab.gw.ip(f"route add {route} {address}")
+    try:
+        with (
+            ruled(lab.gw, family, "fwmark 0x10/0xff"),
+            to_the_network_in_no_list(lab, address) as seen,
+        ):
+            for ask in (tcp_ask, udp_ask):
+                with pytest.raises(TimeoutError):
+                    ask(lab.client, address, timeout=0.5)
+            ping(lab.client, address, CLIENT[family])
+    finally:
+        lab.gw.ip(f"route del {route} {address}")
+        lab.gw.run("nft", "flush chain inet others marks")
+    assert not seen.sources()
+    assert packets(enforced)["unlisted"] >= before + 3
+
+
+@families
+def test_a_destination_of_others_in_no_list(enforced: Gateway, family: int) -> None:
+    """An administrator's DNAT, of what clients send to the gateway itself."""
+    lab = enforced.lab
+    before = packets(enforced)["unlisted"]
+    lab.gw.run("nft", "add chain inet others elsewhere { type nat hook prerouting priority -100; }")
+    to = f"[{CLIENT2[6]}]:{PORT}" if family == 6 else f"{CLIENT2[4]}:{PORT}"
+    for protocol in ("tcp", "udp"):
+        rule = f"iifname in0 {protocol} dport 7777 dnat ip{family if family == 6 else ''} to {to}"
+        lab.gw.run("nft", f"add rule inet others elsewhere {rule}")
+    try:
+        with to_the_network_in_no_list(lab, CLIENT2[family]) as seen:
+            for ask in (tcp_ask, udp_ask):
+                with pytest.raises(TimeoutError):
+                    ask(lab.client, GATEWAY[family], 7777, timeout=0.5)
+    finally:
+        lab.gw.run("nft", "flush chain inet others elsewhere; delete chain inet others elsewhere")
+    assert not seen.sources()
+    assert packets(enforced)["unlisted"] >= before + 2
 
 
 def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: Gateway) -> None:

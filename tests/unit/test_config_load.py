@@ -448,6 +448,20 @@ def test_a_port_of_a_bridge_or_bond(file: Path) -> None:
     assert "expected br0" in fault.message
 
 
+@pytest.mark.parametrize(("taker", "instead"), [("vrf", "in no VRF"), ("openvswitch", "an internal port")])
+def test_a_port_whose_packets_come_by_no_interface_to_list(file: Path, taker: str, instead: str) -> None:
+    existing = some_links("out0", in0={"port_of": "over0"}, over0={"kind": taker})
+    (fault,) = faults_of(write(file, GOOD), interfaces=existing)
+    assert 'interfaces.inside[0]: "in0" is a port of over0, which takes its packets' in fault.message
+    assert instead in fault.message
+
+
+def test_a_vrf(file: Path) -> None:
+    """Its ports' packets arrive behind the hook of programs (vrf_ip_rcv): nothing would be marked."""
+    (fault,) = faults_of(write(file, GOOD), interfaces=some_links("out0", in0={"kind": "vrf"}))
+    assert 'interfaces.inside[0]: "in0" is a VRF' in fault.message
+
+
 @pytest.mark.parametrize(("kind", "lower"), [("ipvlan", "out0"), ("ipvlan", "between"), ("ipvtap", "out0")])
 def test_an_interface_with_the_mac_address_of_one_below(file: Path, kind: str, lower: str) -> None:
     """What one of them sends cannot be told from what the other one sends."""

@@ -95,6 +95,14 @@ def interface(key: int, name: str, interfaces: Iterable[str]) -> list[Expression
     return [load("meta", key), compare(EQUAL, padded(names[0])) if len(names) == 1 else lookup(name)]
 
 
+def no_interface(key: int, name: str) -> list[Expression]:
+    """None of the set ``name``."""
+    absent = expression(
+        "lookup", NFTA_LOOKUP_SET=name, NFTA_LOOKUP_SREG=REG_1, NFTA_LOOKUP_FLAGS=["NFT_LOOKUP_F_INV"]
+    )
+    return [load("meta", key), absent]
+
+
 def state(states: int, comparison: int = NOT_EQUAL) -> list[Expression]:
     """Any of these states, or with EQUAL none of them."""
     return [load("ct", CT_STATE), masked(wire.host32(states)), compare(comparison, bytes(4))]

@@ -7,9 +7,10 @@ refuse    prerouting, raw -300  a flow that was refused is answered before connt
 guard     prerouting, -50       conntrack has undone its translations: what is still addressed to a
                                 dedicated egress belongs to no flow
 forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters;
-                                what is marked leaves nowhere else; what a helper expects is marked on its
-                                way; where forwarding was off before the enforcer, nothing passes from or to
-                                other interfaces than the file's
+                                what is marked leaves nowhere else, and what is not goes from inside to
+                                interfaces of the file's alone; what a helper expects is marked on its way;
+                                where forwarding was off before the enforcer, nothing passes from or to other
+                                interfaces than the file's
 translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
 ========= ===================== =========================================================================
 
@@ -164,7 +165,7 @@ class _Table:
 
     def _sets(self) -> Iterator[Message]:
         rules = self._ruleset
-        for name in ("inside", "outside", "listed", "opened4"):
+        for name in ("inside", "within", "outside", "listed", "opened4"):
             interfaces = getattr(rules, name)
             if len(set(interfaces)) > 1:
                 names = [wire.element(expr.padded(interface)) for interface in sorted(set(interfaces))]
@@ -263,9 +264,13 @@ class _Table:
         marked = [*self._mark(NOT_EQUAL, 0), *self._from_inside()]
         yield self._rule("forward", *marked, expr.verdict(GOTO, "astray"))
         yield self._rule("astray", expr.count("astray"), expr.verdict(GOTO, "reject_flow"))
-        yield from self._unlisted()
+        # The programs ask for a packet's route as it arrives; a mark or address of later may lead elsewhere.
+        within = expr.interface(META_IIFNAME, "within", self._ruleset.within)
+        unlisted = [*within, *expr.no_interface(META_OIFNAME, "listed")]
+        yield self._rule("forward", *unlisted, *expr.count_and_drop("unlisted"))
+        yield from self._opened()
 
-    def _unlisted(self) -> Iterator[Message]:
+    def _opened(self) -> Iterator[Message]:
         """What the kernel forwards only because the enforcer switched that on for the listed interfaces."""
         rules = self._ruleset
         if not rules.opened4 and not rules.closed6:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Network
 from typing import Literal
 
 # Part of every digest: raised when chains or rules change, so that an upgrade rebuilds the table.
-LAYOUT = 6
+LAYOUT = 7
 
 DNS_QUEUE = 0xE935
 """Number of the NFQUEUE that holds DNS answers and of the NFLOG group that copies questions.
@@ -35,6 +35,7 @@ COUNTERS = (
     "untranslatable",
     "astray",
     "not_forwarded",
+    "unlisted",
     *DNS_COUNTERS,
 )
 
@@ -49,8 +50,10 @@ class Ruleset:
     or ``dedicated6`` and belongs to no flow is dropped. ``dns`` has the clients' DNS shown to the learner
     of names (enforcer/dns); without a listener, and above DNS_RATE, answers "pass" unlearnt or "drop".
 
-    ``listed`` are all interfaces that the file names. From those of ``opened4`` IPv4 goes to these alone, and
-    with ``closed6`` IPv6 passes from and to these alone, and from port to port of the bridges ``bridged6``.
+    What comes from inside goes to listed interfaces alone. So does IPv4 from those of ``opened4``, and with
+    ``closed6`` IPv6 passes from and to listed ones alone, and from port to port of the bridges ``bridged6``.
+    ``renamed`` are the present names of inside interfaces that were renamed: nothing of theirs is translated,
+    but the inside networks reach one another.
     """
 
     mark_mask: int
@@ -61,10 +64,21 @@ class Ruleset:
     dedicated4: frozenset[IPv4Address] = frozenset()
     dedicated6: frozenset[IPv6Network] = frozenset()
     dns: Dns = ""
-    listed: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    renamed: tuple[str, ...] = ()
     opened4: tuple[str, ...] = ()
     closed6: bool = False
     bridged6: tuple[str, ...] = ()
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        """The inside interfaces, those that were renamed too."""
+        return (*self.inside, *self.renamed)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The interfaces of all lists."""
+        return (*self.within, *self.outside, *self.other)
 
     def __post_init__(self) -> None:
         if not 0 < self.mark_mask <= 0xFFFFFFFF:
@@ -84,7 +98,8 @@ class Ruleset:
             " ".join(str(address) for address in sorted(self.dedicated4)),
             " ".join(str(network) for network in sorted(self.dedicated6)),
             self.dns,
-            " ".join(sorted(set(self.listed))),
+            " ".join(sorted(set(self.other))),
+            " ".join(sorted(set(self.renamed))),
             " ".join(sorted(set(self.opened4))),
             str(self.closed6),
             " ".join(sorted(set(self.bridged6))),
