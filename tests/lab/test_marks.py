@@ -243,8 +243,8 @@ def test_a_destination_of_others_in_no_list(enforced: Gateway, family: int) -> N
     before = packets(enforced)["unlisted"]
     lab.gw.run("nft", "add chain inet others elsewhere { type nat hook prerouting priority -100; }")
     to = f"[{CLIENT2[6]}]:{PORT}" if family == 6 else f"{CLIENT2[4]}:{PORT}"
-    for protocol in ("tcp", "udp"):
-        rule = f"iifname in0 {protocol} dport 7777 dnat ip{family if family == 6 else ''} to {to}"
+    for transport in ("tcp", "udp"):
+        rule = f"iifname in0 {transport} dport 7777 dnat ip{family if family == 6 else ''} to {to}"
         lab.gw.run("nft", f"add rule inet others elsewhere {rule}")
     try:
         with to_the_network_in_no_list(lab, CLIENT2[family]) as seen:
