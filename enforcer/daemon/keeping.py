@@ -79,6 +79,12 @@ class Keeping:
         for _, listed in set(self._seen.renamed).difference(there.links.renamed):
             if listed not in there.links.missing:
                 self._say(f"{listed} has its name back")
+        for name, taker in there.links.taken:
+            if (name, taker) not in self._seen.taken:
+                self._say(roles.take(name, taker))
+        for name, taker in set(self._seen.taken).difference(there.links.taken):
+            if name not in dict(there.links.taken):
+                self._say(f"{name} is no port of {taker} any more")
         self._seen = there.links
 
     def catch_up(self) -> None:

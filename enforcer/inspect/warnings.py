@@ -20,8 +20,11 @@ def warnings(source: Source) -> list[str]:
 
 def _of_links(source: Source) -> Iterator[str]:
     found, sides = links.links(), source.config["interfaces"]
+    wanted = desired(source.config, source.state.slots)
+    for name, taker in roles.taken(wanted, found).items():
+        yield roles.take(name, taker)
     try:
-        renamed = roles.formerly(source.maps.interfaces, desired(source.config, source.state.slots), found)
+        renamed = roles.formerly(source.maps.interfaces, wanted, found)
     except LayoutError:  # an earlier version's
         renamed = {}
     for present, listed in renamed.items():
