@@ -38,6 +38,7 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct settings *
 {
 	count(reason, 1);
 	set_mark(skb, s, MARK_REFUSED);
+	skb->tc_index = TAG_MARKED;
 	return PASS;
 }
 
@@ -162,6 +163,7 @@ static __always_inline int continue_flow(struct __sk_buff *skb, const struct set
 		}
 	}
 	set_mark(skb, s, slot + 1);
+	skb->tc_index = TAG_MARKED;
 	count(reason, 0);
 	if (result & DELETED)
 		return KNOWN_FLOW;
@@ -310,6 +312,7 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 		return block(v->reason);
 	if (v->reason >= REASON_LIMIT)
 		return refuse(skb, s, v->reason);
+	skb->tc_index = TAG_MARKED;
 	if (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP) {
 		created = admit_flow(skb, s, p, v, ORIGINAL, now);
 		if (created >= REASON_MALFORMED)
@@ -354,6 +357,15 @@ int decide(struct __sk_buff *skb)
 }
 
 /*
+ * Whether an answer has come to another port than its client's, as nearly all do. What a stranger sends to a client itself
+ * has not; the table stops that, too, while it knows the interface's name.
+ */
+static __always_inline bool is_translated(const struct __sk_buff *skb, const struct packet *p)
+{
+	return skb->tc_index && skb->tc_index != p->tuple.client_port;
+}
+
+/*
  * To a client goes what belongs to no known flow. A mark of ours on it, which from_origin has cleared, is the table's
  * (chain `expected`): conntrack takes it for the opening of a connection that a helper expects.
  */
@@ -364,8 +376,10 @@ static __always_inline int pass_unknown(struct __sk_buff *skb, const struct pack
 	u32 ifindex = skb->ingress_ifindex;
 	struct interface *in = interfaces.lookup(&ifindex);
 
-	if (!s || !w || !in || in->role != OUTSIDE || !(skb->mark & s->mark_mask))
+	if (!s || !w || !in || in->role != OUTSIDE)
 		return PASS;
+	if (!our_mark(skb, s))
+		return is_translated(skb, p) ? PASS : block(REASON_INBOUND);
 	w->packet = *p;
 	w->now = bpf_ktime_get_coarse_ns();
 	stages.call(skb, EXPECT);
@@ -475,7 +489,7 @@ static __always_inline bool is_carried(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ifindex;
 	struct interface *out = interfaces.lookup(&ifindex);
-	struct ethhdr ethernet;
+	struct carried_key key = { .ifindex = ifindex };
 
 	if (!out || !out->ethernet)
 		return false;
@@ -488,10 +502,17 @@ static __always_inline bool is_carried(struct __sk_buff *skb)
 	}
 	if (is_tagged(skb))
 		return true;
-	if (!out->carries || bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0)
-		return false;
-	return *(u32 *)&ethernet.h_source[0] != *(u32 *)&out->mac[0] ||
-	       *(u16 *)&ethernet.h_source[4] != *(u16 *)&out->mac[4];
+	return bpf_skb_load_bytes(skb, ETH_ALEN /* the source is second */, key.mac, sizeof(key.mac)) == 0 &&
+	       carried.lookup(&key);
+}
+
+/*
+ * from_client has let it pass, and it came by an inside interface then. The stack may take it for another one's since: for a
+ * VRF's, or a bridge's whose port that interface has become. Others' marks come without a tag.
+ */
+static __always_inline bool is_marked_by_us(const struct __sk_buff *skb, const struct settings *s)
+{
+	return skb->tc_index && our_mark(skb, s);
 }
 
 int to_origin(struct __sk_buff *skb)
@@ -511,35 +532,34 @@ int to_origin(struct __sk_buff *skb)
 
 		if (skb->tc_index == TAG_OPENS)
 			open_way_out(skb, family, slot_of_mark(skb, s));
-		else if (skb->tc_index)
+		else if (skb->tc_index && skb->tc_index != TAG_MARKED)
 			learn_way_out(skb, family);
+		/* A tunnel's outer packet has it else. */
+		skb->tc_index = 0;
 		return PASS;
 	}
 	/* The gateway's own packets came in by no interface, and others' are none of ours. */
 	in = interfaces.lookup(&ifindex);
-	return in && in->role == INSIDE && !is_carried(skb) ? block(REASON_LEAK) : PASS;
+	if (!(in && in->role == INSIDE) && !(s && ifindex && is_marked_by_us(skb, s)))
+		return PASS;
+	return is_carried(skb) ? PASS : block(REASON_LEAK);
 }
 
-/* The table knows outside interfaces by name: what arrives here it would let through. */
-static __always_inline int pass_by_renamed(struct __sk_buff *skb)
+/* The table knows outside interfaces by name: what arrives by one that is unfit it would let through. */
+static __always_inline int pass_by_unfit(struct __sk_buff *skb, const struct interface *interface, const struct packet *p,
+					 int reason)
 {
-	struct pending *w = get_pending(A_PACKET);
-	int reason;
-
-	if (!w)
-		return block(REASON_NOT_READY);
-	__builtin_memset(&w->packet, 0, sizeof(w->packet));
-	reason = parse(skb, &w->packet);
 	if (reason == REASON_NOT_IP)
 		return PASS;
 	if (reason == REASON_MALFORMED || reason == REASON_TINY_FRAGMENT)
 		return block(reason);
-	return pass_local(skb, &w->packet, REASON_RENAMED);
+	return pass_local(skb, p, reason_unfit(interface));
 }
 
 int from_origin(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ifindex;
+	struct pending *w = get_pending(A_PACKET);
 	struct interface *interface;
 	struct settings *s;
 	struct glance g;
@@ -561,8 +581,17 @@ int from_origin(struct __sk_buff *skb)
 	interface = interfaces.lookup(&ifindex);
 	if (!interface)
 		return PASS;
-	if (interface->renamed)
-		return pass_by_renamed(skb);
+	if (!w)
+		return block(REASON_NOT_READY);
+	if (interface->unfit || !skb->tc_index) {
+		__builtin_memset(&w->packet, 0, sizeof(w->packet));
+		result = parse(skb, &w->packet);
+		if (interface->unfit)
+			return pass_by_unfit(skb, interface, &w->packet, result);
+		/* For to_client: of what the fast path has no use for, too. */
+		if (!result && w->packet.tuple.origin_port != TAG_FAST)
+			skb->tc_index = w->packet.tuple.origin_port;
+	}
 	if (!answer_solicitation(skb, interface))
 		return PASS;
 	count(REASON_NEIGHBOUR, 0);

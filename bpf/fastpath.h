@@ -14,6 +14,7 @@
 enum {
 	TAG_FAST = 0xffff,       /* tc_index of a packet that has been rewritten here */
 	TAG_OPENS = 0xfffe,      /* of a flow's that has not been answered */
+	TAG_MARKED = 0xfffd,     /* of any other that from_client has marked and nothing is learnt from */
 	MOST_BYTES = 1 << 30,    /* after which a way is learnt again, before its counter overflows */
 	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,

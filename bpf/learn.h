@@ -65,7 +65,7 @@ static __always_inline void offer(struct __sk_buff *skb, const struct flow *flow
 	last = last_tag.lookup(&index);
 	if (!last)
 		return;
-	tag = 1 + __sync_fetch_and_add(last, 1) % (TAG_OPENS - 1);
+	tag = 1 + __sync_fetch_and_add(last, 1) % (TAG_MARKED - 1);
 	index = tag % TAGS;
 	one = passing.lookup(&index);
 	if (!one)
@@ -169,7 +169,7 @@ static __always_inline bool is_learnable_at(u32 ifindex, enum role role)
 {
 	struct interface *interface = interfaces.lookup(&ifindex);
 
-	return interface && interface->role == role && interface->ethernet && !interface->filtered && !interface->renamed;
+	return interface && interface->role == role && interface->ethernet && !interface->filtered && !interface->unfit;
 }
 
 static __always_inline bool is_same_hop(const struct hop *a, const struct hop *b)

@@ -72,17 +72,25 @@ struct settings {
 PINNED("array", int, struct settings, settings, 1, 0);
 
 enum role { NO_ROLE, INSIDE, OUTSIDE, OTHER };
+enum unfit { FIT, RENAMED, TAKEN };
 struct interface {
 	u32 role;
 	u8 mac[6];               /* what a neighbour solicitation is answered with */
 	u16 ethernet;            /* 1: frames carry an Ethernet header */
 	u32 any_source;          /* 1: sources need not lead back here */
 	u32 filtered;            /* 1: others look at packets as they arrive, which what is fast would pass by */
-	u16 renamed;             /* 1: it had its role under another name, and what is egress does not pass */
-	u16 carries;             /* 1: interfaces on top of it send frames with a MAC address of their own (macvlan) */
+	u32 unfit;               /* enum unfit: it had its role under another name, or is a port; what is egress does not pass */
 	u8 name[16];             /* as the file lists it */
 };
 PINNED("hash", u32, struct interface, interfaces, INTERFACES, 0);
+
+/* The MAC addresses with which interfaces on top of one send frames through it (macvlan). */
+struct carried_key {
+	u32 ifindex;             /* of the lower one */
+	u8 mac[6];
+	u16 pad;
+};
+PINNED("hash", struct carried_key, u32, carried, INTERFACES, 0);
 
 /* One connection, by its original tuple. */
 struct flow_key {

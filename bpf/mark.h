@@ -18,7 +18,12 @@ static __always_inline void set_mark(struct __sk_buff *skb, const struct setting
 	skb->mark = (skb->mark & ~s->mark_mask) | ((value << s->mark_shift) & s->mark_mask);
 }
 
+static __always_inline u32 our_mark(const struct __sk_buff *skb, const struct settings *s)
+{
+	return skb->mark & s->mark_mask;
+}
+
 static __always_inline u32 slot_of_mark(const struct __sk_buff *skb, const struct settings *s)
 {
-	return ((skb->mark & s->mark_mask) >> s->mark_shift) - 1;
+	return (our_mark(skb, s) >> s->mark_shift) - 1;
 }

@@ -8,7 +8,7 @@
  *            blocked             dropped in silence
  *            untouched           not egress: left to the kernel as if we weren't here
  *
- * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF; UNLISTED by both.
+ * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF; UNLISTED and INBOUND by both.
  */
 REASON(1, POLICY, dedicated, "a policy names this egress IP")
 REASON(2, FALLBACK, dedicated, "the policy's primary egress IP is unavailable, its fallback is used")
@@ -42,6 +42,7 @@ REASON(35, SPOOFED, blocked, "its source does not lead back to the interface tha
 REASON(36, ENDING, blocked, "its flow was being deleted at that moment; the next packet opens another one")
 REASON(37, UNLISTED, blocked, "would leave by an interface that is in none of the file's lists (interfaces.other)")
 REASON(38, RENAMED, blocked, "by an interface that was listed under another name: it was renamed since")
+REASON(39, TAKEN, blocked, "by an interface that has become a port since, of a bridge, bond or VRF, which takes its packets")
 REASON(40, LOCAL, untouched, "to the gateway itself, or multicast or broadcast")
 REASON(41, INSIDE, untouched, "leaves by an inside interface")
 REASON(42, UNROUTED, untouched, "no route: the kernel answers, unless the route is a blackhole")

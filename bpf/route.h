@@ -41,6 +41,11 @@ static __always_inline bool is_reassembled(struct __sk_buff *skb, const struct p
 	return bpf_check_mtu(skb, 0, &length, 0, 0) == BPF_MTU_CHK_RET_FRAG_NEEDED;
 }
 
+static __always_inline int reason_unfit(const struct interface *interface)
+{
+	return interface->unfit == TAKEN ? REASON_TAKEN : REASON_RENAMED;
+}
+
 /*
  * 0: the packet will leave by the outside interface `*leaves_by`. Else the reason why it is not ours to decide. Marks of
  * others that it has by now are asked with; what sets them later, as nftables does, is not foreseen.
@@ -91,8 +96,8 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		return REASON_UNLISTED;
 	if (out->role != OUTSIDE)
 		return out->role == INSIDE ? REASON_INSIDE : REASON_OTHER;
-	if (out->renamed)
-		return REASON_RENAMED;
+	if (out->unfit)
+		return reason_unfit(out);
 	/* What the kernel will not forward must not be admitted: conntrack never gets to know of it. */
 	if (p->hop_limit <= 1)
 		return REASON_TTL;
@@ -143,8 +148,8 @@ static __always_inline int check_source(struct __sk_buff *skb, const struct pack
 	u32 ifindex = skb->ifindex;
 	struct interface *in = interfaces.lookup(&ifindex);
 
-	if (in && in->renamed)
-		return REASON_RENAMED;
+	if (in && in->unfit)
+		return reason_unfit(in);
 	if (in && in->any_source)
 		return 0;
 	return leads_back(skb, p, outside) ? 0 : REASON_SPOOFED;

@@ -121,6 +121,11 @@ class Keeping:
             self._say(str(link))
         for name in sorted(back):
             self._say(f"{name} has its name back")
+        for port in there.links.taken - self._seen.taken:
+            self._say(str(port))
+        for name, taker in self._seen.taken - there.links.taken:
+            if name not in {port.name for port in there.links.taken}:
+                self._say(f"{name} is no port of {taker} any more")
         self._seen = there.links
         if there.links.uncertain:
             self._loop.call("look again", _TICK)

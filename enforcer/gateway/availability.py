@@ -89,7 +89,7 @@ class There:
 def refresh(maps: Maps, wanted: Desired) -> There:
     """Brings the maps up to date."""
     found = links.links()
-    seen = roles.refresh(maps.interfaces, wanted, found)
+    seen = roles.refresh(maps, wanted, found)
     held = addresses.held()
     single, ranges = {interface.ip for _, interface in held}, addresses.ranges()
     there = There(

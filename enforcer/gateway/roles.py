@@ -1,18 +1,20 @@
 """Which interface has which role, by index: what the programs ask of a packet's interfaces.
 
 The file lists names; the kernel's programs know indexes. A link that was renamed keeps its role, so that what
-comes by it is guarded, but nothing that is egress passes it (struct interface.renamed): the nftables table
-knows it by the name in the file.
+comes by it is guarded, but nothing that is egress passes it (struct interface.unfit): the nftables table
+knows it by the name in the file. So does one that has become a port of a bridge, bond or VRF, whose packets
+the kernel takes for that one's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from enforcer.datapath.maps import Map
+from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import attach
 from enforcer.gateway.desired import Desired
 from enforcer.kernel import ingress
@@ -20,6 +22,7 @@ from enforcer.kernel.ingress import Devices
 from enforcer.kernel.links import Link, below
 
 INSIDE, OUTSIDE, OTHER = 1, 2, 3  # enum role of bpf/maps.h
+RENAMED, TAKEN = 1, 2  # enum unfit
 # They send with MAC addresses of their own through the interface that they lie on.
 _WITH_A_MAC = ("macvlan", "macvtap")
 
@@ -39,6 +42,20 @@ class Renamed:
         )
 
 
+class Taken(NamedTuple):
+    """A listed link that is a port of another one, which the kernel takes its packets for."""
+
+    name: str
+    taker: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} is a port of {self.taker} now, which takes its packets: egress by it is refused; "
+            f"take it out (ip link set {self.name} nomaster), or list what its packets come by in "
+            "`interfaces` and reload"
+        )
+
+
 @dataclass(frozen=True)
 class Seen:
     """The links as they are at present."""
@@ -47,12 +64,18 @@ class Seen:
     """Of all links, by name."""
     renamed: frozenset[Renamed]
     """Inside and outside ones."""
+    taken: frozenset[Taken] = frozenset()
+    """Inside and outside ones."""
     uncertain: bool = False
     """Whether nftables' chains changed while they were read: `filtered` is as it was until the next look."""
 
 
-def refresh(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> Seen:
-    """Writes the roles of the links that are there. Does not wait while other software changes nftables."""
+def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> Seen:
+    """Writes the roles of the links that are there, and which frames others send through them.
+
+    Does not wait while other software changes nftables.
+    """
+    interfaces = maps.interfaces
     before = by_index(interfaces)
     chains = ingress.devices()
     filtered = {name for name in wanted.listed if name in found and _is_filtered(found[name], chains, before)}
@@ -61,14 +84,16 @@ def refresh(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> Seen
     renamed = find_renamed(interfaces, wanted, found)
     for link in renamed:
         row = before[link.index].copy()
-        row["renamed"] = 1
+        _set(row, "unfit", RENAMED)
         rows[link.index] = row
     for index in before.keys() - rows.keys():
         interfaces.delete(index)
     for index, row in rows.items():
         interfaces.put(index, row)
+    if "carried" in maps:
+        _write_carried(maps.carried, found)
     indexes = {name: link.index for name, link in found.items()}
-    return Seen(indexes, renamed, uncertain=chains is None)
+    return Seen(indexes, renamed, find_taken(wanted, found), uncertain=chains is None)
 
 
 def find_renamed(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> frozenset[Renamed]:
@@ -82,6 +107,12 @@ def former_names(interfaces: Map, found: Mapping[str, Link]) -> dict[str, str]:
     rows = by_index(interfaces)
     names = {name: name_of(rows[link.index]) for name, link in found.items() if link.index in rows}
     return {now: before for now, before in names.items() if now != before}
+
+
+def find_taken(wanted: Desired, found: Mapping[str, Link]) -> frozenset[Taken]:
+    """The inside and outside links that are ports."""
+    there = {name: found[name].port_of for name in (*wanted.inside, *wanted.outside) if name in found}
+    return frozenset(Taken(name, taker) for name, taker in there.items() if taker is not None)
 
 
 def by_index(interfaces: Map) -> dict[int, np.ndarray]:
@@ -108,8 +139,7 @@ def _is_filtered(link: Link, chains: Devices | None, before: Mapping[int, np.nda
 def _listed(
     kind: np.dtype, wanted: Desired, found: Mapping[str, Link], filtered: Container[str]
 ) -> dict[str, np.ndarray]:
-    upper = [link for link in found.values() if link.kind in _WITH_A_MAC]
-    carrying = {lower.name for link in upper for lower in below(link, found)}
+    ports = {port.name for port in find_taken(wanted, found)}
     rows = {}
     for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside), (OTHER, wanted.other)):
         for name in names:
@@ -122,11 +152,32 @@ def _listed(
                 ("ethernet", bool(found[name].header)),
                 ("any_source", name in wanted.any_source),
                 ("filtered", name in filtered),
-                ("carries", name in carrying),
+                ("unfit", TAKEN if name in ports else 0),
                 ("name", list(name.encode().ljust(16, b"\0"))),
             ):
-                # An earlier version's maps have not all of these.
-                if field in (row.dtype.names or ()):
-                    row[field] = value
+                _set(row, field, value)
             rows[name] = row
     return rows
+
+
+def _set(row: np.ndarray, field: str, value: object) -> None:
+    """An earlier version's maps have not all fields."""
+    if field in (row.dtype.names or ()):
+        row[field] = value
+
+
+def _write_carried(carried: Map, found: Mapping[str, Link]) -> None:
+    """The MAC addresses of interfaces on top of others; one that has the lower one's own tells nothing."""
+    upper = [link for link in found.values() if link.kind in _WITH_A_MAC]
+    senders = {
+        (lower.index, link.mac) for link in upper for lower in below(link, found) if link.mac != lower.mac
+    }
+    keys = np.zeros(len(senders), dtype=carried.key)
+    for key, (index, mac) in zip(keys, sorted(senders), strict=True):
+        key["ifindex"], key["mac"] = index, list(mac)
+    wanted = {key.tobytes() for key in keys}
+    for key in carried.items()[0]:
+        if key.tobytes() not in wanted:
+            carried.delete(key)
+    for key in keys:
+        carried.put(key, 1)

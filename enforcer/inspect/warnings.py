@@ -26,6 +26,7 @@ def warnings(reader: GatewayReader) -> list[str]:
 def _of_links(reader: GatewayReader) -> Iterator[str]:
     found, sides = links.links(), reader.config["interfaces"]
     wanted = desired(reader.config, reader.state.slots)
+    yield from sorted(map(str, roles.find_taken(wanted, found)))
     renamed: frozenset[roles.Renamed] = frozenset()
     with suppress(LayoutError):  # an earlier version's
         renamed = roles.find_renamed(reader.maps.interfaces, wanted, found)

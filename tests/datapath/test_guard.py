@@ -13,9 +13,10 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.ppp import PPP, PPPoE
 from scapy.packet import Packet, Raw
 
+from enforcer.gateway import availability
 from lab.configuration import LAX1, LAX2, NYC1
 
-from .box import BLOCKED, CLIENT, NO_FILTER, ORIGIN, Box
+from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, ROUTER_MAC, Box, run
 from .wire import SYN, Connection, Wire
 
 SHARED = {4: "198.51.100.1", 6: "2001:db8:ffff::1"}
@@ -26,12 +27,14 @@ OTHER = {4: LAX2[4], 6: "2001:db8:2::2"}
 NOT_HERE = {4: NYC1[4], 6: "2001:db8:3::2"}
 
 
-def leaving(box: Box, packet: Packet, mark: int, arrived: str | None = "in0") -> tuple[int, int]:
+def leaving(
+    box: Box, packet: Packet, mark: int, arrived: str | None = "in0", sender: str = MAC["out0"]
+) -> tuple[int, int]:
     """What to_origin returned, and how many leaks it counted."""
     program = box.program("to_origin", "out0")
     program.context.ingress_ifindex = box.index[arrived] if arrived else 0
     with box.counted() as counted:
-        returned = program(bytes(Ether(dst="02:00:00:00:02:99") / packet), mark)
+        returned = program(bytes(Ether(src=sender, dst=ROUTER_MAC) / packet), mark)
     assert counted.packets.keys() <= {"leak"}
     return returned, counted.packets.get("leak", 0)
 
@@ -92,6 +95,27 @@ def test_what_an_interface_on_top_sends(box: Box, family: int) -> None:
     assert leaving(box, Dot1Q(vlan=7) / packet(family, CLIENT[family]), 0) == LET
     assert leaving(box, PPPoE(sessionid=1) / PPP() / packet(family, CLIENT[family]), 0) == LET
     assert leaving(box, packet(family, CLIENT[family]), 0) == STOPPED
+
+
+@pytest.fixture
+def macvlan(box: Box) -> Iterator[str]:
+    """The MAC address of an interface on top of out0; the maps know of it."""
+    mac = "02:00:00:00:03:01"
+    assert box.gateway.previous is not None
+    wanted = box.gateway.previous
+    run(f"ip link add link out0 name upper0 address {mac} type macvlan")
+    availability.refresh(box.maps, wanted)
+    yield mac
+    run("ip link del upper0")
+    availability.refresh(box.maps, wanted)
+    assert leaving(box, packet(4, CLIENT[4]), 0, sender=mac) == STOPPED
+
+
+def test_what_a_macvlan_on_top_sends(box: Box, family: int, macvlan: str) -> None:
+    """It is known by its MAC address. The lower interface may have another one since links were looked at."""
+    assert leaving(box, packet(family, CLIENT[family]), 0, sender=macvlan) == LET
+    for sender in (MAC["out0"], "02:00:00:00:02:77"):
+        assert leaving(box, packet(family, CLIENT[family]), 0, sender=sender) == STOPPED
 
 
 def test_the_gateways_own_packets(box: Box, family: int) -> None:

@@ -89,13 +89,45 @@ def test_a_renamed_outside_interface(enforced: Gateway, family: int) -> None:
     assert not raw(wire)
 
 
+@contextlib.contextmanager
+def leading_inwards(lab: Lab, family: int) -> Iterator[None]:
+    """The internet has a route to the clients' network."""
+    network = {4: "10.0.1.0/24", 6: "fd00:1::/64"}[family]
+    lab.net.ip(f"route add {network} via {SHARED[family]}")
+    try:
+        yield
+    finally:
+        lab.net.ip(f"route del {network}")
+
+
+@families
+def test_from_outside_while_no_daemon_runs(enforced: Gateway, family: int) -> None:
+    """The map still has the old name: a stranger's packets do not reach a client, not even one way."""
+    lab = enforced.lab
+    assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+    enforced.kill()
+    try:
+        with (
+            leading_inwards(lab, family),
+            Capture(lab.client, "eth0", lab.directory, direction="in", expression="port 7777") as arrived,
+        ):
+            lab.gw.ip("link set out0 name wan0")
+            before = packets(enforced)["inbound"]
+            for ask in (tcp_ask, udp_ask):
+                with pytest.raises(TimeoutError):
+                    ask(lab.net, CLIENT[family], 7777, timeout=0.5)
+            assert packets(enforced)["inbound"] >= before + 2
+        assert not arrived.sources()
+    finally:
+        lab.gw.ip("link set wan0 name out0")
+        enforced.start()
+
+
 @families
 def test_from_outside_by_a_renamed_interface(enforced: Gateway, family: int) -> None:
     """The table, which knows the interface by its name, no more keeps a stranger out; the program does."""
     lab = enforced.lab
-    network = {4: "10.0.1.0/24", 6: "fd00:1::/64"}[family]
-    lab.net.ip(f"route add {network} via {SHARED[family]}")
-    try:
+    with leading_inwards(lab, family):
         with (
             renamed(enforced, "out0", "wan0"),
             Capture(lab.client, "eth0", lab.directory, direction="in", expression="icmp or icmp6") as arrived,
@@ -105,8 +137,6 @@ def test_from_outside_by_a_renamed_interface(enforced: Gateway, family: int) -> 
             assert packets(enforced)["renamed"] > before
             assert ping(lab.net, SHARED[family]).received == 1  # the gateway itself
         assert not arrived.sources().keys() & {"198.51.100.254", "2001:db8:ffff::fe"}
-    finally:
-        lab.net.ip(f"route del {network}")
 
 
 @families
@@ -143,6 +173,54 @@ def test_renamed_while_no_daemon_runs(enforced: Gateway, family: int, before: st
         lab.gw.ip(f"link set {after} name {before}")
         enforced.start()
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+
+
+@contextlib.contextmanager
+def a_port(lab: Lab, name: str) -> Iterator[None]:
+    """An interface is a bridge's port: the kernel takes what comes by it for the bridge's."""
+    lab.gw.ip("link add br9 type bridge", "link set br9 up", f"link set {name} master br9")
+    try:
+        yield
+    finally:
+        lab.gw.ip(f"link set {name} nomaster", "link del br9")
+
+
+@families
+@pytest.mark.parametrize("name", ["in0", "out0"])
+def test_an_interface_that_becomes_a_port(enforced: Gateway, family: int, name: str) -> None:
+    lab, said = enforced.lab, enforced.said()
+    assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+    with leaving(lab) as wire:
+        with a_port(lab, name):
+            wait_for(lambda: f"{name} is a port of br9 now" in enforced.said().removeprefix(said))
+            assert any(f"{name} is a port of br9 now" in line for line in look(enforced, warnings))
+            before = packets(enforced)["taken"]
+            assert asked(lab, family) == ["silence", "silence"]
+            ping(lab.client, ORIGIN1[family], CLIENT[family])
+            assert packets(enforced)["taken"] >= before + 3
+            assert foretold(enforced, ORIGIN1[family], "tcp", 9000)["reason"] == "taken"
+        wait_for(lambda: f"{name} is no port of br9 any more" in enforced.said().removeprefix(said))
+        assert not look(enforced, warnings)
+        wait_for(lambda: asked(lab, family) == [leaves_from(LAX1, family)] * 2)
+    assert not raw(wire)
+
+
+@families
+def test_a_port_while_no_daemon_runs(enforced: Gateway, family: int) -> None:
+    """Neither the table nor the map knows that the packets come by the bridge: the last guard stays."""
+    lab = enforced.lab
+    assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
+    enforced.kill()
+    try:
+        with leaving(lab) as wire, a_port(lab, "in0"):
+            before = packets(enforced)["leak"]
+            assert asked(lab, family) == ["silence", "silence"]
+            ping(lab.client, ORIGIN1[family], CLIENT[family])
+            assert packets(enforced)["leak"] >= before + 3
+        assert not raw(wire)
+    finally:
+        enforced.start()
+    wait_for(lambda: asked(lab, family) == [leaves_from(LAX1, family)] * 2)
 
 
 @families

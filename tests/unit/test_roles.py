@@ -24,21 +24,28 @@ ROW = np.dtype(
         ("ethernet", "<u2"),
         ("any_source", "<u4"),
         ("filtered", "<u4"),
-        ("renamed", "<u2"),
-        ("carries", "<u2"),
+        ("unfit", "<u4"),
         ("name", "u1", 16),
     ]
 )
 LINKS = some_links("lo", "in0", "out0")
 
 
+class Maps(dict[str, Map]):
+    """The one map that is written here."""
+
+    @property
+    def interfaces(self) -> Map:
+        return self["interfaces"]
+
+
 @pytest.fixture
-def interfaces() -> Iterator[Map]:
+def maps() -> Iterator[Maps]:
     try:
         fd = syscall.create_map(syscall.HASH, 4, ROW.itemsize, 8, 0)
     except OSError as error:
         pytest.skip(f"maps cannot be made here: {error}")
-    yield Map(fd, np.dtype("<u4"), ROW, "interfaces")
+    yield Maps(interfaces=Map(fd, np.dtype("<u4"), ROW, "interfaces"))
     os.close(fd)
 
 
@@ -51,24 +58,24 @@ def chains(monkeypatch: pytest.MonkeyPatch) -> list[Devices | None]:
     return found
 
 
-def filtered(interfaces: Map) -> dict[str, bool]:
-    return {roles.name_of(row): bool(row["filtered"]) for row in roles.by_index(interfaces).values()}
+def filtered(maps: Maps) -> dict[str, bool]:
+    return {roles.name_of(row): bool(row["filtered"]) for row in roles.by_index(maps.interfaces).values()}
 
 
-def test_chains_that_change_while_they_are_read(interfaces: Map, chains: list[Devices | None]) -> None:
+def test_chains_that_change_while_they_are_read(maps: Maps, chains: list[Devices | None]) -> None:
     chains += [Devices(frozenset({"in0"})), None, Devices(prefixes=("ou",))]
-    assert not roles.refresh(interfaces, PLAIN, LINKS).uncertain
-    assert filtered(interfaces) == {"in0": True, "out0": False}
-    assert roles.refresh(interfaces, PLAIN, LINKS).uncertain
-    assert filtered(interfaces) == {"in0": True, "out0": False}
-    assert not roles.refresh(interfaces, PLAIN, LINKS).uncertain
-    assert filtered(interfaces) == {"in0": False, "out0": True}
+    assert not roles.refresh(maps, PLAIN, LINKS).uncertain
+    assert filtered(maps) == {"in0": True, "out0": False}
+    assert roles.refresh(maps, PLAIN, LINKS).uncertain
+    assert filtered(maps) == {"in0": True, "out0": False}
+    assert not roles.refresh(maps, PLAIN, LINKS).uncertain
+    assert filtered(maps) == {"in0": False, "out0": True}
 
 
-def test_a_link_that_appears_meanwhile(interfaces: Map, chains: list[Devices | None]) -> None:
+def test_a_link_that_appears_meanwhile(maps: Maps, chains: list[Devices | None]) -> None:
     """Nothing passes filters by that may be there."""
     chains += [None, Devices()]
-    assert roles.refresh(interfaces, PLAIN, LINKS).uncertain
-    assert filtered(interfaces) == {"in0": True, "out0": True}
-    roles.refresh(interfaces, PLAIN, LINKS)
-    assert filtered(interfaces) == {"in0": False, "out0": False}
+    assert roles.refresh(maps, PLAIN, LINKS).uncertain
+    assert filtered(maps) == {"in0": True, "out0": True}
+    roles.refresh(maps, PLAIN, LINKS)
+    assert filtered(maps) == {"in0": False, "out0": False}
