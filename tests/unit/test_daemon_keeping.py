@@ -133,7 +133,7 @@ def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch
         machine = Keeping(
             loop,
             cast(Any, events),
-            cast(Any, SimpleNamespace(maps=None, wanted=None)),
+            cast(Any, SimpleNamespace(maps=None, wanted=PLAIN)),
             lambda: len(looked) == 1 and reloading,
             say=print,
             again=lambda: None,
