@@ -10,7 +10,9 @@ import pytest
 from ontop import on_top, passes
 from truth import dedicated, egresses, families, foretold, leaves_from, look, packets, running, wait_for
 
+from enforcer.control import protocol as control
 from enforcer.inspect.warnings import warnings
+from enforcer.instance import Instance
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
 from lab.configuration import LAX1, Document
@@ -257,6 +259,8 @@ def put_back(gateway: Gateway) -> None:
     said = gateway.said()
     gateway.lab.gw.run("nft", "delete", "table", "inet", "enforcer")
     wait_for(lambda: "put back: install nftables table" in gateway.said().removeprefix(said))
+    # Answered when that is over: what happens while the table is written is taken for the daemon's own.
+    control.ask(Instance(gateway.lab.gw.cookie()).control_socket, "warnings")
 
 
 def test_another_interface_in_a_renamed_ones_place(two_uplinks: Gateway) -> None:
@@ -316,22 +320,30 @@ def test_what_is_taken_away_stays_away_when_links_change(enforced: Gateway, fami
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
 
 
-@pytest.mark.parametrize("another", [False, True], ids=["its own", "another's"])
-def test_what_is_taken_away_stays_away_when_names_change(enforced: Gateway, another: bool) -> None:
+@contextlib.contextmanager
+def another(gateway: Gateway, name: str) -> Iterator[None]:
+    """Another link of that name comes, changes and goes."""
+    lab = gateway.lab
+    lab.gw.ip(f"link add {name} type veth peer name peer0")
+    try:
+        put_back(gateway)
+        yield
+        lab.gw.ip(f"link set {name} up")
+        put_back(gateway)
+        assert not egresses(gateway)["lax-1"]["available_ipv4"]
+    finally:
+        lab.gw.ip("link del peer0")
+
+
+@pytest.mark.parametrize("has_another", [False, True], ids=["its own", "another's"])
+def test_what_is_taken_away_stays_away_when_names_change(enforced: Gateway, has_another: bool) -> None:
     """A link that has its name back was not made again; one that has another's name was, once."""
     lab = enforced.lab
-    with renamed(enforced, "out0", "wan0"):
-        if another:
-            lab.gw.ip("link add out0 type veth peer name peer0")
-            put_back(enforced)
-        lab.gw.ip(f"address del {LAX1[4]}/32 dev wan0")
-        wait_for(lambda: not egresses(enforced)["lax-1"]["available_ipv4"])
-        if another:
-            lab.gw.ip("link set out0 up")
-            put_back(enforced)
-            assert not egresses(enforced)["lax-1"]["available_ipv4"]
-            lab.gw.ip("link del out0")
+    meanwhile = another(enforced, "out0") if has_another else contextlib.nullcontext()
     try:
+        with renamed(enforced, "out0", "wan0"), meanwhile:
+            lab.gw.ip(f"address del {LAX1[4]}/32 dev wan0")
+            wait_for(lambda: not egresses(enforced)["lax-1"]["available_ipv4"])
         put_back(enforced)
         assert not egresses(enforced)["lax-1"]["available_ipv4"]
         assert asked(lab, 4) == ["refused", "prohibited"]
