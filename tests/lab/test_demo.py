@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from enforcer.errors import EnforcerError
 from enforcer.kernel.namespace import RUN_NETNS
 from lab.netns import Namespace
 from lab.topology import ROLES, STATE, Lab
@@ -43,7 +44,7 @@ class Demo:
         while not self.cookie and time.monotonic() < deadline and self.process.poll() is None:
             try:
                 self.cookie = gateway.cookie()
-            except OSError:  # not there yet
+            except EnforcerError:  # not there yet
                 time.sleep(0.05)
         assert self.cookie, self.process.communicate()
 
