@@ -497,6 +497,8 @@ def test_what_was_taken_away_is_not_answered_for(enforced: Gateway, family: int)
         assert answers()
     finally:
         enforced.reload(lab.config())
+        # What was added by hand is not the enforcer's to remove.
+        lab.gw.run("ip", *what.format("del").split(), check=False)
 
 
 def announced(capture: Capture) -> set[str]:
