@@ -199,7 +199,7 @@ class _Applier:
     def _install_table(self, operations: list[InstallTable]) -> None:
         nft.apply(operations[-1].ruleset)
         if not operations[0].trusted:
-            # Connections from before us, or from while somebody had changed our rules, go untranslated
+            # Connections from before the enforcer, or from while its rules were changed, go untranslated
             # for as long as conntrack remembers them.
             local = {pack(interface.ip) for _, interface in addresses.held()}
             forget(lambda entry: is_untranslated(entry) and entry.original.source not in local)
@@ -214,7 +214,7 @@ class _Applier:
             by_interface.setdefault(announced_on, []).append(address.ip)
         found = links.links()
         for name, taken in by_interface.items():
-            # A link that is down has nobody to tell; its neighbours ask when it is up.
+            # A link that is down reaches no neighbour; they ask when it is up.
             if name in found and found[name].up:
                 announce.announce(name, taken)
 

@@ -64,7 +64,7 @@ def preview_file(file: Path) -> Preview:
     if before and any(isinstance(operation, SwitchTables) for operation in operations):
         with ExitStack() as opened:
             store = None
-            # An earlier version kept no facts: nobody has a session.
+            # An earlier version kept no facts: no client has a session.
             with suppress(NotInstalledError):
                 store = opened.enter_context(Store(instance.facts_file, create=False))
             impact = FlowImpact(compiled, operations, gateway.maps(), store).of_flows()

@@ -87,7 +87,7 @@ def _program_ids(installed: Installed, wanted: Desired, upgrade: bool) -> dict[s
 
 
 def _tables(installed: Installed) -> str:
-    """The digest of the bank in force; none if it is to be made anew.
+    """The digest of the bank in force; none if it has to be made again.
 
     That is when it has no room for clients and hosts that are new, or when the facts are about another.
     """

@@ -47,7 +47,7 @@ def apply_file(
 ) -> dict[str, list[str]]:
     """Applies the file, or changes nothing: after a failure what was in force before is put back.
 
-    At a daemon's ``start`` the table is written anew: its digest doesn't tell of rules that somebody changed.
+    At a daemon's ``start`` the table is written again: its digest doesn't tell of changed rules.
     """
     progress("read the configuration")
     prepared = Prepared.of(check_file(file), str(file))

@@ -116,7 +116,7 @@ def test_who_asks_nothing_is_hung_up_on(path: Path) -> None:
         connection.connect(str(path))
         connection.settimeout(10)
         start = time.monotonic()
-        assert protocol.ask(path, "echo") == {"request": "echo"}  # who is slow holds up nobody
+        assert protocol.ask(path, "echo") == {"request": "echo"}  # a slow caller holds up no other
         assert time.monotonic() - start < 1
         assert connection.recv(1) == b""
         assert 1.9 < time.monotonic() - start < 5
