@@ -272,9 +272,13 @@ def test_a_port_is_used_again(enforced: Gateway, family: int, end: str) -> None:
 @families
 def test_refused_ports_are_tried_again_from_the_same_port(enforced: Gateway, family: int) -> None:
     lab = enforced.lab
+    # One that no other connection has: all ports from 1024 on are given to clients that name none.
+    with contextlib.closing(lab.client.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)) as free:
+        free.bind((CLIENT[family], 0))
+        port = free.getsockname()[1]
     for _ in range(5):
         with pytest.raises(ConnectionRefusedError):
-            Session(lab.client, ORIGIN1[family], 9, CLIENT[family], source_port=21_000)
+            Session(lab.client, ORIGIN1[family], 9, CLIENT[family], source_port=port)
         agree(enforced)
     # Then somebody listens, within the ten seconds that conntrack remembers the refusals.
     with contextlib.closing(lab.origin1.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)) as server:
@@ -282,7 +286,7 @@ def test_refused_ports_are_tried_again_from_the_same_port(enforced: Gateway, fam
         server.listen()
         client = lab.client.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        client.bind((CLIENT[family], 21_000))
+        client.bind((CLIENT[family], port))
         client.settimeout(5)
         client.connect((ORIGIN1[family], 9))
         with client, server.accept()[0]:

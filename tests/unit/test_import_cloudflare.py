@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from enforcer.cli.import_ import command
+from enforcer.cli.app import entry
 from enforcer.config import Configuration, cloudflare, document, load
 from enforcer.config.cloudflare import Imported, convert
 from enforcer.config.cloudflare_yaml import render
@@ -69,7 +69,7 @@ def notes(*rules: Any) -> list[str]:
 def run(tmp_path: Path, content: Any, *options: str) -> Result:
     path = tmp_path / "rules.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    result = CliRunner().invoke(command, ["cloudflare", str(path), *options])
+    result = CliRunner().invoke(entry, ["import", "cloudflare", str(path), *options])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
@@ -83,7 +83,7 @@ def carried(*rules: Any) -> dict[str, Any]:
 
 
 def test_the_example_is_what_comes_of_it() -> None:
-    result = CliRunner().invoke(command, ["cloudflare", str(EXPORT)])
+    result = CliRunner().invoke(entry, ["import", "cloudflare", str(EXPORT)])
     assert result.exit_code == 1
     assert result.stdout == OUTPUT.read_text()
     said = result.stderr.splitlines()
@@ -164,10 +164,10 @@ def test_exit_codes(tmp_path: Path) -> None:
 
 def test_stdin() -> None:
     raw = json.dumps([rule(traffic="net.dst.port == 443")])
-    result = CliRunner().invoke(command, ["cloudflare", "-"], input=raw)
+    result = CliRunner().invoke(entry, ["import", "cloudflare", "-"], input=raw)
     assert result.exit_code == 0
     assert "traffic: 'net.dst.port == 443'" in result.stdout
-    result = CliRunner().invoke(command, ["cloudflare", "-"], input="{")
+    result = CliRunner().invoke(entry, ["import", "cloudflare", "-"], input="{")
     assert result.exit_code == 2
     assert result.stderr.startswith("stdin:1:2: is not JSON")
 
@@ -355,7 +355,7 @@ def test_files_without_rules(tmp_path: Path, content: bytes, said: str) -> None:
 
 def test_no_file(tmp_path: Path) -> None:
     for path, said in ((tmp_path / "none", "does not exist"), (tmp_path, "is not a file")):
-        result = CliRunner().invoke(command, ["cloudflare", str(path)])
+        result = CliRunner().invoke(entry, ["import", "cloudflare", str(path)])
         assert result.exit_code == 2 and said in result.stderr
 
 
