@@ -14,7 +14,7 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 from ruamel.yaml import YAML
 
-from enforcer.cli.app import entry
+from enforcer.cli import app
 from enforcer.config import load
 from enforcer.policy.decision import REASONS, decide_all
 from enforcer.policy.facts import Connection
@@ -67,7 +67,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(config: Path, file: Path, *options: str) -> Result:
-    result = CliRunner().invoke(entry, ["--config", str(config), "policy", "test", str(file), *options])
+    result = CliRunner().invoke(app.entry, ["--config", str(config), "policy", "test", str(file), *options])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
