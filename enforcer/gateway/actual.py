@@ -52,6 +52,11 @@ class Actual:
         return Forwarding(self.sysctls, self.was, self.forgotten, bridges, self.noted_as)
 
     def closed(self, ruleset: Ruleset) -> Ruleset:
-        """The table that drops what would be forwarded for others, which renamed inside links are not."""
+        """The table for the links that are there, which drops what would be forwarded for others.
+
+        Links that were renamed are not others.
+        """
         renamed = tuple(sorted(now for now, listed in self.renamed.items() if listed in ruleset.inside))
-        return self.forwarding.closed(replace(ruleset, renamed=renamed))
+        listed = (*ruleset.inside, *ruleset.outside)
+        indexes = {name: self.links[name].index for name in listed if name in self.links}
+        return self.forwarding.closed(replace(ruleset, renamed=renamed, indexes=indexes))

@@ -121,6 +121,26 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
     assert len(re.findall(r"snat ip6? .*map @source[46] fully-random\n", text)) == 2
 
 
+def test_links_that_are_there_are_compared_by_index_first(netns: str) -> None:
+    for pair in ("in0", "in1"), ("out0", "out1"):
+        run("ip link add {} type veth peer {}".format(*pair))
+    indexes = {name: socket.if_nametoindex(name) for name in ("in0", "in1", "out0")}
+    nft.apply(replace(ruleset(), indexes=indexes))
+    assert sorted(listed("set")["inside_index"]["elem"]) == ["in0", "in1"]
+    for chain, rules in (("guard", 1), ("translate", 2)):
+        lines = run(f"nft list chain inet enforcer {chain}").splitlines()
+        by_index = [number for number, line in enumerate(lines) if "iif @inside_index" in line]
+        assert len(by_index) == rules
+        for number in by_index:
+            as_named = (
+                lines[number].replace("iif @inside_index", "iifname @inside").replace("oif ", "oifname ")
+            )
+            assert lines[number + 1] == as_named
+    known, by_name = run("nft list chain inet enforcer forward").splitlines()[3:5]
+    assert known.endswith('iif @inside_index oif "out0" accept')
+    assert by_name.strip() == 'iifname @inside oifname "out0" goto leaving'
+
+
 def test_from_inside_to_interfaces_in_no_list(netns: str) -> None:
     """It ends the chain, whatever is forwarded for others."""
     nft.apply(replace(ruleset(), other=("wg0",), renamed=("lan2",)))
@@ -301,6 +321,7 @@ def test_digest() -> None:
         replace(one, dns="drop"),
         replace(one, other=("wg0",)),
         replace(one, renamed=("wg0",)),
+        replace(one, indexes={"in0": 2}),
     ]
     assert len({entry.digest() for entry in (one, *different)}) == 1 + len(different)
 

@@ -95,6 +95,12 @@ def interface(key: int, name: str, interfaces: Iterable[str]) -> list[Expression
     return [load("meta", key), compare(EQUAL, padded(names[0])) if len(names) == 1 else lookup(name)]
 
 
+def interface_index(key: int, name: str, indexes: Iterable[int]) -> list[Expression]:
+    """One of these, by index: a single one is compared, more are looked up in the set ``name``."""
+    values = sorted(set(indexes))
+    return [load("meta", key), compare(EQUAL, wire.host32(values[0])) if len(values) == 1 else lookup(name)]
+
+
 def no_interface(key: int, name: str) -> list[Expression]:
     """None of the set ``name``."""
     absent = expression(

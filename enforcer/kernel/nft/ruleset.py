@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Network
 from typing import Literal
 
 # Part of every digest: raised when chains or rules change, so that an upgrade rebuilds the table.
-LAYOUT = 7
+LAYOUT = 8
 
 DNS_QUEUE = 0xE935
 """Number of the NFQUEUE that holds DNS answers and of the NFLOG group that copies questions.
@@ -53,7 +53,8 @@ class Ruleset:
     What comes from inside goes to listed interfaces alone. So does IPv4 from those of ``opened4``, and with
     ``closed6`` IPv6 passes from and to listed ones alone, and from port to port of the bridges ``bridged6``.
     ``renamed`` are the present names of inside interfaces that were renamed: nothing of theirs is translated,
-    but the inside networks reach one another.
+    but the inside networks reach one another. ``indexes`` are those of the listed interfaces that are there,
+    by name: a rule that compares them comes before the same rule by name, which serves a link made again.
     """
 
     mark_mask: int
@@ -69,11 +70,16 @@ class Ruleset:
     opened4: tuple[str, ...] = ()
     closed6: bool = False
     bridged6: tuple[str, ...] = ()
+    indexes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def within(self) -> tuple[str, ...]:
         """The inside interfaces, those that were renamed too."""
         return (*self.inside, *self.renamed)
+
+    def indexes_of(self, interfaces: Iterable[str]) -> list[int]:
+        """The indexes of those of the interfaces that are there."""
+        return sorted(self.indexes[name] for name in set(interfaces) & self.indexes.keys())
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -103,5 +109,6 @@ class Ruleset:
             " ".join(sorted(set(self.opened4))),
             str(self.closed6),
             " ".join(sorted(set(self.bridged6))),
+            " ".join(f"{name}={index}" for name, index in sorted(self.indexes.items())),
         ]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
