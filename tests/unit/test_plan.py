@@ -214,7 +214,7 @@ def test_what_was_planned_holds(change: Change) -> None:
     after = apply(change.actual, change.operations, change.aim, change.tables)
     assert plan(change.aim, after, change.aim, change.tables) == []
     aim = change.aim
-    assert after.table == after.forwarding.closed(aim.ruleset()).digest()
+    assert after.table == after.closed(aim.ruleset()).digest()
     held = {interface.ip for _, interface in after.held}
     assert aim.shared6 in held
     if aim.outside[0] in after.links:
@@ -238,7 +238,7 @@ def test_the_table_comes_first(change: Change) -> None:
     if tables and tables[0]:
         # It is there already, with the slots that go.
         assert change.previous is not None
-        ruleset = change.actual.forwarding.closed(change.previous.ruleset())
+        ruleset = change.actual.closed(change.previous.ruleset())
         assert change.actual.table == ruleset.digest()
     if change.actual.table is None:
         assert isinstance(operations[0], InstallTable)
@@ -331,7 +331,7 @@ def test_a_plan_that_ends_anywhere_is_healed(change: Change, data: st.DataObject
     after = apply(actual, healing, aim, "healed")
     assert any(isinstance(operation, SwitchTables) for operation in healing)
     assert plan(aim, after, aim, "healed") == []
-    assert after.table == after.forwarding.closed(aim.ruleset()).digest()
+    assert after.table == after.closed(aim.ruleset()).digest()
     assert after.our_addresses <= {*aim.addresses(), *aim.shared_addresses()}
     assert after.our_ranges <= set(aim.ranges())
     assert {name for name, _ in after.hooks} <= {*aim.inside, *aim.outside}
@@ -413,7 +413,7 @@ def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
     elsewhere = after_a_rename(actual, "out0", "wan0")
     # From outside nothing is forwarded that was not before.
     assert [type(one) for one in plan(aim, elsewhere, aim, "x", restore=())] == [InstallTable]
-    elsewhere = replace(elsewhere, table=elsewhere.forwarding.closed(aim.ruleset()).digest())
+    elsewhere = replace(elsewhere, table=elsewhere.closed(aim.ruleset()).digest())
     assert plan(aim, elsewhere, aim, "x", restore=()) == []
     assert [type(one) for one in plan(aim, replace(elsewhere, renamed={}), aim, "x", restore=())] == [
         Detach,
