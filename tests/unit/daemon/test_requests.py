@@ -19,7 +19,7 @@ from enforcer.control import protocol
 from enforcer.control.protocol import Caller
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import Requests
-from enforcer.daemon.sessions import is_large
+from enforcer.daemon.session_manager import is_large
 from enforcer.errors import EnforcerError, UsageError
 
 Ask = Callable[[bytes], dict[str, Any]]

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from enforcer.control.worker import Work
-from enforcer.daemon import session_file, sessions
+from enforcer.daemon import session_file, session_manager
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.session_file import SessionFile
@@ -31,13 +31,13 @@ class Machine:
         self.said: list[str] = []
         self.file = directory / "sessions"
         self.ended = 0
-        self.enforced = SimpleNamespace(
+        self.runtime = SimpleNamespace(
             session_file=self.file,
-            attendance=SimpleNamespace(load=self._load, forget_file=self._forget, tell=lambda *_: None),
+            sessions=SimpleNamespace(load=self._load, forget_file=self._forget, tell=lambda *_: None),
         )
-        monkeypatch.setattr(sessions, "SMALL", 10)
+        monkeypatch.setattr(session_manager, "SMALL", 10)
         monkeypatch.setattr(session_file, "load_apart", self._load_apart)
-        self.watched = SessionFile(loop, self.jobs, cast(Any, self.enforced), self.said.append)
+        self.watched = SessionFile(loop, self.jobs, cast(Any, self.runtime), self.said.append)
         loop.task("expiry", lambda: None)
         loop.task("tick", lambda: 0.02, 0.0)
         self.result = directory / "result"
@@ -121,7 +121,7 @@ def test_a_large_file_waits_for_a_reload(machine: Machine) -> None:
 def test_a_file_that_a_reload_forgets_is_not_loaded_after_it(machine: Machine) -> None:
     machine.reload(machine.watched.take_up)
     machine.write(LARGE)
-    machine.enforced.session_file = None
+    machine.runtime.session_file = None
     machine.run()
     assert (machine.loads, machine.ended) == ([], 1)
 

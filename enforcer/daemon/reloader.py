@@ -16,9 +16,9 @@ from typing import Any
 from enforcer.control import worker
 from enforcer.control.protocol import Caller, report_of
 from enforcer.control.worker import Work
-from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.systemd import notify
 from enforcer.datapath.banks import is_crowded
 from enforcer.errors import EnforcerError, LostPinError
@@ -31,21 +31,21 @@ _RELOAD, _AGAIN, _HEAL = "reload", "again", "heal"
 _HEAL_AGAIN, _HEAL_SELDOM = 1.0, 60.0
 
 
-class Reloading:
+class Reloader:
     """``take_up`` is called when a process has changed the gateway, and again in a while if it fails."""
 
     def __init__(
         self,
         loop: Loop,
         jobs: Jobs,
-        enforced: Enforced,
+        runtime: Runtime,
         file: Path,
         *,
         say: Callable[[str], None],
         take_up: Callable[[], None],
     ):
         self._jobs = jobs
-        self._enforced = enforced
+        self._runtime = runtime
         self._file = file
         self._say = say
         self._take_up = take_up
@@ -98,7 +98,7 @@ class Reloading:
     def _begin(self, start: Callable[[], Work]) -> Work:
         with suppress(EnforcerError):
             # The process looks for pins and files; it says itself what it lacks.
-            self._enforced.restore()
+            self._runtime.restore()
         began = time.monotonic_ns() // 1000
         work = start()
         notify(f"RELOADING=1\nMONOTONIC_USEC={began}")
@@ -116,7 +116,7 @@ class Reloading:
         try:
             result = work.result()
         except EnforcerError as error:
-            self._half_done = self._enforced.half_done
+            self._half_done = self._runtime.half_done
             what = "what is in force is put back" if self._half_done else "what was in force stays"
             self._say(f"reload failed, {what}: {error}")
             self._loop.call("room", _PATIENCE)
@@ -150,13 +150,13 @@ class Reloading:
         if self.half_done:
             return _TICK
         try:
-            crowded = is_crowded(self._enforced.maps)
-        except LostPinError:  # the table's pin, which Keeping makes again
+            crowded = is_crowded(self._runtime.maps)
+        except LostPinError:  # the table's pin, which Reconciler makes again
             return _TICK
         if crowded:
             self._say("the policy tables have little room left: they are made anew")
             self.again()
-        elif not self._enforced.tables.fits:
+        elif not self._runtime.tables.fits:
             self._say("the policy tables are not those that the facts are about: they are made anew")
             self.again()
             return _PATIENCE  # if that did not help, neither would asking more often

@@ -45,7 +45,7 @@ def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> 
     )
 
 
-class Attendance:
+class SessionManager:
     """Who has a session: changed here, in the store and in the kernel's maps alike."""
 
     def __init__(self, store: Store, tables: InForce, maps: Maps, say: Callable[[str], None]):
