@@ -8,7 +8,7 @@ import pytest
 from enforcer.errors import KernelError, PrivilegeError, UsageError
 from enforcer.kernel import namespace, sysctl
 
-from .conftest import inside, new_namespace, run
+from ..conftest import inside, new_namespace, run
 
 MOUNTS = Path("/proc/self/ns/mnt")
 

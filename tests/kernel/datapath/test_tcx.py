@@ -15,8 +15,8 @@ from enforcer.errors import KernelError
 from enforcer.gateway import attach
 from enforcer.kernel import filters
 
-from .conftest import run
-from .test_filters import load
+from ..conftest import run
+from ..kernel.test_filters import load
 
 needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TCX (Linux 6.6)")
 DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")

@@ -11,7 +11,7 @@ from scapy.layers.l2 import ARP, Ether
 from enforcer.errors import KernelError
 from enforcer.kernel import announce, links
 
-from .conftest import Lab, inside, run
+from ..conftest import Lab, inside, run
 
 ETH_P_ALL = 3
 

@@ -17,8 +17,8 @@ from enforcer.datapath.programs import Pins
 from enforcer.errors import PrivilegeError
 from enforcer.gateway import attach
 
-from .conftest import run
-from .test_filters import load
+from ..conftest import run
+from ..kernel.test_filters import load
 
 needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TCX (Linux 6.6)")
 DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")

@@ -9,7 +9,7 @@ import pytest
 from enforcer.kernel import announce
 from enforcer.kernel.arrivals import Arrivals
 
-from .conftest import run
+from ..conftest import run
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from enforcer.kernel import addresses, arp
 
-from .conftest import Lab, inside, run
+from ..conftest import Lab, inside, run
 
 
 @pytest.mark.parametrize("value", range(9))

@@ -10,7 +10,7 @@ from enforcer.kernel import addresses, nft
 from enforcer.kernel.nft.ruleset import Ruleset
 from enforcer.kernel.watch import Watch
 
-from .conftest import new_namespace, run
+from ..conftest import new_namespace, run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from enforcer.address import pack
 from enforcer.kernel.routes import interfaces_to
 
-from .conftest import run
+from ..conftest import run
 
 
 def test_which_interface_leads_to_an_address(netns: str) -> None:
