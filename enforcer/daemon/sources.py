@@ -74,7 +74,7 @@ class Sources:
         self._open: dict[str, Source] = {}
         loop.task("sources", self._tick, _TICK)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """Opens, keeps and closes what the configuration in force wants. Raises what opening one raises."""
         enforced = self._enforced
         for name, maker in SOURCES.items():

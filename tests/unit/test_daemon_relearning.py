@@ -129,5 +129,5 @@ def test_what_is_in_force_says_whether_it_is_on(
     switched: list[tuple[object, bool]] = []
     monkeypatch.setattr(relearning.fast, "switch", lambda maps, *, on: switched.append((maps, on)))
     machine.wanted.fast_path = on
-    machine.relearning.take_up()
+    machine.relearning.activate()
     assert switched == [(machine.maps, on)]
