@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 
 from enforcer.control import worker
-from enforcer.control.protocol import Caller
-from enforcer.control.worker import Work
+from enforcer.control.protocol import ControlConnection
+from enforcer.control.worker import WorkerProcess
 from enforcer.daemon import reloader
 from enforcer.daemon.jobs import Jobs
 from enforcer.daemon.loop import Loop
@@ -51,14 +51,14 @@ class Machine:
         self.tables = SimpleNamespace(fits=True)
         self.runtime = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
         runtime = cast(Any, self.runtime)
-        self.reloader = Reloader(loop, self.jobs, runtime, Path("f"), say=said.append, take_up=self._take_up)
+        self.reloader = Reloader(loop, self.jobs, runtime, Path("f"), say=said.append, activate=self._take_up)
         loop.task("tick", lambda: 0.02, 0.0)
 
-    def _start(self, file: Path | None) -> Work:
+    def _start(self, file: Path | None) -> WorkerProcess:
         self.begun += 1
         self.files.append(file)
         self._file.write_text("" if self.lost else json.dumps(self.result))
-        return Work("json.tool", str(self._file))
+        return WorkerProcess("json.tool", str(self._file))
 
     def _take_up(self) -> None:
         if self.failures:
@@ -68,7 +68,7 @@ class Machine:
 
     def ask(self) -> Waiting:
         waiting = Waiting()
-        self.reloader.ask(cast(Caller, waiting))
+        self.reloader.ask(cast(ControlConnection, waiting))
         return waiting
 
     def run(self, seconds: float = 20, going: Callable[[], bool] | None = None) -> None:
