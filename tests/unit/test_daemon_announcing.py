@@ -14,8 +14,8 @@ import pytest
 from test_daemon_relearning import Events
 
 from enforcer.address import words
-from enforcer.daemon import announcing
-from enforcer.daemon.announcing import Announcing
+from enforcer.daemon import announcer
+from enforcer.daemon.announcer import Announcer
 from enforcer.daemon.loop import Loop
 from enforcer.errors import KernelError
 from enforcer.kernel.announce import Address
@@ -52,8 +52,8 @@ class Machine:
         ]
         self.wanted = SimpleNamespace(ours=ours, outside=("out0", "out1"))
         maps = SimpleNamespace(flows=SimpleNamespace(chunks=lambda: [(None, self.flows)]))
-        enforced = cast(Any, SimpleNamespace(maps=maps, wanted=self.wanted))
-        self.announcing = Announcing(loop, cast(Any, arrivals), enforced)
+        runtime = cast(Any, SimpleNamespace(maps=maps, wanted=self.wanted))
+        self.announcer = Announcer(loop, cast(Any, arrivals), runtime)
 
     def announce(self, interface: str, addresses: list[Address]) -> int:
         if interface not in self.arrivals.up:
@@ -80,14 +80,14 @@ def flows(*rows: tuple[int, str]) -> np.ndarray:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    monkeypatch.setattr(announcing, "_REPEATED_AFTER", (0.2, 0.2))
-    monkeypatch.setattr(announcing, "_OFTEN", 0.02)
-    monkeypatch.setattr(announcing, "_REST", 0)
+    monkeypatch.setattr(announcer, "_REPEATED_AFTER", (0.2, 0.2))
+    monkeypatch.setattr(announcer, "_OFTEN", 0.02)
+    monkeypatch.setattr(announcer, "_REST", 0)
     with closing(Arrivals()) as arrivals, closing(Loop(print)) as loop:
         machine = Machine(loop, arrivals)
-        monkeypatch.setattr(announcing.announce, "announce", machine.announce)
-        monkeypatch.setattr(announcing.announce, "settled", lambda name: HELD if name == "out0" else [])
-        machine.announcing.take_up()
+        monkeypatch.setattr(announcer.announce, "announce", machine.announce)
+        monkeypatch.setattr(announcer.announce, "settled", lambda name: HELD if name == "out0" else [])
+        machine.announcer.activate()
         yield machine
 
 
@@ -128,11 +128,11 @@ def test_each_source_that_is_on_link_once(machine: Machine) -> None:
 
 
 def test_after_the_window_sweeps_show_the_flows(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announcing, "_WINDOW", 0.0)
+    monkeypatch.setattr(announcer, "_WINDOW", 0.0)
     machine.run(0.6)
     machine.flows = flows((ON_LINK, "2001:db8:9::2"))
     assert machine.run(0.2) == []
-    machine.announcing.note(machine.flows, machine.flows)
+    machine.announcer.note(machine.flows, machine.flows)
     assert sources(machine, 0.2) == ["2001:db8:9::2"]
 
 
@@ -140,17 +140,17 @@ def test_a_range_that_is_new_is_another_gateways(machine: Machine) -> None:
     machine.run(0.6)
     machine.flows = flows((ON_LINK, "2001:db8:9::2"), (ROUTED, "2001:db8:1::2"))
     assert sources(machine, 0.2) == ["2001:db8:9::2"]
-    machine.announcing.take_up()
+    machine.announcer.activate()
     assert machine.run(0.2) == []
     machine.wanted.ours[1].on_link = True
-    machine.announcing.take_up()
+    machine.announcer.activate()
     assert sorted(sources(machine, 0.2)) == ["2001:db8:1::2", "2001:db8:9::2"]
 
 
 def test_a_source_without_flows_is_news_when_it_is_back(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcing, "_FORGET_AFTER", 0.2)
+    monkeypatch.setattr(announcer, "_FORGET_AFTER", 0.2)
     machine.run(0.6)
     machine.flows = there = flows((ON_LINK, "2001:db8:9::2"))
     assert sources(machine, 0.5) == ["2001:db8:9::2"]
@@ -162,8 +162,8 @@ def test_a_source_without_flows_is_news_when_it_is_back(
 
 def test_many_are_announced_at_a_pace(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more are remembered than there is room for; the rest has its turn with a later look."""
-    monkeypatch.setattr(announcing, "_AT_ONCE", 4)
-    monkeypatch.setattr(announcing, "_MOST", 8)
+    monkeypatch.setattr(announcer, "_AT_ONCE", 4)
+    monkeypatch.setattr(announcer, "_MOST", 8)
     machine.run(0.6)
     machine.flows = flows(*((ON_LINK, f"2001:db8:9::{number:x}") for number in range(1, 21)))
     assert len(sources(machine, 0.04)) in (4, 8)

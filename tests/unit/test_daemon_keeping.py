@@ -1,4 +1,4 @@
-"""Keeping: what the kernel says is followed, after a reload and after an error too."""
+"""Reconciler: what the kernel says is followed, after a reload and after an error too."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from plain import PLAIN
 
-from enforcer.daemon import keeping
-from enforcer.daemon.keeping import Keeping, LastSeen
+from enforcer.daemon import reconciler
+from enforcer.daemon.flow_sweeper import FlowSweeper
 from enforcer.daemon.loop import Loop
-from enforcer.daemon.sweeping import Sweeping
+from enforcer.daemon.reconciler import LastSeen, Reconciler
 from enforcer.errors import KernelError
 from enforcer.gateway import availability
 from enforcer.gateway.availability import There
@@ -49,7 +49,7 @@ class Events:
         self.theirs.close()
 
 
-class Machine(Keeping):
+class Machine(Reconciler):
     """``done`` has what was done; ``failures`` is how often putting back fails yet."""
 
     def __init__(self, loop: Loop, events: Events) -> None:
@@ -128,9 +128,9 @@ def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(availability, "refresh", refresh)
     monkeypatch.setattr(availability, "write_timeouts", lambda _: np.zeros(0))
-    monkeypatch.setattr(keeping, "_TICK", 0.05)
+    monkeypatch.setattr(reconciler, "_TICK", 0.05)
     with closing(Loop(print)) as loop:
-        machine = Keeping(
+        machine = Reconciler(
             loop,
             cast(Any, events),
             cast(Any, SimpleNamespace(maps=None, wanted=PLAIN)),
@@ -158,12 +158,12 @@ def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> N
     reloading = True
     swept: list[bool] = []
 
-    class Swept(Sweeping):
+    class Swept(FlowSweeper):
         def _reap(self) -> None:
             swept.append(reloading)
 
     with closing(Loop(print)) as loop:
-        sweeping = Swept(loop, cast(Any, None), lambda: reloading, cast(Any, None), print)
+        sweeper = Swept(loop, cast(Any, None), lambda: reloading, cast(Any, None), print)
         for _ in range(2):
             loop.call("sweep")
             reloading = True
@@ -171,7 +171,7 @@ def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> N
             loop.task("tick", lambda: 0.01, 0.0)
             loop.run(lambda turns=turns: next(turns))
             reloading = False
-            sweeping.catch_up()
+            sweeper.catch_up()
             turns = iter([True, False])
             loop.run(lambda turns=turns: next(turns))
         assert swept == [False, False]
@@ -251,16 +251,16 @@ def test_what_is_said_of_a_renamed_link(monkeypatch: pytest.MonkeyPatch) -> None
     there = (availability.There({}, (True, True), look) for look in looks)
     monkeypatch.setattr(availability, "refresh", lambda *_: next(there))
     monkeypatch.setattr(availability, "write_timeouts", lambda _: None)
-    enforced = SimpleNamespace(maps=None, wanted=PLAIN)
+    runtime = SimpleNamespace(maps=None, wanted=PLAIN)
     with closing(Loop(print)) as loop, closing(Events()) as events:
-        keeping = Keeping(
-            *(loop, cast(Any, events), cast(Any, enforced), lambda: False),
+        made = Reconciler(
+            *(loop, cast(Any, events), cast(Any, runtime), lambda: False),
             say=said.append,
             again=lambda: None,
             known=START,
         )
         for _ in range(10):
-            keeping.refresh()
+            made.refresh()
     now = "out0 is called wan0 now"
     assert [line.partition(":")[0] for line in said] == [
         *(now, "out0 is called wan1 now", now, now, now, "out0 has its name back"),

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from enforcer.daemon import relearning
+from enforcer.daemon import fast_path_invalidator
+from enforcer.daemon.fast_path_invalidator import FastPathInvalidator
 from enforcer.daemon.loop import Loop
-from enforcer.daemon.relearning import Relearning
 from enforcer.errors import KernelError
 
 
@@ -49,8 +49,8 @@ class Machine:
         self.failures = 0
         self.maps = object()
         self.wanted = SimpleNamespace(fast_path=True)
-        enforced = cast(Any, SimpleNamespace(maps=self.maps, wanted=self.wanted))
-        self.relearning = Relearning(loop, cast(Any, events), enforced)
+        runtime = cast(Any, SimpleNamespace(maps=self.maps, wanted=self.wanted))
+        self.invalidator = FastPathInvalidator(loop, cast(Any, events), runtime)
 
     def relearn(self, maps: object) -> None:
         assert maps is self.maps
@@ -69,7 +69,7 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     with closing(Events()) as events, closing(Loop(print)) as loop:
         made = Machine(loop, events)
-        monkeypatch.setattr(relearning.fast, "relearn", made.relearn)
+        monkeypatch.setattr(fast_path_invalidator.fast, "relearn", made.relearn)
         yield made
 
 
@@ -92,7 +92,7 @@ def test_events_without_end(machine: Machine) -> None:
     machine.run(1.05)
     assert 2 <= len(machine.done) <= 11
     pauses = [after - before for before, after in zip(machine.done, machine.done[1:], strict=False)]
-    assert min(pauses) >= relearning._REST
+    assert min(pauses) >= fast_path_invalidator._REST
 
 
 def test_the_last_event_is_heeded_too(machine: Machine) -> None:
@@ -127,7 +127,7 @@ def test_what_is_in_force_says_whether_it_is_on(
 ) -> None:
     """A process that was killed while it changed the gateway may have left it off."""
     switched: list[tuple[object, bool]] = []
-    monkeypatch.setattr(relearning.fast, "switch", lambda maps, *, on: switched.append((maps, on)))
+    monkeypatch.setattr(fast_path_invalidator.fast, "switch", lambda maps, *, on: switched.append((maps, on)))
     machine.wanted.fast_path = on
-    machine.relearning.take_up()
+    machine.invalidator.activate()
     assert switched == [(machine.maps, on)]

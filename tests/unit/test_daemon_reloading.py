@@ -13,12 +13,12 @@ from typing import Any, cast
 import pytest
 
 from enforcer.control import worker
-from enforcer.control.protocol import Caller
-from enforcer.control.worker import Work
-from enforcer.daemon import reloading
+from enforcer.control.protocol import ControlConnection
+from enforcer.control.worker import WorkerProcess
+from enforcer.daemon import reloader
 from enforcer.daemon.jobs import Jobs
 from enforcer.daemon.loop import Loop
-from enforcer.daemon.reloading import Reloading
+from enforcer.daemon.reloader import Reloader
 from enforcer.errors import KernelError
 
 
@@ -47,20 +47,18 @@ class Machine:
         self._file = directory / "result"
         monkeypatch.setattr(worker, "start", self._start)
         monkeypatch.setattr(worker, "start_again", lambda: self._start(None))
-        monkeypatch.setattr(reloading, "is_crowded", lambda _: self.crowded)
+        monkeypatch.setattr(reloader, "is_crowded", lambda _: self.crowded)
         self.tables = SimpleNamespace(fits=True)
-        self.enforced = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
-        enforced = cast(Any, self.enforced)
-        self.reloading = Reloading(
-            loop, self.jobs, enforced, Path("f"), say=said.append, take_up=self._take_up
-        )
+        self.runtime = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
+        runtime = cast(Any, self.runtime)
+        self.reloader = Reloader(loop, self.jobs, runtime, Path("f"), say=said.append, activate=self._take_up)
         loop.task("tick", lambda: 0.02, 0.0)
 
-    def _start(self, file: Path | None) -> Work:
+    def _start(self, file: Path | None) -> WorkerProcess:
         self.begun += 1
         self.files.append(file)
         self._file.write_text("" if self.lost else json.dumps(self.result))
-        return Work("json.tool", str(self._file))
+        return WorkerProcess("json.tool", str(self._file))
 
     def _take_up(self) -> None:
         if self.failures:
@@ -70,7 +68,7 @@ class Machine:
 
     def ask(self) -> Waiting:
         waiting = Waiting()
-        self.reloading.ask(cast(Caller, waiting))
+        self.reloader.ask(cast(ControlConnection, waiting))
         return waiting
 
     def run(self, seconds: float = 20, going: Callable[[], bool] | None = None) -> None:
@@ -141,7 +139,7 @@ def test_tables_that_the_facts_are_not_about_are_made_anew_once(machine: Machine
 def test_who_asks_for_the_file_does_not_get_what_was_in_force(machine: Machine) -> None:
     machine.ask()
     machine.run(going=lambda: not machine.jobs.runs("reload"))
-    machine.reloading.again()
+    machine.reloader.again()
     waiting = machine.ask()
     machine.run()
     assert machine.files == [Path("f"), None, Path("f")]
@@ -149,7 +147,7 @@ def test_who_asks_for_the_file_does_not_get_what_was_in_force(machine: Machine) 
 
 
 def test_what_was_lost_half_way_is_healed_before_anything_else(machine: Machine) -> None:
-    machine.enforced.half_done = True
+    machine.runtime.half_done = True
     machine.result = {}
     machine.lost = True
     first = machine.ask()
@@ -158,32 +156,32 @@ def test_what_was_lost_half_way_is_healed_before_anything_else(machine: Machine)
     machine.run(going=lambda: not first.answers)
     assert "exit code" in first.answers[0]["error"]
     assert "half done" in first.answers[0]["hint"]
-    assert machine.reloading.half_done
+    assert machine.reloader.half_done
     assert machine.taken == 0
-    machine.lost, machine.enforced.half_done = False, False
+    machine.lost, machine.runtime.half_done = False, False
     machine.result = {"operations": ["put back: it"], "warnings": []}
     machine.run()
     assert machine.files == [Path("f"), None, Path("f")]
     assert machine.taken == 2
     assert second.answers == [machine.result]
-    assert not machine.reloading.half_done
+    assert not machine.reloader.half_done
 
 
 def test_healing_is_tried_again_and_not_all_the_time(machine: Machine) -> None:
-    machine.enforced.half_done = True
+    machine.runtime.half_done = True
     machine.result = {"error": "no room", "hint": None, "exit_code": 1}
     machine.ask()
     machine.run(2.5, lambda: True)
     assert machine.files == [Path("f"), None, None]
-    assert machine.reloading.half_done
-    machine.enforced.half_done = False
+    assert machine.reloader.half_done
+    machine.runtime.half_done = False
     machine.result = {"operations": [], "warnings": []}
-    machine.run(20, lambda: machine.reloading.half_done)
+    machine.run(20, lambda: machine.reloader.half_done)
     assert machine.taken == 1
 
 
 def test_the_end_comes_after_healing(machine: Machine) -> None:
-    machine.enforced.half_done = True
+    machine.runtime.half_done = True
     machine.lost = True
     machine.ask()
     machine.run(going=lambda: not machine.jobs.runs("reload"))

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from enforcer.control import protocol
-from enforcer.control.protocol import Caller
+from enforcer.control.protocol import ControlConnection
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import Requests
-from enforcer.daemon.sessions import is_large
+from enforcer.daemon.session_manager import is_large
 from enforcer.errors import EnforcerError, UsageError
 
 Ask = Callable[[bytes], dict[str, Any]]
 
 
-def wrong(request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+def wrong(request: Mapping[str, Any], caller: ControlConnection) -> dict[str, Any]:
     raise KeyError("unexpected")
 
 

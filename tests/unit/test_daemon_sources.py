@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from enforcer.daemon import sources
+from enforcer.daemon import feeds
+from enforcer.daemon.feeds import Feeds
 from enforcer.daemon.loop import Loop
-from enforcer.daemon.sources import Sources
 
 
 class Something:
@@ -55,12 +55,12 @@ def loop() -> Iterator[Loop]:
 
 def test_drained_once_and_due_when_it_says_so(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Something()
-    monkeypatch.setattr(sources, "SOURCES", {"one": lambda *_: lambda: one})
-    enforced: Any = SimpleNamespace(store=None, tables=None, config={})
-    with closing(Sources(loop, enforced, lambda _: None)) as opened:
-        opened.take_up()
+    monkeypatch.setattr(feeds, "FEEDS", {"one": lambda *_: lambda: one})
+    runtime: Any = SimpleNamespace(store=None, tables=None, config={})
+    with closing(Feeds(loop, runtime, lambda _: None)) as opened:
+        opened.activate()
         assert one.calls == ["drain"]  # what it raises is said, and ends nothing
-        opened.take_up()
+        opened.activate()
         assert one.calls == ["drain", "use", "drain"]
         one.due = [0.0, 5.0]
         assert opened._tick() == 0.0
@@ -71,10 +71,10 @@ def test_drained_once_and_due_when_it_says_so(loop: Loop, monkeypatch: pytest.Mo
 def test_it_comes_again_for_what_is_not_readable(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Something()
     one.again = [0.0, 0.01, None]
-    monkeypatch.setattr(sources, "SOURCES", {"one": lambda *_: lambda: one})
-    enforced: Any = SimpleNamespace(store=None, tables=None, config={})
-    with closing(Sources(loop, enforced, lambda _: None)) as opened:
-        opened.take_up()
+    monkeypatch.setattr(feeds, "FEEDS", {"one": lambda *_: lambda: one})
+    runtime: Any = SimpleNamespace(store=None, tables=None, config={})
+    with closing(Feeds(loop, runtime, lambda _: None)) as opened:
+        opened.activate()
         deadline = time.monotonic() + 10
         loop.run(lambda: bool(one.again) and time.monotonic() < deadline)
         assert one.calls.count("drain") == 3

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enforcer.daemon.tracked import MANY, MOST_ZONES, Tracked
+from enforcer.daemon.conntrack_zones import MANY, MOST_ZONES, ConntrackZones
 from enforcer.kernel import conntrack
 
 KEY = np.dtype(
@@ -54,8 +54,8 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def tracked(said: list[str]) -> Tracked:
-    return Tracked(said.append)
+def tracked(said: list[str]) -> ConntrackZones:
+    return ConntrackZones(said.append)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> Kernel:
@@ -64,13 +64,15 @@ def use(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> Kernel:
     return kernel
 
 
-def gone(tracked: Tracked, unanswered: Iterable[int], idle: Iterable[int], flows: int = 1000) -> set[int]:
+def gone(
+    tracked: ConntrackZones, unanswered: Iterable[int], idle: Iterable[int], flows: int = 1000
+) -> set[int]:
     found = tracked.gone(keys(unanswered), keys(idle), flows)
     return {int(port) for port in found["client_port"].byteswap()}
 
 
 def test_what_is_in_no_zone_and_what_is_nowhere(
-    tracked: Tracked, said: list[str], monkeypatch: pytest.MonkeyPatch
+    tracked: ConntrackZones, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = use(monkeypatch, Kernel({0: {1, 2, 3}}, used=5000))
     assert gone(tracked, [1], [2, 3]) == set()
@@ -80,7 +82,7 @@ def test_what_is_in_no_zone_and_what_is_nowhere(
     assert said == tracked.warnings == []
 
 
-def test_other_zones_are_found(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_zones_are_found(tracked: ConntrackZones, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = use(monkeypatch, Kernel({0: {1}, 7: {2, 4}, 9: {3}}))
     assert gone(tracked, [4], [1, 2, 3, 5]) == {5}
     sampled = kernel.sampled
@@ -89,7 +91,7 @@ def test_other_zones_are_found(tracked: Tracked, monkeypatch: pytest.MonkeyPatch
 
 
 def test_most_of_a_sample_is_missing(
-    tracked: Tracked, said: list[str], monkeypatch: pytest.MonkeyPatch
+    tracked: ConntrackZones, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = range(100, 100 + MANY)
     kernel = use(monkeypatch, Kernel({0: {1, 2}}, used=1000))
@@ -106,7 +108,7 @@ def test_most_of_a_sample_is_missing(
 
 
 def test_they_are_gone_if_conntrack_has_few_entries(
-    tracked: Tracked, said: list[str], monkeypatch: pytest.MonkeyPatch
+    tracked: ConntrackZones, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`conntrack -F`, or a table that was full."""
     use(monkeypatch, Kernel({}, used=500))
@@ -116,7 +118,7 @@ def test_they_are_gone_if_conntrack_has_few_entries(
 
 
 def test_unanswered_ones_alone_say_nothing(
-    tracked: Tracked, said: list[str], monkeypatch: pytest.MonkeyPatch
+    tracked: ConntrackZones, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another firewall drops them."""
     use(monkeypatch, Kernel({0: {1}}, used=5000))
@@ -126,7 +128,7 @@ def test_unanswered_ones_alone_say_nothing(
 
 
 def test_more_zones_than_are_looked_in(
-    tracked: Tracked, said: list[str], monkeypatch: pytest.MonkeyPatch
+    tracked: ConntrackZones, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = use(monkeypatch, Kernel({zone: {zone} for zone in range(1, MOST_ZONES + 2)}))
     assert gone(tracked, [], range(1, MOST_ZONES + 2)) == set()

@@ -21,7 +21,7 @@ MOST_ZONES = 16
 MANY = 16
 
 
-class Tracked:
+class ConntrackZones:
     """``say`` hears when conntrack is no longer believed, and when it is again."""
 
     def __init__(self, say: Callable[[str], None]):

@@ -16,7 +16,7 @@ WHAT_HAPPENS = {
 _ROOM = 0.8
 
 
-class Filling:
+class FillMonitor:
     """``say`` hears of each change once."""
 
     def __init__(self, say: Callable[[str], None]):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from enforcer.daemon.sessions import Attendance
+from enforcer.daemon.session_manager import SessionManager
 from enforcer.datapath import pins as places
 from enforcer.datapath.held import Held, HeldPins
 from enforcer.datapath.maps import Maps
@@ -25,14 +25,14 @@ _PATIENCE = 60.0
 _LOCK_PATIENCE = 0.2
 
 
-class Enforced:
+class Runtime:
     """The gateway's state, its maps and its facts. Raises EnforcerError; closed with :meth:`close`."""
 
     gateway: Gateway
     wanted: Desired
     maps: Maps
     tables: InForce
-    attendance: Attendance
+    sessions: SessionManager
     pins: HeldPins
     _recorded: tuple[int, ...]
 
@@ -70,7 +70,7 @@ class Enforced:
         state = State.load(self.instance.state_file)
         return state is not None and state.half_done is not None
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """What another process has put in force. After an error all is as before, for another try."""
         gateway, wanted, maps = self._found()
         if self.maps.sessions.info.id != maps.sessions.info.id or self.store.undone:
@@ -162,7 +162,7 @@ class Enforced:
         self._recorded = _identity(self.instance.state_file)
         self.gateway, self.wanted, self.maps = gateway, wanted, maps
         self.tables = InForce(maps, self.store)
-        self.attendance = Attendance(self.store, self.tables, maps, self._say)
+        self.sessions = SessionManager(self.store, self.tables, maps, self._say)
 
 
 def _identity(file: Path) -> tuple[int, ...]:

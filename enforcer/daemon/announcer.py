@@ -15,8 +15,8 @@ from ipaddress import IPv6Address
 import numpy as np
 
 from enforcer.constants import MAPPED
-from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.runtime import Runtime
 from enforcer.errors import EnforcerError
 from enforcer.kernel import announce
 from enforcer.kernel.addresses import LOOPBACK
@@ -39,13 +39,13 @@ _FORGET_AFTER = 600.0
 _MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 
 
-class Announcing:
+class Announcer:
     """``arrivals`` tells of interfaces; :meth:`note` is to be given flows, by sweeps for one."""
 
-    def __init__(self, loop: Loop, arrivals: Arrivals, enforced: Enforced):
+    def __init__(self, loop: Loop, arrivals: Arrivals, runtime: Runtime):
         self._loop = loop
         self._arrivals = arrivals
-        self._enforced = enforced
+        self._runtime = runtime
         self._arrived = set(arrivals.up)
         self._repeats = list(_REPEATED_AFTER)
         self._until = 0.0
@@ -58,9 +58,9 @@ class Announcing:
         loop.task("announce sources", self._announce_sources)
         loop.task("look for sources", self._look)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """What is in force: to the neighbours, a range that is on-link since now is another gateway's."""
-        slots = {egress.slot: egress.ipv6 for egress in self._enforced.wanted.ours if egress.on_link}
+        slots = {egress.slot: egress.ipv6 for egress in self._runtime.wanted.ours if egress.on_link}
         if slots != self._slots:
             self._slots = dict(slots)
             self._begin_again()
@@ -82,7 +82,7 @@ class Announcing:
             self._loop.call("announce sources")
 
     def _on_events(self) -> None:
-        arrived = self._arrivals.drain().intersection(self._enforced.wanted.outside)
+        arrived = self._arrivals.drain().intersection(self._runtime.wanted.outside)
         if arrived:
             self._arrived |= arrived
             self._repeats = list(_REPEATED_AFTER)
@@ -90,7 +90,7 @@ class Announcing:
 
     def _announce(self) -> float | None:
         """What the interfaces that have arrived hold, and all that is on-link, some times."""
-        wanted = self._enforced.wanted
+        wanted = self._runtime.wanted
         apart = [address for address in announce.settled(LOOPBACK) if address == wanted.shared6]
         for name in self._arrived.intersection(wanted.outside):
             self._tell(name, announce.settled(name) + apart)
@@ -109,7 +109,7 @@ class Announcing:
         began = time.monotonic()
         if not self._slots or began > self._until:
             return None
-        for keys, flows in self._enforced.maps.flows.chunks():
+        for keys, flows in self._runtime.maps.flows.chunks():
             self.note(keys, flows)
         return max(_OFTEN, _REST * (time.monotonic() - began))
 
@@ -118,7 +118,7 @@ class Announcing:
         some = [source for source, _ in zip(self._queue, range(_AT_ONCE), strict=False)]
         for source in some:
             del self._queue[source]
-        for name in self._arrivals.up.intersection(self._enforced.wanted.outside):
+        for name in self._arrivals.up.intersection(self._runtime.wanted.outside):
             self._tell(name, [IPv6Address(source) for source in some])
         if self._queue:
             return _PAUSE

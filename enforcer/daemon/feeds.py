@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.runtime import Runtime
 from enforcer.facts.inforce import InForce
 from enforcer.facts.store import Store
 
 _TICK = 1.0
 
 
-class Source(Protocol):
+class Feed(Protocol):
     """Something that is readable now and then, with a tick at least once a second.
 
     What is wanted of a configuration is kept over a reload (``use``); what is no more is closed.
@@ -40,50 +40,50 @@ class Source(Protocol):
 
 
 class Maker(Protocol):
-    """Makes a source if what is enforced asks for it, else None."""
+    """Makes a feed if what is enforced asks for it, else None."""
 
-    def __call__(self, enforced: Enforced, say: Callable[[str], None]) -> Callable[[], Source] | None:
-        """What opens the source."""
+    def __call__(self, runtime: Runtime, say: Callable[[str], None]) -> Callable[[], Feed] | None:
+        """What opens the feed."""
 
 
-def _names(enforced: Enforced, say: Callable[[str], None]) -> Callable[[], Source] | None:
+def _names(runtime: Runtime, say: Callable[[str], None]) -> Callable[[], Feed] | None:
     """What learns names from DNS answers, if a policy asks for names."""
-    if not enforced.wanted.dns:
+    if not runtime.wanted.dns:
         return None
     # The library of DNS is for those who need it.
     from enforcer.dns.alive import Alive, destinations
     from enforcer.dns.learner import Learner
 
     def alive() -> Alive:
-        return destinations(enforced.maps.flows)
+        return destinations(runtime.maps.flows)
 
-    return lambda: Learner(enforced.store, enforced.tables, enforced.config, say=say, alive=alive)
-
-
-SOURCES: dict[str, Maker] = {"names": _names}
-"""Makers by name. A maker gives what opens the source, which is called only if it isn't open."""
+    return lambda: Learner(runtime.store, runtime.tables, runtime.config, say=say, alive=alive)
 
 
-class Sources:
+FEEDS: dict[str, Maker] = {"names": _names}
+"""Makers by name. A maker gives what opens the feed, which is called only if it isn't open."""
+
+
+class Feeds:
     """Those that are open."""
 
-    def __init__(self, loop: Loop, enforced: Enforced, say: Callable[[str], None]):
+    def __init__(self, loop: Loop, runtime: Runtime, say: Callable[[str], None]):
         self._loop = loop
-        self._enforced = enforced
+        self._runtime = runtime
         self._say = say
-        self._open: dict[str, Source] = {}
-        loop.task("sources", self._tick, _TICK)
+        self._open: dict[str, Feed] = {}
+        loop.task("feeds", self._tick, _TICK)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """Opens, keeps and closes what the configuration in force wants. Raises what opening one raises."""
-        enforced = self._enforced
-        for name, maker in SOURCES.items():
-            opener = maker(enforced, self._say)
+        runtime = self._runtime
+        for name, maker in FEEDS.items():
+            opener = maker(runtime, self._say)
             if opener is None:
                 self._close(name)
                 continue
             if name in self._open:
-                self._open[name].use(enforced.store, enforced.tables, enforced.config)
+                self._open[name].use(runtime.store, runtime.tables, runtime.config)
             else:
                 self._open[name] = opener()
                 self._loop.task(f"drain {name}", partial(self._drain, name))
@@ -92,7 +92,7 @@ class Sources:
             self._loop.guard(partial(self._drain, name))
 
     def report(self, name: str) -> dict[str, Any]:
-        """What a source has to tell; nothing if it isn't open."""
+        """What a feed has to tell; nothing if it isn't open."""
         return self._open[name].report() if name in self._open else {}
 
     def close(self) -> None:
@@ -102,9 +102,9 @@ class Sources:
 
     def _close(self, name: str) -> None:
         if name in self._open:
-            source = self._open.pop(name)
-            self._loop.unwatch(source)
-            source.close()
+            feed = self._open.pop(name)
+            self._loop.unwatch(feed)
+            feed.close()
 
     def _drain(self, name: str) -> None:
         after = self._open[name].drain() if name in self._open else None
@@ -113,6 +113,6 @@ class Sources:
 
     def _tick(self) -> float:
         due = [_TICK]
-        for source in self._open.values():
-            self._loop.guard(lambda source=source: due.append(source.tick()))  # type: ignore[misc]
+        for feed in self._open.values():
+            self._loop.guard(lambda feed=feed: due.append(feed.tick()))  # type: ignore[misc]
         return min(due)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from enforcer.daemon.enforced import Enforced
-from enforcer.daemon.filling import Filling
+from enforcer.daemon.conntrack_zones import ConntrackZones
+from enforcer.daemon.fill_monitor import FillMonitor
 from enforcer.daemon.loop import Loop
-from enforcer.daemon.tracked import Tracked
+from enforcer.daemon.runtime import Runtime
 from enforcer.datapath import sweep
 from enforcer.datapath.programs import Pins
 from enforcer.datapath.recount import Recount
@@ -29,7 +29,7 @@ _TELL = 20_000
 _STATES = {sweep.ESTABLISHED: "ESTABLISHED", sweep.CLOSE: "CLOSE"}
 
 
-class Sweeping:
+class FlowSweeper:
     """``timeouts`` gives conntrack's timeouts; while ``reloading`` nothing is swept.
 
     ``look`` is given the keys and values of all flows that a sweep reads.
@@ -38,14 +38,14 @@ class Sweeping:
     def __init__(
         self,
         loop: Loop,
-        enforced: Enforced,
+        runtime: Runtime,
         reloading: Callable[[], bool],
         timeouts: Callable[[], np.ndarray],
         say: Callable[[str], None],
         *,
         look: Callable[[np.ndarray, np.ndarray], None] = lambda keys, flows: None,
     ):
-        self._enforced = enforced
+        self._runtime = runtime
         self._reloading = reloading
         self._timeouts = timeouts
         self._say = say
@@ -53,15 +53,15 @@ class Sweeping:
         self._asked_since = 0.0
         self._put_off = False
         self._recount = Recount()
-        self._filling = Filling(say)
-        self._tracked = Tracked(say)
+        self._fill = FillMonitor(say)
+        self._conntrack = ConntrackZones(say)
         self._loop = loop
         loop.task("sweep", self._sweep, _AT_LEAST)
 
     @property
     def warnings(self) -> list[str]:
         """What an administrator should know of conntrack and our flows."""
-        return self._tracked.warnings
+        return self._conntrack.warnings
 
     def catch_up(self) -> None:
         """A sweep that a reload put off comes before the next reload."""
@@ -80,7 +80,7 @@ class Sweeping:
         """Reaps idle flows, and those that conntrack doesn't have: never had (dropped behind us, no port
         free) or no more (deleted by somebody, or when its table was full).
         """
-        maps, pins = self._enforced.maps, self._enforced.pins
+        maps, pins = self._runtime.maps, self._runtime.pins
         began = time.monotonic()
         self._recount.begin(maps)
         found = sweep.sweep(maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE, look=self._look_at)
@@ -88,11 +88,11 @@ class Sweeping:
         if corrected:
             self._say(f"corrected {corrected} counters that had drifted from the flows they count")
         unanswered = sweep.some(found.unanswered, _ASK_UNANSWERED)
-        sweep.reap(pins, self._tracked.gone(unanswered, found.idle, found.flows), unknown=True)
+        sweep.reap(pins, self._conntrack.gone(unanswered, found.idle, found.flows), unknown=True)
         # They would hold their ports for hours. One that has spoken just now is still there.
         over = [key for key in found.outlived if maps.flows.get(key) is None]
         if over:
-            self._tracked.forget(over)
+            self._conntrack.forget(over)
         if len(found.unanswered) <= _ASK_UNANSWERED:
             self._asked_since = began - 2.5
         sweep.keep_evictable(pins, int(maps.flows.info.entries))
@@ -103,8 +103,8 @@ class Sweeping:
             (maps.origins, origins),
             (maps.client_prefixes, clients),
         ):
-            self._filling.note(table.name, Fill(used, int(table.info.entries)))
-        self._filling.note("conntrack", Fill(*conntrack.fill()))
+            self._fill.note(table.name, Fill(used, int(table.info.entries)))
+        self._fill.note("conntrack", Fill(*conntrack.fill()))
         self._tell(pins, found.untold)
 
     def _look_at(self, keys: np.ndarray, flows: np.ndarray) -> None:
@@ -117,5 +117,5 @@ class Sweeping:
             some = keys[:_TELL]
             if len(some):
                 timeout = round(self._timeouts()[state] / 1e9 - availability.GRACE)
-                self._tracked.tell(some, _STATES[state], timeout)
+                self._conntrack.tell(some, _STATES[state], timeout)
                 sweep.told(pins, some, state)

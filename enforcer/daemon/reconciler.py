@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.runtime import Runtime
 from enforcer.errors import EnforcerError, LockedError
 from enforcer.gateway import availability
 from enforcer.gateway.operations import (
@@ -58,7 +58,7 @@ class LastSeen:
         return again
 
 
-class Keeping:
+class Reconciler:
     """``reloading`` tells whether a process changes the gateway or heals it, which is then left alone.
 
     ``known`` are the indexes of all links by name before what is in force was applied.
@@ -68,7 +68,7 @@ class Keeping:
         self,
         loop: Loop,
         watch: Watch,
-        enforced: Enforced,
+        runtime: Runtime,
         reloading: Callable[[], bool],
         *,
         say: Callable[[str], None],
@@ -77,7 +77,7 @@ class Keeping:
     ):
         self._loop = loop
         self._watch = watch
-        self._enforced = enforced
+        self._runtime = runtime
         self._reloading = reloading
         self._say = say
         self._again = again
@@ -97,7 +97,7 @@ class Keeping:
 
     def refresh(self) -> None:
         """Availability into the maps; says what changed."""
-        maps, wanted = self._enforced.maps, self._enforced.wanted
+        maps, wanted = self._runtime.maps, self._runtime.wanted
         self.timeouts = availability.write_timeouts(maps)
         there = availability.refresh(maps, wanted)
         back = {
@@ -139,11 +139,11 @@ class Keeping:
 
         The table's digest doesn't tell of rules that somebody changed: ``distrust_table`` writes it anew.
         """
-        gateway, wanted = self._enforced.gateway, self._enforced.wanted
+        gateway, wanted = self._runtime.gateway, self._runtime.wanted
         assert gateway.state is not None
         with suppress(EnforcerError):  # said once a second by _look_at_hooks
-            self._enforced.restore()
-        with self._enforced.instance.change_lock(_PATIENCE):
+            self._runtime.restore()
+        with self._runtime.instance.change_lock(_PATIENCE):
             if not gateway.is_current():
                 raise LockedError("another process has changed this gateway")
             state = gateway.state
@@ -162,9 +162,9 @@ class Keeping:
                 gateway.apply(operations, wanted, None, state)
                 for operation in operations:
                     self._say(f"put back: {operation}")
-                self._enforced.hold()
+                self._runtime.hold()
                 # Read meanwhile, they may be those of whom it is put back from.
-                self.timeouts = availability.write_timeouts(self._enforced.maps)
+                self.timeouts = availability.write_timeouts(self._runtime.maps)
             self._made_again = set()
 
     def _audit(self) -> float:
@@ -189,8 +189,8 @@ class Keeping:
         if self._reloading():
             return _TICK
         with suppress(LockedError):
-            self._enforced.restore()
-        gateway, wanted = self._enforced.gateway, self._enforced.wanted
+            self._runtime.restore()
+        gateway, wanted = self._runtime.gateway, self._runtime.wanted
         lost = gateway.lost()
         if lost:
             self._begin_again(*lost)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.runtime import Runtime
 from enforcer.datapath import fast
 from enforcer.kernel.path import PathWatch
 
@@ -11,26 +11,26 @@ from enforcer.kernel.path import PathWatch
 _REST = 0.1
 
 
-class Relearning:
+class FastPathInvalidator:
     """Also while a process changes the gateway: that one's changes are known to itself, others' are not."""
 
-    def __init__(self, loop: Loop, watch: PathWatch, enforced: Enforced):
+    def __init__(self, loop: Loop, watch: PathWatch, runtime: Runtime):
         self._loop = loop
         self._watch = watch
-        self._enforced = enforced
+        self._runtime = runtime
         loop.watch(watch, self._on_events)
         loop.task("relearn", self._relearn)
         loop.task("listen", self._listen)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """On or off, as the configuration in force says: who was to change it may have been killed.
 
         What was learnt is stale in any case: nobody has watched over these maps before.
         """
-        fast.switch(self._enforced.maps, on=self._enforced.wanted.fast_path)
+        fast.switch(self._runtime.maps, on=self._runtime.wanted.fast_path)
 
     def _relearn(self) -> None:
-        fast.relearn(self._enforced.maps)
+        fast.relearn(self._runtime.maps)
 
     def _on_events(self) -> None:
         """At once for the first event; the next ones wait unread."""

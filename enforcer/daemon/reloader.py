@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.control import worker
-from enforcer.control.protocol import Caller, report_of
-from enforcer.control.worker import Work
-from enforcer.daemon.enforced import Enforced
+from enforcer.control.protocol import ControlConnection, report_of
+from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.systemd import notify
 from enforcer.datapath.banks import is_crowded
 from enforcer.errors import EnforcerError, LostPinError
@@ -31,24 +31,24 @@ _RELOAD, _AGAIN, _HEAL = "reload", "again", "heal"
 _HEAL_AGAIN, _HEAL_SELDOM = 1.0, 60.0
 
 
-class Reloading:
-    """``take_up`` is called when a process has changed the gateway, and again in a while if it fails."""
+class Reloader:
+    """``activate`` is called when a process has changed the gateway, and again in a while if it fails."""
 
     def __init__(
         self,
         loop: Loop,
         jobs: Jobs,
-        enforced: Enforced,
+        runtime: Runtime,
         file: Path,
         *,
         say: Callable[[str], None],
-        take_up: Callable[[], None],
+        activate: Callable[[], None],
     ):
         self._jobs = jobs
-        self._enforced = enforced
+        self._runtime = runtime
         self._file = file
         self._say = say
-        self._take_up = take_up
+        self._take_up = activate
         self._loop = loop
         self._half_done = False
         self._pause = _HEAL_AGAIN
@@ -66,7 +66,7 @@ class Reloading:
         """The same, or one has ended half-way: another is going to put back what is in force."""
         return self._jobs.changing or self._half_done
 
-    def ask(self, caller: Caller | None = None) -> None:
+    def ask(self, caller: ControlConnection | None = None) -> None:
         """Has the file applied, after what is under way; ``caller`` gets the result."""
         callers = [] if caller is None else [caller]
         waiting = self._jobs.waiting(_RELOAD)
@@ -86,7 +86,7 @@ class Reloading:
         if not self._jobs.waiting(_HEAL) and not self._jobs.runs(_HEAL):
             self._jobs.add(Job(_HEAL, partial(self._begin, worker.start_again), self._healed, urgent=True))
 
-    def _healed(self, work: Work) -> dict[str, Any]:
+    def _healed(self, work: WorkerProcess) -> dict[str, Any]:
         result = self._result(work)
         if self._half_done:
             self._loop.call("heal", self._pause)
@@ -95,16 +95,16 @@ class Reloading:
         self._pause = _HEAL_AGAIN
         return self._taken_up(result)
 
-    def _begin(self, start: Callable[[], Work]) -> Work:
+    def _begin(self, start: Callable[[], WorkerProcess]) -> WorkerProcess:
         with suppress(EnforcerError):
             # The process looks for pins and files; it says itself what it lacks.
-            self._enforced.restore()
+            self._runtime.restore()
         began = time.monotonic_ns() // 1000
         work = start()
         notify(f"RELOADING=1\nMONOTONIC_USEC={began}")
         return work
 
-    def _finish(self, work: Work) -> dict[str, Any]:
+    def _finish(self, work: WorkerProcess) -> dict[str, Any]:
         result = self._result(work)
         if self._half_done:
             self._heal()
@@ -112,11 +112,11 @@ class Reloading:
             return result | {"hint": hint}
         return self._taken_up(result)
 
-    def _result(self, work: Work) -> dict[str, Any]:
+    def _result(self, work: WorkerProcess) -> dict[str, Any]:
         try:
             result = work.result()
         except EnforcerError as error:
-            self._half_done = self._enforced.half_done
+            self._half_done = self._runtime.half_done
             what = "what is in force is put back" if self._half_done else "what was in force stays"
             self._say(f"reload failed, {what}: {error}")
             self._loop.call("room", _PATIENCE)
@@ -150,13 +150,13 @@ class Reloading:
         if self.half_done:
             return _TICK
         try:
-            crowded = is_crowded(self._enforced.maps)
-        except LostPinError:  # the table's pin, which Keeping makes again
+            crowded = is_crowded(self._runtime.maps)
+        except LostPinError:  # the table's pin, which Reconciler makes again
             return _TICK
         if crowded:
             self._say("the policy tables have little room left: they are made anew")
             self.again()
-        elif not self._enforced.tables.fits:
+        elif not self._runtime.tables.fits:
             self._say("the policy tables are not those that the facts are about: they are made anew")
             self.again()
             return _PATIENCE  # if that did not help, neither would asking more often
