@@ -20,7 +20,7 @@ from enforcer.policy.decision import REASONS, decide_all
 from enforcer.policy.facts import Connection
 from enforcer.reasons import by_name
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 CONFIG = """
 location: lax

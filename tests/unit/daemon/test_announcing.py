@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from test_daemon_relearning import Events
 
 from enforcer.address import words
 from enforcer.daemon import announcer
@@ -19,6 +18,8 @@ from enforcer.daemon.announcer import Announcer
 from enforcer.daemon.loop import Loop
 from enforcer.errors import KernelError
 from enforcer.kernel.announce import Address
+
+from .test_relearning import Events
 
 FLOW = np.dtype([("slot", "<u4"), ("source", "<u4", (4,))])
 ON_LINK, ROUTED = 1, 2

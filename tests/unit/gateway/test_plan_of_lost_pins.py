@@ -12,7 +12,6 @@ import pytest
 from layouts import FLOW_KEY
 from plain import PLAIN
 from somelinks import some_links
-from test_datapath_adopt import FLOW, SLOTS, TIMEOUTS, entry
 
 from enforcer.datapath.adopt import adopt
 from enforcer.datapath.carry import carry_over
@@ -29,6 +28,8 @@ from enforcer.gateway.plan import (
     HOOKS,
     plan,
 )
+
+from ..datapath.test_adopt import FLOW, SLOTS, TIMEOUTS, entry
 
 WANTED = replace(PLAIN, proxy_udp=True, limit=1)
 HOOKED = {

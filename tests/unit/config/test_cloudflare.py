@@ -19,7 +19,7 @@ from enforcer.config.models import Policy
 from enforcer.errors import ConfigError
 from enforcer.policy.language import Lists, parse
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXPORT = ROOT / "docs/examples/cloudflare-rules.json"
 OUTPUT = ROOT / "docs/examples/cloudflare-policies.yaml"
 LIST = "01302951-49f9-47c9-a400-0297e60b6a10"

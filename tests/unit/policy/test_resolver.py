@@ -26,7 +26,7 @@ TEXTS = [
 ]
 PROGRAM = """
 import json
-from test_policy_resolver import TEXTS, clients
+from unit.policy.test_resolver import TEXTS, clients
 from enforcer.policy.resolver import described, dump
 print(json.dumps([dump(clients(*TEXTS)), described(clients(*TEXTS))]))
 """
@@ -52,7 +52,7 @@ def test_every_process_dumps_the_same() -> None:
     """Strings hash differently in each, and with them the parts of a predicate are in another order."""
     said = set()
     for seed in ("1", "2", "3", "4"):
-        paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+        paths = str(Path(__file__).parents[2])
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True

@@ -768,7 +768,7 @@ def test_what_is_written_is_what_is_read(tree: tuple[Expression, str]) -> None:
     assert parse(tree[1]) == tree[0]
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "policy-language.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "policy-language.md"
 
 
 def test_the_document_has_every_field_with_an_example_that_is_right() -> None:

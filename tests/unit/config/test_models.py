@@ -18,7 +18,7 @@ from enforcer.config.document import parse
 from enforcer.config.schema import render
 from enforcer.errors import ConfigError
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 SAMPLE = DOCS / "enforcer.sample.yaml"
 
 
