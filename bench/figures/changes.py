@@ -244,7 +244,7 @@ def places(bench: Bench) -> None:
             daemon.write(documents.placed(policies, large))
             took = daemon.run("reload")
             bank = int(maps.settings.get(0)["bank"]) & BANK  # type: ignore[index]
-            found = len(maps.inner("places", bank).items()[0])
+            found = len(maps.inner("regions", bank).items()[0])
             if found < _PREFIXES:
                 raise LabError(f"{found:,} prefixes are in force, {_PREFIXES:,} were written")
             figures.keep(f"`enforcer reload`, {_PREFIXES:,} prefixes, 1,000 policies", took, 10.0)
