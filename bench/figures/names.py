@@ -47,8 +47,8 @@ _HEADERS = _ETHERNET + _IP + _UDP
 
 def names(bench: Bench) -> None:
     """Many new names, the same ones again; how long one answer takes, with and without anybody learning."""
-    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
-    mixed = documents.placed(documents.policies(1000), places)
+    regions = known.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
+    mixed = documents.located(documents.policies(1000), regions)
     bench.say(NAMES)
     with running(bench, "names", mixed, sinks=False) as daemon:
         daemon.start()

@@ -78,8 +78,8 @@ def running(bench: Bench, name: str, document: Document, *, sinks: bool = True) 
 def start(bench: Bench) -> None:
     """From nothing to ready, the compiler's work included; then status with 1,000 policies."""
     bench.say(START)
-    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
-    many = documents.placed(documents.policies(_POLICIES), places)
+    regions = known.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
+    many = documents.located(documents.policies(_POLICIES), regions)
     with running(bench, "start", documents.gateway()) as daemon:
         found: dict[str, list[Sample]] = {}
 

@@ -45,9 +45,9 @@ def gateway(
     )
 
 
-def placed(policies: list[dict[str, Any]], places: Path, **changes: Any) -> Document:
-    """With a database of places, which policies that ask about countries need."""
-    return gateway(policies, geoip={"database": str(places)}, **changes)
+def located(policies: list[dict[str, Any]], regions: Path, **changes: Any) -> Document:
+    """With a database of regions, which policies that ask about countries need."""
+    return gateway(policies, geoip={"database": str(regions)}, **changes)
 
 
 def everything(more: str = "") -> dict[str, Any]:
@@ -58,7 +58,7 @@ def everything(more: str = "") -> dict[str, Any]:
 def policies(count: int) -> list[dict[str, Any]]:
     """``count`` policies with selectors of every kind; the last one matches everything.
 
-    Many fit the benchmark's traffic, its clients' sessions, its origins' names and places, so that different
+    Many fit the benchmark's traffic, its clients' sessions, its origins' names and regions, so that different
     policies decide about it. The last one, which is the only one of ``policies(1)``, asks about everything
     that the others ask about: with any number of policies a new flow takes the same look-ups, and what is
     compared is what their number costs.

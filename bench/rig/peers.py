@@ -309,7 +309,7 @@ class Enforcer(Peer):
 
     @property
     def instance(self) -> Instance:
-        """The gateway's places."""
+        """The gateway's cookie, directories and locks."""
         return Instance(self.wire.gateway.cookie())
 
     def maps(self) -> Maps:

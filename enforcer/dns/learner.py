@@ -26,7 +26,7 @@ from enforcer.dns.known import Known
 from enforcer.dns.reader import Answer, Reader, settings
 from enforcer.dns.watchdog import Watchdog
 from enforcer.errors import BusyError, EnforcerError, KernelError
-from enforcer.facts.names import FIRST, Place, client_prefix
+from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix
 from enforcer.facts.rows import Names
 from enforcer.facts.store import Store
 from enforcer.kernel import nft, queue
@@ -84,7 +84,7 @@ class _Round(NamedTuple):
 
     began: float
     alive: Alive
-    place: Place
+    cursor: ExpiryCursor
 
 
 class Learner:
@@ -290,18 +290,18 @@ class Learner:
                 return _TICK
             self._round = self._look_at_flows(FIRST)
         elif now - self._round.began > _LOOK_AGAIN:
-            self._round = self._look_at_flows(self._round.place)
+            self._round = self._look_at_flows(self._round.cursor)
         try:
             with self._store.change(patience=_PATIENCE) as change:
-                names, place_after = change.forget_names(
-                    time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.place
+                names, next_cursor = change.forget_names(
+                    time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.cursor
                 )
                 if names.hosts or names.sets:
                     self._tables.named(names)
         except BusyError:
             return _TICK
-        if place_after is not None:
-            self._round = self._round._replace(place=place_after)
+        if next_cursor is not None:
+            self._round = self._round._replace(cursor=next_cursor)
             return 0.0
         self._round = None
         kept = self._store.next_name_expiry()
@@ -309,12 +309,12 @@ class Learner:
         self._look = max(self._look, time.monotonic() + rest)
         return _TICK
 
-    def _look_at_flows(self, place: Place) -> _Round:
+    def _look_at_flows(self, cursor: ExpiryCursor) -> _Round:
         began = time.monotonic()
         alive = self._alive()
         ended = time.monotonic()
         self._look = ended + _REST * (ended - began)
-        return _Round(began, alive, place)
+        return _Round(began, alive, cursor)
 
     def report(self) -> dict[str, Any]:
         """The counters by name, those of COUNTS that are not zero, and how full everything is."""

@@ -125,7 +125,7 @@ def test_what_a_change_wrote_that_was_taken_back_is_nobodys(box: Box) -> None:
 
 def test_new_maps_take_no_places_over(box: Box, tmp_path: Path) -> None:
     """A changed limit makes new maps, in which the bank before has no table of addresses."""
-    database = tmp_path / "places.mmdb"
+    database = tmp_path / "regions.mmdb"
     writer = MMDBWriter(6, "GeoLite2-Country", ipv4_compatible=True)
     writer.insert_network(IPSet(["198.18.0.0/15"]), {"country": {"iso_code": "DE"}})
     writer.to_db_file(str(database))

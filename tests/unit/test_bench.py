@@ -43,9 +43,9 @@ from bench.rig.wire import INSIDE_MAC, NEAR_MAC, OUTSIDE_MAC
 from enforcer.address import pack
 from enforcer.config import Configuration
 from enforcer.constants import TCP, UDP
-from enforcer.facts.places import Database
+from enforcer.facts.regions import Database
 from enforcer.facts.store import ANYBODY, Store
-from enforcer.policy.facts import Connection, host_facts, place_facts
+from enforcer.policy.facts import Connection, host_facts, region_facts
 from enforcer.policy.tables import MatchTables, compile_tables
 from lab.netns import LabError
 
@@ -173,9 +173,9 @@ def test_policies_are_valid_and_fit_the_tables(count: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 100, 4000])
 def test_a_new_flow_takes_every_look_up_whatever_the_number_of_policies(count: int) -> None:
-    places = {"source_place", "destination_place"}
+    regions = {"source_region", "destination_region"}
     packet = {"source", "source_ports", "ports", "protocols"}
-    assert compiled(documents.policies(count)).uses == places | packet | {"client", "host"}
+    assert compiled(documents.policies(count)).uses == regions | packet | {"client", "host"}
 
 
 def test_different_policies_decide_about_the_traffic() -> None:
@@ -190,10 +190,10 @@ def test_different_policies_decide_about_the_traffic() -> None:
 def test_what_is_remembered_is_what_a_connection_is_said_to_have(tmp_path: Path) -> None:
     connections = list(traffic())
     assert {bool(one.client) for one in connections} == {False, True}
-    assert {bool(one.source_place) for one in connections} == {False, True}
-    assert {bool(one.destination_place) for one in connections} == {False, True}
+    assert {bool(one.source_region) for one in connections} == {False, True}
+    assert {bool(one.destination_region) for one in connections} == {False, True}
     assert {len(one.hosts) for one in connections} == {0, 1, 3}
-    database = Database(known.write_places(tmp_path / "places.mmdb", prefixes=100))
+    database = Database(known.write_regions(tmp_path / "regions.mmdb", prefixes=100))
     with Store(tmp_path / "facts.db") as store, database:
         known.remember(store)
         for one in connections[::3]:
@@ -203,12 +203,12 @@ def test_what_is_remembered_is_what_a_connection_is_said_to_have(tmp_path: Path)
             assert [host_facts(name) for name in names] == sorted(
                 one.hosts, key=lambda facts: facts["net.fqdn.host"]
             )
-            assert place_facts("src", *database.find(one.src)) == one.source_place
-            assert place_facts("dst", *database.find(one.dst)) == one.destination_place
+            assert region_facts("src", *database.find(one.src)) == one.source_region
+            assert region_facts("dst", *database.find(one.dst)) == one.destination_region
 
 
 def test_a_database_has_the_prefixes_that_were_asked_for(tmp_path: Path) -> None:
-    with Database(known.write_places(tmp_path / "places.mmdb", prefixes=2000)) as database:
+    with Database(known.write_regions(tmp_path / "regions.mmdb", prefixes=2000)) as database:
         assert len(database.prefixes(lambda *_: True).length) >= 2000
 
 
@@ -227,7 +227,7 @@ def test_generations_decide_differently() -> None:
 def test_policies_that_nft_can_say_are_valid(count: int) -> None:
     policies = rulesets.policies(count)
     assert len(policies) == count
-    assert not compiled(policies).uses & {"client", "host", "source_place", "destination_place"}
+    assert not compiled(policies).uses & {"client", "host", "source_region", "destination_region"}
 
 
 def test_a_policy_in_three_languages() -> None:
