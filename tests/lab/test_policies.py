@@ -114,7 +114,7 @@ def test_selectors_of_the_packet(
         ('net.dst.geo.country matches "^D"', True, False),
     ],
 )
-def test_places(
+def test_regions(
     enforced: Gateway, regions: Path, family: int, traffic: str, origin1: bool, origin2: bool
 ) -> None:
     use(enforced, policy("one", 1, to(LAX2), traffic=traffic), geoip={"database": str(regions)})
