@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.figures.process import Daemon, running
 from bench.report.results import Row, Sample, bound
-from bench.rig import documents, known
+from bench.rig import documents, traffic_facts
 from bench.rig.measure import Bench
 from enforcer.address import words
 from enforcer.control import protocol
@@ -66,7 +66,7 @@ class Figures:
 def policies(bench: Bench) -> None:
     """Compiling and switching by themselves; a reload as a user waits for it; with many sessions too."""
     figures = Figures(POLICIES)
-    regions = known.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     sessions = _session_file(bench.directory / "many.jsonl", range(1, MANY + 1))
     with running(bench, "switch", documents.gateway()) as daemon:
         daemon.start()
@@ -117,10 +117,10 @@ def _client(number: int) -> str:
 
 
 def _session(number: int) -> dict[str, Any]:
-    facts = known.session(number)
+    facts = traffic_facts.session(number)
     return {
         "client": _client(number),
-        "email": known.user(number),
+        "email": traffic_facts.user(number),
         "name": facts["identity.name"][0],
         "groups": [{"name": name} for name in facts["identity.groups.name"]],
         "device_posture": list(facts["device_posture.checks.passed"]),
@@ -132,7 +132,7 @@ def _session(number: int) -> dict[str, Any]:
 def sessions(bench: Bench) -> None:
     """A file of many loaded, and one changed while there are so many: until the classifier's map has it."""
     figures = Figures(SESSIONS)
-    regions = known.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     many = _session_file(bench.directory / "many.jsonl", range(1, MANY + 1))
     own = range(MANY + 1, MANY + 1 + _WATCHED[0])
     watched = _session_file(bench.directory / "watched.jsonl", own)
@@ -234,8 +234,8 @@ def regions(bench: Bench) -> None:
     """From `reload` until the addresses of a large database decide; policies name every country in it."""
     figures = Figures(REGIONS)
     bench.say(f"{REGIONS}: writing a database")
-    small = known.write_regions(bench.directory / "small.mmdb", prefixes=1000)
-    large = known.write_regions(bench.directory / "large.mmdb", prefixes=_PREFIXES)
+    small = traffic_facts.write_regions(bench.directory / "small.mmdb", prefixes=1000)
+    large = traffic_facts.write_regions(bench.directory / "large.mmdb", prefixes=_PREFIXES)
     policies = documents.policies(1000)
     with running(bench, "regions", documents.located(policies, small)) as daemon:
         daemon.start()

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.figures import reloads
 from bench.report.results import Claim, Row, Sample, bound
-from bench.rig import documents, known
+from bench.rig import documents, traffic_facts
 from bench.rig.generator import Stream
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer
@@ -74,7 +74,7 @@ class Storm:
 def storm(bench: Bench) -> None:
     """Old flows keep their egress, new ones are decided by one generation or the other, all packets leave."""
     bench.say(STORM)
-    regions = known.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     generations = reloads.generations(_POLICIES)
     with ExitStack() as stack:
         peer = Enforcer(
@@ -183,6 +183,6 @@ class Judge:
 
     def _connection(self, key: bytes) -> Connection:
         row = np.frombuffer(key, dtype=self._key)[0]
-        return known.connection(
+        return traffic_facts.connection(
             unpack(row["client"]), unpack(row["origin"]), port(row["client_port"]), int(row["protocol"])
         )

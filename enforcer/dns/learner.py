@@ -22,8 +22,8 @@ from enforcer.dns import packet
 from enforcer.dns.alive import Alive
 from enforcer.dns.counts import COUNTS
 from enforcer.dns.fair import FairQueue, TimeBudget
-from enforcer.dns.known import Known
 from enforcer.dns.reader import Answer, Reader, settings
+from enforcer.dns.recent import RecentAnswers
 from enforcer.dns.watchdog import Watchdog
 from enforcer.errors import BusyError, EnforcerError, KernelError
 from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix
@@ -62,7 +62,7 @@ _SLACK = 5.0
 
 
 class Tables(Protocol):
-    """The kernel's side: :class:`enforcer.facts.inforce.InForce`."""
+    """The kernel's side: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
 
     def refresh(self) -> None:
         """Take up the bank in force."""
@@ -110,7 +110,7 @@ class Learner:
         self._alive = alive
         self._reader = Reader(settings(config))
         self.counts = self._reader.counts
-        self._known = Known()
+        self._recent = RecentAnswers()
         self._waiting: FairQueue[_Held] = FairQueue()
         self._budget = TimeBudget()
         self._said = -_SAY_EVERY
@@ -146,7 +146,7 @@ class Learner:
     def use(self, store: Store, tables: Tables, config: Mapping[str, Any]) -> None:
         """Another configuration: questions and streams stay, and the queue is not let go."""
         self._store, self._tables = store, tables
-        self._known = Known()
+        self._recent = RecentAnswers()
         self._round = self._refused = None
         before = self._reader.settings.fail_open
         self._reader.configure(settings(config))
@@ -231,7 +231,7 @@ class Learner:
         for answer in answers:
             self.counts["learnt"] += 1
             self.counts["addresses"] += len(answer.addresses)
-        new = self._known.new(answers, min(_SLACK, self._reader.settings.grace / 2))
+        new = self._recent.new(answers, min(_SLACK, self._reader.settings.grace / 2))
         if new:
             self._store_names(new)
 
@@ -258,8 +258,8 @@ class Learner:
             names = change.learn([row for answer in answers for row in answer.rows()])
             if names.hosts or names.sets:
                 self._tables.named(names)
-        self._known.add(answers)
-        self._known.forget(change.crowded_out)
+        self._recent.add(answers)
+        self._recent.forget(change.crowded_out)
         self.counts["crowded-out"] += len(change.crowded_out)
 
     def _fail(self, answers: list[Answer], error: EnforcerError) -> None:

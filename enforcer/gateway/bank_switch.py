@@ -16,7 +16,7 @@ from typing import Any
 from enforcer.datapath import banks
 from enforcer.datapath.banks import Action, RegionTable
 from enforcer.datapath.maps import Maps
-from enforcer.facts import inforce
+from enforcer.facts import kernel_facts
 from enforcer.facts.regions import Database
 from enforcer.facts.store import Change, Store
 from enforcer.policy.facts import region_facts
@@ -57,7 +57,7 @@ class BankSwitch:
         self._sequence = store.sequence
         profiles, names = store.profiles(), store.name_sets()
         by_profile = self._client.rules_of_many([facts for _, facts in profiles])
-        by_names = inforce.rules_of_names(self._host, [each for _, each in names])
+        by_names = kernel_facts.rules_of_names(self._host, [each for _, each in names])
         self._bank = banks.write(
             maps,
             bank,
@@ -70,14 +70,14 @@ class BankSwitch:
         )
         self._number = bank
         kept = {"digest": regions.digest, "regions": regions.regions}
-        self._document = inforce.document(contents.tables, bank, kept)
+        self._document = kernel_facts.document(contents.tables, bank, kept)
         self._bank.put_profiles([number for number, _ in profiles], by_profile)
         self._bank.put_names([number for number, _ in names], by_names)
 
     def finish(self, change: Change) -> None:
         """Catches up with the facts, and says in the store which bank they are for."""
-        inforce.put_profiles(self._bank, self._client, self._store.profiles(self._sequence))
-        inforce.put_names(self._bank, self._host, self._store.name_sets(self._sequence))
+        kernel_facts.put_profiles(self._bank, self._client, self._store.profiles(self._sequence))
+        kernel_facts.put_names(self._bank, self._host, self._store.name_sets(self._sequence))
         change.switch(self._document, self._number)
 
 

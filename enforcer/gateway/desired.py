@@ -15,7 +15,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
-from enforcer.facts.inforce import FORMAT
+from enforcer.facts.kernel_facts import FORMAT
 from enforcer.gateway import timers
 from enforcer.kernel.addresses import LOOPBACK, Held
 from enforcer.kernel.nft.ruleset import Dns, Ruleset

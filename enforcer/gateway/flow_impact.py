@@ -14,7 +14,7 @@ from enforcer.address import IPAddress, IPNetwork, unpack
 from enforcer.constants import DNS_PORT, TCP
 from enforcer.datapath.banks import Action
 from enforcer.datapath.maps import Maps
-from enforcer.facts.inforce import rules_of_names
+from enforcer.facts.kernel_facts import rules_of_names
 from enforcer.facts.rows import ANYBODY
 from enforcer.facts.store import Store
 from enforcer.gateway.operations import (

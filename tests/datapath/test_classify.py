@@ -16,7 +16,7 @@ from mixes import PRIVATE, Rule, World, packet, policy, world
 
 from enforcer.address import IPAddress, IPNetwork, mapped, pack
 from enforcer.datapath.banks import NO_SLOT, Action
-from enforcer.facts.inforce import InForce, refill
+from enforcer.facts.kernel_facts import KernelFacts, refill
 from enforcer.facts.regions import Region, RegionPrefixes
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
@@ -143,7 +143,7 @@ class Classifier:
         assert len(early[0].clients) == len(sessions[::2])
         self.switch(self.write(1 - (int(row["bank"]) & 1), tables, actions, private, world))
         refill(self.box.maps, self.store)
-        in_force = InForce(self.box.maps, self.store)
+        in_force = KernelFacts(self.box.maps, self.store)
         with self.store.change() as change:
             in_force.put(change.put_sessions(sessions[1::2], COMMAND))
             in_force.named(change.learn(names[1::2]))

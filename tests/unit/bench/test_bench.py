@@ -25,7 +25,7 @@ from bench.figures.reloads import generations
 from bench.figures.web import requests
 from bench.report import plots, report
 from bench.report.results import Claim, Results, Row, Sample, bound, ratio, rotated
-from bench.rig import documents, known, rulesets
+from bench.rig import documents, rulesets, traffic_facts
 from bench.rig.answering import establish
 from bench.rig.generator import (
     ACK,
@@ -152,9 +152,9 @@ def compiled(policies: list[dict[str, Any]]) -> MatchTables:
 def traffic() -> Iterator[Connection]:
     """Some of what the generator sends."""
     for family in (4, 6):
-        for origin in range(0, known.ORIGINS, 3):
-            for client in range(0, known.CLIENTS, 7):
-                yield known.connection(
+        for origin in range(0, traffic_facts.ORIGINS, 3):
+            for client in range(0, traffic_facts.CLIENTS, 7):
+                yield traffic_facts.connection(
                     ip_address(FIRST_CLIENT[family]) + client,
                     ip_address(FIRST_ORIGIN[family]) + origin,
                     1024 + origin,
@@ -193,9 +193,9 @@ def test_what_is_remembered_is_what_a_connection_is_said_to_have(tmp_path: Path)
     assert {bool(one.source_region) for one in connections} == {False, True}
     assert {bool(one.destination_region) for one in connections} == {False, True}
     assert {len(one.hosts) for one in connections} == {0, 1, 3}
-    database = Database(known.write_regions(tmp_path / "regions.mmdb", prefixes=100))
+    database = Database(traffic_facts.write_regions(tmp_path / "regions.mmdb", prefixes=100))
     with Store(tmp_path / "facts.db") as store, database:
-        known.remember(store)
+        traffic_facts.remember(store)
         for one in connections[::3]:
             session = store.session(pack(one.src))
             assert (session.facts if session else {}) == one.client
@@ -208,7 +208,7 @@ def test_what_is_remembered_is_what_a_connection_is_said_to_have(tmp_path: Path)
 
 
 def test_a_database_has_the_prefixes_that_were_asked_for(tmp_path: Path) -> None:
-    with Database(known.write_regions(tmp_path / "regions.mmdb", prefixes=2000)) as database:
+    with Database(traffic_facts.write_regions(tmp_path / "regions.mmdb", prefixes=2000)) as database:
         assert len(database.prefixes(lambda *_: True).length) >= 2000
 
 

@@ -16,7 +16,7 @@ from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region
 EMAIL = "identity.email"
 
 
-class Known:
+class FactsReader:
     """The facts behind a gateway's decisions."""
 
     def __init__(self, reader: GatewayReader):
