@@ -54,7 +54,7 @@ class Installed:
         return desired(self.state.config, self.state.slots) if self.state and self.state.config else None
 
     @property
-    def left(self) -> Desired | None:
+    def unfinished(self) -> Desired | None:
         """The other side of a plan that was not completed, or None."""
         half_done = self.state.half_done if self.state else None
         return desired(half_done["config"], half_done["slots"]) if half_done and half_done["config"] else None
@@ -80,7 +80,7 @@ class Installed:
         with self.maps() as maps:
             return loss.lost_maps(maps, self.state.layouts) + loss.lost_programs(self.pins)
 
-    def take_back(self, before: State) -> None:
+    def revert_to(self, before: State) -> None:
         """Makes ``before`` the state in force again; the kernel is brought to it by another plan."""
         current = State.load(self.instance.state_file) or before
         before.undo, before.half_done = current.undo, current.half_done

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from enforcer.gateway.installed import Installed
 
 
-def reach(installed: Installed) -> None:
+def ensure_reachable(installed: Installed) -> None:
     """Mounts a BPF file system if there is none, and pins links that are out of reach where they should be.
 
     Raises KernelError, PrivilegeError; then nothing that is enforced has changed.
@@ -32,7 +32,7 @@ def reach(installed: Installed) -> None:
             os.close(fd)
 
 
-def detach_hidden(installed: Installed) -> int:
+def detach_unreachable(installed: Installed) -> int:
     """Takes the programs off whose links are out of reach; returns how many. Raises as :func:`reach`."""
     opened = hidden.open_links(_hidden(installed))
     for fd in opened.values():

@@ -7,7 +7,7 @@ from enforcer.gateway.gateway import Gateway
 from enforcer.instance import Instance, not_installed
 
 
-def relearn(instance: Instance) -> int | None:
+def invalidate_entries(instance: Instance) -> int | None:
     """Makes all ways stale; returns how many flows were on the fast path, or None if it is off.
 
     The daemon does the same at events, and needn't be asked. Raises NotInstalledError.
