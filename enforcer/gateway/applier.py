@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enforcer.address import pack
-from enforcer.datapath import carry, fast, loss, programs, sweep
-from enforcer.datapath import pins as places
+from enforcer.datapath import bpffs, carry, fast_path, lost_pins, programs, sweep
 from enforcer.datapath.banks import BANK
 from enforcer.datapath.maps import Maps
 from enforcer.errors import KernelError, LostPinError
@@ -233,13 +232,13 @@ class _Applier:
             old is None
             or before is None
             or before.layout != self.state.layout
-            or bool(loss.lost_maps(old, before.layouts))
+            or bool(lost_pins.lost_maps(old, before.layouts))
         )
         if self.fresh_maps:
             self.old, self.carried = old, False
         elif old is not None:
             _check_maps(old, self.state)
-        places.create(self.pins.directory)
+        bpffs.create(self.pins.directory)
         loaded = programs.load(
             self.pins,
             self.wanted.flows,
@@ -273,7 +272,7 @@ class _Applier:
             fresh = self.fresh_maps or self.old is not None
             switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)
             # A way's address is its slot's: what is learnt must not outlive that. On again when all is done.
-            fast.switch(maps, on=False)
+            fast_path.set_enabled(maps, on=False)
             # What is in force until the switch is served until then.
             availability.refresh(maps, self.serving)
             if not self.carried:
@@ -306,7 +305,7 @@ class _Applier:
         if self.pins is not None and self.state.layouts:
             # A daemon puts back what needs no pins also while they are lost.
             with suppress(LostPinError), self._maps() as maps:
-                fast.switch(maps, on=self.wanted.fast_path)
+                fast_path.set_enabled(maps, on=self.wanted.fast_path)
 
     def _attach(self, operations: list[Attach]) -> None:
         found = links.links()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enforcer.datapath import fast, ways
+from enforcer.datapath import fast_path, ways
 from enforcer.gateway.gateway import Gateway
 from enforcer.instance import Instance, not_installed
 
@@ -16,4 +16,4 @@ def invalidate_entries(instance: Instance) -> int | None:
         raise not_installed()  # and no lock is made for what isn't there
     with instance.change_lock(), Gateway(instance).maps() as maps:
         flows = ways.count_fast(maps)
-        return flows if fast.relearn(maps) else None
+        return flows if fast_path.invalidate(maps) else None

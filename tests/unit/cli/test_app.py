@@ -169,7 +169,7 @@ def test_a_state_without_maps(instance: Instance, monkeypatch: pytest.MonkeyPatc
 
     instance.create()
     State(config={"location": "lax"}).save(instance.state_file)
-    monkeypatch.setattr(reader.places, "find_bpffs", lambda: None)
+    monkeypatch.setattr(reader.bpffs, "find_bpffs", lambda: None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(LostPinError, match="no BPF file system is mounted"):
         reader.GatewayReader(instance)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from enforcer.config.models import Timers
-from enforcer.datapath.fast import LIFETIME
+from enforcer.datapath.fast_path import LIFETIME
 from enforcer.gateway.desired import combined, desired, last_slot
 from enforcer.gateway.timers import REFRESH
 
