@@ -43,7 +43,7 @@ from enforcer.gateway.plan import (
     settings_of,
 )
 from enforcer.gateway.state import OTHER_SIDE, State
-from enforcer.gateway.translated import forget, is_translated_to, is_untranslated
+from enforcer.gateway.translated import clients, forget, is_translated_to, is_untranslated
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
 from enforcer.kernel.addresses import LOOPBACK
 
@@ -351,12 +351,15 @@ class _Applier:
         # An address that another egress IP has now is that one's.
         ours, stay = availability.Sources(gone), availability.Sources(self.wanted.ours, self.wanted)
 
-        def forget_gone(theirs: Container[conntrack.Tuple] = ()) -> None:
+        shared = [egress for egress in gone if egress.slot == self.wanted.shared.slot]
+
+        def forget_gone(flows: Container[conntrack.Tuple] = (), maps: Maps | None = None) -> None:
             forget(
                 lambda entry: (
-                    entry.original in theirs
+                    entry.original in flows
                     or (is_translated_to(entry, ours) and not is_translated_to(entry, stay))
-                )
+                ),
+                clients(shared, flows, [self.serving], maps),
             )
 
         if self.pins is None:
@@ -364,7 +367,7 @@ class _Applier:
             return
         with self._maps() as maps:
             slots = {egress.slot for egress in gone}
-            forget_gone({conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)})
+            forget_gone({conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)}, maps)
             sweep.end_flows(maps.flows, self.pins, slots)
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:
