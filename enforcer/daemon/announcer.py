@@ -18,7 +18,7 @@ from enforcer.constants import MAPPED
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
 from enforcer.errors import EnforcerError
-from enforcer.gateway.availability import Sources
+from enforcer.gateway.availability import AddressSet
 from enforcer.kernel import addresses, announce
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.arrivals import Arrivals
@@ -51,7 +51,7 @@ class Announcer:
         self._repeats = list(_REPEATED_AFTER)
         self._until = 0.0
         self._slots: dict[int, IPv6Network] = {}
-        self._ranges = Sources(())
+        self._ranges = AddressSet(())
         self._told: dict[bytes, float] = {}
         """Sources of flows, and when each was last seen."""
         self._queue: dict[bytes, None] = {}
@@ -65,7 +65,7 @@ class Announcer:
         slots = {egress.slot: egress.ipv6 for egress in self._runtime.wanted.ours if egress.on_link}
         if slots != self._slots:
             self._slots = dict(slots)
-            self._ranges = Sources.of((), slots.values())
+            self._ranges = AddressSet.of((), slots.values())
             self._begin_again()
 
     def note(self, _: np.ndarray, flows: np.ndarray) -> None:
@@ -76,7 +76,7 @@ class Announcer:
         """
         if not self._slots:
             return
-        sources = flows["source"][np.isin(flows["slot"], list(self._slots))]
+        sources = flows["egress_address"][np.isin(flows["slot"], list(self._slots))]
         sources = sources[(sources[:, :3] != _MAPPED).any(axis=1)]
         packed, now = sources.tobytes(), time.monotonic()
         for source in {packed[at : at + 16] for at in range(0, len(packed), 16)}:
@@ -125,7 +125,7 @@ class Announcer:
     def _announce_sources(self) -> float | None:
         now = time.monotonic()
         some = [source for source, _ in zip(self._queue, range(_AT_ONCE), strict=False)]
-        held = Sources.of((), addresses.ranges() & set(self._slots.values()))
+        held = AddressSet.of((), addresses.ranges() & set(self._slots.values()))
         for source in some:
             del self._queue[source]
             if source not in held:

@@ -17,7 +17,7 @@ def is_untranslated(entry: conntrack.Entry) -> bool:
     return entry.original.source == entry.reply.destination
 
 
-def is_translated_to(entry: conntrack.Entry, some: availability.Sources) -> bool:
+def is_translated_to(entry: conntrack.Entry, some: availability.AddressSet) -> bool:
     """A client's connection, or one that an origin has opened as a helper expected.
 
     Others translate destinations, too (a published port of a container): such a connection is not ours.
@@ -42,7 +42,7 @@ class Clients:
     """
 
     def __init__(
-        self, shared: availability.Sources, flows: Container[conntrack.Tuple], sides: Container[int]
+        self, shared: availability.AddressSet, flows: Container[conntrack.Tuple], sides: Container[int]
     ) -> None:
         self._shared = shared
         self._flows = flows
@@ -53,12 +53,8 @@ class Clients:
         found = list(entries)
         sources = {_client(entry).source for entry in found if self._is_doubtful(entry)}
         reached = dict(zip(sources, routes.interfaces_to(list(sources)), strict=True))
-        theirs = {
-            source for source, index in reached.items() if index is not None and index not in self._sides
-        }
-        return [
-            entry for entry in found if _client(entry).source not in theirs or not self._is_doubtful(entry)
-        ]
+        ours = {source for source, index in reached.items() if index is None or index in self._sides}
+        return [entry for entry in found if not self._is_doubtful(entry) or _client(entry).source in ours]
 
     def _is_doubtful(self, entry: conntrack.Entry) -> bool:
         return is_translated_to(entry, self._shared) and _client(entry) not in self._flows
@@ -79,10 +75,10 @@ def clients(
         with suppress(EnforcerError):  # the pin is lost: names tell
             rows = roles.by_index(maps.interfaces)
             sides |= {index for index, row in rows.items() if row["role"] in (roles.INSIDE, roles.OUTSIDE)}
-    return Clients(availability.Sources(list(shared)), flows, sides)
+    return Clients(availability.AddressSet(list(shared)), flows, sides)
 
 
-def forget(chosen: Callable[[conntrack.Entry], bool], clients: Clients | None = None) -> int:
+def delete_matching(chosen: Callable[[conntrack.Entry], bool], clients: Clients | None = None) -> int:
     """Deletes the connections that are chosen from conntrack; with ``clients`` theirs alone."""
     entries = [entry for entry in conntrack.entries() if chosen(entry)]
     return conntrack.delete_entries(entries if clients is None else clients.own(entries))

@@ -9,9 +9,9 @@ from ipaddress import ip_address
 import pytest
 
 from enforcer.address import pack
-from enforcer.gateway import translated
-from enforcer.gateway.availability import Sources
-from enforcer.gateway.translated import Clients
+from enforcer.gateway import nat_connections
+from enforcer.gateway.availability import AddressSet
+from enforcer.gateway.nat_connections import Clients
 from enforcer.kernel.conntrack import IPS_EXPECTED, Entry, Tuple
 
 SHARED = {4: "198.51.100.1", 6: "2001:db8:ffff::1"}
@@ -53,8 +53,8 @@ def test_routes_tell_what_is_no_flow(
         asked.extend(addresses)
         return [reached_by] * len(addresses)
 
-    monkeypatch.setattr(translated.routes, "interfaces_to", interfaces_to)
-    shared = Sources.of([ip_address(SHARED[family])], ())
+    monkeypatch.setattr(nat_connections.routes, "interfaces_to", interfaces_to)
+    shared = AddressSet.of([ip_address(SHARED[family])], ())
     assert Clients(shared, (), {INSIDE, OUTSIDE}).own([found]) == [found] * ours
     assert asked == [pack(ip_address(CONTAINER[family]))]
     # One that is a flow, and one from an egress IP, are the enforcer's wherever they are from.
