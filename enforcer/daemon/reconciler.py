@@ -87,6 +87,7 @@ class Reconciler:
         self._last_seen = LastSeen(known)
         self._made_again: set[str] = set()
         self._news: set[str] = set()
+        self._write_table_after = 0.0
         self.timeouts = np.zeros(0)
         """conntrack's timeouts: nanoseconds by state."""
         loop.watch(watch, self._on_events)
@@ -216,15 +217,26 @@ class Reconciler:
             self.catch_up()
 
     def _follow(self) -> None:
-        """Does what the events ask for; they are kept until it is done."""
+        """Does what the events ask for; they are kept until it is done.
+
+        A table that others may have changed is written anew once a tick at most, however often they change
+        nftables; one that is gone is put back at once.
+        """
         while self._news and not self._reloading():
             kinds = self._news
+            wait = self._write_table_after - time.monotonic() if NFT in kinds else 0.0
+            distrust = NFT in kinds and wait <= 0
             if kinds & {ROUTE, FILTER}:
                 self.refresh()
             try:
-                self._put_back(distrust_table=NFT in kinds)
+                self._put_back(distrust_table=distrust)
             except LockedError:
                 self._loop.call("events", _TICK)
                 return
-            # Writing a large table overflows the queue of events, which reads as a change by somebody else.
-            self._news = self._watch.drain() - {NFT} if NFT in kinds else set()
+            if distrust:
+                self._write_table_after = time.monotonic() + _TICK
+            if wait > 0:
+                self._news = {NFT}
+                self._loop.call("events", wait)
+                return
+            self._news = set()

@@ -20,7 +20,7 @@ from enforcer.facts.store import Store
 from enforcer.gateway import adoption, attach, availability, undo_list
 from enforcer.gateway.desired import Desired, combined
 from enforcer.gateway.installed import Installed, layout_of, source_digest
-from enforcer.gateway.nat_connections import delete_matching, is_translated_to, is_untranslated
+from enforcer.gateway.nat_connections import clients, delete_matching, is_translated_to, is_untranslated
 from enforcer.gateway.operations import (
     AddAddress,
     AddRange,
@@ -352,12 +352,15 @@ class _Applier:
         # An address that another egress IP has now is that one's.
         ours, stay = availability.AddressSet(gone), availability.AddressSet(self.wanted.ours, self.wanted)
 
-        def forget_gone(theirs: Container[conntrack.Tuple] = ()) -> None:
+        shared = [egress for egress in gone if egress.slot == self.wanted.shared.slot]
+
+        def forget_gone(flows: Container[conntrack.Tuple] = (), maps: Maps | None = None) -> None:
             delete_matching(
                 lambda entry: (
-                    entry.original in theirs
+                    entry.original in flows
                     or (is_translated_to(entry, ours) and not is_translated_to(entry, stay))
-                )
+                ),
+                clients(shared, flows, [self.serving], maps),
             )
 
         if self.pins is None:
@@ -365,7 +368,7 @@ class _Applier:
             return
         with self._maps() as maps:
             slots = {egress.slot for egress in gone}
-            forget_gone({conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)})
+            forget_gone({conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)}, maps)
             sweep.end_flows(maps.flows, self.pins, slots)
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:

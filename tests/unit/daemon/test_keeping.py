@@ -98,6 +98,48 @@ def test_an_event(machine: Machine, events: Events, kind: str, done: list[str]) 
     assert machine.done == done
 
 
+def test_a_table_that_others_change_all_the_time_is_written_once_a_tick(
+    machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is gone is put back each time."""
+    monkeypatch.setattr(reconciler, "_TICK", 0.3)
+    machine.loop.task("hooks", lambda: None)
+    end = time.monotonic() + 1.0
+
+    def change() -> float:
+        events.happen(NFT)
+        return 0.02
+
+    machine.loop.task("others", change, 0.0)
+    machine.run(1.0)
+    assert 2 <= machine.done.count("put back the table") <= 1 + (time.monotonic() - end + 1.0) / 0.3
+    assert machine.done.count("put back") > 8
+    machine.loop.task("others", lambda: None)
+    machine.run(0.4)
+    assert machine.done[-1] == "put back the table"
+    machine.done.clear()
+    machine.run(0.4)
+    assert machine.done == []
+
+
+def test_a_change_while_the_table_is_written_is_not_lost(
+    machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "_TICK", 0.2)
+    machine.loop.task("hooks", lambda: None)
+    write = machine._put_back
+
+    def put_back(*, distrust_table: bool = False) -> None:
+        write(distrust_table=distrust_table)
+        if len(machine.done) == 1:
+            events.happen(NFT)
+
+    monkeypatch.setattr(machine, "_put_back", put_back)
+    events.happen(NFT)
+    machine.run(0.5)
+    assert machine.done == ["put back the table", "put back", "put back the table"]
+
+
 def test_an_event_whose_work_failed_is_not_lost(machine: Machine, events: Events) -> None:
     machine.failures = 1
     events.happen(NFT)
