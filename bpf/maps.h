@@ -26,6 +26,7 @@ enum {
 	INTERFACES = 1024,
 	HOPS = 65536,
 	ON_LINK_RANGES = SLOTS,
+	REASON_COUNTERS = 128,
 	NO_SLOT = 0xffffffff,
 };
 
@@ -341,7 +342,7 @@ struct tally {
 	u64 packets;
 	u64 flows;
 };
-PINNED("percpu_array", int, struct tally, reasons, 128, 0);
+PINNED("percpu_array", int, struct tally, reasons, REASON_COUNTERS, 0);
 /* What became of the tables: evicted flows, and by how much `recount` has corrected counts. */
 enum event { EVICTED_FLOWS, CORRECTED_ORIGINS, CORRECTED_CLIENTS, EVENTS };
 PINNED("array", int, u64, events, EVENTS, 0);

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from enforcer.constants.bpf import State
 from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.filling import Filling
 from enforcer.daemon.loop import Loop
@@ -25,8 +26,6 @@ _AT_LEAST = 1.0
 _ASK_UNANSWERED = 2000
 _ASK_IDLE = 250
 _TELL = 20_000
-# conntrack's names of the states of which it is told.
-_STATES = {sweep.ESTABLISHED: "ESTABLISHED", sweep.CLOSE: "CLOSE"}
 
 
 class Sweeping:
@@ -117,5 +116,5 @@ class Sweeping:
             some = keys[:_TELL]
             if len(some):
                 timeout = round(self._timeouts()[state] / 1e9 - availability.GRACE)
-                self._tracked.tell(some, _STATES[state], timeout)
+                self._tracked.tell(some, State(state).name, timeout)
                 sweep.told(pins, some, state)

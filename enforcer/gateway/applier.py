@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enforcer.address import pack
+from enforcer.constants.bpf import BankBits
 from enforcer.datapath import carry, fast, loss, programs, sweep
 from enforcer.datapath import pins as places
-from enforcer.datapath.banks import BANK
 from enforcer.datapath.maps import Maps
 from enforcer.errors import KernelError, LostPinError
 from enforcer.facts.store import Store
@@ -266,7 +266,7 @@ class _Applier:
         maps = self._maps()
         availability.write_timeouts(maps)
         current = maps.settings.get(0)
-        bank = 1 - (int(current["bank"]) & BANK) if current is not None and current["ready"] else 0
+        bank = 1 - (int(current["bank"]) & BankBits.BANK) if current is not None and current["ready"] else 0
         with Store(self.installed.instance.facts_file) as store:
             fresh = self.fresh_maps or self.old is not None
             switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)

@@ -12,6 +12,7 @@ import numpy as np
 
 from enforcer.address import IPAddress, IPNetwork, unpack
 from enforcer.constants import DNS_PORT, TCP
+from enforcer.constants.bpf import FAMILIES
 from enforcer.datapath.banks import Action
 from enforcer.datapath.maps import Maps
 from enforcer.facts.inforce import rules_of_names
@@ -25,8 +26,6 @@ from enforcer.gateway.operations import (
 from enforcer.gateway.target import CompiledConfig
 from enforcer.policy.facts import place_facts
 from enforcer.policy.resolver import Bits
-
-_FAMILIES = 2
 
 
 @dataclass
@@ -56,7 +55,7 @@ class FlowImpact:
         self._hosts = dict(store.hosts()) if store and named else {}
         self._private = _by_length(compiled.contents.private)
         self._available = self._availability(operations)
-        self._nearest = [self._nearest_in(family) for family in range(_FAMILIES)]
+        self._nearest = [self._nearest_in(family) for family in range(FAMILIES)]
 
     def _availability(self, operations: Sequence[Operation]) -> set[tuple[int, int]]:
         """(slot, family) of what can be used: what is there, what the operations add, what is new."""

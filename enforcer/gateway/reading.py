@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from enforcer.datapath.banks import BANK, is_crowded
+from enforcer.constants.bpf import BankBits
+from enforcer.datapath.banks import is_crowded
 from enforcer.errors import EnforcerError
 from enforcer.facts.store import Store
 from enforcer.gateway import attach, forwarding, roles, undo
@@ -96,7 +97,7 @@ def _tables(installed: Installed) -> str:
     try:
         with installed.maps() as maps, Store(installed.instance.facts_file, create=False) as store:
             settings = maps.settings.get(0)
-            fits = settings is not None and store.bank == int(settings["bank"]) & BANK
+            fits = settings is not None and store.bank == int(settings["bank"]) & BankBits.BANK
             return installed.state.tables if fits and not is_crowded(maps) else ""
     except EnforcerError:
         return ""

@@ -17,6 +17,7 @@ import numpy as np
 
 from enforcer.address import IPAddress, unpack
 from enforcer.constants import ICMP, ICMPV6, TCP, UDP
+from enforcer.constants.bpf import Suppose
 from enforcer.datapath import syscall
 from enforcer.datapath.banks import rule_sets
 from enforcer.errors import UsageError
@@ -32,8 +33,6 @@ from enforcer.policy.facts import Connection, Facts
 from enforcer.reasons import by_name, reason_of
 
 _SYN = 2
-# enum suppose of bpf/policy.h
-_SUPPOSE_CLIENT, _SUPPOSE_HOST = 1, 2
 # Known of everybody with a session, if only to be none.
 _NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
 
@@ -161,7 +160,8 @@ def _supposing(reader: GatewayReader, known: Known, supposed: Supposed, client: 
         in_force = InForce(reader.maps, known.store)
         rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
         reader.maps.supposed.put_many(np.arange(2), rule_sets(rules, reader.maps.supposed.value))
-        yield (supposed.email is not None) * _SUPPOSE_CLIENT | (supposed.host is not None) * _SUPPOSE_HOST
+        client_bit = Suppose.SUPPOSE_CLIENT if supposed.email is not None else 0
+        yield client_bit | (Suppose.SUPPOSE_HOST if supposed.host is not None else 0)
 
 
 def _connection(question: Question) -> Connection:

@@ -15,7 +15,7 @@ from truth import families, look, running, wait_for
 from versions import program_copy, use_copy
 
 from enforcer.config.models import Timers
-from enforcer.gateway.availability import GRACE, TIMEOUTS
+from enforcer.gateway.availability import GRACE, TIMEOUT_NAMES
 from enforcer.gateway.timers import REFRESH, settings
 from lab.clients import UdpFlow, family_of, ping
 from lab.gateway import Gateway
@@ -49,7 +49,7 @@ def idle_times(gateway: Gateway) -> dict[str, int]:
 
     def read(source: Any) -> dict[str, int]:
         _, rows = source.maps.timeouts.items()
-        return {name: int(row) // 10**9 for name, row in zip(TIMEOUTS, rows, strict=True)}
+        return {name: int(row) // 10**9 for name, row in zip(TIMEOUT_NAMES.values(), rows, strict=True)}
 
     return look(gateway, read)
 
@@ -61,7 +61,7 @@ def expected(timers: dict[str, int]) -> dict[str, int]:
         name = path.rpartition("nf_conntrack_")[2]
         protocol, _, state = name.partition("_timeout")
         found[protocol + state] = int(value) + int(GRACE)
-    return {name: found[name] for name in TIMEOUTS}
+    return {name: found[name] for name in TIMEOUT_NAMES.values()}
 
 
 def left(lab: Lab, family: int, protocol: str, state: str = "") -> int:
