@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.control import worker as applying
-from enforcer.control.protocol import Caller, report_of
-from enforcer.control.worker import LostError, Work
-from enforcer.daemon.announcing import Announcing
-from enforcer.daemon.enforced import Enforced
+from enforcer.control.protocol import ControlConnection, report_of
+from enforcer.control.worker import LostError, WorkerProcess
+from enforcer.daemon.announcer import Announcer
+from enforcer.daemon.fast_path_invalidator import FastPathInvalidator
+from enforcer.daemon.feeds import Feeds
 from enforcer.daemon.files import Files
+from enforcer.daemon.flow_sweeper import FlowSweeper
 from enforcer.daemon.jobs import Job, Jobs
-from enforcer.daemon.keeping import Keeping
 from enforcer.daemon.loop import Loop, signals
-from enforcer.daemon.relearning import Relearning
-from enforcer.daemon.reloading import Reloading, report
+from enforcer.daemon.reconciler import Reconciler
+from enforcer.daemon.reloader import Reloader, report
 from enforcer.daemon.requests import Requests
+from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_file import SessionFile
-from enforcer.daemon.sessions import is_large, load_apart
-from enforcer.daemon.sources import Sources
-from enforcer.daemon.sweeping import Sweeping
+from enforcer.daemon.session_manager import is_large, load_apart
 from enforcer.daemon.systemd import notify, watchdog_interval
 from enforcer.errors import EnforcerError, UsageError
 from enforcer.facts.rows import COMMAND
@@ -55,7 +55,7 @@ class Daemon:
         self._say = say
         self._running = True
 
-    def run(self, work: Work) -> None:
+    def run(self, work: WorkerProcess) -> None:
         """Until SIGTERM or SIGINT, under the daemon's lock, which the caller holds.
 
         ``work`` applies the file (enforcer/control/worker.py). Raises its error.
@@ -75,9 +75,9 @@ class Daemon:
                 "reload": self._reload,
                 "session load": self._load_sessions,
                 "session add": self._add_session,
-                "session remove": lambda request, _: self._enforced.attendance.remove(request),
-                "dns": lambda *_: self._sources.report("names"),
-                "warnings": lambda *_: {"warnings": self._sweeping.warnings},
+                "session remove": lambda request, _: self._runtime.sessions.remove(request),
+                "dns": lambda *_: self._feeds.report("names"),
+                "warnings": lambda *_: {"warnings": self._flow_sweeper.warnings},
             }
             stack.enter_context(closing(Requests(self._loop, self._instance.control_socket, handlers)))
             self._loop.watch(wake, lambda: self._on_signals(wake))
@@ -86,7 +86,7 @@ class Daemon:
             self._loop.run(lambda: self._running or self._jobs.busy)
         self._say("ended; enforcement goes on without the daemon (enforcer down takes it away)")
 
-    def _started(self, work: Work) -> dict[str, Any]:
+    def _started(self, work: WorkerProcess) -> dict[str, Any]:
         """What the process gave that applied the file. One that was lost half-way is replaced."""
         for _ in range(_ATTEMPTS - 1):
             try:
@@ -99,37 +99,37 @@ class Daemon:
     def _compose(self, stack: ExitStack, watch: Watch, known: Mapping[str, int]) -> None:
         loop, say = self._loop, self._say
         self._jobs = Jobs(loop)
-        self._enforced = stack.enter_context(closing(Enforced(self._instance, say)))
-        self._reloading = Reloading(
-            loop, self._jobs, self._enforced, self._file, say=say, take_up=self._after_reload
+        self._runtime = stack.enter_context(closing(Runtime(self._instance, say)))
+        self._reloader = Reloader(
+            loop, self._jobs, self._runtime, self._file, say=say, activate=self._after_reload
         )
-        self._keeping = Keeping(
+        self._reconciler = Reconciler(
             loop,
             watch,
-            self._enforced,
-            lambda: self._reloading.half_done,
+            self._runtime,
+            lambda: self._reloader.half_done,
             say=say,
-            again=self._reloading.again,
+            again=self._reloader.again,
             known=known,
         )
-        self._relearning = Relearning(loop, stack.enter_context(PathWatch()), self._enforced)
-        self._announcing = Announcing(loop, stack.enter_context(Arrivals()), self._enforced)
-        self._sweeping = Sweeping(
+        self._fast_path = FastPathInvalidator(loop, stack.enter_context(PathWatch()), self._runtime)
+        self._announcer = Announcer(loop, stack.enter_context(Arrivals()), self._runtime)
+        self._flow_sweeper = FlowSweeper(
             loop,
-            self._enforced,
-            lambda: self._reloading.under_way,
-            lambda: self._keeping.timeouts,
+            self._runtime,
+            lambda: self._reloader.under_way,
+            lambda: self._reconciler.timeouts,
             say,
-            look=self._announcing.note,
+            look=self._announcer.note,
         )
-        self._sources = stack.enter_context(closing(Sources(loop, self._enforced, say)))
-        session_file = SessionFile(loop, self._jobs, self._enforced, say)
-        files = Files(loop, self._enforced, session_file, self._reloading.again, say)
+        self._feeds = stack.enter_context(closing(Feeds(loop, self._runtime, say)))
+        session_file = SessionFile(loop, self._jobs, self._runtime, say)
+        files = Files(loop, self._runtime, session_file, self._reloader.again, say)
         self._files = stack.enter_context(closing(files))
         loop.task("expiry", self._expire)
 
     def _ready(self, stack: ExitStack) -> None:
-        location, count = self._enforced.config.get("location", "?"), len(self._enforced.wanted.ours)
+        location, count = self._runtime.config.get("location", "?"), len(self._runtime.wanted.ours)
         self._say(f"ready: location {location}, {count} egress IPs, pid {os.getpid()}")
         notify("READY=1\nSTATUS=enforcing")
         stack.callback(notify, "STOPPING=1")
@@ -138,56 +138,56 @@ class Daemon:
 
     def _take_up(self) -> None:
         """What is in force now, from availability to the files that the configuration names."""
-        self._keeping.refresh()
-        self._relearning.take_up()
-        self._announcing.take_up()
+        self._reconciler.refresh()
+        self._fast_path.activate()
+        self._announcer.activate()
         self._loop.call("expiry", self._expire())
-        self._files.take_up()
-        self._sources.take_up()
+        self._files.activate()
+        self._feeds.activate()
 
     def _expire(self) -> float:
-        return self._enforced.attendance.expire()
+        return self._runtime.sessions.expire()
 
     def _after_reload(self) -> None:
-        self._keeping.catch_up()
-        self._sweeping.catch_up()
-        self._enforced.take_up()
+        self._reconciler.catch_up()
+        self._flow_sweeper.catch_up()
+        self._runtime.activate()
         self._take_up()
 
     # --- requests and signals
 
-    def _reload(self, _: Mapping[str, Any], caller: Caller) -> None:
-        self._reloading.ask(caller)
+    def _reload(self, _: Mapping[str, Any], caller: ControlConnection) -> None:
+        self._reloader.ask(caller)
 
-    def _add_session(self, request: Mapping[str, Any], _: Caller) -> dict[str, Any]:
-        result = self._enforced.attendance.add(request)
+    def _add_session(self, request: Mapping[str, Any], _: ControlConnection) -> dict[str, Any]:
+        result = self._runtime.sessions.add(request)
         self._loop.call("expiry")
         return result
 
-    def _load_sessions(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any] | None:
+    def _load_sessions(self, request: Mapping[str, Any], caller: ControlConnection) -> dict[str, Any] | None:
         file = Path(str(request.get("file")))
         if not file.is_absolute():
             raise UsageError(f"{file}: not an absolute path")
         name = str(request.get("name") or file)
         if not is_large(file, name):
-            return self._enforced.attendance.load(file, name, COMMAND)
+            return self._runtime.sessions.load(file, name, COMMAND)
         begin = partial(load_apart, file, name, COMMAND, time.time())
         self._jobs.add(Job("sessions", begin, self._loaded_sessions, [caller], revocable=True))
         return None
 
-    def _loaded_sessions(self, work: Work) -> dict[str, Any]:
+    def _loaded_sessions(self, work: WorkerProcess) -> dict[str, Any]:
         self._loop.call("expiry")
         try:
             return work.result()
         except EnforcerError as error:
             if not work.interrupted:
-                self._enforced.after(error)
+                self._runtime.after(error)
             return report_of(error)
 
     def _on_signals(self, wake: socket.socket) -> None:
         for number in wake.recv(64):
             if number == signal.SIGHUP:
-                self._reloading.ask()
+                self._reloader.ask()
             elif number in (signal.SIGTERM, signal.SIGINT):
                 self._running = False
                 self._jobs.end()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from enforcer.daemon.enforced import Enforced
 from enforcer.daemon.loop import Loop
+from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_file import SETTLE, SessionFile
 from enforcer.kernel.files import FileWatch, stamp
 
@@ -20,13 +20,13 @@ class Files:
     def __init__(
         self,
         loop: Loop,
-        enforced: Enforced,
+        runtime: Runtime,
         session_file: SessionFile,
         reload: Callable[[], None],
         say: Callable[[str], None],
     ):
         self._loop = loop
-        self._enforced = enforced
+        self._runtime = runtime
         self._session_file = session_file
         self._reload = reload
         self._say = say
@@ -35,11 +35,11 @@ class Files:
         loop.task("look at files", self._look, _LOOK_EVERY)
         loop.task("database", self._load_database)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """Watches the files that the configuration in force names."""
-        named = (self._enforced.session_file, self._enforced.database)
+        named = (self._runtime.session_file, self._runtime.database)
         self._watch.watch(file for file in named if file is not None)
-        self._session_file.take_up()
+        self._session_file.activate()
 
     def close(self) -> None:
         """Ends the watch."""
@@ -51,14 +51,14 @@ class Files:
         return _LOOK_EVERY
 
     def _changed(self, files: Collection[Path]) -> None:
-        if self._enforced.session_file in files:
+        if self._runtime.session_file in files:
             self._session_file.load()
-        if self._enforced.database in files:
+        if self._runtime.database in files:
             # A new database may come in several steps.
             self._loop.call("database", SETTLE)
 
     def _load_database(self) -> None:
-        database = self._enforced.database
+        database = self._runtime.database
         if database is None:
             return
         if stamp(database) is None:

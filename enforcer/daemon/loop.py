@@ -13,7 +13,8 @@ from typing import Protocol, cast
 
 from enforcer.errors import EnforcerError
 
-# A task that failed is due again, and a source whose reading failed is watched again, after so many seconds.
+# A task that failed is due again, and a descriptor whose handler failed is watched again, after so many
+# seconds.
 _AGAIN = 1.0
 _ASIDE = 0.2
 # The same error is said again after so many seconds.
@@ -45,14 +46,14 @@ class Loop:
         """The end; nothing that is watched is closed."""
         self._selector.close()
 
-    def watch(self, source: Readable, act: Callable[[], None]) -> None:
-        """Calls ``act``, which must not wait, whenever the source is readable."""
-        self._selector.register(source, selectors.EVENT_READ, act)
+    def watch(self, readable: Readable, act: Callable[[], None]) -> None:
+        """Calls ``act``, which must not wait, whenever the readable is readable."""
+        self._selector.register(readable, selectors.EVENT_READ, act)
 
-    def unwatch(self, source: Readable) -> None:
-        """Before the source is closed."""
-        if self._aside.pop(source, None) is None:
-            self._selector.unregister(source)
+    def unwatch(self, readable: Readable) -> None:
+        """Before the readable is closed."""
+        if self._aside.pop(readable, None) is None:
+            self._selector.unregister(readable)
 
     def task(self, name: str, task: Task, after: float | None = None) -> None:
         """Makes a task known by name; it is due after so many seconds, or when it is called for."""
@@ -71,10 +72,10 @@ class Loop:
                 if self._is_watched(key):
                     self._read(key)
             now = time.monotonic()
-            for source, (until, act) in list(self._aside.items()):
+            for readable, (until, act) in list(self._aside.items()):
                 if until <= now:
-                    del self._aside[source]
-                    self.guard(partial(self.watch, source, act))
+                    del self._aside[readable]
+                    self.guard(partial(self.watch, readable, act))
             for name in sorted(self._due, key=self._due.__getitem__):
                 if self._due[name] <= now:
                     self._do(name)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.control.protocol import report_of
-from enforcer.control.worker import Work
-from enforcer.daemon.enforced import Enforced
+from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
-from enforcer.daemon.sessions import is_large, load_apart
+from enforcer.daemon.runtime import Runtime
+from enforcer.daemon.session_manager import is_large, load_apart
 from enforcer.errors import EnforcerError
 from enforcer.facts.rows import FILE
 from enforcer.kernel.files import Stamp, stamp
@@ -29,20 +29,20 @@ _LOAD = "session file"
 class SessionFile:
     """The file in force, and its stamp when it was loaded."""
 
-    def __init__(self, loop: Loop, jobs: Jobs, enforced: Enforced, say: Callable[[str], None]):
+    def __init__(self, loop: Loop, jobs: Jobs, runtime: Runtime, say: Callable[[str], None]):
         self._loop = loop
         self._jobs = jobs
-        self._enforced = enforced
+        self._runtime = runtime
         self._say = say
         self._file: Path | None = None
         self._stamp: Stamp = None
         loop.task("vanished", self._vanished)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """Loads the file that the configuration in force names, if it is another one or has changed."""
-        file = self._enforced.session_file
+        file = self._runtime.session_file
         if file is None:
-            ended = self._enforced.attendance.forget_file()
+            ended = self._runtime.sessions.forget_file()
             if ended:
                 self._say(f"no session file is configured any more: {ended:,} sessions ended")
             self._file, self._stamp = None, None
@@ -67,31 +67,31 @@ class SessionFile:
             if self._jobs.runs(_LOAD) or is_large(file, str(file)):
                 self._jobs.add(Job(_LOAD, self._begin, self._finish))
             else:
-                self._loaded(file, self._enforced.attendance.load(file, str(file), FILE))
+                self._loaded(file, self._runtime.sessions.load(file, str(file), FILE))
         except EnforcerError as error:
             self._wrong(file, error)
 
-    def _begin(self) -> Work | dict[str, Any]:
+    def _begin(self) -> WorkerProcess | dict[str, Any]:
         """At its turn: a reload may have come before, with another file or none."""
         if self._file is None:
             return {}
         self._stamp = stamp(self._file)
         return load_apart(self._file, str(self._file), FILE)
 
-    def _finish(self, work: Work) -> dict[str, Any]:
+    def _finish(self, work: WorkerProcess) -> dict[str, Any]:
         file = self._file
         assert file is not None  # no reload comes in between
         try:
             result = work.result()
         except EnforcerError as error:
             self._wrong(file, error)
-            self._enforced.after(error)
+            self._runtime.after(error)
             return report_of(error)
         self._loaded(file, result)
         return result
 
     def _loaded(self, file: Path, result: dict[str, Any]) -> None:
-        self._enforced.attendance.tell(file, result)
+        self._runtime.sessions.tell(file, result)
         self._loop.call("expiry")
 
     def _wrong(self, file: Path, error: EnforcerError) -> None:

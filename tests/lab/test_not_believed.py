@@ -8,7 +8,7 @@ import time
 from truth import counted, families, running, wait_for
 from zones import QUIET, zoned
 
-from enforcer.daemon.tracked import MANY, MOST_ZONES
+from enforcer.daemon.conntrack_zones import MANY, MOST_ZONES
 from lab.clients import Session
 from lab.services import Services
 from lab.topology import ORIGIN2, Lab
