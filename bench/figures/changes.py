@@ -18,9 +18,9 @@ from bench.report.results import Row, Sample, bound
 from bench.rig import documents, known
 from bench.rig.measure import Bench
 from enforcer.address import words
-from enforcer.constants.bpf import BankBits
 from enforcer.control import protocol
 from enforcer.control.interpreter import PYTHON
+from enforcer.datapath import settings
 from enforcer.datapath.maps import Maps
 from enforcer.gateway.gateway import Gateway
 from enforcer.instance import Instance
@@ -243,7 +243,7 @@ def places(bench: Bench) -> None:
             bench.say(f"{PLACES}: {_PREFIXES:,} prefixes")
             daemon.write(documents.placed(policies, large))
             took = daemon.run("reload")
-            bank = int(maps.settings.get(0)["bank"]) & BankBits.BANK  # type: ignore[index]
+            bank = settings.read(maps).bank_number
             found = len(maps.inner("places", bank).items()[0])
             if found < _PREFIXES:
                 raise LabError(f"{found:,} prefixes are in force, {_PREFIXES:,} were written")

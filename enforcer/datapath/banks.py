@@ -19,7 +19,7 @@ import numpy as np
 from enforcer.address import IPNetwork, mapped, words
 from enforcer.constants import MAPPED_NETWORK
 from enforcer.constants.bpf import RULES, BankBits
-from enforcer.datapath import syscall
+from enforcer.datapath import settings, syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import KernelError
 from enforcer.policy.resolver import Bits
@@ -98,8 +98,8 @@ class Bank:
     @property
     def is_in_force(self) -> bool:
         """Whether packets are decided by these very tables."""
-        settings, inner = self._maps.settings.get(0), self._maps.rule_sets.get(self.number)
-        if settings is None or inner is None or int(settings["bank"]) & BankBits.BANK != self.number:
+        inner = self._maps.rule_sets.get(self.number)
+        if inner is None or settings.read(self._maps).bank_number != self.number:
             return False
         return int(inner) == self._sets.info.id
 
@@ -169,16 +169,12 @@ def _count(maps: Maps, index: int) -> int:
 
 def wanted_room(maps: Maps) -> int:
     """How many sets of rules the bank in force had no room for."""
-    settings = maps.settings.get(0)
-    return _count(maps, _BANKS + (int(settings["bank"]) & BankBits.BANK)) if settings is not None else 0
+    return _count(maps, _BANKS + settings.read(maps).bank_number)
 
 
 def is_crowded(maps: Maps) -> bool:
     """Whether the bank in force should be made anew, with more room."""
-    settings = maps.settings.get(0)
-    if settings is None:
-        return False
-    return wanted_room(maps) > 0 or Bank(maps, int(settings["bank"]) & BankBits.BANK).room < ROOM // 4
+    return wanted_room(maps) > 0 or Bank(maps, settings.read(maps).bank_number).room < ROOM // 4
 
 
 def word(bank: int, tables: MatchTables) -> int:

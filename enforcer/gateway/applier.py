@@ -6,14 +6,12 @@ import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from enforcer.address import pack
-from enforcer.constants.bpf import BankBits
-from enforcer.datapath import carry, fast, loss, programs, sweep
+from enforcer.datapath import carry, fast, loss, programs, settings, sweep
 from enforcer.datapath import pins as places
 from enforcer.datapath.maps import Maps
 from enforcer.errors import KernelError, LostPinError
@@ -37,10 +35,6 @@ from enforcer.gateway.operations import (
     SwitchFastPath,
     SwitchTables,
     TakeMulticast,
-)
-from enforcer.gateway.plan import (
-    SETTINGS,
-    settings_of,
 )
 from enforcer.gateway.state import OTHER_SIDE, State
 from enforcer.gateway.translated import forget, is_translated_to, is_untranslated
@@ -265,8 +259,8 @@ class _Applier:
             raise KernelError("the policies are not loaded", "Reload: enforcer reload")
         maps = self._maps()
         availability.write_timeouts(maps)
-        current = maps.settings.get(0)
-        bank = 1 - (int(current["bank"]) & BankBits.BANK) if current is not None and current["ready"] else 0
+        current = settings.read(maps)
+        bank = 1 - current.bank_number if current.ready else 0
         with Store(self.installed.instance.facts_file) as store:
             fresh = self.fresh_maps or self.old is not None
             switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)
@@ -277,23 +271,16 @@ class _Applier:
             if not self.carried:
                 carry.carry_over(self.old, maps, lambda: adoption.adopted(maps, self.wanted))
                 self.carried = True
-            settings = np.zeros((), dtype=maps.settings.value)
-            values = settings_of(self.wanted)
-            for name, value in zip(SETTINGS, values, strict=True):
-                settings[name] = value
-            settings["bank"] = switch.word
-            settings["ready"] = 1
             self.commit()
             try:
                 with store.change() as change:
                     switch.finish(change)
                     if fresh:
                         refill(maps, store)
-                    maps.settings.put(0, settings)
+                    settings.write(maps, replace(self.wanted.settings, bank=switch.word, ready=True))
             except BaseException:
                 # The store is about the bank before, and so must the kernel be.
-                if current is not None:
-                    maps.settings.put(0, current)
+                settings.write(maps, current)
                 raise
         # A slot that goes is refused from here on.
         availability.refresh(maps, self.wanted)

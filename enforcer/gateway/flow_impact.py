@@ -116,7 +116,7 @@ class FlowImpact:
     def _outcome(self, client: bytes, origin: bytes, ports: np.ndarray, protocol: int) -> frozenset[int]:
         """The slots that a flow may have; none: it is refused."""
         wanted = self._compiled.wanted
-        proxied = wanted.proxy_tcp if protocol == TCP else wanted.proxy_udp
+        proxied = wanted.settings.proxy_tcp if protocol == TCP else wanted.settings.proxy_udp
         destination = _address(origin)
         family = 0 if destination.version == 4 else 1
         if not proxied or int(ports[1]) == DNS_PORT or self._is_private(destination):

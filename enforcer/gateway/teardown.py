@@ -81,7 +81,7 @@ def take_away(installed: Installed) -> list[str]:
 
     # Forwarding first: where it was off before, nothing can leave by the doors that open next.
     found = links.links()
-    for entry in reversed(undo.settings(state.undo, found)):
+    for entry in reversed(undo.sysctls(state.undo, found)):
         step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
     for name, link in found.items():
         for direction in ("ingress", "egress"):

@@ -39,7 +39,7 @@ def test_a_renamed_link() -> None:
         "wan0",
         "wan0",
     ]
-    assert undo.settings(entries, found) == undo.at_present(entries, found)[:2]
+    assert undo.sysctls(entries, found) == undo.at_present(entries, found)[:2]
     assert undo.noted_as(entries, found) == (("wan0", "out0"),)
     assert undo.of(entries, "clsact", found["wan0"]) == [entries[2]]
     assert undo.fresh(entries, noted(found, "wan0", was="1"), found) == []
