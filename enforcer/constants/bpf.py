@@ -73,7 +73,7 @@ class State(_Enumerated):
 
 
 class FlowFlag(_Flags):
-    """Bits of a flow's ``notes`` (enum note)."""
+    """Bits of a flow's ``flags`` (enum flow_flag)."""
 
     ASSURED = auto()
     ENDED_BY_PEER = auto()
@@ -91,17 +91,17 @@ class BankBits(_Flags):
     USES_SOURCE_PORT = auto()
     USES_PORT = auto()
     USES_PROTOCOL = auto()
-    USES_SOURCE_PLACE = auto()
-    USES_DESTINATION_PLACE = auto()
+    USES_SOURCE_REGION = auto()
+    USES_DESTINATION_REGION = auto()
     USES_CLIENT = auto()
     USES_HOST = auto()
 
 
-class Suppose(_Flags):
-    """What a question (explain) supposes (enum suppose)."""
+class Override(_Flags):
+    """What a question (explain) assumes instead of what is known (enum override)."""
 
-    SUPPOSE_CLIENT = auto()
-    SUPPOSE_HOST = auto()
+    OVERRIDE_CLIENT = auto()
+    OVERRIDE_HOST = auto()
 
 
 class Event(_Enumerated):

@@ -83,7 +83,7 @@ def adopt(
     reasons = by_name()
     dedicated, shared = reasons["adopted"].number, reasons["adopted-shared"].number
     flows["reason"] = np.where(flows["slot"] > 0, dedicated, shared)
-    flows["source"] = _words([entry.reply.destination for entry, _ in ours])
+    flows["egress_address"] = _words([entry.reply.destination for entry, _ in ours])
     flows["state"] = state
     # What was picked up midway and never answered lasts no longer than what is opening (flow.h, timeout_of).
     flows["timeout"] = np.where((state == State.ESTABLISHED) & ~replied, State.SYN_SENT, state)
@@ -91,10 +91,10 @@ def adopt(
     flows["counted"] = ~np.isin(state, _OVER)
     # Of a close that is under way conntrack does not say which side began it: its word is taken.
     closing = np.isin(state, _CLOSING)
-    flows["notes"] = np.where(assured, FlowFlag.ASSURED, 0) | np.where(closing, FlowFlag.ENDED_BY_PEER, 0)
+    flows["flags"] = np.where(assured, FlowFlag.ASSURED, 0) | np.where(closing, FlowFlag.ENDED_BY_PEER, 0)
     left = np.array([entry.timeout for entry, _ in ours], dtype=np.int64) * _SECOND
     seen = now - np.maximum(timeouts.astype(np.int64)[flows["timeout"]] - left, 0)
-    flows["created"] = flows["seen"] = np.maximum(seen, 1)
+    flows["created"] = flows["last_seen"] = np.maximum(seen, 1)
     return Adopted(keys, flows)
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from enforcer.constants.bpf import KEPT_AT_ONCE, REAP_EVERY, REAP_UNKNOWN, FlowFlag, State
-from enforcer.datapath.batches import run_on, run_once
 from enforcer.datapath.maps import Map, Maps
+from enforcer.datapath.program_runs import run_on, run_once
 from enforcer.datapath.programs import Pins
 
 # conntrack enters a connection when its first packet has left, microseconds after we do.
@@ -66,9 +66,9 @@ def sweep(
     for keys, flows in maps.flows.chunks():
         total += len(keys)
         look(keys, flows)
-        silent = now - flows["seen"].astype(np.int64)
+        silent = now - flows["last_seen"].astype(np.int64)
         expired = silent > limits[flows["timeout"]]
-        tell = (flows["notes"] & FlowFlag.TELL_CONNTRACK) != 0
+        tell = (flows["flags"] & FlowFlag.TELL_CONNTRACK) != 0
         for state, found in untold.items():
             found.append(keys[tell & ~expired & (flows["state"] == state)])
         if expired.any():
@@ -122,7 +122,7 @@ def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
 
 
 def keep_evictable(pins: Pins, most: int) -> None:
-    """Leaves only flows that may make room in the queue where room is looked for (bpf/room.h).
+    """Leaves only flows that may make room in the queue where room is looked for (bpf/eviction.h).
 
     The queue has ``most`` elements at most. What is new in it since the last time is all that this costs.
     """

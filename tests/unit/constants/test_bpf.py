@@ -15,9 +15,9 @@ ENUMS = {
     "role": bpf.Role,
     "unfit": bpf.Unfit,
     "state": bpf.State,
-    "note": bpf.FlowFlag,
+    "flow_flag": bpf.FlowFlag,
     "bank_bits": bpf.BankBits,
-    "suppose": bpf.Suppose,
+    "override": bpf.Override,
     "event": bpf.Event,
     "stage": bpf.Stage,
 }
