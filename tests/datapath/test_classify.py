@@ -157,8 +157,9 @@ class Classifier:
             head = struct.pack(">IHBB", 6 << 28, 20, packet.protocol, 64)
         frame = self.heads[packet.src.version] + head + packet.src.packed + packet.dst.packed + body
         self.program(frame)
-        reason, slot, policy = struct.unpack("=III", self.program.head(12))
-        return Verdict(self.names[reason], slot, policy)
+        verdict = self.box.maps.explained.get(0)
+        assert verdict is not None
+        return Verdict(self.names[int(verdict["reason"])], int(verdict["slot"]), int(verdict["policy"]))
 
 
 @pytest.fixture
