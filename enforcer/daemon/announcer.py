@@ -58,7 +58,7 @@ class Announcer:
         loop.task("announce sources", self._announce_sources)
         loop.task("look for sources", self._look)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """What is in force: to the neighbours, a range that is on-link since now is another gateway's."""
         slots = {egress.slot: egress.ipv6 for egress in self._runtime.wanted.ours if egress.on_link}
         if slots != self._slots:

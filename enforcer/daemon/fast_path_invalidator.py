@@ -22,7 +22,7 @@ class FastPathInvalidator:
         loop.task("relearn", self._relearn)
         loop.task("listen", self._listen)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """On or off, as the configuration in force says: who was to change it may have been killed.
 
         What was learnt is stale in any case: nobody has watched over these maps before.

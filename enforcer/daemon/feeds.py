@@ -74,7 +74,7 @@ class Feeds:
         self._open: dict[str, Feed] = {}
         loop.task("feeds", self._tick, _TICK)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """Opens, keeps and closes what the configuration in force wants. Raises what opening one raises."""
         runtime = self._runtime
         for name, maker in FEEDS.items():

@@ -35,11 +35,11 @@ class Files:
         loop.task("look at files", self._look, _LOOK_EVERY)
         loop.task("database", self._load_database)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """Watches the files that the configuration in force names."""
         named = (self._runtime.session_file, self._runtime.database)
         self._watch.watch(file for file in named if file is not None)
-        self._session_file.take_up()
+        self._session_file.activate()
 
     def close(self) -> None:
         """Ends the watch."""

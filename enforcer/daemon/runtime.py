@@ -70,7 +70,7 @@ class Runtime:
         state = State.load(self.instance.state_file)
         return state is not None and state.half_done is not None
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """What another process has put in force. After an error all is as before, for another try."""
         gateway, wanted, maps = self._found()
         if self.maps.sessions.info.id != maps.sessions.info.id or self.store.undone:

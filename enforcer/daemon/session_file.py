@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.control.protocol import report_of
-from enforcer.control.worker import Work
+from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
@@ -38,7 +38,7 @@ class SessionFile:
         self._stamp: Stamp = None
         loop.task("vanished", self._vanished)
 
-    def take_up(self) -> None:
+    def activate(self) -> None:
         """Loads the file that the configuration in force names, if it is another one or has changed."""
         file = self._runtime.session_file
         if file is None:
@@ -71,14 +71,14 @@ class SessionFile:
         except EnforcerError as error:
             self._wrong(file, error)
 
-    def _begin(self) -> Work | dict[str, Any]:
+    def _begin(self) -> WorkerProcess | dict[str, Any]:
         """At its turn: a reload may have come before, with another file or none."""
         if self._file is None:
             return {}
         self._stamp = stamp(self._file)
         return load_apart(self._file, str(self._file), FILE)
 
-    def _finish(self, work: Work) -> dict[str, Any]:
+    def _finish(self, work: WorkerProcess) -> dict[str, Any]:
         file = self._file
         assert file is not None  # no reload comes in between
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from enforcer.control.worker import Work
+from enforcer.control.worker import WorkerProcess
 from enforcer.datapath.maps import Maps
 from enforcer.errors import ConfigError, EnforcerError, UsageError
 from enforcer.facts import loading, session
@@ -38,9 +38,9 @@ def is_large(path: Path, name: str) -> bool:
         raise UsageError(f"{name!r} cannot be a file: {error}") from error
 
 
-def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> Work:
+def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> WorkerProcess:
     """Begins to load a file; ``ttl`` counts from ``now``, or from the file's last change."""
-    return Work(
+    return WorkerProcess(
         "enforcer.workers.load_sessions", str(path), origin, name, *([] if now is None else [repr(now)])
     )
 

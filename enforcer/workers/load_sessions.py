@@ -108,7 +108,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
     with Store(instance.facts_file, create=False) as store:
         store.expect_much()
         tables, room = InForce(maps, store), maps.sessions.info.entries
-        # From here on the file is loaded as a whole. Until now the daemon may end this (Work.interrupt).
+        # From here on the whole file is loaded; before, the daemon may end this (WorkerProcess.interrupt).
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         found = loading.load(store, tables, [row[:3] for row in rows], origin, room)
     return loading.report(found)

@@ -333,7 +333,7 @@ def test_requests_that_make_no_sense(request_: bytes) -> None:
     with ours, theirs:
         theirs.sendall(request_)
         theirs.shutdown(socket.SHUT_WR)
-        caller = protocol.Caller(ours)
+        caller = protocol.ControlConnection(ours)
         request = caller.receive()
         while request is None:  # its end comes by itself
             request = caller.receive()

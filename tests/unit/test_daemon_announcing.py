@@ -87,7 +87,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
         machine = Machine(loop, arrivals)
         monkeypatch.setattr(announcer.announce, "announce", machine.announce)
         monkeypatch.setattr(announcer.announce, "settled", lambda name: HELD if name == "out0" else [])
-        machine.announcer.take_up()
+        machine.announcer.activate()
         yield machine
 
 
@@ -140,10 +140,10 @@ def test_a_range_that_is_new_is_another_gateways(machine: Machine) -> None:
     machine.run(0.6)
     machine.flows = flows((ON_LINK, "2001:db8:9::2"), (ROUTED, "2001:db8:1::2"))
     assert sources(machine, 0.2) == ["2001:db8:9::2"]
-    machine.announcer.take_up()
+    machine.announcer.activate()
     assert machine.run(0.2) == []
     machine.wanted.ours[1].on_link = True
-    machine.announcer.take_up()
+    machine.announcer.activate()
     assert sorted(sources(machine, 0.2)) == ["2001:db8:1::2", "2001:db8:9::2"]
 
 

@@ -129,5 +129,5 @@ def test_what_is_in_force_says_whether_it_is_on(
     switched: list[tuple[object, bool]] = []
     monkeypatch.setattr(fast_path_invalidator.fast, "switch", lambda maps, *, on: switched.append((maps, on)))
     machine.wanted.fast_path = on
-    machine.invalidator.take_up()
+    machine.invalidator.activate()
     assert switched == [(machine.maps, on)]

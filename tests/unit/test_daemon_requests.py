@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from enforcer.control import protocol
-from enforcer.control.protocol import Caller
+from enforcer.control.protocol import ControlConnection
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import Requests
 from enforcer.daemon.session_manager import is_large
@@ -25,7 +25,7 @@ from enforcer.errors import EnforcerError, UsageError
 Ask = Callable[[bytes], dict[str, Any]]
 
 
-def wrong(request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+def wrong(request: Mapping[str, Any], caller: ControlConnection) -> dict[str, Any]:
     raise KeyError("unexpected")
 
 

@@ -58,9 +58,9 @@ def test_drained_once_and_due_when_it_says_so(loop: Loop, monkeypatch: pytest.Mo
     monkeypatch.setattr(feeds, "FEEDS", {"one": lambda *_: lambda: one})
     runtime: Any = SimpleNamespace(store=None, tables=None, config={})
     with closing(Feeds(loop, runtime, lambda _: None)) as opened:
-        opened.take_up()
+        opened.activate()
         assert one.calls == ["drain"]  # what it raises is said, and ends nothing
-        opened.take_up()
+        opened.activate()
         assert one.calls == ["drain", "use", "drain"]
         one.due = [0.0, 5.0]
         assert opened._tick() == 0.0
@@ -74,7 +74,7 @@ def test_it_comes_again_for_what_is_not_readable(loop: Loop, monkeypatch: pytest
     monkeypatch.setattr(feeds, "FEEDS", {"one": lambda *_: lambda: one})
     runtime: Any = SimpleNamespace(store=None, tables=None, config={})
     with closing(Feeds(loop, runtime, lambda _: None)) as opened:
-        opened.take_up()
+        opened.activate()
         deadline = time.monotonic() + 10
         loop.run(lambda: bool(one.again) and time.monotonic() < deadline)
         assert one.calls.count("drain") == 3
