@@ -49,12 +49,11 @@ class Reloader:
         self._file = file
         self._say = say
         self._activate = activate
-        self._loop = loop
         self._half_done = False
         self._pause = _HEAL_AGAIN
-        loop.task("take up", self._again)
-        loop.task("room", self._look_for_room, _TICK)
-        loop.task("heal", self._heal)
+        self._activation = loop.timer(self._again)
+        self._next_look = loop.timer(self._look_for_room, _TICK)
+        self._healing = loop.timer(self._heal)
 
     @property
     def under_way(self) -> bool:
@@ -89,7 +88,7 @@ class Reloader:
     def _healed(self, work: WorkerProcess) -> dict[str, Any]:
         result = self._result(work)
         if self._half_done:
-            self._loop.call("heal", self._pause)
+            self._healing.start(self._pause)
             self._pause = min(2 * self._pause, _HEAL_SELDOM)
             return result
         self._pause = _HEAL_AGAIN
@@ -119,7 +118,7 @@ class Reloader:
             self._half_done = self._runtime.half_done
             what = "what is in force is put back" if self._half_done else "what was in force stays"
             self._say(f"reload failed, {what}: {error}")
-            self._loop.call("room", _PATIENCE)
+            self._next_look.start(_PATIENCE)
             return report_of(error)
         self._half_done = False
         report(result, self._say)
@@ -129,7 +128,7 @@ class Reloader:
         try:
             self._activate()  # after a failure, too: what there is to undo may have grown
         except Exception:
-            self._loop.call("take up", _TICK)
+            self._activation.start(_TICK)
             raise
         finally:
             notify("READY=1")

@@ -65,8 +65,9 @@ class Machine:
         """What is announced in this time."""
         self.told = []
         end = time.monotonic() + seconds
-        self.loop.task("tick", lambda: 0.01, 0.0)
+        tick = self.loop.timer(lambda: 0.01, 0.0)
         self.loop.run(lambda: time.monotonic() < end)
+        tick.cancel()
         return self.told
 
 

@@ -54,7 +54,7 @@ class Machine:
         self.reloader = Reloader(
             loop, self.jobs, runtime, Path("f"), say=said.append, activate=self._activate
         )
-        loop.task("tick", lambda: 0.02, 0.0)
+        loop.timer(lambda: 0.02, 0.0)
 
     def _start(self, file: Path | None) -> WorkerProcess:
         self.begun += 1
