@@ -1,0 +1,1 @@
+"""Tests that need no network namespace, in the rooms of the tree."""
