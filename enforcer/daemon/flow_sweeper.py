@@ -54,8 +54,7 @@ class FlowSweeper:
         self._recount = Recount()
         self._fill = FillMonitor(say)
         self._conntrack = ConntrackZones(say)
-        self._loop = loop
-        loop.task("sweep", self._sweep, _AT_LEAST)
+        self._next_sweep = loop.timer(self._sweep, _AT_LEAST)
 
     @property
     def warnings(self) -> list[str]:
@@ -65,7 +64,7 @@ class FlowSweeper:
     def catch_up(self) -> None:
         """A sweep that a reload put off comes before the next reload."""
         if self._put_off:
-            self._loop.call("sweep")
+            self._next_sweep.start()
 
     def _sweep(self) -> float:
         self._put_off = self._reloading()

@@ -72,8 +72,9 @@ class Machine(Reconciler):
 
     def run(self, seconds: float, going: Callable[[], bool] = lambda: True) -> None:
         end = time.monotonic() + seconds
-        self.loop.task("tick", lambda: 0.02, 0.0)
+        tick = self.loop.timer(lambda: 0.02, 0.0)
         self.loop.run(lambda: time.monotonic() < end and going())
+        tick.cancel()
 
 
 @pytest.fixture
@@ -171,6 +172,7 @@ def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(availability, "refresh", refresh)
     monkeypatch.setattr(availability, "write_timeouts", lambda _: np.zeros(0))
     monkeypatch.setattr(reconciler, "_TICK", 0.05)
+    monkeypatch.setattr(Reconciler, "_look_at_hooks", lambda _: None)
     with closing(Loop(print)) as loop:
         machine = Reconciler(
             loop,
@@ -180,11 +182,10 @@ def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch
             say=print,
             again=lambda: None,
         )
-        loop.task("hooks", lambda: None)
         reloading = True
         machine.refresh()
         end = time.monotonic() + 0.3
-        loop.task("tick", lambda: 0.02, 0.0)
+        loop.timer(lambda: 0.02, 0.0)
         loop.run(lambda: time.monotonic() < end)
         assert len(looked) == 1
         reloading = False
@@ -207,10 +208,10 @@ def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> N
     with closing(Loop(print)) as loop:
         sweeper = Swept(loop, cast(Any, None), lambda: reloading, cast(Any, None), print)
         for _ in range(2):
-            loop.call("sweep")
+            sweeper._next_sweep.start()
             reloading = True
             turns = iter([True, False])
-            loop.task("tick", lambda: 0.01, 0.0)
+            loop.timer(lambda: 0.01, 0.0)
             loop.run(lambda turns=turns: next(turns))
             reloading = False
             sweeper.catch_up()
