@@ -20,10 +20,10 @@ def command(settings: Settings) -> None:
 
     instance = settings.instance
     with instance.daemon_lock():
-        work = worker.start(settings.file, worker.START)
+        process = worker.start(settings.file, worker.START)
         from enforcer.daemon import Daemon
 
-        Daemon(instance, settings.file, _say).run(work)
+        Daemon(instance, settings.file, _say).run(process)
 
 
 def _say(line: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,27 @@ def _check_policies(draft: Draft) -> None:
             if family in fields:
                 owners.setdefault(fields[family], index)
     for index, fields in draft.policies.items():
-        if isinstance(fields.get("egress"), PolicyEgress):
-            _check_policy_egress(draft, ("policies", index, "egress"), fields["egress"], owners)
+        way, egress = ("policies", index, "egress"), fields.get("egress", "default")
+        if isinstance(egress, PolicyEgress):
+            _check_policy_egress(draft, way, egress, owners)
+        elif egress != "default":
+            _check_policy_egress_name(draft, way, egress)
+
+
+def _check_policy_egress_name(draft: Draft, way: Way, name: str) -> None:
+    known = [fields.get("name") for fields in draft.egress_ips.values()]
+    if name in known:
+        return
+    if name == "shared":
+        draft.fault(way, "is no egress IP", "`default` for the shared address")
+        return
+    with suppress(ValueError):
+        family = f"ipv{ip_interface(name).version}"
+        draft.fault(way, "is an address where a name stands", f'{{{family}: "{name}"}}')
+        return
+    if None not in known:
+        # Otherwise the entry that has this name may be the one that is reported already.
+        draft.fault(way, "is the name of no egress IP", nearest(name, ["default", *filter(None, known)]))
 
 
 def _check_policy_egress(draft: Draft, way: Way, egress: PolicyEgress, owners: dict[Any, int]) -> None:
@@ -277,22 +297,22 @@ def _check_database(draft: Draft) -> None:
 
 def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, str]]:
     """Say what is allowed and probably not meant; TooManyRulesError if the policies fit no match tables."""
-    places: dict[tuple[str, str], None] = {}
+    cities: dict[tuple[str, str], None] = {}
     for fields in draft.egress_ips.values():
-        place = draft.locations[fields["location"]]
-        places[place["country"], place["city"]] = None
-    if len(places) < 2:
-        cities = listed(city for _, city in places)
+        location = draft.locations[fields["location"]]
+        cities[location["country"], location["city"]] = None
+    if len(cities) < 2:
+        names = listed(city for _, city in cities)
         yield (
             ("egress_ips",),
-            f"egress_ips: all in one city ({cities}); expected two egress IPs at least, in different "
+            f"egress_ips: all in one city ({names}); expected two egress IPs at least, in different "
             "cities, so that one can take over from the other",
         )
-    location = draft.values["location"]
-    if all(fields["location"] != location for fields in draft.egress_ips.values()):
+    here = draft.values["location"]
+    if all(fields["location"] != here for fields in draft.egress_ips.values()):
         yield (
             ("egress_ips",),
-            f"egress_ips: none at {location}, where this gateway stands; expected one at least, for "
+            f"egress_ips: none at {here}, where this gateway stands; expected one at least, for "
             "traffic that no policy matches",
         )
     yield from _hidden(draft, configuration)
@@ -302,7 +322,7 @@ def _hidden(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, s
     """Name the policies that never apply, and which ones apply instead."""
     proxy, policies = configuration.proxy, configuration.policies
     protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
-    index = {policy.name: place for place, policy in enumerate(policies)}
+    index = {policy.name: position for position, policy in enumerate(policies)}
     asked = decidable(protocols, configuration.private_networks)
     for one in hidden(policies, configuration.named_lists, asked, configuration.tables):
         way = ("policies", index[one.name])

@@ -63,7 +63,7 @@ def accept(server: socket.socket) -> socket.socket | None:
     return None
 
 
-class Caller:
+class ControlConnection:
     """One connection to the daemon: its request as it comes in, then the answer."""
 
     def __init__(self, connection: socket.socket):

@@ -39,7 +39,7 @@ class LostError(EnforcerError):
     """A process ended without a result: it was killed, or hung and was ended by its daemon."""
 
 
-class Work:
+class WorkerProcess:
     """A module run as a process: what it says on stdout is read as it comes.
 
     Lines that begin with "#" tell of its progress, the rest is one JSON document.
@@ -168,11 +168,11 @@ def _processor_time(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def start(file: Path, *options: str) -> Work:
+def start(file: Path, *options: str) -> WorkerProcess:
     """Begins to apply the file."""
-    return Work("enforcer.workers.apply", str(file), PROGRESS, *options)
+    return WorkerProcess("enforcer.workers.apply", str(file), PROGRESS, *options)
 
 
-def start_again() -> Work:
+def start_again() -> WorkerProcess:
     """Begins to apply the configuration in force once more, and to heal what is half done."""
-    return Work("enforcer.workers.apply", AGAIN, PROGRESS)
+    return WorkerProcess("enforcer.workers.apply", AGAIN, PROGRESS)

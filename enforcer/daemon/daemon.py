@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.control import worker as applying
-from enforcer.control.protocol import Caller, report_of
-from enforcer.control.worker import LostError, Work
+from enforcer.control.protocol import ControlConnection, report_of
+from enforcer.control.worker import LostError, WorkerProcess
 from enforcer.daemon.announcer import Announcer
 from enforcer.daemon.fast_path_invalidator import FastPathInvalidator
 from enforcer.daemon.feeds import Feeds
@@ -55,12 +55,12 @@ class Daemon:
         self._say = say
         self._running = True
 
-    def run(self, work: Work) -> None:
+    def run(self, work: WorkerProcess) -> None:
         """Until SIGTERM or SIGINT, under the daemon's lock, which the caller holds.
 
         ``work`` applies the file (enforcer/control/worker.py). Raises its error.
         """
-        # Each hook is a descriptor (datapath/held.py), and there may be hundreds of interfaces.
+        # Each hook is a descriptor (datapath/held_pins.py), and there may be hundreds of interfaces.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with ExitStack() as stack:
@@ -70,7 +70,7 @@ class Daemon:
             report(self._started(work), self._say)
             self._loop = stack.enter_context(closing(Loop(self._say)))
             self._compose(stack, watch, known)
-            self._take_up()
+            self._activate()
             handlers = {
                 "reload": self._reload,
                 "session load": self._load_sessions,
@@ -86,7 +86,7 @@ class Daemon:
             self._loop.run(lambda: self._running or self._jobs.busy)
         self._say("ended; enforcement goes on without the daemon (enforcer down takes it away)")
 
-    def _started(self, work: Work) -> dict[str, Any]:
+    def _started(self, work: WorkerProcess) -> dict[str, Any]:
         """What the process gave that applied the file. One that was lost half-way is replaced."""
         for _ in range(_ATTEMPTS - 1):
             try:
@@ -101,7 +101,7 @@ class Daemon:
         self._jobs = Jobs(loop)
         self._runtime = stack.enter_context(closing(Runtime(self._instance, say)))
         self._reloader = Reloader(
-            loop, self._jobs, self._runtime, self._file, say=say, take_up=self._after_reload
+            loop, self._jobs, self._runtime, self._file, say=say, activate=self._after_reload
         )
         self._reconciler = Reconciler(
             loop,
@@ -123,10 +123,10 @@ class Daemon:
             look=self._announcer.note,
         )
         self._feeds = stack.enter_context(closing(Feeds(loop, self._runtime, say)))
-        session_file = SessionFile(loop, self._jobs, self._runtime, say)
+        self._expiry = loop.timer(self._expire)
+        session_file = SessionFile(loop, self._jobs, self._runtime, say, expiry=self._expiry)
         files = Files(loop, self._runtime, session_file, self._reloader.again, say)
         self._files = stack.enter_context(closing(files))
-        loop.task("expiry", self._expire)
 
     def _ready(self, stack: ExitStack) -> None:
         location, count = self._runtime.config.get("location", "?"), len(self._runtime.wanted.ours)
@@ -134,16 +134,16 @@ class Daemon:
         notify("READY=1\nSTATUS=enforcing")
         stack.callback(notify, "STOPPING=1")
         if watchdog_interval():
-            self._loop.task("watchdog", _sign_of_life, 0.0)
+            self._loop.timer(_sign_of_life, 0.0)
 
-    def _take_up(self) -> None:
+    def _activate(self) -> None:
         """What is in force now, from availability to the files that the configuration names."""
         self._reconciler.refresh()
-        self._fast_path.take_up()
-        self._announcer.take_up()
-        self._loop.call("expiry", self._expire())
-        self._files.take_up()
-        self._feeds.take_up()
+        self._fast_path.activate()
+        self._announcer.activate()
+        self._expiry.start(self._expire())
+        self._files.activate()
+        self._feeds.activate()
 
     def _expire(self) -> float:
         return self._runtime.sessions.expire()
@@ -151,20 +151,20 @@ class Daemon:
     def _after_reload(self) -> None:
         self._reconciler.catch_up()
         self._flow_sweeper.catch_up()
-        self._runtime.take_up()
-        self._take_up()
+        self._runtime.activate()
+        self._activate()
 
     # --- requests and signals
 
-    def _reload(self, _: Mapping[str, Any], caller: Caller) -> None:
+    def _reload(self, _: Mapping[str, Any], caller: ControlConnection) -> None:
         self._reloader.ask(caller)
 
-    def _add_session(self, request: Mapping[str, Any], _: Caller) -> dict[str, Any]:
+    def _add_session(self, request: Mapping[str, Any], _: ControlConnection) -> dict[str, Any]:
         result = self._runtime.sessions.add(request)
-        self._loop.call("expiry")
+        self._expiry.start()
         return result
 
-    def _load_sessions(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any] | None:
+    def _load_sessions(self, request: Mapping[str, Any], caller: ControlConnection) -> dict[str, Any] | None:
         file = Path(str(request.get("file")))
         if not file.is_absolute():
             raise UsageError(f"{file}: not an absolute path")
@@ -175,8 +175,8 @@ class Daemon:
         self._jobs.add(Job("sessions", begin, self._loaded_sessions, [caller], revocable=True))
         return None
 
-    def _loaded_sessions(self, work: Work) -> dict[str, Any]:
-        self._loop.call("expiry")
+    def _loaded_sessions(self, work: WorkerProcess) -> dict[str, Any]:
+        self._expiry.start()
         try:
             return work.result()
         except EnforcerError as error:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from enforcer.control.protocol import Caller, report_of
-from enforcer.control.worker import Work
+from enforcer.control.protocol import ControlConnection, report_of
+from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import FAILED
 from enforcer.errors import EnforcerError, KernelError
@@ -24,11 +24,11 @@ class Job:
     """Work to begin when its turn comes, and who waits for its result."""
 
     name: str
-    begin: Callable[[], Work | dict[str, Any]]
+    begin: Callable[[], WorkerProcess | dict[str, Any]]
     """A result instead of work: there is nothing to do any more."""
-    finish: Callable[[Work], dict[str, Any]]
+    finish: Callable[[WorkerProcess], dict[str, Any]]
     """Gives the answer; an error is the answer too, and is said by the loop."""
-    callers: list[Caller] = field(default_factory=list)
+    callers: list[ControlConnection] = field(default_factory=list)
     urgent: bool = False
     """Comes before all others, and is begun although the daemon is about to end."""
     revocable: bool = False
@@ -41,11 +41,11 @@ class Jobs:
     def __init__(self, loop: Loop):
         self._loop = loop
         self._queue: deque[Job] = deque()
-        self._running: tuple[Job, Work] | None = None
+        self._running: tuple[Job, WorkerProcess] | None = None
         self._ending = False
-        self._listening: set[Caller] = set()
-        loop.task("next job", self._next)
-        loop.task("watch job", self._look)
+        self._listening: set[ControlConnection] = set()
+        self._next_job = loop.timer(self._next)
+        self._next_look = loop.timer(self._look)
 
     @property
     def busy(self) -> bool:
@@ -75,16 +75,16 @@ class Jobs:
             for caller in job.callers:
                 self._listening.add(caller)
                 self._loop.watch(caller, partial(self._listen, job, caller))
-        self._loop.call("next job")
+        self._next_job.start()
 
     def end(self) -> None:
         """Nothing is begun any more, and what only prepares a change is not waited for."""
         self._ending = True
         if self._running is not None and self._running[1].prepares:
             self._running[1].kill("was ended with its daemon")
-        self._loop.call("next job")
+        self._next_job.start()
 
-    def _listen(self, job: Job, caller: Caller) -> None:
+    def _listen(self, job: Job, caller: ControlConnection) -> None:
         if not caller.has_left():
             return
         self._ignore(caller)
@@ -94,7 +94,7 @@ class Jobs:
         elif self._running is not None and self._running[0] is job:
             self._running[1].interrupt()
 
-    def _ignore(self, caller: Caller) -> None:
+    def _ignore(self, caller: ControlConnection) -> None:
         if caller in self._listening:
             self._listening.remove(caller)
             self._loop.unwatch(caller)
@@ -108,14 +108,14 @@ class Jobs:
         while self._running is None and self._queue:
             job = self._queue.popleft()
             begun = self._begin(job)
-            if isinstance(begun, Work):
+            if isinstance(begun, WorkerProcess):
                 self._running = job, begun
                 self._loop.watch(begun, self._read)
-                self._loop.call("watch job", _TICK)
+                self._next_look.start(_TICK)
             else:
                 self._answer(job, begun)
 
-    def _begin(self, job: Job) -> Work | dict[str, Any]:
+    def _begin(self, job: Job) -> WorkerProcess | dict[str, Any]:
         if self._ending and not job.urgent:
             return report_of(EnforcerError("the daemon is about to end"))
         try:
@@ -142,7 +142,7 @@ class Jobs:
             self._finish(*self._running)
         return _TICK
 
-    def _finish(self, job: Job, work: Work) -> None:
+    def _finish(self, job: Job, work: WorkerProcess) -> None:
         self._loop.unwatch(work)
         self._running = None
         result = FAILED
@@ -154,4 +154,4 @@ class Jobs:
         finally:
             self._answer(job, INTERRUPTED if job.revocable and work.interrupted else result)
             # What was put off has its turn first.
-            self._loop.call("next job")
+            self._next_job.start()

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.control import worker
-from enforcer.control.protocol import Caller, report_of
-from enforcer.control.worker import Work
+from enforcer.control.protocol import ControlConnection, report_of
+from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
@@ -32,7 +32,7 @@ _HEAL_AGAIN, _HEAL_SELDOM = 1.0, 60.0
 
 
 class Reloader:
-    """``take_up`` is called when a process has changed the gateway, and again in a while if it fails."""
+    """``activate`` is called when a process has changed the gateway, and again in a while if it fails."""
 
     def __init__(
         self,
@@ -42,19 +42,18 @@ class Reloader:
         file: Path,
         *,
         say: Callable[[str], None],
-        take_up: Callable[[], None],
+        activate: Callable[[], None],
     ):
         self._jobs = jobs
         self._runtime = runtime
         self._file = file
         self._say = say
-        self._take_up = take_up
-        self._loop = loop
+        self._activate = activate
         self._half_done = False
         self._pause = _HEAL_AGAIN
-        loop.task("take up", self._again)
-        loop.task("room", self._look_for_room, _TICK)
-        loop.task("heal", self._heal)
+        self._activation = loop.timer(self._again)
+        self._next_look = loop.timer(self._look_for_room, _TICK)
+        self._healing = loop.timer(self._heal)
 
     @property
     def under_way(self) -> bool:
@@ -66,7 +65,7 @@ class Reloader:
         """The same, or one has ended half-way: another is going to put back what is in force."""
         return self._jobs.changing or self._half_done
 
-    def ask(self, caller: Caller | None = None) -> None:
+    def ask(self, caller: ControlConnection | None = None) -> None:
         """Has the file applied, after what is under way; ``caller`` gets the result."""
         callers = [] if caller is None else [caller]
         waiting = self._jobs.waiting(_RELOAD)
@@ -86,16 +85,16 @@ class Reloader:
         if not self._jobs.waiting(_HEAL) and not self._jobs.runs(_HEAL):
             self._jobs.add(Job(_HEAL, partial(self._begin, worker.start_again), self._healed, urgent=True))
 
-    def _healed(self, work: Work) -> dict[str, Any]:
+    def _healed(self, work: WorkerProcess) -> dict[str, Any]:
         result = self._result(work)
         if self._half_done:
-            self._loop.call("heal", self._pause)
+            self._healing.start(self._pause)
             self._pause = min(2 * self._pause, _HEAL_SELDOM)
             return result
         self._pause = _HEAL_AGAIN
-        return self._taken_up(result)
+        return self._activated(result)
 
-    def _begin(self, start: Callable[[], Work]) -> Work:
+    def _begin(self, start: Callable[[], WorkerProcess]) -> WorkerProcess:
         with suppress(EnforcerError):
             # The process looks for pins and files; it says itself what it lacks.
             self._runtime.restore()
@@ -104,32 +103,32 @@ class Reloader:
         notify(f"RELOADING=1\nMONOTONIC_USEC={began}")
         return work
 
-    def _finish(self, work: Work) -> dict[str, Any]:
+    def _finish(self, work: WorkerProcess) -> dict[str, Any]:
         result = self._result(work)
         if self._half_done:
             self._heal()
             hint = "A plan is half done; the daemon puts back what is in force: see `enforcer status`."
             return result | {"hint": hint}
-        return self._taken_up(result)
+        return self._activated(result)
 
-    def _result(self, work: Work) -> dict[str, Any]:
+    def _result(self, work: WorkerProcess) -> dict[str, Any]:
         try:
             result = work.result()
         except EnforcerError as error:
             self._half_done = self._runtime.half_done
             what = "what is in force is put back" if self._half_done else "what was in force stays"
             self._say(f"reload failed, {what}: {error}")
-            self._loop.call("room", _PATIENCE)
+            self._next_look.start(_PATIENCE)
             return report_of(error)
         self._half_done = False
         report(result, self._say)
         return result
 
-    def _taken_up(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _activated(self, result: dict[str, Any]) -> dict[str, Any]:
         try:
-            self._take_up()  # after a failure, too: what there is to undo may have grown
+            self._activate()  # after a failure, too: what there is to undo may have grown
         except Exception:
-            self._loop.call("take up", _TICK)
+            self._activation.start(_TICK)
             raise
         finally:
             notify("READY=1")
@@ -139,7 +138,7 @@ class Reloader:
         if self._jobs.busy:
             return _TICK
         try:
-            self._take_up()
+            self._activate()
         except LostPinError:
             self.again()  # removed before they were held
             raise

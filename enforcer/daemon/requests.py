@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from enforcer.control.protocol import Caller, accept, listen, report_of
+from enforcer.control.protocol import ControlConnection, accept, listen, report_of
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError
 
-Handler = Callable[[Mapping[str, Any], Caller], dict[str, Any] | None]
+Handler = Callable[[Mapping[str, Any], ControlConnection], dict[str, Any] | None]
 """The answer to a request, or None if the caller gets it later. Raises EnforcerError."""
 FAILED = {"error": "the daemon failed", "hint": "See its log.", "exit_code": 1}
 """The answer where an unexpected error was met."""
@@ -24,10 +24,10 @@ class Requests:
         self._loop = loop
         self._path = path
         self._handlers = handlers
-        self._callers: list[Caller] = []
+        self._callers: list[ControlConnection] = []
         self._server = listen(path)
         loop.watch(self._server, self._connect)
-        loop.task("late callers", self._hurry, _TICK)
+        loop.timer(self._hurry, _TICK)
 
     def close(self) -> None:
         """Hangs up; whoever waits for a job has left this list."""
@@ -41,11 +41,11 @@ class Requests:
         connection = accept(self._server)
         if connection is None:
             return
-        caller = Caller(connection)
+        caller = ControlConnection(connection)
         self._callers.append(caller)
         self._loop.watch(caller, lambda: self._receive(caller))
 
-    def _receive(self, caller: Caller) -> None:
+    def _receive(self, caller: ControlConnection) -> None:
         request = caller.receive()
         if request is None:
             return
@@ -60,7 +60,7 @@ class Requests:
         if result is not None:
             caller.answer(result)
 
-    def _handle(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any] | None:
+    def _handle(self, request: Mapping[str, Any], caller: ControlConnection) -> dict[str, Any] | None:
         name = request.get("request")
         if not isinstance(name, str) or name not in self._handlers:
             raise EnforcerError(f"unknown request {name!r}", "Daemon and command are of different versions.")
@@ -71,10 +71,10 @@ class Requests:
             self._hang_up(caller)
         return _TICK
 
-    def _hang_up(self, caller: Caller) -> None:
+    def _hang_up(self, caller: ControlConnection) -> None:
         self._forget(caller)
         caller.close()
 
-    def _forget(self, caller: Caller) -> None:
+    def _forget(self, caller: ControlConnection) -> None:
         self._loop.unwatch(caller)
         self._callers.remove(caller)

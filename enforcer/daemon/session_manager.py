@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from enforcer.control.worker import Work
+from enforcer.control.worker import WorkerProcess
 from enforcer.datapath.maps import Maps
 from enforcer.errors import ConfigError, EnforcerError, UsageError
 from enforcer.facts import loading, session
-from enforcer.facts.inforce import InForce
+from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.rows import COMMAND, FILE
 from enforcer.facts.store import Store, stored
 
@@ -38,9 +38,9 @@ def is_large(path: Path, name: str) -> bool:
         raise UsageError(f"{name!r} cannot be a file: {error}") from error
 
 
-def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> Work:
+def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> WorkerProcess:
     """Begins to load a file; ``ttl`` counts from ``now``, or from the file's last change."""
-    return Work(
+    return WorkerProcess(
         "enforcer.workers.load_sessions", str(path), origin, name, *([] if now is None else [repr(now)])
     )
 
@@ -48,7 +48,7 @@ def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> 
 class SessionManager:
     """Who has a session: changed here, in the store and in the kernel's maps alike."""
 
-    def __init__(self, store: Store, tables: InForce, maps: Maps, say: Callable[[str], None]):
+    def __init__(self, store: Store, tables: KernelFacts, maps: Maps, say: Callable[[str], None]):
         self._store = store
         self._tables = tables
         self._room = maps.sessions.info.entries

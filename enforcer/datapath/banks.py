@@ -18,7 +18,8 @@ import numpy as np
 
 from enforcer.address import IPNetwork, mapped, words
 from enforcer.constants import MAPPED_NETWORK
-from enforcer.datapath import syscall
+from enforcer.constants.bpf import RULES, BankBits
+from enforcer.datapath import settings, syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import KernelError
 from enforcer.policy.resolver import Bits
@@ -26,26 +27,23 @@ from enforcer.policy.resolver import Bits
 if TYPE_CHECKING:  # the language, and with it the parser, is not needed here
     from enforcer.policy.tables import MatchTables
 
-NO_SLOT = 0xFFFFFFFF
-RULES = 16384
 NUMBERS = 1 << 20
 """Numbers of profiles and of sets of names; 0 is that of nothing known."""
 
 ROOM = 4096
 """Sets of rules that can be added to a bank before it has to be made anew."""
 
-# enum bank_bits of bpf/maps.h, by the dimensions' names in the match tables
-BANK = 1
 _BANKS = 2
+# By the dimensions' names in the match tables.
 _USES = {
-    "source": 2,
-    "source_ports": 4,
-    "ports": 8,
-    "protocols": 16,
-    "source_place": 32,
-    "destination_place": 64,
-    "client": 128,
-    "host": 256,
+    "source": BankBits.USES_SOURCE,
+    "source_ports": BankBits.USES_SOURCE_PORT,
+    "ports": BankBits.USES_PORT,
+    "protocols": BankBits.USES_PROTOCOL,
+    "source_region": BankBits.USES_SOURCE_REGION,
+    "destination_region": BankBits.USES_DESTINATION_REGION,
+    "client": BankBits.USES_CLIENT,
+    "host": BankBits.USES_HOST,
 }
 _U32 = np.dtype("<u4")
 _PACKET = (
@@ -56,7 +54,7 @@ _PACKET = (
     "protocol_sets",
     "rules",
 )
-_KNOWN = ("place_sets", "profile_sets", "name_sets", "rule_sets")
+_KNOWN = ("region_sets", "profile_sets", "name_sets", "rule_sets")
 
 
 class FullTableError(KernelError):
@@ -71,7 +69,7 @@ class Action(NamedTuple):
     fallback: tuple[int, int]
 
 
-class PlaceTable(NamedTuple):
+class RegionTable(NamedTuple):
     """Which addresses lie where: a row each in ``length`` (u32), ``address`` (16 u8) and ``place`` (u32)."""
 
     length: np.ndarray
@@ -79,7 +77,7 @@ class PlaceTable(NamedTuple):
     place: np.ndarray
 
 
-NOWHERE = PlaceTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
+NO_REGIONS = RegionTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
 
 
 class Bank:
@@ -100,8 +98,8 @@ class Bank:
     @property
     def is_in_force(self) -> bool:
         """Whether packets are decided by these very tables."""
-        settings, inner = self._maps.settings.get(0), self._maps.rule_sets.get(self.number)
-        if settings is None or inner is None or int(settings["bank"]) & BANK != self.number:
+        inner = self._maps.rule_sets.get(self.number)
+        if inner is None or settings.read(self._maps).bank_number != self.number:
             return False
         return int(inner) == self._sets.info.id
 
@@ -171,16 +169,12 @@ def _count(maps: Maps, index: int) -> int:
 
 def wanted_room(maps: Maps) -> int:
     """How many sets of rules the bank in force had no room for."""
-    settings = maps.settings.get(0)
-    return _count(maps, _BANKS + (int(settings["bank"]) & BANK)) if settings is not None else 0
+    return _count(maps, _BANKS + settings.read(maps).bank_number)
 
 
 def is_crowded(maps: Maps) -> bool:
     """Whether the bank in force should be made anew, with more room."""
-    settings = maps.settings.get(0)
-    if settings is None:
-        return False
-    return wanted_room(maps) > 0 or Bank(maps, int(settings["bank"]) & BANK).room < ROOM // 4
+    return wanted_room(maps) > 0 or Bank(maps, settings.read(maps).bank_number).room < ROOM // 4
 
 
 def word(bank: int, tables: MatchTables) -> int:
@@ -195,7 +189,7 @@ def write(
     actions: Sequence[Action],
     private: Iterable[IPNetwork],
     *,
-    places: PlaceTable | int = NOWHERE,
+    places: RegionTable | int = NO_REGIONS,
     place_rules: Sequence[tuple[Bits, Bits]] = (),
     room: int = ROOM,
 ) -> Bank:
@@ -209,7 +203,7 @@ def write(
     prefix = types["source_prefixes"][0]
     known = {bits: number for number, bits in enumerate(tables.sets)}
     resolvers = tables.resolvers
-    by_place = [(resolvers["source_place"].unknown, resolvers["destination_place"].unknown), *place_rules]
+    by_place = [(resolvers["source_region"].unknown, resolvers["destination_region"].unknown), *place_rules]
     nobody, nameless = resolvers["client"].unknown, resolvers["host"].unknown
     for bits in (*(bits for pair in by_place for bits in pair), nobody, nameless):
         known.setdefault(bits, len(known))
@@ -230,9 +224,9 @@ def write(
         action = actions[index]
         actions_array[rule] = (action.policy, action.slot, action.fallback)
 
-    place_sets = np.zeros(len(by_place), dtype=types["place_sets"][1])
-    place_sets["source"] = [known[bits] for bits, _ in by_place]
-    place_sets["destination"] = [known[bits] for _, bits in by_place]
+    region_sets = np.zeros(len(by_place), dtype=types["region_sets"][1])
+    region_sets["source"] = [known[bits] for bits, _ in by_place]
+    region_sets["destination"] = [known[bits] for _, bits in by_place]
 
     contents: dict[str, tuple[np.ndarray, np.ndarray]] = {
         "source_prefixes": (source, source_sets),
@@ -241,7 +235,7 @@ def write(
         "port_sets": _indexed(_by_port(tables.ports)),
         "protocol_sets": _indexed(np.array(tables.protocols, dtype=_U32)),
         "rules": _indexed(actions_array),
-        "place_sets": _indexed(place_sets),
+        "region_sets": _indexed(region_sets),
         "rule_sets": _indexed(rule_sets(list(known), types["rule_sets"][1])),
         "profile_sets": _indexed(np.array([known[nobody]], dtype=_U32)),
         "name_sets": _indexed(np.array([known[nameless]], dtype=_U32)),
@@ -251,7 +245,7 @@ def write(
         "profile_sets": NUMBERS if "client" in tables.uses else 1,
         "name_sets": NUMBERS if "host" in tables.uses else 1,
     }
-    made = {"places": _places(maps, places)}
+    made = {"regions": _places(maps, places)}
     for name, (keys, values) in contents.items():
         made[name] = _inner(name, *types[name], entries.get(name, max(len(keys), 1)))
         Map(made[name], *types[name], name).put_many(keys, values)
@@ -261,23 +255,23 @@ def write(
     return Bank(maps, bank)
 
 
-def _places(maps: Maps, places: PlaceTable | int) -> int:
+def _places(maps: Maps, places: RegionTable | int) -> int:
     """A table of addresses: a new one, or that of a bank."""
     if isinstance(places, int):
-        there = maps.inner("places", places)
+        there = maps.inner("regions", places)
         return os.dup(there.fd)
-    key, value = maps.layout("places_inner")
+    key, value = maps.layout("regions_inner")
     keys = np.zeros(len(places.length), dtype=key)
     keys["length"] = places.length
     keys["address"] = np.ascontiguousarray(places.address).view(_U32).reshape(-1, 4)
-    fd = _inner("places", key, value, max(len(keys), 1))
-    Map(fd, key, value, "places").put_many(keys, places.place)
+    fd = _inner("regions", key, value, max(len(keys), 1))
+    Map(fd, key, value, "regions").put_many(keys, places.place)
     return fd
 
 
 def _inner(name: str, key: np.dtype, value: np.dtype, entries: int) -> int:
     kind, flags = syscall.ARRAY, syscall.F_INNER_MAP
-    if name == "places" or name.endswith("_prefixes"):
+    if name == "regions" or name.endswith("_prefixes"):
         kind, flags = syscall.LPM_TRIE, syscall.F_NO_PREALLOC
     try:
         return syscall.create_map(kind, key.itemsize, value.itemsize, entries, flags)

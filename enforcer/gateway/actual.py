@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
 
+from enforcer.datapath.settings import Settings
 from enforcer.gateway.forwarding import Forwarding
 from enforcer.kernel.addresses import Held
 from enforcer.kernel.filters import Direction
@@ -31,17 +32,17 @@ class Actual:
     """Names of the maps and programs in force whose pins are gone."""
     tables: str = ""
     """Digest of the policy bank in force."""
-    settings: tuple[int, ...] = ()
-    """Settings in force, as `settings_of` gives them for the desired ones."""
+    settings: Settings | None = None
+    """Those in force; None: none, or their map is lost."""
     our_addresses: frozenset[Held] = frozenset()
     """Those of ``held`` that the enforcer put there."""
     our_ranges: frozenset[IPv6Network] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
     """The names by which links got their role, by the present ones, where these differ."""
     was: Mapping[str, str] = field(default_factory=dict)
-    """Settings as the enforcer found them, of those that it has changed."""
+    """Sysctls as the enforcer found them, of those that it has changed."""
     noted_as: tuple[tuple[str, str], ...] = ()
-    """Interfaces by their present name, each with another one under which settings of it were noted."""
+    """Interfaces by their present name, each with another one under which sysctls of it were noted."""
     forgotten: bool = False
     """Whether what it found was in a state file that is lost."""
 
@@ -51,7 +52,7 @@ class Actual:
         bridges = tuple(sorted(link.name for link in self.links.values() if link.kind == "bridge"))
         return Forwarding(self.sysctls, self.was, self.forgotten, bridges, self.noted_as)
 
-    def closed(self, ruleset: Ruleset) -> Ruleset:
+    def completed(self, ruleset: Ruleset) -> Ruleset:
         """The table for the links that are there, which drops what would be forwarded for others.
 
         Links that were renamed are not others.
@@ -59,4 +60,4 @@ class Actual:
         renamed = tuple(sorted(now for now, listed in self.renamed.items() if listed in ruleset.inside))
         listed = (*ruleset.inside, *ruleset.outside)
         indexes = {name: self.links[name].index for name in listed if name in self.links}
-        return self.forwarding.closed(replace(ruleset, renamed=renamed, indexes=indexes))
+        return self.forwarding.with_forward_drops(replace(ruleset, renamed=renamed, indexes=indexes))

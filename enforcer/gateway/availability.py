@@ -13,39 +13,28 @@ from ipaddress import IPv6Network
 import numpy as np
 
 from enforcer.address import IPAddress, mapped, mask_words, pack, words
-from enforcer.datapath.banks import NO_SLOT, prefix_of
+from enforcer.constants.bpf import FAMILIES, NEAREST_BUCKETS, NO_SLOT, TIMEOUTS, State
+from enforcer.datapath.banks import prefix_of
 from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import roles
 from enforcer.gateway.desired import Desired, Egress
-from enforcer.gateway.roles import Seen
+from enforcer.gateway.roles import LinkStatus
 from enforcer.kernel import addresses, links, sysctl
 from enforcer.kernel.addresses import Held
 from enforcer.policy.nearest import buckets
 
 Pair = tuple[bool, bool]
-BUCKETS = 1024
-_FAMILIES = 2
-
-# enum state of bpf/maps.h: conntrack's names of the timeouts by position.
-TIMEOUTS = (
-    "udp",
-    "udp_stream",
-    "tcp_syn_sent",
-    "tcp_syn_recv",
-    "tcp_established",
-    "tcp_fin_wait",
-    "tcp_close_wait",
-    "tcp_last_ack",
-    "tcp_time_wait",
-    "tcp_close",
-    "tcp_syn_sent2",  # no setting: two minutes
-)
+TIMEOUT_NAMES = {State.UDP_UNREPLIED: "udp", State.UDP_STREAM: "udp_stream"} | {
+    state: f"tcp_{state.name.lower()}" for state in State if state >= State.SYN_SENT
+}
+"""conntrack's names of the timeouts by state."""
+_TIMEOUT_OF_SYN_SENT2 = 120.0  # which no sysctl has
 # A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
 # translation still holds. conntrack counts in jiffies of up to 10 ms.
 GRACE = 1.0
 
 
-class Sources:
+class AddressSet:
     """The addresses and ranges of some egress IPs, and the shared ones if wanted, for `in` (16 bytes)."""
 
     def __init__(self, egresses: Sequence[Egress], shared: Desired | None = None):
@@ -55,7 +44,7 @@ class Sources:
         self._take(single, [egress.ipv6 for egress in egresses])
 
     @classmethod
-    def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> Sources:
+    def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> AddressSet:
         """Of addresses and ranges that no egress IP tells of."""
         made = cls(())
         made._take(single, ranges)
@@ -76,23 +65,23 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class There:
+class Availability:
     """What there is at present of what is desired; pairs are (IPv4, IPv6)."""
 
     egresses: dict[str, Pair]
     """Which of this gateway's egress IPs are available, by name."""
     shared: Pair
     """Whether the gateway has the shared addresses."""
-    links: Seen
+    links: LinkStatus
 
 
-def refresh(maps: Maps, wanted: Desired) -> There:
+def refresh(maps: Maps, wanted: Desired) -> Availability:
     """Brings the maps up to date."""
     found = links.links()
     seen = roles.refresh(maps, wanted, found)
     held = addresses.held()
     single, ranges = {interface.ip for _, interface in held}, addresses.ranges()
-    there = There(
+    there = Availability(
         {egress.name: (egress.ipv4 in single, egress.ipv6 in ranges) for egress in wanted.ours},
         (wanted.shared4 in single, wanted.shared6 in single),
         seen,
@@ -115,14 +104,14 @@ def _answered_for(wanted: Desired, held: Iterable[Held], ranges: Container[IPv6N
     return networks
 
 
-def _write_egresses(egresses: Map, wanted: Desired, there: There) -> None:
+def _write_egresses(egresses: Map, wanted: Desired, there: Availability) -> None:
     _, current = egresses.items()
     rows = np.zeros_like(current)
     ones = mask_words(128)
-    source = rows["source"]
+    source = rows["address"]
     source["prefix"][0] = [words(wanted.shared4), words(wanted.shared6)]
     source["mask"][0] = [ones, ones]
-    source["planned"][0] = 1
+    source["local"][0] = 1
     source["available"][0] = there.shared
     # A slot without an egress IP must match no address: prefix 0 under a full mask.
     source["mask"][1:] = ones
@@ -130,7 +119,7 @@ def _write_egresses(egresses: Map, wanted: Desired, there: There) -> None:
         slot = egress.slot
         source["prefix"][slot] = [words(egress.ipv4), words(egress.ipv6.network_address)]
         source["mask"][slot] = [ones, mask_words(egress.ipv6.prefixlen)]
-        source["planned"][slot] = int(egress.here)
+        source["local"][slot] = int(egress.here)
         source["available"][slot] = there.egresses.get(egress.name, (False, False))
     changed = np.flatnonzero(rows != current).astype(egresses.key)
     egresses.put_many(changed, rows[changed])
@@ -138,12 +127,12 @@ def _write_egresses(egresses: Map, wanted: Desired, there: There) -> None:
 
 def _write_nearest(nearest: Map, wanted: Desired, available: Mapping[str, Pair]) -> None:
     slots = {egress.name: egress.slot for egress in wanted.egresses}
-    rows = np.full((BUCKETS, _FAMILIES), NO_SLOT, dtype=nearest.value)
-    for family in range(_FAMILIES):
+    rows = np.full((NEAREST_BUCKETS, FAMILIES), NO_SLOT, dtype=nearest.value)
+    for family in range(FAMILIES):
         names = [name for name in wanted.nearest if available.get(name, (False, False))[family]]
         if names:
             chosen = np.array([slots[name] for name in names], dtype=nearest.value)
-            rows[:, family] = chosen[buckets(names, BUCKETS)]
+            rows[:, family] = chosen[buckets(names, NEAREST_BUCKETS)]
     nearest.put_many(np.arange(rows.size, dtype=nearest.key), rows.reshape(-1))
 
 
@@ -160,7 +149,8 @@ def _write_on_link(on_link: Map, networks: Iterable[IPv6Network]) -> None:
 def write_timeouts(maps: Maps) -> np.ndarray:
     """conntrack's timeouts of this namespace, by state, in nanoseconds; what a flow may be idle."""
     seconds = sysctl.conntrack_timeouts()
-    values = [seconds.get(name, 120.0) + GRACE for name in TIMEOUTS]
-    rows = (np.array(values) * 1e9).astype(maps.timeouts.value)
+    rows = np.zeros(TIMEOUTS, dtype=maps.timeouts.value)
+    for state, name in TIMEOUT_NAMES.items():
+        rows[state] = (seconds.get(name, _TIMEOUT_OF_SYN_SENT2) + GRACE) * 1e9
     maps.timeouts.put_many(np.arange(len(rows), dtype=maps.timeouts.key), rows)
     return rows

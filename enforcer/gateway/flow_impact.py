@@ -12,21 +12,20 @@ import numpy as np
 
 from enforcer.address import IPAddress, IPNetwork, unpack
 from enforcer.constants import DNS_PORT, TCP
+from enforcer.constants.bpf import FAMILIES
 from enforcer.datapath.banks import Action
 from enforcer.datapath.maps import Maps
-from enforcer.facts.inforce import rules_of_names
+from enforcer.facts.kernel_facts import rules_of_names
 from enforcer.facts.rows import ANYBODY
 from enforcer.facts.store import Store
+from enforcer.gateway.compiled_config import CompiledConfig
 from enforcer.gateway.operations import (
     AddAddress,
     AddRange,
     Operation,
 )
-from enforcer.gateway.target import CompiledConfig
-from enforcer.policy.facts import place_facts
+from enforcer.policy.facts import region_facts
 from enforcer.policy.resolver import Bits
-
-_FAMILIES = 2
 
 
 @dataclass
@@ -56,7 +55,7 @@ class FlowImpact:
         self._hosts = dict(store.hosts()) if store and named else {}
         self._private = _by_length(compiled.contents.private)
         self._available = self._availability(operations)
-        self._nearest = [self._nearest_in(family) for family in range(_FAMILIES)]
+        self._nearest = [self._nearest_in(family) for family in range(FAMILIES)]
 
     def _availability(self, operations: Sequence[Operation]) -> set[tuple[int, int]]:
         """(slot, family) of what can be used: what is there, what the operations add, what is new."""
@@ -67,8 +66,8 @@ class FlowImpact:
         for egress in self._compiled.wanted.ours:
             row = known.get(egress.slot)
             for family, address in enumerate((egress.ipv4, egress.ipv6)):
-                new = row is None or not row["source"]["planned"][family]
-                if new or address in added or (row is not None and row["source"]["available"][family]):
+                new = row is None or not row["address"]["local"][family]
+                if new or address in added or (row is not None and row["address"]["available"][family]):
                     found.add((egress.slot, family))
         return found
 
@@ -117,7 +116,7 @@ class FlowImpact:
     def _outcome(self, client: bytes, origin: bytes, ports: np.ndarray, protocol: int) -> frozenset[int]:
         """The slots that a flow may have; none: it is refused."""
         wanted = self._compiled.wanted
-        proxied = wanted.proxy_tcp if protocol == TCP else wanted.proxy_udp
+        proxied = wanted.settings.proxy_tcp if protocol == TCP else wanted.settings.proxy_udp
         destination = _address(origin)
         family = 0 if destination.version == 4 else 1
         if not proxied or int(ports[1]) == DNS_PORT or self._is_private(destination):
@@ -143,8 +142,8 @@ class FlowImpact:
             rules &= rules_of_names(host, [names])[0] if names else host.unknown
         database = self._compiled.contents.database
         if rules and database is not None:
-            rules &= resolvers["source_place"].rules(place_facts("src", *database.find(source)))
-            rules &= resolvers["destination_place"].rules(place_facts("dst", *database.find(destination)))
+            rules &= resolvers["source_region"].rules(region_facts("src", *database.find(source)))
+            rules &= resolvers["destination_region"].rules(region_facts("dst", *database.find(destination)))
         return rules
 
     def _is_private(self, origin: IPAddress) -> bool:

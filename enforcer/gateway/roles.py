@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from enforcer.constants.bpf import Role, Unfit
 from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import attach
 from enforcer.gateway.desired import Desired
@@ -21,14 +22,12 @@ from enforcer.kernel import ingress
 from enforcer.kernel.ingress import Devices
 from enforcer.kernel.links import Link, below
 
-INSIDE, OUTSIDE, OTHER = 1, 2, 3  # enum role of bpf/maps.h
-RENAMED, TAKEN = 1, 2  # enum unfit
 # They send with MAC addresses of their own through the interface that they lie on.
 _WITH_A_MAC = ("macvlan", "macvtap")
 
 
 @dataclass(frozen=True)
-class Renamed:
+class RenamedLink:
     """A link that has another name than it is listed by."""
 
     index: int
@@ -42,7 +41,7 @@ class Renamed:
         )
 
 
-class Taken(NamedTuple):
+class TakenLink(NamedTuple):
     """A listed link that is a port of another one, which the kernel takes its packets for."""
 
     name: str
@@ -57,20 +56,20 @@ class Taken(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class LinkStatus:
     """The links as they are at present."""
 
     indexes: Mapping[str, int]
     """Of all links, by name."""
-    renamed: frozenset[Renamed]
+    renamed: frozenset[RenamedLink]
     """Inside and outside ones."""
-    taken: frozenset[Taken] = frozenset()
+    taken: frozenset[TakenLink] = frozenset()
     """Inside and outside ones."""
     uncertain: bool = False
     """Whether nftables' chains changed while they were read: `filtered` is as it was until the next look."""
 
 
-def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> Seen:
+def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> LinkStatus:
     """Writes the roles of the links that are there, and which frames others send through them.
 
     Does not wait while other software changes nftables.
@@ -84,7 +83,7 @@ def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> Seen:
     renamed = find_renamed(interfaces, wanted, found)
     for link in renamed:
         row = before[link.index].copy()
-        _set(row, "unfit", RENAMED)
+        _set(row, "unfit", Unfit.RENAMED)
         rows[link.index] = row
     for index in before.keys() - rows.keys():
         interfaces.delete(index)
@@ -93,13 +92,13 @@ def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> Seen:
     if "carried" in maps:
         _write_carried(maps.carried, found)
     indexes = {name: link.index for name, link in found.items()}
-    return Seen(indexes, renamed, find_taken(wanted, found), uncertain=chains is None)
+    return LinkStatus(indexes, renamed, find_taken(wanted, found), uncertain=chains is None)
 
 
-def find_renamed(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> frozenset[Renamed]:
+def find_renamed(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> frozenset[RenamedLink]:
     """The inside and outside links that were renamed since they got their role."""
     renamed = wanted.still_listed(former_names(interfaces, found))
-    return frozenset(Renamed(found[now].index, now, listed) for now, listed in renamed.items())
+    return frozenset(RenamedLink(found[now].index, now, listed) for now, listed in renamed.items())
 
 
 def former_names(interfaces: Map, found: Mapping[str, Link]) -> dict[str, str]:
@@ -109,10 +108,10 @@ def former_names(interfaces: Map, found: Mapping[str, Link]) -> dict[str, str]:
     return {now: before for now, before in names.items() if now != before}
 
 
-def find_taken(wanted: Desired, found: Mapping[str, Link]) -> frozenset[Taken]:
+def find_taken(wanted: Desired, found: Mapping[str, Link]) -> frozenset[TakenLink]:
     """The inside and outside links that are ports."""
     there = {name: found[name].port_of for name in (*wanted.inside, *wanted.outside) if name in found}
-    return frozenset(Taken(name, taker) for name, taker in there.items() if taker is not None)
+    return frozenset(TakenLink(name, taker) for name, taker in there.items() if taker is not None)
 
 
 def by_index(interfaces: Map) -> dict[int, np.ndarray]:
@@ -141,7 +140,8 @@ def _listed(
 ) -> dict[str, np.ndarray]:
     ports = {port.name for port in find_taken(wanted, found)}
     rows = {}
-    for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside), (OTHER, wanted.other)):
+    sides = {Role.INSIDE: wanted.inside, Role.OUTSIDE: wanted.outside, Role.OTHER: wanted.other}
+    for role, names in sides.items():
         for name in names:
             if name not in found:
                 continue
@@ -152,7 +152,7 @@ def _listed(
                 ("ethernet", bool(found[name].header)),
                 ("any_source", name in wanted.any_source),
                 ("filtered", name in filtered),
-                ("unfit", TAKEN if name in ports else 0),
+                ("unfit", Unfit.TAKEN if name in ports else Unfit.FIT),
                 ("name", list(name.encode().ljust(16, b"\0"))),
             ):
                 _set(row, field, value)

@@ -17,14 +17,15 @@ import numpy as np
 
 from enforcer.address import IPAddress, unpack
 from enforcer.constants import ICMP, ICMPV6, TCP, UDP
+from enforcer.constants.bpf import Override
 from enforcer.datapath import syscall
 from enforcer.datapath.banks import rule_sets
 from enforcer.errors import UsageError
-from enforcer.facts.inforce import InForce
+from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.session import GROUPS, POSTURE
 from enforcer.gateway.desired import any_source
 from enforcer.gateway.reader import GatewayReader
-from enforcer.inspect.known import EMAIL, Known, rules_in_force
+from enforcer.inspect.facts_reader import EMAIL, FactsReader, rules_in_force
 from enforcer.inspect.outcome import in_the_end, missing
 from enforcer.kernel import links
 from enforcer.kernel.links import Link
@@ -32,22 +33,8 @@ from enforcer.policy.facts import Connection, Facts
 from enforcer.reasons import by_name, reason_of
 
 _SYN = 2
-# enum suppose of bpf/policy.h
-_SUPPOSE_CLIENT, _SUPPOSE_HOST = 1, 2
-# Known of everybody with a session, if only to be none.
+# Known of every client with a session, even if empty.
 _NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
-
-# struct verdict of bpf/policy.h
-_VERDICT = np.dtype(
-    [
-        ("reason", "<u4"),
-        ("slot", "<u4"),
-        ("policy", "<u4"),
-        ("source", "<u4", 4),
-        ("active", "<u4"),
-        ("limit", "<u4"),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,7 @@ def explain(
         raise UsageError(
             "source and destination are of different families", "Give two IPv4 or two IPv6 addresses."
         )
-    known = Known(reader)
+    known = FactsReader(reader)
     client, session = _client(known, question, supposed)
     names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
     interface, found = _ask(reader, known, question, supposed, client)
@@ -97,7 +84,7 @@ def explain(
         "reason": reason.name,
         "policy": reader.policy_names.get(int(found["policy"])),
         "egress": reader.egress_names.get(int(found["slot"])) if translated else None,
-        "source_ip": str(unpack(found["source"])) if translated else None,
+        "source_ip": str(unpack(found["egress_address"])) if translated else None,
         "active": int(found["active"]) if translated else None,
         "limit": int(found["limit"]) if translated else None,
         "interface": interface,
@@ -114,7 +101,7 @@ def explain(
     return answer
 
 
-def _client(known: Known, question: Question, supposed: Supposed) -> tuple[Facts, str]:
+def _client(known: FactsReader, question: Question, supposed: Supposed) -> tuple[Facts, str]:
     """Facts of the client, and where they are from."""
     if supposed.email is None:
         own = known.client(question.source)
@@ -126,10 +113,11 @@ def _client(known: Known, question: Question, supposed: Supposed) -> tuple[Facts
 
 
 def _ask(
-    reader: GatewayReader, known: Known, question: Question, supposed: Supposed, client: Facts
+    reader: GatewayReader, known: FactsReader, question: Question, supposed: Supposed, client: Facts
 ) -> tuple[str, Any]:
     """What the loaded program says, and of which interface: the first at which the source is believed."""
     spoofed = by_name()["spoofed"].number
+    verdicts = reader.maps.explained
     arrivals = _arrivals(reader, question)
     answers = []
     fd = reader.pins.program("explain")
@@ -137,9 +125,11 @@ def _ask(
         with _supposing(reader, known, supposed, client) as control:
             for link in arrivals:
                 frame = _packet(question, link)
-                _, data, _ = syscall.test_run(fd, frame, ifindex=link.index, control=control)
-                answers.append((link.name, np.frombuffer(data, dtype=_VERDICT, count=1)[0]))
-                if answers[-1][1]["reason"] != spoofed:
+                syscall.test_run(fd, frame, ifindex=link.index, control=control)
+                verdict = verdicts.get(0)
+                assert verdict is not None  # an array has all its elements
+                answers.append((link.name, verdict))
+                if verdict["reason"] != spoofed:
                     return answers[-1]
     except OSError as error:
         raise syscall.explain_error(error, "running the program explain") from error
@@ -149,19 +139,21 @@ def _ask(
 
 
 @contextmanager
-def _supposing(reader: GatewayReader, known: Known, supposed: Supposed, client: Facts) -> Iterator[int]:
+def _supposing(reader: GatewayReader, known: FactsReader, supposed: Supposed, client: Facts) -> Iterator[int]:
     """Puts the rules of what is supposed where the program looks for them.
 
-    One question at a time: there is one place for what it supposes, and one a processor for its packet.
+    One question at a time: there is one place for what it supposes and for its verdict, and one a processor
+    for its packet.
     """
     with known.store.change():  # no bank is switched meanwhile
         if supposed.email is None and supposed.host is None:
             yield 0
             return
-        in_force = InForce(reader.maps, known.store)
+        in_force = KernelFacts(reader.maps, known.store)
         rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
-        reader.maps.supposed.put_many(np.arange(2), rule_sets(rules, reader.maps.supposed.value))
-        yield (supposed.email is not None) * _SUPPOSE_CLIENT | (supposed.host is not None) * _SUPPOSE_HOST
+        reader.maps.overrides.put_many(np.arange(2), rule_sets(rules, reader.maps.overrides.value))
+        client_bit = Override.OVERRIDE_CLIENT if supposed.email is not None else 0
+        yield client_bit | (Override.OVERRIDE_HOST if supposed.host is not None else 0)
 
 
 def _connection(question: Question) -> Connection:
@@ -214,15 +206,13 @@ def _packet(question: Question, link: Link) -> bytes:
     By hand: importing scapy would take longer than all the rest of the command.
     """
     ports = struct.pack("!HH", question.source_port, question.destination_port)
-    # Long enough for the verdict, which comes back in the packet's place.
-    room = bytes(64)
     if question.protocol == "tcp":
-        number, transport = TCP, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, _SYN, 65535, 0, 0) + room
+        number, transport = TCP, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, _SYN, 65535, 0, 0)
     elif question.protocol == "udp":
-        number, transport = UDP, ports + struct.pack("!HH", 8 + len(room), 0) + room
+        number, transport = UDP, ports + struct.pack("!HH", 8, 0)
     else:
         number, echo = (ICMP, 8) if question.source.version == 4 else (ICMPV6, 128)
-        transport = struct.pack("!BBHHH", echo, 0, 0, 1, 1) + room
+        transport = struct.pack("!BBHHH", echo, 0, 0, 1, 1)
     addresses = question.source.packed + question.destination.packed
     if question.source.version == 4:
         kind, header = 0x0800, struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(transport), 0, 0, 64, number, 0)

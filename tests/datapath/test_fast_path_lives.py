@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from enforcer.constants import TCP
 from enforcer.datapath import sweep
 from lab.configuration import Document
 
 from . import box as boxes
 from .box import Box
 from .frames import ACK, Packet
-from .learnt import TCP, Learnt, OffloadWire
+from .learnt import Learnt, OffloadWire
 from .wire import FIN, RST, SYN
 
 ROW = ("state", "timeout", "counted")
@@ -129,7 +130,7 @@ def end_all(box: Box) -> None:
     clear(box)
     assert not box.miscounted()
     assert not box.maps.origins.items()[1]["active"].any()
-    assert not box.maps.ways.items()[1]["way"]["until"].any()
+    assert not box.maps.fast_buckets.items()[1]["entry"]["until"].any()
 
 
 HOUR = 3600 * 10**9
@@ -143,7 +144,7 @@ def test_a_held_fin_keeps_its_flow_off_the_fast_path(
     flow = Learnt(box, wire, family, TCP, next(_ports))
     row = box.maps.flows.get(flow.key())
     assert row is not None
-    row["fins"], row["fin_end"], row["fin_seen"] = 0b10, [0, 10_000_000], int(row["seen"]) + since
+    row["fins"], row["fin_end"], row["fin_seen"] = 0b10, [0, 10_000_000], int(row["last_seen"]) + since
     box.maps.flows.put(flow.key(), row)
     flow.switch_on()
     for _ in range(3):

@@ -11,7 +11,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from enforcer.datapath import sweep
-from enforcer.datapath.batches import run_on
+from enforcer.datapath.program_runs import run_on
 from enforcer.datapath.programs import Pins
 from lab.configuration import Document
 
@@ -169,7 +169,7 @@ def age(box: Box, seconds: float) -> None:
     """Makes all flows look as if the last packet had been so long ago."""
     for key, flow in zip(*box.maps.flows.items(), strict=True):
         older = flow.copy()
-        older["seen"] = int(older["seen"]) - int(seconds * 1e9)
+        older["last_seen"] = int(older["last_seen"]) - int(seconds * 1e9)
         box.maps.flows.put(key, older)
 
 

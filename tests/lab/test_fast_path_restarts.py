@@ -15,7 +15,7 @@ from transfer import Transfer
 from truth import agree, look, running, wait_for
 from versions import program_copy, use_copy
 
-from enforcer.datapath import fast
+from enforcer.datapath import fast_path
 from lab.capture import Capture
 from lab.clients import UdpFlow, dig, family_of
 from lab.configuration import LAX1, LAX2, Document, added, changed
@@ -149,11 +149,11 @@ def test_dns_is_never_fast(enforced: Gateway) -> None:
                 tcp = rows(enforced, [stream.getsockname()[1]])
                 assert [row["fast_packets"] for row in (*udp, *tcp)] == [0, 0]
                 assert all(row["kernel_packets"] >= 40 for row in (*udp, *tcp))
-    assert look(enforced, lambda source: fast.is_on(source.maps))
+    assert look(enforced, lambda source: fast_path.is_on(source.maps))
 
 
 def append(bpf: Path) -> None:
-    path = bpf / "tally.h"
+    path = bpf / "metrics.h"
     path.write_text(path.read_text() + "/* another version */\n")
 
 
@@ -163,7 +163,7 @@ def widen(bpf: Path) -> None:
     text = path.read_text()
     for old, new in (
         ("\tu64 created;\n", "\tu64 added;\n\tu64 created;\n"),
-        ("\tu16 hop;\n", "\tu16 hop;\n\tu32 added;\n"),
+        ("\tu16 next_hop;\n", "\tu16 next_hop;\n\tu32 added;\n"),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)

@@ -249,8 +249,21 @@ ONE_FAULT = [
     ("policies.1.precedence", -1, "is too small; expected at least 0"),
     ("policies.1.precedence", "1", "is text; expected a whole number"),
     ("policies.1.precedence", 1.5, "is a number; expected a whole number"),
-    ("policies.1.egress", "shared", '"shared" is text; expected `default`, or the addresses'),
-    ("policies.1.egress", 5, "is a number; expected `default`"),
+    ("policies.1.egress", "shared", '"shared" is no egress IP; expected `default` for the shared address'),
+    (
+        "policies.1.egress",
+        "nyc-2",
+        '"nyc-2" is the name of no egress IP; expected nyc-1 (did you mean that?)',
+    ),
+    ("policies.1.egress", "Default", "is the name of no egress IP; expected default (did you mean that?)"),
+    ("policies.1.egress", "", "is the name of no egress IP; expected one of default, lax-1, nyc-1"),
+    (
+        "policies.1.egress",
+        "203.0.113.10",
+        'is an address where a name stands; expected {ipv4: "203.0.113.10"}',
+    ),
+    ("policies.1.egress", PREFIX6, f'is an address where a name stands; expected {{ipv6: "{PREFIX6}"}}'),
+    ("policies.1.egress", 5, "is a number; expected `default`, or the name or the addresses of an egress IP"),
     ("policies.1.egress", ["default"], "is a list; expected `default`"),
     ("policies.1.egress", {}, "policies[1].egress: names no egress IP"),
     ("policies.1.egress", {"ipv4_fallback": "203.0.113.20"}, "names no egress IP"),
@@ -581,7 +594,7 @@ def test_more_policies_than_have_numbers(file: Path, monkeypatch: pytest.MonkeyP
     assert "policies: are 4; expected 3 at most" in fault.message
 
 
-def test_places_need_a_database_that_is_there(file: Path) -> None:
+def test_countries_need_a_database_that_is_there(file: Path) -> None:
     database = file.with_suffix(".mmdb")
     place = ("policies.1.traffic", 'net.dst.port == 80 and not net.src.geo.continent in {"EU"}')
     (fault,) = faults_of(write(file, changed(place)))
@@ -789,13 +802,13 @@ def test_a_fault_in_an_expression_is_found_in_the_file(
     assert (fault.line - before - 1, fault.column) == (line, column + 4 if line == 1 else column)
 
 
-def test_places_point_at_key_and_value(file: Path) -> None:
+def test_positions_point_at_key_and_value(file: Path) -> None:
     file.write_text("location: lax\nzzz: 1\ninterfaces:\n  inside: [in0, 5]\n  outsid: [x]\n")
-    places = {fault.message.split(";")[0]: (fault.line, fault.column) for fault in faults_of(file)}
-    assert places['unknown key "zzz"'] == (2, 1)
-    assert places["interfaces.inside[1]: 5 is a number"] == (4, 17)
-    assert places['interfaces: unknown key "outsid"'] == (5, 3)
-    assert places['interfaces: the key "outside" is missing'] == (3, 1)
+    positions = {fault.message.split(";")[0]: (fault.line, fault.column) for fault in faults_of(file)}
+    assert positions['unknown key "zzz"'] == (2, 1)
+    assert positions["interfaces.inside[1]: 5 is a number"] == (4, 17)
+    assert positions['interfaces: unknown key "outsid"'] == (5, 3)
+    assert positions['interfaces: the key "outside" is missing'] == (3, 1)
 
 
 def test_four_thousand_of_each_are_read(file: Path) -> None:

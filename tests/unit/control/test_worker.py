@@ -12,7 +12,7 @@ import pytest
 
 from enforcer.control import worker as applying
 from enforcer.control.protocol import ReportedError
-from enforcer.control.worker import LostError, Work
+from enforcer.control.worker import LostError, WorkerProcess
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path / "worker.py"
 
 
-def work(module: Path, text: str) -> Work:
+def work(module: Path, text: str) -> WorkerProcess:
     module.write_text(f"import os, signal, sys, time\n{text}\n")
-    return Work("worker")
+    return WorkerProcess("worker")
 
 
 def test_progress_and_result(module: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from enforcer.control.protocol import Caller
-from enforcer.control.worker import Work
+from enforcer.control.protocol import ControlConnection
+from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.jobs import INTERRUPTED, Job, Jobs
 from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError
@@ -39,22 +39,22 @@ class Machine:
         self.directory = directory
         self.jobs = Jobs(loop)
         self.log: list[str] = []
-        self.loop.task("tick", lambda: 0.02, 0.0)
+        self.loop.timer(lambda: 0.02, 0.0)
 
-    def work(self, number: int) -> Work:
+    def work(self, number: int) -> WorkerProcess:
         self.log.append(f"begin {number}")
         file = self.directory / str(number)
         file.write_text(json.dumps({"number": number}))
-        return Work("json.tool", str(file))
+        return WorkerProcess("json.tool", str(file))
 
-    def finish(self, work: Work) -> dict[str, Any]:
+    def finish(self, work: WorkerProcess) -> dict[str, Any]:
         result = work.result()
         self.log.append(f"finish {result['number']}")
         return result
 
     def add(self, begin: Callable[[], Any], name: str = "job") -> Waiting:
         waiting = Waiting()
-        self.jobs.add(Job(name, begin, self.finish, [cast(Caller, waiting)]))
+        self.jobs.add(Job(name, begin, self.finish, [cast(ControlConnection, waiting)]))
         return waiting
 
     def run(self, going: Callable[[], bool] | None = None) -> None:
@@ -77,18 +77,18 @@ def test_one_after_another(machine: Machine) -> None:
 
 
 def test_what_was_put_off_has_its_turn_between_two(machine: Machine) -> None:
-    def finish_and_call(work: Work) -> dict[str, Any]:
-        machine.loop.call("put off")
+    def finish_and_call(work: WorkerProcess) -> dict[str, Any]:
+        put_off.start()
         return machine.finish(work)
 
-    machine.loop.task("put off", lambda: machine.log.append(f"put off, runs: {machine.jobs.runs('job')}"))
+    put_off = machine.loop.timer(lambda: machine.log.append(f"put off, runs: {machine.jobs.runs('job')}"))
     for number in range(2):
         machine.jobs.add(Job("job", lambda number=number: machine.work(number), finish_and_call))
     machine.run()
     assert machine.log[:4] == ["begin 0", "finish 0", "put off, runs: False", "begin 1"]
 
 
-def no_process() -> Work:
+def no_process() -> WorkerProcess:
     raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
 
@@ -96,10 +96,12 @@ def no_process() -> Work:
     ("begin", "answer", "said"),
     [
         (no_process, "no process can be started: Resource temporarily unavailable", "no process"),
-        (lambda: cast(dict[str, Work], {})["x"], "the daemon failed", "KeyError"),
+        (lambda: cast(dict[str, WorkerProcess], {})["x"], "the daemon failed", "KeyError"),
     ],
 )
-def test_a_job_that_cannot_begin(machine: Machine, begin: Callable[[], Work], answer: str, said: str) -> None:
+def test_a_job_that_cannot_begin(
+    machine: Machine, begin: Callable[[], WorkerProcess], answer: str, said: str
+) -> None:
     """Its callers hear of it, and those behind it have their turn."""
     wrong = machine.add(begin)
     right = machine.add(lambda: machine.work(1))
@@ -118,7 +120,7 @@ def test_a_job_that_has_nothing_to_do_any_more(machine: Machine) -> None:
 
 
 def test_a_process_without_a_result(machine: Machine) -> None:
-    failed = machine.add(lambda: Work("json.tool", "/nowhere"))
+    failed = machine.add(lambda: WorkerProcess("json.tool", "/nowhere"))
     after = machine.add(lambda: machine.work(1))
     machine.run()
     assert len(failed.answers) == len(after.answers) == 1
@@ -141,21 +143,21 @@ def test_the_end_waits_for_what_is_under_way(machine: Machine) -> None:
 
 
 @pytest.fixture
-def caller() -> Iterator[tuple[socket.socket, Caller]]:
+def caller() -> Iterator[tuple[socket.socket, ControlConnection]]:
     """A command's end of a connection, and the daemon's."""
     here, there = socket.socketpair()
     with here, there:
-        yield here, Caller(there)
+        yield here, ControlConnection(there)
 
 
-def sleeping(seconds: float, *, ignores: bool) -> Work:
+def sleeping(seconds: float, *, ignores: bool) -> WorkerProcess:
     """A process that takes its time and gives no result; it can be ended meanwhile, or not any more."""
     ignore = ["import signal", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"] if ignores else []
-    return Work("timeit", "-n1", "-r1", *ignore, "import time", f"time.sleep({seconds})")
+    return WorkerProcess("timeit", "-n1", "-r1", *ignore, "import time", f"time.sleep({seconds})")
 
 
-def add_revocable(machine: Machine, begin: Callable[[], Work], caller: Caller) -> None:
-    def finish(work: Work) -> dict[str, Any]:
+def add_revocable(machine: Machine, begin: Callable[[], WorkerProcess], caller: ControlConnection) -> None:
+    def finish(work: WorkerProcess) -> dict[str, Any]:
         try:
             return work.result()
         except EnforcerError as error:  # timeit gives no result
@@ -164,7 +166,7 @@ def add_revocable(machine: Machine, begin: Callable[[], Work], caller: Caller) -
     machine.jobs.add(Job("job", begin, finish, [caller], revocable=True))
 
 
-def test_what_waits_is_left_undone(machine: Machine, caller: tuple[socket.socket, Caller]) -> None:
+def test_what_waits_is_left_undone(machine: Machine, caller: tuple[socket.socket, ControlConnection]) -> None:
     here, there = caller
     machine.add(lambda: machine.work(0))
     add_revocable(machine, lambda: machine.work(1), there)
@@ -176,7 +178,7 @@ def test_what_waits_is_left_undone(machine: Machine, caller: tuple[socket.socket
 
 @pytest.mark.parametrize("ignores", [False, True])
 def test_what_is_under_way_ends_if_it_can(
-    machine: Machine, caller: tuple[socket.socket, Caller], ignores: bool
+    machine: Machine, caller: tuple[socket.socket, ControlConnection], ignores: bool
 ) -> None:
     here, there = caller
     began = time.monotonic()
@@ -186,7 +188,7 @@ def test_what_is_under_way_ends_if_it_can(
     def go_away() -> None:
         here.shutdown(socket.SHUT_WR)
 
-    machine.loop.task("go away", go_away, 2.0)
+    machine.loop.timer(go_away, 2.0)
     machine.run()
     answer = json.loads(here.makefile().readline())
     assert (answer == INTERRUPTED) is not ignores
@@ -194,7 +196,9 @@ def test_what_is_under_way_ends_if_it_can(
     assert machine.said == []
 
 
-def test_what_is_said_besides_is_no_farewell(machine: Machine, caller: tuple[socket.socket, Caller]) -> None:
+def test_what_is_said_besides_is_no_farewell(
+    machine: Machine, caller: tuple[socket.socket, ControlConnection]
+) -> None:
     here, there = caller
     add_revocable(machine, lambda: machine.work(1), there)
     here.sendall(b"more")
@@ -202,7 +206,9 @@ def test_what_is_said_besides_is_no_farewell(machine: Machine, caller: tuple[soc
     assert json.loads(here.makefile().readline()) == {"number": 1}
 
 
-def test_what_cannot_be_taken_back_goes_on(machine: Machine, caller: tuple[socket.socket, Caller]) -> None:
+def test_what_cannot_be_taken_back_goes_on(
+    machine: Machine, caller: tuple[socket.socket, ControlConnection]
+) -> None:
     here, there = caller
     machine.jobs.add(Job("job", lambda: machine.work(1), machine.finish, [there]))
     here.close()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from enforcer.control import protocol
-from enforcer.control.protocol import Caller
+from enforcer.control.protocol import ControlConnection
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.requests import Requests
 from enforcer.daemon.session_manager import is_large
@@ -25,7 +25,7 @@ from enforcer.errors import EnforcerError, UsageError
 Ask = Callable[[bytes], dict[str, Any]]
 
 
-def wrong(request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+def wrong(request: Mapping[str, Any], caller: ControlConnection) -> dict[str, Any]:
     raise KeyError("unexpected")
 
 
@@ -39,7 +39,7 @@ def path(tmp_path: Path, said: list[str]) -> Iterator[Path]:
     """The socket of a loop that runs in a thread."""
     ending = threading.Event()
     with closing(Loop(said.append)) as loop:
-        loop.task("end", lambda: 0.02, 0.0)
+        loop.timer(lambda: 0.02, 0.0)
         handlers = {"echo": lambda request, _: dict(request), "wrong": wrong}
         with closing(Requests(loop, tmp_path / "control", handlers)):
             thread = threading.Thread(target=loop.run, args=(lambda: not ending.is_set(),))
@@ -79,7 +79,7 @@ def test_another_user_is_not_heard(said: list[str]) -> None:
                     code = code if code > 1 else 0
             finally:
                 os._exit(code)
-        loop.task("end", lambda: 0.02, 0.0)
+        loop.timer(lambda: 0.02, 0.0)
         ended: list[int] = []
 
         def goes_on() -> bool:

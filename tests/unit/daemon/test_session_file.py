@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from enforcer.control.worker import Work
+from enforcer.control.worker import WorkerProcess
 from enforcer.daemon import session_file, session_manager
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop
@@ -37,9 +37,14 @@ class Machine:
         )
         monkeypatch.setattr(session_manager, "SMALL", 10)
         monkeypatch.setattr(session_file, "load_apart", self._load_apart)
-        self.watched = SessionFile(loop, self.jobs, cast(Any, self.runtime), self.said.append)
-        loop.task("expiry", lambda: None)
-        loop.task("tick", lambda: 0.02, 0.0)
+        self.watched = SessionFile(
+            loop,
+            self.jobs,
+            cast(Any, self.runtime),
+            self.said.append,
+            expiry=loop.timer(lambda: None),
+        )
+        loop.timer(lambda: 0.02, 0.0)
         self.result = directory / "result"
         self.result.write_text(json.dumps(LOADED))
 
@@ -47,9 +52,9 @@ class Machine:
         self.loads.append(("daemon", path.read_text()))
         return LOADED
 
-    def _load_apart(self, path: Path, *_: str) -> Work:
+    def _load_apart(self, path: Path, *_: str) -> WorkerProcess:
         self.loads.append(("process", path.read_text()))
-        return Work("json.tool", str(self.result))
+        return WorkerProcess("json.tool", str(self.result))
 
     def _forget(self) -> int:
         self.ended += 1
@@ -60,11 +65,11 @@ class Machine:
         self.watched.load()
 
     def reload(self, finish: Callable[[], None]) -> None:
-        def finished(work: Work) -> dict[str, Any]:
+        def finished(work: WorkerProcess) -> dict[str, Any]:
             finish()
             return work.result()
 
-        self.jobs.add(Job("reload", lambda: Work("json.tool", str(self.result)), finished))
+        self.jobs.add(Job("reload", lambda: WorkerProcess("json.tool", str(self.result)), finished))
         self.run(lambda: not self.jobs.runs("reload"))
 
     def run(self, going: Callable[[], bool] | None = None) -> None:
@@ -77,7 +82,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     with closing(Loop(print)) as loop:
         made = Machine(loop, tmp_path, monkeypatch)
         made.file.write_text("first")
-        made.watched.take_up()
+        made.watched.activate()
         assert made.loads.pop() == ("daemon", "first")
         yield made
 
@@ -100,7 +105,7 @@ def test_a_change_during_a_load_comes_after_it(machine: Machine) -> None:
     assert machine.loads == [("process", LARGE)]
     machine.run()
     assert machine.loads == [("process", LARGE), ("process", "small")]
-    machine.watched.take_up()  # a reload finds nothing new
+    machine.watched.activate()  # a reload finds nothing new
     assert len(machine.loads) == 2
 
 
@@ -111,7 +116,7 @@ def test_a_small_file_does_not_wait_for_a_reload(machine: Machine) -> None:
 
 
 def test_a_large_file_waits_for_a_reload(machine: Machine) -> None:
-    machine.reload(machine.watched.take_up)
+    machine.reload(machine.watched.activate)
     machine.write(LARGE)
     assert machine.loads == []
     machine.run()
@@ -119,7 +124,7 @@ def test_a_large_file_waits_for_a_reload(machine: Machine) -> None:
 
 
 def test_a_file_that_a_reload_forgets_is_not_loaded_after_it(machine: Machine) -> None:
-    machine.reload(machine.watched.take_up)
+    machine.reload(machine.watched.activate)
     machine.write(LARGE)
     machine.runtime.session_file = None
     machine.run()

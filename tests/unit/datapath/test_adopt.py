@@ -9,6 +9,8 @@ import pytest
 from layouts import FLOW_KEY
 
 from enforcer.address import pack
+from enforcer.constants import ICMP, TCP, UDP
+from enforcer.constants.bpf import FlowFlag, State
 from enforcer.datapath.adopt import Adopted, Slots, adopt
 from enforcer.kernel.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, Entry, Tuple
 from enforcer.reasons import by_name
@@ -19,10 +21,10 @@ FLOW = np.dtype(
         ("slot", "<u4"),
         ("policy", "<u4"),
         ("reason", "<u4"),
-        ("source", "<u4", 4),
+        ("egress_address", "<u4", 4),
         ("created", "<u8"),
-        ("seen", "<u8"),
-        ("notes", "u1"),
+        ("last_seen", "<u8"),
+        ("flags", "u1"),
         ("state", "u1"),
         ("timeout", "u1"),
         ("counted", "u1"),
@@ -43,9 +45,8 @@ SLOTS = Slots(
 )
 NOW = 1_000 * 10**9
 TIMEOUTS = (np.arange(1, 12) * 100 * 10**9).astype("<u8")
-TCP, UDP, ICMP = 6, 17, 1
 BOTH = IPS_SEEN_REPLY | IPS_ASSURED
-ESTABLISHED, SYN_SENT = 4, 2
+ESTABLISHED, SYN_SENT = State.ESTABLISHED, State.SYN_SENT
 
 
 def entry(
@@ -91,7 +92,7 @@ def test_what_a_connection_keeps(source: str, slot: int, protocol: int) -> None:
     assert key["client_port"].tobytes() == (40000).to_bytes(2, "big")
     assert key["origin_port"].tobytes() == (443).to_bytes(2, "big")
     assert (key["protocol"], flow["slot"], flow["policy"]) == (protocol, slot, 0)
-    assert flow["source"].tobytes() == pack(ip_address(source))
+    assert flow["egress_address"].tobytes() == pack(ip_address(source))
     assert (flow["counted"], flow["replied"], flow["later"], flow["lock"]) == (1, 1, 0, 0)
     name = "adopted" if slot else "adopted-shared"
     assert by_name()[name].number == flow["reason"]
@@ -106,26 +107,27 @@ def test_what_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "number", "counted", "ended"),
+    ("state", "kept", "counted", "ended"),
     [
-        ("NONE", 2, 1, False),
-        ("SYN_SENT", 2, 1, False),
-        ("SYN_RECV", 3, 1, False),
-        ("ESTABLISHED", 4, 1, False),
-        ("FIN_WAIT", 5, 1, True),
-        ("CLOSE_WAIT", 6, 1, True),
-        ("LAST_ACK", 7, 1, True),
-        ("TIME_WAIT", 8, 0, True),
-        ("CLOSE", 9, 0, True),
-        ("SYN_SENT2", 10, 1, False),
+        ("NONE", State.SYN_SENT, 1, False),
+        ("SYN_SENT", State.SYN_SENT, 1, False),
+        ("SYN_RECV", State.SYN_RECV, 1, False),
+        ("ESTABLISHED", State.ESTABLISHED, 1, False),
+        ("FIN_WAIT", State.FIN_WAIT, 1, True),
+        ("CLOSE_WAIT", State.CLOSE_WAIT, 1, True),
+        ("LAST_ACK", State.LAST_ACK, 1, True),
+        ("TIME_WAIT", State.TIME_WAIT, 0, True),
+        ("CLOSE", State.CLOSE, 0, True),
+        ("SYN_SENT2", State.SYN_SENT2, 1, False),
+        ("a later version's", State.ESTABLISHED, 1, False),
     ],
 )
 def test_tcp_states_are_conntracks_and_count_as_it_counts(
-    state: str, number: int, counted: int, ended: bool
+    state: str, kept: State, counted: int, ended: bool
 ) -> None:
     (flow,) = adopted(entry("203.0.113.10", state=state)).flows
-    assert (flow["state"], flow["timeout"], flow["counted"]) == (number, number, counted)
-    assert bool(flow["notes"] & 2) is ended
+    assert (flow["state"], flow["timeout"], flow["counted"]) == (kept, kept, counted)
+    assert bool(flow["flags"] & FlowFlag.ENDED_BY_PEER) is ended
 
 
 @pytest.mark.parametrize(
@@ -133,10 +135,10 @@ def test_tcp_states_are_conntracks_and_count_as_it_counts(
     [
         (TCP, 0, ESTABLISHED, SYN_SENT, 0, 0),
         (TCP, IPS_SEEN_REPLY, ESTABLISHED, ESTABLISHED, 1, 0),
-        (TCP, BOTH, ESTABLISHED, ESTABLISHED, 1, 1),
-        (UDP, 0, 0, 0, 0, 0),
-        (UDP, IPS_SEEN_REPLY, 0, 0, 1, 0),
-        (UDP, BOTH, 1, 1, 1, 1),
+        (TCP, BOTH, ESTABLISHED, ESTABLISHED, 1, FlowFlag.ASSURED),
+        (UDP, 0, State.UDP_UNREPLIED, State.UDP_UNREPLIED, 0, 0),
+        (UDP, IPS_SEEN_REPLY, State.UDP_UNREPLIED, State.UDP_UNREPLIED, 1, 0),
+        (UDP, BOTH, State.UDP_STREAM, State.UDP_STREAM, 1, FlowFlag.ASSURED),
     ],
 )
 def test_whether_it_was_answered(
@@ -144,17 +146,17 @@ def test_whether_it_was_answered(
 ) -> None:
     (flow,) = adopted(entry("203.0.113.10", protocol, status=status)).flows
     assert (flow["state"], flow["timeout"], flow["replied"]) == (state, timeout, replied)
-    assert flow["notes"] == notes
+    assert flow["flags"] == notes
 
 
 def test_it_is_forgotten_when_conntrack_forgets_it() -> None:
     found = adopted(
         entry("203.0.113.10", left=500), entry("203.0.113.10", left=480), entry("203.0.113.10", left=7000)
     )
-    assert [int(seen) for seen in found.flows["seen"]] == [NOW, NOW - 20 * 10**9, NOW]
-    assert (found.flows["created"] == found.flows["seen"]).all()
+    assert [int(seen) for seen in found.flows["last_seen"]] == [NOW, NOW - 20 * 10**9, NOW]
+    assert (found.flows["created"] == found.flows["last_seen"]).all()
 
 
 def test_a_machine_that_was_started_a_moment_ago() -> None:
     found = adopt([entry("203.0.113.10")], SLOTS, (FLOW_KEY, FLOW), TIMEOUTS, 5 * 10**9)
-    assert found.flows["seen"].tolist() == [1]
+    assert found.flows["last_seen"].tolist() == [1]

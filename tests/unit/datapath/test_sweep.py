@@ -10,22 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from enforcer.constants.bpf import FlowFlag, State
 from enforcer.datapath import sweep
 
 FLOW = np.dtype(
     [
         ("created", "<u8"),
-        ("seen", "<u8"),
+        ("last_seen", "<u8"),
         ("timeout", "u1"),
         ("counted", "u1"),
         ("replied", "u1"),
         ("state", "u1"),
-        ("notes", "u1"),
+        ("flags", "u1"),
         ("pad", "u1", 3),
     ]
 )
-ESTABLISHED, FIN_WAIT, CLOSE = 4, 5, 9
-ASSURED, TELL = 1, 1 | 32
+ESTABLISHED, FIN_WAIT, CLOSE = State.ESTABLISHED, State.FIN_WAIT, State.CLOSE
+ASSURED, TELL = FlowFlag.ASSURED, FlowFlag.ASSURED | FlowFlag.TELL_CONNTRACK
 TIMEOUTS = (np.array([10, 100, 5]) * 1e9).astype("<u8")
 
 
@@ -37,11 +38,11 @@ class Flows:
         self.values = np.zeros(len(rows), dtype=FLOW)
         for value, row in zip(self.values, rows, strict=True):
             value["created"] = now - int(row.get("age", 50) * 1e9)
-            value["seen"] = now - int(row.get("idle", 0) * 1e9)
+            value["last_seen"] = now - int(row.get("idle", 0) * 1e9)
             value["timeout"] = row.get("timeout", 1)
             value["counted"], value["replied"] = row.get("counted", 1), row.get("replied", 1)
             value["state"] = row.get("state", ESTABLISHED)
-            value["notes"] = TELL if row.get("tell") else ASSURED
+            value["flags"] = TELL if row.get("tell") else ASSURED
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(self.values), 2):

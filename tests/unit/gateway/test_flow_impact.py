@@ -16,6 +16,7 @@ from enforcer import instance as instances
 from enforcer.address import words
 from enforcer.config import Configuration
 from enforcer.gateway import preview
+from enforcer.gateway.compiled_config import compile_config
 from enforcer.gateway.flow_impact import FlowImpact
 from enforcer.gateway.operations import (
     AddAddress,
@@ -24,7 +25,6 @@ from enforcer.gateway.operations import (
     SwitchTables,
 )
 from enforcer.gateway.state import State
-from enforcer.gateway.target import compile_config
 from enforcer.reasons import by_name
 
 LAX = ["203.0.113.10", "203.0.113.11"]
@@ -51,7 +51,7 @@ KEY = np.dtype(
      ("protocol", "u1")]
 )  # fmt: skip
 FLOW = np.dtype([("slot", "<u4"), ("reason", "u1"), ("counted", "u1")])
-EGRESS = np.dtype([("source", [("planned", "<u4"), ("available", "<u4")], 2)])
+EGRESS = np.dtype([("address", [("local", "<u4"), ("available", "<u4")], 2)])
 
 
 def before() -> State:
@@ -66,9 +66,9 @@ class Maps:
         self, flows: Iterable[tuple[int, str]], lost: Sequence[tuple[str, int]] = (), origin_port: int = 443
     ):
         rows = np.zeros(16, dtype=EGRESS)
-        rows["source"]["planned"][1:3] = rows["source"]["available"][1:3] = 1
+        rows["address"]["local"][1:3] = rows["address"]["available"][1:3] = 1
         for name, family in lost:
-            rows["source"]["available"][SLOT[name], int(family == 6)] = 0
+            rows["address"]["available"][SLOT[name], int(family == 6)] = 0
         self.egresses = SimpleNamespace(get=lambda slot: rows[slot])
         flows = list(flows)
         keys, values = np.zeros(len(flows), dtype=KEY), np.zeros(len(flows), dtype=FLOW)

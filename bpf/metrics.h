@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Nothing ends without a name: the counters of reasons, and of what happens to the tables. */
+
+enum reason {
+#define REASON(number, name, verdict, description) REASON_##name = number,
+#include "reasons.h"
+#undef REASON
+};
+
+static __always_inline void count(u32 reason, u32 flows)
+{
+	int key = reason;
+	struct metrics *metrics = reasons.lookup(&key);
+
+	if (metrics) {
+		metrics->packets += 1;
+		metrics->flows += flows;
+	}
+}
+
+static __always_inline void count_event(enum event event, u32 times)
+{
+	int key = event;
+	u64 *sum = events.lookup(&key);
+
+	if (sum)
+		__sync_fetch_and_add(sum, times);
+}

@@ -1,0 +1,150 @@
+"""Descriptors of all that is pinned, so that it lives on and can be pinned again when its pins are lost.
+
+A link without pin and descriptor ends, and its program with it; so while a process holds these, removing pins
+or unmounting their file system takes nothing off its hook.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from enforcer.datapath import bpffs, syscall
+from enforcer.datapath.programs import Pins
+
+LINKS = "links"
+"""The directory of those pins that are links."""
+
+
+@dataclass(frozen=True)
+class _Object:
+    fd: int
+    id: int
+    pin: tuple[int, int]
+    """Device and inode of the pin that was last seen."""
+
+
+class HeldObjects:
+    """What is pinned at some paths below a directory, by path relative to it."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Path, _Object] = {}
+
+    def hold(self, directory: Path, parts: Iterable[Path]) -> None:
+        """Holds what is pinned in ``parts`` of the directory now, and lets go of what was held before.
+
+        Raises KernelError, PrivilegeError; then what was held before still is.
+        """
+        fresh: dict[Path, _Object] = {}
+        try:
+            for part in parts:
+                for path in sorted(part.iterdir()) if part.is_dir() else ():
+                    found = _open(path)
+                    if found is not None:
+                        fresh[path.relative_to(directory)] = found
+        except OSError as error:
+            _close(fresh.values())
+            raise syscall.explain_error(error, f"opening what is pinned in {directory}") from error
+        _close(self._objects.values())
+        self._objects = fresh
+
+    def repin(self, directory: Path) -> list[str]:
+        """Pins below this directory again what is not pinned there any more; returns the paths.
+
+        Another map or program in the place of one makes room for it; another link stays if the one that is
+        held has ended. Raises KernelError, PrivilegeError.
+        """
+        mended = []
+        try:
+            for name, held in list(self._objects.items()):
+                path = directory / name
+                pin = _pin_of(path)
+                if pin == held.pin:
+                    continue
+                if _is_over(held.fd, name):
+                    os.close(self._objects.pop(name).fd)
+                    continue
+                if pin is None or not _leads_to(path, held.id):
+                    bpffs.create(directory)
+                    path.parent.mkdir(exist_ok=True)
+                    path.unlink(missing_ok=True)
+                    syscall.pin(held.fd, str(path))
+                    mended.append(str(name))
+                self._objects[name] = _Object(held.fd, held.id, _pin_of(path) or held.pin)
+        except OSError as error:
+            raise syscall.explain_error(error, f"pinning in {directory} again what was lost") from error
+        return mended
+
+    def open(self, name: Path) -> int:
+        """A descriptor of what was pinned there, to be closed. KeyError: nothing is held."""
+        return os.dup(self._objects[name].fd)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        _close(self._objects.values())
+        self._objects.clear()
+
+
+@dataclass(frozen=True)
+class HeldPins(Pins):
+    """Pins of which descriptors are held: a program can be run also while its pin is lost."""
+
+    held: HeldObjects = field(default_factory=HeldObjects)
+
+    def program(self, name: str) -> int:
+        """A file descriptor of a program."""
+        try:
+            return self.held.open(self.programs.relative_to(self.directory) / name)
+        except KeyError:
+            return super().program(name)
+
+    def hold(self) -> None:
+        """Holds what is pinned now (:meth:`HeldObjects.hold`)."""
+        self.held.hold(self.directory, [self.links, self.programs, self.maps])
+
+    def repin(self) -> list[str]:
+        """Pins again what is not pinned any more (:meth:`HeldObjects.repin`)."""
+        mended = self.held.repin(self.directory)
+        if mended:
+            self.show_in_force()
+        return mended
+
+
+def _close(objects: Iterable[_Object]) -> None:
+    for one in objects:
+        os.close(one.fd)
+
+
+def _pin_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _open(path: Path) -> _Object | None:
+    """What is pinned at a path; None: it was removed meanwhile."""
+    with suppress(FileNotFoundError):
+        fd = syscall.get(str(path))
+        return _Object(fd, syscall.object_id(fd), _pin_of(path) or (0, 0))
+    return None
+
+
+def _leads_to(path: Path, identifier: int) -> bool:
+    found = _open(path)
+    if found is None:
+        return False
+    os.close(found.fd)
+    return found.id == identifier
+
+
+def _is_over(fd: int, name: Path) -> bool:
+    """Whether it is a link that was detached, or whose interface is gone."""
+    if name.parts[0] != LINKS:
+        return False
+    _, interface, _ = syscall.link_info(fd)
+    return not interface

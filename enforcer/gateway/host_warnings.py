@@ -1,0 +1,57 @@
+"""What other software, or the administrator, has set in the kernel that a configuration meets badly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from enforcer.errors import EnforcerError, abridged
+from enforcer.kernel import arp, links, rules
+from enforcer.kernel.addresses import LOOPBACK
+from enforcer.kernel.links import Link, below
+
+
+def kernel_warnings(mark_mask: int, outside: Sequence[str]) -> list[str]:
+    """Each in a sentence: rules of policy routing by marks; ARP that is silent on the first outside one."""
+    return [
+        *collect("rules of policy routing by bits of mark_mask", lambda: rules.meeting(mark_mask)),
+        *collect("rules of policy routing by marks of others", lambda: rules.unforeseen(mark_mask)),
+        *collect(f"answers to ARP on {outside[0]}", lambda: arp.unanswered(outside[0])),
+    ]
+
+
+def unlisted_interfaces(listed: Collection[str]) -> list[str]:
+    """The same of interfaces that are up and in no list, though packets may come and go by them."""
+    return collect("interfaces in no list", lambda: unlisted_among(listed, links.links()))
+
+
+def collect(subject: str, look: Callable[[], Iterable[str]]) -> list[str]:
+    """What a look at the kernel warns of. It only advises: one that fails is a warning itself, and no error.
+
+    The kernel's tables may change during each reading, and some are shown only with CAP_NET_ADMIN.
+    """
+    try:
+        return list(look())
+    except EnforcerError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        return [f"{subject} could not be looked for: {error.message}{hint}"]
+
+
+def unlisted_among(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:
+    """As :func:`unlisted_interfaces`, of the links that were found.
+
+    Ports of a bridge or bond bring none by themselves, nor does what a listed interface lies on have to.
+    """
+    carriers = {lower.name for name in listed if name in found for lower in below(found[name], found)}
+    names = sorted(
+        name
+        for name, link in found.items()
+        if link.up and name not in listed and name not in carriers | {LOOPBACK} and link.port_of is None
+    )
+    if not names:
+        return []
+    are, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    return [
+        f"{abridged(names)} {are} up and in no list of `interfaces`: clients' traffic by "
+        f"{them} is dropped, and for {them} the enforcer switches no forwarding on; if that is not meant (a "
+        f"bridge of containers, a VPN), list {them} there"
+    ]

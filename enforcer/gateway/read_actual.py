@@ -1,0 +1,111 @@
+"""What the kernel holds of a gateway at present, read for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from enforcer.datapath import settings
+from enforcer.datapath.banks import is_crowded
+from enforcer.datapath.settings import Settings
+from enforcer.errors import EnforcerError
+from enforcer.facts.store import Store
+from enforcer.gateway import attach, forwarding, roles, undo_list
+from enforcer.gateway.actual import Actual
+from enforcer.gateway.desired import Desired
+from enforcer.gateway.installed import Installed, layout_of, source_digest
+from enforcer.gateway.plan import HOOKS
+from enforcer.gateway.state import LOST
+from enforcer.kernel import addresses, links, nft, sysctl
+from enforcer.kernel.filters import Direction
+
+
+def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) -> Actual:
+    """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
+    found = links.links()
+    noted = installed.state.undo if installed.state else []
+    # Should two be about one setting, the first says how it was.
+    was = {entry["name"]: entry["was"] for entry in reversed(undo_list.sysctls(noted, found))}
+    return Actual(
+        links=found,
+        held=frozenset(addresses.held() - addresses.misscoped(own={wanted.shared4})),
+        ranges=frozenset(addresses.ranges()),
+        our_addresses=frozenset(addresses.held(ours=True)),
+        our_ranges=frozenset(addresses.ranges(ours=True)),
+        renamed=renamed(installed, found),
+        table=nft.installed(),
+        hooks=_hooks(installed, found),
+        # Interfaces go, and conntrack's sysctls are not there before it is loaded.
+        sysctls=sysctl.found([*wanted.sysctls, *forwarding.sysctls(wanted, found), *was]),
+        was=was,
+        noted_as=undo_list.noted_as(noted, found),
+        forgotten=LOST in noted,
+        programs=_program_ids(installed, wanted, upgrade),
+        lost=tuple(installed.lost()),
+        tables=_tables(installed),
+        settings=_settings(installed),
+    )
+
+
+def renamed(installed: Installed, found: Mapping[str, links.Link]) -> dict[str, str]:
+    """The links that have another name than when they got their role: that name by the present one."""
+    if installed.previous is None or installed.state is None or not installed.state.layouts:
+        return {}
+    try:
+        with installed.maps() as maps:
+            return roles.former_names(maps.interfaces, found)
+    except EnforcerError:
+        return {}
+
+
+def is_hooked(installed: Installed, wanted: Desired) -> bool:
+    """Whether the pinned programs are where they belong, at the interfaces that are there."""
+    found = links.links()
+    there = _hooks(installed, {name: found[name] for name in wanted.inside + wanted.outside if name in found})
+    ids = installed.pins.program_ids() if installed.pins is not None else {}
+    return all(
+        there.get((name, direction)) == ids.get(program)
+        for role, direction, program in HOOKS
+        for name in getattr(wanted, role)
+        if name in found
+    )
+
+
+def _hooks(installed: Installed, found: Mapping[str, links.Link]) -> dict[tuple[str, Direction], int]:
+    names = {link.index: name for name, link in found.items()}
+    programs = attach.attached(installed.pins, names)
+    return {(names[index], direction): program for (index, direction), program in programs.items()}
+
+
+def _program_ids(installed: Installed, wanted: Desired, upgrade: bool) -> dict[str, int]:
+    state = installed.state
+    if state is None or installed.pins is None:
+        return {}
+    if upgrade and (state.programs != source_digest() or state.layout != layout_of(wanted)):
+        return {}
+    return {} if installed.lost() else installed.pins.program_ids()
+
+
+def _tables(installed: Installed) -> str:
+    """The digest of the bank in force; none if it has to be made again.
+
+    That is when it has no room for clients and hosts that are new, or when the facts are about another.
+    """
+    if installed.state is None or not installed.state.tables:
+        return ""
+    try:
+        with installed.maps() as maps, Store(installed.instance.facts_file, create=False) as store:
+            fits = store.bank == settings.read(maps).bank_number
+            return installed.state.tables if fits and not is_crowded(maps) else ""
+    except EnforcerError:
+        return ""
+
+
+def _settings(installed: Installed) -> Settings | None:
+    if installed.state is None or not installed.state.layouts:
+        return None
+    try:
+        with installed.maps() as maps:
+            found = settings.read(maps)
+    except EnforcerError:
+        return None
+    return found if found.ready else None

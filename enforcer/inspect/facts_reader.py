@@ -1,0 +1,65 @@
+"""What is known of a connection besides its packets: the client's session, the address's names, regions."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from enforcer.address import IPAddress, pack
+from enforcer.facts.rows import ANYBODY
+from enforcer.facts.store import Store
+from enforcer.gateway.reader import GatewayReader
+from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts
+
+EMAIL = "identity.email"
+
+
+class FactsReader:
+    """The facts behind a gateway's decisions."""
+
+    def __init__(self, reader: GatewayReader):
+        self._reader = reader
+        self.store = Store(reader.instance.facts_file, create=False)
+
+    def client(self, address: IPAddress) -> Facts:
+        """Of a client's session; nothing without one."""
+        session = self.store.session(pack(address))
+        return session.facts if session else NOTHING
+
+    def person(self, email: str) -> Facts | None:
+        """Of anybody's session with this email."""
+        for session in self.store.sessions():
+            if session.facts.get(EMAIL) == (email,):
+                return session.facts
+        return None
+
+    def names(self, client: IPAddress, address: IPAddress) -> tuple[str, ...]:
+        """What an address goes by for a client: what it was told itself, or else what anybody was."""
+        return self.store.names_at(pack(client), pack(address)) or self.store.names_at(ANYBODY, pack(address))
+
+    @cached_property
+    def _database(self) -> Any:
+        from enforcer.facts.regions import Database
+
+        path = self._reader.config["geoip"]["database"]
+        return Database(Path(path)) if path else None
+
+    def region(self, address: IPAddress) -> tuple[str | None, str | None]:
+        """Country and continent, as the database on the disk has them."""
+        return self._database.find(address) if self._database is not None else (None, None)
+
+    def connection(self, packet: Connection, client: Facts, names: tuple[str, ...]) -> Connection:
+        """The packet with its regions, and with these facts of its client and names of its origin."""
+        return packet._replace(
+            source_region=region_facts("src", *self.region(packet.src)),
+            destination_region=region_facts("dst", *self.region(packet.dst)),
+            client=client,
+            hosts=tuple(map(host_facts, names)),
+        )
+
+
+def rules_in_force(reader: GatewayReader) -> list[Any]:
+    """The policies in force, with the fields of enforcer.policy.reference.Rule."""
+    return [SimpleNamespace(**policy) for policy in reader.config["policies"]]
