@@ -6,8 +6,9 @@ from ipaddress import IPv4Interface
 import pytest
 
 from enforcer.kernel import addresses, arp
+from lab.netns import inside, run
 
-from ..conftest import Lab, inside, run
+from ..conftest import Lab
 
 
 @pytest.mark.parametrize("value", range(9))
