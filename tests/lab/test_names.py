@@ -292,7 +292,6 @@ def test_ten_thousand_names(enforced: Gateway, resolver: str, capsys: pytest.Cap
         print(f"look-up: median {median * 1e3:.2f} ms, 99 % {most * 1e3:.2f} ms")
     assert len(visits) == MANY
     assert wrong == []
-    assert took < 60
     assert learnt(enforced).keys() >= {visit.address for visit in visits}
 
 

@@ -75,7 +75,7 @@ def test_where_to_look_names_what_is_there() -> None:
         assert not names, answer
 
 
-def tested() -> dict[str, list[str]]:
+def module_tests() -> dict[str, list[str]]:
     """The tests of each module, as CONTRIBUTING lists them."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     found = {}
@@ -99,9 +99,9 @@ def test_every_module_has_its_tests() -> None:
         if not path.name.startswith("__") or defines(path)
     }
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "bpf").glob("*.[ch]")}
-    assert tested().keys() == modules | sources
+    assert module_tests().keys() == modules | sources
 
 
 def test_the_tests_of_a_module_are_there() -> None:
-    named = {path for paths in tested().values() for path in paths}
+    named = {path for paths in module_tests().values() for path in paths}
     assert {path for path in named if not (ROOT / "tests" / path).is_file()} == set()

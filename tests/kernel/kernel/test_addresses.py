@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, IPv6Network
 from typing import Any
 
@@ -105,10 +104,9 @@ def test_errors_name_the_operation() -> None:
         addresses.add_ranges([RANGE])
 
 
-def test_4000_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_4000_of_each() -> None:
     fours = [("out0", IPv4Interface((int(IPv4Address("203.0.0.0")) + n, 32))) for n in range(4000)]
     sixes = [IPv6Network(((0x20010DB8 << 96) + (n << 64), 64)) for n in range(4000)]
-    took = {}
     for name, step, expected in (
         ("add", lambda: addresses.add(fours), fours),
         ("held", lambda: addresses.held(ours=True), set(fours)),
@@ -117,13 +115,7 @@ def test_4000_of_each(capsys: pytest.CaptureFixture[str]) -> None:
         ("remove", lambda: addresses.remove(fours), fours),
         ("remove_ranges", lambda: addresses.remove_ranges(sixes), sixes),
     ):
-        start = time.perf_counter()
-        assert step() == expected
-        took[name] = time.perf_counter() - start
-    with capsys.disabled():
-        print("\n4,000 of each:", ", ".join(f"{name} {seconds:.3f} s" for name, seconds in took.items()))
-    # An emulated processor takes two seconds for the slowest.
-    assert max(took.values()) < 10
+        assert step() == expected, name
 
 
 def test_links() -> None:

@@ -287,7 +287,7 @@ def test_a_daemon_that_does_not_answer_in_time(
     instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has been asked, and goes on when it comes to it."""
-    monkeypatch.setattr(protocol, "PATIENCE", 0.2)
+    monkeypatch.setitem(protocol.ask.__kwdefaults__, "patience", 0.2)
     with instance.daemon_lock(), closing(protocol.listen(instance.control_socket)):
         result = run("reload")
     assert result.exit_code == 1

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import calls
 from ruamel.yaml import YAML
 from somelinks import some_links
 
-from enforcer.config import Configuration, load
+from enforcer.config import Configuration, document, load
 from enforcer.errors import ConfigError, Fault
 from enforcer.instance import trust
 
@@ -611,9 +611,7 @@ def test_a_list_of_a_hundred_thousand_addresses(file: Path) -> None:
     values = [f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}" for i in range(100_000)]
     text = write(file, changed(("policies.1.traffic", "net.dst.ip in $all"))).read_text()
     file.write_text(text + "lists:\n  all:\n" + "".join(f"  - {value}\n" for value in values))
-    started = time.process_time()
     assert len(load(file).lists["all"]) == 100_000
-    assert time.process_time() - started < 20
 
 
 def test_more_rules_than_the_tables_hold(file: Path) -> None:
@@ -676,12 +674,11 @@ def test_an_unreadable_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "cannot be read: Permission denied" in fault.message
 
 
-def test_ten_megabytes_are_refused_at_once(file: Path) -> None:
+def test_ten_megabytes_are_refused_unparsed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "parse", lambda *_: pytest.fail("parsed"))
     file.write_bytes(b"policies: [" + b"[" * (10 << 20))
-    started = time.process_time()
     (fault,) = faults_of(file)
     assert "is larger than 8 MiB" in fault.message
-    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(
@@ -719,9 +716,9 @@ def test_ten_megabytes_are_refused_at_once(file: Path) -> None:
 )
 def test_not_a_configuration(file: Path, content: bytes, line: int, message: str) -> None:
     file.write_bytes(content)
-    started = time.process_time()
-    (fault,) = faults_of(file)
-    assert time.process_time() - started < 2
+    found: list[Fault] = []
+    assert calls(lambda: found.extend(faults_of(file))) < 100_000 + 10 * len(content)
+    (fault,) = found
     assert message in fault.message
     assert fault.line == line
 
@@ -831,9 +828,7 @@ def test_four_thousand_of_each_are_read(file: Path) -> None:
         for i in range(4000)
     ]
     write(file, changed(("egress_ips", egress_ips), ("policies", policies)))
-    started = time.process_time()
     configuration = load(file)
-    assert time.process_time() - started < 20
     assert {configuration.resolve(policy).primary6 for policy in configuration.policies} == {
         egress["name"] for egress in egress_ips
     }

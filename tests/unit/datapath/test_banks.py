@@ -76,13 +76,8 @@ def test_bit_sets(sets: list[set[int]]) -> None:
     rows = rule_sets([sum(1 << rule for rule in one) for one in sets], SET)
     assert len(rows) == len(sets)
     for row, one in zip(rows, sets, strict=True):
-        found = {
-            64 * word + bit
-            for word in range(WORDS)
-            for bit in range(64)
-            if int(row["words"][word]) >> bit & 1
-        }
-        assert found == one
+        bits = np.unpackbits(row["words"].view("u1"), bitorder="little")
+        assert set(np.flatnonzero(bits).tolist()) == one
         used = {rule // 64 for rule in one}
         summary = int.from_bytes(row["summary"].tobytes(), "little")
         assert summary == sum(1 << word for word in used)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import maxminddb
 import pytest
+from effort import calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter, SearchTreeLeaf, SearchTreeNode, TreeWriter
@@ -369,7 +369,7 @@ def test_a_record_is_read_as_maxminddb_reads_it(
             assert database.find(address) == region_of(reader.get(address)) == (code, COUNTRIES[code])
 
 
-def test_500_000_prefixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_500_000_prefixes(tmp_path: Path) -> None:
     rnd = random.Random(7)
     codes = [f"{a}{b}" for a in "ABCDEFGHIJ" for b in "KLMNOPQRSTUVWXYZABCDEFGHI"]
     leaves = [SearchTreeLeaf(country(code, "EU")) for code in codes]
@@ -379,19 +379,12 @@ def test_500_000_prefixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for index in range(150_000):
         insert(writer, IPv6Network(((0x20010200 << 96) + (index << 88), 40)), rnd.choice(leaves))
     writer.to_db_file(str(tmp_path / "x.mmdb"))
-    began = time.monotonic()
     with Database(tmp_path / "x.mmdb") as database:
         found = database.prefixes(every)
-        took = time.monotonic() - began
-        began = time.monotonic()
         one = database.prefixes(lambda code, _: code == "AK")
-        again = time.monotonic() - began
-    with capsys.disabled():
-        print(f"\n500,000 prefixes: {took:.2f} s; {len(one.length):,} of one country: {again:.2f} s")
     assert 490_000 < len(found.length) <= 500_000
     assert len(found.regions) == 250
     assert 1500 < len(one.length) < 2500
-    assert took < 10
 
 
 # --- bad input
@@ -543,6 +536,6 @@ def test_a_tree_that_runs_in_circles(tmp_path: Path, record_size: Callable[[int]
             if int.from_bytes(content[node * 8 + side : node * 8 + side + 4], "big") == nodes:
                 content[node * 8 + side : node * 8 + side + 4] = (200).to_bytes(4, "big")
     path.write_bytes(content)
-    began = time.process_time()
+    # A tree of 128 levels that is walked from each node has no end.
+    assert calls(lambda: refused(path)) < 1_000_000
     assert "broken" in refused(path)
-    assert time.process_time() - began < 5
