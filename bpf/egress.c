@@ -366,8 +366,9 @@ static __always_inline bool is_translated(const struct __sk_buff *skb, const str
 }
 
 /*
- * To a client goes what belongs to no known flow. A mark of ours on it, which from_origin has cleared, is the table's
- * (chain `expected`): conntrack takes it for the opening of a connection that a helper expects.
+ * To a client goes what belongs to no known flow. A mark of ours on it, which from_origin has cleared, is the table's:
+ * conntrack takes it for the opening of a connection that a helper expects (chain `expected`), or, with the mark of a
+ * refusal, for an untranslated answer (chain `entering`).
  */
 static __always_inline int pass_unknown(struct __sk_buff *skb, const struct packet *p)
 {
@@ -386,7 +387,22 @@ static __always_inline int pass_unknown(struct __sk_buff *skb, const struct pack
 	return block(REASON_NOT_READY);
 }
 
-/* Such a connection is a flow of the egress IP that the mark names, and counted as one. Without room it is not opened. */
+/*
+ * An untranslated answer that came by an outside interface. It passes if what it answers leaves by an interface of
+ * interfaces.other; the same packet of a connection between others may be made up by a stranger.
+ */
+static __always_inline int pass_untranslated(struct __sk_buff *skb, const struct settings *s, const struct packet *p)
+{
+	u32 outside;
+
+	set_mark(skb, s, 0);
+	return route(skb, p, &outside) == REASON_OTHER ? PASS : block(REASON_INBOUND);
+}
+
+/*
+ * A connection that a helper expects is a flow of the egress IP that the mark names, and counted as one. Without room it
+ * is not opened.
+ */
 int expect(struct __sk_buff *skb)
 {
 	struct settings *s = get_settings();
@@ -399,6 +415,8 @@ int expect(struct __sk_buff *skb)
 	if (!s || !w)
 		return block(REASON_NOT_READY);
 	p = &w->packet;
+	if (our_mark(skb, s) == s->mark_mask)
+		return pass_untranslated(skb, s, p);
 	v.slot = slot_of_mark(skb, s);
 	v.reason = v.slot ? REASON_EXPECTED : REASON_EXPECTED_SHARED;
 	set_mark(skb, s, 0);
