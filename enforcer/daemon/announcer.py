@@ -44,7 +44,6 @@ class Announcer:
     """``arrivals`` tells of interfaces; :meth:`note` is to be given flows, by sweeps for one."""
 
     def __init__(self, loop: Loop, arrivals: Arrivals, runtime: Runtime):
-        self._loop = loop
         self._arrivals = arrivals
         self._runtime = runtime
         self._arrived = set(arrivals.up)
@@ -56,9 +55,9 @@ class Announcer:
         """Sources of flows, and when each was last seen."""
         self._queue: dict[bytes, None] = {}
         loop.watch(arrivals, self._on_events)
-        loop.task("announce", self._announce, 0.0)
-        loop.task("announce sources", self._announce_sources)
-        loop.task("look for sources", self._look)
+        self._announcement = loop.timer(self._announce, 0.0)
+        self._next_sources = loop.timer(self._announce_sources)
+        self._next_look = loop.timer(self._look)
 
     def activate(self) -> None:
         """What is in force: to the neighbours, a range that is on-link since now is another gateway's."""
@@ -88,14 +87,14 @@ class Announcer:
                 self._queue[source] = None
             self._told[source] = now
         if self._queue:
-            self._loop.call("announce sources")
+            self._next_sources.start()
 
     def _on_events(self) -> None:
         arrived = self._arrivals.drain().intersection(self._runtime.wanted.outside)
         if arrived:
             self._arrived |= arrived
             self._repeats = list(_REPEATED_AFTER)
-            self._loop.call("announce")
+            self._announcement.start()
 
     def _announce(self) -> float | None:
         """What the interfaces that have arrived hold, and all that is on-link, some times."""
@@ -112,7 +111,7 @@ class Announcer:
     def _begin_again(self) -> None:
         self._told.clear()
         self._until = time.monotonic() + _WINDOW
-        self._loop.call("look for sources")
+        self._next_look.start()
 
     def _look(self) -> float | None:
         began = time.monotonic()

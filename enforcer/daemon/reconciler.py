@@ -75,7 +75,6 @@ class Reconciler:
         again: Callable[[], None],
         known: Mapping[str, int] = MappingProxyType({}),
     ):
-        self._loop = loop
         self._watch = watch
         self._runtime = runtime
         self._reloading = reloading
@@ -91,10 +90,10 @@ class Reconciler:
         self.timeouts = np.zeros(0)
         """conntrack's timeouts: nanoseconds by state."""
         loop.watch(watch, self._on_events)
-        loop.task("audit", self._audit, _AUDIT_EVERY)
-        loop.task("events", self._follow)
-        loop.task("hooks", self._look_at_hooks, _TICK)
-        loop.task("look again", self._look_again)
+        loop.timer(self._audit, _AUDIT_EVERY)
+        self._following = loop.timer(self._follow)
+        loop.timer(self._look_at_hooks, _TICK)
+        self._second_look = loop.timer(self._look_again)
 
     def refresh(self) -> None:
         """Availability into the maps; says what changed."""
@@ -129,11 +128,11 @@ class Reconciler:
                 self._say(f"{name} is no port of {taker} any more")
         self._seen = there.links
         if there.links.uncertain:
-            self._loop.call("look again", _TICK)
+            self._second_look.start(_TICK)
 
     def catch_up(self) -> None:
         """What the kernel has said has its turn next."""
-        self._loop.call("events")
+        self._following.start()
 
     def _put_back(self, *, distrust_table: bool = False) -> None:
         """Puts back what somebody took away of the table, the filters and the settings.
@@ -231,12 +230,12 @@ class Reconciler:
             try:
                 self._put_back(distrust_table=distrust)
             except LockedError:
-                self._loop.call("events", _TICK)
+                self._following.start(_TICK)
                 return
             if distrust:
                 self._write_table_after = time.monotonic() + _TICK
             if wait > 0:
                 self._news = {NFT}
-                self._loop.call("events", wait)
+                self._following.start(wait)
                 return
             self._news = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 
+from enforcer.constants.bpf import Role
 from enforcer.datapath.maps import Maps
 from enforcer.errors import EnforcerError
 from enforcer.gateway import availability, roles
@@ -74,7 +75,7 @@ def clients(
     if maps is not None:
         with suppress(EnforcerError):  # the pin is lost: names tell
             rows = roles.by_index(maps.interfaces)
-            sides |= {index for index, row in rows.items() if row["role"] in (roles.INSIDE, roles.OUTSIDE)}
+            sides |= {index for index, row in rows.items() if row["role"] in (Role.INSIDE, Role.OUTSIDE)}
     return Clients(availability.AddressSet(list(shared)), flows, sides)
 
 

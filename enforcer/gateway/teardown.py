@@ -84,7 +84,7 @@ def remove_everything(installed: Installed) -> list[str]:
 
     # Forwarding first: where it was off before, nothing can leave by the doors that open next.
     found = links.links()
-    for entry in reversed(undo_list.settings(state.undo, found)):
+    for entry in reversed(undo_list.sysctls(state.undo, found)):
         step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
     for name, link in found.items():
         for direction in ("ingress", "egress"):

@@ -19,7 +19,7 @@ from enforcer.daemon.loop import Loop
 from enforcer.errors import KernelError
 from enforcer.kernel.announce import Address
 
-from .test_relearning import Events
+from .test_fast_path_invalidator import Events
 
 FLOW = np.dtype([("slot", "<u4"), ("egress_address", "<u4", (4,))])
 ON_LINK, ROUTED = 1, 2
@@ -67,8 +67,9 @@ class Machine:
         """What is announced in this time."""
         self.told = []
         end = time.monotonic() + seconds
-        self.loop.task("tick", lambda: 0.01, 0.0)
+        tick = self.loop.timer(lambda: 0.01, 0.0)
         self.loop.run(lambda: time.monotonic() < end)
+        tick.cancel()
         return self.told
 
 
