@@ -34,7 +34,7 @@ static __always_inline bool evict_flow(const struct flow_key *tuple, struct orig
 		ended = begin_deletion(flow);
 	bpf_spin_unlock(&flow->lock);
 	if (ended)
-		finish_flow(flow, tuple, ended);
+		end_flow(flow, tuple, ended);
 	return ended;
 }
 

@@ -113,7 +113,7 @@ static __always_inline bool is_as_it_arrived(struct __sk_buff *skb, u32 family, 
 	int index = port % TAGS;
 	struct arrival *one = arrivals.lookup(&index);
 
-	return one && one->port == port && is_untouched(skb, family, g, &one->traits);
+	return one && one->port == port && is_unchanged(skb, family, g, &one->traits);
 }
 
 /* What was stored before is seen by others before anything is read after (a locked instruction). */
@@ -326,7 +326,7 @@ static __always_inline void create_original_entry(struct __sk_buff *skb, u32 fam
 	/* A connection tracking helper may have changed its contents: then each packet must meet it. */
 	if (!flow || !is_equal_in(family, g.to, tuple->origin) || !is_equal_in(family, g.from, flow->egress_address) ||
 	    g.to_port != tuple->origin_port || g.protocol != tuple->protocol || g.sequence != from->sequence ||
-	    g.ack != from->ack || g.total != from->total || !is_untouched(skb, family, &g, &from->traits))
+	    g.ack != from->ack || g.total != from->total || !is_unchanged(skb, family, &g, &from->traits))
 		return;
 	if (flow->egress_port != g.from_port) {
 		struct egress_packet d = {

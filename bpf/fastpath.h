@@ -12,9 +12,6 @@
  */
 
 enum {
-	TAG_REDIRECTED = 0xffff, /* tc_index of a packet that has been rewritten and redirected here */
-	TAG_FIRST_PACKET = 0xfffe, /* of a flow's that has not been answered */
-	TAG_MARKED = 0xfffd,     /* of any other that from_client has marked and that creates no entry */
 	MOST_BYTES = 1 << 30,    /* after which an entry is created again, before its counter overflows */
 	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
@@ -193,7 +190,7 @@ static __always_inline u32 priority_of(u32 family, u32 tos, u32 before)
 }
 
 /* Whether a packet that arrived with these traits leaves with those that ip_forward or ip6_forward gives it. */
-static __always_inline bool is_untouched(const struct __sk_buff *skb, u32 family, const struct fast_packet *g,
+static __always_inline bool is_unchanged(const struct __sk_buff *skb, u32 family, const struct fast_packet *g,
 					 const struct traits *before)
 {
 	return g->tos == before->tos && g->hop_limit + 1 == before->hop_limit && skb->mark == before->mark &&

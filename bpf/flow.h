@@ -400,7 +400,7 @@ static __always_inline u32 uncount(struct flow *flow)
 	return ended | !is_answered(flow);
 }
 
-/* Under the flow's lock. DELETED is said once, and the flow must not be used after finish_flow. */
+/* Under the flow's lock. DELETED is said once, and the flow must not be used after end_flow. */
 static __always_inline u32 begin_deletion(struct flow *flow)
 {
 	flow->closing = 1;
@@ -409,7 +409,7 @@ static __always_inline u32 begin_deletion(struct flow *flow)
 }
 
 /* After the lock: what `ended` says is done. */
-static __always_inline void finish_flow(struct flow *flow, const struct flow_key *tuple, u32 ended)
+static __always_inline void end_flow(struct flow *flow, const struct flow_key *tuple, u32 ended)
 {
 	u32 address[4];
 
@@ -517,7 +517,7 @@ static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow,
 	}
 	result = track(flow, p, direction, identity, now);
 	if (result & (COUNTED | DELETED))
-		finish_flow(flow, &p->tuple, result);
+		end_flow(flow, &p->tuple, result);
 	if (result & (GONE | DELETED))
 		return result;
 	if (result & COUNTED)

@@ -119,6 +119,17 @@ static __always_inline void copy_address(u32 *to, const u32 *from)
 	to[3] = from[3];
 }
 
+/* Of an answer's addresses and ports as they are in its header. */
+static __always_inline void invert_tuple(struct flow_key *tuple)
+{
+	struct flow_key reply = *tuple;
+
+	copy_address(tuple->client, reply.origin);
+	copy_address(tuple->origin, reply.client);
+	tuple->client_port = reply.origin_port;
+	tuple->origin_port = reply.client_port;
+}
+
 static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 {
 	struct iphdr ip;

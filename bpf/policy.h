@@ -345,7 +345,7 @@ static __always_inline void classify(const struct settings *s, const struct pack
 				     bool stay, u32 overridden)
 {
 	choose(s, p, v, stay, overridden);
-	if (v->reason >= REASON_LIMIT)
+	if (!is_egress(v->reason))
 		return;
 	if (!egress_address_of(v->slot, p->family, p->tuple.client, v->egress_address, 0))
 		v->reason = REASON_UNAVAILABLE;
