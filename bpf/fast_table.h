@@ -151,6 +151,28 @@ static __always_inline void count_reply_entries(struct bucket_lock *bucket_lock,
 		bucket_lock->reply_entries--;
 }
 
+/* Under the bucket's lock: where in it this direction of the flow may be written, at `first` if that is free; negative:
+ * all entries are valid and others'. */
+static __always_inline int find_room(const struct fast_path *f, const struct fast_bucket *bucket, const struct flow_key *tuple,
+				     enum direction direction, u32 first, u32 now)
+{
+	int i, at = -1;
+
+#pragma unroll
+	for (i = BUCKET_ENTRIES - 1; i >= 0; i--) {
+		const struct fast_entry *there = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
+
+		if (!is_valid(there->until, now, f) || there->generation != f->generation)
+			at = first + i;
+	}
+#pragma unroll
+	for (i = 0; i < BUCKET_ENTRIES; i++)
+		/* Another processor has inserted it meanwhile. */
+		if (is_entry_of(&bucket->entry[i], tuple, direction))
+			at = i;
+	return at;
+}
+
 /* Inserts an entry; the flow has none in this direction. Does nothing if the bucket is full of valid ones. */
 static __always_inline void insert_entry(const struct fast_path *f, u32 number, const struct flow_key *tuple, struct fast_entry *entry,
 				    enum direction direction, u32 now)
@@ -164,24 +186,13 @@ static __always_inline void insert_entry(const struct fast_path *f, u32 number, 
 	enum direction side = ORIGINAL;
 	u32 until = entry->until;
 	struct flow *flow;
-	int i, at = -1;
+	int at;
 
 	if (!bucket || !bucket_lock)
 		return;
 	entry->until = 0;
 	bpf_spin_lock(&bucket_lock->lock);
-#pragma unroll
-	for (i = BUCKET_ENTRIES - 1; i >= 0; i--) {
-		struct fast_entry *there = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
-
-		if (!is_valid(there->until, now, f) || there->generation != f->generation)
-			at = first + i;
-	}
-#pragma unroll
-	for (i = 0; i < BUCKET_ENTRIES; i++)
-		/* Another processor has inserted it meanwhile. */
-		if (is_entry_of(&bucket->entry[i], tuple, direction))
-			at = i;
+	at = find_room(f, bucket, tuple, direction, first, now);
 	if (at >= 0) {
 		struct fast_entry *there = &bucket->entry[at & (BUCKET_ENTRIES - 1)];
 
@@ -190,7 +201,7 @@ static __always_inline void insert_entry(const struct fast_path *f, u32 number, 
 			tuple_of(&displaced, there);
 			copy_entry_state(&last, there);
 		}
-		/* A reader takes equal ones for the same. */
+		/* A reader takes two entries with equal `until` for the same. */
 		until += until == there->until;
 		count_reply_entries(bucket_lock, there->until && side == REPLY, direction == REPLY);
 		there->until = 0;
