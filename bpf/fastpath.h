@@ -112,19 +112,11 @@ static __always_inline void trim_padding(struct __sk_buff *skb, u32 family)
 		bpf_skb_change_tail(skb, ETH_HLEN + total, 0);
 }
 
-/* False: nothing for the fast path. */
-static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct fast_packet *g)
+/* False: a fragment, with options, or with a hop limit that the kernel answers. */
+static __always_inline bool parse_fast_ip(void *network, u32 family, struct fast_packet *g)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
-	void *transport = data + ETH_HLEN + network;
-	u32 header = sizeof(struct udphdr);
-
-	g->gso_size = skb->gso_size;
-	if (transport + sizeof(struct udphdr) > end)
-		return false;
 	if (family == IPV4) {
-		struct iphdr *ip = data + ETH_HLEN;
+		struct iphdr *ip = network;
 
 		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET) || ip->ttl <= 1)
 			return false;
@@ -135,7 +127,7 @@ static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct
 		g->from[3] = ip->saddr;
 		g->to[3] = ip->daddr;
 	} else {
-		struct ipv6hdr *ip = data + ETH_HLEN;
+		struct ipv6hdr *ip = network;
 
 		if (*(u8 *)ip >> 4 != 6 || ip->hop_limit <= 1)
 			return false;
@@ -146,39 +138,65 @@ static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct
 		copy_address(g->from, ip->saddr.in6_u.u6_addr32);
 		copy_address(g->to, ip->daddr.in6_u.u6_addr32);
 	}
+	return true;
+}
+
+/* The TCP header's length in bytes, or 0: a segment that opens or ends its connection, or none that is whole. */
+static __always_inline u32 parse_fast_tcp(struct tcphdr *tcp, void *end, u32 network, struct fast_packet *g)
+{
+	u32 header;
+	u8 flags;
+
+	if ((void *)(tcp + 1) > end)
+		return 0;
+	flags = *((u8 *)tcp + 13);
+	header = tcp->doff * 4;
+	if ((flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK || header < sizeof(*tcp) ||
+	    network + header > g->total)
+		return 0;
+	g->sequence = be32(tcp->seq);
+	g->ack = be32(tcp->ack_seq);
+	g->end = g->sequence + g->total - network - header;
+	g->check = tcp->check;
+	return header;
+}
+
+/* The UDP header's length in bytes, or 0. The inner headers of a tunnel's segments are not known here. */
+static __always_inline u32 parse_fast_udp(struct udphdr *udp, u32 family, u32 network, struct fast_packet *g)
+{
+	if (network + be16(udp->len) != g->total || (family == IPV6 && !udp->check) || g->gso_size)
+		return 0;
+	g->sequence = 0;
+	g->ack = 0;
+	g->end = 0;
+	g->check = udp->check;
+	return sizeof(*udp);
+}
+
+/* False: the packet is not for the fast path. */
+static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct fast_packet *g)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
+	void *transport = data + ETH_HLEN + network;
+	u32 header;
+
+	g->gso_size = skb->gso_size;
+	if (transport + sizeof(struct udphdr) > end || !parse_fast_ip(data + ETH_HLEN, family, g))
+		return false;
 	/* Neither padded nor cut short, nor too long for the field (BIG TCP). */
 	if (skb->len != ETH_HLEN + g->total)
 		return false;
 	g->from_port = *(u16 *)transport;
 	g->to_port = *(u16 *)(transport + 2);
-	if (g->protocol == IPPROTO_TCP) {
-		struct tcphdr *tcp = transport;
-		u8 flags;
-
-		if (transport + sizeof(*tcp) > end)
-			return false;
-		flags = *(u8 *)(transport + 13);
-		header = tcp->doff * 4;
-		if ((flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK || header < sizeof(*tcp) ||
-		    network + header > g->total)
-			return false;
-		g->sequence = be32(tcp->seq);
-		g->ack = be32(tcp->ack_seq);
-		g->end = g->sequence + g->total - network - header;
-		g->check = tcp->check;
-	} else if (g->protocol == IPPROTO_UDP) {
-		struct udphdr *udp = transport;
-
-		/* A tunnel's segments have inner headers, which nothing tells here. */
-		if (network + be16(udp->len) != g->total || (family == IPV6 && !udp->check) || g->gso_size)
-			return false;
-		g->sequence = 0;
-		g->ack = 0;
-		g->end = 0;
-		g->check = udp->check;
-	} else {
+	if (g->protocol == IPPROTO_TCP)
+		header = parse_fast_tcp(transport, end, network, g);
+	else if (g->protocol == IPPROTO_UDP)
+		header = parse_fast_udp(transport, family, network, g);
+	else
 		return false;
-	}
+	if (!header)
+		return false;
 	g->segment = g->gso_size ? network + header + g->gso_size : g->total;
 	return true;
 }
