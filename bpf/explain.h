@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The program explain, which user space runs with BPF_PROG_TEST_RUN (`enforcer explain`): what from_client would do
- * with this packet, decided by the same program, with nothing created, counted or sent. The verdict overwrites the
- * packet's first bytes. On entry skb->cb[0] has the overrides (enum override).
+ * with this packet, decided by the same program, with nothing created, counted or sent. The verdict is written into
+ * the map `explained`. On entry skb->cb[0] has the overrides (enum override).
  */
 
-static __always_inline int store_verdict(struct __sk_buff *skb, const struct verdict *v)
+static __always_inline int store_verdict(struct verdict *v)
 {
-	return bpf_skb_store_bytes(skb, 0, v, sizeof(*v), 0);
+	int zero = 0;
+
+	return explained.update(&zero, v);
 }
 
 /* In decide: the limits that the flow would meet are added to the verdict. */
@@ -24,7 +26,7 @@ static __always_inline int answer_question(struct __sk_buff *skb, const struct s
 		if (refusal)
 			v->reason = refusal;
 	}
-	return store_verdict(skb, v);
+	return store_verdict(v);
 }
 
 int explain(struct __sk_buff *skb)
@@ -35,13 +37,13 @@ int explain(struct __sk_buff *skb)
 
 	v.reason = REASON_NOT_READY;
 	if (!s || !s->ready || !w)
-		return store_verdict(skb, &v);
+		return store_verdict(&v);
 	__builtin_memset(&w->packet, 0, sizeof(w->packet));
 	v.reason = parse(skb, &w->packet);
 	if (v.reason)
-		return store_verdict(skb, &v);
+		return store_verdict(&v);
 	skb->cb[0] = SCRATCH_EXPLAIN | skb->cb[0] << OVERRIDE_SHIFT;
 	stages.call(skb, DECIDE);
 	v.reason = REASON_NOT_READY;
-	return store_verdict(skb, &v);
+	return store_verdict(&v);
 }
