@@ -103,7 +103,7 @@ int decide(struct __sk_buff *skb)
 	if (!v.reason)
 		classify(s, p, &v, !question, overridden);
 	if (question)
-		return answer_question(skb, s, p, &v);
+		return answer_question(s, p, &v);
 	if (is_untouched(v.reason)) {
 		count(v.reason, 0);
 		return PASS;

@@ -13,8 +13,7 @@ static __always_inline int store_verdict(struct verdict *v)
 }
 
 /* In decide: the limits that the flow would meet are added to the verdict. */
-static __always_inline int answer_question(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
-				  struct verdict *v)
+static __always_inline int answer_question(const struct settings *s, const struct packet *p, struct verdict *v)
 {
 	v->limit = s->limit;
 	if (is_egress(v->reason) && (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP)) {

@@ -215,6 +215,55 @@ static __always_inline bool is_unchanged(const struct __sk_buff *skb, u32 family
 	       skb->priority == priority_of(family, before->tos, before->priority);
 }
 
+/* The IP header as the kernel forwards it: its source (to the origin) or destination becomes `address`. */
+static __always_inline void rewrite_ip(struct __sk_buff *skb, void *network, u32 family, enum direction direction,
+				       const struct fast_packet *g, const u32 *address, u32 address_change)
+{
+	if (family == IPV4) {
+		struct iphdr *ip = network;
+
+		ip->ttl--;
+		ip->check = ~fold16((u16)~ip->check + address_change + TTL_DECREASED);
+		if (direction == ORIGINAL)
+			ip->saddr = address[3];
+		else
+			ip->daddr = address[3];
+		skb->priority = priority_of(IPV4, g->tos, 0);
+	} else {
+		struct ipv6hdr *ip = network;
+
+		ip->hop_limit--;
+		if (direction == ORIGINAL)
+			copy_address(ip->saddr.in6_u.u6_addr32, address);
+		else
+			copy_address(ip->daddr.in6_u.u6_addr32, address);
+	}
+}
+
+/*
+ * Updates a TCP or UDP checksum at `check`, which is `check_at` bytes into the packet, by the changes of address and
+ * port. `pseudo` is the sum of the pseudo header before the change. Where the sender left the checksum to the device
+ * (CHECKSUM_PARTIAL), the field holds that sum; a program cannot see CHECKSUM_PARTIAL, but another number is a checksum.
+ */
+static __always_inline void update_checksum(struct __sk_buff *skb, u32 family, const struct fast_packet *g, u16 *check,
+					    u32 check_at, u32 address_change, u32 port_change, u64 pseudo)
+{
+	bool tcp = g->protocol == IPPROTO_TCP;
+
+	if (!g->gso_size && g->check != fold16(pseudo)) {
+		u32 sum = fold16((u16)~g->check + address_change + port_change);
+
+		sum = (u16)~sum;
+		*check = !tcp && !sum ? 0xffff : sum;
+		/* For a device that has summed up the whole packet (CHECKSUM_COMPLETE). IPv4's own checksum makes
+		 * up for its header's change. */
+		bpf_csum_update(skb, family == IPV4 ? (u16)~address_change : HOPS_DECREASED);
+		return;
+	}
+	bpf_l4_csum_replace(skb, check_at, 0, address_change, BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0));
+	bpf_l4_csum_replace(skb, check_at, 0, port_change, tcp ? 0 : BPF_F_MARK_MANGLED_0);
+}
+
 /* Rewrites the packet as the kernel would: its source (to the origin) or destination becomes `address`, `port`. */
 static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction, const struct fast_packet *g,
 				    const struct next_hop *next_hop, const u32 *address, u16 port)
@@ -222,15 +271,14 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
 	void *transport = data + ETH_HLEN + network;
-	bool tcp = g->protocol == IPPROTO_TCP;
 	u16 before_port = direction == ORIGINAL ? g->from_port : g->to_port;
 	u64 before_sum = sum_address(direction == ORIGINAL ? g->from : g->to, family);
 	u64 other_sum = sum_address(direction == ORIGINAL ? g->to : g->from, family);
-	u32 address_change, port_change, check_at, sum;
+	u32 address_change, port_change, check_at;
 	u16 *check;
 
-	/* One question, for the verifier of Linux 6.1 forgets the answer. */
-	if (tcp) {
+	/* Both in one branch: the verifier of Linux 6.1 does not connect the results of two. */
+	if (g->protocol == IPPROTO_TCP) {
 		check = transport + CHECK_TCP;
 		check_at = ETH_HLEN + network + CHECK_TCP;
 	} else {
@@ -245,41 +293,10 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	*(u32 *)(data + 4) = *(u32 *)&next_hop->ethernet[4];
 	*(u32 *)(data + 8) = *(u32 *)&next_hop->ethernet[8];
 	*(u16 *)(transport + (direction == ORIGINAL ? 0 : 2)) = port;
-	if (family == IPV4) {
-		struct iphdr *ip = data + ETH_HLEN;
-
-		ip->ttl--;
-		ip->check = ~fold16((u16)~ip->check + address_change + TTL_DECREASED);
-		if (direction == ORIGINAL)
-			ip->saddr = address[3];
-		else
-			ip->daddr = address[3];
-		skb->priority = priority_of(IPV4, g->tos, 0);
-	} else {
-		struct ipv6hdr *ip = data + ETH_HLEN;
-
-		ip->hop_limit--;
-		if (direction == ORIGINAL)
-			copy_address(ip->saddr.in6_u.u6_addr32, address);
-		else
-			copy_address(ip->daddr.in6_u.u6_addr32, address);
-	}
-	if (!tcp && !g->check)
-		return true;  /* UDP without a checksum (RFC 768) */
-	/* Where the sender left the checksum to the device (CHECKSUM_PARTIAL), the field holds the sum of the
-	 * pseudo header. A program can't see that, but where it holds another number it is a checksum. */
-	if (!g->gso_size &&
-	    g->check != fold16(before_sum + other_sum + be16(g->protocol) + be16(g->total - network))) {
-		sum = fold16((u16)~g->check + address_change + port_change);
-		sum = (u16)~sum;
-		*check = !tcp && !sum ? 0xffff : sum;
-		/* For a device that has summed up the whole packet (CHECKSUM_COMPLETE). IPv4's own checksum makes
-		 * up for its header's change. */
-		bpf_csum_update(skb, family == IPV4 ? (u16)~address_change : HOPS_DECREASED);
-		return true;
-	}
-	bpf_l4_csum_replace(skb, check_at, 0, address_change, BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0));
-	bpf_l4_csum_replace(skb, check_at, 0, port_change, tcp ? 0 : BPF_F_MARK_MANGLED_0);
+	rewrite_ip(skb, data + ETH_HLEN, family, direction, g, address, address_change);
+	if (g->protocol == IPPROTO_TCP || g->check /* RFC 768: 0 is none */)
+		update_checksum(skb, family, g, check, check_at, address_change, port_change,
+				before_sum + other_sum + be16(g->protocol) + be16(g->total - network));
 	return true;
 }
 
@@ -297,18 +314,48 @@ static __always_inline bool entry_matches(const struct fast_entry *entry, u32 fa
 	       is_equal_in(family, entry->origin, g->from);
 }
 
+static __always_inline void count_fast_packet(const struct __sk_buff *skb, struct fast_entry *entry, const struct fast_packet *g)
+{
+	advance(&entry->end, g->sequence, g->end);
+	entry->packets += skb->gso_segs ?: 1;
+	entry->bytes += g->total;
+	count(entry->reason, 0);
+}
+
+/* The packet's entry, with its numbers read at once; or null. */
+static __always_inline struct fast_entry *find_entry(const struct fast_path *f, u32 family, enum direction direction,
+						     const struct fast_packet *g, union numbers *n)
+{
+	struct fast_bucket *bucket;
+	struct fast_entry *entry;
+	int i, index;
+	u32 first;
+
+	index = direction == ORIGINAL ? bucket_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol) :
+					bucket_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
+	bucket = fast_buckets.lookup(&index);
+	if (!bucket)
+		return 0;
+	first = first_of(direction == ORIGINAL ? g->from_port : g->to_port);
+	for (i = 0; i < BUCKET_ENTRIES; i++) {
+		entry = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
+		if (entry_matches(entry, family, direction, g, n))
+			return entry;
+	}
+	return 0;
+}
+
 /* 0: the packet must take the kernel's path. Else what the program returns. */
 static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction, struct fast_packet *g)
 {
 	struct settings *s = get_settings();
 	struct fast_path *f = get_active_fast_path();
-	struct fast_bucket *bucket;
 	struct fast_entry *entry;
 	struct next_hop *next_hop;
 	union numbers n;
 	u32 address[4], client[4];
-	u32 until, first;
-	int i, index;
+	u32 until;
+	int index;
 
 	if (!f || !s)
 		return 0;
@@ -318,18 +365,8 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	/* A reply entry is created from an answer that carries the port to which it came. */
 	if (direction == REPLY && g->to_port != TAG_REDIRECTED)
 		skb->tc_index = g->to_port;
-	index = direction == ORIGINAL ? bucket_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol) :
-					bucket_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
-	bucket = fast_buckets.lookup(&index);
-	if (!bucket)
-		return 0;
-	first = first_of(direction == ORIGINAL ? g->from_port : g->to_port);
-	for (i = 0; i < BUCKET_ENTRIES; i++) {
-		entry = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
-		if (entry_matches(entry, family, direction, g, &n))
-			break;
-	}
-	if (i == BUCKET_ENTRIES)
+	entry = find_entry(f, family, direction, g, &n);
+	if (!entry)
 		return 0;
 	until = *(volatile u32 *)&entry->until;
 	if (!is_valid(until, bpf_jiffies64(), f) || entry->generation != (u16)f->generation ||
@@ -351,10 +388,7 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	if (!rewrite(skb, family, direction, g, next_hop, direction == ORIGINAL ? address : client,
 		     direction == ORIGINAL ? n.egress_port : n.client_port))
 		return 0;
-	advance(&entry->end, g->sequence, g->end);
-	entry->packets += skb->gso_segs ?: 1;
-	entry->bytes += g->total;
-	count(entry->reason, 0);
+	count_fast_packet(skb, entry, g);
 	set_mark(skb, s, direction == ORIGINAL ? n.slot + 1 : 0);
 	skb->tc_index = TAG_REDIRECTED;
 	return bpf_redirect(next_hop->out, 0);
