@@ -345,6 +345,13 @@ static __always_inline struct fast_entry *find_entry(const struct fast_path *f, 
 	return 0;
 }
 
+static __always_inline bool is_usable(const struct fast_entry *entry, u32 until, const struct fast_path *f,
+				      const struct fast_packet *g)
+{
+	return is_valid(until, bpf_jiffies64(), f) && entry->generation == (u16)f->generation &&
+	       g->segment <= entry->largest && entry->bytes <= MOST_BYTES;
+}
+
 /* 0: the packet must take the kernel's path. Else what the program returns. */
 static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction, struct fast_packet *g)
 {
@@ -369,8 +376,7 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	if (!entry)
 		return 0;
 	until = *(volatile u32 *)&entry->until;
-	if (!is_valid(until, bpf_jiffies64(), f) || entry->generation != (u16)f->generation ||
-	    g->segment > entry->largest || entry->bytes > MOST_BYTES)
+	if (!is_usable(entry, until, f, g))
 		return 0;
 	index = entry->next_hop;
 	next_hop = next_hops.lookup(&index);

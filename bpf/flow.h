@@ -279,6 +279,71 @@ static __always_inline void close_by_reset(struct flow *flow, u32 state)
 		flow->flags |= TELL_CONNTRACK;
 }
 
+/* The hosts have opened a new connection with the SYN that was ignored. */
+static __always_inline bool answers_ignored_syn(const struct flow *flow, const struct packet *p, const struct segment *s)
+{
+	return s->kind == A_SYN_ACK && follows(flow, A_SYN, ORIGINAL) && p->ack == flow->last_end;
+}
+
+static __always_inline void restart_numbers(struct flow *flow)
+{
+	flow->end[ORIGINAL] = flow->last_end;
+	flow->seen_sides = 1 << ORIGINAL;
+	flow->has_acked = 0;
+	flow->gaps = 0;
+	flow->fins = 0;
+	flow->flags &= ~CHALLENGING;
+}
+
+/* The state after the segment, a reset's judgement aside; INVALID: the segment changes no state. A FIN that is held
+ * counts as an ACK until then. */
+static __always_inline u32 state_after(struct flow *flow, const struct packet *p, struct segment *s, u64 now)
+{
+	u32 state = flow->state;
+	u32 next = next_state(state, s->kind, s->direction);
+
+	if (next == INVALID)
+		return INVALID;
+	if (next == IGNORED) {
+		if (!answers_ignored_syn(flow, p, s)) {
+			remember_ignored(flow, p, s);
+			return INVALID;
+		}
+		next = SYN_RECV;
+		restart_numbers(flow);
+	}
+	if (state == LAST_ACK && s->kind == AN_ACK && follows(flow, A_SYN, !s->direction) &&
+	    flow->flags & CHALLENGING) {
+		flow->flags &= ~CHALLENGING;
+		return INVALID;
+	}
+	if (s->kind == A_FIN && !is_in_place(flow, p, s)) {
+		hold_fin(flow, p, s, now);
+		s->kind = AN_ACK;
+		next = state;
+	}
+	if (next == SYN_SENT2)
+		flow->flags |= SIMULTANEOUS;
+	if (next == SYN_RECV && s->kind == AN_ACK && flow->flags & SIMULTANEOUS)
+		next = ESTABLISHED;
+	return next;
+}
+
+/* Whether the segment ends the connection. A client could send an end that only the gateway sees: only an origin's
+ * segment, or a reset that the origin must believe (`exact`), ends a count before its timeout. */
+static __always_inline void note_end_of_connection(struct flow *flow, const struct segment *s, u32 state, bool exact)
+{
+	bool closed = s->kind == A_RESET && flow->state == CLOSE;
+
+	if ((s->direction == REPLY && s->kind == A_FIN) ||
+	    (closed && (s->direction == REPLY || !was_established(state) || exact)))
+		flow->flags |= ENDED_BY_PEER;
+	if (closed && state >= ESTABLISHED && state <= LAST_ACK)
+		close_by_reset(flow, state);
+	else if (flow->flags & TRANSITORY && s->kind == AN_ACK)
+		flow->spoken |= 1 << (s->direction & 1);
+}
+
 static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction, u64 now)
 {
 	struct segment s = { .kind = segment_of(p->tcp_flags), .direction = direction };
@@ -286,41 +351,13 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	bool exact = false;
 	u32 state, next;
 
+	s.end = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
 	if (s.kind != NOTHING)
 		confirm_fin(flow, p, direction);
 	state = flow->state;
-	next = next_state(state, s.kind, direction);
-	s.end = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
+	next = state_after(flow, p, &s, now);
 	if (next == INVALID)
 		return STAYS;
-	if (next == IGNORED) {
-		/* In truth they have opened a new connection, with the SYN that was ignored. */
-		if (s.kind != A_SYN_ACK || !follows(flow, A_SYN, ORIGINAL) || p->ack != flow->last_end) {
-			remember_ignored(flow, p, &s);
-			return STAYS;
-		}
-		next = SYN_RECV;
-		flow->end[ORIGINAL] = flow->last_end;
-		flow->seen_sides = 1 << ORIGINAL;
-		flow->has_acked = 0;
-		flow->gaps = 0;
-		flow->fins = 0;
-		flow->flags &= ~CHALLENGING;
-	}
-	if (state == LAST_ACK && s.kind == AN_ACK && follows(flow, A_SYN, !direction) &&
-	    flow->flags & CHALLENGING) {
-		flow->flags &= ~CHALLENGING;
-		return STAYS;
-	}
-	if (s.kind == A_FIN && !is_in_place(flow, p, &s)) {
-		hold_fin(flow, p, &s, now);
-		s.kind = AN_ACK;
-		next = state;
-	}
-	if (next == SYN_SENT2)
-		flow->flags |= SIMULTANEOUS;
-	if (next == SYN_RECV && s.kind == AN_ACK && flow->flags & SIMULTANEOUS)
-		next = ESTABLISHED;
 	if (s.kind == A_RESET) {
 		exact = is_exact(flow, p, direction);
 		reset = judge_reset(flow, p, direction);
@@ -332,19 +369,11 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	flow->last = s.kind;
 	flow->last_direction = direction;
 	flow->state = next;
-	/* A client could end its connection for us alone. It takes the origin to end a count before its time, or a
-	 * reset that the origin must believe. */
-	if ((direction == REPLY && s.kind == A_FIN) ||
-	    (s.kind == A_RESET && next == CLOSE && (direction == REPLY || !was_established(state) || exact)))
-		flow->flags |= ENDED_BY_PEER;
-	if (s.kind == A_RESET && next == CLOSE && state >= ESTABLISHED && state <= LAST_ACK)
-		close_by_reset(flow, state);
-	else if (flow->flags & TRANSITORY && s.kind == AN_ACK)
-		flow->spoken |= 1 << (direction & 1);
+	note_end_of_connection(flow, &s, state, exact);
 	if (!flow->replied) {
 		if (s.kind == A_RESET)
 			return DIES;
-		/* A client that goes on asking doesn't keep its entry. */
+		/* A client that repeats its SYN does not keep its entry. */
 		if (s.kind == A_SYN && state == SYN_SENT)
 			return STAYS;
 	}
