@@ -352,6 +352,16 @@ static __always_inline bool is_usable(const struct fast_entry *entry, u32 until,
 	       g->segment <= entry->largest && entry->bytes <= MOST_BYTES;
 }
 
+/* The entry's client, and the egress address that it has; of IPv4 addresses the last word alone. False: there is none. */
+static __always_inline bool read_addresses(const struct fast_entry *entry, u32 slot, u32 family, u32 *client, u32 *address)
+{
+	if (family == IPV4)
+		client[3] = entry->client[3];
+	else
+		copy_address(client, entry->client);
+	return egress_address_of(slot, family, client, address, family == IPV4 ? 3 : 0);
+}
+
 /* 0: the packet must take the kernel's path. Else what the program returns. */
 static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction, struct fast_packet *g)
 {
@@ -382,11 +392,8 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	next_hop = next_hops.lookup(&index);
 	if (!next_hop || next_hop->in != skb->ifindex)
 		return 0;
-	if (family == IPV4)
-		client[3] = entry->client[3];
-	else
-		copy_address(client, entry->client);
-	if (!egress_address_of(n.slot, family, client, address, family == IPV4 ? 3 : 0) || (direction == REPLY && !is_equal_in(family, address, g->to)))
+	if (!read_addresses(entry, n.slot, family, client, address) ||
+	    (direction == REPLY && !is_equal_in(family, address, g->to)))
 		return 0;
 	/* Another processor may have written another flow's entry here meanwhile. */
 	if (*(volatile u64 *)&entry->client_port != n.word || *(volatile u32 *)&entry->until != until)

@@ -79,7 +79,6 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 {
 	struct bpf_fib_lookup fib = {};
 	struct interface *out;
-	u32 ifindex;
 	bool too_big;
 	long result;
 
@@ -103,8 +102,8 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		return REASON_LOCAL;
 	if (!is_routed(result))
 		return REASON_UNROUTED;
-	ifindex = fib.ifindex;
-	out = interfaces.lookup(&ifindex);
+	*leaves_by = fib.ifindex;
+	out = interfaces.lookup(leaves_by);
 	if (!out)
 		return REASON_UNLISTED;
 	if (out->role != OUTSIDE)
@@ -116,7 +115,6 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		return REASON_TTL;
 	if (too_big && p->dont_fragment && !p->fragment && !is_reassembled(skb, p))
 		return REASON_TOO_BIG;
-	*leaves_by = ifindex;
 	return 0;
 }
 
