@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What each client takes of the tables, so that one client cannot take the room of all (RFC 6888, REQ-4). */
 
-static __always_inline void client_prefix_of(struct client_key *key, const u32 *client)
+static __always_inline void client_prefix_of(struct client_key *key, const __be32 *client)
 {
 	bool ipv4 = is_mapped(client);
 

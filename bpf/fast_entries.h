@@ -142,7 +142,7 @@ static __always_inline void remove_entries(struct flow *flow, const struct flow_
 {
 	struct fast_path *f = get_fast_path();
 	struct entry_state last;
-	u16 port;
+	__be16 port;
 
 	full_barrier(flow);
 	port = flow->egress_port;
@@ -158,10 +158,10 @@ static __always_inline void remove_entries(struct flow *flow, const struct flow_
 struct egress_packet {
 	u32 family;
 	u32 slot;
-	u32 address[4];
-	u32 origin[4];
-	u16 port;
-	u16 origin_port;
+	__be32 address[4];
+	__be32 origin[4];
+	__be16 port;
+	__be16 origin_port;
 	u8 protocol;
 };
 
@@ -215,7 +215,7 @@ static __always_inline int put_next_hop(const struct fast_path *f, const struct 
 
 /* True: the flow may still have entries, with this port. Ending a flow sets `closing`, and another port is set, before its
  * entries are removed; creation re-checks both after inserting one. So no entry outlives its flow. */
-static __always_inline bool is_still_offloadable(const struct flow_key *tuple, u16 port)
+static __always_inline bool is_still_offloadable(const struct flow_key *tuple, __be16 port)
 {
 	struct flow *flow = flows.lookup((void *)tuple);
 
@@ -224,7 +224,7 @@ static __always_inline bool is_still_offloadable(const struct flow_key *tuple, u
 
 /* A packet of the flow is leaving, translated: creates the entry of its direction. */
 static __always_inline void create_entry(struct __sk_buff *skb, const struct fast_path *f, const struct fast_packet *g, struct flow *flow,
-				  const struct flow_key *tuple, u16 port, u32 in, u32 generation,
+				  const struct flow_key *tuple, __be16 port, u32 in, u32 generation,
 				  enum direction direction)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -391,7 +391,7 @@ static __always_inline void create_reply_entry(struct __sk_buff *skb, const stru
 {
 	const struct flow_key *tuple = &p->tuple;
 	struct fast_path *f = get_active_fast_path();
-	u16 port = flow->egress_port;
+	__be16 port = flow->egress_port;
 	struct fast_packet g = {};
 
 	if (f && port && skb->tc_index == port && is_offloadable(flow, tuple) && is_worth_offloading(flow, p, REPLY) &&

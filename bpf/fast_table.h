@@ -33,8 +33,8 @@ static __always_inline u8 kind_of(u32 family, u8 protocol)
 /* The number of a tuple's bucket, in network order throughout; `near` is the client, or the
  * address that it has been given, `far` the origin. Sixteen buckets are a page of memory, and 32 ports in sequence share
  * it: what a processor pays for many flows is as much the pages as the lines. */
-static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, const u32 *near, const u32 *far, u16 near_port,
-				  u16 far_port, u8 protocol)
+static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, const __be32 *near, const __be32 *far, __be16 near_port,
+				  __be16 far_port, u8 protocol)
 {
 	u32 port = be16(near_port);
 	u64 hash = mix(f->seed, pair(protocol, (port >> PORTS_SHIFT) << 16 | far_port));
@@ -49,23 +49,23 @@ static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, cons
 }
 
 /* Where in its bucket a tuple is looked for first: others of these ports are elsewhere. */
-static __always_inline u32 first_of(u16 near_port)
+static __always_inline u32 first_of(__be16 near_port)
 {
 	return be16(near_port) >> BUCKETS_SHIFT & (BUCKET_ENTRIES - 1);
 }
 
-static __always_inline bool is_equal(const u32 *a, const u32 *b)
+static __always_inline bool is_equal(const __be32 *a, const __be32 *b)
 {
 	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
 }
 
 /* Of one family; of IPv4 addresses the last word says it all. */
-static __always_inline bool is_equal_in(u32 family, const u32 *a, const u32 *b)
+static __always_inline bool is_equal_in(u32 family, const __be32 *a, const __be32 *b)
 {
 	return family == IPV4 ? a[3] == b[3] : is_equal(a, b);
 }
 
-static __always_inline u32 family_of(const u32 *address)
+static __always_inline u32 family_of(const __be32 *address)
 {
 	return is_mapped(address) ? IPV4 : IPV6;
 }
@@ -78,8 +78,8 @@ static __always_inline bool is_entry_of(const struct fast_entry *entry, const st
 }
 
 /* The bucket of one direction of a flow; its egress address and port are known. */
-static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struct flow_key *tuple, const u32 *address,
-				       u16 egress_port, enum direction direction)
+static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struct flow_key *tuple, const __be32 *address,
+				       __be16 egress_port, enum direction direction)
 {
 	u32 family = family_of(tuple->client);
 

@@ -49,7 +49,7 @@ static __always_inline u32 fold16(u64 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-static __always_inline u64 sum_address(const u32 *a, u32 family)
+static __always_inline u64 sum_address(const __be32 *a, u32 family)
 {
 	return family == IPV4 ? a[3] : (u64)a[0] + a[1] + a[2] + a[3];
 }
@@ -64,10 +64,10 @@ struct traits {
 
 /* What the fast path must know of a packet, all of it within the first bytes. */
 struct fast_packet {
-	u32 from[4];
-	u32 to[4];
-	u16 from_port;
-	u16 to_port;
+	__be32 from[4];
+	__be32 to[4];
+	__be16 from_port;
+	__be16 to_port;
 	u8 protocol;
 	u8 hop_limit;
 	u16 check;               /* the transport's checksum */
@@ -84,9 +84,9 @@ struct fast_packet {
 union numbers {
 	u64 word;
 	struct {
-		u16 client_port;
-		u16 origin_port;
-		u16 egress_port;
+		__be16 client_port;
+		__be16 origin_port;
+		__be16 egress_port;
 		u16 slot;
 	};
 };
@@ -217,7 +217,7 @@ static __always_inline bool is_unchanged(const struct __sk_buff *skb, u32 family
 
 /* The IP header as the kernel forwards it: its source (to the origin) or destination becomes `address`. */
 static __always_inline void rewrite_ip(struct __sk_buff *skb, void *network, u32 family, enum direction direction,
-				       const struct fast_packet *g, const u32 *address, u32 address_change)
+				       const struct fast_packet *g, const __be32 *address, u32 address_change)
 {
 	if (family == IPV4) {
 		struct iphdr *ip = network;
@@ -266,12 +266,12 @@ static __always_inline void update_checksum(struct __sk_buff *skb, u32 family, c
 
 /* Rewrites the packet as the kernel would: its source (to the origin) or destination becomes `address`, `port`. */
 static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction, const struct fast_packet *g,
-				    const struct next_hop *next_hop, const u32 *address, u16 port)
+				    const struct next_hop *next_hop, const __be32 *address, __be16 port)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
 	void *transport = data + ETH_HLEN + network;
-	u16 before_port = direction == ORIGINAL ? g->from_port : g->to_port;
+	__be16 before_port = direction == ORIGINAL ? g->from_port : g->to_port;
 	u64 before_sum = sum_address(direction == ORIGINAL ? g->from : g->to, family);
 	u64 other_sum = sum_address(direction == ORIGINAL ? g->to : g->from, family);
 	u32 address_change, port_change, check_at;
@@ -353,7 +353,7 @@ static __always_inline bool is_usable(const struct fast_entry *entry, u32 until,
 }
 
 /* The entry's client, and the egress address that it has; of IPv4 addresses the last word alone. False: there is none. */
-static __always_inline bool read_addresses(const struct fast_entry *entry, u32 slot, u32 family, u32 *client, u32 *address)
+static __always_inline bool read_addresses(const struct fast_entry *entry, u32 slot, u32 family, __be32 *client, __be32 *address)
 {
 	if (family == IPV4)
 		client[3] = entry->client[3];
@@ -370,7 +370,7 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	struct fast_entry *entry;
 	struct next_hop *next_hop;
 	union numbers n;
-	u32 address[4], client[4];
+	__be32 address[4], client[4];
 	u32 until;
 	int index;
 

@@ -440,7 +440,7 @@ static __always_inline u32 begin_deletion(struct flow *flow)
 /* After the lock: what `ended` says is done. */
 static __always_inline void end_flow(struct flow *flow, const struct flow_key *tuple, u32 ended)
 {
-	u32 address[4];
+	__be32 address[4];
 
 	copy_address(address, flow->egress_address);
 	if (ended & DELETED)

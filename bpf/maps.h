@@ -37,8 +37,8 @@ enum family { IPV4, IPV6, FAMILIES };
  * is all ones; for an IPv6 range the client's host bits select the address (nft_nat.c,
  * nft_nat_setup_netmap, does the same to the packet). */
 struct egress_address {
-	u32 prefix[4];
-	u32 mask[4];
+	__be32 prefix[4];
+	__be32 mask[4];
 	u32 local;               /* belongs to this gateway */
 	u32 available;           /* and holds it just now */
 };
@@ -95,10 +95,10 @@ PINNED("hash", struct carried_key, u32, carried, INTERFACES, 0);
 
 /* One connection, by its original tuple. */
 struct flow_key {
-	u32 client[4];
-	u32 origin[4];
-	u16 client_port;
-	u16 origin_port;
+	__be32 client[4];
+	__be32 origin[4];
+	__be16 client_port;
+	__be16 origin_port;
 	u8 protocol;
 	u8 pad[3];
 };
@@ -140,7 +140,7 @@ struct flow {
 	u32 slot;
 	u32 policy;
 	u32 reason;
-	u32 egress_address[4];
+	__be32 egress_address[4];
 	u64 created;
 	u64 last_seen;
 	u64 packets[2];          /* by direction */
@@ -159,7 +159,7 @@ struct flow {
 	u8 counted;              /* 1: the counters of its origin and its client include this flow */
 	u8 replied;              /* 1: the origin has said something */
 	u8 closing;              /* 1: a SYN, FIN or RST is being followed, no fast-path entry may be created */
-	u16 egress_port;         /* after translation; 0: the flow has no fast-path entries */
+	__be16 egress_port;         /* after translation; 0: the flow has no fast-path entries */
 	u8 spoken;               /* bit per direction: this side has sent after the reset (TRANSITORY) */
 	u8 gaps;                 /* bit per direction: a segment has come that does not follow on end[] */
 	u8 fins;                 /* two bits per direction: a FIN has come that does not follow on end[]; A_CUT_FIN; its own end: */
@@ -184,11 +184,11 @@ enum {
 };
 
 struct fast_entry {
-	u32 client[4];
-	u32 origin[4];
-	u16 client_port;
-	u16 origin_port;
-	u16 egress_port;         /* after translation; the address follows from the slot and the client's */
+	__be32 client[4];
+	__be32 origin[4];
+	__be16 client_port;
+	__be16 origin_port;
+	__be16 egress_port;         /* after translation; the address follows from the slot and the client's */
 	u16 slot;
 	u32 until;               /* jiffies; from then on packets take the kernel's path, until one of them renews the entry */
 	u16 generation;          /* valid while it equals that of struct fast_path */
@@ -234,9 +234,9 @@ PINNED("array", int, struct fast_path, fast_path, 1, 0);
 
 /* The domain in which egress ports must be unique, and the key of the limit. */
 struct origin_key {
-	u32 egress_address[4];
-	u32 origin[4];
-	u16 origin_port;
+	__be32 egress_address[4];
+	__be32 origin[4];
+	__be16 origin_port;
 	u8 protocol;
 	u8 pad;
 };
@@ -257,7 +257,7 @@ PINNED("hash", struct origin_key, struct origin, origins, ORIGINS, 0);
 BPF_QUEUESTACK_PINNED("queue", unused_origins, struct origin_key, ORIGINS, 0, PIN_DIRECTORY "/unused_origins");
 
 struct client_key {
-	u32 client[4];           /* an address, or a prefix whose other words are 0 */
+	__be32 client[4];           /* an address, or a prefix whose other words are 0 */
 };
 
 /* What one client takes of the tables. A client is an IPv4 address or an IPv6 /64, all of which one host may use. */
@@ -279,7 +279,7 @@ PINNED("array", int, u32, nearest, NEAREST_BUCKETS * 2, 0);   /* bucket * FAMILI
 
 struct prefix_key {
 	u32 length;
-	u32 address[4];
+	__be32 address[4];
 };
 PINNED("lpm_trie", struct prefix_key, u32, on_link, ON_LINK_RANGES, BPF_F_NO_PREALLOC);
 
@@ -287,8 +287,8 @@ PINNED("lpm_trie", struct prefix_key, u32, on_link, ON_LINK_RANGES, BPF_F_NO_PRE
  * equal for policies (a profile, a set of names). 0 is "nothing is known". */
 PINNED("hash", struct client_key, u32, sessions, SESSIONS, BPF_F_NO_PREALLOC);
 struct host_key {
-	u32 client[4];           /* all zero: whichever client */
-	u32 address[4];
+	__be32 client[4];           /* all zero: whichever client */
+	__be32 address[4];
 };
 PINNED("hash", struct host_key, u32, hosts, HOSTS, BPF_F_NO_PREALLOC);
 
@@ -342,7 +342,7 @@ struct verdict {
 	u32 reason;
 	u32 slot;
 	u32 policy;
-	u32 egress_address[4];
+	__be32 egress_address[4];
 	u32 active;              /* of the origin, before this flow */
 	u32 limit;
 };

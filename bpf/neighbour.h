@@ -16,7 +16,7 @@ struct advertisement {
 	u8 code;
 	u16 checksum;
 	u32 flags;
-	u32 target[4];
+	__be32 target[4];
 	u8 option;
 	u8 option_length;
 	u8 mac[6];
@@ -26,7 +26,7 @@ enum {
 	MESSAGE = sizeof(struct advertisement) - sizeof(struct ipv6hdr),
 };
 
-static __always_inline bool is_on_link(const u32 *target)
+static __always_inline bool is_on_link(const __be32 *target)
 {
 	struct prefix_key key = { .length = 128 };
 
@@ -43,7 +43,7 @@ static __always_inline u16 fold(s64 sum)
 }
 
 struct pseudo_header {
-	u32 source[4], destination[4], length, next;
+	__be32 source[4], destination[4], length, next;
 };
 
 /* A solicitation's checksum (RFC 4861, 7.1.1). It carries up to two options of eight bytes: the sender's
@@ -79,7 +79,7 @@ static __always_inline bool is_intact(struct __sk_buff *skb, const struct ipv6hd
 
 /* The frame goes back to its sender; without one (duplicate address detection) to all nodes, ff02::1 (7.2.4), whose
  * Ethernet address is built from 33:33:ff:… that the solicitation came to (RFC 2464, 7). */
-static __always_inline void turn_back(struct ethhdr *ethernet, u32 *destination, const struct ipv6hdr *ip, bool unspecified)
+static __always_inline void turn_back(struct ethhdr *ethernet, __be32 *destination, const struct ipv6hdr *ip, bool unspecified)
 {
 	if (unspecified) {
 		destination[0] = be32(0xff020000);

@@ -8,6 +8,7 @@
 #include <linux/udp.h>
 #include <linux/if_packet.h>
 
+/* Host to network order, and back. */
 #define be16(x) __builtin_bswap16(x)
 #define be32(x) __builtin_bswap32(x)
 
@@ -97,7 +98,7 @@ static __always_inline bool is_cut(struct __sk_buff *skb, const struct packet *p
 	return p->total > skb->wire_len;
 }
 
-static __always_inline void map_ipv4(u32 *address, u32 ipv4)
+static __always_inline void map_ipv4(__be32 *address, __be32 ipv4)
 {
 	address[0] = 0;
 	address[1] = 0;
@@ -106,12 +107,12 @@ static __always_inline void map_ipv4(u32 *address, u32 ipv4)
 }
 
 /* Such an address never is on the wire (RFC 4291, 2.5.5.2), and would pass for an IPv4 one here. */
-static __always_inline bool is_mapped(const u32 *address)
+static __always_inline bool is_mapped(const __be32 *address)
 {
 	return !address[0] && !address[1] && address[2] == MAPPED;
 }
 
-static __always_inline void copy_address(u32 *to, const u32 *from)
+static __always_inline void copy_address(__be32 *to, const __be32 *from)
 {
 	to[0] = from[0];
 	to[1] = from[1];

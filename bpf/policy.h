@@ -25,7 +25,7 @@ static __always_inline bool is_available(u32 slot, u32 family)
 }
 
 /* The address of egress `slot` for this client, from its word `first` on; false if the slot has none here. */
-static __always_inline bool egress_address_of(u32 slot, u32 family, const u32 *client, u32 *address, int first)
+static __always_inline bool egress_address_of(u32 slot, u32 family, const __be32 *client, __be32 *address, int first)
 {
 	struct egress *egress = egresses.lookup(&slot);
 	struct egress_address *a;
@@ -79,7 +79,7 @@ static __always_inline u32 *lookup(void *map, const void *key)
 	return map ? bpf_map_lookup_elem(map, key) : 0;
 }
 
-static __always_inline u32 region_of(void *regions, const u32 *address)
+static __always_inline u32 region_of(void *regions, const __be32 *address)
 {
 	struct prefix_key key = { .length = 128 };
 	u32 *region;
