@@ -5,7 +5,8 @@
  */
 
 /* Counts a new flow. 0, or the reason of the refusal, and then nothing is counted. */
-static __always_inline int admit(const struct flow_key *tuple, const __be32 *address, u32 slot, const struct settings *s, u64 now)
+static __always_inline int admit(const struct flow_key *tuple, const __be32 *address, u32 slot,
+				 const struct settings *s, u64 now)
 {
 	int reason = count_client(tuple, 1, s, now);
 

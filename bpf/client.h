@@ -24,10 +24,10 @@ static __always_inline int client_refusal(const struct client_prefix *client, co
 static __always_inline int count_client(const struct flow_key *tuple, u32 unanswered, const struct settings *s, u64 now)
 {
 	struct client_key key;
-	int try, reason = 0;
+	int attempt, reason = 0;
 
 	client_prefix_of(&key, tuple->client);
-	for (try = 0; try < 2; try++) {
+	for (attempt = 0; attempt < 2; attempt++) {
 		struct client_prefix *client = client_prefixes.lookup(&key);
 		bool deleting;
 

@@ -33,8 +33,8 @@ static __always_inline u8 kind_of(u32 family, u8 protocol)
 /* The number of a tuple's bucket, in network order throughout; `near` is the client, or the
  * address that it has been given, `far` the origin. Sixteen buckets are a page of memory, and 32 ports in sequence share
  * it: what a processor pays for many flows is as much the pages as the lines. */
-static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, const __be32 *near, const __be32 *far, __be16 near_port,
-				  __be16 far_port, u8 protocol)
+static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, const __be32 *near, const __be32 *far,
+				     __be16 near_port, __be16 far_port, u8 protocol)
 {
 	u32 port = be16(near_port);
 	u64 hash = mix(f->seed, pair(protocol, (port >> PORTS_SHIFT) << 16 | far_port));
@@ -70,22 +70,24 @@ static __always_inline u32 family_of(const __be32 *address)
 	return is_mapped(address) ? IPV4 : IPV6;
 }
 
-static __always_inline bool is_entry_of(const struct fast_entry *entry, const struct flow_key *tuple, enum direction direction)
+static __always_inline bool is_entry_of(const struct fast_entry *entry, const struct flow_key *tuple,
+					enum direction direction)
 {
 	return entry->until && is_equal(entry->client, tuple->client) && is_equal(entry->origin, tuple->origin) &&
 	       entry->client_port == tuple->client_port && entry->origin_port == tuple->origin_port &&
-	       entry->kind == kind_of(family_of(tuple->client), tuple->protocol) && (entry->reason == REASON_REPLY) == (direction == REPLY);
+	       entry->kind == kind_of(family_of(tuple->client), tuple->protocol) &&
+	       (entry->reason == REASON_REPLY) == (direction == REPLY);
 }
 
 /* The bucket of one direction of a flow; its egress address and port are known. */
-static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struct flow_key *tuple, const __be32 *address,
-				       __be16 egress_port, enum direction direction)
+static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struct flow_key *tuple,
+					  const __be32 *address, __be16 egress_port, enum direction direction)
 {
 	u32 family = family_of(tuple->client);
 
 	if (direction == ORIGINAL)
 		return bucket_of(f, family, tuple->client, tuple->origin, tuple->client_port, tuple->origin_port,
-			      tuple->protocol);
+				 tuple->protocol);
 	return bucket_of(f, family, address, tuple->origin, egress_port, tuple->origin_port, tuple->protocol);
 }
 
@@ -153,8 +155,8 @@ static __always_inline void count_reply_entries(struct bucket_lock *bucket_lock,
 
 /* Under the bucket's lock: where in it this direction of the flow may be written, at `first` if that is free; negative:
  * all entries are valid and others'. */
-static __always_inline int find_room(const struct fast_path *f, const struct fast_bucket *bucket, const struct flow_key *tuple,
-				     enum direction direction, u32 first, u32 now)
+static __always_inline int find_room(const struct fast_path *f, const struct fast_bucket *bucket,
+				     const struct flow_key *tuple, enum direction direction, u32 first, u32 now)
 {
 	int i, at = -1;
 
@@ -174,8 +176,8 @@ static __always_inline int find_room(const struct fast_path *f, const struct fas
 }
 
 /* Inserts an entry; the flow has none in this direction. Does nothing if the bucket is full of valid ones. */
-static __always_inline void insert_entry(const struct fast_path *f, u32 number, const struct flow_key *tuple, struct fast_entry *entry,
-				    enum direction direction, u32 now)
+static __always_inline void insert_entry(const struct fast_path *f, u32 number, const struct flow_key *tuple,
+					 struct fast_entry *entry, enum direction direction, u32 now)
 {
 	u32 first = first_of(direction == ORIGINAL ? tuple->client_port : entry->egress_port);
 	int index = number;
@@ -220,7 +222,7 @@ static __always_inline void insert_entry(const struct fast_path *f, u32 number, 
 
 /* Deletes a flow's entry of one direction. True: there was one, and `last` is what it knew. */
 static __always_inline bool delete_entry(u32 number, const struct flow_key *tuple, enum direction direction,
-				     struct entry_state *last)
+					 struct entry_state *last)
 {
 	int index = number;
 	struct fast_bucket *bucket = fast_buckets.lookup(&index);

@@ -12,13 +12,13 @@
  */
 
 enum {
-	MOST_BYTES = 1 << 30,    /* after which an entry is created again, before its counter overflows */
-	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
+	MOST_BYTES = 1 << 30,   /* after which an entry is created again, before its counter overflows */
+	TTL_DECREASED = 0xfffe, /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
 	IP_VERSION_AND_LENGTH = 0x45,
 	NETWORK4 = sizeof(struct iphdr),
 	NETWORK6 = sizeof(struct ipv6hdr),
-	CHECK_TCP = 16,          /* offsets of the checksum */
+	CHECK_TCP = 16, /* offsets of the checksum */
 	CHECK_UDP = 6,
 };
 
@@ -56,7 +56,7 @@ static __always_inline u64 sum_address(const __be32 *a, u32 family)
 
 /* What the fast path leaves as it is, or sets as the kernel by itself would. */
 struct traits {
-	u32 tos;                 /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
+	u32 tos; /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
 	u32 mark;
 	u32 priority;
 	u32 hop_limit;
@@ -70,14 +70,14 @@ struct fast_packet {
 	__be16 to_port;
 	u8 protocol;
 	u8 hop_limit;
-	u16 check;               /* the transport's checksum */
-	u32 tos;                 /* as struct traits has it */
+	u16 check; /* the transport's checksum */
+	u32 tos;   /* as struct traits has it */
 	u32 total;
 	u32 gso_size;
-	u32 segment;             /* bytes from the network header on, of one segment */
+	u32 segment; /* bytes from the network header on, of one segment */
 	u32 sequence;
 	u32 ack;
-	u32 end;                 /* TCP: the sequence number after the segment */
+	u32 end; /* TCP: the sequence number after the segment */
 };
 
 /* Both ports, the translated one and the slot: a word that is read at once. */
@@ -118,7 +118,8 @@ static __always_inline bool parse_fast_ip(void *network, u32 family, struct fast
 	if (family == IPV4) {
 		struct iphdr *ip = network;
 
-		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET) || ip->ttl <= 1)
+		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET) ||
+		    ip->ttl <= 1)
 			return false;
 		g->tos = ip->tos;
 		g->hop_limit = ip->ttl;
@@ -265,8 +266,9 @@ static __always_inline void update_checksum(struct __sk_buff *skb, u32 family, c
 }
 
 /* Rewrites the packet as the kernel would: its source (to the origin) or destination becomes `address`, `port`. */
-static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction, const struct fast_packet *g,
-				    const struct next_hop *next_hop, const __be32 *address, __be16 port)
+static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction,
+				    const struct fast_packet *g, const struct next_hop *next_hop, const __be32 *address,
+				    __be16 port)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
@@ -301,8 +303,8 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 }
 
 /* Whether the entry is the packet's. Whether the packet is addressed to the egress address is compared later. */
-static __always_inline bool entry_matches(const struct fast_entry *entry, u32 family, enum direction direction, const struct fast_packet *g,
-				  union numbers *numbers)
+static __always_inline bool entry_matches(const struct fast_entry *entry, u32 family, enum direction direction,
+					  const struct fast_packet *g, union numbers *numbers)
 {
 	numbers->word = *(volatile u64 *)&entry->client_port;
 	if (entry->kind != kind_of(family, g->protocol) || (entry->reason == REASON_REPLY) != (direction == REPLY))
@@ -314,7 +316,8 @@ static __always_inline bool entry_matches(const struct fast_entry *entry, u32 fa
 	       is_equal_in(family, entry->origin, g->from);
 }
 
-static __always_inline void count_fast_packet(const struct __sk_buff *skb, struct fast_entry *entry, const struct fast_packet *g)
+static __always_inline void count_fast_packet(const struct __sk_buff *skb, struct fast_entry *entry,
+					      const struct fast_packet *g)
 {
 	advance(&entry->end, g->sequence, g->end);
 	entry->packets += skb->gso_segs ?: 1;
@@ -331,8 +334,8 @@ static __always_inline struct fast_entry *find_entry(const struct fast_path *f, 
 	int i, index;
 	u32 first;
 
-	index = direction == ORIGINAL ? bucket_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol) :
-					bucket_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
+	index = direction == ORIGINAL ? bucket_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol)
+				      : bucket_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
 	bucket = fast_buckets.lookup(&index);
 	if (!bucket)
 		return 0;
@@ -353,7 +356,8 @@ static __always_inline bool is_usable(const struct fast_entry *entry, u32 until,
 }
 
 /* The entry's client, and the egress address that it has; of IPv4 addresses the last word alone. False: there is none. */
-static __always_inline bool read_addresses(const struct fast_entry *entry, u32 slot, u32 family, __be32 *client, __be32 *address)
+static __always_inline bool read_addresses(const struct fast_entry *entry, u32 slot, u32 family, __be32 *client,
+					   __be32 *address)
 {
 	if (family == IPV4)
 		client[3] = entry->client[3];
@@ -363,7 +367,8 @@ static __always_inline bool read_addresses(const struct fast_entry *entry, u32 s
 }
 
 /* 0: the packet must take the kernel's path. Else what the program returns. */
-static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction, struct fast_packet *g)
+static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction,
+					    struct fast_packet *g)
 {
 	struct settings *s = get_settings();
 	struct fast_path *f = get_active_fast_path();

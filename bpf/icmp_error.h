@@ -12,7 +12,8 @@ static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const s
 		struct iphdr ip;
 
 		if ((p->icmp_type != ICMP_DEST_UNREACH && p->icmp_type != ICMP_TIME_EXCEEDED &&
-		     p->icmp_type != ICMP_PARAMETERPROB) || load(skb, inner, &ip, sizeof(ip)) < 0)
+		     p->icmp_type != ICMP_PARAMETERPROB) ||
+		    load(skb, inner, &ip, sizeof(ip)) < 0)
 			return 0;
 		key.protocol = ip.protocol;
 		map_ipv4(key.client, ip.daddr);

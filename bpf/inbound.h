@@ -33,8 +33,8 @@ static __always_inline int pass_unknown(struct __sk_buff *skb, const struct pack
 }
 
 /* The nftables table knows outside interfaces by name and would let pass what arrives by one that is unfit. */
-static __always_inline int block_by_unfit(struct __sk_buff *skb, const struct interface *interface, const struct packet *p,
-					 int reason)
+static __always_inline int block_by_unfit(struct __sk_buff *skb, const struct interface *interface,
+					  const struct packet *p, int reason)
 {
 	if (reason == REASON_NOT_IP)
 		return PASS;

@@ -4,7 +4,8 @@
 enum { UNKNOWN_FLOW, KNOWN_FLOW };
 
 /* Gives the packet its flow's mark; after a reset the flow may have to be refused instead. */
-static __always_inline int continue_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p, u64 now)
+static __always_inline int continue_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
+					 u64 now)
 {
 	struct flow *flow = flows.lookup((void *)&p->tuple);
 	u32 slot, reason, result;

@@ -79,7 +79,8 @@ static __always_inline bool is_intact(struct __sk_buff *skb, const struct ipv6hd
 
 /* The frame goes back to its sender; without one (duplicate address detection) to all nodes, ff02::1 (7.2.4), whose
  * Ethernet address is built from 33:33:ff:… that the solicitation came to (RFC 2464, 7). */
-static __always_inline void turn_back(struct ethhdr *ethernet, __be32 *destination, const struct ipv6hdr *ip, bool unspecified)
+static __always_inline void turn_back(struct ethhdr *ethernet, __be32 *destination, const struct ipv6hdr *ip,
+				      bool unspecified)
 {
 	if (unspecified) {
 		destination[0] = be32(0xff020000);
@@ -122,8 +123,8 @@ static __always_inline bool answer_solicitation(struct __sk_buff *skb, const str
 	    bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0)
 		return false;
 	copy_address(pseudo.source, a.target);
-	unspecified = !(a.ip.saddr.in6_u.u6_addr32[0] | a.ip.saddr.in6_u.u6_addr32[1] |
-			a.ip.saddr.in6_u.u6_addr32[2] | a.ip.saddr.in6_u.u6_addr32[3]);
+	unspecified = !(a.ip.saddr.in6_u.u6_addr32[0] | a.ip.saddr.in6_u.u6_addr32[1] | a.ip.saddr.in6_u.u6_addr32[2] |
+			a.ip.saddr.in6_u.u6_addr32[3]);
 	turn_back(&ethernet, pseudo.destination, &a.ip, unspecified);
 	__builtin_memcpy(ethernet.h_source, interface->mac, 6);
 	copy_address(a.ip.saddr.in6_u.u6_addr32, pseudo.source);

@@ -7,14 +7,14 @@ enum { CREATED, CREATED_BEFORE = -1 };
 static __always_inline int admit_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
 				      struct verdict *v, enum direction direction, u64 now)
 {
-	int try, reason = REASON_FLOWS_FULL;
+	int attempt, reason = REASON_FLOWS_FULL;
 	struct flow *flow;
 
 #pragma nounroll
-	for (try = 0; try < 2; try++) {
+	for (attempt = 0; attempt < 2; attempt++) {
 		long failed;
 
-		if (try && !make_room(reason))
+		if (attempt && !make_room(reason))
 			return reason;
 		reason = admit(&p->tuple, v->egress_address, v->slot, s, now);
 		if (reason == REASON_ORIGINS_FULL)

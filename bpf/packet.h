@@ -13,15 +13,15 @@
 #define be32(x) __builtin_bswap32(x)
 
 enum {
-	PULL = 192,              /* bytes made linear when a header is not */
-	EXTENSION_HEADERS = 6,   /* IPv6 extension headers followed; a chain of more is malformed */
+	PULL = 192,            /* bytes made linear when a header is not */
+	EXTENSION_HEADERS = 6, /* IPv6 extension headers followed; a chain of more is malformed */
 	IP_DONT_FRAGMENT = 0x4000,
 	CLASS_AND_LABEL = 0x0fffffff, /* of IPv6's first word */
 	IP_MORE_FRAGMENTS = 0x2000,
 	IP_OFFSET = 0x1fff,
 	IP6_OFFSET = 0xfff8,
 	IP6_MORE = 1,
-	VLAN_NUMBER = 0xfff,     /* in a tag's control information (IEEE 802.1Q, 9.6) */
+	VLAN_NUMBER = 0xfff, /* in a tag's control information (IEEE 802.1Q, 9.6) */
 	ICMP_DEST_UNREACH = 3,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,
@@ -36,23 +36,23 @@ enum {
 	NEXTHDR_FRAGMENT = 44,
 	NEXTHDR_AUTH = 51,
 	NEXTHDR_DEST = 60,
-	MAPPED = 0xffff0000,     /* third word of ::ffff:a.b.c.d as loaded on a little-endian machine */
+	MAPPED = 0xffff0000, /* third word of ::ffff:a.b.c.d as loaded on a little-endian machine */
 };
 
 struct packet {
 	struct flow_key tuple;
-	u32 family;              /* IPV4 or IPV6 */
-	u32 tos;                 /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
-	u32 total;               /* length from the network header on, by the IP header */
-	u32 transport;           /* offset of the transport header from the network header */
+	u32 family;    /* IPV4 or IPV6 */
+	u32 tos;       /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
+	u32 total;     /* length from the network header on, by the IP header */
+	u32 transport; /* offset of the transport header from the network header */
 	u8 hop_limit;
 	u8 dont_fragment;
-	u8 fragment;             /* any fragment */
-	u8 later_fragment;       /* one without the transport header */
+	u8 fragment;       /* any fragment */
+	u8 later_fragment; /* one without the transport header */
 	u8 icmp_type;
 	u8 tcp_flags;
-	u32 payload;             /* bytes of TCP payload */
-	u32 seq;                 /* host order */
+	u32 payload; /* bytes of TCP payload */
+	u32 seq;     /* host order */
 	u32 ack;
 };
 
@@ -188,8 +188,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	copy_address(p->tuple.origin, ip.daddr.in6_u.u6_addr32);
 	if (is_mapped(p->tuple.client) || is_mapped(p->tuple.origin))
 		return REASON_MALFORMED;
-	p->total = be16(ip.payload_len) ? sizeof(ip) + be16(ip.payload_len) :
-					  total_length(skb, 0) ?: sizeof(ip);
+	p->total = be16(ip.payload_len) ? sizeof(ip) + be16(ip.payload_len) : total_length(skb, 0) ?: sizeof(ip);
 	next = ip.nexthdr;
 	for (i = 0; i < EXTENSION_HEADERS && is_extension(next) && !p->later_fragment; i++) {
 		u8 header[8];

@@ -61,7 +61,7 @@ enum override { OVERRIDE_CLIENT = 1, OVERRIDE_HOST = 2 };
  * nothing in their intersection. */
 struct matches {
 	const struct rule_set *of[MATCHES];
-	u32 missing;             /* a set that should be there is not */
+	u32 missing; /* a set that should be there is not */
 };
 
 static __always_inline void intersect(struct matches *m, int dimension, void *sets, const u32 *number)
@@ -163,7 +163,7 @@ static __always_inline void intersect_override(struct matches *m, int dimension,
 }
 
 static __always_inline void intersect_facts(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p,
-				       u32 overridden)
+					    u32 overridden)
 {
 	u32 key;
 
@@ -292,8 +292,8 @@ static __always_inline void match(u32 uses, u32 bank, const struct packet *p, co
 		resolve_egress(rule, p, v);
 }
 
-static __always_inline void choose(const struct settings *s, const struct packet *p, struct verdict *v,
-				   bool stay, u32 overridden)
+static __always_inline void choose(const struct settings *s, const struct packet *p, struct verdict *v, bool stay,
+				   u32 overridden)
 {
 	/* Read once: all look-ups are of one generation. */
 	u32 uses = *(volatile const u32 *)&s->bank;
@@ -332,8 +332,8 @@ static __always_inline void choose(const struct settings *s, const struct packet
 }
 
 /* Slot, source address and reason of a new flow. Refused and blocked reasons have no source. */
-static __always_inline void classify(const struct settings *s, const struct packet *p, struct verdict *v,
-				     bool stay, u32 overridden)
+static __always_inline void classify(const struct settings *s, const struct packet *p, struct verdict *v, bool stay,
+				     u32 overridden)
 {
 	choose(s, p, v, stay, overridden);
 	if (!is_egress(v->reason))

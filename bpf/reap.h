@@ -3,9 +3,9 @@
  * that conntrack knows their state. */
 
 enum {
-	REAP_UNKNOWN = 1,        /* mark: conntrack has no entry for these, delete them if unanswered or still idle */
-	REAP_SETTLED = 1000000000,   /* ns: a flow silent for longer has no packet between us and conntrack */
-	REAP_EVERY = 2,          /* mark: their egress IP is gone, delete them */
+	REAP_UNKNOWN = 1,          /* mark: conntrack has no entry for these, delete them if unanswered or still idle */
+	REAP_SETTLED = 1000000000, /* ns: a flow silent for longer has no packet between us and conntrack */
+	REAP_EVERY = 2,            /* mark: their egress IP is gone, delete them */
 };
 
 /* Whether what the mark says is true of a flow that is not to be kept. Under its lock. */

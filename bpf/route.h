@@ -2,9 +2,9 @@
 /* Only what leaves by an outside interface is egress: the kernel's own routing says where it goes. */
 
 enum {
-	LOOPBACK = 1,            /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
-	SKIP_NEIGHBOUR = 4,      /* BPF_FIB_LOOKUP_SKIP_NEIGH, since Linux 6.3 */
-	WITH_MARK = 32,          /* BPF_FIB_LOOKUP_MARK, since Linux 6.10 */
+	LOOPBACK = 1,       /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
+	SKIP_NEIGHBOUR = 4, /* BPF_FIB_LOOKUP_SKIP_NEIGH, since Linux 6.3 */
+	WITH_MARK = 32,     /* BPF_FIB_LOOKUP_MARK, since Linux 6.10 */
 };
 
 /* Which interface a packet would leave by, with this mark; its next hop's link-layer address is of no interest. */
@@ -47,7 +47,8 @@ static __always_inline int reason_unfit(const struct interface *interface)
 }
 
 /* The FIB's question for a packet with this tuple that arrives by the interface `ifindex`. */
-static __always_inline void fill_question(struct bpf_fib_lookup *fib, const struct flow_key *tuple, u32 family, u32 ifindex)
+static __always_inline void fill_question(struct bpf_fib_lookup *fib, const struct flow_key *tuple, u32 family,
+					  u32 ifindex)
 {
 	fib->ifindex = ifindex;
 	fib->l4_protocol = tuple->protocol;

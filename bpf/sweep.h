@@ -6,7 +6,7 @@
  */
 
 enum {
-	KEYS_AT = 14,            /* BPF_PROG_TEST_RUN wants an Ethernet header first */
+	KEYS_AT = 14, /* BPF_PROG_TEST_RUN wants an Ethernet header first */
 	REAP_BATCH = 16,
 };
 
@@ -67,8 +67,8 @@ int recount(struct __sk_buff *skb)
 
 		if (bpf_skb_load_bytes(skb, KEYS_AT + i * sizeof(correction), &correction, sizeof(correction)) < 0)
 			break;
-		origin = correction.by > 0 ? get_origin(&correction.key, correction.slot, now) :
-					     origins.lookup(&correction.key);
+		origin = correction.by > 0 ? get_origin(&correction.key, correction.slot, now)
+					   : origins.lookup(&correction.key);
 		if (!origin)
 			continue;
 		bpf_spin_lock(&origin->lock);

@@ -11,7 +11,7 @@
  * An answer to port TAG_REDIRECTED, which is the same value in either byte order, gets no tag.
  */
 enum {
-	TAG_REDIRECTED = 0xffff,    /* the fast path has rewritten and redirected the packet: it is done */
-	TAG_FIRST_PACKET = 0xfffe,  /* of a flow without an answer: to_origin claims its port */
-	TAG_MARKED = 0xfffd,        /* any other packet that from_client has marked, and no entry is created from */
+	TAG_REDIRECTED = 0xffff,   /* the fast path has rewritten and redirected the packet: it is done */
+	TAG_FIRST_PACKET = 0xfffe, /* of a flow without an answer: to_origin claims its port */
+	TAG_MARKED = 0xfffd,       /* any other packet that from_client has marked, and no entry is created from */
 };

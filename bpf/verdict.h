@@ -5,7 +5,7 @@ enum {
 	FIRST_REFUSED = 20,
 	FIRST_BLOCKED = 30,
 	FIRST_UNTOUCHED = 40,
-	FIRST_OF_NFTABLES = 70,  /* counted by the nftables table */
+	FIRST_OF_NFTABLES = 70, /* counted by the nftables table */
 };
 
 /* Translated onto a dedicated or a shared address. */
