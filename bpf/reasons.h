@@ -10,13 +10,13 @@
  *
  * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF; UNLISTED and INBOUND by both.
  */
+/* clang-format off: one line a reason */
 REASON(1, POLICY, dedicated, "a policy names this egress IP")
 REASON(2, FALLBACK, dedicated, "the policy's primary egress IP is unavailable, its fallback is used")
 REASON(3, NEAREST, dedicated, "no policy matches: the nearest dedicated egress IP")
 REASON(4, ADOPTED, dedicated, "taken over from conntrack when the flow table was lost: keeps its address")
 REASON(5, EXPECTED, dedicated, "opened by the origin, as a conntrack helper expects of a connection of this egress IP")
-REASON(6, EXPECTED_SHARED, shared,
-       "opened by the origin, as a conntrack helper expects of a connection of the shared address")
+REASON(6, EXPECTED_SHARED, shared, "opened by the origin, as a conntrack helper expects of a connection of the shared address")
 REASON(10, DEFAULT, shared, "a policy says egress: default")
 REASON(11, FALLBACK_SHARED, shared, "the policy's primary egress IP is unavailable, its fallback is the shared address")
 REASON(12, DNS, shared, "DNS is always shared")
@@ -43,8 +43,7 @@ REASON(35, SPOOFED, blocked, "its source does not lead back to the interface tha
 REASON(36, ENDING, blocked, "its flow was being deleted at that moment; the next packet opens another one")
 REASON(37, UNLISTED, blocked, "would leave by an interface that is in none of the file's lists (interfaces.other)")
 REASON(38, RENAMED, blocked, "by an interface that was listed under another name: it was renamed since")
-REASON(39, TAKEN, blocked,
-       "by an interface that has become a port since, of a bridge, bond or VRF, which takes its packets")
+REASON(39, TAKEN, blocked, "by an interface that has become a port since, of a bridge, bond or VRF, which takes its packets")
 REASON(40, LOCAL, untouched, "to the gateway itself, or multicast or broadcast")
 REASON(41, INSIDE, untouched, "leaves by an inside interface")
 REASON(42, UNROUTED, untouched, "no route: the kernel answers, unless the route is a blackhole")
@@ -61,5 +60,5 @@ REASON(72, UNMARKED, blocked, "from inside to outside without having been classi
 REASON(73, INBOUND, blocked, "a connection opened from outside towards an inside network")
 REASON(74, UNTRANSLATABLE, blocked, "its mark names no egress address")
 REASON(75, ASTRAY, refused, "of a live flow, and would now leave by an interface that is not outside")
-REASON(76, NOT_FORWARDED, blocked,
-       "from or to an interface that is in none of the file's lists, for which forwarding was off")
+REASON(76, NOT_FORWARDED, blocked, "from or to an interface that is in none of the file's lists, for which forwarding was off")
+/* clang-format on */
