@@ -10,7 +10,8 @@
  *
  * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF; UNLISTED and INBOUND by both.
  */
-/* clang-format off: one line a reason */
+/* One line a reason. */
+/* clang-format off */
 REASON(1, POLICY, dedicated, "a policy names this egress IP")
 REASON(2, FALLBACK, dedicated, "the policy's primary egress IP is unavailable, its fallback is used")
 REASON(3, NEAREST, dedicated, "no policy matches: the nearest dedicated egress IP")
