@@ -9,8 +9,7 @@ import click
 
 from enforcer.cli.app import Command, Settings
 from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table
-
-EPHEMERAL_PORT = 49152  # RFC 6335, 6: the first dynamic port
+from enforcer.constants import EPHEMERAL_PORT
 
 
 class Address(click.ParamType):
