@@ -78,7 +78,7 @@ class Installed:
         if self.state is None or self.pins is None or not self.state.layouts:
             return []
         with self.maps() as maps:
-            return loss.lost_maps(maps, self.state.layouts) + loss.lost_programs(self.pins)
+            return loss.lost_maps(maps) + loss.lost_programs(self.pins)
 
     def take_back(self, before: State) -> None:
         """Makes ``before`` the state in force again; the kernel is brought to it by another plan."""

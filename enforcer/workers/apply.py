@@ -25,7 +25,7 @@ from typing import Any
 
 from enforcer.config import Configuration
 from enforcer.control.protocol import report_of
-from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, START
+from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, READS, START
 from enforcer.errors import EnforcerError, KernelError, LockedError
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.plan import (
@@ -33,7 +33,7 @@ from enforcer.gateway.plan import (
 )
 from enforcer.gateway.preview import check_file, planned, said_of
 from enforcer.gateway.reach import reach
-from enforcer.gateway.state import LOST, State
+from enforcer.gateway.state import FORMAT, LOST, State
 from enforcer.gateway.target import Prepared, compile_prepared
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import nft
@@ -172,6 +172,16 @@ def _heal(gateway: Gateway, prepared: Prepared, progress: Progress) -> list[str]
     return [f"put back: {operation}" for operation in operations]
 
 
+def _refuse_earlier_daemon() -> None:
+    """Until it is restarted after an upgrade of the package: it cannot read what this version writes."""
+    state = State.load(Instance(netns_cookie()).state_file)
+    if state is not None and state.format < FORMAT:
+        raise EnforcerError(
+            "the daemon that runs is of an earlier version and cannot take part in an upgrade",
+            "Restart it, connections go on: systemctl restart enforcer",
+        )
+
+
 def _say(line: str) -> None:
     """To the daemon, which may have ended meanwhile: that must not end this."""
     with suppress(OSError):
@@ -185,6 +195,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     progress = _say if PROGRESS in arguments else lambda _: None
     try:
+        if READS not in arguments:
+            _refuse_earlier_daemon()
         if arguments[0] == AGAIN:
             result: dict[str, Any] = dict(apply_again(progress=progress))
         else:
