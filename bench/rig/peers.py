@@ -8,12 +8,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
-from bench.rig import known
+from bench.rig import traffic_facts
 from bench.rig.generator import Run
 from bench.rig.programs import Programs
 from bench.rig.wire import INSIDE_INDEX, Wire
 from enforcer.control.interpreter import PYTHON
-from enforcer.datapath import fast, syscall, tcx
+from enforcer.datapath import fast_path, syscall, tcx
 from enforcer.datapath.maps import Map, Maps
 from enforcer.facts.store import Store
 from enforcer.gateway.gateway import Gateway
@@ -289,7 +289,7 @@ class Enforcer(Peer):
         *,
         informed: bool = False,
     ):
-        """``informed``: with the sessions and names of :mod:`bench.rig.known`."""
+        """``informed``: with the sessions and names of :mod:`bench.rig.traffic_facts`."""
         super().__init__(programs, suffix)
         self.name = name or self.name
         self.file = directory / f"{self.wire.gateway.name}.yaml"
@@ -302,14 +302,14 @@ class Enforcer(Peer):
         if self.informed:
             self.instance.create()
             with Store(self.instance.facts_file) as store:
-                known.remember(store)
+                traffic_facts.remember(store)
         done = self.wire.gateway.run(*PYTHON, "-m", "enforcer.workers.apply", str(self.file), check=False)
         if done.returncode:
             raise LabError(f"applying {self.file.name}: {done.stdout}{done.stderr}")
 
     @property
     def instance(self) -> Instance:
-        """The gateway's places."""
+        """The gateway's cookie, directories and locks."""
         return Instance(self.wire.gateway.cookie())
 
     def maps(self) -> Maps:
@@ -322,7 +322,7 @@ class Enforcer(Peer):
         with closing(self.maps()) as maps:
             for name in ("flows", "origins", "client_prefixes", "clients"):
                 clear(getattr(maps, name))
-            fast.relearn(maps)
+            fast_path.invalidate(maps)
 
 
 def clear(table: Map) -> None:

@@ -42,8 +42,8 @@ _USES = {
     "source_ports": 4,
     "ports": 8,
     "protocols": 16,
-    "source_place": 32,
-    "destination_place": 64,
+    "source_region": 32,
+    "destination_region": 64,
     "client": 128,
     "host": 256,
 }
@@ -71,7 +71,7 @@ class Action(NamedTuple):
     fallback: tuple[int, int]
 
 
-class PlaceTable(NamedTuple):
+class RegionTable(NamedTuple):
     """Which addresses lie where: a row each in ``length`` (u32), ``address`` (16 u8) and ``place`` (u32)."""
 
     length: np.ndarray
@@ -79,7 +79,7 @@ class PlaceTable(NamedTuple):
     place: np.ndarray
 
 
-NOWHERE = PlaceTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
+NO_REGIONS = RegionTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
 
 
 class Bank:
@@ -195,7 +195,7 @@ def write(
     actions: Sequence[Action],
     private: Iterable[IPNetwork],
     *,
-    places: PlaceTable | int = NOWHERE,
+    places: RegionTable | int = NO_REGIONS,
     place_rules: Sequence[tuple[Bits, Bits]] = (),
     room: int = ROOM,
 ) -> Bank:
@@ -209,7 +209,7 @@ def write(
     prefix = types["source_prefixes"][0]
     known = {bits: number for number, bits in enumerate(tables.sets)}
     resolvers = tables.resolvers
-    by_place = [(resolvers["source_place"].unknown, resolvers["destination_place"].unknown), *place_rules]
+    by_place = [(resolvers["source_region"].unknown, resolvers["destination_region"].unknown), *place_rules]
     nobody, nameless = resolvers["client"].unknown, resolvers["host"].unknown
     for bits in (*(bits for pair in by_place for bits in pair), nobody, nameless):
         known.setdefault(bits, len(known))
@@ -261,7 +261,7 @@ def write(
     return Bank(maps, bank)
 
 
-def _places(maps: Maps, places: PlaceTable | int) -> int:
+def _places(maps: Maps, places: RegionTable | int) -> int:
     """A table of addresses: a new one, or that of a bank."""
     if isinstance(places, int):
         there = maps.inner("regions", places)

@@ -9,14 +9,14 @@ from typing import Any
 
 from enforcer.config import SHARED, Configuration
 from enforcer.datapath.banks import NO_SLOT, Action
-from enforcer.facts.places import Database
+from enforcer.facts.regions import Database
 from enforcer.gateway.bank_switch import BankContents
 from enforcer.gateway.desired import Desired, desired, last_slot, tables_digest
 from enforcer.gateway.state import LAST_POLICY, LAST_SLOT, State, assign
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedConfig:
     """A configuration with all that it refers to, in memory: from here on nothing has to be waited for."""
 
     config: Configuration
@@ -24,10 +24,10 @@ class Prepared:
     database: Database | None
 
     @classmethod
-    def of(cls, config: Configuration, file: str) -> Prepared:
+    def of(cls, config: Configuration, file: str) -> PreparedConfig:
         """Reads the database and compiles the policies."""
-        place = config.geoip.database
-        database = Database(Path(place)) if place else None
+        path = config.geoip.database
+        database = Database(Path(path)) if path else None
         _ = config.tables
         return cls(config, file, database)
 
@@ -44,10 +44,10 @@ class CompiledConfig:
 
 def compile_config(config: Configuration, file: str, before: State | None) -> CompiledConfig:
     """Compiles a configuration; numbers go on from the state before. Touches nothing."""
-    return compile_prepared(Prepared.of(config, file), before)
+    return compile_prepared(PreparedConfig.of(config, file), before)
 
 
-def compile_prepared(prepared: Prepared, before: State | None) -> CompiledConfig:
+def compile_prepared(prepared: PreparedConfig, before: State | None) -> CompiledConfig:
     """The same for a configuration that has been read with all that it refers to."""
     config, database = prepared.config, prepared.database
     known = before or State()
