@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enforcer.datapath.banks import BANK
+from enforcer.datapath import settings
 from enforcer.datapath.compiler import PROGRAMS
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import STAGES, Pins
@@ -15,11 +15,11 @@ def lost_maps(maps: Maps) -> list[str]:
     if "settings" in lost:
         return lost
     try:
-        row = maps.settings.get(0)
+        found = settings.read(maps)
     except LostPinError:  # lost between the two looks
         return [*lost, "settings"]
-    if row is not None and row["ready"]:
-        bank = int(row["bank"]) & BANK
+    if found.ready:
+        bank = found.bank_number
         lost += [f"{name}_{bank}" for name in maps.tables() if not maps.pin(name, bank).exists()]
     return lost
 

@@ -177,6 +177,8 @@ class Maps:
                 fd = syscall.get(str(self.pin(name)))
             except OSError as error:
                 if error.errno == errno.ENOENT:
+                    if self._layouts:
+                        self.layout(name)  # LayoutError: not lost, an earlier version has none
                     raise lost_pin(f"the map {name}") from error
                 raise syscall.explain_error(error, f"opening the map {name}") from error
             self._open[name] = Map(fd, *self.layout(name), name)
@@ -226,7 +228,8 @@ class Maps:
         """The types of a map's keys and values."""
         if name not in self._layouts:
             raise LayoutError(
-                f"the programs in force have no map {name}", "An upgrade brings it: enforcer reload"
+                f"the programs in force are of an earlier version and have no map {name}",
+                "The daemon upgrades them when it starts: systemctl restart enforcer",
             )
         described = self._layouts[name]
         return layout.dtype(described["key"]), layout.dtype(described["value"])

@@ -225,16 +225,17 @@ def test_commands_read_the_version_before(lab: Lab, before: Gateway, live: Live)
     live.wait_until_fast(gateway)
     agree(gateway)
     known = facts(gateway, live)
-    answer = gateway.json("explain", *QUESTION)
-    enforcer = gateway.enforcer
-    gateway.enforcer = enforcer[4:]
+    gateway.enforcer = gateway.enforcer[4:]
     assert facts(gateway, live) == known
-    assert gateway.json("explain", *QUESTION) == answer
-    assert gateway.json("explain", *QUESTION, "--email", ANN, "--host", SITE)["policy"] == "ann"
     assert gateway.json("status")["fast_path"]["on"]
-    for noun in NOUNS:
-        done = gateway.run(noun, *(QUESTION if noun == "explain" else ()))
-        assert "Traceback" not in done.stderr, noun
+    for noun in set(NOUNS) - {"explain"}:
+        assert "Traceback" not in gateway.run(noun).stderr, noun
+    done = gateway.run("explain", *QUESTION, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: the programs in force are of an earlier version and have no map explained",
+        "The daemon upgrades them when it starts: systemctl restart enforcer",
+    ]
     gateway.run("relearn")
     live.check()
     gateway.run("session", "add", OTHER[4], "--email", ANN)
