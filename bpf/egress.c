@@ -173,7 +173,7 @@ int to_origin(struct __sk_buff *skb)
 	in = interfaces.lookup(&ifindex);
 	if (!(in && in->role == INSIDE) && !(s && ifindex && is_marked_by_us(skb, s)))
 		return PASS;
-	return is_carried(skb) ? PASS : block(REASON_LEAK);
+	return is_upper_frame(skb) ? PASS : block(REASON_LEAK);
 }
 
 int from_origin(struct __sk_buff *skb)
