@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from enforcer.constants.bpf import State
 from enforcer.daemon.conntrack_zones import ConntrackZones
 from enforcer.daemon.fill_monitor import FillMonitor
 from enforcer.daemon.loop import Loop
@@ -29,8 +30,6 @@ _AT_LEAST = 1.0
 _ASK_UNANSWERED = 2000
 _ASK_IDLE = 250
 _TELL = 20_000
-# conntrack's names of the states that a sweep sets.
-_STATES = {sweep.ESTABLISHED: "ESTABLISHED", sweep.CLOSE: "CLOSE"}
 
 
 class FlowSweeper:
@@ -122,5 +121,5 @@ class FlowSweeper:
             some = keys[:_TELL]
             if len(some):
                 timeout = round(self._timeouts()[state] / 1e9 - availability.GRACE)
-                self._conntrack.tell(some, _STATES[state], timeout)
+                self._conntrack.tell(some, State(state).name, timeout)
                 sweep.told(pins, some, state)

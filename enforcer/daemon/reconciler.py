@@ -89,6 +89,7 @@ class Reconciler:
         self._last_seen = LastSeen(known)
         self._made_again: set[str] = set()
         self._news: set[str] = set()
+        self._write_table_after = 0.0
         self.timeouts = np.zeros(0)
         """conntrack's timeouts: nanoseconds by state."""
         loop.watch(watch, self._on_events)
@@ -218,15 +219,26 @@ class Reconciler:
             self.catch_up()
 
     def _follow(self) -> None:
-        """Handles the kinds of events that have arrived; they are kept until that has succeeded."""
+        """Handles the kinds of events that have arrived; they are kept until that has succeeded.
+
+        A table that other software may have changed is rewritten once in _TICK seconds at most, however often
+        other software changes nftables; a table that is gone is restored at once.
+        """
         while self._news and not self._reloading():
             kinds = self._news
+            wait = self._write_table_after - time.monotonic() if NFT in kinds else 0.0
+            distrust = NFT in kinds and wait <= 0
             if kinds & {ROUTE, FILTER}:
                 self.refresh()
             try:
-                self._restore(distrust_table=NFT in kinds)
+                self._restore(distrust_table=distrust)
             except LockedError:
                 self._following.start(_TICK)
                 return
-            # Writing a large table overflows the queue of events, which reads as a change by other software.
-            self._news = self._watch.drain() - {NFT} if NFT in kinds else set()
+            if distrust:
+                self._write_table_after = time.monotonic() + _TICK
+            if wait > 0:
+                self._news = {NFT}
+                self._following.start(wait)
+                return
+            self._news = set()

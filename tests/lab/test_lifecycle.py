@@ -519,7 +519,9 @@ def test_a_wrong_file_changes_nothing_on_reload(lab: Lab, services: Services, ga
         assert difference(before, snapshot(lab.gw)) == ""
         live.check("reload of wrong files")
         os.kill(gateway.pid, signal.SIGHUP)
-        assert eventually(lambda: gateway.said().count("reload failed, the configuration in force stays") == 4)
+        assert eventually(
+            lambda: gateway.said().count("reload failed, the configuration in force stays") == 4
+        )
         gateway.write(lab.config())
         assert gateway.run("reload").stdout == "nothing changed\n"
 

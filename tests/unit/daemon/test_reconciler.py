@@ -64,6 +64,9 @@ class Machine(Reconciler):
     def refresh(self) -> None:
         self.done.append("refresh")
 
+    def _look_at_hooks(self) -> float:
+        return 60.0
+
     def _restore(self, *, distrust_table: bool = False) -> None:
         if self.failures:
             self.failures -= 1
@@ -97,6 +100,46 @@ def test_an_event(machine: Machine, events: Events, kind: str, done: list[str]) 
     events.happen(kind)
     machine.run(0.1)
     assert machine.done == done
+
+
+def test_a_table_that_others_change_all_the_time_is_written_once_a_tick(
+    machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is gone is restored each time."""
+    monkeypatch.setattr(reconciler, "_TICK", 0.3)
+    end = time.monotonic() + 1.0
+
+    def change() -> float:
+        events.happen(NFT)
+        return 0.02
+
+    others = machine.loop.timer(change, 0.0)
+    machine.run(1.0)
+    assert 2 <= machine.done.count("restore the table") <= 1 + (time.monotonic() - end + 1.0) / 0.3
+    assert machine.done.count("restore") > 8
+    others.cancel()
+    machine.run(0.4)
+    assert machine.done[-1] == "restore the table"
+    machine.done.clear()
+    machine.run(0.4)
+    assert machine.done == []
+
+
+def test_a_change_while_the_table_is_written_is_not_lost(
+    machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "_TICK", 0.2)
+    write = machine._restore
+
+    def restore(*, distrust_table: bool = False) -> None:
+        write(distrust_table=distrust_table)
+        if len(machine.done) == 1:
+            events.happen(NFT)
+
+    monkeypatch.setattr(machine, "_restore", restore)
+    events.happen(NFT)
+    machine.run(0.5)
+    assert machine.done == ["restore the table", "restore", "restore the table"]
 
 
 def test_an_event_whose_work_failed_is_not_lost(machine: Machine, events: Events) -> None:
