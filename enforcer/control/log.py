@@ -53,16 +53,9 @@ class _Formatter(logging.Formatter):
         return prefixed(super().format(record), record.levelno)
 
 
-class _StderrHandler(logging.StreamHandler):
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Ignores that stderr has no reader any more: that must not end the daemon."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
 def configure() -> None:
     """Writes this process's log lines, and the traceback of an unexpected end, to stderr."""
-    handler = _StderrHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.basicConfig(handlers=[handler], force=True)
     logging.getLogger("enforcer").setLevel(logging.INFO)
