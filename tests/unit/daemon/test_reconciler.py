@@ -64,14 +64,14 @@ class Machine(Reconciler):
     def refresh(self) -> None:
         self.done.append("refresh")
 
-    def _look_at_hooks(self) -> float:
-        return 60.0
-
     def _restore(self, *, distrust_table: bool = False) -> None:
         if self.failures:
             self.failures -= 1
             raise KernelError("the kernel is busy")
         self.done.append("restore the table" if distrust_table else "restore")
+
+    def _look_at_hooks(self) -> float:
+        return 60.0
 
     def run(self, seconds: float, going: Callable[[], bool] = lambda: True) -> None:
         end = time.monotonic() + seconds
