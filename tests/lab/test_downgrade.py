@@ -155,9 +155,9 @@ def test_down_ends_the_later_versions_daemon(lab: Lab, gateway: Gateway) -> None
     assert difference(before, snapshot(lab.gw)) == ""
 
 
-@pytest.mark.parametrize("content", [bytes(range(256)), b"[" * 100_000], ids=["no text", "no end"])
-def test_bytes_that_are_no_state(lab: Lab, services: Services, gateway: Gateway, content: bytes) -> None:
-    """Every command says so in one message; the daemon and `down` do without."""
+def test_bytes_that_are_no_state(lab: Lab, services: Services, gateway: Gateway) -> None:
+    """Every command reports that in one message; the daemon and `down` work without the file."""
+    content = bytes(range(256))
     gateway.start()
     gateway.stop()
     state_file(lab).write_bytes(content)

@@ -18,8 +18,10 @@ from enforcer.control.worker import WorkerProcess
 from enforcer.daemon import reloader
 from enforcer.daemon.jobs import Jobs
 from enforcer.daemon.loop import Loop
-from enforcer.daemon.reloader import Reloader
+from enforcer.daemon.reloader import Reloader, log_report
 from enforcer.errors import KernelError
+
+from .conftest import Lines
 
 
 class Waiting:
@@ -187,3 +189,16 @@ def test_the_end_comes_after_healing(machine: Machine) -> None:
     machine.jobs.end()
     machine.run()
     assert machine.files == [Path("f"), None]
+
+
+def test_lines_of_a_worker_keep_their_level(lines: Lines) -> None:
+    log_report({"operations": ["switch"], "restored": ["attach it"], "warnings": ["one city"]})
+    assert list(zip(lines.levels, lines.said, strict=True)) == [
+        ("WARNING", "warning: one city"),
+        ("WARNING", "restored: attach it"),
+        ("INFO", "switch"),
+    ]
+    log_report(
+        {"operations": ["switch"], "warnings": []}
+    )  # of a version that does not report what it restored
+    assert lines.said[3:] == ["switch"]
