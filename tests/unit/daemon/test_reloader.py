@@ -198,7 +198,5 @@ def test_lines_of_a_worker_keep_their_level(lines: Lines) -> None:
         ("WARNING", "restored: attach it"),
         ("INFO", "switch"),
     ]
-    log_report(
-        {"operations": ["switch"], "warnings": []}
-    )  # of a version that does not report what it restored
+    log_report({"operations": ["switch"], "warnings": []})  # of an earlier version
     assert lines.said[3:] == ["switch"]
