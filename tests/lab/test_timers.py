@@ -206,10 +206,10 @@ def test_a_timer_that_somebody_changed_is_put_back(enforced: Gateway) -> None:
 
 def often(bpf: Path) -> None:
     """A version that looks every second instead of every minute."""
-    keeping = bpf.parent / "daemon" / "keeping.py"
-    text = keeping.read_text()
+    reconciler = bpf.parent / "daemon" / "reconciler.py"
+    text = reconciler.read_text()
     assert text.count("_AUDIT_EVERY = 60.0") == 1
-    keeping.write_text(text.replace("_AUDIT_EVERY = 60.0", "_AUDIT_EVERY = 1.0"))
+    reconciler.write_text(text.replace("_AUDIT_EVERY = 60.0", "_AUDIT_EVERY = 1.0"))
 
 
 @pytest.fixture
