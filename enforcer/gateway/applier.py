@@ -226,12 +226,12 @@ class _Applier:
             old is None
             or before is None
             or before.layout != self.state.layout
-            or bool(lost_pins.lost_maps(old, before.layouts))
+            or bool(lost_pins.lost_maps(old))
         )
         if self.fresh_maps:
             self.old, self.carried = old, False
         elif old is not None:
-            _check_maps(old, self.state)
+            _check_maps(old)
         bpffs.create(self.pins.directory)
         loaded = programs.load(
             self.pins,
@@ -372,9 +372,8 @@ class _Applier:
             sysctl.write_alone(operation.name, operation.value)
 
 
-def _check_maps(maps: Maps, state: State) -> None:
+def _check_maps(maps: Maps) -> None:
     """BCC opens a pinned map without a look at it: so each is compared with its description first."""
-    for name in state.layouts:
-        if not name.endswith("_inner"):
-            getattr(maps, name)
+    for name in maps.names():
+        getattr(maps, name)
     maps.close()

@@ -89,8 +89,8 @@ def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> LinkStatu
         interfaces.delete(index)
     for index, row in rows.items():
         interfaces.put(index, row)
-    if "carried" in maps:
-        _write_carried(maps.carried, found)
+    if "upper_macs" in maps:
+        _write_upper_macs(maps.upper_macs, found)
     indexes = {name: link.index for name, link in found.items()}
     return LinkStatus(indexes, renamed, find_taken(wanted, found), uncertain=chains is None)
 
@@ -198,18 +198,18 @@ def _set(row: np.ndarray, field: str, value: object) -> None:
         row[field] = value
 
 
-def _write_carried(carried: Map, found: Mapping[str, Link]) -> None:
+def _write_upper_macs(upper_macs: Map, found: Mapping[str, Link]) -> None:
     """The MAC addresses of interfaces on top of others; one that has the lower one's own tells nothing."""
     upper = [link for link in found.values() if link.kind in _WITH_A_MAC]
     senders = {
         (lower.index, link.mac) for link in upper for lower in below(link, found) if link.mac != lower.mac
     }
-    keys = np.zeros(len(senders), dtype=carried.key)
+    keys = np.zeros(len(senders), dtype=upper_macs.key)
     for key, (index, mac) in zip(keys, sorted(senders), strict=True):
         key["ifindex"], key["mac"] = index, list(mac)
     wanted = {key.tobytes() for key in keys}
-    for key in carried.items()[0]:
+    for key in upper_macs.items()[0]:
         if key.tobytes() not in wanted:
-            carried.delete(key)
+            upper_macs.delete(key)
     for key in keys:
-        carried.put(key, 1)
+        upper_macs.put(key, 1)

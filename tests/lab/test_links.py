@@ -307,7 +307,7 @@ def put_back(gateway: Gateway) -> None:
     """The daemon puts back what it misses: the table, which is taken away here."""
     said = gateway.said()
     gateway.lab.gw.run("nft", "delete", "table", "inet", "enforcer")
-    wait_for(lambda: "put back: install nftables table" in gateway.said().removeprefix(said))
+    wait_for(lambda: "restored: install nftables table" in gateway.said().removeprefix(said))
     # Answered when that is over: what happens while the table is written is taken for the daemon's own.
     control.ask(Instance(gateway.lab.gw.cookie()).control_socket, "warnings")
 

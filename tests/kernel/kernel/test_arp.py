@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from enforcer.kernel import addresses, arp
+from lab.netns import inside, run
 
-from .conftest import Lab, inside, run
+from ..conftest import Lab
 
 
 @pytest.mark.parametrize("value", range(9))

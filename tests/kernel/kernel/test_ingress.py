@@ -20,8 +20,7 @@ from enforcer.kernel.ingress import (
 from enforcer.kernel.marking import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
 from enforcer.kernel.nft import protocol
-
-from .conftest import run
+from lab.netns import run
 
 # include/uapi/linux/netfilter/nf_tables.h
 NEWCHAIN, NFTA_HOOK_PRIORITY, NFTA_CHAIN_TYPE = protocol.SUBSYSTEM | 3, 2, 7
