@@ -155,9 +155,8 @@ class Runtime:
 
     def _use(self, gateway: Gateway, wanted: Desired, maps: Maps) -> None:
         assert gateway.pins is not None and gateway.state is not None  # or there would be no maps
-        for name in gateway.state.layouts:
-            if not name.endswith("_inner"):
-                getattr(maps, name)  # opens it, so that its path is not needed later
+        for name in maps.names():
+            getattr(maps, name)  # opens it, so that its path is not needed later
         pins = HeldPins(gateway.pins.directory, gateway.pins.loaded, gateway.pins.shared, self._held)
         pins.hold()
         self.pins = gateway.pins = pins

@@ -26,7 +26,7 @@ from typing import Any
 from enforcer.config import Configuration
 from enforcer.control import log
 from enforcer.control.protocol import report_of
-from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, START
+from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, READS, START
 from enforcer.errors import EnforcerError, KernelError, LockedError
 from enforcer.gateway.compiled_config import PreparedConfig, compile_prepared
 from enforcer.gateway.gateway import Gateway
@@ -35,7 +35,7 @@ from enforcer.gateway.plan import (
 )
 from enforcer.gateway.preview import check_file, config_warnings, planned
 from enforcer.gateway.repin import ensure_reachable
-from enforcer.gateway.state import LOST, State
+from enforcer.gateway.state import FORMAT, LOST, State
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import nft
 from enforcer.kernel.namespace import netns_cookie
@@ -176,6 +176,16 @@ def _heal(gateway: Gateway, prepared: PreparedConfig, progress: Progress) -> lis
     return [str(operation) for operation in operations]
 
 
+def _refuse_earlier_daemon() -> None:
+    """Until it is restarted after an upgrade of the package: it cannot read what this version writes."""
+    state = State.load(Instance(netns_cookie()).state_file)
+    if state is not None and state.format < FORMAT:
+        raise EnforcerError(
+            "the daemon that runs is of an earlier version and cannot take part in an upgrade",
+            "Restart it, connections go on: systemctl restart enforcer",
+        )
+
+
 def _say(line: str) -> None:
     """To the daemon, which may have ended meanwhile: that must not end this."""
     with suppress(OSError):
@@ -190,6 +200,8 @@ def main(arguments: list[str]) -> int:
     log.configure()
     progress = _say if PROGRESS in arguments else lambda _: None
     try:
+        if READS not in arguments:
+            _refuse_earlier_daemon()
         if arguments[0] == AGAIN:
             result: dict[str, Any] = dict(apply_again(progress=progress))
         else:

@@ -66,7 +66,7 @@ def half_done(content: dict[str, Any]) -> None:
 
 def another_format(content: dict[str, Any]) -> None:
     unknown_keys(content)
-    content |= {"format": 2, "config": {"everything": "is different"}, "half_done": {"phase": 3}}
+    content |= {"format": 3, "config": {"everything": "is different"}, "half_done": {"phase": 3}}
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def test_another_format_is_one_message(lab: Lab, services: Services, gateway: Ga
             assert (done.returncode, done.stdout) == (1, ""), command
             assert done.stderr.splitlines() == [
                 "error: this gateway's state was written by a later version of the enforcer (9.1): "
-                f"{state_file(lab)} is of format 2, this version reads format 1",
+                f"{state_file(lab)} is of format 3, this version reads format 2",
                 "Use that version. Or begin again with this one: enforcer down, then enforcer run",
             ], command
         assert state_file(lab).read_text() == content

@@ -25,7 +25,7 @@ from enforcer.inspect.status import status as view_status
 from lab.capture import Capture
 from lab.configuration import LAX1
 from lab.gateway import Gateway
-from lab.netns import Namespace, execute
+from lab.netns import Namespace, execute, veth
 from lab.topology import GATEWAY, HOSTS, ORIGIN1, ORIGIN2, SHARED, Lab
 
 # In each family and direction: a gigabyte in all for what a gateway has to bear in such a transfer.
@@ -316,8 +316,7 @@ def test_an_outside_interface_is_deleted_and_made_again(gateway: Gateway) -> Non
 
 
 def _pair(lab: Lab, role: str, name: str, peer: str, peer_name: str) -> list[str]:
-    near, far = lab.namespaces[role].name, lab.namespaces[peer].name
-    return [f"link add {name} netns {near} type veth peer name {peer_name} netns {far}"]
+    return [veth(name, lab.namespaces[role], peer_name, lab.namespaces[peer])]
 
 
 def test_an_inside_interface_is_deleted_and_made_again(gateway: Gateway) -> None:
