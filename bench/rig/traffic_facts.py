@@ -105,9 +105,9 @@ def remember(store: Store) -> None:
             for client, name in _names(number):
                 who = ANYBODY if client is None else pack(first_client + client)
                 names.append(Learnt(who, pack(first_origin + number), name, _FOR_GOOD))
-    with store.change() as change:
-        change.put_sessions(sessions, COMMAND)
-        change.learn(names)
+    with store.transaction() as transaction:
+        transaction.put_sessions(sessions, COMMAND)
+        transaction.learn(names)
 
 
 @cache

@@ -75,7 +75,7 @@ class Runtime:
         gateway, wanted, maps = self._found()
         if self.maps.sessions.info.id != maps.sessions.info.id or self.store.undone:
             # Other maps: what changed between their filling and now is in the old ones.
-            with self.store.change():
+            with self.store.transaction():
                 refill(maps, self.store)
             self.store.undone = 0
         before = self.maps
@@ -89,7 +89,7 @@ class Runtime:
 
     def mend(self) -> None:
         """Makes the maps what the store says: a process may have ended between writing these and it."""
-        with self.store.change():
+        with self.store.transaction():
             refill(self.maps, self.store)
 
     def close(self) -> None:

@@ -59,8 +59,8 @@ class SessionManager:
         now = time.time()
         expiry = self._store.next_session_expiry()
         if expiry is not None and expiry <= now:
-            with self._store.change() as change:
-                self._tables.removed(change.expire_sessions(now, _AT_ONCE))
+            with self._store.transaction() as transaction:
+                self._tables.removed(transaction.expire_sessions(now, _AT_ONCE))
             return 0.0
         return _PATIENCE if expiry is None else min(_PATIENCE, expiry - now)
 
@@ -76,8 +76,8 @@ class SessionManager:
             raise EnforcerError(f"there are {self._room:,} sessions, and no room for another")
         if found.expires is not None and found.expires <= time.time():
             raise UsageError("the session would have expired already")
-        with self._store.change() as change:
-            self._tables.put(change.put_sessions([found], COMMAND))
+        with self._store.transaction() as transaction:
+            self._tables.put(transaction.put_sessions([found], COMMAND))
         return {"replaced": before is not None}
 
     def remove(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,8 +97,8 @@ class SessionManager:
         theirs = [client for client, row in found.items() if row is not None and row.origin == FILE]
         if theirs:
             raise loading.of_file(theirs)
-        with self._store.change() as change:
-            gone = change.remove_sessions(clients)
+        with self._store.transaction() as transaction:
+            gone = transaction.remove_sessions(clients)
             self._tables.removed(gone)
         ended = set(gone)
         missing = [str(session.unpack_client(client)) for client in clients if client not in ended]

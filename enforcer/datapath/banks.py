@@ -85,7 +85,7 @@ NO_REGIONS = RegionTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zero
 class Bank:
     """A bank that was filled: what may still be added to it.
 
-    Sets of rules are known by their digests. Processes add to a bank, each in its change of the store.
+    Sets of rules are known by their digests. Processes add to a bank, each in its own store transaction.
     """
 
     def __init__(self, maps: Maps, number: int):

@@ -47,7 +47,7 @@ COPIES_OF_CLIENT = 512
 _COPIES_TIME = 0.25
 # Seconds until clients that have used their share of the time are looked at again.
 _PAUSE = 0.005
-# Seconds that the loop waits for another change of the store: less than an answer may be held.
+# Seconds that the loop waits for another store transaction: less than an answer may be held.
 _PATIENCE = 0.2
 # Seconds in which a store or table that has refused one answer is not asked again.
 _REFUSED = 1.0
@@ -254,13 +254,13 @@ class Learner:
             self._store_names(answers[half:])
 
     def _put(self, answers: list[Answer]) -> None:
-        with self._store.change(patience=_PATIENCE) as change:
-            names = change.learn([row for answer in answers for row in answer.rows()])
+        with self._store.transaction(patience=_PATIENCE) as transaction:
+            names = transaction.learn([row for answer in answers for row in answer.rows()])
             if names.hosts or names.sets:
                 self._tables.named(names)
         self._recent.add(answers)
-        self._recent.forget(change.crowded_out)
-        self.counts["crowded-out"] += len(change.crowded_out)
+        self._recent.forget(transaction.crowded_out)
+        self.counts["crowded-out"] += len(transaction.crowded_out)
 
     def _fail(self, answers: list[Answer], error: EnforcerError) -> None:
         self.counts["unlearnt"] += len(answers)
@@ -292,8 +292,8 @@ class Learner:
         elif now - self._round.began > _LOOK_AGAIN:
             self._round = self._look_at_flows(self._round.cursor)
         try:
-            with self._store.change(patience=_PATIENCE) as change:
-                names, next_cursor = change.forget_names(
+            with self._store.transaction(patience=_PATIENCE) as transaction:
+                names, next_cursor = transaction.forget_names(
                     time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.cursor
                 )
                 if names.hosts or names.sets:

@@ -1,4 +1,4 @@
-"""What was learnt lately, so that the many answers about few names cost no change of the store."""
+"""What was learnt lately, so that the many answers about few names cost no store transaction."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the kernel holds of sessions and names, for the policy bank in force.
 
-Used within a change of the store, by whoever changes it: what is added is in the kernel before the change
+Used within a transaction on the store: what is added is in the kernel before the change
 ends, and a bank is not switched meanwhile.
 """
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from enforcer.errors import EnforcerError, abridged
 from enforcer.facts.rows import COMMAND, FILE, Sessions
 from enforcer.facts.session import unpack_client
-from enforcer.facts.store import Change, Store, Stored
+from enforcer.facts.store import Store, Stored, Transaction
 
 AT_ONCE = 2500
 """Sessions of one change: some 40 ms."""
@@ -88,11 +88,11 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
     fresh = None if there else store.profile_numbers()
     for start in range(0, len(rows), AT_ONCE):
         try:
-            with store.change() as change:
+            with store.transaction() as transaction:
                 if store.version != version:
                     fresh = None
                 changed += _put(
-                    change, tables, change.put_stored(rows[start : start + AT_ONCE], origin, fresh)
+                    transaction, tables, transaction.put_stored(rows[start : start + AT_ONCE], origin, fresh)
                 )
         except EnforcerError as error:
             done = f"{start:,} of {len(rows):,} sessions are in force, and then: "
@@ -105,12 +105,12 @@ def remove(store: Store, tables: Tables, clients: Collection[bytes]) -> None:
     """Ends sessions."""
     ending = sorted(clients)
     for start in range(0, len(ending), AT_ONCE):
-        with store.change() as change:
-            tables.removed(change.remove_sessions(ending[start : start + AT_ONCE]))
+        with store.transaction() as transaction:
+            tables.removed(transaction.remove_sessions(ending[start : start + AT_ONCE]))
         time.sleep(_PAUSE)
 
 
-def _put(change: Change, tables: Tables, sessions: Sessions) -> int:
+def _put(transaction: Transaction, tables: Tables, sessions: Sessions) -> int:
     if sessions.clients:
         tables.put(sessions)
     return len(sessions.clients)

@@ -113,7 +113,7 @@ class LearntNames:
     def forget(
         self, now: float, origins: Container[bytes], pairs: Container[bytes], most: int, after: ExpiryCursor
     ) -> tuple[Names, ExpiryCursor | None]:
-        """:meth:`enforcer.facts.store.Change.forget_names`."""
+        """:meth:`enforcer.facts.store.Transaction.forget_names`."""
         rows = self._database.execute(
             f"SELECT expires, client, address, names.text, payer, texts.text {_JOINED} WHERE expires <= ? "
             "AND (expires, client, address, names.text) > (?, ?, ?, ?) "

@@ -1,7 +1,7 @@
 """The store of facts: the single truth of who has a session and which names were learnt.
 
 Whoever changes what the kernel holds of facts, or switches the policy bank, does it within a
-:meth:`Store.change`; so no session and no name falls between two generations.
+:meth:`Store.transaction`; so no session and no name falls between two generations.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ __all__ = [
     "COMMAND",
     "FILE",
     "NUMBERS",
-    "Change",
     "Learnt",
     "NameRow",
     "Names",
@@ -47,6 +46,7 @@ __all__ = [
     "Sessions",
     "Store",
     "Stored",
+    "Transaction",
     "stored",
 ]
 
@@ -254,7 +254,7 @@ class Store:
             )
 
     @contextmanager
-    def change(self, patience: float | None = None) -> Iterator[Change]:
+    def transaction(self, patience: float | None = None) -> Iterator[Transaction]:
         """The one change at a time; waits for another's end, up to ten seconds or ``patience`` (BusyError).
 
         All of it is kept, or after an exception nothing.
@@ -263,9 +263,9 @@ class Store:
             database.begin(self._database, patience)
             self.begun += 1
             try:
-                change = Change(self._database, self._names_in_all)
-                yield change
-                change.settle()
+                transaction = Transaction(self._database, self._names_in_all)
+                yield transaction
+                transaction.settle()
                 self._database.execute("COMMIT")
             except BaseException:
                 self.undone += 1
@@ -274,8 +274,8 @@ class Store:
                 raise
 
 
-class Change:
-    """A change of the store, from :meth:`Store.change`."""
+class Transaction:
+    """A transaction on the store, from :meth:`Store.transaction`."""
 
     def __init__(self, connection: sqlite3.Connection, in_all: int):
         self._database = connection
@@ -388,7 +388,7 @@ class Change:
 
     # --- the policy bank
 
-    def switch(self, document: bytes, bank: int) -> None:
+    def record_bank(self, document: bytes, bank: int) -> None:
         """A new bank's resolvers are in force: the document, and a generation more."""
         self._database.execute("UPDATE meta SET value = ? WHERE key = 'bank'", (bank,))
         self._database.execute("UPDATE meta SET value = ? WHERE key = 'document'", (document,))

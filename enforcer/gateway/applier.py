@@ -285,8 +285,8 @@ class _Applier:
             settings["ready"] = 1
             self.commit()
             try:
-                with store.change() as change:
-                    switch.finish(change)
+                with store.transaction() as transaction:
+                    switch.finish(transaction)
                     if fresh:
                         refill(maps, store)
                     maps.settings.put(0, settings)

@@ -111,8 +111,8 @@ class Classifier:
         """Fills a bank; returns the word that puts it in force."""
         contents = BankContents(tables, actions, private, Atlas(world))  # type: ignore[arg-type]
         switch = BankSwitch(self.box.maps, bank, contents, self.store)
-        with self.store.change() as change:
-            switch.finish(change)
+        with self.store.transaction() as transaction:
+            switch.finish(transaction)
         return switch.word
 
     def switch(self, word: int) -> None:
@@ -132,10 +132,10 @@ class Classifier:
         row = self.box.maps.settings.get(0)
         assert row is not None
         sessions, names = rows_of(world)
-        with self.store.change() as change:
-            gone = change.remove_sessions(row.client for row in list(self.store.sessions()))
-            forgotten, _ = change.forget_names(FOREVER * 2)
-            early = change.put_sessions(sessions[::2], COMMAND), change.learn(names[::2])
+        with self.store.transaction() as transaction:
+            gone = transaction.remove_sessions(row.client for row in list(self.store.sessions()))
+            forgotten, _ = transaction.forget_names(FOREVER * 2)
+            early = transaction.put_sessions(sessions[::2], COMMAND), transaction.learn(names[::2])
         for client in gone:
             self.box.maps.sessions.delete(np.frombuffer(client, dtype=self.box.maps.sessions.key)[0])
         for host, _ in forgotten.hosts:
@@ -144,9 +144,9 @@ class Classifier:
         self.switch(self.write(1 - (int(row["bank"]) & 1), tables, actions, private, world))
         refill(self.box.maps, self.store)
         in_force = KernelFacts(self.box.maps, self.store)
-        with self.store.change() as change:
-            in_force.put(change.put_sessions(sessions[1::2], COMMAND))
-            in_force.named(change.learn(names[1::2]))
+        with self.store.transaction() as transaction:
+            in_force.put(transaction.put_sessions(sessions[1::2], COMMAND))
+            in_force.named(transaction.learn(names[1::2]))
 
     def ask(self, packet: Connection) -> Verdict:
         body = struct.pack(">HHIIBBHHH", packet.src_port, packet.dst_port, 1, 0, 0x50, 2, 100, 0, 0)

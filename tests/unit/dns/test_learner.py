@@ -413,8 +413,10 @@ def test_a_bounded_number_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_known_is_not_stored_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[int] = []
-    change = scene.store.change
-    monkeypatch.setattr(scene.store, "change", lambda patience: changes.append(1) or change(patience))
+    transaction = scene.store.transaction
+    monkeypatch.setattr(
+        scene.store, "transaction", lambda patience: changes.append(1) or transaction(patience)
+    )
 
     def expiry() -> float:
         return max(row.expires for row in scene.store.names())
@@ -452,8 +454,8 @@ def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest
 
     scene.tables.fails = refuse
     tries: list[int] = []
-    change = scene.store.change
-    monkeypatch.setattr(scene.store, "change", lambda patience: tries.append(1) or change(patience))
+    transaction = scene.store.transaction
+    monkeypatch.setattr(scene.store, "transaction", lambda patience: tries.append(1) or transaction(patience))
     names = [f"n{number}.lab." for number in (1, 3, 4, 5, 6, 7, 2, 8)]
     scene.bring(*names)
     # Halves: the first, [6 7 2 8], [6 7], [2 8], [2]; then it is not asked again for a second.
@@ -639,7 +641,7 @@ def test_nothing_is_learnt_while_the_log_of_facts_is_too_large(
 
 
 def test_another_change_is_not_waited_for_long(scene: Scene) -> None:
-    with Store(scene.store.path) as other, other.change():
+    with Store(scene.store.path) as other, other.transaction():
         began = time.monotonic()
         scene.bring("n1.lab.")
         assert time.monotonic() - began < 5

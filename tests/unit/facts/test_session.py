@@ -429,8 +429,8 @@ class Meddling(Tables):
             raise KernelError("the tables are full", "Make room.")
 
     def meddle(self) -> None:
-        with self.store.change() as change:
-            super().put(change.put_sessions([self.other], COMMAND))
+        with self.store.transaction() as transaction:
+            super().put(transaction.put_sessions([self.other], COMMAND))
 
 
 def test_somebody_else_changes_sessions_meanwhile(

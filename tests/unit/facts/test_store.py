@@ -63,18 +63,18 @@ def store(path: Path) -> Iterator[Store]:
 
 
 def put(store: Store, *rows: NewSession, origin: str = COMMAND) -> Sessions:
-    with store.change() as change:
-        return change.put_sessions(rows, origin)
+    with store.transaction() as transaction:
+        return transaction.put_sessions(rows, origin)
 
 
 def remove(store: Store, *clients: bytes) -> list[bytes]:
-    with store.change() as change:
-        return change.remove_sessions(clients)
+    with store.transaction() as transaction:
+        return transaction.remove_sessions(clients)
 
 
 def learn(store: Store, *answers: Learnt) -> Names:
-    with store.change() as change:
-        return change.learn(answers)
+    with store.transaction() as transaction:
+        return transaction.learn(answers)
 
 
 # --- sessions and their profiles
@@ -131,12 +131,12 @@ def test_expiry(store: Store) -> None:
     assert store.next_session_expiry() is None
     put(store, session(A, "a", 100.0), session(B, "b", 200.5), session(C, "c"))
     assert store.next_session_expiry() == 100.0
-    with store.change() as change:
-        assert change.expire_sessions(99.9) == []
-        assert change.expire_sessions(100.0) == [A]
+    with store.transaction() as transaction:
+        assert transaction.expire_sessions(99.9) == []
+        assert transaction.expire_sessions(100.0) == [A]
     assert store.next_session_expiry() == 200.5
-    with store.change() as change:
-        assert change.expire_sessions(1e12) == [B]
+    with store.transaction() as transaction:
+        assert transaction.expire_sessions(1e12) == [B]
     assert store.next_session_expiry() is None
     assert [row.client for row in store.sessions()] == [C]
     assert store.count_sessions() == 1
@@ -196,9 +196,9 @@ def test_a_number_is_given_again_but_not_in_the_change_that_freed_it(store: Stor
     put(store, session(A, "a"), session(B, "b"))
     before = store.sequence
     assert store.profiles(before) == []
-    with store.change() as change:
-        change.remove_sessions([A])
-        assert change.put_sessions([session(A, "c")], COMMAND) == Sessions([(A, 3)], [(3, person("c"))])
+    with store.transaction() as transaction:
+        transaction.remove_sessions([A])
+        assert transaction.put_sessions([session(A, "c")], COMMAND) == Sessions([(A, 3)], [(3, person("c"))])
     between = store.sequence
     assert between > before
     assert store.profiles(before) == [(3, person("c"))]
@@ -209,9 +209,9 @@ def test_a_number_is_given_again_but_not_in_the_change_that_freed_it(store: Stor
 
 def test_a_profile_that_is_used_again_in_the_same_change_stays(store: Store) -> None:
     put(store, session(A, "a"))
-    with store.change() as change:
-        change.remove_sessions([A])
-        assert change.put_sessions([session(B, "a")], COMMAND) == Sessions([(B, 1)], [])
+    with store.transaction() as transaction:
+        transaction.remove_sessions([A])
+        assert transaction.put_sessions([session(B, "a")], COMMAND) == Sessions([(B, 1)], [])
     assert store.profiles() == [(1, person("a"))]
 
 
@@ -253,14 +253,14 @@ def test_names_are_learnt_extended_and_forgotten(store: Store) -> None:
     assert dict(names.hosts)[A, ORIGIN] == 2
     assert dict(names.sets)[2] == ("cdn.example", "www.example")
     assert sorted(store.hosts()) == [((A, ORIGIN), 2), ((B, ORIGIN), 1)]
-    with store.change() as change:
-        assert change.forget_names(99.0) == (Names([], []), None)
-        assert change.forget_names(100.0, (), {A + ORIGIN, B + ORIGIN}) == (Names([], []), None)
-        names, _ = change.forget_names(100.0, {ORIGIN}, {A + ORIGIN6})
+    with store.transaction() as transaction:
+        assert transaction.forget_names(99.0) == (Names([], []), None)
+        assert transaction.forget_names(100.0, (), {A + ORIGIN, B + ORIGIN}) == (Names([], []), None)
+        names, _ = transaction.forget_names(100.0, {ORIGIN}, {A + ORIGIN6})
         assert sorted(names.hosts) == [((A, ORIGIN), 1), ((B, ORIGIN), 0)]
     assert store.name_sets() == [(1, ("www.example",))]
-    with store.change() as change:
-        assert change.forget_names(1e12)[0].hosts == [((A, ORIGIN), 0)]
+    with store.transaction() as transaction:
+        assert transaction.forget_names(1e12)[0].hosts == [((A, ORIGIN), 0)]
     assert (store.name_sets(), store.hosts(), list(store.names())) == ([], [], [])
     assert store.next_name_expiry() is None
 
@@ -278,9 +278,9 @@ def test_an_address_of_too_many_names_keeps_the_longest_lived(
     assert found.sets == [(1, ("n2.example", "n3.example", "n4.example"))]
     assert store.names_at(A, ORIGIN) == ("n2.example", "n3.example", "n4.example")
     # Whoever has learnt a name connects now: a new one stays, however short it lives.
-    with store.change() as change:
-        change.learn([Learnt(A, ORIGIN, "short.example", 1.0)])
-        assert change.crowded_out == ["n2.example"]
+    with store.transaction() as transaction:
+        transaction.learn([Learnt(A, ORIGIN, "short.example", 1.0)])
+        assert transaction.crowded_out == ["n2.example"]
     assert store.names_at(A, ORIGIN) == ("n3.example", "n4.example", "short.example")
     monkeypatch.setattr(names, "NAMES_PER_SHARED_HOST", 4)
     learn(store, *(Learnt(ANYBODY, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
@@ -395,10 +395,10 @@ def test_the_accounts_are_right_after_anything(
             client = chance.choice([A, A, B, C])
             where, name = address(chance.randrange(20)), f"n{chance.randrange(30)}.example"
             rows += caused(client, where, name, step + chance.random() * 50)
-        with store.change() as change:
-            change.learn(rows)
+        with store.transaction() as transaction:
+            transaction.learn(rows)
             if not step % 10:
-                change.forget_names(step, {address(3)}, {A + address(4)})
+                transaction.forget_names(step, {address(3)}, {A + address(4)})
         expected: Counter[bytes] = Counter()
         used: Counter[str] = Counter()
         with closing(sqlite3.connect(path)) as file:
@@ -411,8 +411,8 @@ def test_the_accounts_are_right_after_anything(
         assert max(expected.values()) <= 30 * size_of("n10.example")
         assert {host for host, _ in store.hosts()} == {(row.client, row.address) for row in store.names()}
         assert dict(store.name_sets()).keys() == {number for _, number in store.hosts()}
-    with store.change() as change:
-        change.forget_names(1e12)
+    with store.transaction() as transaction:
+        transaction.forget_names(1e12)
     assert accounts(path) == ({}, 0, {})
     assert store.name_sets() == []
 
@@ -483,8 +483,8 @@ def test_names_are_forgotten_some_at_a_time(store: Store) -> None:
     gone = []
     for turn in range(4):
         assert cursor is not None
-        with store.change() as change:
-            names, cursor = change.forget_names(9.0, (), alive, 3, cursor)
+        with store.transaction() as transaction:
+            names, cursor = transaction.forget_names(9.0, (), alive, 3, cursor)
         gone.append(len(names.hosts))
         assert (cursor is None) == (turn == 3)
     assert gone == [0, 1, 3, 1]
@@ -496,18 +496,18 @@ def test_names_are_forgotten_some_at_a_time(store: Store) -> None:
 
 def test_a_switch_is_a_generation(store: Store, path: Path) -> None:
     assert (store.generation, store.document, store.sequence) == (0, None, 0)
-    with store.change() as change:
-        change.switch(b'{"rules": []}', 1)
+    with store.transaction() as transaction:
+        transaction.record_bank(b'{"rules": []}', 1)
     with Store(path, create=False) as other:
         assert (other.generation, other.document) == (1, b'{"rules": []}')
 
 
 def test_what_fails_changes_nothing(store: Store) -> None:
     put(store, session(A, "a"))
-    with pytest.raises(ZeroDivisionError), store.change() as change:
-        change.put_sessions([session(B, "b")], COMMAND)
-        change.learn([Learnt(A, ORIGIN, "www.example", 1.0)])
-        change.switch(b"x", 0)
+    with pytest.raises(ZeroDivisionError), store.transaction() as transaction:
+        transaction.put_sessions([session(B, "b")], COMMAND)
+        transaction.learn([Learnt(A, ORIGIN, "www.example", 1.0)])
+        transaction.record_bank(b"x", 0)
         _ = 1 / 0
     assert [row.client for row in store.sessions()] == [A]
     assert (store.generation, store.sequence, list(store.names())) == (0, 1, [])
@@ -579,8 +579,8 @@ def test_the_format_before_is_brought_into_this_one(store: Store, path: Path) ->
         after = (list(again.sessions()), set(again.names()), again.hosts(), again.name_sets(), accounts(path))
         assert after == before
         learn(again, Learnt(B, ORIGIN, "www.example", 200.0))
-        with again.change() as change:
-            change.forget_names(1e12)
+        with again.transaction() as transaction:
+            transaction.forget_names(1e12)
         assert accounts(path) == ({}, 0, {})
 
 
@@ -588,8 +588,8 @@ def test_a_change_waits_for_another_and_not_for_ever(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "PATIENCE", 0.1)
-    with Store(path) as other, store.change():
-        with pytest.raises(BusyError, match="another change does not end"), other.change():
+    with Store(path) as other, store.transaction():
+        with pytest.raises(BusyError, match="another change does not end"), other.transaction():
             raise AssertionError
         assert other.count_sessions() == 0  # who looks does not wait
 
@@ -601,11 +601,11 @@ def _contend(path: Path, which: int) -> None:
     with Store(path) as store:
         for index in range(ROUNDS):
             client = (which * ROUNDS + index).to_bytes(16, "big")
-            with store.change() as change:
-                change.put_sessions([session(client, f"{which}-{index}")], COMMAND)
+            with store.transaction() as transaction:
+                transaction.put_sessions([session(client, f"{which}-{index}")], COMMAND)
                 if index % 2:
-                    change.remove_sessions([client])
-                change.switch(str(int(change.document or b"0") + 1).encode(), 0)
+                    transaction.remove_sessions([client])
+                transaction.record_bank(str(int(transaction.document or b"0") + 1).encode(), 0)
 
 
 def test_processes_contend(path: Path) -> None:
