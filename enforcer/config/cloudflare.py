@@ -346,8 +346,8 @@ def _addresses(found: dict[str, str], changed: Changed) -> dict[str, str] | str:
         checked = PolicyEgress.model_validate(found)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
-        way = ("rule_settings", "egress", *details["loc"])
-        raise _Refused(_plain(messages.explain(details, way))) from None
+        path = ("rule_settings", "egress", *details["loc"])
+        raise _Refused(_plain(messages.explain(details, path))) from None
     if checked.ipv4_fallback is not None and checked.ipv4_fallback == checked.ipv4:
         changed(f"its fallback {checked.ipv4_fallback} is its primary address: left out")
         checked = checked.model_copy(update={"ipv4_fallback": None})

@@ -45,8 +45,8 @@ _NUMBERS: tuple[tuple[re.Pattern[str], Callable[[str], float]], ...] = (
 
 _ESCAPE_LENGTH = {"x": 4, "u": 6, "U": 10}
 
-Way = Sequence[str | int]
-"""The way to a value: keys and list positions."""
+KeyPath = Sequence[str | int]
+"""The path to a value: keys and list indexes."""
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Position:
 
 
 class Document:
-    """A parsed file: ``data`` is plain lists, dicts and scalars; a value's way finds its position."""
+    """A parsed file: ``data`` is plain lists, dicts and scalars; positions are found by key path."""
 
     def __init__(self, text: str, root: _Node, faults: list[Fault]):
         self._text = text
@@ -80,9 +80,9 @@ class Document:
         self.faults = faults
         """What is wrong with the file as YAML, without which it could still be read (duplicate keys)."""
 
-    def _find(self, way: Way) -> tuple[_Node, _Node | None]:
+    def _find(self, path: KeyPath) -> tuple[_Node, _Node | None]:
         node, key = self._root, None
-        for step in way:
+        for step in path:
             child = node.children.get(step)
             if child is None:
                 break
@@ -90,29 +90,29 @@ class Document:
             node = child
         return node, key
 
-    def position(self, way: Way) -> Position:
-        """Find the value at ``way``, or the innermost one on the way that exists."""
-        node, key = self._find(way)
+    def position(self, path: KeyPath) -> Position:
+        """Find the value at ``path``, or the innermost one on the path that exists."""
+        node, key = self._find(path)
         # A group of keys in block style begins at its first key; its own key is where a person looks.
         if key is not None and isinstance(node.value, dict | list):
             node = key
         return Position(node.line, node.column)
 
-    def key_position(self, way: Way) -> Position:
-        """Find the key that ``way`` ends with."""
-        node, key = self._find(way)
+    def key_position(self, path: KeyPath) -> Position:
+        """Find the key that ``path`` ends with."""
+        node, key = self._find(path)
         return Position((key or node).line, (key or node).column)
 
-    def value(self, way: Way) -> Any:
-        """Give the value at ``way``, or the innermost one on the way that exists."""
-        return self._find(way)[0].value
+    def value(self, path: KeyPath) -> Any:
+        """Give the value at ``path``, or the innermost one on the path that exists."""
+        return self._find(path)[0].value
 
-    def position_in(self, way: Way, index: int) -> Position:
-        """Find the ``index``-th character of the text at ``way``, whichever way the text is quoted or folded.
+    def position_in(self, path: KeyPath, index: int) -> Position:
+        """Find the ``index``-th character of the text at ``path``, however the text is quoted or folded.
 
         Blanks are skipped: ``index`` must be that of a character which is not blank, or the text's end.
         """
-        node, _ = self._find(way)
+        node, _ = self._find(path)
         wanted = len("".join(str(node.value)[:index].split()))
         offset = node.start
         for count, (start, end) in enumerate(_visible(self._text, node)):

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from enforcer.config import messages
-from enforcer.config.document import Document, Way
-from enforcer.config.fields import MarkMask, Name, PrivateNetwork, Switch, type_name
+from enforcer.config.document import Document, KeyPath
+from enforcer.config.fields import Flag, MarkMask, Name, PrivateNetwork, type_name
 from enforcer.config.models import (
     DNS,
     Configuration,
@@ -44,7 +44,7 @@ _SINGLE: dict[str, Any] = {
     "shared": Shared,
     "limits": Limits,
     "timers": Timers,
-    "fast_path": Switch,
+    "fast_path": Flag,
     "mark_mask": MarkMask,
     "geoip": GeoIP,
     "sessions": Sessions,
@@ -78,18 +78,18 @@ class Draft:
         """The lists for expressions to use; asked for when all entries are there."""
         return Lists(self.lists) if self.lists else NO_LISTS
 
-    def fault(self, way: Way, wrong: str, right: str) -> None:
-        """Note what is wrong with the value at ``way``."""
-        self.note(way, messages.sentence(way, self.document.value(way), wrong, right))
+    def fault(self, path: KeyPath, wrong: str, right: str) -> None:
+        """Note what is wrong with the value at ``path``."""
+        self.note(path, messages.sentence(path, self.document.value(path), wrong, right))
 
-    def note(self, way: Way, message: str, key: bool = False) -> None:
-        """Note a fault at the value at ``way``, or at its key."""
-        position = self.document.key_position(way) if key else self.document.position(way)
+    def note(self, path: KeyPath, message: str, key: bool = False) -> None:
+        """Note a fault at the value at ``path``, or at its key."""
+        position = self.document.key_position(path) if key else self.document.position(path)
         self.faults.append(Fault(self.name, position.line, message, position.column))
 
-    def line(self, way: Way) -> int:
+    def line(self, path: KeyPath) -> int:
         """Give the line of a value, to refer to it."""
-        return self.document.position(way).line
+        return self.document.position(path).line
 
 
 @cache
@@ -104,14 +104,14 @@ def _field_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _way(error_way: tuple[str | int, ...], way: Way) -> Way:
+def _key_path(error_path: tuple[str | int, ...], path: KeyPath) -> KeyPath:
     # pydantic names the branch of a policy's `egress` that it took; the file has no such key.
-    if way[:1] == ("policies",) and error_way[:1] == ("egress",):
-        error_way = error_way[:1] + error_way[2:]
-    return (*way, *error_way)
+    if path[:1] == ("policies",) and error_path[:1] == ("egress",):
+        error_path = error_path[:1] + error_path[2:]
+    return (*path, *error_path)
 
 
-def _validate(draft: Draft, kind: Any, raw: Any, way: Way) -> tuple[Any, Fields]:
+def _validate(draft: Draft, kind: Any, raw: Any, path: KeyPath) -> tuple[Any, Fields]:
     """Validate one entry; the value (None if faulty) and its valid fields if it is a group of keys."""
     try:
         value = _adapter(kind).validate_python(raw)
@@ -119,9 +119,9 @@ def _validate(draft: Draft, kind: Any, raw: Any, way: Way) -> tuple[Any, Fields]
         for details in error.errors(include_url=False):
             if details["type"] == "too_short" and details["input"]:
                 continue  # pydantic does not count entries that are wrong, which are reported by themselves
-            fault_way = _way(details["loc"], way)
+            fault_path = _key_path(details["loc"], path)
             draft.note(
-                fault_way, messages.explain(details, fault_way), key=details["type"] == "extra_forbidden"
+                fault_path, messages.explain(details, fault_path), key=details["type"] == "extra_forbidden"
             )
         return None, dict(_valid_fields(kind, raw))
     return value, dict(value) if isinstance(value, BaseModel) else {}
@@ -187,16 +187,16 @@ def _draft_list(result: Draft, key: str, raw: Any, required: bool) -> None:
 
 
 def _draft_check_source(result: Draft, raw: Any) -> None:
-    way = ("check_source",)
+    path = ("check_source",)
     if isinstance(raw, dict):
         result.values["check_source"] = {
-            name: _validate(result, Switch, item, (*way, name))[0] for name, item in raw.items()
+            name: _validate(result, Flag, item, (*path, name))[0] for name, item in raw.items()
         }
     elif isinstance(raw, bool):
         result.values["check_source"] = raw
     else:
         right = "true or false, or that for inside interfaces by name, such as {in1: false}"
-        result.fault(way, f"is {type_name(raw)}", right)
+        result.fault(path, f"is {type_name(raw)}", right)
 
 
 def _draft_locations(result: Draft, raw: Any) -> None:

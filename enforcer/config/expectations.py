@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, 
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from enforcer.config import document, messages
-from enforcer.config.document import Document, Way
+from enforcer.config.document import Document, KeyPath
 from enforcer.config.fields import Title, type_name
 from enforcer.config.models import Configuration
 from enforcer.constants import ICMP, ICMPV6, TCP, UDP
@@ -188,14 +188,14 @@ class _Reader:
         self.names |= {SHARED: SHARED, DEFAULT: SHARED, NEAREST: NEAREST, REFUSED: REFUSED}
         self.names |= {str(config.shared.ipv4): SHARED, str(config.shared.ipv6): SHARED}
 
-    def note(self, way: Way, message: str, key: bool = False) -> None:
-        """Note a fault at the value at ``way``, or at its key."""
-        position = self.document.key_position(way) if key else self.document.position(way)
+    def note(self, path: KeyPath, message: str, key: bool = False) -> None:
+        """Note a fault at the value at ``path``, or at its key."""
+        position = self.document.key_position(path) if key else self.document.position(path)
         self.faults.append(Fault(self.name, position.line, message, position.column))
 
-    def fault(self, way: Way, wrong: str, right: str) -> None:
-        """Note what is wrong with the value at ``way``."""
-        self.note(way, messages.sentence(way, self.document.value(way), wrong, right))
+    def fault(self, path: KeyPath, wrong: str, right: str) -> None:
+        """Note what is wrong with the value at ``path``."""
+        self.note(path, messages.sentence(path, self.document.value(path), wrong, right))
 
     def read(self) -> list[Expectation]:
         """All expectations; those with a fault are left out."""
@@ -217,29 +217,29 @@ class _Reader:
 
     def entry(self, index: int, raw: Any) -> Expectation | None:
         """One expectation; None if anything is wrong with it."""
-        way = ("expectations", index)
+        path = ("expectations", index)
         before = len(self.faults)
         try:
             entry = _ADAPTER.validate_python(raw)
         except ValidationError as error:
             for details in error.errors(include_url=False):
-                at = (*way, *details["loc"])
+                at = (*path, *details["loc"])
                 self.note(at, _explain(details, at), key=details["type"] == "extra_forbidden")
             return None
-        client = self.client(way, entry)
+        client = self.client(path, entry)
         session = NOTHING
         if client is not None and entry.session is not None:
-            session = self.session((*way, "session"), client, entry.session)
-        self.check_ports(way, entry)
+            session = self.session((*path, "session"), client, entry.session)
+        self.check_ports(path, entry)
         if entry.host is not None and entry.hosts is not None:
-            at = (*way, "hosts")
+            at = (*path, "hosts")
             self.note(at, f"{messages.dotted(at)}: stands beside `host`; expected one of them", key=True)
-        expected = self.expected((*way, "expect"), entry.expect)
+        expected = self.expected((*path, "expect"), entry.expect)
         if len(self.faults) > before or client is None:
             return None
         return Expectation(
-            name=entry.name or messages.dotted(way),
-            line=self.document.position(way).line,
+            name=entry.name or messages.dotted(path),
+            line=self.document.position(path).line,
             connection=_connection(entry, client, session),
             known={side: entry.region(side) is not None for side in ("src", "dst")},
             policy=entry.expect.policy,
@@ -248,50 +248,52 @@ class _Reader:
             reason=entry.expect.reason,
         )
 
-    def client(self, way: Way, entry: Entry) -> IPv4Address | IPv6Address | None:
+    def client(self, path: KeyPath, entry: Entry) -> IPv4Address | IPv6Address | None:
         """The client's address, under either key."""
         given = [each for each in (entry.client, entry.src) if each is not None]
         if len(given) != 1:
             what = "`client` and `src`" if given else 'the key "client" is missing'
             right = "one of them" if given else "the client's address"
-            self.note(way, f"{messages.dotted(way)}: {what}; expected {right}")
+            self.note(path, f"{messages.dotted(path)}: {what}; expected {right}")
             return None
         if given[0].version != entry.dst.version:
-            self.fault((*way, "dst"), f"is not of the client's family, {given[0]}", "two addresses of one")
+            self.fault((*path, "dst"), f"is not of the client's family, {given[0]}", "two addresses of one")
         return given[0]
 
-    def session(self, way: Way, client: IPv4Address | IPv6Address, raw: dict[str, Any]) -> Facts:
+    def session(self, path: KeyPath, client: IPv4Address | IPv6Address, raw: dict[str, Any]) -> Facts:
         """What is known of the client."""
         facts, problems = self.read_session({**raw, "client": str(client)})
         for problem in problems:
-            self.note(way, f"{messages.dotted(way)}: {problem}")
+            self.note(path, f"{messages.dotted(path)}: {problem}")
         return facts if facts is not None else NOTHING
 
-    def check_ports(self, way: Way, entry: Entry) -> None:
+    def check_ports(self, path: KeyPath, entry: Entry) -> None:
         """TCP and UDP have ports, other protocols have none."""
         ported = entry.protocol in (*_PROTOCOLS, *_PROTOCOLS.values())
         if ported and entry.dport is None:
-            self.note(way, f'{messages.dotted(way)}: the key "dport" is missing; expected the origin\'s port')
+            self.note(
+                path, f'{messages.dotted(path)}: the key "dport" is missing; expected the origin\'s port'
+            )
         for key in ("dport", "sport"):
             if not ported and key in entry.model_fields_set:
-                self.fault((*way, key), f"is a port, and {entry.protocol} has none", "no such key")
+                self.fault((*path, key), f"is a port, and {entry.protocol} has none", "no such key")
 
-    def expected(self, way: Way, expected: Expected) -> str | None:
+    def expected(self, path: KeyPath, expected: Expected) -> str | None:
         """The egress that is expected, by its name; notes what the configuration does not have."""
         if not expected.model_fields_set:
-            self.note(way, f"{messages.dotted(way)}: is empty; expected policy, egress or reason")
+            self.note(path, f"{messages.dotted(path)}: is empty; expected policy, egress or reason")
         policies = [policy.name for policy in self.config.policies]
         if expected.policy is not None and expected.policy not in policies:
             right = messages.nearest(expected.policy, policies) if policies else "null: there are none"
-            self.fault((*way, "policy"), "is no policy of the configuration", right)
+            self.fault((*path, "policy"), "is no policy of the configuration", right)
         if expected.reason is not None and expected.reason not in REASONS:
-            self.fault((*way, "reason"), "is no reason", messages.nearest(expected.reason, REASONS))
+            self.fault((*path, "reason"), "is no reason", messages.nearest(expected.reason, REASONS))
         if expected.egress is None:
             return None
         egress = _canonical(expected.egress)
         if egress not in self.names:
             words = (*(egress.name for egress in self.config.egress_ips), SHARED, NEAREST, REFUSED)
-            self.fault((*way, "egress"), "is no egress", messages.nearest(expected.egress, words))
+            self.fault((*path, "egress"), "is no egress", messages.nearest(expected.egress, words))
         return self.names.get(egress)
 
 
@@ -325,16 +327,16 @@ def _connection(entry: Entry, client: IPv4Address | IPv6Address, session: Facts)
     )
 
 
-def _explain(error: ErrorDetails, way: Way) -> str:
+def _explain(error: ErrorDetails, path: KeyPath) -> str:
     """Put one of pydantic's errors into words."""
-    model: type[BaseModel] = Expected if "expect" in way[2:-1] else Entry
-    key, where = str(way[-1]), messages.dotted(way[:-1])
+    model: type[BaseModel] = Expected if "expect" in path[2:-1] else Entry
+    key, where = str(path[-1]), messages.dotted(path[:-1])
     if error["type"] == "missing":
         what = (model.model_fields[key].description or "a value").split("\n", 1)[0].rstrip(".")
         return f'{where}: the key "{key}" is missing; expected {what[0].lower()}{what[1:]}'
     if error["type"] == "extra_forbidden":
         return f'{where}: unknown key "{key}"; expected {messages.nearest(key, model.model_fields)}'
-    return messages.explain(error, way)
+    return messages.explain(error, path)
 
 
 # What is said of files for configurations, and what of these.

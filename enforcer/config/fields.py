@@ -356,4 +356,4 @@ Resolver = Annotated[
 ]
 Latitude = Annotated[float, Field(strict=True, ge=-90, le=90, allow_inf_nan=False)]
 Longitude = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]
-Switch = Annotated[bool, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]

@@ -29,6 +29,6 @@ def load(path: Path, *, interfaces: Mapping[str, Link] | None = None, strict: bo
     except TooManyRulesError as error:
         position = found.document.key_position(("policies",))
         raise ConfigError([Fault(str(path), position.line, f"policies: {error}", position.column)]) from None
-    notes = [(found.document.key_position(way), message) for way, message in warnings]
+    notes = [(found.document.key_position(key_path), message) for key_path, message in warnings]
     configuration._warnings = tuple(Fault(str(path), at.line, message, at.column) for at, message in notes)
     return configuration

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from enforcer.config.document import Way
+from enforcer.config.document import KeyPath
 from enforcer.config.fields import type_name
 from enforcer.config.models import (
     DNS,
@@ -59,9 +59,9 @@ _EXPECTED = {
 }
 
 
-def dotted(way: Way) -> str:
-    """Write the way to a value as people do: ``egress_ips[1].ipv4``."""
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in way)
+def dotted(path: KeyPath) -> str:
+    """Write the path to a value as people do: ``egress_ips[1].ipv4``."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return text.removeprefix(".")
 
 
@@ -75,9 +75,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:76] + '…"'
 
 
-def sentence(way: Way, value: Any, wrong: str, right: str) -> str:
+def sentence(path: KeyPath, value: Any, wrong: str, right: str) -> str:
     """Put one fault into words: where, the value, what is wrong with it, what would be right."""
-    subject = f"{dotted(way)}: {shown(value)}".rstrip()
+    subject = f"{dotted(path)}: {shown(value)}".rstrip()
     return f"{subject} {wrong}; expected {right}"
 
 
@@ -94,41 +94,41 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f"{close[0]} (did you mean that?)" if close else f"one of {listed(choices)}"
 
 
-def model_at(way: Way) -> type[BaseModel] | None:
-    """Name the model of the group of keys at ``way``."""
-    pattern = tuple(step if isinstance(step, str) else "*" for step in way)
+def model_at(path: KeyPath) -> type[BaseModel] | None:
+    """Name the model of the group of keys at ``path``."""
+    pattern = tuple(step if isinstance(step, str) else "*" for step in path)
     if pattern[:1] == ("locations",) and len(pattern) == 2:
         pattern = ("locations", "*")
     return _MODELS.get(pattern)
 
 
-def missing(way: Way) -> str:
-    """Say that the key at the end of ``way`` is missing, and what belongs there."""
-    model, key = model_at(way[:-1]), str(way[-1])
+def missing(path: KeyPath) -> str:
+    """Say that the key at the end of ``path`` is missing, and what belongs there."""
+    model, key = model_at(path[:-1]), str(path[-1])
     field = model.model_fields.get(key) if model else None
     what = (field.description if field else None) or "a value"
     first = what.split("\n", 1)[0].rstrip(".")
     # Acronyms keep their capital letters.
     first = first[0].lower() + first[1:] if first[1:2].islower() else first
-    where = f"{dotted(way[:-1])}: " if len(way) > 1 else ""
+    where = f"{dotted(path[:-1])}: " if len(path) > 1 else ""
     return f'{where}the key "{key}" is missing; expected {first}'
 
 
-def unknown(way: Way) -> str:
-    """Say that nothing reads the key at the end of ``way``, and which key could be meant."""
-    model = model_at(way[:-1])
-    where = f"{dotted(way[:-1])}: " if len(way) > 1 else ""
+def unknown(path: KeyPath) -> str:
+    """Say that nothing reads the key at the end of ``path``, and which key could be meant."""
+    model = model_at(path[:-1])
+    where = f"{dotted(path[:-1])}: " if len(path) > 1 else ""
     allowed = model.model_fields if model else ()
-    return f'{where}unknown key "{way[-1]}"; expected {nearest(str(way[-1]), allowed)}'
+    return f'{where}unknown key "{path[-1]}"; expected {nearest(str(path[-1]), allowed)}'
 
 
-def explain(error: ErrorDetails, way: Way) -> str:
+def explain(error: ErrorDetails, path: KeyPath) -> str:
     """Put one of pydantic's errors into words."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
-        return missing(way)
+        return missing(path)
     if kind == "extra_forbidden":
-        return unknown(way)
+        return unknown(path)
     if kind == "greater_than_equal":
         wrong, right = "is too small", f"at least {int(context['ge']):,}"
     elif kind == "less_than_equal":
@@ -139,10 +139,10 @@ def explain(error: ErrorDetails, way: Way) -> str:
         wrong, right = "is not finite", _EXPECTED[kind]
     elif kind == "too_long":
         wrong, right = f"has {context['actual_length']:,} entries", f"{context['max_length']:,} at most"
-    elif kind == "literal_error" and way[-1] != "egress":
+    elif kind == "literal_error" and path[-1] != "egress":
         wrong, right = "is neither", context["expected"].replace("'", "`")
     elif kind in _EXPECTED:
         wrong, right = f"is {type_name(value)}", _EXPECTED[kind]
     else:
         wrong, right = context.get("wrong", error["msg"]), context.get("right", "another value")
-    return sentence(way, value, wrong, right)
+    return sentence(path, value, wrong, right)

@@ -23,6 +23,7 @@ from enforcer.config.fields import (
     Expression,
     FallbackIPv4,
     FilePath,
+    Flag,
     InterfaceName,
     Latitude,
     ListValue,
@@ -35,7 +36,6 @@ from enforcer.config.fields import (
     Resolver,
     Seconds,
     SharedIPv6,
-    Switch,
     Title,
 )
 from enforcer.errors import Fault
@@ -77,9 +77,9 @@ class Interfaces(_Model):
 class Proxy(_Model):
     """The protocols that policies decide; the others leave from the shared address."""
 
-    tcp: Switch = True
+    tcp: Flag = True
     """Whether TCP is proxied."""
-    udp: Switch = False
+    udp: Flag = False
     """Whether UDP is proxied."""
 
 
@@ -103,7 +103,7 @@ class EgressIP(_Model):
     """Its IPv4 address."""
     ipv6: DedicatedRange6
     """Its IPv6 range."""
-    on_link: Switch = False
+    on_link: Flag = False
     """Whether the gateway answers neighbour solicitations for the range (it is not routed to the gateway)."""
 
 
@@ -196,7 +196,7 @@ class Policy(_Model):
     """Its name, unique."""
     precedence: Annotated[int, Field(strict=True, ge=0, le=0xFFFFFFFF)]
     """Its rank, unique: the first match in ascending precedence decides."""
-    enabled: Switch = True
+    enabled: Flag = True
     """A disabled policy is checked and otherwise ignored."""
     traffic: Expression = ""
     """Expression, as docs/policy-language.md describes them; absent: everything."""
@@ -273,10 +273,10 @@ class Configuration(_Model):
     """Sizes and ceilings."""
     timers: Timers = Timers()
     """After how many seconds without a packet a connection is forgotten."""
-    check_source: Switch | dict[str, Switch] = True
+    check_source: Flag | dict[str, Flag] = True
     """Whether a new flow's source must lead back to the interface that it came by; for all inside ones, or by
     name."""
-    fast_path: Switch = True
+    fast_path: Flag = True
     """Whether established flows pass by the kernel's routing, conntrack and translation."""
     mark_mask: MarkMask = 0x7FFF0000
     """The bits of the packet mark that are the enforcer's: contiguous, at least 8."""

@@ -413,10 +413,8 @@ def test_a_bounded_number_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_known_is_not_stored_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[int] = []
-    transaction = scene.store.transaction
-    monkeypatch.setattr(
-        scene.store, "transaction", lambda patience: changes.append(1) or transaction(patience)
-    )
+    begin = scene.store.transaction
+    monkeypatch.setattr(scene.store, "transaction", lambda patience: changes.append(1) or begin(patience))
 
     def expiry() -> float:
         return max(row.expires for row in scene.store.names())
@@ -454,8 +452,8 @@ def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest
 
     scene.tables.fails = refuse
     tries: list[int] = []
-    transaction = scene.store.transaction
-    monkeypatch.setattr(scene.store, "transaction", lambda patience: tries.append(1) or transaction(patience))
+    begin = scene.store.transaction
+    monkeypatch.setattr(scene.store, "transaction", lambda patience: tries.append(1) or begin(patience))
     names = [f"n{number}.lab." for number in (1, 3, 4, 5, 6, 7, 2, 8)]
     scene.bring(*names)
     # Halves: the first, [6 7 2 8], [6 7], [2 8], [2]; then it is not asked again for a second.
