@@ -150,7 +150,7 @@ def fill(maps: Maps, count: int) -> None:
     keys["origin_port"] = int.from_bytes((443).to_bytes(2, "big"), "little")
     keys["protocol"] = 6
     flows = np.zeros(count, dtype=maps.flows.value)
-    flows["seen"] = flows["created"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    flows["last_seen"] = flows["created"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     flows["state"] = flows["timeout"] = _ESTABLISHED
     flows["counted"] = flows["replied"] = 1
     maps.flows.put_many(keys, flows)

@@ -148,7 +148,7 @@ def _decided(maps: Maps) -> dict[bytes, Decision]:
         key.tobytes(): (
             int(flow["policy"]),
             int(flow["slot"]),
-            flow["source"].tobytes(),
+            flow["egress_address"].tobytes(),
             int(flow["created"]),
         )
         for key, flow in zip(keys, flows, strict=True)

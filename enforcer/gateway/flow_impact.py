@@ -67,8 +67,8 @@ class FlowImpact:
         for egress in self._compiled.wanted.ours:
             row = known.get(egress.slot)
             for family, address in enumerate((egress.ipv4, egress.ipv6)):
-                new = row is None or not row["source"]["planned"][family]
-                if new or address in added or (row is not None and row["source"]["available"][family]):
+                new = row is None or not row["address"]["local"][family]
+                if new or address in added or (row is not None and row["address"]["available"][family]):
                     found.add((egress.slot, family))
         return found
 

@@ -32,8 +32,8 @@ from enforcer.policy.facts import Connection, Facts
 from enforcer.reasons import by_name, reason_of
 
 _SYN = 2
-# enum suppose of bpf/policy.h
-_SUPPOSE_CLIENT, _SUPPOSE_HOST = 1, 2
+# enum override of bpf/policy.h
+_OVERRIDE_CLIENT, _OVERRIDE_HOST = 1, 2
 # Known of every client with a session, even if empty.
 _NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
 
@@ -43,7 +43,7 @@ _VERDICT = np.dtype(
         ("reason", "<u4"),
         ("slot", "<u4"),
         ("policy", "<u4"),
-        ("source", "<u4", 4),
+        ("egress_address", "<u4", 4),
         ("active", "<u4"),
         ("limit", "<u4"),
     ]
@@ -97,7 +97,7 @@ def explain(
         "reason": reason.name,
         "policy": reader.policy_names.get(int(found["policy"])),
         "egress": reader.egress_names.get(int(found["slot"])) if translated else None,
-        "source_ip": str(unpack(found["source"])) if translated else None,
+        "source_ip": str(unpack(found["egress_address"])) if translated else None,
         "active": int(found["active"]) if translated else None,
         "limit": int(found["limit"]) if translated else None,
         "interface": interface,
@@ -160,8 +160,8 @@ def _supposing(reader: GatewayReader, known: FactsReader, supposed: Supposed, cl
             return
         in_force = KernelFacts(reader.maps, known.store)
         rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
-        reader.maps.supposed.put_many(np.arange(2), rule_sets(rules, reader.maps.supposed.value))
-        yield (supposed.email is not None) * _SUPPOSE_CLIENT | (supposed.host is not None) * _SUPPOSE_HOST
+        reader.maps.overrides.put_many(np.arange(2), rule_sets(rules, reader.maps.overrides.value))
+        yield (supposed.email is not None) * _OVERRIDE_CLIENT | (supposed.host is not None) * _OVERRIDE_HOST
 
 
 def _connection(question: Question) -> Connection:
