@@ -18,7 +18,7 @@ from enforcer.config.models import Configuration, PolicyEgress
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
 from enforcer.policy.rules import MAX_POLICIES
-from enforcer.policy.shadow import decidable, hidden
+from enforcer.policy.shadow import scope_of_policies, shadowed
 
 
 def check(draft: Draft, interfaces: Mapping[str, Link] | None) -> None:
@@ -297,16 +297,16 @@ def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPa
             f"egress_ips: none at {here}, where this gateway stands; expected one at least, for "
             "traffic that no policy matches",
         )
-    yield from _hidden(draft, configuration)
+    yield from _shadowed_policies(draft, configuration)
 
 
-def _hidden(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPath, str]]:
+def _shadowed_policies(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPath, str]]:
     """Name the policies that never apply, and which ones apply instead."""
     proxy, policies = configuration.proxy, configuration.policies
     protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
     index = {policy.name: position for position, policy in enumerate(policies)}
-    asked = decidable(protocols, configuration.private_networks)
-    for one in hidden(policies, configuration.named_lists, asked, configuration.tables):
+    asked = scope_of_policies(protocols, configuration.private_networks)
+    for one in shadowed(policies, configuration.named_lists, asked, configuration.tables):
         path = ("policies", index[one.name])
         lines = [f"{name} (line {draft.line(('policies', index[name]))})" for name in one.by]
         reason = one.reason

@@ -61,5 +61,5 @@ class FactsReader:
 
 
 def rules_in_force(reader: GatewayReader) -> list[Any]:
-    """The policies in force, with the fields of enforcer.policy.reference.Rule."""
+    """The policies in force, with the fields of enforcer.policy.reference.PolicyLike."""
     return [SimpleNamespace(**policy) for policy in reader.config["policies"]]

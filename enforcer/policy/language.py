@@ -378,7 +378,7 @@ def _parser() -> Lark:
     return Lark(grammar, parser="lalr", transformer=_Build(), maybe_placeholders=False)
 
 
-class Texts(Protocol):
+class PolicyTexts(Protocol):
     """A policy's three texts."""
 
     @property
@@ -394,7 +394,7 @@ class Texts(Protocol):
         """Expression; empty: every device."""
 
 
-def expression_of(rule: Texts, lists: Lists = NO_LISTS) -> Expression:
+def expression_of(rule: PolicyTexts, lists: Lists = NO_LISTS) -> Expression:
     """Give what a policy asks for: its three texts, joined by `and`; ExpressionError."""
     texts = (rule.traffic, rule.identity, rule.device_posture)
     parts = [part for part in (parse(text, lists) for text in texts) if part != Everything()]

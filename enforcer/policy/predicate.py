@@ -45,8 +45,8 @@ TRUE: Predicate = AllOf(frozenset())
 FALSE: Predicate = AnyOf(frozenset())
 
 
-def both(one: Predicate, two: Predicate) -> Predicate:
-    """Join by `and`."""
+def conjunction(one: Predicate, two: Predicate) -> Predicate:
+    """Join two predicates by `and`."""
     if one in (TRUE, two):
         return two
     if two == TRUE:
@@ -56,8 +56,8 @@ def both(one: Predicate, two: Predicate) -> Predicate:
     return _joined(AllOf, _merged([*_parts(AllOf, one), *_parts(AllOf, two)], conjunction=True), FALSE)
 
 
-def either(one: Predicate, two: Predicate) -> Predicate:
-    """Join by `or`."""
+def disjunction(one: Predicate, two: Predicate) -> Predicate:
+    """Join two predicates by `or`."""
     if one in (FALSE, two):
         return two
     if two == FALSE:

@@ -61,7 +61,7 @@ def _minimal(entries: list[tuple[Prefix, bool]]) -> AddressSet:
     return tuple(kept)
 
 
-def not_addresses(entries: AddressSet) -> AddressSet:
+def complement_addresses(entries: AddressSet) -> AddressSet:
     """Complement: every other address of both families."""
     return tuple((prefix, not member) for prefix, member in entries)
 
@@ -81,14 +81,14 @@ def _join(first: AddressSet, second: AddressSet, combine: Callable[[bool, bool],
     return _minimal(merged)
 
 
-def both_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
+def intersect_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
     """Intersection."""
     if first in (ALL_ADDRESSES, second):
         return second
     return first if second == ALL_ADDRESSES else _join(first, second, lambda one, two: one and two)
 
 
-def any_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
+def unite_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
     """Union."""
     return first if first == second else _join(first, second, lambda one, two: one or two)
 
@@ -104,7 +104,7 @@ def ports(ranges: Iterable[tuple[int, int]]) -> PortSet:
     return tuple(joined)
 
 
-def not_ports(ranges: PortSet) -> PortSet:
+def complement_ports(ranges: PortSet) -> PortSet:
     """Complement within 0 to 65535."""
     gaps, start = [], 0
     for first, last in ranges:
@@ -116,11 +116,11 @@ def not_ports(ranges: PortSet) -> PortSet:
     return tuple(gaps)
 
 
-def both_ports(first: PortSet, second: PortSet) -> PortSet:
+def intersect_ports(first: PortSet, second: PortSet) -> PortSet:
     """Intersection."""
     if first == ALL_PORTS:
         return second
-    return not_ports(ports(not_ports(first) + not_ports(second)))
+    return complement_ports(ports(complement_ports(first) + complement_ports(second)))
 
 
 def protocols(numbers: Iterable[int]) -> ProtocolSet:

@@ -17,9 +17,9 @@ from enforcer.constants import MAPPED_NETWORK
 from enforcer.policy.facts import NOTHING, Connection, Dimension
 from enforcer.policy.language import NO_LISTS, Lists, expression_of
 from enforcer.policy.predicate import TRUE, Predicate
-from enforcer.policy.reference import Rule, in_order
+from enforcer.policy.reference import PolicyLike, in_order
 from enforcer.policy.resolver import Bits, Resolver
-from enforcer.policy.rules import MAX_RULES, Box, TooManyRulesError, rules_of
+from enforcer.policy.rules import MAX_RULES, Rule, TooManyRulesError, rules_of
 from enforcer.policy.sets import ROOT4, ROOT6, AddressSet, PortSet, Prefix, ProtocolSet, covers
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class MatchTables:
     """What the kernel looks up; class 0 is the empty set of rules."""
 
     rules: tuple[int, ...]
-    """Rule → index of its policy among all policies (the disabled ones included) in ascending precedence."""
+    """Rule → index of its policy among all policies, disabled ones included, in ascending precedence."""
     sets: tuple[Bits, ...]
     """Class → rules."""
     source: tuple[tuple[IPv6Network, int], ...]
@@ -59,7 +59,7 @@ class MatchTables:
 
     @property
     def uses(self) -> frozenset[str]:
-        """The dimensions, as :class:`Box` names them, that some rule asks about."""
+        """The dimensions, as :class:`Rule` names them, that some rule asks about."""
         used: set[str] = set()
         used |= {name for name, groups in self.groups.items() if any(one != TRUE for one, _ in groups)}
         if len({number for _, _, number in self.source_ports}) > 1:
@@ -127,52 +127,52 @@ class _Trie:
         return next(table[value >> shift] for shift, table in self.lengths.items() if value >> shift in table)
 
 
-def compile_tables(policies: Iterable[Rule], lists: Lists = NO_LISTS) -> MatchTables:
+def compile_tables(policies: Iterable[PolicyLike], lists: Lists = NO_LISTS) -> MatchTables:
     """Compile all enabled policies; ExpressionError, TooManyRulesError."""
-    boxes: list[Box] = []
-    rules: list[int] = []
+    rules: list[Rule] = []
+    owners: list[int] = []
     needs: list[tuple[int, str]] = []
-    ordered: list[Rule] = in_order(policies)
+    ordered: list[PolicyLike] = in_order(policies)
     for index, policy in enumerate(ordered):
         if policy.enabled:
             found = rules_of(expression_of(policy, lists))
-            boxes += found
-            rules += [index] * len(found)
+            rules += found
+            owners += [index] * len(found)
             needs.append((len(found), policy.name))
-    if len(boxes) > MAX_RULES:
+    if len(rules) > MAX_RULES:
         largest = ", ".join(f"{name} {count:,}" for count, name in sorted(needs, reverse=True)[:3])
-        raise TooManyRulesError(f"{len(boxes):,} rules, {MAX_RULES:,} at most; most are needed by: {largest}")
+        raise TooManyRulesError(f"{len(rules):,} rules, {MAX_RULES:,} at most; most are needed by: {largest}")
     classes = {0: 0}
     tables = MatchTables(
-        rules=tuple(rules),
-        source=_address_table(_grouped(box.source for box in boxes), classes),
-        destination=_address_table(_grouped(box.destination for box in boxes), classes),
-        source_ports=_port_table(_grouped(box.source_ports for box in boxes), classes),
-        ports=_port_table(_grouped(box.ports for box in boxes), classes),
-        protocols=_protocol_table(_grouped(box.protocols for box in boxes), classes),
+        rules=tuple(owners),
+        source=_address_table(_grouped(rule.source for rule in rules), classes),
+        destination=_address_table(_grouped(rule.destination for rule in rules), classes),
+        source_ports=_port_table(_grouped(rule.source_ports for rule in rules), classes),
+        ports=_port_table(_grouped(rule.ports for rule in rules), classes),
+        protocols=_protocol_table(_grouped(rule.protocols for rule in rules), classes),
         groups={
-            "source_region": tuple(_grouped(box.source_region for box in boxes).items()),
-            "destination_region": tuple(_grouped(box.destination_region for box in boxes).items()),
-            "client": tuple(_grouped(box.client for box in boxes).items()),
-            "host": tuple(_grouped(box.host for box in boxes).items()),
+            "source_region": tuple(_grouped(rule.source_region for rule in rules).items()),
+            "destination_region": tuple(_grouped(rule.destination_region for rule in rules).items()),
+            "client": tuple(_grouped(rule.client for rule in rules).items()),
+            "host": tuple(_grouped(rule.host for rule in rules).items()),
         },
         sets=tuple(classes),
     )
     prefixes = max(len(tables.source), len(tables.destination))
     if prefixes > MAX_PREFIXES:
-        raise TooManyRulesError(_too_large(f"{prefixes:,} prefixes", MAX_PREFIXES, boxes, rules, ordered))
+        raise TooManyRulesError(_too_large(f"{prefixes:,} prefixes", MAX_PREFIXES, rules, owners, ordered))
     if len(classes) > MAX_SETS:
         raise TooManyRulesError(
-            _too_large(f"{len(classes):,} sets of rules", MAX_SETS, boxes, rules, ordered)
+            _too_large(f"{len(classes):,} sets of rules", MAX_SETS, rules, owners, ordered)
         )
     return tables
 
 
-def _too_large(what: str, most: int, boxes: list[Box], rules: list[int], ordered: list[Rule]) -> str:
+def _too_large(what: str, most: int, rules: list[Rule], owners: list[int], ordered: list[PolicyLike]) -> str:
     """Name the policies whose addresses and ports cut the tables into most pieces."""
     pieces: dict[int, int] = {}
-    for box, index in zip(boxes, rules, strict=True):
-        size = len(box.source) + len(box.destination) + len(box.source_ports) + len(box.ports)
+    for rule, index in zip(rules, owners, strict=True):
+        size = len(rule.source) + len(rule.destination) + len(rule.source_ports) + len(rule.ports)
         pieces[index] = pieces.get(index, 0) + size
     largest = sorted(pieces, key=lambda index: -pieces[index])[:3]
     names = ", ".join(f"{ordered[index].name} ({pieces[index]:,} prefixes and ranges)" for index in largest)

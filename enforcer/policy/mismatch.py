@@ -27,7 +27,7 @@ from enforcer.policy.values import protocol_name
 _MOST = 5  # comparisons or values that are named
 
 
-def why(expression: Expression, connection: Connection) -> tuple[str, str]:
+def explain_mismatch(expression: Expression, connection: Connection) -> tuple[str, str]:
     """Say which comparison of an expression that does not match failed, and what was seen instead."""
     found = [_blamed(expression, True, connection, host) for host in connection.hosts or (NOTHING,)]
     # A name of which the host's part is true fails for what has to be told.
