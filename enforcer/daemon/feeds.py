@@ -51,11 +51,11 @@ def _names(runtime: Runtime, say: Callable[[str], None]) -> Callable[[], Feed] |
     if not runtime.wanted.dns:
         return None
     # The library of DNS is for those who need it.
-    from enforcer.dns.alive import Alive, destinations
     from enforcer.dns.learner import Learner
+    from enforcer.dns.live_flows import LiveDestinations, live_destinations
 
-    def alive() -> Alive:
-        return destinations(runtime.maps.flows)
+    def alive() -> LiveDestinations:
+        return live_destinations(runtime.maps.flows)
 
     return lambda: Learner(runtime.store, runtime.tables, runtime.config, say=say, alive=alive)
 

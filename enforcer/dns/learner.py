@@ -1,12 +1,12 @@
-"""Learning the names of addresses from DNS answers, before their clients have them.
+"""Learns the names of addresses from DNS answers, before the clients receive these answers.
 
-The kernel copies questions and holds answers (:mod:`enforcer.kernel.nft.messages`). An answer that belongs to
-a question that was seen is learnt: stored, and written to the kernel's map. Only then it is let go. So the
-first connection made on an answer is already decided by the rules about its name.
+The kernel copies questions and holds answers (:mod:`enforcer.kernel.nft.messages`). The learner stores an
+answer that belongs to an observed question, writes it to the kernel's map, and only then accepts the held
+packet. So the rules about a name decide the first connection that a client opens on its answer.
 
-Clients take turns (:mod:`enforcer.dns.fair`). What is above a client's share goes on at once without being
-learnt, or is dropped with ``when_down: drop``; everything else that is not learnt goes on as it came. All of
-it is counted by name (:mod:`enforcer.dns.counts`).
+Clients take turns (:mod:`enforcer.dns.fair_queue`). Answers above a client's share pass at once without being
+learnt, or are dropped with ``when_down: drop``; every other answer that is not learnt passes unchanged.
+Counters by name (:mod:`enforcer.dns.counters`) cover all of them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol, Self
 
 from enforcer.dns import packet
-from enforcer.dns.alive import Alive
-from enforcer.dns.counts import COUNTS
-from enforcer.dns.fair import FairQueue, TimeBudget
-from enforcer.dns.reader import Answer, Reader, settings
+from enforcer.dns.counters import COUNTS
+from enforcer.dns.fair_queue import FairQueue, TimeBudget
+from enforcer.dns.live_flows import LiveDestinations
+from enforcer.dns.reader import Answer, Reader, reader_config
 from enforcer.dns.recent import RecentAnswers
 from enforcer.dns.watchdog import Watchdog
 from enforcer.errors import BusyError, EnforcerError, KernelError
@@ -83,16 +83,16 @@ class _Round(NamedTuple):
     """One look at all names whose time is over, some at a turn."""
 
     began: float
-    alive: Alive
+    alive: LiveDestinations
     cursor: ExpiryCursor
 
 
 class Learner:
     """The daemon's part: reads, learns, lets go. A context manager; raises BusyError, KernelError.
 
-    ``say`` receives lines for the journal. ``alive`` gives the destinations of live flows
-    (:func:`enforcer.dns.alive.destinations`). After it is made, and after :meth:`use`, :meth:`drain` is to be
-    called once: what came meanwhile has been read.
+    ``say`` receives lines for the journal. ``alive`` returns the destinations of live flows
+    (:func:`enforcer.dns.live_flows.live_destinations`). Call :meth:`drain` once after construction and after
+    :meth:`use`: packets may have arrived meanwhile.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class Learner:
         config: Mapping[str, Any],
         *,
         say: Callable[[str], None],
-        alive: Callable[[], Alive],
+        alive: Callable[[], LiveDestinations],
     ) -> None:
         self._store = store
         self._tables = tables
         self._say = say
         self._alive = alive
-        self._reader = Reader(settings(config))
+        self._reader = Reader(reader_config(config))
         self.counts = self._reader.counts
         self._recent = RecentAnswers()
         self._waiting: FairQueue[_Held] = FairQueue()
@@ -117,7 +117,7 @@ class Learner:
         self._look = 0.0
         self._round: _Round | None = None
         self._refused: tuple[float, EnforcerError] | None = None
-        passes = self._reader.settings.fail_open
+        passes = self._reader.config.fail_open
         with ExitStack() as stack:
             # Questions first: an answer that is held must have its question.
             self._log = Log(DNS_QUEUE)
@@ -129,8 +129,8 @@ class Learner:
             stack.callback(self._watchdog.close)
             self._poll = select.epoll()
             stack.callback(self._poll.close)
-            for source in (self._log, self._queue):
-                self._poll.register(source, select.EPOLLIN)
+            for socket in (self._log, self._queue):
+                self._poll.register(socket, select.EPOLLIN)
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -148,9 +148,9 @@ class Learner:
         self._store, self._tables = store, tables
         self._recent = RecentAnswers()
         self._round = self._refused = None
-        before = self._reader.settings.fail_open
-        self._reader.configure(settings(config))
-        passes = self._reader.settings.fail_open
+        before = self._reader.config.fail_open
+        self._reader.configure(reader_config(config))
+        passes = self._reader.config.fail_open
         if passes != before:
             self._queue.fail_open(passes)
             self._watchdog.fail_open(passes)
@@ -190,12 +190,12 @@ class Learner:
         """Lines up what is held, by client; what is above a client's share is not learnt."""
         over = []
         for held in self._queue.receive(AT_ONCE):
-            client = client_prefix(packet.destination(held.data))
+            client = client_prefix(packet.destination_address(held.data))
             cost = OVERHEAD + len(held.data)
             if not self._waiting.put(client, _Held(held, client, cost), cost):
                 self.counts["answer-backlog"] += 1
                 over.append(held.number)
-        if self._reader.settings.fail_open:
+        if self._reader.config.fail_open:
             self._queue.accept(over)
         else:
             self._queue.drop(over)
@@ -213,7 +213,7 @@ class Learner:
         """Notes the questions among the next copies; ``askers`` counts each client's of this turn."""
         copies = self._log.receive(most)
         for copy in copies:
-            client = client_prefix(packet.source(copy))
+            client = client_prefix(packet.source_address(copy))
             askers[client] += 1
             if askers[client] <= COPIES_OF_CLIENT:
                 self._reader.question(copy, now)
@@ -231,7 +231,7 @@ class Learner:
         for answer in answers:
             self.counts["learnt"] += 1
             self.counts["addresses"] += len(answer.addresses)
-        new = self._recent.new(answers, min(_SLACK, self._reader.settings.grace / 2))
+        new = self._recent.new(answers, min(_SLACK, self._reader.config.grace / 2))
         if new:
             self._store_names(new)
 

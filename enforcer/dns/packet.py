@@ -35,12 +35,12 @@ class Packet(NamedTuple):
     flags: int = 0
 
 
-def source(data: bytes) -> bytes:
+def source_address(data: bytes) -> bytes:
     """Where a packet comes from, whatever is in it; zeros for what is no IP."""
     return _address(data, 12, 8)
 
 
-def destination(data: bytes) -> bytes:
+def destination_address(data: bytes) -> bytes:
     """Where a packet goes, likewise."""
     return _address(data, 16, 24)
 

@@ -1,12 +1,12 @@
-"""The names of addresses in the store, within one change: learnt, forgotten, bounded.
+"""The learnt names of addresses, within one store transaction: adding, expiring and limiting them.
 
-A row says that an address goes by a name for a client, or for ANYBODY. Each row is charged to a client
-(:func:`client_prefix`): its own, or the one whose answer caused a row for ANYBODY. A client that is charged
-for more than its share makes room among the rows that it is charged for, so it takes nothing from others.
-A row for ANYBODY that several clients' answers named is charged to the one of them that is charged least: a
-client that fills its share cannot take a common name with it.
+A row maps an address to a name, for one client or for ANY_CLIENT. Each row is charged to a client prefix
+(:func:`client_prefix`): that of its client, or that of the client whose answer caused a row for ANY_CLIENT.
+When a client exceeds its share, rows charged to it are removed, so other clients lose none. A row for
+ANY_CLIENT that the answers of several clients caused is charged to the one with the smallest charge: a
+client that fills its share does not remove a common name.
 
-All costs depend on the number of rows that are written, not on how many a client has.
+All costs depend on the number of rows written, not on the number of rows that a client has.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from enforcer.constants import MAPPED
 from enforcer.facts.charges import NO_CLIENT, Charges
 from enforcer.facts.database import ROW, among
 from enforcer.facts.numbers import Numbers, digest
-from enforcer.facts.rows import ANYBODY, Learnt, Names
+from enforcer.facts.rows import ANY_CLIENT, Learnt, Names
 
 NAMES_PER_HOST = 64
 """Names that one address may have for one client; of those known before the first to expire makes room."""
 NAMES_PER_SHARED_HOST = 256
-"""The same for ANYBODY."""
+"""The same for ANY_CLIENT."""
 BYTES_OF_CLIENT = 8 << 20
 """What one client may be charged; the first to expire of the rows that it pays for make room."""
 BYTES_IN_ALL = 192 << 20
@@ -94,7 +94,7 @@ class LearntNames:
         """Adds rows; a later expiry extends one that is there. Only hosts whose names changed are listed."""
         groups: dict[tuple[bytes, str, bytes], dict[bytes, float]] = {}
         for client, address, name, expires, caused_by in answers:
-            payer = caused_by or (NO_CLIENT if client == ANYBODY else client_prefix(client))
+            payer = caused_by or (NO_CLIENT if client == ANY_CLIENT else client_prefix(client))
             group = groups.setdefault((client, name, payer), {})
             group[address] = max(expires, group.get(address, 0.0))
         numbers = self._numbers({name for _, name, _ in groups})
@@ -123,7 +123,7 @@ class LearntNames:
         gone = [
             _Row(*row)
             for _, *row in rows
-            if not (row[1] in origins if row[0] == ANYBODY else row[0] + row[1] in pairs)
+            if not (row[1] in origins if row[0] == ANY_CLIENT else row[0] + row[1] in pairs)
         ]
         self._delete(gone)
         names = self._rename({(row.client, row.address): set() for row in gone})
@@ -259,7 +259,7 @@ class LearntNames:
         query = f"SELECT expires, client, address, number, payer, texts.text {_JOINED} WHERE client = ?"
         for expires, *row in among(self._database, f"{query} AND address", addresses, (client,)):
             rows[row[1]].append((expires, _Row(*row)))
-        limit = NAMES_PER_SHARED_HOST if client == ANYBODY else NAMES_PER_HOST
+        limit = NAMES_PER_SHARED_HOST if client == ANY_CLIENT else NAMES_PER_HOST
         stored: dict[tuple[str, ...], bytes] = {(): b""}
         sets = {}
         for address, every in rows.items():

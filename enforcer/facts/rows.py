@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from enforcer.policy.facts import Facts
 
-ANYBODY = bytes(16)
+ANY_CLIENT = bytes(16)
 """The client of a name that holds whoever asks."""
 
 COMMAND, FILE = "command", "file"
@@ -52,7 +52,7 @@ class Learnt(NamedTuple):
     name: str
     expires: float
     payer: bytes = b""
-    """Who is charged, if not the client itself: whose answer it was that holds for ANYBODY."""
+    """Who is charged, if not the client itself: whose answer it was that holds for ANY_CLIENT."""
 
 
 class NameRow(NamedTuple):

@@ -21,7 +21,7 @@ from enforcer.facts.database import among, explained
 from enforcer.facts.names import BYTES_IN_ALL, FIRST, ExpiryCursor, LearntNames
 from enforcer.facts.numbers import NUMBERS, Numbers, digest
 from enforcer.facts.rows import (
-    ANYBODY,
+    ANY_CLIENT,
     COMMAND,
     FILE,
     Learnt,
@@ -34,7 +34,7 @@ from enforcer.facts.rows import (
 from enforcer.policy.facts import Facts
 
 __all__ = [
-    "ANYBODY",
+    "ANY_CLIENT",
     "COMMAND",
     "FILE",
     "NUMBERS",
@@ -381,7 +381,7 @@ class Transaction:
         """Expired names go, unless a live flow needs them.
 
         A client's own name is kept while its address behind the client's is in ``pairs``, a name that holds
-        for ANYBODY while its address is in ``origins``. Looks at up to ``most`` names behind ``after``;
+        for ANY_CLIENT while its address is in ``origins``. Looks at up to ``most`` names behind ``after``;
         returns also where to go on, None at the end.
         """
         return self._names.forget(now, origins, pairs, most, after)

@@ -18,7 +18,7 @@ from enforcer.address import IPAddress, IPNetwork, mapped, pack
 from enforcer.datapath.banks import NO_SLOT, Action
 from enforcer.facts.kernel_facts import KernelFacts, refill
 from enforcer.facts.regions import Region, RegionPrefixes
-from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
+from enforcer.facts.rows import ANY_CLIENT, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
 from enforcer.gateway.bank_switch import BankContents, BankSwitch
 from enforcer.policy.facts import Connection
@@ -85,7 +85,7 @@ def rows_of(world: World) -> tuple[list[NewSession], list[Learnt]]:
     """What the store is told of a world."""
     sessions = [NewSession(pack(client), facts, None) for client, facts in world.sessions.items()]
     names = [
-        Learnt(ANYBODY, pack(address), name, FOREVER)
+        Learnt(ANY_CLIENT, pack(address), name, FOREVER)
         for address, known in world.names.items()
         for name in known
     ]

@@ -26,7 +26,7 @@ from enforcer.facts import database, loading, names, numbers
 from enforcer.facts import store as stores
 from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix, size_of
 from enforcer.facts.store import (
-    ANYBODY,
+    ANY_CLIENT,
     COMMAND,
     FILE,
     Learnt,
@@ -244,7 +244,7 @@ def test_names_are_learnt_extended_and_forgotten(store: Store) -> None:
     names = learn(store, Learnt(A, ORIGIN, "www.example", 100.0))
     assert names == Names([((A, ORIGIN), 1)], [(1, ("www.example",))])
     assert store.names_at(A, ORIGIN) == ("www.example",)
-    assert store.names_at(ANYBODY, ORIGIN) == store.names_at(A, ORIGIN6) == ()
+    assert store.names_at(ANY_CLIENT, ORIGIN) == store.names_at(A, ORIGIN6) == ()
     assert learn(store, Learnt(A, ORIGIN, "www.example", 150.0)) == Names([], [])
     assert learn(store, Learnt(A, ORIGIN, "www.example", 120.0)) == Names([], [])
     assert [tuple(row) for row in store.names()] == [(A, ORIGIN, "www.example", 150.0)]
@@ -283,8 +283,8 @@ def test_an_address_of_too_many_names_keeps_the_longest_lived(
         assert transaction.crowded_out == ["n2.example"]
     assert store.names_at(A, ORIGIN) == ("n3.example", "n4.example", "short.example")
     monkeypatch.setattr(names, "NAMES_PER_SHARED_HOST", 4)
-    learn(store, *(Learnt(ANYBODY, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
-    assert len(store.names_at(ANYBODY, ORIGIN)) == 4
+    learn(store, *(Learnt(ANY_CLIENT, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
+    assert len(store.names_at(ANY_CLIENT, ORIGIN)) == 4
 
 
 def address(number: int) -> bytes:
@@ -319,7 +319,7 @@ def test_a_client_of_ipv6_is_a_64(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 def caused(payer: bytes, where: bytes, name: str, expires: float) -> list[Learnt]:
     """An answer's two rows: for the client, and for anybody."""
-    return [Learnt(who, where, name, expires, client_prefix(payer)) for who in (payer, ANYBODY)]
+    return [Learnt(who, where, name, expires, client_prefix(payer)) for who in (payer, ANY_CLIENT)]
 
 
 def hosts_of(store: Store, client: bytes) -> set[bytes]:
@@ -335,7 +335,7 @@ def test_rows_for_anybody_are_charged_to_who_caused_them(
         learn(store, *caused(A, address(number), f"n{number % 10}.example", 100.0 + number))
     left = {address(number) for number in (17, 18, 19)}
     assert hosts_of(store, A) == left
-    assert hosts_of(store, ANYBODY) == left | {address(100)}
+    assert hosts_of(store, ANY_CLIENT) == left | {address(100)}
     assert hosts_of(store, B) == {address(100)}
     # The kernel is told of all of it.
     assert {host for host, _ in store.hosts()} == {(row.client, row.address) for row in store.names()}
@@ -352,13 +352,13 @@ def test_a_common_name_is_charged_to_the_client_with_the_least(
     for number in range(20):
         learn(store, *caused(A, address(number), f"n{number % 10}.example", 100.0))
     assert ORIGIN not in hosts_of(store, A)
-    assert store.names_at(ANYBODY, ORIGIN) == store.names_at(B, ORIGIN) == ("common.example",)
-    assert store.names_at(ANYBODY, ORIGIN6) == ()
+    assert store.names_at(ANY_CLIENT, ORIGIN) == store.names_at(B, ORIGIN) == ("common.example",)
+    assert store.names_at(ANY_CLIENT, ORIGIN6) == ()
     # And not by confirming it when it has more than they.
     learn(store, *caused(A, ORIGIN, "common.example", 2.0))
     for number in range(20):
         learn(store, *caused(A, address(number), f"m{number % 10}.example", 100.0))
-    assert store.names_at(ANYBODY, ORIGIN) == ("common.example",)
+    assert store.names_at(ANY_CLIENT, ORIGIN) == ("common.example",)
 
 
 def test_of_all_together_the_largest_makes_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +370,7 @@ def test_of_all_together_the_largest_makes_room(store: Store, monkeypatch: pytes
     assert len(hosts_of(store, A)) == 8
     assert hosts_of(store, B) == {ORIGIN}
     assert hosts_of(store, C) == {ORIGIN6}
-    assert hosts_of(store, ANYBODY) == hosts_of(store, A) | {ORIGIN, ORIGIN6}
+    assert hosts_of(store, ANY_CLIENT) == hosts_of(store, A) | {ORIGIN, ORIGIN6}
 
 
 def accounts(path: Path) -> tuple[dict[bytes, int], int, dict[str, int]]:
@@ -565,7 +565,7 @@ def test_the_format_before_is_brought_into_this_one(store: Store, path: Path) ->
     rows = [
         Learnt(who, where, name, 100.0 + number)
         for number, where in enumerate((ORIGIN, ORIGIN6))
-        for who in (A, C, ANYBODY)
+        for who in (A, C, ANY_CLIENT)
         for name in ("www.example", "a.longer.name.example")
     ]
     learn(store, *rows)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from enforcer.dns import fair
-from enforcer.dns.fair import BACKLOG, BURST, QUANTUM, SHARE, TOGETHER, FairQueue, TimeBudget
+from enforcer.dns import fair_queue
+from enforcer.dns.fair_queue import BACKLOG, BURST, QUANTUM, SHARE, TOGETHER, FairQueue, TimeBudget
 
 FLOOD, OTHER, THIRD = b"flood", b"other", b"third"
 
@@ -101,7 +101,7 @@ def test_what_waits_is_bounded_for_each_and_for_all(monkeypatch: pytest.MonkeyPa
     queue: FairQueue[bytes] = FairQueue()
     assert sum(queue.put(FLOOD, FLOOD, 1000) for _ in range(1000)) == BACKLOG // 1000
     assert queue.put(OTHER, OTHER, 1000)
-    monkeypatch.setattr(fair, "BACKLOG_OF_ALL", BACKLOG + 2000)
+    monkeypatch.setattr(fair_queue, "BACKLOG_OF_ALL", BACKLOG + 2000)
     assert sum(queue.put(OTHER, OTHER, 1000) for _ in range(10)) < 3
     assert queue.put(THIRD, THIRD, 1000)  # the first of a client always
     while queue:

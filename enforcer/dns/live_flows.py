@@ -12,7 +12,7 @@ from enforcer.datapath.maps import Map
 _MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5)
 
 
-class Alive(NamedTuple):
+class LiveDestinations(NamedTuple):
     """Of all flows that are not over."""
 
     origins: Container[bytes]
@@ -37,7 +37,7 @@ class _Rows(Container[bytes]):
         return index < len(self._words) and bool(self._words[index] == word)
 
 
-def destinations(flows: Map) -> Alive:
+def live_destinations(flows: Map) -> LiveDestinations:
     """Who goes where; 0.3 s for a million flows."""
     origins, pairs = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.uint64)]
     for every, values in flows.chunks():
@@ -45,7 +45,7 @@ def destinations(flows: Map) -> Alive:
         both = np.concatenate([_halves(keys["client"]), _halves(keys["origin"])], axis=1)
         origins.append(np.unique(_mixed(both[:, 2:])))
         pairs.append(_mixed(both))
-    return Alive(_Rows(np.concatenate(origins)), _Rows(np.concatenate(pairs)))
+    return LiveDestinations(_Rows(np.concatenate(origins)), _Rows(np.concatenate(pairs)))
 
 
 def _halves(addresses: Any) -> Any:
