@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from enforcer.datapath import pins
+from enforcer.datapath import bpffs
 from enforcer.instance import Instance
 from enforcer.instance.trust import remove_tree
 from enforcer.kernel.namespace import RUN_NETNS
@@ -149,9 +149,9 @@ class Lab:
     def _remove_traces(self) -> None:
         """What an enforcer that was killed has left of its pins and its state."""
         instance = Instance(self.gw.cookie())
-        bpffs = pins.find_bpffs()
-        if bpffs is not None:
-            remove_tree(pins.directory(bpffs, instance.cookie))
+        mount = bpffs.find_bpffs()
+        if mount is not None:
+            remove_tree(bpffs.directory(mount, instance.cookie))
         remove_tree(instance.directory)
 
     def config(self, **changes: object) -> Document:

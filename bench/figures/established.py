@@ -33,7 +33,7 @@ from bench.rig.peers import (
     Stateful,
 )
 from enforcer.constants import TCP, UDP
-from enforcer.datapath import fast
+from enforcer.datapath import fast_path
 
 ESTABLISHED = "Packet of an established flow"
 MANY = 40000
@@ -71,7 +71,7 @@ def steady(learnt: float, anew: float, flows: int) -> float:
 
     In a way's life one packet of each flow is learnt from, and the others take the way.
     """
-    life = fast.LIFETIME * 1e9
+    life = fast_path.LIFETIME * 1e9
     packets = flows + (life - flows * anew) / learnt
     return life / packets
 
@@ -94,7 +94,7 @@ def measured(bench: Bench, subject: Subject) -> Sample:
     if subject.stale:
         assert isinstance(peer, Enforcer)
         with closing(peer.maps()) as maps:
-            fast.relearn(maps)
+            fast_path.invalidate(maps)
         count = stream.flows
     return sample(peer, bench.generator.send(peer.wire, stream, count))
 

@@ -12,11 +12,11 @@ import time
 
 from enforcer.config import Configuration
 from enforcer.errors import NotInstalledError
+from enforcer.gateway.compiled_config import CompiledConfig, compile_config
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.operations import (
     SwitchTables,
 )
-from enforcer.gateway.target import CompiledConfig, compile_config
 from enforcer.instance import Instance
 from enforcer.kernel.namespace import netns_cookie
 from enforcer.policy.language import parse

@@ -13,7 +13,7 @@ from bench.rig.generator import Run
 from bench.rig.programs import Programs
 from bench.rig.wire import INSIDE_INDEX, Wire
 from enforcer.control.interpreter import PYTHON
-from enforcer.datapath import fast, syscall, tcx
+from enforcer.datapath import fast_path, syscall, tcx
 from enforcer.datapath.maps import Map, Maps
 from enforcer.facts.store import Store
 from enforcer.gateway.gateway import Gateway
@@ -322,7 +322,7 @@ class Enforcer(Peer):
         with closing(self.maps()) as maps:
             for name in ("flows", "origins", "client_prefixes", "clients"):
                 clear(getattr(maps, name))
-            fast.relearn(maps)
+            fast_path.invalidate(maps)
 
 
 def clear(table: Map) -> None:

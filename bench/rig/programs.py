@@ -17,8 +17,8 @@ from typing import Self
 
 from enforcer.control.interpreter import PYTHON
 from enforcer.datapath import compiler, syscall
+from enforcer.datapath.bpffs import mount_bpffs
 from enforcer.datapath.maps import Maps
-from enforcer.datapath.pins import mount_bpffs
 from enforcer.errors import KernelError
 
 OUTSIDE_INDEX = 3

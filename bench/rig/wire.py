@@ -24,7 +24,7 @@ from typing import Self
 from pyroute2 import IPRoute
 
 from bench.rig.programs import OUTSIDE_INDEX, Programs
-from enforcer.datapath.pins import directory, find_bpffs
+from enforcer.datapath.bpffs import directory, find_bpffs
 from enforcer.instance import Instance
 from enforcer.kernel import filters
 from enforcer.kernel.namespace import RUN_NETNS

@@ -11,10 +11,10 @@ from enforcer.cli.app import Command, Settings
 @click.pass_obj
 def command(settings: Settings) -> None:
     """Validate the file; touches nothing. Exit code 2 if anything is wrong."""
-    from enforcer.gateway.preview import check_file, said_of
+    from enforcer.gateway.preview import check_file, config_warnings
 
     config = check_file(settings.file)
-    for warning in said_of(config):
+    for warning in config_warnings(config):
         click.echo(f"warning: {warning}", err=True)
     click.echo(
         f"{settings.file}: valid; location {config.location}, {len(config.egress_ips)} egress IPs, "

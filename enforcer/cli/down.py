@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def command(settings: Settings) -> None:
     """Take away everything that was ever installed; ends the daemon first."""
     try:
-        done = _take_down(settings.instance)
+        done = _tear_down(settings.instance)
     except KeyboardInterrupt:
         raise EnforcerError(
             "interrupted: some of it may be taken away already",
@@ -29,24 +29,24 @@ def command(settings: Settings) -> None:
         click.echo(line)
 
 
-def _take_down(instance: Instance) -> list[str]:
+def _tear_down(instance: Instance) -> list[str]:
     """Also of a gateway that a later version enforces, whose state may say less to this one."""
     from enforcer.gateway import state, teardown
 
     file, daemon = instance.state_file, instance.daemon_pid()
     try:
         before = state.State.load(file)
-        done = teardown.take_down(instance)
+        done = teardown.tear_down(instance)
     except LaterVersionError:
         done = []
         if daemon is not None:
             # It would write its own state again.
             with suppress(LaterVersionError):
-                teardown.take_down(instance)
+                teardown.tear_down(instance)
             done.append(f"ended the daemon (pid {daemon})")
         state.salvage(file)
         before = state.State.load(file)
-        done += teardown.take_down(instance)
+        done += teardown.tear_down(instance)
     if before is not None and before.foreign:
         kinds = ", ".join(before.foreign)
         done.append(f"left: what enforcer {before.version} has changed and this version cannot undo: {kinds}")

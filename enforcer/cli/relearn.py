@@ -16,9 +16,9 @@ def command(settings: Settings) -> None:
     Every connection goes on: its next packets go the kernel's way, and are learnt from. The daemon does the
     same when a route, a link, an address, a neighbour or the nftables rules change.
     """
-    from enforcer.gateway.relearn import relearn
+    from enforcer.gateway.invalidate_fast_path import invalidate_entries
 
-    flows = relearn(settings.instance)
+    flows = invalidate_entries(settings.instance)
     if flows is None:
         click.echo("the fast path is off: nothing was learnt")
     else:

@@ -60,7 +60,7 @@ class Daemon:
 
         ``work`` applies the file (enforcer/control/worker.py). Raises its error.
         """
-        # Each hook is a descriptor (datapath/held.py), and there may be hundreds of interfaces.
+        # Each hook is a descriptor (datapath/held_pins.py), and there may be hundreds of interfaces.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
-from enforcer.datapath import fast
+from enforcer.datapath import fast_path
 from enforcer.kernel.path import PathWatch
 
 # Where events come without end, flows take the kernel's way once in so many seconds.
@@ -27,10 +27,10 @@ class FastPathInvalidator:
 
         What was learnt is stale in any case: nobody has watched over these maps before.
         """
-        fast.switch(self._runtime.maps, on=self._runtime.wanted.fast_path)
+        fast_path.set_enabled(self._runtime.maps, on=self._runtime.wanted.fast_path)
 
     def _relearn(self) -> None:
-        fast.relearn(self._runtime.maps)
+        fast_path.invalidate(self._runtime.maps)
 
     def _on_events(self) -> None:
         """At once for the first event; the next ones wait unread."""

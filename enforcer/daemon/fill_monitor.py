@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enforcer.datapath.tables import Fill
+from enforcer.datapath.table_usage import Fill
 
 WHAT_HAPPENS = {
     "flows": "unanswered and closed ones make room, and without them new ones are refused (limits.flows)",

@@ -14,7 +14,7 @@ from enforcer.daemon.runtime import Runtime
 from enforcer.datapath import sweep
 from enforcer.datapath.programs import Pins
 from enforcer.datapath.recount import Recount
-from enforcer.datapath.tables import Fill
+from enforcer.datapath.table_usage import Fill
 from enforcer.gateway import availability
 from enforcer.kernel import conntrack
 

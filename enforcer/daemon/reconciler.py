@@ -22,7 +22,7 @@ from enforcer.gateway.operations import (
 from enforcer.gateway.plan import (
     plan,
 )
-from enforcer.gateway.roles import Seen
+from enforcer.gateway.roles import LinkStatus
 from enforcer.kernel.watch import FILTER, NFT, ROUTE, Watch
 
 _AUDIT_EVERY = 60.0
@@ -83,7 +83,7 @@ class Reconciler:
         self._again = again
         self._again_after = 0.0
         self._available: dict[str, tuple[bool, bool]] = {}
-        self._seen = Seen({}, frozenset())
+        self._seen = LinkStatus({}, frozenset())
         self._last_seen = LastSeen(known)
         self._made_again: set[str] = set()
         self._news: set[str] = set()

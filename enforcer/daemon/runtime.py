@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.daemon.session_manager import SessionManager
-from enforcer.datapath import pins as places
-from enforcer.datapath.held import Held, HeldPins
+from enforcer.datapath import bpffs
+from enforcer.datapath.held_pins import HeldObjects, HeldPins
 from enforcer.datapath.maps import Maps
 from enforcer.errors import ConfigError, EnforcerError, KernelError, abridged
 from enforcer.facts.kernel_facts import KernelFacts, refill
@@ -39,7 +39,7 @@ class Runtime:
     def __init__(self, instance: Instance, say: Callable[[str], None]):
         self.instance = instance
         self.store = Store(instance.facts_file)
-        self._held = Held()
+        self._held = HeldObjects()
         self._mount_after = 0.0
         self._say = say
         try:
@@ -116,19 +116,19 @@ class Runtime:
 
     def _mend_pins(self) -> None:
         """Pins again what is not pinned any more, in the BPF file system that is found now."""
-        bpffs = places.find_bpffs() or self._mount()
-        pins = self.gateway.pins_at(bpffs)
+        mount = bpffs.find_bpffs() or self._mount()
+        pins = self.gateway.pins_at(mount)
         if pins.directory != self.pins.directory:
-            self._say(f"the pins are in another file system now: {bpffs}")
+            self._say(f"the pins are in another file system now: {mount}")
             self.pins = self.gateway.pins = HeldPins(pins.directory, pins.loaded, pins.shared, self._held)
             self.maps.directory = pins.maps
-        mended = self.pins.mend()
+        mended = self.pins.repin()
         if mended:
             self._say(f"put back: the pins {abridged(mended)}")
 
     def hold(self) -> None:
         """Holds what is pinned now: the daemon itself has attached something."""
-        self.pins.take()
+        self.pins.hold()
 
     def _mount(self) -> Path:
         """A new BPF file system, if it is allowed; asked for once in a while."""
@@ -136,7 +136,7 @@ class Runtime:
         if now >= self._mount_after:
             self._mount_after = now + _PATIENCE
             try:
-                return places.mount_bpffs()
+                return bpffs.mount_bpffs()
             except KernelError as error:
                 self._refusal = error
         raise KernelError(
@@ -157,7 +157,7 @@ class Runtime:
             if not name.endswith("_inner"):
                 getattr(maps, name)  # opened: no path is needed any more
         pins = HeldPins(gateway.pins.directory, gateway.pins.loaded, gateway.pins.shared, self._held)
-        pins.take()
+        pins.hold()
         self.pins = gateway.pins = pins
         self._recorded = _identity(self.instance.state_file)
         self.gateway, self.wanted, self.maps = gateway, wanted, maps

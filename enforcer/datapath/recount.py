@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from enforcer.datapath import counts
-from enforcer.datapath.batches import run_on
 from enforcer.datapath.counts import Counts
 from enforcer.datapath.maps import Map, Maps
+from enforcer.datapath.program_runs import run_on
 from enforcer.datapath.programs import Pins
 
 Errors = dict[bytes, tuple[int, ...]]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from enforcer.datapath.batches import run_on, run_once
 from enforcer.datapath.maps import Map, Maps
+from enforcer.datapath.program_runs import run_on, run_once
 from enforcer.datapath.programs import Pins
 
 UNKNOWN = 1

@@ -51,7 +51,7 @@ class Actual:
         bridges = tuple(sorted(link.name for link in self.links.values() if link.kind == "bridge"))
         return Forwarding(self.sysctls, self.was, self.forgotten, bridges, self.noted_as)
 
-    def closed(self, ruleset: Ruleset) -> Ruleset:
+    def completed(self, ruleset: Ruleset) -> Ruleset:
         """The table for the links that are there, which drops what would be forwarded for others.
 
         Links that were renamed are not others.
@@ -59,4 +59,4 @@ class Actual:
         renamed = tuple(sorted(now for now, listed in self.renamed.items() if listed in ruleset.inside))
         listed = (*ruleset.inside, *ruleset.outside)
         indexes = {name: self.links[name].index for name in listed if name in self.links}
-        return self.forwarding.closed(replace(ruleset, renamed=renamed, indexes=indexes))
+        return self.forwarding.with_forward_drops(replace(ruleset, renamed=renamed, indexes=indexes))

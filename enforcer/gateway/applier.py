@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enforcer.address import pack
-from enforcer.datapath import carry, fast, loss, programs, sweep
-from enforcer.datapath import pins as places
+from enforcer.datapath import bpffs, carry, fast_path, lost_pins, programs, sweep
 from enforcer.datapath.banks import BANK
 from enforcer.datapath.maps import Maps
 from enforcer.errors import KernelError, LostPinError
 from enforcer.facts.store import Store
-from enforcer.gateway import adoption, attach, availability, undo
-from enforcer.gateway.desired import Desired, united
+from enforcer.gateway import adoption, attach, availability, undo_list
+from enforcer.gateway.desired import Desired, combined
 from enforcer.gateway.installed import Installed, layout_of, source_digest
+from enforcer.gateway.nat_connections import delete_matching, is_translated_to, is_untranslated
 from enforcer.gateway.operations import (
     AddAddress,
     AddRange,
@@ -43,7 +43,6 @@ from enforcer.gateway.plan import (
     settings_of,
 )
 from enforcer.gateway.state import OTHER_SIDE, State
-from enforcer.gateway.translated import forget, is_translated_to, is_untranslated
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
 from enforcer.kernel.addresses import LOOPBACK
 
@@ -65,7 +64,7 @@ def apply(
     The state file says what is in force at every moment: until the policies are switched what was before,
     from then on ``state``; and that a plan is under way. So a process that is killed here leaves what the
     next plan can complete or take back. Raises EnforcerError; then the caller calls
-    :meth:`Installed.take_back`. ``progress`` hears of each step before it is taken.
+    :meth:`Installed.revert_to`. ``progress`` hears of each step before it is taken.
     """
     operations = list(operations)
     installed.instance.create()
@@ -100,7 +99,9 @@ class _Applier:
         """What the plan puts in force."""
         self.current = State()
         """What the state file says."""
-        self.serving = united(*(each for each in (installed.previous, installed.left, wanted) if each))
+        self.serving = combined(
+            *(each for each in (installed.previous, installed.unfinished, wanted) if each)
+        )
         """What is in force, and what else may be there or is about to be."""
         self.fresh_maps = False
         self.old: Maps | None = None
@@ -139,7 +140,7 @@ class _Applier:
             return
         half_done = self.current.half_done
         assert half_done is not None
-        if self.installed.left is None:
+        if self.installed.unfinished is None:
             half_done |= self.current.other_side()
         self.state.half_done = half_done
         self.installed.save(self.state)
@@ -155,7 +156,7 @@ class _Applier:
         self._switch_fast_path()
         if self.pins is not None:
             self.pins.remove_others()
-        self.state.undo = undo.relisted(self.state.undo, self.wanted.listed, links.links())
+        self.state.undo = undo_list.relisted(self.state.undo, self.wanted.listed, links.links())
         self.state.half_done = None
         self.state.applied = time.time()
         self.installed.save(self.state)
@@ -189,9 +190,9 @@ class _Applier:
         }
         steps[kind](operations)
 
-    def _note(self, found: Mapping[str, links.Link], *entries: undo.Entry) -> None:
+    def _note(self, found: Mapping[str, links.Link], *entries: undo_list.Entry) -> None:
         """Notes how to undo the next step, before it is taken."""
-        fresh = undo.fresh(self.state.undo, entries, found)
+        fresh = undo_list.fresh(self.state.undo, entries, found)
         if fresh:
             self.current.undo += fresh  # the same list as that of the state to come
             self.current.save(self.installed.instance.state_file)
@@ -202,7 +203,7 @@ class _Applier:
             # Connections from before the enforcer, or from while its rules were changed, go untranslated
             # for as long as conntrack remembers them.
             local = {pack(interface.ip) for _, interface in addresses.held()}
-            forget(lambda entry: is_untranslated(entry) and entry.original.source not in local)
+            delete_matching(lambda entry: is_untranslated(entry) and entry.original.source not in local)
 
     def _add_addresses(self, operations: list[AddAddress]) -> None:
         addresses.add((operation.held for operation in operations), own={self.wanted.shared4})
@@ -223,7 +224,7 @@ class _Applier:
 
     def _load(self, _: list[LoadPrograms]) -> None:
         installed = self.installed
-        assert self.pins is not None  # enforcer/gateway/reach.py
+        assert self.pins is not None  # enforcer/gateway/repin.py
         before = installed.state
         self.state.layout = layout_of(self.wanted)
         old = installed.maps() if before is not None and before.layouts else None
@@ -231,13 +232,13 @@ class _Applier:
             old is None
             or before is None
             or before.layout != self.state.layout
-            or bool(loss.lost_maps(old, before.layouts))
+            or bool(lost_pins.lost_maps(old, before.layouts))
         )
         if self.fresh_maps:
             self.old, self.carried = old, False
         elif old is not None:
             _check_maps(old, self.state)
-        places.create(self.pins.directory)
+        bpffs.create(self.pins.directory)
         loaded = programs.load(
             self.pins,
             self.wanted.flows,
@@ -271,7 +272,7 @@ class _Applier:
             fresh = self.fresh_maps or self.old is not None
             switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)
             # A way's address is its slot's: what is learnt must not outlive that. On again when all is done.
-            fast.switch(maps, on=False)
+            fast_path.set_enabled(maps, on=False)
             # What is in force until the switch is served until then.
             availability.refresh(maps, self.serving)
             if not self.carried:
@@ -304,7 +305,7 @@ class _Applier:
         if self.pins is not None and self.state.layouts:
             # A daemon puts back what needs no pins also while they are lost.
             with suppress(LostPinError), self._maps() as maps:
-                fast.switch(maps, on=self.wanted.fast_path)
+                fast_path.set_enabled(maps, on=self.wanted.fast_path)
 
     def _attach(self, operations: list[Attach]) -> None:
         found = links.links()
@@ -315,7 +316,7 @@ class _Applier:
                 continue  # gone meanwhile; an event tells when it is back
             index = found[operation.interface].index
             if attach.needs_qdisc(index):
-                self._note(found, undo.done_to("clsact", found[operation.interface]))
+                self._note(found, undo_list.done_to("clsact", found[operation.interface]))
                 filters.ensure_clsact(index)
             attach.attach(self.pins, index, operation.direction, operation.program)
         self._catch_up()
@@ -327,7 +328,7 @@ class _Applier:
                 continue
             name, index = operation.interface, found[operation.interface].index
             attach.detach(self.pins, index, operation.direction)
-            made = undo.of(self.state.undo, "clsact", found[name])
+            made = undo_list.of(self.state.undo, "clsact", found[name])
             if made and filters.remove_clsact(index):
                 for entry in made:
                     self.state.undo.remove(entry)
@@ -337,7 +338,7 @@ class _Applier:
         for operation in operations:
             if operation.interface not in found:
                 continue
-            self._note(found, undo.done_to("allmulti", found[operation.interface]))
+            self._note(found, undo_list.done_to("allmulti", found[operation.interface]))
             links.set_allmulti(operation.interface, True)
 
     def _remove_addresses(self, operations: list[RemoveAddress]) -> None:
@@ -349,10 +350,10 @@ class _Applier:
     def _end_flows(self, operations: list[EndFlows]) -> None:
         gone = [egress for operation in operations for egress in operation.egresses]
         # An address that another egress IP has now is that one's.
-        ours, stay = availability.Sources(gone), availability.Sources(self.wanted.ours, self.wanted)
+        ours, stay = availability.AddressSet(gone), availability.AddressSet(self.wanted.ours, self.wanted)
 
         def forget_gone(theirs: Container[conntrack.Tuple] = ()) -> None:
-            forget(
+            delete_matching(
                 lambda entry: (
                     entry.original in theirs
                     or (is_translated_to(entry, ours) and not is_translated_to(entry, stay))
@@ -373,7 +374,7 @@ class _Applier:
             name for operation in operations for name in [*sysctl.followers(operation.name), operation.name]
         ]
         found, values = links.links(), sysctl.found(names)
-        self._note(found, *(undo.setting(name, value, found) for name, value in values.items()))
+        self._note(found, *(undo_list.setting(name, value, found) for name, value in values.items()))
         for operation in operations:
             sysctl.write_alone(operation.name, operation.value)
 

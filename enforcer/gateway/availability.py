@@ -17,7 +17,7 @@ from enforcer.datapath.banks import NO_SLOT, prefix_of
 from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import roles
 from enforcer.gateway.desired import Desired, Egress
-from enforcer.gateway.roles import Seen
+from enforcer.gateway.roles import LinkStatus
 from enforcer.kernel import addresses, links, sysctl
 from enforcer.kernel.addresses import Held
 from enforcer.policy.nearest import buckets
@@ -45,7 +45,7 @@ TIMEOUTS = (
 GRACE = 1.0
 
 
-class Sources:
+class AddressSet:
     """The addresses and ranges of some egress IPs, and the shared ones if wanted, for `in` (16 bytes)."""
 
     def __init__(self, egresses: Sequence[Egress], shared: Desired | None = None):
@@ -55,7 +55,7 @@ class Sources:
         self._take(single, [egress.ipv6 for egress in egresses])
 
     @classmethod
-    def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> Sources:
+    def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> AddressSet:
         """Of addresses and ranges that no egress IP tells of."""
         made = cls(())
         made._take(single, ranges)
@@ -76,23 +76,23 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class There:
+class Availability:
     """What there is at present of what is desired; pairs are (IPv4, IPv6)."""
 
     egresses: dict[str, Pair]
     """Which of this gateway's egress IPs are available, by name."""
     shared: Pair
     """Whether the gateway has the shared addresses."""
-    links: Seen
+    links: LinkStatus
 
 
-def refresh(maps: Maps, wanted: Desired) -> There:
+def refresh(maps: Maps, wanted: Desired) -> Availability:
     """Brings the maps up to date."""
     found = links.links()
     seen = roles.refresh(maps, wanted, found)
     held = addresses.held()
     single, ranges = {interface.ip for _, interface in held}, addresses.ranges()
-    there = There(
+    there = Availability(
         {egress.name: (egress.ipv4 in single, egress.ipv6 in ranges) for egress in wanted.ours},
         (wanted.shared4 in single, wanted.shared6 in single),
         seen,
@@ -115,7 +115,7 @@ def _answered_for(wanted: Desired, held: Iterable[Held], ranges: Container[IPv6N
     return networks
 
 
-def _write_egresses(egresses: Map, wanted: Desired, there: There) -> None:
+def _write_egresses(egresses: Map, wanted: Desired, there: Availability) -> None:
     _, current = egresses.items()
     rows = np.zeros_like(current)
     ones = mask_words(128)

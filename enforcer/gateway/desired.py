@@ -140,7 +140,7 @@ class Desired:
         )
 
 
-def united(leading: Desired, *others: Desired) -> Desired:
+def combined(leading: Desired, *others: Desired) -> Desired:
     """What serves all of these while one takes another's place: every interface, every egress IP.
 
     All else is the leading one's: the shared addresses, what is nearest, DNS. Slots are not used twice, so an

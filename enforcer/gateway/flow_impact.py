@@ -17,12 +17,12 @@ from enforcer.datapath.maps import Maps
 from enforcer.facts.kernel_facts import rules_of_names
 from enforcer.facts.rows import ANY_CLIENT
 from enforcer.facts.store import Store
+from enforcer.gateway.compiled_config import CompiledConfig
 from enforcer.gateway.operations import (
     AddAddress,
     AddRange,
     Operation,
 )
-from enforcer.gateway.target import CompiledConfig
 from enforcer.policy.facts import region_facts
 from enforcer.policy.resolver import Bits
 

@@ -13,8 +13,9 @@ stay what they are.
 The loopback interface is switched on with the listed ones: the source check asks from there where an uplink's
 is off (route.h).
 
-What these switches let the kernel forward for others, the nftables table drops (:meth:`Forwarding.closed`). A
-family that was forwarded for all before the enforcer came is left alone.
+The nftables table drops what these settings would let the kernel forward for other interfaces
+(:meth:`Forwarding.with_forward_drops`). A family that was forwarded for all before the first start keeps its
+settings.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Forwarding:
             return True  # as nothing else leaves it
         return self.was.get(name, self._now(name)) == "0"
 
-    def closed(self, ruleset: Ruleset) -> Ruleset:
+    def with_forward_drops(self, ruleset: Ruleset) -> Ruleset:
         """The table that drops what would be forwarded for others.
 
         It sees what a bridge passes from port to port, as if that were forwarded, as soon as other software
@@ -92,7 +93,7 @@ class Forwarding:
             bridged6=tuple(name for name in self.bridges if self.is_ours(6) and name not in ruleset.listed),
         )
 
-    def leave(self, desired: Desired, before: Iterable[Desired], interfaces: Iterable[str]) -> Settings:
+    def switch_off(self, desired: Desired, before: Iterable[Desired], interfaces: Iterable[str]) -> Settings:
         """What is put back although the enforcer stays: an interface is in no list any more."""
         listed = self._called(desired.listed)
         gone = dict.fromkeys(
@@ -111,10 +112,10 @@ class Forwarding:
             if self.was.get(name) == "1" and self._now(name) == "0":
                 yield name, "1"
 
-    def enter(self, desired: Desired, interfaces: Iterable[str]) -> Settings:
+    def switch_on(self, desired: Desired, interfaces: Iterable[str]) -> Settings:
         """What is switched on, IPv6 first."""
         if self.is_ours(6):
-            yield from self._enter6(desired, interfaces)
+            yield from self._switch_on6(desired, interfaces)
         if self.is_ours(4):
             for interface in (*desired.listed, LOOPBACK):
                 if self._now(accept_redirects(interface)) == "1" and self._before(4, interface) == "0":
@@ -122,7 +123,7 @@ class Forwarding:
                 if self._now(forwards(4, interface)) == "0":
                     yield forwards(4, interface), "1"
 
-    def _enter6(self, desired: Desired, interfaces: Iterable[str]) -> Settings:
+    def _switch_on6(self, desired: Desired, interfaces: Iterable[str]) -> Settings:
         names = [FOR_ALL[6], *(forwards(6, interface) for interface in (*desired.listed, LOOPBACK))]
         off = [name for name in names if self._now(name) == "0"]
         for interface in interfaces:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from enforcer.gateway import (
     applier,
-    reading,
+    read_actual,
     teardown,
 )
 from enforcer.gateway.actual import Actual
@@ -30,11 +30,11 @@ class Gateway(Installed):
 
     def actual(self, wanted: Desired, *, upgrade: bool = True) -> Actual:
         """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
-        return reading.read_actual(self, wanted, upgrade=upgrade)
+        return read_actual.read_actual(self, wanted, upgrade=upgrade)
 
     def hooked(self, wanted: Desired) -> bool:
         """Whether the pinned programs are where they belong, at the interfaces that are there."""
-        return reading.is_hooked(self, wanted)
+        return read_actual.is_hooked(self, wanted)
 
     def apply(
         self,
@@ -50,4 +50,4 @@ class Gateway(Installed):
 
     def down(self) -> list[str]:
         """Takes away everything that was ever installed; returns what was done. Raises EnforcerError."""
-        return teardown.take_away(self)
+        return teardown.remove_everything(self)

@@ -9,8 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from enforcer import __version__
-from enforcer.datapath import loss, programs
-from enforcer.datapath import pins as places
+from enforcer.datapath import bpffs, lost_pins, programs
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import Pins
 from enforcer.gateway.desired import Desired, desired
@@ -40,13 +39,13 @@ class Installed:
     def __init__(self, instance: Instance):
         self.instance = instance
         self.state = State.load(instance.state_file)
-        bpffs = places.find_bpffs()
-        self.pins = self.pins_at(bpffs) if bpffs else None
+        mount = bpffs.find_bpffs()
+        self.pins = self.pins_at(mount) if mount else None
 
-    def pins_at(self, bpffs: Path) -> Pins:
+    def pins_at(self, mount: Path) -> Pins:
         """Where this gateway's programs and maps in force are pinned in a bpffs."""
         state = self.state or State()
-        return Pins(places.directory(bpffs, self.instance.cookie), state.loaded, state.maps)
+        return Pins(bpffs.directory(mount, self.instance.cookie), state.loaded, state.maps)
 
     @property
     def previous(self) -> Desired | None:
@@ -54,7 +53,7 @@ class Installed:
         return desired(self.state.config, self.state.slots) if self.state and self.state.config else None
 
     @property
-    def left(self) -> Desired | None:
+    def unfinished(self) -> Desired | None:
         """The other side of a plan that was not completed, or None."""
         half_done = self.state.half_done if self.state else None
         return desired(half_done["config"], half_done["slots"]) if half_done and half_done["config"] else None
@@ -78,9 +77,9 @@ class Installed:
         if self.state is None or self.pins is None or not self.state.layouts:
             return []
         with self.maps() as maps:
-            return loss.lost_maps(maps, self.state.layouts) + loss.lost_programs(self.pins)
+            return lost_pins.lost_maps(maps, self.state.layouts) + lost_pins.lost_programs(self.pins)
 
-    def take_back(self, before: State) -> None:
+    def revert_to(self, before: State) -> None:
         """Makes ``before`` the state in force again; the kernel is brought to it by another plan."""
         current = State.load(self.instance.state_file) or before
         before.undo, before.half_done = current.undo, current.half_done

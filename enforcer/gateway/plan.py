@@ -9,7 +9,7 @@ from itertools import starmap
 from typing import Literal
 
 from enforcer.gateway.actual import Actual
-from enforcer.gateway.desired import Desired, Egress, united
+from enforcer.gateway.desired import Desired, Egress, combined
 from enforcer.gateway.operations import (
     AddAddress,
     AddRange,
@@ -62,17 +62,17 @@ def plan(
     previous: Desired | None,
     tables: str,
     *,
-    left: Desired | None = None,
+    unfinished: Desired | None = None,
     restore: Container[str] | None = None,
 ) -> list[Operation]:
     """The operations, in an order in which nothing leaks and no live flow is lost, wherever they end.
 
-    ``previous`` is what is in force. ``left`` is the other side of a plan that was not completed: parts of it
-    may be there. ``tables`` is the digest of the desired policy bank. ``restore``: the interfaces to which
-    missing addresses are added (None: all); taken from others, they stay away (contract: they are
-    unavailable). What is there of ours and not desired goes.
+    ``previous`` is in force. ``unfinished`` is the other side of an interrupted plan; parts of it may be
+    installed. ``tables`` is the digest of the desired policy bank. ``restore`` names the interfaces to which
+    missing addresses are added (None: all); addresses missing on others stay unavailable (contract). State of
+    the enforcer that is in the kernel and not desired is removed.
     """
-    return list(_operations(desired, actual, previous, tables, left=left, restore=restore))
+    return list(_operations(desired, actual, previous, tables, unfinished=unfinished, restore=restore))
 
 
 def _operations(
@@ -81,14 +81,14 @@ def _operations(
     previous: Desired | None,
     tables: str,
     *,
-    left: Desired | None,
+    unfinished: Desired | None,
     restore: Container[str] | None,
 ) -> Iterator[Operation]:
-    before = [each for each in (previous, left) if each is not None]
+    before = [each for each in (previous, unfinished) if each is not None]
     # The table is what closes the gateway, so it comes first, and serves what is in force too until that is
     # replaced. What leaves is refused by the table until nothing of it is there any more.
-    until = actual.closed(_guarded(united(*(before or [desired]), desired), actual, desired))
-    since = actual.closed(_guarded(united(desired, *before), actual, desired))
+    until = actual.completed(_guarded(combined(*(before or [desired]), desired), actual, desired))
+    since = actual.completed(_guarded(combined(desired, *before), actual, desired))
     there = actual.table is not None
     yield from _unknown(actual, previous)
     if actual.table != until.digest():
@@ -101,7 +101,7 @@ def _operations(
     # Interfaces and addresses are in the maps too, and must be there before a program is attached.
     in_force = actual.tables == tables and actual.settings == settings_of(desired)
     changed = previous is not None and replace(previous, fast_path=desired.fast_path) != desired
-    if not actual.programs or not in_force or changed or left is not None:
+    if not actual.programs or not in_force or changed or unfinished is not None:
         yield SwitchTables()
     yield from _tables(until, since)
     yield from _attachments(desired, actual)
@@ -109,14 +109,14 @@ def _operations(
         for name in desired.outside:
             if name in actual.links and not actual.links[name].allmulti:
                 yield TakeMulticast(name)
-    yield from starmap(SetSysctl, actual.forwarding.leave(desired, before, actual.links))
+    yield from starmap(SetSysctl, actual.forwarding.switch_off(desired, before, actual.links))
     yield from _detachments(desired, actual, previous)
     yield from _removals(desired, actual)
     yield from _endings(desired, before)
-    yield from _tables(since, actual.closed(desired.ruleset()))
+    yield from _tables(since, actual.completed(desired.ruleset()))
     if previous is not None:
         yield from _fast_path(desired, previous)
-    yield from starmap(SetSysctl, actual.forwarding.enter(desired, actual.links))
+    yield from starmap(SetSysctl, actual.forwarding.switch_on(desired, actual.links))
 
 
 def _tables(installed: Ruleset, wanted: Ruleset) -> Iterator[Operation]:

@@ -11,7 +11,8 @@ from typing import Any
 from enforcer.config import Configuration, load
 from enforcer.errors import NotInstalledError
 from enforcer.facts.store import Store
-from enforcer.gateway import surroundings
+from enforcer.gateway import host_warnings
+from enforcer.gateway.compiled_config import CompiledConfig, compile_config
 from enforcer.gateway.flow_impact import FlowImpact, Impact
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.operations import (
@@ -21,7 +22,6 @@ from enforcer.gateway.operations import (
 from enforcer.gateway.plan import (
     plan,
 )
-from enforcer.gateway.target import CompiledConfig, compile_config
 from enforcer.instance import Instance
 from enforcer.kernel import links
 from enforcer.kernel.namespace import netns_cookie
@@ -32,13 +32,13 @@ def check_file(file: Path) -> Configuration:
     return load(file, interfaces=links.links(), strict=True)
 
 
-def said_of(config: Configuration) -> list[str]:
+def config_warnings(config: Configuration) -> list[str]:
     """Warnings, of the file and of what there is on this machine besides."""
     sides = config.interfaces
     return [
         *map(str, config.warnings),
-        *surroundings.said_of(config.mark_mask, sides.outside),
-        *surroundings.unlisted((*sides.inside, *sides.outside, *sides.other)),
+        *host_warnings.kernel_warnings(config.mark_mask, sides.outside),
+        *host_warnings.unlisted_interfaces((*sides.inside, *sides.outside, *sides.other)),
     ]
 
 
@@ -68,7 +68,7 @@ def preview_file(file: Path) -> Preview:
             with suppress(NotInstalledError):
                 store = opened.enter_context(Store(instance.facts_file, create=False))
             impact = FlowImpact(compiled, operations, gateway.maps(), store).of_flows()
-    warnings = said_of(config)
+    warnings = config_warnings(config)
     return Preview(operations, changes(before, compiled.state.config) if before else [], impact, warnings)
 
 
@@ -77,7 +77,9 @@ def planned(gateway: Gateway, compiled: CompiledConfig, *, distrust_table: bool 
     actual = gateway.actual(compiled.wanted)
     if distrust_table and actual.table is not None:
         actual = replace(actual, table="")
-    return plan(compiled.wanted, actual, gateway.previous, compiled.state.tables, left=gateway.left)
+    return plan(
+        compiled.wanted, actual, gateway.previous, compiled.state.tables, unfinished=gateway.unfinished
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from enforcer.datapath import pins as places
+from enforcer.datapath import bpffs
 from enforcer.datapath.maps import Maps, no_file_system
 from enforcer.datapath.programs import Pins
 from enforcer.errors import PrivilegeError
@@ -39,8 +39,8 @@ class GatewayReader:
             raise lost_state(instance.state_file)
         if state is None or not state.config:
             raise not_installed()
-        bpffs = places.find_bpffs()
-        if bpffs is None:
+        mount = bpffs.find_bpffs()
+        if mount is None:
             raise (
                 no_file_system()
                 if os.geteuid() == 0
@@ -48,7 +48,7 @@ class GatewayReader:
             )
         self.instance = instance
         self.state = state
-        self.pins = Pins(places.directory(bpffs, instance.cookie), state.loaded, state.maps)
+        self.pins = Pins(bpffs.directory(mount, instance.cookie), state.loaded, state.maps)
         self.maps = Maps(self.pins.maps, state.layouts)
 
     @property

@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeError
-from enforcer.gateway import attach, availability, reach, undo
+from enforcer.gateway import attach, availability, repin, undo_list
 from enforcer.gateway.installed import Installed
+from enforcer.gateway.nat_connections import delete_matching, is_translated_to
 from enforcer.gateway.state import LOST, State
-from enforcer.gateway.translated import forget, is_translated_to
 from enforcer.instance import Instance
 from enforcer.kernel import addresses, filters, links, nft, sysctl
 
@@ -20,7 +20,7 @@ DAEMON_PATIENCE = 15.0
 KILLED_PATIENCE = 5.0
 
 
-def take_down(instance: Instance) -> list[str]:
+def tear_down(instance: Instance) -> list[str]:
     """Ends the daemon, if one runs, and takes everything away; returns what was done.
 
     A daemon that does not end and a process that does not go on with changing the gateway are killed.
@@ -31,7 +31,7 @@ def take_down(instance: Instance) -> list[str]:
         _end(instance, pid)
         done.append(f"ended the daemon (pid {pid})")
     with instance.change_lock(kill=True):
-        return done + take_away(Installed(instance))
+        return done + remove_everything(Installed(instance))
 
 
 def _end(instance: Instance, pid: int) -> None:
@@ -56,7 +56,7 @@ def _end(instance: Instance, pid: int) -> None:
     )
 
 
-def take_away(installed: Installed) -> list[str]:
+def remove_everything(installed: Installed) -> list[str]:
     """Takes away everything that was ever installed; returns what was done.
 
     Goes on after a failure, and raises the first one in the end.
@@ -81,7 +81,7 @@ def take_away(installed: Installed) -> list[str]:
 
     # Forwarding first: where it was off before, nothing can leave by the doors that open next.
     found = links.links()
-    for entry in reversed(undo.settings(state.undo, found)):
+    for entry in reversed(undo_list.settings(state.undo, found)):
         step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
     for name, link in found.items():
         for direction in ("ingress", "egress"):
@@ -89,18 +89,18 @@ def take_away(installed: Installed) -> list[str]:
                 f"detached from {name} {direction}",
                 lambda index=link.index, direction=direction: attach.detach(installed.pins, index, direction),
             )
-        if undo.of(state.undo, "clsact", link):
+        if undo_list.of(state.undo, "clsact", link):
             step(f"removed clsact from {name}", lambda index=link.index: filters.remove_clsact(index))
-        if undo.of(state.undo, "allmulti", link):
+        if undo_list.of(state.undo, "allmulti", link):
             step(f"unset allmulti on {name}", lambda name=name: links.set_allmulti(name, False))
-    step("detached programs whose pins were out of reach", lambda: reach.detach_hidden(installed))
+    step("detached programs whose pins were out of reach", lambda: repin.detach_unreachable(installed))
     step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
     step("removed local ranges", lambda: addresses.remove_ranges(addresses.ranges(ours=True)))
     # The table keeps the gateway's own services silent at these addresses for as long as they are there.
     step("removed nftables table inet enforcer", nft.remove)
     step(
         "forgot translated connections",
-        lambda: forget(lambda entry: any(is_translated_to(entry, some) for some in ours)),
+        lambda: delete_matching(lambda entry: any(is_translated_to(entry, some) for some in ours)),
     )
     if installed.pins is not None:
         step("removed programs and maps", installed.pins.remove)
@@ -117,13 +117,13 @@ def take_away(installed: Installed) -> list[str]:
     return done
 
 
-def _own_addresses(installed: Installed) -> list[availability.Sources]:
+def _own_addresses(installed: Installed) -> list[availability.AddressSet]:
     """The addresses that connections were translated to, with the state lost: those that are held."""
-    known = [each for each in (installed.previous, installed.left) if each is not None]
+    known = [each for each in (installed.previous, installed.unfinished) if each is not None]
     if known:
-        return [availability.Sources(each.ours, each) for each in known]
+        return [availability.AddressSet(each.ours, each) for each in known]
     held = [interface.ip for _, interface in addresses.held(ours=True)]
-    return [availability.Sources.of(held, addresses.ranges(ours=True))]
+    return [availability.AddressSet.of(held, addresses.ranges(ours=True))]
 
 
 def _put_back(entry: dict[str, str]) -> bool:

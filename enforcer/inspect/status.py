@@ -8,9 +8,9 @@ from typing import Any
 
 from enforcer import __version__
 from enforcer.control import protocol
-from enforcer.datapath import fast, fast_entries, tables
+from enforcer.datapath import fast_entries, fast_path, table_usage
 from enforcer.datapath.maps import Maps
-from enforcer.datapath.tables import Fill
+from enforcer.datapath.table_usage import Fill
 from enforcer.errors import EnforcerError, LayoutError, NotInstalledError
 from enforcer.gateway.reader import GatewayReader
 from enforcer.gateway.state import State
@@ -98,7 +98,7 @@ def _half_done(instance: Instance, state: State | None) -> dict[str, Any] | None
 def _fast_path(maps: Maps) -> dict[str, Any]:
     """Whether it is on, and how many flows' packets take it just now."""
     try:
-        return {"on": fast.is_on(maps), "flows": fast_entries.count_fast(maps)}
+        return {"on": fast_path.is_on(maps), "flows": fast_entries.count_fast(maps)}
     except LayoutError:  # an earlier version's programs have none
         return {"on": False, "flows": 0}
 
@@ -106,8 +106,10 @@ def _fast_path(maps: Maps) -> dict[str, Any]:
 def _tables(maps: Maps) -> dict[str, Any]:
     """How full what traffic fills is, how many flows made room, and by how much counters had drifted."""
     try:
-        fills = {name: tables.fill(getattr(maps, name)) for name in ("flows", "origins", "client_prefixes")}
-        events = {"evicted": tables.evicted(maps), "corrected": tables.corrected(maps)}
+        fills = {
+            name: table_usage.fill(getattr(maps, name)) for name in ("flows", "origins", "client_prefixes")
+        }
+        events = {"evicted": table_usage.evicted(maps), "corrected": table_usage.corrected(maps)}
     except LayoutError:  # an earlier version's programs have other maps
         return {}
     fills["conntrack"] = Fill(*conntrack.fill())

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from enforcer.errors import LayoutError
-from enforcer.gateway import roles, surroundings
+from enforcer.gateway import host_warnings, roles
 from enforcer.gateway.desired import desired
+from enforcer.gateway.host_warnings import collect
 from enforcer.gateway.reader import GatewayReader
-from enforcer.gateway.surroundings import looked_at
 from enforcer.kernel import addresses, links
 
 
@@ -17,9 +17,9 @@ def warnings(reader: GatewayReader) -> list[str]:
     """Of links, the shared addresses, and what other software has set."""
     config = reader.config
     return [
-        *looked_at("listed interfaces", lambda: _of_links(reader)),
-        *looked_at("shared addresses", lambda: _of_shared(reader)),
-        *surroundings.said_of(config["mark_mask"], config["interfaces"]["outside"]),
+        *collect("listed interfaces", lambda: _of_links(reader)),
+        *collect("shared addresses", lambda: _of_shared(reader)),
+        *host_warnings.kernel_warnings(config["mark_mask"], config["interfaces"]["outside"]),
     ]
 
 
@@ -27,7 +27,7 @@ def _of_links(reader: GatewayReader) -> Iterator[str]:
     found, sides = links.links(), reader.config["interfaces"]
     wanted = desired(reader.config, reader.state.slots)
     yield from sorted(map(str, roles.find_taken(wanted, found)))
-    renamed: frozenset[roles.Renamed] = frozenset()
+    renamed: frozenset[roles.RenamedLink] = frozenset()
     with suppress(LayoutError):  # an earlier version's
         renamed = roles.find_renamed(reader.maps.interfaces, wanted, found)
     yield from sorted(map(str, renamed))

@@ -27,14 +27,14 @@ from enforcer.config import Configuration
 from enforcer.control.protocol import report_of
 from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, START
 from enforcer.errors import EnforcerError, KernelError, LockedError
+from enforcer.gateway.compiled_config import PreparedConfig, compile_prepared
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.plan import (
     plan,
 )
-from enforcer.gateway.preview import check_file, planned, said_of
-from enforcer.gateway.reach import reach
+from enforcer.gateway.preview import check_file, config_warnings, planned
+from enforcer.gateway.repin import ensure_reachable
 from enforcer.gateway.state import LOST, State
-from enforcer.gateway.target import Prepared, compile_prepared
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import nft
 from enforcer.kernel.namespace import netns_cookie
@@ -50,7 +50,7 @@ def apply_file(
     At a daemon's ``start`` the table is written again: its digest doesn't tell of changed rules.
     """
     progress("read the configuration")
-    prepared = Prepared.of(check_file(file), str(file))
+    prepared = PreparedConfig.of(check_file(file), str(file))
     with _changing(progress) as gateway:
         healed = _heal_first(gateway, progress)
         done = _apply(gateway, prepared, progress, distrust_table=start)
@@ -89,14 +89,14 @@ def _changing(progress: Progress) -> Iterator[Gateway]:
             raise EnforcerError("the process that asked for this has ended")
         progress(CHANGING)
         gateway = Gateway(instance)
-        reach(gateway)
+        ensure_reachable(gateway)
         yield gateway
 
 
 _PARENT = os.getppid()
 
 
-def _in_force(state: State) -> Prepared:
+def _in_force(state: State) -> PreparedConfig:
     try:
         config = Configuration.model_validate(state.config)
     except ValueError as error:
@@ -105,11 +105,11 @@ def _in_force(state: State) -> Prepared:
             "understand",
             "Apply the file instead: enforcer reload",
         ) from error
-    return Prepared.of(config, state.config_file)
+    return PreparedConfig.of(config, state.config_file)
 
 
 def _apply(
-    gateway: Gateway, prepared: Prepared, progress: Progress, *, distrust_table: bool = False
+    gateway: Gateway, prepared: PreparedConfig, progress: Progress, *, distrust_table: bool = False
 ) -> dict[str, list[str]]:
     orphaned = _is_orphaned(gateway.state) and nft.installed() is not None
     if orphaned and gateway.state is None:
@@ -130,7 +130,7 @@ def _apply(
         raise
     return {
         "operations": [str(operation) for operation in operations],
-        "warnings": said_of(prepared.config),
+        "warnings": config_warnings(prepared.config),
     }
 
 
@@ -144,7 +144,7 @@ def _put_back(gateway: Gateway, before: State | None, progress: Progress) -> Non
         gateway.state = State.load(gateway.instance.state_file)  # with what is to be undone
         gateway.down()
         return
-    gateway.take_back(before)
+    gateway.revert_to(before)
     _heal(gateway, _in_force(before), progress)
 
 
@@ -160,14 +160,16 @@ def _heal_first(gateway: Gateway, progress: Progress) -> list[str]:
         return []
 
 
-def _heal(gateway: Gateway, prepared: Prepared, progress: Progress) -> list[str]:
+def _heal(gateway: Gateway, prepared: PreparedConfig, progress: Progress) -> list[str]:
     """Brings the kernel to what is in force, whatever of another plan is there; returns what was done."""
     compiled = compile_prepared(prepared, gateway.state)
     # Newer sources on the disk are for a plan that works.
     actual = gateway.actual(compiled.wanted, upgrade=False)
     if actual.table is not None:
         actual = replace(actual, table="")
-    operations = plan(compiled.wanted, actual, gateway.previous, compiled.state.tables, left=gateway.left)
+    operations = plan(
+        compiled.wanted, actual, gateway.previous, compiled.state.tables, unfinished=gateway.unfinished
+    )
     gateway.apply(operations, compiled.wanted, compiled.contents, compiled.state, progress=progress)
     return [f"put back: {operation}" for operation in operations]
 

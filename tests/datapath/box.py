@@ -30,7 +30,7 @@ from enforcer.datapath import counts, syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.programs import Pins
 from enforcer.gateway.gateway import Gateway
-from enforcer.gateway.teardown import take_down
+from enforcer.gateway.teardown import tear_down
 from enforcer.instance import Instance
 from enforcer.kernel import namespace
 from enforcer.reasons import by_name, reasons
@@ -326,7 +326,7 @@ def new_box(config: Document) -> Iterator[Box]:
                 box.apply(config)
                 yield box
             finally:
-                take_down(box.instance)
+                tear_down(box.instance)
                 shutil.rmtree(box.instance.directory, ignore_errors=True)
     finally:
         run(f"ip netns del {name}")

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import numpy as np
 
 from enforcer.address import pack
-from enforcer.datapath import fast
+from enforcer.datapath import fast_path
 
 from . import frames as made
 from .box import CLIENT, CLIENT_MAC, MAC, ORIGIN, ROUTER_MAC, Box
@@ -108,7 +108,7 @@ class Learnt:
     entries: dict[bool, Place] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        fast.switch(self.box.maps, on=False)
+        fast_path.set_enabled(self.box.maps, on=False)
         first = Packet(tcp_flags=SYN, sequence=999)
         assert self.put(first).far
         answer = Packet(back=True, tcp_flags=SYN | ACK, sequence=1999, acknowledgement=1000)
@@ -155,7 +155,7 @@ class Learnt:
 
     def learn(self, size: int = LARGEST) -> None:
         """Have both directions learnt anew from packets of this size."""
-        fast.switch(self.box.maps, on=True)
+        fast_path.set_enabled(self.box.maps, on=True)
         for back in (False, True):
             assert self.put(self.full(back, size)).far
         self.entries = self.found()
@@ -163,11 +163,11 @@ class Learnt:
 
     def switch_on(self) -> None:
         """Let the flow be learnt as it comes."""
-        fast.switch(self.box.maps, on=True)
+        fast_path.set_enabled(self.box.maps, on=True)
 
     def forget(self) -> None:
         """Leave everything to the kernel."""
-        fast.switch(self.box.maps, on=False)
+        fast_path.set_enabled(self.box.maps, on=False)
 
     def found(self) -> dict[bool, Place]:
         """The valid entries."""

@@ -14,12 +14,12 @@ from enforcer.datapath.banks import BANK, ROOM, Bank, FullTableError, is_crowded
 from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.rows import COMMAND, NewSession
 from enforcer.facts.store import Store
+from enforcer.gateway.compiled_config import compile_config
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.operations import (
     SwitchTables,
 )
 from enforcer.gateway.preview import planned
-from enforcer.gateway.target import compile_config
 
 from .box import Box
 

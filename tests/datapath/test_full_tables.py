@@ -13,7 +13,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from enforcer.datapath import sweep
-from enforcer.datapath.batches import run_on
+from enforcer.datapath.program_runs import run_on
 from lab.configuration import Document
 
 from .box import CLIENT, CLIENT_MAC, MAC, NO_FILTER, ORIGIN, REFUSED, Box, run

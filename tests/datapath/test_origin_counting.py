@@ -11,7 +11,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from enforcer.datapath import sweep
-from enforcer.datapath.batches import run_on
+from enforcer.datapath.program_runs import run_on
 from enforcer.datapath.programs import Pins
 from lab.configuration import Document
 

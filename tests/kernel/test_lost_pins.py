@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.datapath import hidden, syscall, tcx
-from enforcer.datapath import pins as places
-from enforcer.datapath.held import Held
+from enforcer.datapath import bpffs, syscall, tcx, unreachable_links
+from enforcer.datapath.held_pins import HeldObjects
 from enforcer.datapath.programs import Pins
 from enforcer.errors import PrivilegeError
 from enforcer.gateway import attach
@@ -26,7 +25,7 @@ DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    made = places.mount_bpffs() / f"enforcer-test-{os.getpid()}"
+    made = bpffs.mount_bpffs() / f"enforcer-test-{os.getpid()}"
     yield made
     shutil.rmtree(made, ignore_errors=True)
 
@@ -54,15 +53,15 @@ def index(netns: str) -> int:
 
 
 @pytest.fixture
-def held(pins: Pins) -> Iterator[Held]:
-    made = Held()
+def held(pins: Pins) -> Iterator[HeldObjects]:
+    made = HeldObjects()
     take(made, pins)
     yield made
     made.close()
 
 
-def take(held: Held, pins: Pins) -> None:
-    held.take(pins.directory, [pins.links, pins.programs, pins.directory / "maps-1"])
+def take(held: HeldObjects, pins: Pins) -> None:
+    held.hold(pins.directory, [pins.links, pins.programs, pins.directory / "maps-1"])
 
 
 def identities(directory: Path) -> dict[str, int]:
@@ -76,43 +75,45 @@ def identities(directory: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("what", ["programs/from_client", "maps-1/settings", "maps-1", ""])
-def test_what_was_removed_is_pinned_again(pins: Pins, held: Held, what: str) -> None:
+def test_what_was_removed_is_pinned_again(pins: Pins, held: HeldObjects, what: str) -> None:
     before = identities(pins.directory)
-    assert held.mend(pins.directory) == []
+    assert held.repin(pins.directory) == []
     place = pins.directory / what
     if place.is_dir():
         shutil.rmtree(place)
     else:
         place.unlink()
-    assert set(held.mend(pins.directory)) == {name for name in before if name.startswith(what)}
+    assert set(held.repin(pins.directory)) == {name for name in before if name.startswith(what)}
     assert identities(pins.directory) == before
-    assert held.mend(pins.directory) == []
+    assert held.repin(pins.directory) == []
 
 
-def test_another_file_system_gets_pins_of_the_same_things(pins: Pins, held: Held, directory: Path) -> None:
+def test_another_file_system_gets_pins_of_the_same_things(
+    pins: Pins, held: HeldObjects, directory: Path
+) -> None:
     elsewhere = directory / "elsewhere"
-    assert len(held.mend(elsewhere)) == 2
+    assert len(held.repin(elsewhere)) == 2
     assert identities(elsewhere) == {
         name: number for name, number in identities(pins.directory).items() if "elsewhere" not in name
     }
 
 
-def test_what_others_pinned_in_its_place_makes_room(pins: Pins, held: Held) -> None:
+def test_what_others_pinned_in_its_place_makes_room(pins: Pins, held: HeldObjects) -> None:
     before = identities(pins.directory)
     path = pins.directory / "maps-1/settings"
     path.unlink()
     fd = syscall.create_map(syscall.ARRAY, 4, 4, 1)
     syscall.pin(fd, str(path))
     os.close(fd)
-    assert held.mend(pins.directory) == ["maps-1/settings"]
+    assert held.repin(pins.directory) == ["maps-1/settings"]
     assert identities(pins.directory) == before
 
 
-def test_what_is_taken_later_is_let_go_of_before(pins: Pins, held: Held) -> None:
+def test_what_is_taken_later_is_let_go_of_before(pins: Pins, held: HeldObjects) -> None:
     path = pins.directory / "maps-1/settings"
     path.unlink()
     take(held, pins)
-    assert held.mend(pins.directory) == []
+    assert held.repin(pins.directory) == []
     assert not path.exists()
     with pytest.raises(KeyError):
         held.open(Path("maps-1/settings"))
@@ -120,26 +121,28 @@ def test_what_is_taken_later_is_let_go_of_before(pins: Pins, held: Held) -> None
 
 @needs_tcx
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_held_link_stays_at_its_hook(index: int, pins: Pins, held: Held, direction: tcx.Direction) -> None:
+def test_a_held_link_stays_at_its_hook(
+    index: int, pins: Pins, held: HeldObjects, direction: tcx.Direction
+) -> None:
     attach.attach(pins, index, direction, "from_client")
     take(held, pins)
     chain = tcx.chain(index, direction)
     assert len(chain) == 1
     shutil.rmtree(pins.links)
-    assert held.mend(pins.directory) == [f"links/{index}-{direction}"]
+    assert held.repin(pins.directory) == [f"links/{index}-{direction}"]
     assert tcx.chain(index, direction) == chain
     assert attach.attached(pins, [index]) == {(index, direction): chain[0][0]}
 
 
 @needs_tcx
-def test_a_link_that_was_taken_off_is_not_pinned_again(index: int, pins: Pins, held: Held) -> None:
+def test_a_link_that_was_taken_off_is_not_pinned_again(index: int, pins: Pins, held: HeldObjects) -> None:
     attach.attach(pins, index, "ingress", "from_client")
     take(held, pins)
     attach.detach(pins, index, "ingress")
-    assert held.mend(pins.directory) == []
+    assert held.repin(pins.directory) == []
     attach.attach(pins, index, "ingress", "from_client")
     before = identities(pins.directory)
-    assert held.mend(pins.directory) == []
+    assert held.repin(pins.directory) == []
     assert identities(pins.directory) == before
 
 
@@ -156,8 +159,10 @@ def out_of_reach(index: int, pins: Pins) -> Iterator[int]:
     aside.unlink(missing_ok=True)
 
 
-def find(pins: Pins, index: int, *known: int, doubtful: bool = False) -> list[hidden.Hidden]:
-    return hidden.find(tcx.link_ids(pins.links), [index], known, doubtful=doubtful)
+def find(
+    pins: Pins, index: int, *known: int, doubtful: bool = False
+) -> list[unreachable_links.UnreachableLink]:
+    return unreachable_links.find(tcx.link_ids(pins.links), [index], known, doubtful=doubtful)
 
 
 @needs_tcx
@@ -165,7 +170,7 @@ def test_a_link_out_of_reach_is_found_by_its_programs_id(index: int, pins: Pins,
     assert find(pins, index) == []  # this program has no maps of ours: it may be another's
     (one,) = found = find(pins, index, out_of_reach)
     assert (one.interface, one.direction) == (index, "ingress")
-    for place, fd in hidden.open_links(found).items():
+    for place, fd in unreachable_links.open_links(found).items():
         tcx.pin_link(pins.links, place.interface, place.direction, fd)
         os.close(fd)
     assert attach.attached(pins, [index]) == {(index, "ingress"): out_of_reach}
@@ -193,4 +198,4 @@ def test_without_the_capability(
     with pytest.raises(PrivilegeError, match="out of reach"):
         find(pins, index, doubtful=True)
     with pytest.raises(PrivilegeError, match="out of reach"):
-        hidden.open_links(find(pins, index, out_of_reach))
+        unreachable_links.open_links(find(pins, index, out_of_reach))

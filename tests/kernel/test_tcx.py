@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from enforcer.datapath import pins as places
-from enforcer.datapath import syscall, tcx
+from enforcer.datapath import bpffs, syscall, tcx
 from enforcer.datapath.programs import Pins
 from enforcer.errors import KernelError
 from enforcer.gateway import attach
@@ -25,7 +24,7 @@ DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")
 @pytest.fixture
 def pins() -> Iterator[Pins]:
     """With two programs."""
-    made = Pins(places.mount_bpffs() / f"enforcer-test-{os.getpid()}")
+    made = Pins(bpffs.mount_bpffs() / f"enforcer-test-{os.getpid()}")
     made.programs.mkdir(parents=True)
     for name, result in (("from_client", 0), ("to_client", 2)):
         fd = load(result)

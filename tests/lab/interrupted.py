@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from enforcer.datapath import carry, fast, programs
+from enforcer.datapath import carry, fast_path, programs
 from enforcer.datapath.maps import Map
 from enforcer.datapath.programs import Pins
 from enforcer.facts.store import Transaction
@@ -33,7 +33,7 @@ EFFECTS: tuple[tuple[Any, str], ...] = (
     *((carry, name) for name in ("carry_over", "catch_up")),
     (Pins, "remove_others"),
     (availability, "refresh"),
-    (fast, "switch"),
+    (fast_path, "set_enabled"),
     (Map, "put"),
     (Transaction, "settle"),
     *((attach, name) for name in ("attach", "detach")),

@@ -19,7 +19,7 @@ import pytest
 from transfer import PATIENCE, PORT, Transfer
 from truth import agree, look, running, stopped, wait_for
 
-from enforcer.datapath import fast
+from enforcer.datapath import fast_path
 from enforcer.inspect.flows import flows as view_flows
 from enforcer.inspect.status import status as view_status
 from lab.capture import Capture
@@ -30,7 +30,7 @@ from lab.topology import GATEWAY, HOSTS, ORIGIN1, ORIGIN2, SHARED, Lab
 
 # In each family and direction: a gigabyte in all for what a gateway has to bear in such a transfer.
 MANY, SOME = 1 << 28, 1 << 25
-AT_ONCE = fast.LIFETIME / 2
+AT_ONCE = fast_path.LIFETIME / 2
 NEXT = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}  # the router on out0, and on out1
 NEXT1 = {4: "198.19.0.254", 6: "2001:db8:fffe::fe"}
 TO_ORIGIN2 = {4: "198.18.2.0/24", 6: "2001:db8:a2::/64"}

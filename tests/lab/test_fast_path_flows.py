@@ -18,7 +18,7 @@ from transfer import Transfer
 from truth import agree, counted, families, look, origins, running, tracked, wait_for
 from versions import impatient
 
-from enforcer.datapath import fast, fast_entries
+from enforcer.datapath import fast_entries, fast_path
 from enforcer.gateway.reader import GatewayReader
 from enforcer.gateway.timers import REFRESH
 from lab.clients import family_of
@@ -389,7 +389,7 @@ def test_flows_live_by_fast_packets_and_die_when_idle(impatience: Gateway) -> No
                 each.connect((ORIGIN1[family], PORT))
                 flows.append(each)
         before = None
-        end = time.monotonic() + TIMER + REFRESH + fast.LIFETIME
+        end = time.monotonic() + TIMER + REFRESH + fast_path.LIFETIME
         while time.monotonic() < end:
             for each in flows:
                 each.send(b"?" * 100)

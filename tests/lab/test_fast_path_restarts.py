@@ -15,7 +15,7 @@ from transfer import Transfer
 from truth import agree, look, running, wait_for
 from versions import program_copy, use_copy
 
-from enforcer.datapath import fast
+from enforcer.datapath import fast_path
 from lab.capture import Capture
 from lab.clients import UdpFlow, dig, family_of
 from lab.configuration import LAX1, LAX2, Document, added, changed
@@ -149,7 +149,7 @@ def test_dns_is_never_fast(enforced: Gateway) -> None:
                 tcp = rows(enforced, [stream.getsockname()[1]])
                 assert [row["fast_packets"] for row in (*udp, *tcp)] == [0, 0]
                 assert all(row["kernel_packets"] >= 40 for row in (*udp, *tcp))
-    assert look(enforced, lambda source: fast.is_on(source.maps))
+    assert look(enforced, lambda source: fast_path.is_on(source.maps))
 
 
 def append(bpf: Path) -> None:

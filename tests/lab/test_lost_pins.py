@@ -25,8 +25,7 @@ from test_unit import Confined
 from truth import agree, inject, tracked, wait_for
 from versions import impatient, use_copy
 
-from enforcer.datapath import pins as places
-from enforcer.datapath import tcx
+from enforcer.datapath import bpffs, tcx
 from enforcer.instance import Instance
 from lab.capture import Capture
 from lab.clients import Session, tcp_ask, udp_ask
@@ -44,9 +43,9 @@ needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TC
 
 def directory(lab: Lab) -> Path:
     """Where this gateway's pins are."""
-    bpffs = places.find_bpffs()
-    assert bpffs is not None
-    return places.directory(bpffs, lab.gw.cookie())
+    mount = bpffs.find_bpffs()
+    assert mount is not None
+    return bpffs.directory(mount, lab.gw.cookie())
 
 
 def state_directory(lab: Lab) -> Path:

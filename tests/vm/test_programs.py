@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.datapath import compiler, pins, syscall
+from enforcer.datapath import bpffs, compiler, syscall
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    made = pins.mount_bpffs() / f"enforcer-test-{os.getpid()}"
+    made = bpffs.mount_bpffs() / f"enforcer-test-{os.getpid()}"
     made.mkdir()
     yield made
     shutil.rmtree(made)

@@ -32,7 +32,7 @@ from enforcer.errors import (
     PrivilegeError,
     UsageError,
 )
-from enforcer.gateway import gateway, reader, relearn, teardown
+from enforcer.gateway import gateway, invalidate_fast_path, reader, teardown
 from enforcer.instance import Instance
 from enforcer.kernel import namespace
 from enforcer.workers import apply
@@ -52,7 +52,7 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Instance:
     monkeypatch.setattr(namespace, "netns_cookie", lambda: COOKIE)
     # No command here may act on this machine's own network.
     monkeypatch.setattr(gateway.Gateway, "apply", raising(AssertionError("applied")))
-    monkeypatch.setattr(teardown, "take_away", raising(AssertionError("down")))
+    monkeypatch.setattr(teardown, "remove_everything", raising(AssertionError("down")))
     return Instance(COOKIE)
 
 
@@ -116,7 +116,7 @@ def test_status_of_nothing() -> None:
 def test_an_error_is_a_message_and_a_code(
     monkeypatch: pytest.MonkeyPatch, error: EnforcerError, code: int, said: list[str]
 ) -> None:
-    monkeypatch.setattr(teardown, "take_down", raising(error))
+    monkeypatch.setattr(teardown, "tear_down", raising(error))
     result = run("down")
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.splitlines() == said
@@ -169,7 +169,7 @@ def test_a_state_without_maps(instance: Instance, monkeypatch: pytest.MonkeyPatc
 
     instance.create()
     State(config={"location": "lax"}).save(instance.state_file)
-    monkeypatch.setattr(reader.places, "find_bpffs", lambda: None)
+    monkeypatch.setattr(reader.bpffs, "find_bpffs", lambda: None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(LostPinError, match="no BPF file system is mounted"):
         reader.GatewayReader(instance)
@@ -182,7 +182,7 @@ def test_a_state_without_maps(instance: Instance, monkeypatch: pytest.MonkeyPatc
 
 
 def test_down_prints_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teardown, "take_down", lambda _: ["ended the daemon (pid 7)", "removed addresses"])
+    monkeypatch.setattr(teardown, "tear_down", lambda _: ["ended the daemon (pid 7)", "removed addresses"])
     result = run("down")
     assert (result.exit_code, result.stdout) == (0, "ended the daemon (pid 7)\nremoved addresses\n")
 
@@ -196,7 +196,7 @@ def test_down_prints_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_relearn_says_what_it_did(monkeypatch: pytest.MonkeyPatch, flows: int | None, said: str) -> None:
-    monkeypatch.setattr(relearn, "relearn", lambda _: flows)
+    monkeypatch.setattr(invalidate_fast_path, "invalidate_entries", lambda _: flows)
     result = run("relearn")
     assert (result.exit_code, result.stdout) == (0, said)
 
@@ -274,7 +274,7 @@ def test_ctrl_c_ends_down_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(teardown, "take_down", interrupted)
+    monkeypatch.setattr(teardown, "tear_down", interrupted)
     result = run("down")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [

@@ -19,8 +19,8 @@ from enforcer.daemon.loop import Loop
 from enforcer.daemon.reconciler import LastSeen, Reconciler
 from enforcer.errors import KernelError
 from enforcer.gateway import availability
-from enforcer.gateway.availability import There
-from enforcer.gateway.roles import Renamed, Seen
+from enforcer.gateway.availability import Availability
+from enforcer.gateway.roles import LinkStatus, RenamedLink
 from enforcer.kernel.watch import FILTER, NFT, ROUTE
 
 
@@ -119,12 +119,12 @@ def test_events_of_a_reload_come_after_it(machine: Machine, events: Events) -> N
 
 def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch, events: Events) -> None:
     """The loop waits for nothing meanwhile; not while a process changes the gateway."""
-    turns = iter([Seen({}, frozenset(), uncertain=uncertain) for uncertain in (True, True, False)])
-    looked: list[Seen] = []
+    turns = iter([LinkStatus({}, frozenset(), uncertain=uncertain) for uncertain in (True, True, False)])
+    looked: list[LinkStatus] = []
 
-    def refresh(*_: object) -> There:
+    def refresh(*_: object) -> Availability:
         looked.append(next(turns))
-        return There({}, (True, True), looked[-1])
+        return Availability({}, (True, True), looked[-1])
 
     monkeypatch.setattr(availability, "refresh", refresh)
     monkeypatch.setattr(availability, "write_timeouts", lambda _: np.zeros(0))
@@ -233,22 +233,22 @@ def test_a_link_that_comes_into_the_file_is_known_from_before() -> None:
 def test_what_is_said_of_a_renamed_link(monkeypatch: pytest.MonkeyPatch) -> None:
     """That it has its name back is said if that very link has it."""
     said: list[str] = []
-    renamed = Renamed(3, "wan0", "out0")
+    renamed = RenamedLink(3, "wan0", "out0")
     looks = iter(
         [
-            Seen(START, frozenset()),
-            Seen(GONE | {"wan0": 3}, frozenset({renamed})),
-            Seen(GONE | {"wan1": 3}, frozenset({Renamed(3, "wan1", "out0")})),
-            Seen(GONE | {"wan0": 3}, frozenset({renamed})),
-            Seen(GONE | {"wan0": 3}, frozenset()),  # the file lists it
-            Seen(GONE | {"wan0": 3}, frozenset({renamed})),
-            Seen(GONE | {"wan0": 3, "out0": 8}, frozenset({renamed})),
-            Seen(GONE | {"out0": 8}, frozenset()),
-            Seen(GONE | {"wan0": 3}, frozenset({renamed})),
-            Seen(START, frozenset()),
+            LinkStatus(START, frozenset()),
+            LinkStatus(GONE | {"wan0": 3}, frozenset({renamed})),
+            LinkStatus(GONE | {"wan1": 3}, frozenset({RenamedLink(3, "wan1", "out0")})),
+            LinkStatus(GONE | {"wan0": 3}, frozenset({renamed})),
+            LinkStatus(GONE | {"wan0": 3}, frozenset()),  # the file lists it
+            LinkStatus(GONE | {"wan0": 3}, frozenset({renamed})),
+            LinkStatus(GONE | {"wan0": 3, "out0": 8}, frozenset({renamed})),
+            LinkStatus(GONE | {"out0": 8}, frozenset()),
+            LinkStatus(GONE | {"wan0": 3}, frozenset({renamed})),
+            LinkStatus(START, frozenset()),
         ]
     )
-    there = (availability.There({}, (True, True), look) for look in looks)
+    there = (availability.Availability({}, (True, True), look) for look in looks)
     monkeypatch.setattr(availability, "refresh", lambda *_: next(there))
     monkeypatch.setattr(availability, "write_timeouts", lambda _: None)
     runtime = SimpleNamespace(maps=None, wanted=PLAIN)

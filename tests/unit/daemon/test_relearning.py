@@ -69,7 +69,7 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     with closing(Events()) as events, closing(Loop(print)) as loop:
         made = Machine(loop, events)
-        monkeypatch.setattr(fast_path_invalidator.fast, "relearn", made.relearn)
+        monkeypatch.setattr(fast_path_invalidator.fast_path, "invalidate", made.relearn)
         yield made
 
 
@@ -127,7 +127,9 @@ def test_what_is_in_force_says_whether_it_is_on(
 ) -> None:
     """A process that was killed while it changed the gateway may have left it off."""
     switched: list[tuple[object, bool]] = []
-    monkeypatch.setattr(fast_path_invalidator.fast, "switch", lambda maps, *, on: switched.append((maps, on)))
+    monkeypatch.setattr(
+        fast_path_invalidator.fast_path, "set_enabled", lambda maps, *, on: switched.append((maps, on))
+    )
     machine.wanted.fast_path = on
     machine.invalidator.activate()
     assert switched == [(machine.maps, on)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from layouts import FLOW_KEY
 
-from enforcer.datapath import fast, fast_entries, syscall
+from enforcer.datapath import fast_entries, fast_path, syscall
 from enforcer.datapath.fast_entries import Carried
 from enforcer.datapath.jiffies import TICK, jiffies
 from enforcer.datapath.maps import Map
@@ -91,7 +91,7 @@ def test_the_kernels_clock() -> None:
 
 
 def test_entries_by_flow(maps: Any) -> None:
-    fast.switch(maps, on=True)
+    fast_path.set_enabled(maps, on=True)
     four, six, one = flow(1), flow(2, TCP | IPV6), flow(3)
     learn(
         maps,
@@ -111,21 +111,21 @@ def test_entries_by_flow(maps: Any) -> None:
 
 
 def test_what_is_so_old_that_the_clock_has_come_round(maps: Any) -> None:
-    fast.switch(maps, on=True)
-    learn(maps, flow(1) | {"left": fast.LIFETIME + 60})
+    fast_path.set_enabled(maps, on=True)
+    learn(maps, flow(1) | {"left": fast_path.LIFETIME + 60})
     assert not fast_entries.by_flow(maps)[key(flow(1))].good
     assert fast_entries.count_fast(maps) == 0
 
 
 def test_one_good_direction_is_enough(maps: Any) -> None:
-    fast.switch(maps, on=True)
+    fast_path.set_enabled(maps, on=True)
     learn(maps, flow(1) | {"left": -1.0}, flow(1) | {"reason": REPLY})
     assert fast_entries.by_flow(maps)[key(flow(1))].good
     assert fast_entries.count_fast(maps) == 1
 
 
 def test_the_clock_wraps(maps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast.switch(maps, on=True)
+    fast_path.set_enabled(maps, on=True)
     monkeypatch.setattr(fast_entries, "jiffies", lambda: 0xFFFFFFF0)
     learn(maps, flow(1) | {"until": 16, "packets": 1}, flow(2) | {"until": 0xFFFFFFE0, "packets": 1})
     found = fast_entries.by_flow(maps)
@@ -134,10 +134,10 @@ def test_the_clock_wraps(maps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_generation_is_none(maps: Any) -> None:
-    fast.switch(maps, on=True)
+    fast_path.set_enabled(maps, on=True)
     learn(maps, flow(1) | {"packets": 5})
     assert fast_entries.count_fast(maps) == 1
-    assert fast.relearn(maps) is True
+    assert fast_path.invalidate(maps) is True
     assert fast_entries.count_fast(maps) == 0
     assert fast_entries.by_flow(maps)[key(flow(1))] == Carried(5, 0, good=False, idle=0.0)
 
@@ -148,7 +148,7 @@ def test_nothing_learnt(maps: Any) -> None:
 
 
 def test_a_full_table(maps: Any) -> None:
-    fast.switch(maps, on=True)
+    fast_path.set_enabled(maps, on=True)
     full = np.zeros(BUCKETS, dtype=maps.fast_buckets.value)
     full["entry"]["until"] = jiffies() + round(3 / TICK)
     full["entry"]["generation"] = maps.fast_path.get(0)["generation"]
@@ -159,60 +159,60 @@ def test_a_full_table(maps: Any) -> None:
 
 def test_off_stays_off(maps: Any) -> None:
     for _ in range(2):
-        fast.switch(maps, on=False)
+        fast_path.set_enabled(maps, on=False)
         learn(maps, flow(1))
-        assert not fast.is_on(maps)
-        assert fast.relearn(maps) is False
-        assert not fast.is_on(maps)
+        assert not fast_path.is_on(maps)
+        assert fast_path.invalidate(maps) is False
+        assert not fast_path.is_on(maps)
         assert fast_entries.count_fast(maps) == 0
 
 
 def test_a_generation_does_not_come_back_soon(maps: Any) -> None:
-    fast.switch(maps, on=True)
+    fast_path.set_enabled(maps, on=True)
     first = int(maps.fast_path.get(0)["generation"])
     seed = int(maps.fast_path.get(0)["seed"])
     seen = {first}
     for on in (True, False, True, False, True):
-        fast.switch(maps, on=on)
+        fast_path.set_enabled(maps, on=on)
         row = maps.fast_path.get(0)
         assert int(row["seed"]) == seed != 0
-        assert int(row["lifetime"]) == round(fast.LIFETIME / TICK)
+        assert int(row["lifetime"]) == round(fast_path.LIFETIME / TICK)
         if on:
             assert int(row["generation"]) not in seen
             seen.add(int(row["generation"]))
 
 
 def test_generations_have_sixteen_bits_and_are_never_none(maps: Any) -> None:
-    fast.switch(maps, on=True)
+    fast_path.set_enabled(maps, on=True)
     row = maps.fast_path.get(0)
     row["generation"] = row["last_generation"] = 0xFFFF
     maps.fast_path.put(0, row)
-    assert fast.relearn(maps)
+    assert fast_path.invalidate(maps)
     assert int(maps.fast_path.get(0)["generation"]) == 1
 
 
 def test_who_switches_off_is_not_overtaken_by_who_relearns(maps: Any) -> None:
     """Events go on while a process applies a file: what it switched off must be off when all are through."""
     for _ in range(50):
-        fast.switch(maps, on=True)
+        fast_path.set_enabled(maps, on=True)
         start = threading.Barrier(3)
 
         def relearn(start: threading.Barrier = start) -> None:
             start.wait()
             for _ in range(5):
-                fast.relearn(maps)
+                fast_path.invalidate(maps)
 
         others = [threading.Thread(target=relearn) for _ in range(2)]
         for each in others:
             each.start()
         start.wait()
-        fast.switch(maps, on=False)
+        fast_path.set_enabled(maps, on=False)
         for each in others:
             each.join()
-        assert not fast.is_on(maps)
+        assert not fast_path.is_on(maps)
 
 
 def test_maps_that_are_pinned_no_more(maps: Any) -> None:
     maps.directory = maps.directory / "gone"
-    fast.switch(maps, on=True)
-    assert fast.relearn(maps) is True
+    fast_path.set_enabled(maps, on=True)
+    assert fast_path.invalidate(maps) is True

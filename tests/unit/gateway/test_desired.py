@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from enforcer.config.models import Timers
-from enforcer.datapath.fast import LIFETIME
-from enforcer.gateway.desired import desired, last_slot, united
+from enforcer.datapath.fast_path import LIFETIME
+from enforcer.gateway.desired import combined, desired, last_slot
 from enforcer.gateway.timers import REFRESH
 
 
@@ -146,7 +146,7 @@ def test_what_serves_two_configurations() -> None:
     other["interfaces"]["inside"] = ["in1"]
     other["shared"]["ipv4"] = "198.51.100.2"
     slots = {"e1": 1, "e2": 2, "e3": 3}
-    both = united(desired(one, slots), desired(other, slots))
+    both = combined(desired(one, slots), desired(other, slots))
     assert both.inside == ("in0", "in1")
     assert both.outside == ("out0",)
     assert {egress.name: egress.here for egress in both.egresses} == {"e1": True, "e2": False, "e3": True}
@@ -157,5 +157,5 @@ def test_what_serves_two_configurations() -> None:
 def test_marks_of_another_mask_are_not_mixed() -> None:
     one, other = config("lax1", "lax1"), config("lax1", "lax1", "lax1") | {"mark_mask": 0xFF}
     slots = {"e1": 1, "e2": 2}
-    both = united(desired(one, slots), desired(other, slots))
+    both = combined(desired(one, slots), desired(other, slots))
     assert [egress.name for egress in both.egresses] == ["e1"]

@@ -16,6 +16,7 @@ from enforcer import instance as instances
 from enforcer.address import words
 from enforcer.config import Configuration
 from enforcer.gateway import preview
+from enforcer.gateway.compiled_config import compile_config
 from enforcer.gateway.flow_impact import FlowImpact
 from enforcer.gateway.operations import (
     AddAddress,
@@ -24,7 +25,6 @@ from enforcer.gateway.operations import (
     SwitchTables,
 )
 from enforcer.gateway.state import State
-from enforcer.gateway.target import compile_config
 from enforcer.reasons import by_name
 
 LAX = ["203.0.113.10", "203.0.113.11"]

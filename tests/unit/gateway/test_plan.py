@@ -119,7 +119,7 @@ def untouched(draw: st.DrawFn) -> Actual:
     )
 
 
-def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -> Actual:
+def carry_out(actual: Actual, operation: Operation, desired: Desired, tables: str) -> Actual:
     """What the kernel holds after one operation."""
     match operation:
         case InstallTable(ruleset=ruleset):
@@ -142,7 +142,7 @@ def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -
             first = max(actual.programs.values(), default=0) + 1
             return replace(actual, programs={name: first + i for i, name in enumerate(PROGRAMS)})
         case SwitchTables():
-            return replace(actual, tables=tables, settings=settings_of(aim))
+            return replace(actual, tables=tables, settings=settings_of(desired))
         case Attach(interface, direction, program):
             assert interface in actual.links
             made = {(interface, direction): actual.programs[program]}
@@ -162,10 +162,10 @@ def carry_out(actual: Actual, operation: Operation, aim: Desired, tables: str) -
     raise AssertionError(operation)
 
 
-def apply(actual: Actual, operations: Iterable[Operation], aim: Desired, tables: str) -> Actual:
+def apply(actual: Actual, operations: Iterable[Operation], desired: Desired, tables: str) -> Actual:
     """What the kernel holds after all of them."""
     for operation in operations:
-        actual = carry_out(actual, operation, aim, tables)
+        actual = carry_out(actual, operation, desired, tables)
     return actual
 
 
@@ -175,20 +175,20 @@ class Change:
 
     actual: Actual
     previous: Desired | None
-    aim: Desired
+    desired: Desired
     tables: str
 
     @property
     def operations(self) -> list[Operation]:
-        return plan(self.aim, self.actual, self.previous, self.tables)
+        return plan(self.desired, self.actual, self.previous, self.tables)
 
 
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
     """A first start, a reload, a restart after somebody changed something, or an upgrade."""
-    actual, aim = draw(untouched()), draw(wanted())
+    actual, desired = draw(untouched()), draw(wanted())
     if draw(st.booleans()):
-        return Change(actual, None, aim, "new")
+        return Change(actual, None, desired, "new")
     previous = draw(wanted())
     actual = apply(actual, plan(previous, actual, None, "old"), previous, "old")
     if draw(st.booleans()):  # an upgrade: what is pinned is of another version
@@ -201,7 +201,7 @@ def changes(draw: st.DrawFn) -> Change:
         actual = replace(actual, hooks=kept)
     if draw(st.booleans()):
         actual = replace(actual, **NOTHING_HELD)
-    return Change(actual, previous, aim, draw(st.sampled_from(("old", "new"))))
+    return Change(actual, previous, desired, draw(st.sampled_from(("old", "new"))))
 
 
 def positions(operations: list[Operation], *kinds: type[Operation]) -> list[int]:
@@ -211,23 +211,23 @@ def positions(operations: list[Operation], *kinds: type[Operation]) -> list[int]
 @given(changes())
 def test_what_was_planned_holds(change: Change) -> None:
     """Applied, the kernel is as desired; planned again, there is nothing to do."""
-    after = apply(change.actual, change.operations, change.aim, change.tables)
-    assert plan(change.aim, after, change.aim, change.tables) == []
-    aim = change.aim
-    assert after.table == after.closed(aim.ruleset()).digest()
+    after = apply(change.actual, change.operations, change.desired, change.tables)
+    assert plan(change.desired, after, change.desired, change.tables) == []
+    desired = change.desired
+    assert after.table == after.completed(desired.ruleset()).digest()
     held = {interface.ip for _, interface in after.held}
-    assert aim.shared6 in held
-    if aim.outside[0] in after.links:
-        assert {aim.shared4, *(egress.ipv4 for egress in aim.ours)} <= held
-    assert after.ranges >= {egress.ipv6 for egress in aim.ours}
+    assert desired.shared6 in held
+    if desired.outside[0] in after.links:
+        assert {desired.shared4, *(egress.ipv4 for egress in desired.ours)} <= held
+    assert after.ranges >= {egress.ipv6 for egress in desired.ours}
     expected = {
         (name, direction): after.programs[program]
         for role, direction, program in HOOKS
-        for name in getattr(aim, role)
+        for name in getattr(desired, role)
         if name in after.links
     }
     assert after.hooks == expected
-    assert aim.sysctls.items() <= after.sysctls.items()
+    assert desired.sysctls.items() <= after.sysctls.items()
 
 
 @given(changes())
@@ -238,7 +238,7 @@ def test_the_table_comes_first(change: Change) -> None:
     if tables and tables[0]:
         # It is there already, with the slots that go.
         assert change.previous is not None
-        ruleset = change.actual.closed(change.previous.ruleset())
+        ruleset = change.actual.completed(change.previous.ruleset())
         assert change.actual.table == ruleset.digest()
     if change.actual.table is None:
         assert isinstance(operations[0], InstallTable)
@@ -279,7 +279,7 @@ def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
     switch = positions(operations, SwitchTables)
     assume(change.previous is not None)
     assert change.previous is not None
-    same_mask = change.previous.mark_mask == change.aim.mark_mask
+    same_mask = change.previous.mark_mask == change.desired.mark_mask
     for number in positions(operations, RemoveAddress, RemoveRange, EndFlows, Detach):
         assert not switch or switch[0] < number
     for number in positions(operations, InstallTable):
@@ -288,7 +288,7 @@ def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
         slots = set(operation.ruleset.source4)
         before_switch = bool(switch) and number < switch[0]
         if not before_switch or same_mask:
-            assert slots >= {change.aim.mark(slot) for slot in change.aim.by_slot}
+            assert slots >= {change.desired.mark(slot) for slot in change.desired.by_slot}
         if before_switch:
             assert slots >= {change.previous.mark(slot) for slot in change.previous.by_slot}
     if switch:
@@ -301,9 +301,9 @@ def test_what_is_held_is_guarded(change: Change) -> None:
     """At each moment: no service of the gateway's answers at an egress address, coming, there or going."""
     actual = change.actual
     ruleset = change.previous.ruleset() if change.previous and actual.table else None
-    shared = {each.shared4 for each in (change.previous, change.aim) if each is not None}
+    shared = {each.shared4 for each in (change.previous, change.desired) if each is not None}
     for operation in change.operations:
-        actual = carry_out(actual, operation, change.aim, change.tables)
+        actual = carry_out(actual, operation, change.desired, change.tables)
         if isinstance(operation, InstallTable):
             ruleset = operation.ruleset
         if ruleset is None or isinstance(operation, LoadPrograms):
@@ -320,21 +320,23 @@ def test_a_plan_that_ends_anywhere_is_healed(change: Change, data: st.DataObject
     operations = change.operations
     end = data.draw(st.integers(0, len(operations)))
     done = operations[:end]
-    actual = apply(change.actual, done, change.aim, change.tables)
+    actual = apply(change.actual, done, change.desired, change.tables)
     committed = any(not operation.prepares for operation in done)
-    aim, left = (change.aim, change.previous) if committed else (change.previous, change.aim)
-    if aim is None:
-        aim, left, in_force = change.aim, change.aim, None
+    desired, unfinished = (
+        (change.desired, change.previous) if committed else (change.previous, change.desired)
+    )
+    if desired is None:
+        desired, unfinished, in_force = change.desired, change.desired, None
     else:
-        in_force = aim
-    healing = plan(aim, actual, in_force, "healed", left=left)
-    after = apply(actual, healing, aim, "healed")
+        in_force = desired
+    healing = plan(desired, actual, in_force, "healed", unfinished=unfinished)
+    after = apply(actual, healing, desired, "healed")
     assert any(isinstance(operation, SwitchTables) for operation in healing)
-    assert plan(aim, after, aim, "healed") == []
-    assert after.table == after.closed(aim.ruleset()).digest()
-    assert after.our_addresses <= {*aim.addresses(), *aim.shared_addresses()}
-    assert after.our_ranges <= set(aim.ranges())
-    assert {name for name, _ in after.hooks} <= {*aim.inside, *aim.outside}
+    assert plan(desired, after, desired, "healed") == []
+    assert after.table == after.completed(desired.ruleset()).digest()
+    assert after.our_addresses <= {*desired.addresses(), *desired.shared_addresses()}
+    assert after.our_ranges <= set(desired.ranges())
+    assert {name for name, _ in after.hooks} <= {*desired.inside, *desired.outside}
 
 
 @given(changes())
@@ -350,39 +352,44 @@ def test_only_what_we_added_is_taken_away(change: Change) -> None:
 @given(changes())
 def test_addresses_that_others_took_away_stay_away_while_keeping(change: Change) -> None:
     """The daemon puts back everything else (contract: they are unavailable from that moment)."""
-    after = apply(change.actual, change.operations, change.aim, change.tables)
+    after = apply(change.actual, change.operations, change.desired, change.tables)
     lost = replace(after, **NOTHING_HELD, table=None, hooks={})
-    operations = plan(change.aim, lost, change.aim, change.tables, restore=())
+    operations = plan(change.desired, lost, change.desired, change.tables, restore=())
     assert positions(operations, AddAddress, AddRange, LoadPrograms, SwitchTables) == []
     assert positions(operations, InstallTable) == [0]
 
 
 @given(changes())
 def test_what_went_with_its_link_comes_back_with_it(change: Change) -> None:
-    after = apply(change.actual, change.operations, change.aim, change.tables)
-    first = change.aim.outside[0]
+    after = apply(change.actual, change.operations, change.desired, change.tables)
+    first = change.desired.outside[0]
     lost = replace(after, **NOTHING_HELD)
-    operations = plan(change.aim, lost, change.aim, change.tables, restore={first})
+    operations = plan(change.desired, lost, change.desired, change.tables, restore={first})
     added = {one.held for one in operations if isinstance(one, AddAddress)}
-    every = {*change.aim.shared_addresses(), *change.aim.addresses()} if first in after.links else set()
+    every = (
+        {*change.desired.shared_addresses(), *change.desired.addresses()} if first in after.links else set()
+    )
     assert added == {held for held in every if held[0] == first}
     assert positions(operations, AddRange) == []
 
 
 def test_a_shared_ipv6_address_of_ours_moves_to_lo() -> None:
     """From the outside interface, where earlier versions held it: there before it is taken away here."""
-    aim = desired_with(1)
-    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
-    lo, out0 = (("lo", IPv6Interface((aim.shared6, 128))), ("out0", IPv6Interface((aim.shared6, 128))))
+    desired = desired_with(1)
+    actual = apply(clean(), plan(desired, clean(), None, "x"), desired, "x")
+    lo, out0 = (
+        ("lo", IPv6Interface((desired.shared6, 128))),
+        ("out0", IPv6Interface((desired.shared6, 128))),
+    )
     before = replace(
         actual, held=actual.held - {lo} | {out0}, our_addresses=actual.our_addresses - {lo} | {out0}
     )
-    operations = plan(aim, before, aim, "x")
+    operations = plan(desired, before, desired, "x")
     moved = [one for one in operations if isinstance(one, AddAddress | RemoveAddress)]
     assert moved == [AddAddress(lo), RemoveAddress(out0)]
     # The host's own stays, and is enough.
     own = replace(actual, held=actual.held - {lo} | {out0}, our_addresses=actual.our_addresses - {lo})
-    assert plan(aim, own, aim, "x") == []
+    assert plan(desired, own, desired, "x") == []
 
 
 def after_a_rename(actual: Actual, before: str, after: str) -> Actual:
@@ -408,14 +415,14 @@ def after_a_rename(actual: Actual, before: str, after: str) -> Actual:
 
 
 def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
-    aim = desired_with(1)
-    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
+    desired = desired_with(1)
+    actual = apply(clean(), plan(desired, clean(), None, "x"), desired, "x")
     elsewhere = after_a_rename(actual, "out0", "wan0")
     # From outside nothing is forwarded that was not before.
-    assert [type(one) for one in plan(aim, elsewhere, aim, "x", restore=())] == [InstallTable]
-    elsewhere = replace(elsewhere, table=elsewhere.closed(aim.ruleset()).digest())
-    assert plan(aim, elsewhere, aim, "x", restore=()) == []
-    assert [type(one) for one in plan(aim, replace(elsewhere, renamed={}), aim, "x", restore=())] == [
+    assert [type(one) for one in plan(desired, elsewhere, desired, "x", restore=())] == [InstallTable]
+    elsewhere = replace(elsewhere, table=elsewhere.completed(desired.ruleset()).digest())
+    assert plan(desired, elsewhere, desired, "x", restore=()) == []
+    assert [type(one) for one in plan(desired, replace(elsewhere, renamed={}), desired, "x", restore=())] == [
         Detach,
         Detach,
         RemoveAddress,
@@ -426,13 +433,13 @@ def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
 @given(changes(), st.sampled_from(INTERFACES))
 def test_a_renamed_link_that_leaves_the_file(change: Change, name: str) -> None:
     """Nothing of ours stays on it, and what was held by it is held by the first outside interface."""
-    aim = change.aim
-    after = apply(change.actual, change.operations, aim, change.tables)
+    desired = change.desired
+    after = apply(change.actual, change.operations, desired, change.tables)
     assume(name in after.links)
     renamed = after_a_rename(after, name, "old0")
     rest = tuple(other for other in INTERFACES if other != name)
-    other = replace(aim, inside=rest[:1], outside=rest[1:2], other=())
-    done = apply(renamed, plan(other, renamed, aim, "other"), other, "other")
+    other = replace(desired, inside=rest[:1], outside=rest[1:2], other=())
+    done = apply(renamed, plan(other, renamed, desired, "other"), other, "other")
     assert "old0" not in {where for where, _ in (*done.our_addresses, *done.hooks)}
     if rest[1] in done.links:
         assert {interface.ip for _, interface in done.held} >= {each.ipv4 for each in other.ours}
@@ -445,9 +452,9 @@ def test_a_renamed_link_that_leaves_the_file(change: Change, name: str) -> None:
 
 @given(changes())
 def test_an_unchanged_file_ends_no_flow(change: Change) -> None:
-    actual = apply(change.actual, change.operations, change.aim, change.tables)
+    actual = apply(change.actual, change.operations, change.desired, change.tables)
     lost = replace(actual, table=None, hooks={}, programs={}, tables="")
-    operations = plan(change.aim, lost, change.aim, change.tables)
+    operations = plan(change.desired, lost, change.desired, change.tables)
     assert positions(operations, EndFlows, RemoveAddress, RemoveRange) == []
 
 
@@ -455,8 +462,8 @@ def test_an_unchanged_file_ends_no_flow(change: Change) -> None:
 def test_the_fast_path_is_switched_where_the_file_says_otherwise(change: Change) -> None:
     found = [operation.on for operation in change.operations if isinstance(operation, SwitchFastPath)]
     before = change.previous
-    different = before is not None and before.fast_path != change.aim.fast_path
-    assert found == ([change.aim.fast_path] if different else [])
+    different = before is not None and before.fast_path != change.desired.fast_path
+    assert found == ([change.desired.fast_path] if different else [])
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -509,9 +516,9 @@ def test_a_first_start_in_words() -> None:
 
 
 def test_an_exchanged_egress_ip_in_words() -> None:
-    before, aim = desired_with(1), desired_with(2)
+    before, desired = desired_with(1), desired_with(2)
     actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
-    words = [str(operation) for operation in plan(aim, actual, before, "y")]
+    words = [str(operation) for operation in plan(desired, actual, before, "y")]
     assert words[:-1] == [
         "replace nftables table inet enforcer (2 egress IPs)",
         "add address 203.0.113.2/32 to out0",
@@ -526,9 +533,9 @@ def test_an_exchanged_egress_ip_in_words() -> None:
 
 
 def test_a_new_inside_interface_is_in_the_maps_before_it_has_a_filter() -> None:
-    before, aim = desired_with(1), replace(desired_with(1), inside=("in0", "in1"))
+    before, desired = desired_with(1), replace(desired_with(1), inside=("in0", "in1"))
     actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
-    operations = plan(aim, actual, before, "x")
+    operations = plan(desired, actual, before, "x")
     table = operations[0]
     # Its old connections are not translated: conntrack must forget them.
     assert isinstance(table, InstallTable)
@@ -542,36 +549,36 @@ def test_a_new_inside_interface_is_in_the_maps_before_it_has_a_filter() -> None:
 )
 def test_another_shared_address_ends_the_connections_of_the_old_one(change: dict[str, object]) -> None:
     before = desired_with(1)
-    aim = replace(before, **change)  # type: ignore[arg-type]
+    desired = replace(before, **change)  # type: ignore[arg-type]
     actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
-    ended = [one for one in plan(aim, actual, before, "x") if isinstance(one, EndFlows)]
+    ended = [one for one in plan(desired, actual, before, "x") if isinstance(one, EndFlows)]
     assert [egress.slot for one in ended for egress in one.egresses] == [0]
 
 
 def test_an_outside_interface_that_is_another() -> None:
-    before, aim = desired_with(1), replace(desired_with(1), outside=("out1",))
+    before, desired = desired_with(1), replace(desired_with(1), outside=("out1",))
     actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
-    operations = plan(aim, actual, before, "x")
-    after = apply(actual, operations, aim, "x")
+    operations = plan(desired, actual, before, "x")
+    after = apply(actual, operations, desired, "x")
     assert {name for name, _ in after.held} == {"out1", "lo"}
     assert {name for name, _ in after.hooks} == {"in0", "out1"}
 
 
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_one_lost_filter_is_one_operation(direction: Direction) -> None:
-    aim = desired_with(1)
-    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
+    desired = desired_with(1)
+    actual = apply(clean(), plan(desired, clean(), None, "x"), desired, "x")
     lost = {key: one for key, one in actual.hooks.items() if key != ("out0", direction)}
-    (operation,) = plan(aim, replace(actual, hooks=lost), aim, "x")
+    (operation,) = plan(desired, replace(actual, hooks=lost), desired, "x")
     assert isinstance(operation, Attach)
     assert (operation.interface, operation.direction) == ("out0", direction)
 
 
 def test_a_setting_that_somebody_changed_is_one_operation() -> None:
     name = CONNTRACK[0]
-    aim = replace(desired_with(1), sysctls={name: "305"})
-    actual = apply(clean(), plan(aim, clean(), None, "x"), aim, "x")
-    (operation,) = plan(aim, replace(actual, sysctls={**actual.sysctls, name: "30"}), aim, "x")
+    desired = replace(desired_with(1), sysctls={name: "305"})
+    actual = apply(clean(), plan(desired, clean(), None, "x"), desired, "x")
+    (operation,) = plan(desired, replace(actual, sysctls={**actual.sysctls, name: "30"}), desired, "x")
     assert str(operation) == "set net.netfilter.nf_conntrack_udp_timeout = 305"
 
 

@@ -50,7 +50,7 @@ ACTUAL = Actual(
 
 def test_lost_pins_are_loaded_again_before_anything_is_attached() -> None:
     operations = plan(
-        WANTED, replace(ACTUAL, lost=("flows", "origins", "hosts", "reap")), WANTED, "", left=None
+        WANTED, replace(ACTUAL, lost=("flows", "origins", "hosts", "reap")), WANTED, "", unfinished=None
     )
     kinds = [type(operation) for operation in operations]
     assert kinds.index(LoadPrograms) < kinds.index(SwitchTables) < kinds.index(Attach)
@@ -62,7 +62,7 @@ def test_lost_pins_are_loaded_again_before_anything_is_attached() -> None:
 
 def test_programs_of_a_gateway_whose_state_is_lost_are_taken_off_first() -> None:
     """Slots and marks are numbered again: what is attached may use other numbers."""
-    operations = plan(WANTED, replace(ACTUAL, table=""), None, "", left=None)
+    operations = plan(WANTED, replace(ACTUAL, table=""), None, "", unfinished=None)
     first = operations[: len(HOOKED)]
     assert {(one.interface, one.direction) for one in first if isinstance(one, Detach)} == set(HOOKED)
     assert isinstance(operations[len(HOOKED)], InstallTable)

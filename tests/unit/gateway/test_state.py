@@ -191,7 +191,7 @@ def test_what_another_version_says_of_a_plan_is_completed(tmp_path: Path) -> Non
 
 def test_every_kind_that_is_noted_is_known() -> None:
     """What stands in the undo list and is not known would be another version's."""
-    sources = [(Path(states.__file__).parent / name).read_text() for name in ("applier.py", "undo.py")]
+    sources = [(Path(states.__file__).parent / name).read_text() for name in ("applier.py", "undo_list.py")]
     noted = set(re.findall(r'(?:"kind": |done_to\()"(\w+)"', "".join(sources)))
     assert {"sysctl", "clsact", "allmulti"} <= noted
     assert noted <= UNDO.keys()

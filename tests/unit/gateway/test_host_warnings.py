@@ -6,7 +6,7 @@ import pytest
 from somelinks import some_links
 
 from enforcer.errors import EnforcerError, KernelError, PrivilegeError
-from enforcer.gateway.surroundings import of_unlisted, said_of, unlisted
+from enforcer.gateway.host_warnings import kernel_warnings, unlisted_among, unlisted_interfaces
 from enforcer.kernel import arp, links, rules
 
 
@@ -22,15 +22,15 @@ from enforcer.kernel import arp, links, rules
     ],
 )
 def test_interfaces_in_no_list(others: dict[str, dict[str, object]], said: str) -> None:
-    found = of_unlisted(("in0", "out0"), some_links("lo", "in0", "out0", **others))
+    found = unlisted_among(("in0", "out0"), some_links("lo", "in0", "out0", **others))
     assert len(found) == bool(said)
     assert not said or found[0].startswith(said)
 
 
 def test_what_a_listed_interface_lies_on_need_not_be_listed() -> None:
     found = some_links("lo", "eth0", "in0", out0={"kind": "vlan", "lower": "eth0"})
-    assert of_unlisted(("in0", "out0"), found) == []
-    assert of_unlisted(("in0",), found) != []
+    assert unlisted_among(("in0", "out0"), found) == []
+    assert unlisted_among(("in0",), found) != []
 
 
 CHANGING = KernelError("reading the nftables rules: it changed during each of 10 readings", "try again")
@@ -49,10 +49,10 @@ def test_what_cannot_be_looked_at_is_one_warning(
     monkeypatch.setattr(rules, "meeting", lambda _: ["a rule"])
     monkeypatch.setattr(rules, "unforeseen", fail)
     monkeypatch.setattr(arp, "unanswered", lambda _: ["no ARP"])
-    first, second, third = said_of(0xFF, ["out0"])
+    first, second, third = kernel_warnings(0xFF, ["out0"])
     assert (first, third) == ("a rule", "no ARP")
     subject = "rules of policy routing by marks of others could not be looked for"
     assert second == f"{subject}: {error.message} ({error.hint})"
     monkeypatch.setattr(links, "links", fail)
-    (said,) = unlisted(["out0"])
+    (said,) = unlisted_interfaces(["out0"])
     assert said.startswith(f"interfaces in no list could not be looked for: {error.message}")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from enforcer.datapath import pins, syscall
+from enforcer.datapath import bpffs, syscall
 from enforcer.datapath.programs import Pins
 
 LINKS = "links"
@@ -27,13 +27,13 @@ class _Object:
     """Device and inode of the pin that was last seen."""
 
 
-class Held:
+class HeldObjects:
     """What is pinned at some paths below a directory, by path relative to it."""
 
     def __init__(self) -> None:
         self._objects: dict[Path, _Object] = {}
 
-    def take(self, directory: Path, parts: Iterable[Path]) -> None:
+    def hold(self, directory: Path, parts: Iterable[Path]) -> None:
         """Holds what is pinned in ``parts`` of the directory now, and lets go of what was held before.
 
         Raises KernelError, PrivilegeError; then what was held before still is.
@@ -51,7 +51,7 @@ class Held:
         _close(self._objects.values())
         self._objects = fresh
 
-    def mend(self, directory: Path) -> list[str]:
+    def repin(self, directory: Path) -> list[str]:
         """Pins below this directory again what is not pinned there any more; returns the paths.
 
         Another map or program in the place of one makes room for it; another link stays if the one that is
@@ -68,7 +68,7 @@ class Held:
                     os.close(self._objects.pop(name).fd)
                     continue
                 if pin is None or not _leads_to(path, held.id):
-                    pins.create(directory)
+                    bpffs.create(directory)
                     path.parent.mkdir(exist_ok=True)
                     path.unlink(missing_ok=True)
                     syscall.pin(held.fd, str(path))
@@ -92,7 +92,7 @@ class Held:
 class HeldPins(Pins):
     """Pins of which descriptors are held: a program can be run also while its pin is lost."""
 
-    held: Held = field(default_factory=Held)
+    held: HeldObjects = field(default_factory=HeldObjects)
 
     def program(self, name: str) -> int:
         """A file descriptor of a program."""
@@ -101,13 +101,13 @@ class HeldPins(Pins):
         except KeyError:
             return super().program(name)
 
-    def take(self) -> None:
-        """Holds what is pinned now (:meth:`Held.take`)."""
-        self.held.take(self.directory, [self.links, self.programs, self.maps])
+    def hold(self) -> None:
+        """Holds what is pinned now (:meth:`HeldObjects.hold`)."""
+        self.held.hold(self.directory, [self.links, self.programs, self.maps])
 
-    def mend(self) -> list[str]:
-        """Pins again what is not pinned any more (:meth:`Held.mend`)."""
-        mended = self.held.mend(self.directory)
+    def repin(self) -> list[str]:
+        """Pins again what is not pinned any more (:meth:`HeldObjects.repin`)."""
+        mended = self.held.repin(self.directory)
         if mended:
             self.show_in_force()
         return mended

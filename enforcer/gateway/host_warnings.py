@@ -10,21 +10,21 @@ from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
 
 
-def said_of(mark_mask: int, outside: Sequence[str]) -> list[str]:
+def kernel_warnings(mark_mask: int, outside: Sequence[str]) -> list[str]:
     """Each in a sentence: rules of policy routing by marks; ARP that is silent on the first outside one."""
     return [
-        *looked_at("rules of policy routing by bits of mark_mask", lambda: rules.meeting(mark_mask)),
-        *looked_at("rules of policy routing by marks of others", lambda: rules.unforeseen(mark_mask)),
-        *looked_at(f"answers to ARP on {outside[0]}", lambda: arp.unanswered(outside[0])),
+        *collect("rules of policy routing by bits of mark_mask", lambda: rules.meeting(mark_mask)),
+        *collect("rules of policy routing by marks of others", lambda: rules.unforeseen(mark_mask)),
+        *collect(f"answers to ARP on {outside[0]}", lambda: arp.unanswered(outside[0])),
     ]
 
 
-def unlisted(listed: Collection[str]) -> list[str]:
+def unlisted_interfaces(listed: Collection[str]) -> list[str]:
     """The same of interfaces that are up and in no list, though packets may come and go by them."""
-    return looked_at("interfaces in no list", lambda: of_unlisted(listed, links.links()))
+    return collect("interfaces in no list", lambda: unlisted_among(listed, links.links()))
 
 
-def looked_at(subject: str, look: Callable[[], Iterable[str]]) -> list[str]:
+def collect(subject: str, look: Callable[[], Iterable[str]]) -> list[str]:
     """What a look at the kernel warns of. It only advises: one that fails is a warning itself, and no error.
 
     The kernel's tables may change during each reading, and some are shown only with CAP_NET_ADMIN.
@@ -36,8 +36,8 @@ def looked_at(subject: str, look: Callable[[], Iterable[str]]) -> list[str]:
         return [f"{subject} could not be looked for: {error.message}{hint}"]
 
 
-def of_unlisted(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:
-    """As :func:`unlisted`, of the links that were found.
+def unlisted_among(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:
+    """As :func:`unlisted_interfaces`, of the links that were found.
 
     Ports of a bridge or bond bring none by themselves, nor does what a listed interface lies on have to.
     """

@@ -30,22 +30,22 @@ def is_on(maps: Maps) -> bool:
     return row is not None and int(row["generation"]) != 0
 
 
-def switch(maps: Maps, *, on: bool) -> None:
+def set_enabled(maps: Maps, *, on: bool) -> None:
     """Switches the fast path on or off; either makes all that was learnt stale at once."""
-    with _alone(maps):
-        _begin_anew(maps, on=on)
+    with _exclusive(maps):
+        _start_generation(maps, on=on)
 
 
-def relearn(maps: Maps) -> bool:
+def invalidate(maps: Maps) -> bool:
     """Makes all that was learnt stale; false: the fast path is off, and stays so."""
-    with _alone(maps):
+    with _exclusive(maps):
         on = is_on(maps)
         if on:
-            _begin_anew(maps, on=True)
+            _start_generation(maps, on=True)
     return on
 
 
-def _begin_anew(maps: Maps, *, on: bool) -> None:
+def _start_generation(maps: Maps, *, on: bool) -> None:
     row = maps.fast_path.get(0)
     last = 0 if row is None else max(int(row["last_generation"]), int(row["generation"]))
     last = last % _GENERATIONS + 1
@@ -66,7 +66,7 @@ def _locked(directory: int) -> bool:
 
 
 @contextmanager
-def _alone(maps: Maps) -> Iterator[None]:
+def _exclusive(maps: Maps) -> Iterator[None]:
     """The daemon relearns while another process switches: nobody may write what he read before that."""
     try:
         directory = os.open(maps.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

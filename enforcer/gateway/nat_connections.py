@@ -13,7 +13,7 @@ def is_untranslated(entry: conntrack.Entry) -> bool:
     return entry.original.source == entry.reply.destination
 
 
-def is_translated_to(entry: conntrack.Entry, some: availability.Sources) -> bool:
+def is_translated_to(entry: conntrack.Entry, some: availability.AddressSet) -> bool:
     """A client's connection, or one that an origin has opened as a helper expected.
 
     Others translate destinations, too (a published port of a container): such a connection is not ours.
@@ -24,6 +24,6 @@ def is_translated_to(entry: conntrack.Entry, some: availability.Sources) -> bool
     return not is_untranslated(entry) and entry.reply.destination in some
 
 
-def forget(chosen: Any) -> int:
+def delete_matching(chosen: Any) -> int:
     """Deletes the connections that are chosen from conntrack."""
     return conntrack.delete_entries([entry for entry in conntrack.entries() if chosen(entry)])

@@ -25,7 +25,7 @@ _ENOUGH = 2
 
 
 @dataclass(frozen=True)
-class Hidden:
+class UnreachableLink:
     """A link of ours at a hook, by id."""
 
     interface: int
@@ -35,7 +35,7 @@ class Hidden:
 
 def find(
     reachable: Collection[int], interfaces: Iterable[int], known: Collection[int], *, doubtful: bool
-) -> list[Hidden]:
+) -> list[UnreachableLink]:
     """The links of ours at these interfaces that are not among ``reachable``, by id.
 
     ``known`` are ids of programs that are ours. Another is recognised by its name and its maps, for which it
@@ -44,7 +44,7 @@ def find(
     if not tcx.supported():
         return []
     return [
-        Hidden(interface, direction, link)
+        UnreachableLink(interface, direction, link)
         for interface in interfaces
         for direction in tcx.ATTACH_TYPES
         for program, link in tcx.chain(interface, direction)
@@ -52,11 +52,11 @@ def find(
     ]
 
 
-def open_links(hidden: Iterable[Hidden]) -> dict[Hidden, int]:
+def open_links(links: Iterable[UnreachableLink]) -> dict[UnreachableLink, int]:
     """Their descriptors, without those that have ended meanwhile. PrivilegeError without the capability."""
     opened = {}
     try:
-        for one in hidden:
+        for one in links:
             fd = _open(syscall.LINK_GET_FD_BY_ID, one.link)
             if fd is not None:
                 opened[one] = fd

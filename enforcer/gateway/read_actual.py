@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enforcer.datapath.banks import BANK, is_crowded
 from enforcer.errors import EnforcerError
 from enforcer.facts.store import Store
-from enforcer.gateway import attach, forwarding, roles, undo
+from enforcer.gateway import attach, forwarding, roles, undo_list
 from enforcer.gateway.actual import Actual
 from enforcer.gateway.desired import Desired
 from enforcer.gateway.installed import Installed, layout_of, source_digest
@@ -25,7 +25,7 @@ def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) 
     found = links.links()
     noted = installed.state.undo if installed.state else []
     # Should two be about one setting, the first says how it was.
-    was = {entry["name"]: entry["was"] for entry in reversed(undo.settings(noted, found))}
+    was = {entry["name"]: entry["was"] for entry in reversed(undo_list.settings(noted, found))}
     return Actual(
         links=found,
         held=frozenset(addresses.held() - addresses.misscoped(own={wanted.shared4})),
@@ -38,7 +38,7 @@ def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) 
         # Interfaces go, and conntrack's settings are not there before it is loaded.
         sysctls=sysctl.found([*wanted.sysctls, *forwarding.settings(wanted, found), *was]),
         was=was,
-        noted_as=undo.noted_as(noted, found),
+        noted_as=undo_list.noted_as(noted, found),
         forgotten=LOST in noted,
         programs=_program_ids(installed, wanted, upgrade),
         lost=tuple(installed.lost()),

@@ -16,7 +16,7 @@ from enforcer.gateway.state import LAST_POLICY, LAST_SLOT, State, assign
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedConfig:
     """A configuration with all that it refers to, in memory: from here on nothing has to be waited for."""
 
     config: Configuration
@@ -24,7 +24,7 @@ class Prepared:
     database: Database | None
 
     @classmethod
-    def of(cls, config: Configuration, file: str) -> Prepared:
+    def of(cls, config: Configuration, file: str) -> PreparedConfig:
         """Reads the database and compiles the policies."""
         path = config.geoip.database
         database = Database(Path(path)) if path else None
@@ -44,10 +44,10 @@ class CompiledConfig:
 
 def compile_config(config: Configuration, file: str, before: State | None) -> CompiledConfig:
     """Compiles a configuration; numbers go on from the state before. Touches nothing."""
-    return compile_prepared(Prepared.of(config, file), before)
+    return compile_prepared(PreparedConfig.of(config, file), before)
 
 
-def compile_prepared(prepared: Prepared, before: State | None) -> CompiledConfig:
+def compile_prepared(prepared: PreparedConfig, before: State | None) -> CompiledConfig:
     """The same for a configuration that has been read with all that it refers to."""
     config, database = prepared.config, prepared.database
     known = before or State()
