@@ -76,19 +76,19 @@ class FairQueue(Generic[Item]):
         self._backlog += cost
         return True
 
-    def take(self, may: Callable[[Hashable], bool] = lambda _: True) -> list[Item]:
+    def next_turn(self, may: Callable[[Hashable], bool] = lambda _: True) -> list[Item]:
         """The items whose turn it is: of some clients without a backlog, or of one with. Empty if none may.
 
         A client that may not keeps what waits. However many clients come, every second turn is the round's.
         """
         for fresh in (not self._was_fresh, self._was_fresh):
-            taken = self._take_fresh(may) if fresh else self._take_round(may)
+            taken = self._fresh_turn(may) if fresh else self._backlog_turn(may)
             if taken:
                 self._was_fresh = fresh
                 return taken
         return []
 
-    def _take_fresh(self, may: Callable[[Hashable], bool]) -> list[Item]:
+    def _fresh_turn(self, may: Callable[[Hashable], bool]) -> list[Item]:
         before = self._backlog
         taken: list[Item] = []
         while self._fresh and before - self._backlog < TOGETHER:
@@ -98,7 +98,7 @@ class FairQueue(Generic[Item]):
                 taken += self._turn(found)
         return taken
 
-    def _take_round(self, may: Callable[[Hashable], bool]) -> list[Item]:
+    def _backlog_turn(self, may: Callable[[Hashable], bool]) -> list[Item]:
         passed_over = 0
         while passed_over < len(self._round):
             client, found = self._round.popitem(last=False)

@@ -27,7 +27,7 @@ from enforcer.dns.recent import RecentAnswers
 from enforcer.dns.watchdog import Watchdog
 from enforcer.errors import BusyError, EnforcerError, KernelError
 from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix
-from enforcer.facts.rows import Names
+from enforcer.facts.rows import ChangedNames
 from enforcer.facts.store import Store
 from enforcer.kernel import nft, queue
 from enforcer.kernel.nflog import Log
@@ -67,7 +67,7 @@ class Tables(Protocol):
     def refresh(self) -> None:
         """Take up the bank in force."""
 
-    def named(self, names: Names) -> None:
+    def update_names(self, names: ChangedNames) -> None:
         """Write what changed."""
 
 
@@ -166,7 +166,7 @@ class Learner:
         """
         now = time.monotonic()
         self._take_in()
-        turn = self._waiting.take(lambda client: self._budget.has(client, now))
+        turn = self._waiting.next_turn(lambda client: self._budget.has(client, now))
         if turn:
             self._do(turn, now)
         else:
@@ -257,7 +257,7 @@ class Learner:
         with self._store.transaction(patience=_PATIENCE) as transaction:
             names = transaction.learn([row for answer in answers for row in answer.rows()])
             if names.hosts or names.sets:
-                self._tables.named(names)
+                self._tables.update_names(names)
         self._recent.add(answers)
         self._recent.forget(transaction.crowded_out)
         self.counts["crowded-out"] += len(transaction.crowded_out)
@@ -297,7 +297,7 @@ class Learner:
                     time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.cursor
                 )
                 if names.hosts or names.sets:
-                    self._tables.named(names)
+                    self._tables.update_names(names)
         except BusyError:
             return _TICK
         if next_cursor is not None:

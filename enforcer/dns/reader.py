@@ -22,7 +22,7 @@ from enforcer.dns.packet import Packet, parse
 from enforcer.dns.questions import Asker, Questions
 from enforcer.dns.stream import Streams
 from enforcer.facts.names import client_prefix
-from enforcer.facts.rows import ANY_CLIENT, Learnt
+from enforcer.facts.rows import ANY_CLIENT, LearntName
 
 ADDRESSES_AT_MOST = 64
 """Addresses that are learnt of one answer: its first ones."""
@@ -74,11 +74,13 @@ class Answer(NamedTuple):
     addresses: tuple[bytes, ...]
     expires: float
 
-    def rows(self) -> list[Learnt]:
+    def rows(self) -> list[LearntName]:
         """For the client and for anybody."""
         payer = client_prefix(self.client)
         clients = (self.client, ANY_CLIENT)
-        return [Learnt(who, one, self.name, self.expires, payer) for who in clients for one in self.addresses]
+        return [
+            LearntName(who, one, self.name, self.expires, payer) for who in clients for one in self.addresses
+        ]
 
 
 class Reader:

@@ -115,7 +115,7 @@ class Streams:
         owner.streams.move_to_end(key)
         stream.heard = now
         before = stream.size
-        messages = self._take(stream, sequence, payload)
+        messages = self._reassemble(stream, sequence, payload)
         self._room -= stream.size - before
         owner.room -= stream.size - before
         end = (sequence + len(payload)) % _MODULO
@@ -167,7 +167,7 @@ class Streams:
         if not owner.streams:
             del self._clients[stream.client]
 
-    def _take(self, stream: _Stream, sequence: int, payload: bytes) -> list[bytes] | None:
+    def _reassemble(self, stream: _Stream, sequence: int, payload: bytes) -> list[bytes] | None:
         """The messages completed; None if the stream cannot be followed any more."""
         if not payload:
             return []

@@ -15,7 +15,7 @@ import numpy as np
 from enforcer.datapath.banks import Bank
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import KernelError
-from enforcer.facts.store import Names, Sessions, Store
+from enforcer.facts.store import ChangedNames, ChangedSessions, Store
 from enforcer.policy.facts import Facts, host_facts
 from enforcer.policy.resolver import Bits, Resolver, dump, load
 
@@ -99,7 +99,7 @@ class KernelFacts:
         self.refresh()
         return rules_of_names(self._host, [names])[0] if names else self._host.unknown
 
-    def put(self, sessions: Sessions) -> None:
+    def put_sessions(self, sessions: ChangedSessions) -> None:
         """Sessions that are new or changed."""
         self.refresh()
         self._begin()
@@ -107,14 +107,14 @@ class KernelFacts:
         put_profiles(self._bank, self._client, sessions.profiles)
         write_sessions(self._maps, sessions.clients)
 
-    def removed(self, clients: Iterable[bytes]) -> None:
+    def remove_sessions(self, clients: Iterable[bytes]) -> None:
         """Sessions that ended."""
         self._begin()
         for client in clients:
             self._clients.add(client)
             self._maps.sessions.delete(_row(self._maps.sessions, client))
 
-    def named(self, names: Names) -> None:
+    def update_names(self, names: ChangedNames) -> None:
         """Hosts whose names changed; number 0: one that has none any more."""
         self.refresh()
         self._begin()

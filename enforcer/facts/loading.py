@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from enforcer.errors import EnforcerError, abridged
-from enforcer.facts.rows import COMMAND, FILE, Sessions
+from enforcer.facts.rows import COMMAND, FILE, ChangedSessions
 from enforcer.facts.session import unpack_client
 from enforcer.facts.store import Store, Stored, Transaction
 
@@ -28,10 +28,10 @@ Row = tuple[bytes, Stored, float | None]
 class Tables(Protocol):
     """The kernel's side: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
 
-    def put(self, sessions: Sessions) -> None:
+    def put_sessions(self, sessions: ChangedSessions) -> None:
         """Write sessions that are new or changed."""
 
-    def removed(self, clients: Iterable[bytes]) -> None:
+    def remove_sessions(self, clients: Iterable[bytes]) -> None:
         """Take away sessions that ended."""
 
 
@@ -49,16 +49,16 @@ class Loaded(NamedTuple):
     """Clients whose session was set by a command and is the file's now."""
 
 
-def named(clients: Collection[bytes]) -> str:
+def list_clients(clients: Collection[bytes]) -> str:
     """Some clients' addresses, for a message."""
     return abridged(sorted(clients), _NAMED, unpack_client)
 
 
-def of_file(clients: Collection[bytes]) -> EnforcerError:
+def owned_by_file(clients: Collection[bytes]) -> EnforcerError:
     """The error for commands that meet sessions of the watched file."""
     what = "the session of" if len(clients) == 1 else "the sessions of"
     return EnforcerError(
-        f"{what} {named(clients)} came from the watched file, which commands do not override",
+        f"{what} {list_clients(clients)} came from the watched file, which commands do not override",
         "Change them in the file; `enforcer sessions` shows where each session comes from.",
     )
 
@@ -75,7 +75,7 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
     there = store.origins(clients) if before else {}
     of_others = {client for client, one in there.items() if one != origin}
     if origin == COMMAND and of_others:
-        raise of_file(of_others)
+        raise owned_by_file(of_others)
     gone = store.clients_of_file() - clients if origin == FILE else set()
     total = before + len(clients) - len(there) - len(gone)
     if total > room:
@@ -106,13 +106,13 @@ def remove(store: Store, tables: Tables, clients: Collection[bytes]) -> None:
     ending = sorted(clients)
     for start in range(0, len(ending), AT_ONCE):
         with store.transaction() as transaction:
-            tables.removed(transaction.remove_sessions(ending[start : start + AT_ONCE]))
+            tables.remove_sessions(transaction.remove_sessions(ending[start : start + AT_ONCE]))
         time.sleep(_PAUSE)
 
 
-def _put(transaction: Transaction, tables: Tables, sessions: Sessions) -> int:
+def _put(transaction: Transaction, tables: Tables, sessions: ChangedSessions) -> int:
     if sessions.clients:
-        tables.put(sessions)
+        tables.put_sessions(sessions)
     return len(sessions.clients)
 
 

@@ -21,7 +21,7 @@ from enforcer.constants import MAPPED
 from enforcer.facts.charges import NO_CLIENT, Charges
 from enforcer.facts.database import ROW, among
 from enforcer.facts.numbers import Numbers, digest
-from enforcer.facts.rows import ANY_CLIENT, Learnt, Names
+from enforcer.facts.rows import ANY_CLIENT, ChangedNames, LearntName
 
 NAMES_PER_HOST = 64
 """Names that one address may have for one client; of those known before the first to expire makes room."""
@@ -90,7 +90,7 @@ class LearntNames:
             self._database.executemany("DELETE FROM texts WHERE number = ? AND rows = 0", fewer)
         self._uses.clear()
 
-    def learn(self, answers: Iterable[Learnt]) -> Names:
+    def learn(self, answers: Iterable[LearntName]) -> ChangedNames:
         """Adds rows; a later expiry extends one that is there. Only hosts whose names changed are listed."""
         groups: dict[tuple[bytes, str, bytes], dict[bytes, float]] = {}
         for client, address, name, expires, caused_by in answers:
@@ -112,7 +112,7 @@ class LearntNames:
 
     def forget(
         self, now: float, origins: Container[bytes], pairs: Container[bytes], most: int, after: ExpiryCursor
-    ) -> tuple[Names, ExpiryCursor | None]:
+    ) -> tuple[ChangedNames, ExpiryCursor | None]:
         """:meth:`enforcer.facts.store.Transaction.forget_names`."""
         rows = self._database.execute(
             f"SELECT expires, client, address, names.text, payer, texts.text {_JOINED} WHERE expires <= ? "
@@ -220,7 +220,7 @@ class LearntNames:
 
     # --- sets of names
 
-    def _rename(self, touched: Mapping[_Host, set[int]]) -> Names:
+    def _rename(self, touched: Mapping[_Host, set[int]]) -> ChangedNames:
         """Gives these hosts the sets of their names as they are now; with each, which are new."""
         by_client: dict[bytes, list[bytes]] = {}
         for client, address in touched:
@@ -234,16 +234,16 @@ class LearntNames:
             before.update(((client, address), number) for address, number in found)
         digests = {value: digest(value) for value in sets.values() if value}
         users = Counter(digests[value] for value in sets.values() if value)
-        numbers, new = self._sets.take(users, {key: value for value, key in digests.items()})
+        numbers, new = self._sets.assign(users, {key: value for value, key in digests.items()})
         changed = []
         for host, value in sets.items():
             number = numbers[digests[value]] if value else 0
             if before.get(host, 0) != number:
                 changed.append((host, number))
         self._write_hosts(changed)
-        self._sets.use(number for _, number in changed if number and number not in new)
-        self._sets.release(before[host] for host, _ in changed if host in before)
-        return Names(changed, [(number, marshal.loads(names)) for number, names in new.items()])
+        self._sets.add_users(number for _, number in changed if number and number not in new)
+        self._sets.remove_users(before[host] for host, _ in changed if host in before)
+        return ChangedNames(changed, [(number, marshal.loads(names)) for number, names in new.items()])
 
     def _write_hosts(self, changed: Iterable[tuple[_Host, int]]) -> None:
         put = [(*host, number) for host, number in changed if number]

@@ -31,7 +31,7 @@ class Numbers:
         self._table = table
         self._released: set[int] = set()
 
-    def take(
+    def assign(
         self,
         users: Mapping[bytes, int],
         values: Mapping[bytes, bytes],
@@ -55,14 +55,14 @@ class Numbers:
         numbers.update(zip(new, free, strict=True))
         return numbers, {number: values[key] for number, key in zip(free, new, strict=True)}
 
-    def use(self, numbers: Iterable[int]) -> None:
+    def add_users(self, numbers: Iterable[int]) -> None:
         """One more user for each time that a number is named."""
         self._database.executemany(
             f"UPDATE {self._table} SET users = users + ? WHERE number = ?",
             [(users, number) for number, users in Counter(numbers).items()],
         )
 
-    def release(self, numbers: Iterable[int]) -> None:
+    def remove_users(self, numbers: Iterable[int]) -> None:
         """One user less for each time that a number is named; who has none goes at the change's end."""
         counts = Counter(numbers)
         self._database.executemany(

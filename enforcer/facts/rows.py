@@ -35,7 +35,7 @@ class SessionRow(NamedTuple):
     origin: str
 
 
-class Sessions(NamedTuple):
+class ChangedSessions(NamedTuple):
     """What a change of sessions changed."""
 
     clients: list[tuple[bytes, int]]
@@ -44,7 +44,7 @@ class Sessions(NamedTuple):
     """Profiles that are new, or whose number is given again."""
 
 
-class Learnt(NamedTuple):
+class LearntName(NamedTuple):
     """One answer: for this client the address goes by this name until then."""
 
     client: bytes
@@ -64,7 +64,7 @@ class NameRow(NamedTuple):
     expires: float
 
 
-class Names(NamedTuple):
+class ChangedNames(NamedTuple):
     """What a change of names changed."""
 
     hosts: list[tuple[tuple[bytes, bytes], int]]

@@ -24,12 +24,12 @@ from enforcer.facts.rows import (
     ANY_CLIENT,
     COMMAND,
     FILE,
-    Learnt,
+    ChangedNames,
+    ChangedSessions,
+    LearntName,
     NameRow,
-    Names,
     NewSession,
     SessionRow,
-    Sessions,
 )
 from enforcer.policy.facts import Facts
 
@@ -38,12 +38,12 @@ __all__ = [
     "COMMAND",
     "FILE",
     "NUMBERS",
-    "Learnt",
+    "ChangedNames",
+    "ChangedSessions",
+    "LearntName",
     "NameRow",
-    "Names",
     "NewSession",
     "SessionRow",
-    "Sessions",
     "Store",
     "Stored",
     "Transaction",
@@ -295,7 +295,7 @@ class Transaction:
 
     # --- sessions
 
-    def put_sessions(self, rows: Iterable[NewSession], origin: str) -> Sessions:
+    def put_sessions(self, rows: Iterable[NewSession], origin: str) -> ChangedSessions:
         """Adds sessions, or replaces those of the same clients; of two for one client the later one holds.
 
         A session whose facts stay keeps its ``since``.
@@ -307,7 +307,7 @@ class Transaction:
         rows: Sequence[tuple[bytes, Stored, float | None]],
         origin: str,
         fresh: dict[bytes, int] | None = None,
-    ) -> Sessions:
+    ) -> ChangedSessions:
         """As :meth:`put_sessions`, with facts that somebody else has brought into their stored form.
 
         ``fresh`` says that none of the clients has a session, and holds every profile's number by its digest
@@ -315,7 +315,7 @@ class Transaction:
         """
         wanted = {client: (facts[0], expires) for client, facts, expires in rows}
         users = Counter([key for key, _ in wanted.values()])
-        numbers, new = self._profiles.take(users, dict([facts for _, facts, _ in rows]), fresh)
+        numbers, new = self._profiles.assign(users, dict([facts for _, facts, _ in rows]), fresh)
         before = self._sessions(wanted) if fresh is None else {}
         now = time.time()
         changed: list[tuple[bytes, int]] = []
@@ -335,9 +335,9 @@ class Transaction:
         self._database.executemany(
             "UPDATE sessions SET profile = ?, expires = ?, since = ?, origin = ? WHERE client = ?", updated
         )
-        self._profiles.use(number for _, number in changed if number not in new)
-        self._profiles.release(before[client][0] for client, _ in changed if client in before)
-        return Sessions(changed, [(number, marshal.loads(facts)) for number, facts in new.items()])
+        self._profiles.add_users(number for _, number in changed if number not in new)
+        self._profiles.remove_users(before[client][0] for client, _ in changed if client in before)
+        return ChangedSessions(changed, [(number, marshal.loads(facts)) for number, facts in new.items()])
 
     def _sessions(self, clients: Collection[bytes]) -> dict[bytes, tuple[int, float, float | None, str]]:
         """(profile, since, expires, origin) of those of them that have a session."""
@@ -348,7 +348,7 @@ class Transaction:
         """Ends sessions; returns those that were there."""
         found = self._sessions(dict.fromkeys(clients).keys())
         self._database.executemany("DELETE FROM sessions WHERE client = ?", [(client,) for client in found])
-        self._profiles.release(row[0] for row in found.values())
+        self._profiles.remove_users(row[0] for row in found.values())
         return list(found)
 
     def expire_sessions(self, now: float, most: int = 1_000_000_000) -> list[bytes]:
@@ -358,7 +358,7 @@ class Transaction:
 
     # --- names
 
-    def learn(self, answers: Iterable[Learnt]) -> Names:
+    def learn(self, answers: Iterable[LearntName]) -> ChangedNames:
         """Adds names; a later expiry extends one that is known. Only hosts whose names changed are listed.
 
         Where there are too many, those that were known before make room (:attr:`crowded_out`).
@@ -377,7 +377,7 @@ class Transaction:
         pairs: Container[bytes] = (),
         most: int = 1_000_000_000,
         after: ExpiryCursor = FIRST,
-    ) -> tuple[Names, ExpiryCursor | None]:
+    ) -> tuple[ChangedNames, ExpiryCursor | None]:
         """Expired names go, unless a live flow needs them.
 
         A client's own name is kept while its address behind the client's is in ``pairs``, a name that holds

@@ -80,17 +80,17 @@ def test_what_has_no_room_is_neither_stored_nor_in_force(box: Box) -> None:
             bank = Bank(box.maps, in_force(box))
             bank.numbers_of([1 << 13 | each for each in range(bank.room)])
             with pytest.raises(FullTableError), store.transaction() as transaction:
-                current.put(transaction.put_sessions([new], COMMAND))
+                current.put_sessions(transaction.put_sessions([new], COMMAND))
             assert store.session(new.client) is None
             assert not len(box.maps.sessions.items()[0])
             # Room is made by applying the same file again.
             box.apply(box.config)
             again = KernelFacts(box.maps, store)
             with store.transaction() as transaction:
-                again.put(transaction.put_sessions([new], COMMAND))
+                again.put_sessions(transaction.put_sessions([new], COMMAND))
             assert len(box.maps.sessions.items()[0]) == 1
             with store.transaction() as transaction:
-                again.removed(transaction.remove_sessions([new.client]))
+                again.remove_sessions(transaction.remove_sessions([new.client]))
     finally:
         box.apply(kept)
 
@@ -105,19 +105,19 @@ def test_what_a_change_wrote_that_was_taken_back_is_nobodys(box: Box) -> None:
         with Store(box.instance.facts_file) as store:
             current = KernelFacts(box.maps, store)
             with pytest.raises(KeyboardInterrupt), store.transaction() as transaction:
-                current.put(
+                current.put_sessions(
                     transaction.put_sessions([NewSession(one, {"identity.email": ("eve",)}, None)], COMMAND)
                 )
                 raise KeyboardInterrupt
             assert len(box.maps.sessions.items()[0]) == 1
             with store.transaction() as transaction:
-                current.put(
+                current.put_sessions(
                     transaction.put_sessions([NewSession(other, {"identity.email": ("ann",)}, None)], COMMAND)
                 )
             (key,) = box.maps.sessions.items()[0]
             assert key.tobytes() == other
             with store.transaction() as transaction:
-                current.removed(transaction.remove_sessions([other]))
+                current.remove_sessions(transaction.remove_sessions([other]))
         assert not len(box.maps.sessions.items()[0])
     finally:
         box.apply(kept)

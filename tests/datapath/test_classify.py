@@ -18,7 +18,7 @@ from enforcer.address import IPAddress, IPNetwork, mapped, pack
 from enforcer.datapath.banks import NO_SLOT, Action
 from enforcer.facts.kernel_facts import KernelFacts, refill
 from enforcer.facts.regions import Region, RegionPrefixes
-from enforcer.facts.rows import ANY_CLIENT, COMMAND, Learnt, NewSession
+from enforcer.facts.rows import ANY_CLIENT, COMMAND, LearntName, NewSession
 from enforcer.facts.store import Store
 from enforcer.gateway.bank_switch import BankContents, BankSwitch
 from enforcer.policy.facts import Connection
@@ -81,11 +81,11 @@ class Atlas:
 NOBODY = World()
 
 
-def rows_of(world: World) -> tuple[list[NewSession], list[Learnt]]:
+def rows_of(world: World) -> tuple[list[NewSession], list[LearntName]]:
     """What the store is told of a world."""
     sessions = [NewSession(pack(client), facts, None) for client, facts in world.sessions.items()]
     names = [
-        Learnt(ANY_CLIENT, pack(address), name, FOREVER)
+        LearntName(ANY_CLIENT, pack(address), name, FOREVER)
         for address, known in world.names.items()
         for name in known
     ]
@@ -145,8 +145,8 @@ class Classifier:
         refill(self.box.maps, self.store)
         in_force = KernelFacts(self.box.maps, self.store)
         with self.store.transaction() as transaction:
-            in_force.put(transaction.put_sessions(sessions[1::2], COMMAND))
-            in_force.named(transaction.learn(names[1::2]))
+            in_force.put_sessions(transaction.put_sessions(sessions[1::2], COMMAND))
+            in_force.update_names(transaction.learn(names[1::2]))
 
     def ask(self, packet: Connection) -> Verdict:
         body = struct.pack(">HHIIBBHHH", packet.src_port, packet.dst_port, 1, 0, 0x50, 2, 100, 0, 0)

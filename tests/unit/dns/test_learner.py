@@ -30,7 +30,7 @@ from enforcer.dns.reader import Answer, Reader, reader_config
 from enforcer.dns.recent import RecentAnswers
 from enforcer.errors import BusyError, KernelError
 from enforcer.facts import names as learnt_names
-from enforcer.facts.store import ANY_CLIENT, Names, Store
+from enforcer.facts.store import ANY_CLIENT, ChangedNames, Store
 from enforcer.kernel import queue
 
 CLIENT, SERVER, OTHER = "10.0.1.2", "198.18.53.53", "198.18.53.54"
@@ -337,9 +337,9 @@ class Tables:
     def __init__(self, held: Held) -> None:
         self.held = held
         self.hosts: dict[tuple[bytes, bytes], int] = {}
-        self.fails: Callable[[Names], None] = lambda _: None
+        self.fails: Callable[[ChangedNames], None] = lambda _: None
 
-    def named(self, names: Names) -> None:
+    def update_names(self, names: ChangedNames) -> None:
         self.fails(names)
         assert not self.held.accepted  # learnt first, let go then
         self.hosts.update(names.hosts)
@@ -446,7 +446,7 @@ def test_known_answers_are_bounded() -> None:
 def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     full = packed("198.18.1.2")
 
-    def refuse(names: Names) -> None:
+    def refuse(names: ChangedNames) -> None:
         if any(address == full for (_, address), _ in names.hosts):
             raise KernelError("the table hosts is full")
 
@@ -474,7 +474,7 @@ def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest
 
 
 def test_another_change_that_does_not_end(scene: Scene) -> None:
-    def refuse(_: Names) -> None:
+    def refuse(_: ChangedNames) -> None:
         raise BusyError("another change does not end")
 
     scene.tables.fails = refuse
@@ -485,7 +485,7 @@ def test_another_change_that_does_not_end(scene: Scene) -> None:
 
 
 def test_a_bug_holds_nothing_back(scene: Scene) -> None:
-    def fail(_: Names) -> None:
+    def fail(_: ChangedNames) -> None:
         raise RuntimeError
 
     scene.tables.fails = fail
