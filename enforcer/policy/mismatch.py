@@ -1,4 +1,4 @@
-"""Why an expression does not match: for the person whose connection left with the wrong address."""
+"""Explains why an expression does not match a connection: the failed comparison and the actual value."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from enforcer.policy.facts import NOTHING, Connection, Facts, dimension
 from enforcer.policy.fields import FIELDS
 from enforcer.policy.values import protocol_name
 
-_MOST = 5  # comparisons or values that are named
+_MOST = 5  # comparisons or values in one explanation
 
 
 def explain_mismatch(expression: Expression, connection: Connection) -> tuple[str, str]:
-    """Say which comparison of an expression that does not match failed, and what was seen instead."""
+    """Return the failed comparison and the actual value, for an expression that does not match."""
     found = [_blamed(expression, True, connection, host) for host in connection.hosts or (NOTHING,)]
-    # A name of which the host's part is true fails for what has to be told.
+    # Prefer a host for which the host comparisons are true: the other comparison is the cause.
     blamed = next((each for each in found if not any(map(_is_about_the_host, each))), found[0])
     selectors = dict.fromkeys(_written(comparison, wanted) for comparison, wanted in blamed)
     reasons = dict.fromkeys(_seen(comparison, connection) for comparison, _ in blamed)
@@ -50,7 +50,7 @@ def _some(texts: Iterable[str], between: str) -> str:
 def _blamed(
     expression: Expression, wanted: bool, connection: Connection, host: Facts
 ) -> list[tuple[Comparison, bool]]:
-    """Find the comparisons to blame, and what each should be, if an expression is not what is wanted."""
+    """Return the comparisons that keep an expression from being ``wanted``, each with its wanted value."""
     match expression:
         case Everything():
             return []
@@ -62,20 +62,20 @@ def _blamed(
                 if evaluate(operand, connection, host) is not wanted:
                     found += _blamed(operand, wanted, connection, host)
                     if isinstance(expression, And) is wanted:
-                        break  # one is enough to fail; of an `or` all do
+                        break  # one false operand makes an `and` fail; for an `or` all are listed
             return found
         case _:
             return [(expression, wanted)]
 
 
-# A comparison's text up to the sign that negates it.
+# The text of a comparison up to and including a negative operator.
 _NEGATIVE = re.compile(
     r'(?:(?:any|all)\()?[\w.]+(?:\[(?:\*|r?#*"[^"]*"#*)\][\w.]*)* (?:!=|ne|not in|not matches) '
 )
 
 
 def _written(comparison: Comparison, wanted: bool) -> str:
-    """Write what was asked: ``!=`` and ``not in`` are a part of the text, other negations are not."""
+    """Return the comparison's text, after `not` if the negation is no part of it, as ``!=`` is."""
     negative = _NEGATIVE.match(comparison.text) is not None
     return comparison.text if wanted is not negative else f"not {comparison.text}"
 

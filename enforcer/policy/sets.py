@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable
 from enforcer.policy.expression import Network
 
 Prefix = tuple[int, int, int]
-"""Family (4 or 6), first address as a number, length: in this order, a prefix stands before what it holds."""
+"""Family (4 or 6), first address as a number, length. Sorted, a prefix comes before those inside it."""
 
 AddressSet = tuple[tuple[Prefix, bool], ...]
-"""Sorted; both roots are there; no entry says what the one that covers it says already."""
+"""Sorted prefixes with both roots, each with its membership, which differs from the enclosing prefix's."""
 
 PortSet = tuple[tuple[int, int], ...]
-"""Sorted ranges, ends included, that neither overlap nor touch."""
+"""Sorted ranges, ends included, that neither overlap nor adjoin."""
 
 ProtocolSet = int
-"""Bit n is protocol n."""
+"""Bit n stands for protocol n."""
 
 ROOT4: Prefix = (4, 0, 0)
 ROOT6: Prefix = (6, 0, 0)
@@ -34,14 +34,14 @@ ALL_PROTOCOLS: ProtocolSet = (1 << 256) - 1
 
 
 def covers(outer: Prefix, inner: Prefix) -> bool:
-    """Whether ``inner`` lies in ``outer``, or is it."""
+    """Return whether ``outer`` contains ``inner`` or equals it."""
     family, first, length = outer
     shift = _WIDTH[family] - length
     return family == inner[0] and length <= inner[2] and inner[1] >> shift == first >> shift
 
 
 def addresses(networks: Iterable[Network]) -> AddressSet:
-    """Make the set of all addresses in ``networks``."""
+    """Return the set of all addresses in ``networks``."""
     entries = dict(NO_ADDRESSES)
     for network in networks:
         entries[network.version, int(network.network_address), network.prefixlen] = True
@@ -62,12 +62,12 @@ def _minimal(entries: list[tuple[Prefix, bool]]) -> AddressSet:
 
 
 def complement_addresses(entries: AddressSet) -> AddressSet:
-    """Complement: every other address of both families."""
+    """Return the complement over both families."""
     return tuple((prefix, not member) for prefix, member in entries)
 
 
 def _join(first: AddressSet, second: AddressSet, combine: Callable[[bool, bool], bool]) -> AddressSet:
-    """Merge two sets along the tree of their prefixes."""
+    """Combine two sets along the tree of their prefixes."""
     one, two = dict(first), dict(second)
     above: list[tuple[Prefix, bool, bool]] = []
     merged = []
@@ -94,7 +94,7 @@ def unite_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
 
 
 def ports(ranges: Iterable[tuple[int, int]]) -> PortSet:
-    """Make the set of all ports in ``ranges``."""
+    """Return the set of all ports in ``ranges``."""
     joined: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if joined and first <= joined[-1][1] + 1:
@@ -105,7 +105,7 @@ def ports(ranges: Iterable[tuple[int, int]]) -> PortSet:
 
 
 def complement_ports(ranges: PortSet) -> PortSet:
-    """Complement within 0 to 65535."""
+    """Return the complement within 0 to 65535."""
     gaps, start = [], 0
     for first, last in ranges:
         if first > start:
@@ -124,5 +124,5 @@ def intersect_ports(first: PortSet, second: PortSet) -> PortSet:
 
 
 def protocols(numbers: Iterable[int]) -> ProtocolSet:
-    """Make the set of these protocol numbers."""
+    """Return the set of these protocol numbers."""
     return sum(1 << number for number in set(numbers))
