@@ -1,7 +1,7 @@
-"""Sessions in bulk: into the store and in force, some at a time.
+"""Bulk loads of sessions into the store and the kernel, in parts.
 
-Each part is a change of its own, so that who has but one session or name to add does not wait for all of
-them. Everything that could be wrong with the sessions is known before the first part.
+Each part is a transaction of its own, so a single session or name waits for one part only. The caller has
+validated all sessions before the first part.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from enforcer.facts.session import unpack_client
 from enforcer.facts.store import Store, Stored, Transaction
 
 AT_ONCE = 2500
-"""Sessions of one change: some 40 ms."""
-# Long enough for another process to see that it may begin its change.
+"""Sessions of one transaction, which takes about 40 ms."""
+# Seconds between two transactions; another process can begin its own meanwhile.
 _PAUSE = 0.001
 _NAMED = 10
 
 Row = tuple[bytes, Stored, float | None]
-"""A client, its facts as they are stored, and the session's end."""
+"""Client, facts in stored form, expiry."""
 
 
 class Tables(Protocol):
-    """The kernel's side: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
+    """The kernel's maps: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
 
     def put_sessions(self, sessions: ChangedSessions) -> None:
-        """Write sessions that are new or changed."""
+        """Write new or changed sessions."""
 
     def remove_sessions(self, clients: Iterable[bytes]) -> None:
-        """Take away sessions that ended."""
+        """Remove ended sessions."""
 
 
 class Loaded(NamedTuple):
-    """What loading has changed."""
+    """The result of a load."""
 
     sessions: int
-    """How many were named."""
+    """Number of sessions in the input."""
     changed: int
-    """Clients whose facts are new or other ones."""
+    """Number of clients whose facts are new or changed."""
     replaced: int
-    """Clients that had a session before."""
+    """Number of clients that had a session before."""
     removed: int
     taken_over: list[bytes]
-    """Clients whose session was set by a command and is the file's now."""
+    """Clients whose session came from a command and now comes from the file."""
 
 
 def list_clients(clients: Collection[bytes]) -> str:
-    """Some clients' addresses, for a message."""
+    """Return the first addresses of the clients, for a message."""
     return abridged(sorted(clients), _NAMED, unpack_client)
 
 
 def owned_by_file(clients: Collection[bytes]) -> EnforcerError:
-    """The error for commands that meet sessions of the watched file."""
+    """Return the error for a command that would change sessions of the watched file."""
     what = "the session of" if len(clients) == 1 else "the sessions of"
     return EnforcerError(
         f"{what} {list_clients(clients)} came from the watched file, which commands do not override",
@@ -64,10 +64,10 @@ def owned_by_file(clients: Collection[bytes]) -> EnforcerError:
 
 
 def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: int) -> Loaded:
-    """Adds and replaces sessions; those of the file (FILE) are all that the file has from then on.
+    """Add and replace sessions; with ``origin`` FILE, also end the file's other sessions.
 
-    ``room`` is how many sessions there can be. Raises EnforcerError before anything is changed if there are
-    more, or if a command names a client of the file's.
+    ``room`` is the capacity of the kernel's map. EnforcerError, before any change, if the sessions exceed it
+    or if a command names a client of the file.
     """
     version = store.version
     clients = {row[0] for row in rows}
@@ -84,7 +84,7 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
         )
     remove(store, tables, gone)
     changed = 0
-    # Clients without a session need not be looked for one by one, as long as nobody else changes anything.
+    # Without sessions of these clients, no look-up is needed until another connection changes the store.
     fresh = None if there else store.profile_numbers()
     for start in range(0, len(rows), AT_ONCE):
         try:
@@ -102,7 +102,7 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
 
 
 def remove(store: Store, tables: Tables, clients: Collection[bytes]) -> None:
-    """Ends sessions."""
+    """End sessions."""
     ending = sorted(clients)
     for start in range(0, len(ending), AT_ONCE):
         with store.transaction() as transaction:
@@ -117,5 +117,5 @@ def _put(transaction: Transaction, tables: Tables, sessions: ChangedSessions) ->
 
 
 def report(loaded: Loaded) -> dict[str, Any]:
-    """As JSON, for another process."""
+    """Return the result as JSON values, for another process."""
     return loaded._asdict() | {"taken_over": [str(unpack_client(client)) for client in loaded.taken_over]}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from enforcer.constants.bpf import SLOTS
 from enforcer.datapath.programs import IN_FORCE
 from enforcer.errors import KernelError, LaterVersionError, PrivilegeError
 from enforcer.instance import trust
@@ -20,7 +21,7 @@ from enforcer.policy.rules import MAX_POLICIES
 
 FORMAT = 1
 _LARGEST = 1 << 28
-LAST_SLOT = 16383
+LAST_SLOT = SLOTS - 1
 LAST_POLICY = MAX_POLICIES
 LOST = {"kind": "lost"}
 """In the undo list: what came before it was in a state file that is lost."""

@@ -1,4 +1,4 @@
-"""The file's timers as conntrack's settings, which the kernel keeps for each network namespace."""
+"""The file's timers as conntrack's sysctls, which the kernel keeps for each network namespace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 _CONNTRACK: Final = "net/netfilter/nf_conntrack_"
 
-# The settings that a timer sets. A connection that one side has closed is still in its established phase
+# The sysctls that a timer sets. A connection that one side has closed is still in its established phase
 # (RFC 5382, 5; RFC 6146, 3.5.2.2, "V4 FIN RCV"). The last two of it are conntrack's shorter timeouts, for
 # data that is not acknowledged and for an acknowledgement that comes again and again: conntrack sees only
 # some packets of a fast flow and would be wrong about both.
@@ -35,8 +35,8 @@ conntrack's clock runs from there, the file's from the last packet: so conntrack
 """
 
 
-def settings(timers: Mapping[str, int]) -> dict[str, str]:
-    """Values by the names of the settings, those of timers that ``timers`` has."""
+def sysctls(timers: Mapping[str, int]) -> dict[str, str]:
+    """Values by the names of the sysctls, those of timers that ``timers`` has."""
     # conntrack sees only some segments of a fast flow: its windows are of earlier ones, and so is what it
     # compares a reset with.
     found = {_CONNTRACK + "tcp_be_liberal": "1", _CONNTRACK + "tcp_ignore_invalid_rst": "1"}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from enforcer.constants.bpf import POLICIES, RULES
 from enforcer.policy import predicate, sets
 from enforcer.policy.expression import (
     AddressIn,
@@ -27,10 +28,10 @@ from enforcer.policy.expression import (
 from enforcer.policy.facts import dimension
 from enforcer.policy.predicate import FALSE, TRUE, Literal, Predicate
 
-MAX_RULES = 16384
+MAX_RULES: Final = RULES
 """Limit for the rules of all enabled policies: the width of the kernel's bit sets."""
 
-MAX_POLICIES = 16383
+MAX_POLICIES: Final = POLICIES - 1
 """Limit for the policies of a file, disabled ones included: each has its own number in the kernel."""
 
 # Set entries (prefixes, ranges) that compiling one expression may visit: about two seconds.
