@@ -24,7 +24,7 @@ from enforcer.facts.numbers import Numbers, digest
 from enforcer.facts.rows import ANY_CLIENT, ChangedNames, LearntName
 
 NAMES_PER_HOST = 64
-"""Limit for the names of one address for one client; beyond it, the oldest expiry is removed first."""
+"""Limit for the names of one address for one client; beyond it, those that expire first are removed."""
 NAMES_PER_SHARED_HOST = 256
 """The same limit for ANY_CLIENT."""
 BYTES_OF_CLIENT = 8 << 20

@@ -48,7 +48,7 @@ class Machine:
         monkeypatch.setattr(worker, "start", self._start)
         monkeypatch.setattr(worker, "start_again", lambda: self._start(None))
         monkeypatch.setattr(reloader, "is_crowded", lambda _: self.crowded)
-        self.tables = SimpleNamespace(fits=True)
+        self.tables = SimpleNamespace(matches_bank=True)
         self.runtime = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
         runtime = cast(Any, self.runtime)
         self.reloader = Reloader(
