@@ -1,4 +1,4 @@
-"""What becomes of questions and answers, by name: `enforcer dns`."""
+"""Counters of DNS questions and answers, as `enforcer dns` shows them."""
 
 COUNTS = {
     "learnt": "answers learnt",
@@ -40,4 +40,4 @@ COUNTS = {
     "tcp-full": "TCP connections given up: too many bytes (of one client, or of all)",
     "tcp-strange": "TCP connections on port 53 that speak no DNS",
 }
-"""What is counted, and what it means."""
+"""Counter → meaning."""

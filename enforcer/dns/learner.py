@@ -35,52 +35,52 @@ from enforcer.kernel.nft.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DN
 from enforcer.kernel.queue import Queue
 
 OVERHEAD = 64
-"""Cost of an answer besides its bytes."""
+"""Fixed cost of an answer, added to its bytes."""
 AT_ONCE = queue.LENGTH
-"""Packets read at once: all that the kernel holds."""
-# All copies of questions that came before the held answers must be read before these. The socket's buffer
-# holds about 16,384; more may come while they are read, and answers must not wait for ever.
+"""Packets read at once: the length of the kernel's queue."""
+# Copies of questions that came before the held answers must be read first. The socket's buffer holds about
+# 16,384; more arrive meanwhile, so a limit keeps answers from waiting.
 _COPIES_AT_MOST = 32_768
 _COPIES_AT_ONCE = 1024
 COPIES_OF_CLIENT = 512
-"""Questions of one client that are looked at of those that have come since the last turn."""
+"""Limit for one client's questions that are parsed in one turn."""
 _COPIES_TIME = 0.25
-# Seconds until clients that have used their share of the time are looked at again.
+# Seconds until clients that have used up their time are tried again.
 _PAUSE = 0.005
 # Seconds that the loop waits for another store transaction: less than an answer may be held.
 _PATIENCE = 0.2
-# Seconds in which a store or table that has refused one answer is not asked again.
+# Seconds without another attempt after the store or a table has refused a single answer.
 _REFUSED = 1.0
-# Names looked at in one turn, when their time is over.
+# Expired names checked in one turn.
 _NAMES_AT_ONCE = 1000
 _TICK = 1.0
 _SAY_EVERY = 60.0
-# What live flows keep past its time is looked at again after this; reading a million flows takes 0.2 s.
+# Seconds until expired names of live flows are checked again; reading a million flows takes 0.2 s.
 _LOOK_AGAIN = 10.0
 _REST = 50
 _SLACK = 5.0
 
 
 class Tables(Protocol):
-    """The kernel's side: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
+    """The kernel's maps: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
 
     def refresh(self) -> None:
-        """Take up the bank in force."""
+        """Read the bank in force."""
 
     def update_names(self, names: ChangedNames) -> None:
-        """Write what changed."""
+        """Write the changed hosts and sets."""
 
 
 class _Held(NamedTuple):
-    """An answer that waits for its turn."""
+    """A held answer that waits for its turn."""
 
     packet: queue.Packet
     client: bytes
     cost: int
 
 
-class _Round(NamedTuple):
-    """One look at all names whose time is over, some at a turn."""
+class _ExpiryPass(NamedTuple):
+    """One pass over all expired names, some in each turn."""
 
     began: float
     alive: LiveDestinations
@@ -88,7 +88,7 @@ class _Round(NamedTuple):
 
 
 class Learner:
-    """The daemon's part: reads, learns, lets go. A context manager; raises BusyError, KernelError.
+    """Reads questions and held answers, learns, and accepts the answers; BusyError, KernelError.
 
     ``say`` receives lines for the journal. ``alive`` returns the destinations of live flows
     (:func:`enforcer.dns.live_flows.live_destinations`). Call :meth:`drain` once after construction and after
@@ -115,17 +115,17 @@ class Learner:
         self._budget = TimeBudget()
         self._said = -_SAY_EVERY
         self._look = 0.0
-        self._round: _Round | None = None
+        self._expiry_pass: _ExpiryPass | None = None
         self._refused: tuple[float, EnforcerError] | None = None
         passes = self._reader.config.fail_open
         with ExitStack() as stack:
-            # Questions first: an answer that is held must have its question.
+            # The log of questions first: the question of a held answer must be in it.
             self._log = Log(DNS_QUEUE)
             stack.callback(self._log.close)
             self._queue = Queue(DNS_QUEUE, fail_open=passes)
             stack.callback(self._queue.close)
             self._watchdog = Watchdog(self._queue, fail_open=passes, say=say)
-            # It lets go what is held, before the queue is closed.
+            # Closing it accepts the held packets, before the queue is closed.
             stack.callback(self._watchdog.close)
             self._poll = select.epoll()
             stack.callback(self._poll.close)
@@ -140,14 +140,14 @@ class Learner:
         self.close()
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop learning and release held answers."""
         self._closing.close()
 
     def use(self, store: Store, tables: Tables, config: Mapping[str, Any]) -> None:
-        """Another configuration: questions and streams stay, and the queue is not let go."""
+        """Use another configuration; questions, streams and the queue stay."""
         self._store, self._tables = store, tables
         self._recent = RecentAnswers()
-        self._round = self._refused = None
+        self._expiry_pass = self._refused = None
         before = self._reader.config.fail_open
         self._reader.configure(reader_config(config))
         passes = self._reader.config.fail_open
@@ -160,12 +160,12 @@ class Learner:
         return self._poll.fileno()
 
     def drain(self) -> float | None:
-        """Reads what has come, and learns some of it and lets it go; never waits for packets.
+        """Read arrived packets, learn and accept the next turn of answers; never waits for packets.
 
-        Returns in how many seconds to come again for what waits for its turn, if anything does.
+        Return the seconds until the next call for waiting answers, None if none wait.
         """
         now = time.monotonic()
-        self._take_in()
+        self._enqueue()
         turn = self._waiting.next_turn(lambda client: self._budget.has(client, now))
         if turn:
             self._do(turn, now)
@@ -186,8 +186,8 @@ class Learner:
             costs = [(held.client, held.cost) for held in turn]
             self._budget.spend(costs, time.thread_time() - began, now)
 
-    def _take_in(self) -> None:
-        """Lines up what is held, by client; what is above a client's share is not learnt."""
+    def _enqueue(self) -> None:
+        """Queue the held answers by client; answers above a client's limit get their verdict unlearnt."""
         over = []
         for held in self._queue.receive(AT_ONCE):
             client = client_prefix(packet.destination_address(held.data))
@@ -201,7 +201,7 @@ class Learner:
             self._queue.drop(over)
 
     def _note_all(self, now: float) -> None:
-        """Notes the questions that came before the answers that are held, within reason."""
+        """Note the questions that came before the held answers, up to a limit in number and time."""
         left = _COPIES_AT_MOST
         askers: Counter[bytes] = Counter()
         while left > 0 and (noted := self._note(min(left, _COPIES_AT_ONCE), now, askers)):
@@ -210,7 +210,7 @@ class Learner:
                 break
 
     def _note(self, most: int, now: float, askers: Counter[bytes]) -> int:
-        """Notes the questions among the next copies; ``askers`` counts each client's of this turn."""
+        """Note the questions among the next copies; ``askers`` counts those of each client in this turn."""
         copies = self._log.receive(most)
         for copy in copies:
             client = client_prefix(packet.source_address(copy))
@@ -249,7 +249,7 @@ class Learner:
                 self._refused = time.monotonic() + _REFUSED, error
                 self._fail(answers, error)
                 return
-            # One that there is no room for must not take the others with it.
+            # Halve the batch, so that one answer without room does not fail the others.
             self._store_names(answers[:half])
             self._store_names(answers[half:])
 
@@ -272,9 +272,9 @@ class Learner:
             self._say(f"names not learnt ({self.counts['unlearnt']} answers so far): {error}")
 
     def tick(self) -> float:
-        """Forgets questions without an answer, and some of the names whose time is over.
+        """Forget unanswered questions, and delete some of the expired names.
 
-        Returns in how many seconds it is due again: at once while there are more.
+        Return the seconds until the next call: 0 while more names are expired.
         """
         now = time.monotonic()
         self._watchdog.tick()
@@ -284,40 +284,40 @@ class Learner:
             self._refused = now + _REFUSED + _TICK, error
         self._reader.expire(now)
         self._budget.expire(now)
-        if self._round is None:
+        if self._expiry_pass is None:
             expiry = self._store.next_name_expiry()
             if now < self._look or expiry is None or expiry > time.time():
                 return _TICK
-            self._round = self._look_at_flows(FIRST)
-        elif now - self._round.began > _LOOK_AGAIN:
-            self._round = self._look_at_flows(self._round.cursor)
+            self._expiry_pass = self._look_at_flows(FIRST)
+        elif now - self._expiry_pass.began > _LOOK_AGAIN:
+            self._expiry_pass = self._look_at_flows(self._expiry_pass.cursor)
         try:
             with self._store.transaction(patience=_PATIENCE) as transaction:
                 names, next_cursor = transaction.forget_names(
-                    time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.cursor
+                    time.time(), *self._expiry_pass.alive, _NAMES_AT_ONCE, self._expiry_pass.cursor
                 )
                 if names.hosts or names.sets:
                     self._tables.update_names(names)
         except BusyError:
             return _TICK
         if next_cursor is not None:
-            self._round = self._round._replace(cursor=next_cursor)
+            self._expiry_pass = self._expiry_pass._replace(cursor=next_cursor)
             return 0.0
-        self._round = None
+        self._expiry_pass = None
         kept = self._store.next_name_expiry()
         rest = _LOOK_AGAIN if kept is not None and kept <= time.time() else 0.0
         self._look = max(self._look, time.monotonic() + rest)
         return _TICK
 
-    def _look_at_flows(self, cursor: ExpiryCursor) -> _Round:
+    def _look_at_flows(self, cursor: ExpiryCursor) -> _ExpiryPass:
         began = time.monotonic()
         alive = self._alive()
         ended = time.monotonic()
         self._look = ended + _REST * (ended - began)
-        return _Round(began, alive, cursor)
+        return _ExpiryPass(began, alive, cursor)
 
     def report(self) -> dict[str, Any]:
-        """The counters by name, those of COUNTS that are not zero, and how full everything is."""
+        """Return the non-zero counters by name, their meanings, and the numbers of questions and streams."""
         self.counts["answer-overflow"] = self._queue.overflows
         self.counts["answer-dropped"] = self._queue.dropped()
         self.counts["answer-late"] = self._queue.late

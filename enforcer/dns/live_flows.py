@@ -1,4 +1,4 @@
-"""Where live connections go: their names are kept past their time."""
+"""The destinations of live flows, whose names stay after they expire."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F16
 
 
 class LiveDestinations(NamedTuple):
-    """Of all flows that are not over."""
+    """Addresses in use by counted flows."""
 
     origins: Container[bytes]
-    """Addresses, 16 bytes each."""
+    """Origins' addresses, 16 bytes each."""
     pairs: Container[bytes]
-    """A client's address and an origin's behind it, 32 bytes each."""
+    """A client's address followed by an origin's, 32 bytes each."""
 
 
 class _Rows(Container[bytes]):
-    """Rows by a word each: a set of a million rows would take five times as long, and 130 MB.
+    """A set of rows, stored as one 64-bit hash each: a Python set of a million rows takes 130 MB.
 
-    That another row is taken for one of a million is ~1e-13; its name would live on for a while.
+    The probability that a row matches one of a million others is about 1e-13; its name would expire later.
     """
 
     def __init__(self, words: Any):
@@ -38,7 +38,7 @@ class _Rows(Container[bytes]):
 
 
 def live_destinations(flows: Map) -> LiveDestinations:
-    """Who goes where; 0.3 s for a million flows."""
+    """Return the destinations of live flows; takes 0.3 s for a million flows."""
     origins, pairs = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.uint64)]
     for every, values in flows.chunks():
         keys = every[values["counted"] == 1]
@@ -53,7 +53,7 @@ def _halves(addresses: Any) -> Any:
 
 
 def _mixed(rows: Any) -> Any:
-    """A word for each row."""
+    """Return a 64-bit hash of each row."""
     mixed = np.zeros(len(rows), dtype=np.uint64)
     for column, factor in zip(rows.T, _MIX, strict=False):
         mixed = (mixed ^ (column * np.uint64(factor))) * np.uint64(_MIX[0])

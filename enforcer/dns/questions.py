@@ -1,8 +1,8 @@
-"""Questions that were seen and not answered yet: only their answers count.
+"""Unanswered DNS questions: the daemon learns only from answers to them.
 
-Bounded in all and for each client, so that one client that asks very much takes nothing from others: at
-a bound the oldest question goes (of this client, or of all), and its answer will not be learnt. A client is
-an IPv4 address or an IPv6 /64 (:func:`enforcer.facts.names.client_prefix`).
+Limits hold for each client and in total, so the questions of one client do not displace those of others: at a
+limit the oldest question (of this client, or of all) is removed, and its answer is not learnt. A client is an
+IPv4 address or an IPv6 /64 (:func:`enforcer.facts.names.client_prefix`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NamedTuple
 from enforcer.facts.names import client_prefix
 
 LIFETIME = 10.0
-"""Seconds. Resolver libraries give up after five (resolv.conf(5), timeout)."""
+"""Seconds. Resolver libraries wait for five (resolv.conf(5), timeout)."""
 TOTAL = 32_768
 OF_ONE_CLIENT = 4096
 
 
 class Asker(NamedTuple):
-    """Where a question came from and went to, and its number."""
+    """A question's client, port, resolver, protocol and DNS id."""
 
     client: bytes
     port: int
@@ -33,7 +33,7 @@ Asked = tuple[bytes, int, int]
 
 
 class Questions:
-    """``counts`` gets ``question-evicted`` and ``question-unanswered``."""
+    """The questions. ``counts`` receives ``question-evicted`` and ``question-unanswered``."""
 
     def __init__(self, counts: Counter[str], total: int = TOTAL, of_one_client: int = OF_ONE_CLIENT) -> None:
         self._counts = counts
@@ -46,7 +46,7 @@ class Questions:
         return len(self._asked)
 
     def note(self, asker: Asker, asked: Asked, now: float) -> None:
-        """Remembers a question; one with the same number from the same place takes its predecessor's."""
+        """Store a question; it replaces one with the same :class:`Asker`."""
         self._remove(asker)
         mine = self._clients.get(client_prefix(asker.client))
         if mine is not None and len(mine) >= self._of_one_client:
@@ -57,16 +57,16 @@ class Questions:
         self._clients.setdefault(client_prefix(asker.client), OrderedDict())[asker] = None
 
     def asked(self, asker: Asker, now: float) -> Asked | None:
-        """What was asked; None if nothing was, or too long ago."""
+        """Return the question, or None if it is unknown or older than LIFETIME."""
         found = self._asked.get(asker)
         return found[0] if found is not None and found[1] > now else None
 
     def answered(self, asker: Asker) -> None:
-        """The question has its answer."""
+        """Remove an answered question."""
         self._remove(asker)
 
     def expire(self, now: float) -> None:
-        """Forgets what nobody has answered in time."""
+        """Remove questions older than LIFETIME."""
         while self._asked:
             asker, (_, until) = next(iter(self._asked.items()))
             if until > now:

@@ -1,9 +1,9 @@
-"""Packets → what is to be learnt of them.
+"""Turns packets of DNS into names to learn.
 
-What is learnt is the name that was asked for, for each address that the answer leads to. The aliases on the
-way are not names that a user has typed (Cloudflare's Host selector means those), and rules about a CDN's
-names would match half the internet. Each is learnt twice: for the client that asked, and for anybody,
-because a client with both families asks from one address and connects from another.
+The reader learns the name in the question, for each address of the answer. It does not learn aliases
+(CNAMEs): Cloudflare's Host selector means the name that the user entered, and policies about a CDN's names
+would match unrelated sites. It learns each name for the asking client and for all clients, because a client
+with both families asks from one address and connects from another.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from enforcer.facts.names import client_prefix
 from enforcer.facts.rows import ANY_CLIENT, LearntName
 
 ADDRESSES_AT_MOST = 64
-"""Addresses that are learnt of one answer: its first ones."""
-# After these the true answer may still come, and the client waits for it.
+"""Limit for the addresses learnt from one answer; the first ones count."""
+# After one of these, the real answer may still arrive, so the question stays.
 _FORGERIES = ("unasked", "mismatched", "malformed")
 _KINDS = {message.A, message.AAAA, message.ANY, message.HTTPS, message.SVCB}
 # This network, loopback, link-local, multicast and reserved addresses (RFC 6890).
@@ -37,21 +37,21 @@ _UNUSABLE: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = [
 
 
 class ReaderConfig(NamedTuple):
-    """What of the configuration matters here."""
+    """The parts of the configuration that the reader uses."""
 
     resolvers: frozenset[bytes] = frozenset()
-    """Only these are believed; empty: any."""
+    """Resolvers whose answers are learnt; empty: all."""
     fail_open: bool = True
     grace: float = 30.0
-    """Seconds that a name outlives its TTL."""
+    """Seconds added to the TTL of a name."""
     own: frozenset[bytes] = frozenset()
     private: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
     ranges: tuple[ipaddress.IPv6Network, ...] = ()
-    """IPv6 egress ranges, which are the gateway's too."""
+    """IPv6 egress ranges of this gateway."""
 
 
 def reader_config(config: Mapping[str, Any]) -> ReaderConfig:
-    """From the JSON form of a Configuration."""
+    """Return the reader's part of a configuration in JSON form."""
     dns = config.get("dns", {})
     own = [config["shared"]["ipv4"], config["shared"]["ipv6"]]
     here = [egress for egress in config["egress_ips"] if egress["location"] == config["location"]]
@@ -67,7 +67,7 @@ def reader_config(config: Mapping[str, Any]) -> ReaderConfig:
 
 
 class Answer(NamedTuple):
-    """What is to be learnt of one answer; the addresses are sorted."""
+    """The names to learn from one answer; the addresses are sorted."""
 
     client: bytes
     name: str
@@ -75,7 +75,7 @@ class Answer(NamedTuple):
     expires: float
 
     def rows(self) -> list[LearntName]:
-        """For the client and for anybody."""
+        """Return the rows for the client and for ANY_CLIENT."""
         payer = client_prefix(self.client)
         clients = (self.client, ANY_CLIENT)
         return [
@@ -84,7 +84,7 @@ class Answer(NamedTuple):
 
 
 class Reader:
-    """Packets → what is to be learnt; keeps the questions and the TCP streams, and counts."""
+    """Parses questions and answers; keeps unanswered questions, TCP streams and counters."""
 
     def __init__(self, wanted: ReaderConfig) -> None:
         self.counts: Counter[str] = Counter()
@@ -105,17 +105,17 @@ class Reader:
 
     @property
     def streams(self) -> int:
-        """How many directions of TCP connections are followed."""
+        """Number of TCP streams (one for each direction of a connection)."""
         return len(self._asking) + len(self._answering)
 
     def expire(self, now: float) -> None:
-        """Forgets questions without an answer in time, and connections that are silent."""
+        """Remove unanswered questions and silent streams after their lifetime."""
         self.questions.expire(now)
         self._asking.expire(now)
         self._answering.expire(now)
 
     def question(self, data: bytes, now: float) -> None:
-        """Notes what a copied packet asks. ``now`` is in seconds of a clock that never goes back."""
+        """Note the questions of a copied packet. ``now`` is in seconds of a monotonic clock."""
         packet = parse(data)
         if packet is None:
             self.counts["question-strange"] += 1
@@ -203,7 +203,7 @@ class Reader:
         return Answer(client, name, first, time_of_day + found.ttl + self.config.grace)
 
     def _reason(self, packed: bytes) -> str | None:
-        """Why an address is not worth learning."""
+        """Return the counter for an address that is not learnt, or None."""
         if packed in self.config.own:
             return "own"
         address = int.from_bytes(packed, "big")
@@ -211,13 +211,13 @@ class Reader:
 
 
 def _prefix(network: ipaddress.IPv4Network | ipaddress.IPv6Network, reason: str) -> tuple[int, int, str]:
-    """Mask and address among those of 16 bytes, and why such addresses are not learnt."""
+    """Return mask and first address as 128-bit numbers, and the counter for addresses in the network."""
     first = int.from_bytes(pack(network.network_address), "big")
     return -1 << network.max_prefixlen - network.prefixlen, first, reason
 
 
 def _refusal(head: message.Header, asked: tuple[bytes, int, int] | None) -> str | None:
-    """Why nothing is learnt of an answer, by its head: the first of these that is so."""
+    """Return the counter of the first reason for which an answer is not learnt, or None."""
     reasons = (
         ("malformed", not head.response or not head.query),
         ("unasked", asked is None),

@@ -57,7 +57,7 @@ def test_to_come_and_go_is_of_no_advantage() -> None:
     assert order.count("b") * 2 <= 20 + 2
 
 
-def test_newcomers_without_end_do_not_stop_the_round() -> None:
+def test_new_clients_without_end_do_not_stop_the_old_ones() -> None:
     queue = filled(a=6)
     order = []
     for number in range(6):
