@@ -1,4 +1,4 @@
-"""What is wrong between entries that are each right by themselves."""
+"""Checks across entries of the configuration file, which are each valid alone; warnings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from enforcer.policy.shadow import scope_of_policies, shadowed
 
 
 def check(draft: Draft, interfaces: Mapping[str, Link] | None) -> None:
-    """Note every fault between entries; ``interfaces`` are those that exist, as load has them."""
+    """Note every fault across entries; ``interfaces`` as in :func:`enforcer.config.load`."""
     _check_location(draft, ("location",), draft.values.get("location"))
     _check_interfaces(draft, interfaces)
     _check_check_source(draft)
@@ -42,9 +42,9 @@ def _check_location(draft: Draft, path: KeyPath, location: str | None) -> None:
         draft.fault(path, "is no key of `locations`", nearest(location, known))
 
 
-# No program sees packets of ports arrive at their VRF; the master of Open vSwitch is none of its bridges.
+# Programs at a VRF see no packets of its ports; the master of an Open vSwitch port is not its bridge.
 _INSTEAD = {"vrf": "an interface in no VRF", "openvswitch": "an internal port of the switch"}
-# Which of the two a frame is for that has the same MAC address, only the owner of both knows.
+# These have the MAC address of the lower interface: the programs cannot tell their frames apart.
 _SAME_MAC = ("ipvlan", "ipvtap")
 
 
@@ -66,7 +66,7 @@ def _check_interfaces(draft: Draft, existing: Mapping[str, Link] | None) -> None
 def _check_link(
     draft: Draft, path: KeyPath, name: str, existing: Mapping[str, Link], listed: AbstractSet[str]
 ) -> None:
-    """Note what makes an interface unfit."""
+    """Note why an interface cannot be used."""
     if name not in existing:
         draft.fault(path, "does not exist", nearest(name, sorted(set(existing) - {LOOPBACK})))
         return
@@ -115,7 +115,7 @@ def _check_egress_ips(draft: Draft) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Addresses that one entry claims. ``rank`` decides which of two overlapping entries is faulted."""
+    """The addresses of one entry. Of two overlapping blocks the one of higher ``rank`` has the fault."""
 
     network: IPv4Network | IPv6Network
     path: KeyPath
@@ -146,7 +146,7 @@ def _blocks(draft: Draft) -> Iterator[_Block]:
 
 
 def _check_blocks(draft: Draft) -> None:
-    """Find overlaps: in order of address, every block that contains the present one is still on the stack."""
+    """Note overlaps: in order of address, the stack has all blocks that contain the current one."""
     clashes: dict[KeyPath, list[tuple[_Block, _Block]]] = {}
     stack: list[_Block] = []
     for block in sorted(_blocks(draft), key=lambda each: each.sort_key):
@@ -155,7 +155,7 @@ def _check_blocks(draft: Draft) -> None:
         for outer in stack:
             first, second = sorted((outer, block), key=lambda each: (each.rank, each.path[1]))
             if first.rank == second.rank == 2 and first.network != second.network:
-                continue  # a private network inside another one is only said twice
+                continue  # private networks may contain each other
             clashes.setdefault(second.path, []).append((first, second))
         stack.append(block)
     for path, pairs in clashes.items():
@@ -206,7 +206,7 @@ def _check_mark_mask(draft: Draft) -> None:
     if mask is None:
         return
     width = mask.bit_count()
-    # 0 is foreign traffic, 1 the shared address, all ones a refusal: the others are egress IPs.
+    # Marks: 0 other traffic, 1 the shared address, all ones a refusal, the others egress IPs.
     most = (1 << width) - 3
     count = len(draft.egress_ips)
     if count > most:
@@ -250,7 +250,7 @@ def _check_policy_egress_name(draft: Draft, path: KeyPath, name: str) -> None:
         draft.fault(path, "is an address where a name stands", f'{{{family}: "{name}"}}')
         return
     if None not in known:
-        # Otherwise the entry that has this name may be the one that is reported already.
+        # With such entries, this name may belong to one that has a fault already.
         draft.fault(path, "is the name of no egress IP", nearest(name, ["default", *filter(None, known)]))
 
 
@@ -283,12 +283,12 @@ def _note_unowned(draft: Draft, path: KeyPath, field: str, value: IPv4Address | 
             draft.fault(path, f"is not the range of {name}", str(block))
             return
     if known and all(family in each for each in draft.egress_ips.values()):
-        # Otherwise the entry that owns it may be the one that is reported already.
+        # With such entries, the owner may be one that has a fault already.
         draft.fault(path, "belongs to no egress IP", nearest(str(value), map(str, known)))
 
 
 def _check_database(draft: Draft) -> None:
-    """Look whether the MaxMind DB is there; whether it can be read is seen when it is."""
+    """Note a missing MaxMind DB file; loading it finds other faults."""
     path = draft.geoip.get("database")
     if path and not Path(path).is_file():
         wrong = "is no file" if Path(path).exists() else "does not exist"
@@ -298,7 +298,7 @@ def _check_database(draft: Draft) -> None:
 
 
 def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPath, str]]:
-    """Say what is allowed and probably not meant; TooManyRulesError if the policies fit no match tables."""
+    """Yield warnings with their key paths; TooManyRulesError if the policies do not fit the match tables."""
     cities: dict[tuple[str, str], None] = {}
     for fields in draft.egress_ips.values():
         location = draft.locations[fields["location"]]
@@ -321,7 +321,7 @@ def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPa
 
 
 def _shadowed_policies(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPath, str]]:
-    """Name the policies that never apply, and which ones apply instead."""
+    """Yield a warning for each policy that never applies, with the policies that apply instead."""
     proxy, policies = configuration.proxy, configuration.policies
     protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
     index = {policy.name: position for position, policy in enumerate(policies)}

@@ -1,4 +1,4 @@
-"""A user's table of expectations: connections, and what the policies should make of them.
+"""Reads a file of expectations for `enforcer policy test`: connections with their expected egress.
 
 ::
 
@@ -11,7 +11,7 @@
         session: {email: ann@corp.example, groups: [{name: Finance}]}
         expect: {policy: bank, egress: lax-1}
 
-docs/policy-test.md is for people.
+docs/policy-test.md describes the file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PROTOCOLS = {"tcp": TCP, "udp": UDP}
 Region = tuple[str | None, str | None]
 FindRegion = Callable[[IPv4Address | IPv6Address], Region]
 ReadSession = Callable[[dict[str, Any]], tuple[Facts | None, list[str]]]
-"""A session in its JSON form, with its client: the facts, or what is wrong."""
+"""Returns the facts of a session in JSON form (with its client), or its faults."""
 
 
 def _wrong(wrong: str, right: str) -> PydanticCustomError:
@@ -94,21 +94,21 @@ class _Model(BaseModel):
 
 
 class Expected(_Model):
-    """What should become of a connection; at least one key."""
+    """The expected decision; at least one key."""
 
     policy: Title | None = None
     """Name of the policy that decides; null: none does."""
     egress: str | None = None
     """Name, IPv4 address or IPv6 range of an egress IP; shared or default; nearest; refused."""
     reason: str | None = None
-    """As `enforcer explain` has it."""
+    """The reason, as `enforcer explain` shows it."""
 
 
 class Entry(_Model):
-    """One expectation as it stands in the file."""
+    """One expectation of the file."""
 
     name: Title | None = None
-    """What is expected, for people."""
+    """Name of the expectation, for messages."""
     client: Address | None = None
     """The client's address."""
     src: Address | None = None
@@ -139,7 +139,7 @@ class Entry(_Model):
     """What should become of it."""
 
     def region(self, side: Literal["src", "dst"]) -> Region | None:
-        """The region that is given, None if none is."""
+        """Return the region that the entry gives, or None."""
         keys = (f"{side}_country", f"{side}_continent")
         if not self.model_fields_set & set(keys):
             return None
@@ -149,14 +149,14 @@ class Entry(_Model):
 
 @dataclass(frozen=True)
 class Expectation:
-    """One expectation, ready to be judged."""
+    """A valid expectation."""
 
     name: str
     line: int
     connection: Connection
-    """Its regions are those that the file gives; see ``known``."""
+    """The connection, with the regions that the file gives; see ``known``."""
     known: Mapping[str, bool]
-    """By side, ``src`` and ``dst``: whether the file gives the region."""
+    """For ``src`` and ``dst``: whether the file gives the region."""
     policy: str | None
     checks_policy: bool
     egress: str | None
@@ -164,7 +164,7 @@ class Expectation:
     reason: str | None
 
     def located(self, find: FindRegion) -> Connection:
-        """The connection with the regions that the file does not give."""
+        """Return the connection, with regions from ``find`` where the file gives none."""
         found = self.connection
         if not self.known["src"]:
             found = found._replace(source_region=region_facts("src", *find(found.src)))
@@ -174,7 +174,7 @@ class Expectation:
 
 
 class _Reader:
-    """Reads one file; notes every fault in it."""
+    """Reads one file and notes every fault."""
 
     def __init__(self, found: Document, name: str, config: Configuration, read_session: ReadSession):
         self.document = found
@@ -194,11 +194,11 @@ class _Reader:
         self.faults.append(Fault(self.name, position.line, message, position.column))
 
     def fault(self, path: KeyPath, wrong: str, right: str) -> None:
-        """Note what is wrong with the value at ``path``."""
+        """Note a fault of the value at ``path``: what is wrong, and what is expected."""
         self.note(path, messages.sentence(path, self.document.value(path), wrong, right))
 
     def read(self) -> list[Expectation]:
-        """All expectations; those with a fault are left out."""
+        """Return all expectations without a fault."""
         data = self.document.data
         for key in data:
             if key != "expectations":
@@ -216,7 +216,7 @@ class _Reader:
         return []
 
     def entry(self, index: int, raw: Any) -> Expectation | None:
-        """One expectation; None if anything is wrong with it."""
+        """Return one expectation, or None after noting its faults."""
         path = ("expectations", index)
         before = len(self.faults)
         try:
@@ -249,7 +249,7 @@ class _Reader:
         )
 
     def client(self, path: KeyPath, entry: Entry) -> IPv4Address | IPv6Address | None:
-        """The client's address, under either key."""
+        """Return the client's address, from `client` or `src`."""
         given = [each for each in (entry.client, entry.src) if each is not None]
         if len(given) != 1:
             what = "`client` and `src`" if given else 'the key "client" is missing'
@@ -261,14 +261,14 @@ class _Reader:
         return given[0]
 
     def session(self, path: KeyPath, client: IPv4Address | IPv6Address, raw: dict[str, Any]) -> Facts:
-        """What is known of the client."""
+        """Return the facts of the client's session."""
         facts, problems = self.read_session({**raw, "client": str(client)})
         for problem in problems:
             self.note(path, f"{messages.dotted(path)}: {problem}")
         return facts if facts is not None else NOTHING
 
     def check_ports(self, path: KeyPath, entry: Entry) -> None:
-        """TCP and UDP have ports, other protocols have none."""
+        """Note missing ports of TCP and UDP, and ports of other protocols."""
         ported = entry.protocol in (*_PROTOCOLS, *_PROTOCOLS.values())
         if ported and entry.dport is None:
             self.note(
@@ -279,7 +279,7 @@ class _Reader:
                 self.fault((*path, key), f"is a port, and {entry.protocol} has none", "no such key")
 
     def expected(self, path: KeyPath, expected: Expected) -> str | None:
-        """The egress that is expected, by its name; notes what the configuration does not have."""
+        """Return the name of the expected egress; note names that the configuration does not have."""
         if not expected.model_fields_set:
             self.note(path, f"{messages.dotted(path)}: is empty; expected policy, egress or reason")
         policies = [policy.name for policy in self.config.policies]
@@ -298,7 +298,7 @@ class _Reader:
 
 
 def _canonical(text: str) -> str:
-    """An address or a range in the one form that the configuration's have here; anything else as it is."""
+    """Return an address or range in canonical form, any other text unchanged."""
     for read in (ip_address, ip_network):
         with suppress(ValueError):
             return str(read(text))
@@ -339,7 +339,7 @@ def _explain(error: ErrorDetails, path: KeyPath) -> str:
     return messages.explain(error, path)
 
 
-# What is said of files for configurations, and what of these.
+# Messages about configuration files, and the ones for files of expectations.
 _REWORDED = {
     "does not exist": "does not exist; expected a file of expectations",
     "is empty": "is empty; expected `expectations:` with a list",

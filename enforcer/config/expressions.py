@@ -1,4 +1,4 @@
-"""What is wrong with policies' expressions: each text, the lists and regions they ask for, and their size."""
+"""Checks policies' expressions: syntax, the lists and regions that they use, and the number of rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEXTS = ("traffic", "identity", "device_posture")
 
 @dataclass(frozen=True)
 class _Texts:
-    """A policy's texts; one that is wrong is left out."""
+    """A policy's texts."""
 
     traffic: str = ""
     identity: str = ""
@@ -51,7 +51,7 @@ def check_expressions(draft: Draft) -> None:
 
 
 def _parsed(draft: Draft, index: int, fields: Fields, lists: Lists) -> _Texts | None:
-    """Parse a policy's texts, and note what is wrong; None if something is."""
+    """Parse a policy's texts; return None after noting faults."""
     texts: _Texts | None = _Texts()
     for key in _TEXTS:
         text = fields.get(key, "")
@@ -78,7 +78,7 @@ def _note(draft: Draft, path: KeyPath, index: int, message: str) -> None:
 
 
 def _note_list(draft: Draft, error: ListError, path: KeyPath) -> None:
-    """Note a list's wrong value where it stands, once for all policies that use the list."""
+    """Note a wrong value at its position in the list, once for all policies that use the list."""
     value = ("lists", error.name, error.index)
     position = draft.document.position(value)
     wrong = sentence(value, draft.document.value(value), error.problem.wrong, error.problem.right)
@@ -92,7 +92,7 @@ def _note_list(draft: Draft, error: ListError, path: KeyPath) -> None:
 def _check_regions(draft: Draft, path: KeyPath, text: str, expression: Expression) -> None:
     geoip = draft.document.data.get("geoip")
     if isinstance(geoip, dict) and geoip.get("database") is not None:
-        return  # whatever is wrong with it is reported there
+        return  # other checks report its faults
     tests = (each for each in comparisons(expression) if isinstance(each, TextIn | TextMatches))
     regions = (
         each.field for each in tests if dimension(each.field) in ("source_region", "destination_region")

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in words for the person who wrote the file."""
+"""Messages about faults of a file: pydantic's errors in one sentence each, with what is expected."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ _EXPECTED = {
 
 
 def dotted(path: KeyPath) -> str:
-    """Write the path to a value as people do: ``egress_ips[1].ipv4``."""
+    """Return a key path as text: ``egress_ips[1].ipv4``."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return text.removeprefix(".")
 
 
 def shown(value: Any) -> str:
-    """Show a value in a message, cut to a readable length; groups and lists not at all."""
+    """Return a value for a message, cut to 80 characters; empty for groups and lists."""
     if isinstance(value, dict | list) or value is None:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
@@ -76,26 +76,26 @@ def shown(value: Any) -> str:
 
 
 def sentence(path: KeyPath, value: Any, wrong: str, right: str) -> str:
-    """Put one fault into words: where, the value, what is wrong with it, what would be right."""
+    """Return the message of one fault: path, value, what is wrong, what is expected."""
     subject = f"{dotted(path)}: {shown(value)}".rstrip()
     return f"{subject} {wrong}; expected {right}"
 
 
 def listed(words: Iterable[str], most: int = 12) -> str:
-    """List words, the first few of many."""
+    """Join words by commas, the first ``most`` of them."""
     every = list(words)
     return ", ".join(every[:most]) + (f" … ({len(every)} in all)" if len(every) > most else "")
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Say what could have been meant by ``word``: a near miss first, else all that is allowed."""
+    """Return the allowed word closest to ``word``, else all allowed words, for a message."""
     choices = list(allowed)
     close = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
     return f"{close[0]} (did you mean that?)" if close else f"one of {listed(choices)}"
 
 
 def model_at(path: KeyPath) -> type[BaseModel] | None:
-    """Name the model of the group of keys at ``path``."""
+    """Return the model of the group of keys at ``path``, or None."""
     pattern = tuple(step if isinstance(step, str) else "*" for step in path)
     if pattern[:1] == ("locations",) and len(pattern) == 2:
         pattern = ("locations", "*")
@@ -103,7 +103,7 @@ def model_at(path: KeyPath) -> type[BaseModel] | None:
 
 
 def missing(path: KeyPath) -> str:
-    """Say that the key at the end of ``path`` is missing, and what belongs there."""
+    """Return the message for a missing key at the end of ``path``."""
     model, key = model_at(path[:-1]), str(path[-1])
     field = model.model_fields.get(key) if model else None
     what = (field.description if field else None) or "a value"
@@ -115,7 +115,7 @@ def missing(path: KeyPath) -> str:
 
 
 def unknown(path: KeyPath) -> str:
-    """Say that nothing reads the key at the end of ``path``, and which key could be meant."""
+    """Return the message for an unknown key at the end of ``path``, with the likely one."""
     model = model_at(path[:-1])
     where = f"{dotted(path[:-1])}: " if len(path) > 1 else ""
     allowed = model.model_fields if model else ()
@@ -123,7 +123,7 @@ def unknown(path: KeyPath) -> str:
 
 
 def explain(error: ErrorDetails, path: KeyPath) -> str:
-    """Put one of pydantic's errors into words."""
+    """Return the message for one of pydantic's errors."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
         return missing(path)

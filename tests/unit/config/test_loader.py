@@ -109,7 +109,7 @@ ONE_FAULT = [
     ("policies.0.presedence", 1, 'policies[0]: unknown key "presedence"; expected precedence'),
     ("policies.0.egress.ipv4_falback", "0.0.0.0", 'unknown key "ipv4_falback"; expected ipv4_fallback'),
     # missing
-    ("location", ABSENT, 'the key "location" is missing; expected where this gateway stands'),
+    ("location", ABSENT, 'the key "location" is missing; expected this gateway\'s location'),
     ("interfaces", ABSENT, 'the key "interfaces" is missing'),
     ("interfaces.inside", ABSENT, 'interfaces: the key "inside" is missing'),
     ("shared", ABSENT, 'the key "shared" is missing'),
