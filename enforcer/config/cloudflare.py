@@ -166,7 +166,7 @@ def rules_of(document: Any, name: str) -> list[Any]:
 
 
 def convert(rules: Iterable[Any]) -> Imported:
-    """Make policies of the egress rules, in ascending precedence."""
+    """Convert the egress rules to policies, in ascending precedence."""
     result = Imported()
     egress = []
     for position, rule in enumerate(rules, 1):

@@ -97,7 +97,7 @@ class Expected(_Model):
     """The expected decision; at least one key."""
 
     policy: Title | None = None
-    """Name of the policy that decides; null: none does."""
+    """Name of the deciding policy; null: no policy matches."""
     egress: str | None = None
     """Name, IPv4 address or IPv6 range of an egress IP; shared or default; nearest; refused."""
     reason: str | None = None
@@ -128,13 +128,13 @@ class Entry(_Model):
     hosts: tuple[Host, ...] | None = None
     """Several names that share the address."""
     src_country: Country = None
-    """Where the client is; absent: as the configuration's database has it."""
+    """The client's country; absent: the database of the configuration decides."""
     src_continent: Continent = None
-    """Where the client is; absent: as the configuration's database has it."""
+    """The client's continent; absent: the database of the configuration decides."""
     dst_country: Country = None
-    """Where the origin is; absent: as the configuration's database has it."""
+    """The origin's country; absent: the database of the configuration decides."""
     dst_continent: Continent = None
-    """Where the origin is; absent: as the configuration's database has it."""
+    """The origin's continent; absent: the database of the configuration decides."""
     expect: Expected
     """What should become of it."""
 

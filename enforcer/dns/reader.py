@@ -119,18 +119,18 @@ class Reader:
         packet = parse(data)
         if packet is None:
             self.counts["question-strange"] += 1
-        if packet is None or not self._believed(packet.destination):
+        if packet is None or not self._is_listed(packet.destination):
             return
         for wire in self._messages(packet, packet.source, self._asking, now):
             self._note(packet, wire, now)
 
     def answers(self, data: bytes, now: float, time_of_day: float) -> list[Answer]:
-        """What a held packet brings: all the answers that it completes."""
+        """Return the answers that a held packet completes and that are to be learnt."""
         packet = parse(data)
         if packet is None:
             self.counts["packet-strange"] += 1
             return []
-        if not self._believed(packet.source):
+        if not self._is_listed(packet.source):
             self.counts["unlisted"] += bool(packet.payload)
             return []
         found = []
@@ -140,7 +140,7 @@ class Reader:
                 found.append(answer)
         return found
 
-    def _believed(self, resolver: bytes) -> bool:
+    def _is_listed(self, resolver: bytes) -> bool:
         return not self.config.resolvers or resolver in self.config.resolvers
 
     @staticmethod

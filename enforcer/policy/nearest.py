@@ -1,4 +1,4 @@
-"""Which egress IP serves traffic that no policy matches: the nearest location, and by client within it."""
+"""Chooses egress IPs for traffic without a matching policy: nearest location, then one per client bucket."""
 
 from __future__ import annotations
 

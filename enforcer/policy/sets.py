@@ -1,8 +1,8 @@
-"""Sets of addresses, ports and protocols with union, intersection and complement, as match tables need them.
+"""Sets of addresses, ports and protocols, with union, intersection and complement.
 
-An address set is a list of prefixes with a truth value each, and the longest prefix that covers an address
-says whether it is in the set: so a complement costs nothing and a set never grows by being negated. Each
-family has a root of its own in every set.
+An address set is a list of prefixes, each with a membership flag; the flag of the longest prefix that
+contains an address decides. So the complement of a set has the same prefixes. Every set has the root of each
+family.
 """
 
 from __future__ import annotations
