@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 QUANTUM = 2048
 """Cost that a client may spend in each turn."""
-TOGETHER = 4096
+QUANTUM_OF_NEW = 4096
 """Cost that new clients may spend together in one turn."""
 BACKLOG = 32 << 10
 """Limit for one client's waiting answers, in cost; a single answer is always accepted."""
@@ -92,7 +92,7 @@ class FairQueue(Generic[Item]):
     def _turn_of_new(self, may: Callable[[Hashable], bool]) -> list[Item]:
         before = self._backlog
         taken: list[Item] = []
-        while self._new_clients and before - self._backlog < TOGETHER:
+        while self._new_clients and before - self._backlog < QUANTUM_OF_NEW:
             client, found = self._new_clients.popitem(last=False)
             self._old_clients[client] = found
             if may(client):

@@ -54,10 +54,12 @@ _REFUSED = 1.0
 # Expired names checked in one turn.
 _NAMES_AT_ONCE = 1000
 _TICK = 1.0
-_SAY_EVERY = 60.0
+_LOG_INTERVAL = 60.0
 # Seconds until expired names of live flows are checked again; reading a million flows takes 0.2 s.
-_LOOK_AGAIN = 10.0
+_PASS_INTERVAL = 10.0
+# After reading flows for a time t, the next pass waits at least 50 t.
 _REST = 50
+# Seconds by which an answer must extend the expiry of a known name to be stored.
 _SLACK = 5.0
 
 
@@ -113,8 +115,8 @@ class Learner:
         self._recent = RecentAnswers()
         self._waiting: FairQueue[_Held] = FairQueue()
         self._budget = TimeBudget()
-        self._said = -_SAY_EVERY
-        self._look = 0.0
+        self._last_log = -_LOG_INTERVAL
+        self._next_pass = 0.0
         self._expiry_pass: _ExpiryPass | None = None
         self._refused: tuple[float, EnforcerError] | None = None
         passes = self._reader.config.fail_open
@@ -168,14 +170,14 @@ class Learner:
         self._enqueue()
         turn = self._waiting.next_turn(lambda client: self._budget.has(client, now))
         if turn:
-            self._do(turn, now)
+            self._serve(turn, now)
         else:
             self._note(_COPIES_AT_ONCE, now, Counter())
         if not self._waiting:
             return None
         return 0.0 if turn else _PAUSE
 
-    def _do(self, turn: list[_Held], now: float) -> None:
+    def _serve(self, turn: list[_Held], now: float) -> None:
         began = time.thread_time()
         try:
             self._note_all(now)
@@ -267,8 +269,8 @@ class Learner:
         self.counts["learnt"] -= len(answers)
         self.counts["addresses"] -= sum(len(answer.addresses) for answer in answers)
         now = time.monotonic()
-        if now - self._said >= _SAY_EVERY:
-            self._said = now
+        if now - self._last_log >= _LOG_INTERVAL:
+            self._last_log = now
             self._say(f"names not learnt ({self.counts['unlearnt']} answers so far): {error}")
 
     def tick(self) -> float:
@@ -286,11 +288,11 @@ class Learner:
         self._budget.expire(now)
         if self._expiry_pass is None:
             expiry = self._store.next_name_expiry()
-            if now < self._look or expiry is None or expiry > time.time():
+            if now < self._next_pass or expiry is None or expiry > time.time():
                 return _TICK
-            self._expiry_pass = self._look_at_flows(FIRST)
-        elif now - self._expiry_pass.began > _LOOK_AGAIN:
-            self._expiry_pass = self._look_at_flows(self._expiry_pass.cursor)
+            self._expiry_pass = self._begin_pass(FIRST)
+        elif now - self._expiry_pass.began > _PASS_INTERVAL:
+            self._expiry_pass = self._begin_pass(self._expiry_pass.cursor)
         try:
             with self._store.transaction(patience=_PATIENCE) as transaction:
                 names, next_cursor = transaction.forget_names(
@@ -305,15 +307,15 @@ class Learner:
             return 0.0
         self._expiry_pass = None
         kept = self._store.next_name_expiry()
-        rest = _LOOK_AGAIN if kept is not None and kept <= time.time() else 0.0
-        self._look = max(self._look, time.monotonic() + rest)
+        rest = _PASS_INTERVAL if kept is not None and kept <= time.time() else 0.0
+        self._next_pass = max(self._next_pass, time.monotonic() + rest)
         return _TICK
 
-    def _look_at_flows(self, cursor: ExpiryCursor) -> _ExpiryPass:
+    def _begin_pass(self, cursor: ExpiryCursor) -> _ExpiryPass:
         began = time.monotonic()
         alive = self._alive()
         ended = time.monotonic()
-        self._look = ended + _REST * (ended - began)
+        self._next_pass = ended + _REST * (ended - began)
         return _ExpiryPass(began, alive, cursor)
 
     def report(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from enforcer.datapath.maps import Map
 
-_MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5)
+_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5)
 
 
 class LiveDestinations(NamedTuple):
@@ -32,7 +32,7 @@ class _Rows(Container[bytes]):
 
     def __contains__(self, row: object) -> bool:
         assert isinstance(row, bytes)
-        (word,) = _mixed(np.frombuffer(row, dtype="<u8").reshape(1, -1))
+        (word,) = _hash_rows(np.frombuffer(row, dtype="<u8").reshape(1, -1))
         index = int(np.searchsorted(self._words, word))
         return index < len(self._words) and bool(self._words[index] == word)
 
@@ -42,20 +42,20 @@ def live_destinations(flows: Map) -> LiveDestinations:
     origins, pairs = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.uint64)]
     for every, values in flows.chunks():
         keys = every[values["counted"] == 1]
-        both = np.concatenate([_halves(keys["client"]), _halves(keys["origin"])], axis=1)
-        origins.append(np.unique(_mixed(both[:, 2:])))
-        pairs.append(_mixed(both))
+        both = np.concatenate([_as_words(keys["client"]), _as_words(keys["origin"])], axis=1)
+        origins.append(np.unique(_hash_rows(both[:, 2:])))
+        pairs.append(_hash_rows(both))
     return LiveDestinations(_Rows(np.concatenate(origins)), _Rows(np.concatenate(pairs)))
 
 
-def _halves(addresses: Any) -> Any:
+def _as_words(addresses: Any) -> Any:
     return np.ascontiguousarray(addresses).view("<u8").reshape(-1, 2)
 
 
-def _mixed(rows: Any) -> Any:
+def _hash_rows(rows: Any) -> Any:
     """Return a 64-bit hash of each row."""
     mixed = np.zeros(len(rows), dtype=np.uint64)
-    for column, factor in zip(rows.T, _MIX, strict=False):
-        mixed = (mixed ^ (column * np.uint64(factor))) * np.uint64(_MIX[0])
+    for column, factor in zip(rows.T, _FACTORS, strict=False):
+        mixed = (mixed ^ (column * np.uint64(factor))) * np.uint64(_FACTORS[0])
         mixed ^= mixed >> np.uint64(32)
     return mixed

@@ -61,12 +61,12 @@ class Header(NamedTuple):
     """Offset of the answer section."""
 
     @property
-    def asks(self) -> tuple[bytes, int, int]:
+    def question(self) -> tuple[bytes, int, int]:
         """Name, type and class of the question; 0x20 mixing of letters' case makes no difference."""
         return self.name, self.kind, self.klass
 
 
-class Found(NamedTuple):
+class AnswerAddresses(NamedTuple):
     """The addresses of an answer, 16 bytes each, and their TTL in seconds."""
 
     addresses: tuple[bytes, ...]
@@ -111,7 +111,7 @@ def _end_of_name(wire: bytes, start: int) -> int:
     return offset + 1
 
 
-def found(wire: bytes, asked: Header) -> Found:
+def answer_addresses(wire: bytes, asked: Header) -> AnswerAddresses:
     """Return the addresses of the question's name, through CNAMEs, of the type asked for; MalformedError.
 
     Records of other names are ignored.
@@ -176,7 +176,7 @@ def _exactly(data: bytes, size: int) -> bytes:
     return data
 
 
-def _walk(asked: Header, records: _Records) -> Found:
+def _walk(asked: Header, records: _Records) -> AnswerAddresses:
     name, ttl = asked.name, TTL_AT_MOST
     for _ in range(CHAIN_AT_MOST + 1):
         alias = records.get((name, CNAME))
@@ -205,7 +205,7 @@ def _walk(asked: Header, records: _Records) -> Found:
                 continue
             ttl = min(ttl, lifetime)
             addresses.update(dict.fromkeys(hints))
-    return Found(tuple(addresses), ttl, elsewhere, mapped)
+    return AnswerAddresses(tuple(addresses), ttl, elsewhere, mapped)
 
 
 def _hints(record: Any) -> list[bytes]:

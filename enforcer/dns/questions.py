@@ -18,7 +18,7 @@ TOTAL = 32_768
 OF_ONE_CLIENT = 4096
 
 
-class Asker(NamedTuple):
+class QuestionKey(NamedTuple):
     """A question's client, port, resolver, protocol and DNS id."""
 
     client: bytes
@@ -28,7 +28,7 @@ class Asker(NamedTuple):
     number: int
 
 
-Asked = tuple[bytes, int, int]
+Question = tuple[bytes, int, int]
 """Name, type and class."""
 
 
@@ -39,50 +39,50 @@ class Questions:
         self._counts = counts
         self._total = total
         self._of_one_client = of_one_client
-        self._asked: OrderedDict[Asker, tuple[Asked, float]] = OrderedDict()
-        self._clients: dict[bytes, OrderedDict[Asker, None]] = {}
+        self._questions: OrderedDict[QuestionKey, tuple[Question, float]] = OrderedDict()
+        self._clients: dict[bytes, OrderedDict[QuestionKey, None]] = {}
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return len(self._questions)
 
-    def note(self, asker: Asker, asked: Asked, now: float) -> None:
-        """Store a question; it replaces one with the same :class:`Asker`."""
-        self._remove(asker)
-        mine = self._clients.get(client_prefix(asker.client))
+    def note(self, key: QuestionKey, question: Question, now: float) -> None:
+        """Store a question; it replaces one with the same :class:`QuestionKey`."""
+        self._remove(key)
+        mine = self._clients.get(client_prefix(key.client))
         if mine is not None and len(mine) >= self._of_one_client:
             self._evict(next(iter(mine)))
-        if len(self._asked) >= self._total:
-            self._evict(next(iter(self._asked)))
-        self._asked[asker] = asked, now + LIFETIME
-        self._clients.setdefault(client_prefix(asker.client), OrderedDict())[asker] = None
+        if len(self._questions) >= self._total:
+            self._evict(next(iter(self._questions)))
+        self._questions[key] = question, now + LIFETIME
+        self._clients.setdefault(client_prefix(key.client), OrderedDict())[key] = None
 
-    def asked(self, asker: Asker, now: float) -> Asked | None:
+    def find(self, key: QuestionKey, now: float) -> Question | None:
         """Return the question, or None if it is unknown or older than LIFETIME."""
-        found = self._asked.get(asker)
+        found = self._questions.get(key)
         return found[0] if found is not None and found[1] > now else None
 
-    def answered(self, asker: Asker) -> None:
+    def answered(self, key: QuestionKey) -> None:
         """Remove an answered question."""
-        self._remove(asker)
+        self._remove(key)
 
     def expire(self, now: float) -> None:
         """Remove questions older than LIFETIME."""
-        while self._asked:
-            asker, (_, until) = next(iter(self._asked.items()))
+        while self._questions:
+            key, (_, until) = next(iter(self._questions.items()))
             if until > now:
                 break
             self._counts["question-unanswered"] += 1
-            self._remove(asker)
+            self._remove(key)
 
-    def _evict(self, asker: Asker) -> None:
+    def _evict(self, key: QuestionKey) -> None:
         self._counts["question-evicted"] += 1
-        self._remove(asker)
+        self._remove(key)
 
-    def _remove(self, asker: Asker) -> None:
-        if self._asked.pop(asker, None) is None:
+    def _remove(self, key: QuestionKey) -> None:
+        if self._questions.pop(key, None) is None:
             return
-        client = client_prefix(asker.client)
+        client = client_prefix(key.client)
         mine = self._clients[client]
-        del mine[asker]
+        del mine[key]
         if not mine:
             del self._clients[client]

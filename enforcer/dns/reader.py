@@ -19,7 +19,7 @@ from enforcer.constants import TCP
 from enforcer.dns import message
 from enforcer.dns.message import MalformedError
 from enforcer.dns.packet import Packet, parse
-from enforcer.dns.questions import Asker, Questions
+from enforcer.dns.questions import QuestionKey, Questions
 from enforcer.dns.stream import Streams
 from enforcer.facts.names import client_prefix
 from enforcer.facts.rows import ANY_CLIENT, LearntName
@@ -101,7 +101,7 @@ class Reader:
             *(_prefix(network, "own") for network in wanted.ranges),
             *(_prefix(network, "private") for network in wanted.private),
         ]
-        self._why_not = lru_cache(maxsize=4096)(self._reason)
+        self._cached_reason = lru_cache(maxsize=4096)(self._unlearnable)
 
     @property
     def streams(self) -> int:
@@ -160,36 +160,38 @@ class Reader:
             self.counts["question-strange"] += 1
             return
         self.counts["question"] += 1
-        asker = Asker(packet.source, packet.source_port, packet.destination, packet.protocol, asked.number)
-        self.questions.note(asker, asked.asks, now)
+        key = QuestionKey(
+            packet.source, packet.source_port, packet.destination, packet.protocol, asked.number
+        )
+        self.questions.note(key, asked.question, now)
 
     def _answer(self, packet: Packet, wire: bytes, now: float, time_of_day: float) -> Answer | None:
         try:
             head = message.header(wire)
-            asker = Asker(
+            key = QuestionKey(
                 packet.destination, packet.destination_port, packet.source, packet.protocol, head.number
             )
-            asked = self.questions.asked(asker, now)
-            word = _refusal(head, asked)
-            found = message.found(wire, head) if word is None else None
+            asked = self.questions.find(key, now)
+            counter = _rejection(head, asked)
+            found = message.answer_addresses(wire, head) if counter is None else None
         except MalformedError:
-            word, found = "malformed", None
-        if word not in _FORGERIES:
-            self.questions.answered(asker)
+            counter, found = "malformed", None
+        if counter not in _FORGERIES:
+            self.questions.answered(key)
         if found is None:
-            self.counts[str(word)] += 1
+            self.counts[str(counter)] += 1
             return None
-        return self._worth(packet.destination, head, found, time_of_day)
+        return self._usable_answer(packet.destination, head, found, time_of_day)
 
-    def _worth(
-        self, client: bytes, head: message.Header, found: message.Found, time_of_day: float
+    def _usable_answer(
+        self, client: bytes, head: message.Header, found: message.AnswerAddresses, time_of_day: float
     ) -> Answer | None:
         self.counts["service-elsewhere"] += found.elsewhere
         self.counts["unusable"] += found.mapped
         name = message.host(head.name, head.kind)
         usable = []
         for address in found.addresses:
-            reason = self._why_not(address)
+            reason = self._cached_reason(address)
             if reason is None:
                 usable.append(address)
             else:
@@ -202,7 +204,7 @@ class Reader:
         first = tuple(sorted(usable[:ADDRESSES_AT_MOST]))
         return Answer(client, name, first, time_of_day + found.ttl + self.config.grace)
 
-    def _reason(self, packed: bytes) -> str | None:
+    def _unlearnable(self, packed: bytes) -> str | None:
         """Return the counter for an address that is not learnt, or None."""
         if packed in self.config.own:
             return "own"
@@ -216,16 +218,16 @@ def _prefix(network: ipaddress.IPv4Network | ipaddress.IPv6Network, reason: str)
     return -1 << network.max_prefixlen - network.prefixlen, first, reason
 
 
-def _refusal(head: message.Header, asked: tuple[bytes, int, int] | None) -> str | None:
+def _rejection(head: message.Header, asked: tuple[bytes, int, int] | None) -> str | None:
     """Return the counter of the first reason for which an answer is not learnt, or None."""
     reasons = (
         ("malformed", not head.response or not head.query),
         ("unasked", asked is None),
-        ("mismatched", asked != head.asks),
+        ("mismatched", asked != head.question),
         ("other-class", head.klass != message.IN),
         ("other-type", head.kind not in _KINDS),
         ("truncated", head.truncated),
         ("nxdomain", head.rcode == message.NXDOMAIN),
         ("error", head.rcode != message.NOERROR),
     )
-    return next((word for word, holds in reasons if holds), None)
+    return next((counter for counter, holds in reasons if holds), None)

@@ -9,14 +9,14 @@ NO_CLIENT = b""
 
 
 class Charges:
-    """The accounts within one transaction; :meth:`settle` writes the changed ones."""
+    """The accounts within one transaction; :meth:`finish` writes the changed ones."""
 
     def __init__(self, database: sqlite3.Connection):
         self._database = database
         self._stored: dict[bytes, int] = {}
         self._now: dict[bytes, int] = {}
 
-    def of(self, payer: bytes) -> int:
+    def charge_of(self, payer: bytes) -> int:
         """Return a client's charge in bytes."""
         if payer not in self._now:
             query = "SELECT bytes FROM charges WHERE payer = ?"
@@ -26,7 +26,7 @@ class Charges:
 
     def add(self, payer: bytes, size: int) -> None:
         """Add ``size`` bytes to a client's charge; negative sizes reduce it."""
-        self._now[payer] = self.of(payer) + size
+        self._now[payer] = self.charge_of(payer) + size
 
     @property
     def total(self) -> int:
@@ -36,11 +36,11 @@ class Charges:
 
     def largest(self) -> bytes:
         """Return the client with the largest charge."""
-        self.settle()
+        self.finish()
         query = "SELECT payer FROM charges ORDER BY bytes DESC LIMIT 1"
         return bytes(self._database.execute(query).fetchone()[0])
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Write the changed accounts."""
         changed = [payer for payer, size in self._now.items() if size != self._stored[payer]]
         if not changed:

@@ -79,10 +79,10 @@ class LearntNames:
         self.crowded_out: list[str] = []
         """Names removed because of a limit, each for one client and address."""
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """End the transaction: delete names and sets without rows."""
-        self._sets.settle()
-        self._charges.settle()
+        self._sets.finish()
+        self._charges.finish()
         used = [(change, number) for number, change in self._uses.items()]
         self._database.executemany("UPDATE texts SET rows = rows + ? WHERE number = ?", used)
         fewer = [(number,) for change, number in used if change <= 0]
@@ -108,7 +108,7 @@ class LearntNames:
             added.setdefault(payer, set()).update((client, address, number) for address in new)
         for row in self._enforce_limits(added):
             touched.setdefault((row.client, row.address), set()).discard(row.number)
-        return self._rename(touched)
+        return self._update_sets(touched)
 
     def forget(
         self, now: float, origins: Container[bytes], pairs: Container[bytes], most: int, after: ExpiryCursor
@@ -126,7 +126,7 @@ class LearntNames:
             if not (row[1] in origins if row[0] == ANY_CLIENT else row[0] + row[1] in pairs)
         ]
         self._delete(gone)
-        names = self._rename({(row.client, row.address): set() for row in gone})
+        names = self._update_sets({(row.client, row.address): set() for row in gone})
         return names, rows[-1][:4] if len(rows) == most else None
 
     # --- rows
@@ -157,7 +157,9 @@ class LearntNames:
         changed = []
         for address, (expires, before) in known.items():
             later = max(expires, expiries[address])
-            cheaper = payer if self._charges.of(payer) + size < self._charges.of(before) else before
+            cheaper = (
+                payer if self._charges.charge_of(payer) + size < self._charges.charge_of(before) else before
+            )
             if cheaper != before:
                 self._charges.add(before, -size)
                 self._charges.add(payer, size)
@@ -183,7 +185,7 @@ class LearntNames:
         gone = []
         for payer, new in added.items():
             if payer != NO_CLIENT:
-                gone += self._make_room(payer, self._charges.of(payer) - BYTES_OF_CLIENT, new)
+                gone += self._make_room(payer, self._charges.charge_of(payer) - BYTES_OF_CLIENT, new)
         if added:
             while (excess := self._charges.total - self._in_all) > 0:
                 payer = self._charges.largest()
@@ -220,7 +222,7 @@ class LearntNames:
 
     # --- sets of names
 
-    def _rename(self, touched: Mapping[_Host, set[int]]) -> ChangedNames:
+    def _update_sets(self, touched: Mapping[_Host, set[int]]) -> ChangedNames:
         """Write the current set of names of these hosts; ``touched`` has the new names of each host."""
         by_client: dict[bytes, list[bytes]] = {}
         for client, address in touched:
@@ -265,14 +267,14 @@ class LearntNames:
         for address, every in rows.items():
             found = every
             if len(every) > limit:
-                found = self._shortened(every, touched[client, address], limit)
+                found = self._cut_to_limit(every, touched[client, address], limit)
             names = tuple(sorted(row.name for _, row in found))
             if names not in stored:
                 stored[names] = marshal.dumps(names, 2)
             sets[client, address] = stored[names]
         return sets
 
-    def _shortened(
+    def _cut_to_limit(
         self, rows: list[tuple[float, _Row]], new: Collection[int], limit: int
     ) -> list[tuple[float, _Row]]:
         """Cut a host's rows to ``limit``: new rows stay first, then those with the latest expiry."""

@@ -63,7 +63,7 @@ class Numbers:
         )
 
     def remove_users(self, numbers: Iterable[int]) -> None:
-        """Remove one user for each occurrence of a number; :meth:`settle` deletes values without users."""
+        """Remove one user for each occurrence of a number; :meth:`finish` deletes values without users."""
         counts = Counter(numbers)
         self._database.executemany(
             f"UPDATE {self._table} SET users = users - ? WHERE number = ?",
@@ -71,7 +71,7 @@ class Numbers:
         )
         self._released.update(counts)
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """End the transaction: delete values without users and free their numbers."""
         if not self._released:
             return

@@ -264,7 +264,7 @@ class Store:
             try:
                 transaction = Transaction(self._database, self._names_in_all)
                 yield transaction
-                transaction.settle()
+                transaction.finish()
                 self._database.execute("COMMIT")
             except BaseException:
                 self.undone += 1
@@ -287,10 +287,10 @@ class Transaction:
         found = self._database.execute("SELECT value FROM meta WHERE key = 'document'").fetchone()[0]
         return None if found is None else bytes(found)
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Finish before the commit: delete unused values and free their numbers."""
-        self._profiles.settle()
-        self._names.settle()
+        self._profiles.finish()
+        self._names.finish()
 
     # --- sessions
 

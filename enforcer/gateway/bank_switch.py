@@ -20,7 +20,7 @@ from enforcer.facts import kernel_facts
 from enforcer.facts.regions import Database
 from enforcer.facts.store import Store, Transaction
 from enforcer.policy.facts import region_facts
-from enforcer.policy.resolver import Bits, described
+from enforcer.policy.resolver import Bits, predicate_texts
 from enforcer.policy.tables import MatchTables
 
 
@@ -110,7 +110,7 @@ def _regions(bank: int, contents: BankContents, before: dict[str, Any]) -> _Regi
     asked = [
         f"{name} {predicate}"
         for name in ("source_region", "destination_region")
-        for predicate in described(contents.tables.groups[name])
+        for predicate in predicate_texts(contents.tables.groups[name])
     ]
     digest = hashlib.sha256(f"{contents.database.digest} {sorted(asked)}".encode()).hexdigest()
     if before.get("bank") == 1 - bank and before.get("regions", {}).get("digest") == digest:

@@ -95,13 +95,13 @@ class _Build(Transformer[Token, Any]):
     """The parser's callbacks, one for each rule of the grammar."""
 
     def disjunction(self, parts: list[_Part | _Comparison]) -> _Part:
-        return _joined(Or, [_bare(part) for part in parts])
+        return _joined(Or, [_unquantified(part) for part in parts])
 
     def conjunction(self, parts: list[_Part | _Comparison]) -> _Part:
-        return _joined(And, [_bare(part) for part in parts])
+        return _joined(And, [_unquantified(part) for part in parts])
 
     def exclusion(self, parts: list[_Part | _Comparison]) -> _Part:
-        found, *others = (_bare(part) for part in parts)
+        found, *others = (_unquantified(part) for part in parts)
         for other in others:
             one, two = found.expression, other.expression
             either, both = Or((one, two)), And((one, two))
@@ -116,16 +116,16 @@ class _Build(Transformer[Token, Any]):
         return found
 
     def negation(self, parts: list[Any]) -> _Part:
-        sign, part = parts[0], _bare(parts[1])
-        return _Part(Not(part.expression), _deeper(part, sign), part.comparisons)
+        sign, part = parts[0], _unquantified(parts[1])
+        return _Part(Not(part.expression), _deeper_nesting(part, sign), part.comparisons)
 
     def group(self, parts: list[Any]) -> _Part:
-        opening, part = parts[0], _bare(parts[1])
-        return _Part(part.expression, _deeper(part, opening), part.comparisons)
+        opening, part = parts[0], _unquantified(parts[1])
+        return _Part(part.expression, _deeper_nesting(part, opening), part.comparisons)
 
     def quantified(self, parts: list[Any]) -> _Part:
         quantifier, comparison = parts[0], parts[2]
-        return _Part(_resolved(comparison, quantifier), 1)
+        return _Part(_checked(comparison, quantifier), 1)
 
     def path(self, parts: list[Token]) -> _Path:
         return _path(parts)
@@ -165,14 +165,14 @@ def _joined(kind: type[And] | type[Or], parts: list[_Part]) -> _Part:
     return _Part(expression, max(part.nesting for part in parts), sum(part.comparisons for part in parts))
 
 
-def _deeper(part: _Part, token: Token) -> int:
+def _deeper_nesting(part: _Part, token: Token) -> int:
     if part.nesting >= MAX_NESTING:
         raise _error(token, f"nests more than {MAX_NESTING} levels deep", "a flatter expression")
     return part.nesting + 1
 
 
-def _bare(part: _Part | _Comparison) -> _Part:
-    return part if isinstance(part, _Part) else _Part(_resolved(part, None))
+def _unquantified(part: _Part | _Comparison) -> _Part:
+    return part if isinstance(part, _Part) else _Part(_checked(part, None))
 
 
 def _path(parts: list[Token]) -> _Path:
@@ -198,7 +198,7 @@ def _text(token: Token) -> str:
         raise _error(token, wrong.wrong, wrong.right) from None
 
 
-def _resolved(comparison: _Comparison, quantifier: Token | None) -> Expression:
+def _checked(comparison: _Comparison, quantifier: Token | None) -> Expression:
     """Check a comparison against its field's operators, and build its expression."""
     path, sign, operator = comparison.path, comparison.sign, comparison.operator
     field = path.field
@@ -216,7 +216,7 @@ def _resolved(comparison: _Comparison, quantifier: Token | None) -> Expression:
     reduce: Quantifier = "all" if field.many and (quantifier == "all") is not opposite else "any"
     text = f"{quantifier}({comparison.written})" if quantifier else comparison.written
     text = text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
-    built = _built(comparison, reduce, text)
+    built = _build(comparison, reduce, text)
     return Not(built) if negative else built
 
 
@@ -239,12 +239,12 @@ def _check_quantifier(comparison: _Comparison, quantifier: Token | None) -> None
         )
 
 
-def _built(comparison: _Comparison, quantifier: Quantifier, text: str) -> Expression:
+def _build(comparison: _Comparison, quantifier: Quantifier, text: str) -> Expression:
     field, tokens = comparison.path.field, comparison.operands
     side: Side = "source" if ".src." in field.name else "destination"
     built: Expression
     if comparison.sign in fields.ORDER:
-        built = _ordered(comparison, side, text)
+        built = _order_comparison(comparison, side, text)
     elif "matches" in comparison.sign:
         built = TextMatches(field.name, _pattern(tokens[0]), quantifier, text)
     elif field.kind == "address":
@@ -271,7 +271,7 @@ def _pairs(found: Sequence[str], token: Token, text: str) -> Expression:
     return tests[0] if len(tests) == 1 else Or(tests)
 
 
-def _ordered(comparison: _Comparison, side: Side, text: str) -> Comparison:
+def _order_comparison(comparison: _Comparison, side: Side, text: str) -> Comparison:
     field, token = comparison.path.field, comparison.operands[0]
     if field.kind == "port":
         number = _read(field, values.port, token)
@@ -414,7 +414,7 @@ def parse(text: str, lists: Lists = NO_LISTS) -> Expression:
         )
     within = _LISTS.set(lists)
     try:
-        return _bare(_parser().parse(text)).expression  # type: ignore[arg-type]
+        return _unquantified(_parser().parse(text)).expression  # type: ignore[arg-type]
     except UnexpectedInput as error:
         raise _syntax_error(error, text) from None
     finally:

@@ -117,7 +117,7 @@ class Resolver:
         rules = self._all
         true, known = signature
         candidates = [*self._untriggered]
-        for test in _ones(true):
+        for test in _bit_numbers(true):
             candidates += self._triggered.get(test, ())
         for predicate, members in candidates:
             if self._is_true(predicate, true, known):
@@ -143,9 +143,9 @@ class Resolver:
         true: dict[int, Bits] = {}
         known = [0] * len(self._fields)
         for column, (tests, fields) in enumerate(signatures):
-            for number in _ones(tests):
+            for number in _bit_numbers(tests):
                 true[number] = true.get(number, 0) | 1 << column
-            for number in _ones(fields):
+            for number in _bit_numbers(fields):
                 known[number] |= 1 << column
 
         def row(predicate: Predicate) -> Bits:
@@ -167,18 +167,18 @@ class Resolver:
         width = max([self._all.bit_length(), *(rules.bit_length() for _, rules in self.groups), 1])
         size = -(-len(signatures) // 8)
         matrix = np.zeros((width, size), dtype=np.uint8)
-        for rule in _ones(self._all):
+        for rule in _bit_numbers(self._all):
             matrix[rule] = 0xFF
         for predicate, rules in self.groups:
             columns = np.frombuffer(row(predicate).to_bytes(size, "little"), dtype=np.uint8)
-            for rule in _ones(rules):
+            for rule in _bit_numbers(rules):
                 matrix[rule] |= columns
         flags = np.unpackbits(matrix, axis=1, count=len(signatures), bitorder="little")
         packed = np.packbits(flags.T, axis=1, bitorder="little")
         return [int.from_bytes(line.tobytes(), "little") for line in packed]
 
 
-def _ones(bits: Bits) -> Iterator[int]:
+def _bit_numbers(bits: Bits) -> Iterator[int]:
     while bits:
         lowest = bits & -bits
         yield lowest.bit_length() - 1
@@ -206,7 +206,7 @@ def load(document: Sequence[Any]) -> list[tuple[Predicate, Bits]]:
     return [(_load(predicate, tests), int(rules, 16)) for predicate, rules in groups]
 
 
-def described(groups: Sequence[tuple[Predicate, Bits]]) -> list[str]:
+def predicate_texts(groups: Sequence[tuple[Predicate, Bits]]) -> list[str]:
     """Return a text for each comparison and predicate, equal in every process for the same predicates."""
     tests, numbers = _numbered(groups)
     predicates = [_dump(predicate, numbers) for predicate, _ in groups if predicate != TRUE]

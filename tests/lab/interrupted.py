@@ -35,7 +35,7 @@ EFFECTS: tuple[tuple[Any, str], ...] = (
     (availability, "refresh"),
     (fast_path, "set_enabled"),
     (Map, "put"),
-    (Transaction, "settle"),
+    (Transaction, "finish"),
     *((attach, name) for name in ("attach", "detach")),
     (links, "set_allmulti"),
     (sysctl, "write"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from enforcer.dns import fair_queue
-from enforcer.dns.fair_queue import BACKLOG, BURST, QUANTUM, SHARE, TOGETHER, FairQueue, TimeBudget
+from enforcer.dns.fair_queue import BACKLOG, BURST, QUANTUM, QUANTUM_OF_NEW, SHARE, FairQueue, TimeBudget
 
 FLOOD, OTHER, THIRD = b"flood", b"other", b"third"
 
@@ -73,7 +73,7 @@ def test_newcomers_are_bounded_too() -> None:
     for number in range(100):
         assert queue.put(number, f"n{number}", QUANTUM // 2)
     first = queue.next_turn()
-    assert len(first) == TOGETHER // (QUANTUM // 2)
+    assert len(first) == QUANTUM_OF_NEW // (QUANTUM // 2)
     assert sum(len(turn) for turn in turns(queue)) == 100 - len(first)
 
 

@@ -681,8 +681,8 @@ def test_names_are_forgotten_but_those_of_live_flows(scene: Scene, monkeypatch: 
     scene.alive = LiveDestinations(set(), set())
     scene.learner.tick()
     assert scene.names() == {"n2.lab", "n3.lab"}  # looked at again in ten seconds
-    monkeypatch.setattr(learner, "_LOOK_AGAIN", 0.0)
-    scene.learner._look = 0.0
+    monkeypatch.setattr(learner, "_PASS_INTERVAL", 0.0)
+    scene.learner._next_pass = 0.0
     scene.learner.tick()
     assert scene.names() == {"n3.lab"}
 
