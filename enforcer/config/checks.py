@@ -16,6 +16,7 @@ from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
 from enforcer.config.models import Configuration, PolicyEgress
+from enforcer.constants import TCP, UDP
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
 from enforcer.policy.rules import MAX_POLICIES
@@ -323,7 +324,7 @@ def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPa
 def _shadowed_policies(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPath, str]]:
     """Yield a warning for each policy that never applies, with the policies that apply instead."""
     proxy, policies = configuration.proxy, configuration.policies
-    protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
+    protocols = [number for number, on in ((TCP, proxy.tcp), (UDP, proxy.udp)) if on]
     index = {policy.name: position for position, policy in enumerate(policies)}
     asked = scope_of_policies(protocols, configuration.private_networks)
     for one in shadowed(policies, configuration.named_lists, asked, configuration.tables):

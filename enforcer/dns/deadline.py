@@ -22,6 +22,7 @@ from collections import deque
 from contextlib import suppress
 
 from enforcer.kernel import queue
+from enforcer.kernel.nft import protocol
 
 DEADLINE = 0.3
 """Minimum seconds before this process releases an answer; the maximum is two intervals more."""
@@ -56,7 +57,7 @@ class Overdue:
 def run(number: int, netlink: socket.socket, daemon: socket.socket) -> None:
     """Run until the daemon ends, then give the verdict for all held packets."""
     overdue = Overdue()
-    verdict = queue.ACCEPT
+    verdict = protocol.ACCEPT
     beat = 0.0
     poll = select.poll()
     poll.register(daemon, select.POLLIN)
@@ -68,7 +69,7 @@ def run(number: int, netlink: socket.socket, daemon: socket.socket) -> None:
                 if not message:
                     _give_verdict(netlink, number, verdict, queue.state(listing.fileno(), number)[1])
                     return
-                verdict = queue.ACCEPT if message[-1:] == PASS else queue.DROP
+                verdict = protocol.ACCEPT if message[-1:] == PASS else protocol.DROP
             now = time.monotonic()
             held, last = queue.state(listing.fileno(), number)
             late = overdue.note(held, last, now)

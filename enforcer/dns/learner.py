@@ -22,7 +22,7 @@ from enforcer.dns import packet
 from enforcer.dns.counters import COUNTS
 from enforcer.dns.fair_queue import FairQueue, TimeBudget
 from enforcer.dns.live_flows import LiveDestinations
-from enforcer.dns.reader import Answer, Reader, reader_config
+from enforcer.dns.reader import Answer, Reader, learning_config
 from enforcer.dns.recent import RecentAnswers
 from enforcer.dns.watchdog import Watchdog
 from enforcer.errors import BusyError, EnforcerError, KernelError
@@ -110,7 +110,7 @@ class Learner:
         self._tables = tables
         self._say = say
         self._alive = alive
-        self._reader = Reader(reader_config(config))
+        self._reader = Reader(learning_config(config))
         self.counts = self._reader.counts
         self._recent = RecentAnswers()
         self._waiting: FairQueue[_Held] = FairQueue()
@@ -151,7 +151,7 @@ class Learner:
         self._recent = RecentAnswers()
         self._expiry_pass = self._refused = None
         before = self._reader.config.fail_open
-        self._reader.configure(reader_config(config))
+        self._reader.configure(learning_config(config))
         passes = self._reader.config.fail_open
         if passes != before:
             self._queue.fail_open(passes)

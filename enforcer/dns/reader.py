@@ -36,7 +36,7 @@ _UNUSABLE: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = [
 ]
 
 
-class ReaderConfig(NamedTuple):
+class LearningConfig(NamedTuple):
     """The parts of the configuration that the reader uses."""
 
     resolvers: frozenset[bytes] = frozenset()
@@ -50,13 +50,13 @@ class ReaderConfig(NamedTuple):
     """IPv6 egress ranges of this gateway."""
 
 
-def reader_config(config: Mapping[str, Any]) -> ReaderConfig:
+def learning_config(config: Mapping[str, Any]) -> LearningConfig:
     """Return the reader's part of a configuration in JSON form."""
     dns = config.get("dns", {})
     own = [config["shared"]["ipv4"], config["shared"]["ipv6"]]
     here = [egress for egress in config["egress_ips"] if egress["location"] == config["location"]]
     own += [egress["ipv4"] for egress in here]
-    return ReaderConfig(
+    return LearningConfig(
         resolvers=frozenset(pack(ipaddress.ip_address(one)) for one in dns.get("resolvers", ())),
         fail_open=dns.get("when_down", "pass") == "pass",
         grace=float(dns.get("grace", 30)),
@@ -86,14 +86,14 @@ class Answer(NamedTuple):
 class Reader:
     """Parses questions and answers; keeps unanswered questions, TCP streams and counters."""
 
-    def __init__(self, wanted: ReaderConfig) -> None:
+    def __init__(self, wanted: LearningConfig) -> None:
         self.counts: Counter[str] = Counter()
         self.questions = Questions(self.counts)
         self._asking = Streams(self.counts)
         self._answering = Streams(self.counts)
         self.configure(wanted)
 
-    def configure(self, wanted: ReaderConfig) -> None:
+    def configure(self, wanted: LearningConfig) -> None:
         """Use another configuration; questions and streams stay."""
         self.config = wanted
         self._prefixes = [
