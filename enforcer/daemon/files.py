@@ -15,7 +15,7 @@ _LOOK_EVERY = 5.0
 
 
 class Files:
-    """The session file, which is loaded by itself, and the database of places, which takes a ``reload``."""
+    """The session file, which is loaded by itself, and the MaxMind DB, which takes a ``reload``."""
 
     def __init__(
         self,
@@ -62,7 +62,9 @@ class Files:
         if database is None:
             return
         if stamp(database) is None:
-            self._say(f"{database} is gone: places stay as they are until it is there again")
+            self._say(
+                f"{database} is gone: regions keep their addresses until it is there again"
+            )
             return
         self._say(f"{database} has changed: reloading")
         self._reload()

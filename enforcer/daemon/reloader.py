@@ -1,6 +1,6 @@
 """Reloads, each by a process of its own: of the file when somebody asks, else of what is in force already.
 
-The latter is for tables that run full and for a new database of places: a file that somebody is just writing
+The latter is for tables that run full and for a new MaxMind DB: a file that somebody is just writing
 must not come into force by that.
 """
 

@@ -61,7 +61,7 @@ class Runtime:
 
     @property
     def database(self) -> Path | None:
-        """The database of places that the configuration names."""
+        """The MaxMind DB that the configuration names."""
         return _path(self.config.get("geoip", {}).get("database"))
 
     @property
