@@ -51,11 +51,11 @@ def _names(runtime: Runtime) -> Callable[[], Feed] | None:
     if not runtime.wanted.dns:
         return None
     # Imports the DNS library only where it is needed.
-    from enforcer.dns.alive import Alive, destinations
     from enforcer.dns.learner import Learner
+    from enforcer.dns.live_flows import LiveDestinations, live_destinations
 
-    def alive() -> Alive:
-        return destinations(runtime.maps.flows)
+    def alive() -> LiveDestinations:
+        return live_destinations(runtime.maps.flows)
 
     return lambda: Learner(runtime.store, runtime.tables, runtime.config, say=_log.warning, alive=alive)
 

@@ -157,7 +157,7 @@ class Reloader:
         if crowded:
             _log.log(NOTICE, "the policy tables have little room left: they are rebuilt")
             self.reapply()
-        elif not self._runtime.tables.fits:
+        elif not self._runtime.tables.matches_bank:
             _log.warning("the policy tables do not match the facts: they are rebuilt")
             self.reapply()
             return _ROOM_AGAIN  # if one reload does not help, more of them do not either

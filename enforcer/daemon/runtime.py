@@ -77,7 +77,7 @@ class Runtime:
         gateway, wanted, maps = self._found()
         if self.maps.sessions.info.id != maps.sessions.info.id or self.store.undone:
             # Facts that changed since the other process filled these maps are in the former maps only.
-            with self.store.change():
+            with self.store.transaction():
                 refill(maps, self.store)
             self.store.undone = 0
         before = self.maps
@@ -91,7 +91,7 @@ class Runtime:
 
     def mend(self) -> None:
         """Writes the store's facts into the maps: a process may have ended between writing the two."""
-        with self.store.change():
+        with self.store.transaction():
             refill(self.maps, self.store)
 
     def close(self) -> None:

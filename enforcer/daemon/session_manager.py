@@ -62,8 +62,8 @@ class SessionManager:
         now = time.time()
         expiry = self._store.next_session_expiry()
         if expiry is not None and expiry <= now:
-            with self._store.change() as change:
-                self._tables.removed(change.expire_sessions(now, _AT_ONCE))
+            with self._store.transaction() as transaction:
+                self._tables.remove_sessions(transaction.expire_sessions(now, _AT_ONCE))
             return 0.0
         return _PATIENCE if expiry is None else min(_PATIENCE, expiry - now)
 
@@ -74,13 +74,13 @@ class SessionManager:
             raise UsageError("\n".join(problems))
         before = self._store.session(found.client)
         if before is not None and before.origin == FILE:
-            raise loading.of_file([found.client])
+            raise loading.owned_by_file([found.client])
         if before is None and self._store.count_sessions() >= self._room:
             raise EnforcerError(f"there are {self._room:,} sessions, and no room for another")
         if found.expires is not None and found.expires <= time.time():
             raise UsageError("the session would have expired already")
-        with self._store.change() as change:
-            self._tables.put(change.put_sessions([found], COMMAND))
+        with self._store.transaction() as transaction:
+            self._tables.put_sessions(transaction.put_sessions([found], COMMAND))
         return {"replaced": before is not None}
 
     def remove(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,10 +99,10 @@ class SessionManager:
         found = {client: self._store.session(client) for client in clients}
         theirs = [client for client, row in found.items() if row is not None and row.origin == FILE]
         if theirs:
-            raise loading.of_file(theirs)
-        with self._store.change() as change:
-            gone = change.remove_sessions(clients)
-            self._tables.removed(gone)
+            raise loading.owned_by_file(theirs)
+        with self._store.transaction() as transaction:
+            gone = transaction.remove_sessions(clients)
+            self._tables.remove_sessions(gone)
         ended = set(gone)
         missing = [str(session.unpack_client(client)) for client in clients if client not in ended]
         return {"removed": len(gone), "missing": missing}
@@ -124,5 +124,5 @@ class SessionManager:
         changed, removed = loaded["changed"], loaded["removed"]
         _log.info(f"sessions of {path}: {loaded['sessions']:,}, changed {changed:,}, ended {removed:,}")
         if loaded["taken_over"]:
-            some = loading.named([session.client_of(text) for text in loaded["taken_over"]])
+            some = loading.list_clients([session.client_of(text) for text in loaded["taken_over"]])
             _log.log(NOTICE, f"sessions set by command belong to the file now: {some}")

@@ -277,8 +277,8 @@ class _Applier:
                 self.carried = True
             self.commit()
             try:
-                with store.change() as change:
-                    switch.finish(change)
+                with store.transaction() as transaction:
+                    switch.finish(transaction)
                     if fresh:
                         refill(maps, store)
                     settings.write(maps, replace(self.wanted.settings, bank=switch.word, ready=True))

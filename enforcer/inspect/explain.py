@@ -144,7 +144,7 @@ def _supposing(reader: GatewayReader, known: FactsReader, supposed: Supposed, cl
     One question at a time: there is one place for what it supposes and for its verdict, and one a processor
     for its packet.
     """
-    with known.store.change():  # no bank is switched meanwhile
+    with known.store.transaction():  # no bank is switched meanwhile
         if supposed.email is None and supposed.host is None:
             yield 0
             return

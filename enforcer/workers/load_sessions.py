@@ -109,7 +109,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
     instance = Instance(netns_cookie())
     maps = GatewayReader(instance).maps
     with Store(instance.facts_file, create=False) as store:
-        store.expect_much()
+        store.prepare_bulk_load()
         tables, room = KernelFacts(maps, store), maps.sessions.info.entries
         # From here on the whole file is loaded; before, the daemon may end this (WorkerProcess.interrupt).
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

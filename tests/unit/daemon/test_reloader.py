@@ -50,7 +50,7 @@ class Machine:
         monkeypatch.setattr(worker, "start", self._start)
         monkeypatch.setattr(worker, "start_again", lambda: self._start(None))
         monkeypatch.setattr(reloader, "is_crowded", lambda _: self.crowded)
-        self.tables = SimpleNamespace(fits=True)
+        self.tables = SimpleNamespace(matches_bank=True)
         self.runtime = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
         runtime = cast(Any, self.runtime)
         self.reloader = Reloader(loop, self.jobs, runtime, Path("f"), activate=self._activate)
@@ -132,7 +132,7 @@ def test_tables_without_room_and_a_wrong_file_do_not_reload_all_the_time(machine
 
 
 def test_tables_that_the_facts_are_not_about_are_made_anew_once(machine: Machine) -> None:
-    machine.tables.fits = False
+    machine.tables.matches_bank = False
     machine.run(3, lambda: True)
     assert machine.files == [None]
 
