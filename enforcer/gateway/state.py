@@ -141,7 +141,7 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         # Not strict: Instance.directory has been checked.
         content = json.loads(trust.read_file(path, _LARGEST, strict=False))
-    except (FileNotFoundError, NotRegularError, ValueError):
+    except (FileNotFoundError, NotRegularError, ValueError, RecursionError):
         return {}  # a pipe or a device, which would be waited for, is as good as lost
     except PermissionError as error:
         raise PrivilegeError(f"cannot read {path}", "Run as root.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -48,6 +49,7 @@ def impatient(target: Path) -> Path:
 
 def use_copy(gateway: Gateway, place: Path) -> None:
     """Have the gateway's daemon and commands run from that copy."""
-    prefix = ["env", "-C", str(place), f"PYTHONPATH={place}"]
+    paths = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH")]))
+    prefix = ["env", "-C", str(place), f"PYTHONPATH={paths}"]
     gateway.enforcer = [*prefix, *gateway.enforcer]
     gateway.argv = [*gateway.enforcer, "run"]

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,6 +164,17 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
     state = State.load(path)
     assert state is not None
     assert state.undo == [undo[0], *undo[2:]]
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_read(content: bytes) -> None:
+    """By what every command calls first; no file of a later version is made of them."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "state.json")
+        path.write_bytes(content)
+        assert State.load(path) is None
+        salvage(path)
+        assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 1, "since": 2.0}'])
@@ -358,6 +370,10 @@ def test_a_directory_that_cannot_be_made(instance: Instance, monkeypatch: pytest
         b"",
         b"{",
         b"\xff\xfe",
+        bytes(range(256)),
+        b"\0" * 4096,
+        b"[" * 100_000,
+        b"1" * 10_000,
         b"[]",
         b'{"format": 0}',
         b'{"format": 1, "slots": 3}',
