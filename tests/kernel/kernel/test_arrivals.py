@@ -8,8 +8,7 @@ import pytest
 
 from enforcer.kernel import announce
 from enforcer.kernel.arrivals import Arrivals
-
-from .conftest import run
+from lab.netns import run
 
 
 @pytest.fixture
