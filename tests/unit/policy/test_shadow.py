@@ -156,7 +156,7 @@ def test_of_few_values_every_connection_is_tried() -> None:
         policies = [
             Rule(f"p{i}", i, chance.choice((" and ", " or ")).join(words)) for i, words in enumerate(texts)
         ]
-        names = {one.name for one in shadowed(policies, asked=TCP_UDP)}
+        names = {one.name for one in shadowed(policies, scope=TCP_UDP)}
         found += len(names)
         if names:
             decided = {winner.name for each in EVERY_CONNECTION if (winner := decide(policies, each))}
