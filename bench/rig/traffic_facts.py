@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from bench.rig.generator import FIRST_CLIENT, FIRST_ORIGIN
 from enforcer.address import IPAddress, IPNetwork, pack
-from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
+from enforcer.facts.rows import ANY_CLIENT, COMMAND, LearntName, NewSession
 from enforcer.facts.store import Store
 from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts
 
@@ -103,11 +103,11 @@ def remember(store: Store) -> None:
             sessions.append(NewSession(pack(first_client + number), session(number), None))
         for number in range(1, ORIGINS + 1):
             for client, name in _names(number):
-                who = ANYBODY if client is None else pack(first_client + client)
-                names.append(Learnt(who, pack(first_origin + number), name, _FOR_GOOD))
-    with store.change() as change:
-        change.put_sessions(sessions, COMMAND)
-        change.learn(names)
+                who = ANY_CLIENT if client is None else pack(first_client + client)
+                names.append(LearntName(who, pack(first_origin + number), name, _FOR_GOOD))
+    with store.transaction() as transaction:
+        transaction.put_sessions(sessions, COMMAND)
+        transaction.learn(names)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import keyword
+import logging
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from enforcer import __version__
+from enforcer.control import log
 from enforcer.control.protocol import ReportedError
 from enforcer.errors import ConfigError, EnforcerError
 
@@ -64,13 +66,14 @@ class Subject(Command, click.Group):
 def _fail(ctx: click.Context, error: EnforcerError) -> NoReturn:
     # Each fault of a file begins with its place, also if the daemon found it.
     located = isinstance(error, ConfigError | ReportedError) and error.exit_code == ConfigError.exit_code
-    click.echo(error.message if located else f"error: {error.message}", err=True)
-    if error.hint:
-        click.echo(error.hint, err=True)
+    text = error.message if located else f"error: {error.message}"
+    for line in filter(None, (text, error.hint)):
+        # Of `run` and `reload` as systemd runs them, stderr is the journal.
+        click.echo(log.prefixed(line, logging.ERROR), err=True)
     ctx.exit(error.exit_code)
 
 
-class Settings:
+class GlobalOptions:
     """The global options; `instance` is the gateway that they name."""
 
     def __init__(self, netns: str | None, file: Path):
@@ -104,7 +107,7 @@ def entry(ctx: click.Context, netns: str | None, file: Path) -> None:
 
     `run` is the daemon. The nouns show what is enforced, with or without it; each takes --json.
     """
-    ctx.obj = Settings(netns, file.absolute())
+    ctx.obj = GlobalOptions(netns, file.absolute())
     if netns is not None and not ctx.resilient_parsing:
         from enforcer.kernel.namespace import enter
 

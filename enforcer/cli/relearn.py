@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import number
 
 
 @click.command("relearn", cls=Command)
 @click.pass_obj
-def command(settings: Settings) -> None:
+def command(options: GlobalOptions) -> None:
     """Forget what the fast path has learnt.
 
     Every connection goes on: its next packets go the kernel's way, and are learnt from. The daemon does the
@@ -18,7 +18,7 @@ def command(settings: Settings) -> None:
     """
     from enforcer.gateway.invalidate_fast_path import invalidate_entries
 
-    flows = invalidate_entries(settings.instance)
+    flows = invalidate_entries(options.instance)
     if flows is None:
         click.echo("the fast path is off: nothing was learnt")
     else:

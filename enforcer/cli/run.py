@@ -6,27 +6,29 @@ from contextlib import suppress
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 
 
 @click.command("run", cls=Command)
 @click.pass_obj
-def command(settings: Settings) -> None:
+def command(options: GlobalOptions) -> None:
     """The daemon, in the foreground: apply the file, then keep it so.
 
     SIGHUP reads the file again. SIGTERM ends the daemon and leaves enforcement in place.
     """
     from enforcer.control import worker
 
-    instance = settings.instance
+    instance = options.instance
     with instance.daemon_lock():
-        process = worker.start(settings.file, worker.START)
+        process = worker.start(options.file, worker.START)
+        from enforcer.control import log
         from enforcer.daemon import Daemon
 
-        Daemon(instance, settings.file, _say).run(process)
+        log.configure()
+        Daemon(instance, options.file, _print_ready).run(process)
 
 
-def _say(line: str) -> None:
-    """What nobody can read any more must not end the daemon, nor a path that is no UTF-8."""
+def _print_ready(line: str) -> None:
+    """Prints to stdout, which may have no reader any more: that must not end the daemon."""
     with suppress(OSError):
         click.echo(line.encode(errors="backslashreplace"))

@@ -1,4 +1,4 @@
-"""The configuration file as validated models."""
+"""Reads the configuration file and files of other formats into validated models."""
 
 from enforcer.config.loader import load
 from enforcer.config.models import (

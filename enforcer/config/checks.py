@@ -1,4 +1,4 @@
-"""What is wrong between entries that are each right by themselves."""
+"""Checks across entries of the configuration file, which are each valid alone; warnings."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_int
 from pathlib import Path
 from typing import Any
 
-from enforcer.config.document import Way
+from enforcer.config.document import KeyPath
 from enforcer.config.draft import Draft
 from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
 from enforcer.config.models import Configuration, PolicyEgress
+from enforcer.constants import TCP, UDP
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
 from enforcer.policy.rules import MAX_POLICIES
-from enforcer.policy.shadow import decidable, hidden
+from enforcer.policy.shadow import scope_of_policies, shadowed
 
 
 def check(draft: Draft, interfaces: Mapping[str, Link] | None) -> None:
-    """Note every fault between entries; ``interfaces`` are those that exist, as load has them."""
+    """Note every fault across entries; ``interfaces`` as in :func:`enforcer.config.load`."""
     _check_location(draft, ("location",), draft.values.get("location"))
     _check_interfaces(draft, interfaces)
     _check_check_source(draft)
@@ -36,51 +37,51 @@ def check(draft: Draft, interfaces: Mapping[str, Link] | None) -> None:
     check_expressions(draft)
 
 
-def _check_location(draft: Draft, way: Way, location: str | None) -> None:
+def _check_location(draft: Draft, path: KeyPath, location: str | None) -> None:
     known = draft.document.data.get("locations")
     if location is not None and isinstance(known, dict) and known and location not in known:
-        draft.fault(way, "is no key of `locations`", nearest(location, known))
+        draft.fault(path, "is no key of `locations`", nearest(location, known))
 
 
-# No program sees packets of ports arrive at their VRF; the master of Open vSwitch is none of its bridges.
+# Programs at a VRF see no packets of its ports; the master of an Open vSwitch port is not its bridge.
 _INSTEAD = {"vrf": "an interface in no VRF", "openvswitch": "an internal port of the switch"}
-# Which of the two a frame is for that has the same MAC address, only the owner of both knows.
+# These have the MAC address of the lower interface: the programs cannot tell their frames apart.
 _SAME_MAC = ("ipvlan", "ipvtap")
 
 
 def _check_interfaces(draft: Draft, existing: Mapping[str, Link] | None) -> None:
     listed = {name for side in ("inside", "outside", "other") for name in draft.interfaces.get(side, ())}
-    seen: dict[str, Way] = {}
+    seen: dict[str, KeyPath] = {}
     for side in ("inside", "outside", "other"):
         for index, name in enumerate(draft.interfaces.get(side, ())):
-            way = ("interfaces", side, index)
-            first = seen.setdefault(name, way)
+            path = ("interfaces", side, index)
+            first = seen.setdefault(name, path)
             if first[1] != side:
-                draft.fault(way, "stands on both sides", f"an interface that is not {first[1]} as well")
-            elif first != way:
-                draft.fault(way, "stands here twice", "each interface once")
+                draft.fault(path, "stands on both sides", f"an interface that is not {first[1]} as well")
+            elif first != path:
+                draft.fault(path, "stands here twice", "each interface once")
             elif existing is not None:
-                _check_link(draft, way, name, existing, listed)
+                _check_link(draft, path, name, existing, listed)
 
 
 def _check_link(
-    draft: Draft, way: Way, name: str, existing: Mapping[str, Link], listed: AbstractSet[str]
+    draft: Draft, path: KeyPath, name: str, existing: Mapping[str, Link], listed: AbstractSet[str]
 ) -> None:
-    """Note what makes an interface unfit."""
+    """Note why an interface cannot be used."""
     if name not in existing:
-        draft.fault(way, "does not exist", nearest(name, sorted(set(existing) - {LOOPBACK})))
+        draft.fault(path, "does not exist", nearest(name, sorted(set(existing) - {LOOPBACK})))
         return
     link = existing[name]
     if link.port_of is not None:
         taker = existing.get(link.port_of)
         instead = _INSTEAD.get(taker.kind, link.port_of) if taker else link.port_of
-        draft.fault(way, f"is a port of {link.port_of}, which takes its packets", instead)
+        draft.fault(path, f"is a port of {link.port_of}, which takes its packets", instead)
     if link.kind == "vrf":
-        draft.fault(way, "is a VRF, at which no program sees its ports' packets arrive", _INSTEAD["vrf"])
+        draft.fault(path, "is a VRF, at which no program sees its ports' packets arrive", _INSTEAD["vrf"])
     for lower in below(link, existing) if link.kind in _SAME_MAC else ():
         if lower.name in listed:
             draft.fault(
-                way,
+                path,
                 f"lies on {lower.name}, which is listed too, with the same MAC address ({link.kind})",
                 "an interface with a MAC address of its own (macvlan), or a VLAN",
             )
@@ -115,10 +116,10 @@ def _check_egress_ips(draft: Draft) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Addresses that one entry claims. ``rank`` decides which of two overlapping entries is faulted."""
+    """The addresses of one entry. Of two overlapping blocks the one of higher ``rank`` has the fault."""
 
     network: IPv4Network | IPv6Network
-    way: Way
+    path: KeyPath
     owner: str
     rank: int
 
@@ -146,22 +147,22 @@ def _blocks(draft: Draft) -> Iterator[_Block]:
 
 
 def _check_blocks(draft: Draft) -> None:
-    """Find overlaps: in order of address, every block that contains the present one is still on the stack."""
-    clashes: dict[Way, list[tuple[_Block, _Block]]] = {}
+    """Note overlaps: in order of address, the stack has all blocks that contain the current one."""
+    clashes: dict[KeyPath, list[tuple[_Block, _Block]]] = {}
     stack: list[_Block] = []
     for block in sorted(_blocks(draft), key=lambda each: each.sort_key):
         while stack and not _contains(stack[-1].network, block.network):
             stack.pop()
         for outer in stack:
-            first, second = sorted((outer, block), key=lambda each: (each.rank, each.way[1]))
+            first, second = sorted((outer, block), key=lambda each: (each.rank, each.path[1]))
             if first.rank == second.rank == 2 and first.network != second.network:
-                continue  # a private network inside another one is only said twice
-            clashes.setdefault(second.way, []).append((first, second))
+                continue  # private networks may contain each other
+            clashes.setdefault(second.path, []).append((first, second))
         stack.append(block)
-    for way, pairs in clashes.items():
-        first, second = min(pairs, key=lambda pair: draft.line(pair[0].way))
+    for path, pairs in clashes.items():
+        first, second = min(pairs, key=lambda pair: draft.line(pair[0].path))
         more = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
-        draft.fault(way, _clash(draft, first, second) + more, _remedy(second))
+        draft.fault(path, _clash(draft, first, second) + more, _remedy(second))
 
 
 def _contains(outer: IPv4Network | IPv6Network, inner: IPv4Network | IPv6Network) -> bool:
@@ -172,7 +173,7 @@ def _contains(outer: IPv4Network | IPv6Network, inner: IPv4Network | IPv6Network
 
 
 def _clash(draft: Draft, first: _Block, second: _Block) -> str:
-    where = f"{first.owner} (line {draft.line(first.way)})"
+    where = f"{first.owner} (line {draft.line(first.path)})"
     if first.network == second.network:
         return f"is also {where}" if first.rank else f"belongs to {where} already"
     if first.network.num_addresses == 1:
@@ -206,14 +207,14 @@ def _check_mark_mask(draft: Draft) -> None:
     if mask is None:
         return
     width = mask.bit_count()
-    # 0 is foreign traffic, 1 the shared address, all ones a refusal: the others are egress IPs.
+    # Marks: 0 other traffic, 1 the shared address, all ones a refusal, the others egress IPs.
     most = (1 << width) - 3
     count = len(draft.egress_ips)
     if count > most:
         needed = (count + 2).bit_length()
-        way = ("mark_mask",) if "mark_mask" in draft.document.data else ("egress_ips",)
+        path = ("mark_mask",) if "mark_mask" in draft.document.data else ("egress_ips",)
         draft.fault(
-            way,
+            path,
             f"is too narrow: {width} bits tell {most:,} egress IPs apart, here are {count:,}",
             f"{needed} bits, such as 0x{(1 << needed) - 1:x}",
         )
@@ -231,62 +232,64 @@ def _check_policies(draft: Draft) -> None:
             if family in fields:
                 owners.setdefault(fields[family], index)
     for index, fields in draft.policies.items():
-        way, egress = ("policies", index, "egress"), fields.get("egress", "default")
+        path, egress = ("policies", index, "egress"), fields.get("egress", "default")
         if isinstance(egress, PolicyEgress):
-            _check_policy_egress(draft, way, egress, owners)
+            _check_policy_egress(draft, path, egress, owners)
         elif egress != "default":
-            _check_policy_egress_name(draft, way, egress)
+            _check_policy_egress_name(draft, path, egress)
 
 
-def _check_policy_egress_name(draft: Draft, way: Way, name: str) -> None:
+def _check_policy_egress_name(draft: Draft, path: KeyPath, name: str) -> None:
     known = [fields.get("name") for fields in draft.egress_ips.values()]
     if name in known:
         return
     if name == "shared":
-        draft.fault(way, "is no egress IP", "`default` for the shared address")
+        draft.fault(path, "is no egress IP", "`default` for the shared address")
         return
     with suppress(ValueError):
         family = f"ipv{ip_interface(name).version}"
-        draft.fault(way, "is an address where a name stands", f'{{{family}: "{name}"}}')
+        draft.fault(path, "is an address where a name stands", f'{{{family}: "{name}"}}')
         return
     if None not in known:
-        # Otherwise the entry that has this name may be the one that is reported already.
-        draft.fault(way, "is the name of no egress IP", nearest(name, ["default", *filter(None, known)]))
+        # With such entries, this name may belong to one that has a fault already.
+        draft.fault(path, "is the name of no egress IP", nearest(name, ["default", *filter(None, known)]))
 
 
-def _check_policy_egress(draft: Draft, way: Way, egress: PolicyEgress, owners: dict[Any, int]) -> None:
+def _check_policy_egress(draft: Draft, path: KeyPath, egress: PolicyEgress, owners: dict[Any, int]) -> None:
     if egress.ipv4 is None and egress.ipv6 is None:
-        draft.fault(way, "names no egress IP", "`default`, or one of the keys ipv4 and ipv6")
+        draft.fault(path, "names no egress IP", "`default`, or one of the keys ipv4 and ipv6")
         return
     for field, value in egress:
         if value is not None and value not in owners and (field, value) != ("ipv4_fallback", UNSPECIFIED):
-            _note_unowned(draft, (*way, field), field, value)
+            _note_unowned(draft, (*path, field), field, value)
     primary = egress.ipv4 if egress.ipv4 is not None else egress.ipv6
     fallback = egress.ipv4_fallback
     if fallback in owners and owners[fallback] == owners.get(primary):
         draft.fault(
-            (*way, "ipv4_fallback"), "is the policy's own egress IP", "another egress IP, or 0.0.0.0 (shared)"
+            (*path, "ipv4_fallback"),
+            "is the policy's own egress IP",
+            "another egress IP, or 0.0.0.0 (shared)",
         )
 
 
-def _note_unowned(draft: Draft, way: Way, field: str, value: IPv4Address | IPv6Network) -> None:
+def _note_unowned(draft: Draft, path: KeyPath, field: str, value: IPv4Address | IPv6Network) -> None:
     if value == draft.shared.get("ipv4"):
         right = "0.0.0.0 for it" if field == "ipv4_fallback" else "`egress: default` for it"
-        draft.fault(way, "is the shared address", right)
+        draft.fault(path, "is the shared address", right)
         return
     family = "ipv6" if isinstance(value, IPv6Network) else "ipv4"
     known = {each[family]: each.get("name") for each in draft.egress_ips.values() if family in each}
     for block, name in known.items():
         if isinstance(value, IPv6Network) and value.overlaps(block):
-            draft.fault(way, f"is not the range of {name}", str(block))
+            draft.fault(path, f"is not the range of {name}", str(block))
             return
     if known and all(family in each for each in draft.egress_ips.values()):
-        # Otherwise the entry that owns it may be the one that is reported already.
-        draft.fault(way, "belongs to no egress IP", nearest(str(value), map(str, known)))
+        # With such entries, the owner may be one that has a fault already.
+        draft.fault(path, "belongs to no egress IP", nearest(str(value), map(str, known)))
 
 
 def _check_database(draft: Draft) -> None:
-    """Look whether the MaxMind DB is there; whether it can be read is seen when it is."""
+    """Note a missing MaxMind DB file; loading it finds other faults."""
     path = draft.geoip.get("database")
     if path and not Path(path).is_file():
         wrong = "is no file" if Path(path).exists() else "does not exist"
@@ -295,8 +298,8 @@ def _check_database(draft: Draft) -> None:
         )
 
 
-def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, str]]:
-    """Say what is allowed and probably not meant; TooManyRulesError if the policies fit no match tables."""
+def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPath, str]]:
+    """Yield warnings with their key paths; TooManyRulesError if the policies do not fit the match tables."""
     cities: dict[tuple[str, str], None] = {}
     for fields in draft.egress_ips.values():
         location = draft.locations[fields["location"]]
@@ -315,19 +318,19 @@ def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, 
             f"egress_ips: none at {here}, where this gateway stands; expected one at least, for "
             "traffic that no policy matches",
         )
-    yield from _hidden(draft, configuration)
+    yield from _shadowed_policies(draft, configuration)
 
 
-def _hidden(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, str]]:
-    """Name the policies that never apply, and which ones apply instead."""
+def _shadowed_policies(draft: Draft, configuration: Configuration) -> Iterator[tuple[KeyPath, str]]:
+    """Yield a warning for each policy that never applies, with the policies that apply instead."""
     proxy, policies = configuration.proxy, configuration.policies
-    protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
+    protocols = [number for number, on in ((TCP, proxy.tcp), (UDP, proxy.udp)) if on]
     index = {policy.name: position for position, policy in enumerate(policies)}
-    asked = decidable(protocols, configuration.private_networks)
-    for one in hidden(policies, configuration.named_lists, asked, configuration.tables):
-        way = ("policies", index[one.name])
+    asked = scope_of_policies(protocols, configuration.private_networks)
+    for one in shadowed(policies, configuration.named_lists, asked, configuration.tables):
+        path = ("policies", index[one.name])
         lines = [f"{name} (line {draft.line(('policies', index[name]))})" for name in one.by]
         reason = one.reason
         if lines:
             reason = f"{listed(lines)} {'matches' if len(lines) == 1 else 'match'} all of its traffic first"
-        yield way, f"policies[{way[1]}]: {one.name} never applies: {reason}"
+        yield path, f"policies[{path[1]}]: {one.name} never applies: {reason}"

@@ -1,7 +1,7 @@
-"""Rules of Cloudflare Gateway, as its API gives them, as policies of the configuration file.
+"""Converts rules of Cloudflare Gateway, as exported by its API, to policies of the configuration file.
 
-What is read is the answer of ``GET /accounts/{account_id}/gateway/rules``: ``{"result": [...]}``, the list
-alone, or one rule. Whatever cannot be carried over is a :class:`Note`; nothing is dropped without one.
+The input is the response of ``GET /accounts/{account_id}/gateway/rules``: ``{"result": [...]}``, the list
+alone, or one rule. Each part that cannot be converted has a :class:`Note`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HIGHEST = 0xFFFFFFFF  # precedence
 _STEP = 10
 
 Changed = Callable[[str], None]
-"""Notes what of a rule is not as it was."""
+"""Notes a change of a rule."""
 
 EXPRESSIONS = ("traffic", "identity", "device_posture")
 
@@ -48,7 +48,7 @@ _ABOUT_THE_RECORD = frozenset(
     }
 )
 _NOTHING: tuple[Any, ...] = (None, False, "", 0, [], {})
-"""What the API gives for settings that nobody has made."""
+"""Values of unset keys in the API's responses."""
 _REFERENCE = re.compile(
     r"""r(?P<hashes>\#{0,255})"[\s\S]*?"(?P=hashes) | "(?:[^"\\]|\\[\s\S])*" | \$(?P<name>[\w.-]+)""",
     re.VERBOSE,
@@ -61,10 +61,10 @@ Kind = Literal["other", "left out", "changed", "to do"]
 
 @dataclass(frozen=True)
 class Note:
-    """One thing that is not as it was.
+    """A difference between export and policies.
 
-    ``other`` is a rule of another kind than egress, ``left out`` an egress rule, ``changed`` something of
-    an egress rule; ``to do`` is what the configuration file needs besides.
+    ``other``: a rule of another kind than egress; ``left out``: an egress rule; ``changed``: a part of an
+    egress rule; ``to do``: a further entry that the configuration file needs.
     """
 
     kind: Kind
@@ -77,7 +77,7 @@ class Note:
 
 @dataclass
 class Item:
-    """One egress rule as a policy; ``refused`` says why it can only stand in the file as a comment."""
+    """An egress rule as a policy; ``refused`` is the reason why the file has it as a comment only."""
 
     policy: dict[str, Any]
     description: str = ""
@@ -86,34 +86,34 @@ class Item:
 
 @dataclass
 class Imported:
-    """All that an export has for the configuration file."""
+    """The result: policies, and the entries that they need."""
 
     items: list[Item] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
-    """Names of the lists that the policies refer to; their values are not in the export."""
+    """Names of the lists that the policies use; the export does not have their values."""
     egress_ips: list[dict[str, str]] = field(default_factory=list)
-    """Addresses that policies name, as far as they are seen to belong together."""
+    """Addresses that policies name, in pairs where a policy names both families."""
     needs_geoip: bool = False
-    """Whether a policy asks for countries or continents, which need `geoip`."""
+    """Whether a policy uses countries or continents, which need `geoip`."""
     notes: list[Note] = field(default_factory=list)
 
     @property
     def policies(self) -> list[dict[str, Any]]:
-        """Those that were carried over."""
+        """The converted policies."""
         return [item.policy for item in self.items if item.refused is None]
 
     @property
     def complete(self) -> bool:
-        """Whether every egress rule was carried over as it was."""
+        """Whether every egress rule was converted without a change."""
         return not any(note.kind in ("left out", "changed") for note in self.notes)
 
 
 class _Refused(Exception):
-    """The rule cannot be a policy; the message says why."""
+    """The rule cannot become a policy; the message is the reason."""
 
 
 def read(name: str, raw: bytes) -> Any:
-    """Decode an export; ConfigError with one fault, at ``name``."""
+    """Decode an export; ConfigError with one fault in the file ``name``."""
     if len(raw) > MAX_BYTES:
         raise _fault(name, f"is larger than {MAX_BYTES >> 20} MiB; expected the Gateway rules API's answer")
     try:
@@ -148,7 +148,7 @@ def _fault(name: str, message: str, line: int = 0, column: int = 0) -> ConfigErr
 
 
 def rules_of(document: Any, name: str) -> list[Any]:
-    """The rules in an answer of the API; ConfigError if there are none to be found."""
+    """Return the rules of a response of the API; ConfigError if it has none."""
     if isinstance(document, dict) and document.get("success") is False:
         errors = document.get("errors")
         said = [
@@ -166,7 +166,7 @@ def rules_of(document: Any, name: str) -> list[Any]:
 
 
 def convert(rules: Iterable[Any]) -> Imported:
-    """Make policies of the egress rules, in ascending precedence."""
+    """Convert the egress rules to policies, in ascending precedence."""
     result = Imported()
     egress = []
     for position, rule in enumerate(rules, 1):
@@ -199,7 +199,7 @@ def _label(rule: dict[str, Any], position: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Make text of anybody's fit for one line."""
+    """Return text from the export as one printable line."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
@@ -208,7 +208,7 @@ def _title(text: str) -> str:
 
 
 def _other_kind(rule: dict[str, Any]) -> str | None:
-    """Say what a rule is that is not for egress."""
+    """Return a description of a rule that is not an egress rule in use, else None."""
     action, filters = rule.get("action"), rule.get("filters")
     names = filters if isinstance(filters, list) else [filters] if filters else []
     if action == "egress" and all(name == "egress" for name in names):
@@ -218,7 +218,7 @@ def _other_kind(rule: dict[str, Any]) -> str | None:
 
 
 def _references(rules: Iterable[dict[str, Any]]) -> list[str]:
-    """Names of lists in the rules' expressions; a UUID is one list however it is written."""
+    """Return the names of lists in the rules' expressions; notations of one UUID count as one list."""
     found: dict[str, str] = {}
     for rule in rules:
         for key in EXPRESSIONS:
@@ -305,7 +305,7 @@ def _expression(key: str, text: Any, lists: Lists) -> str:
 
 
 def _egress(settings: Any, changed: Changed) -> dict[str, str] | str:
-    """Give a policy's `egress`; absent settings and empty addresses are the default egress."""
+    """Return a policy's `egress`; absent settings and empty addresses mean the default egress."""
     if settings is None:
         return "default"
     if not isinstance(settings, dict):
@@ -346,8 +346,8 @@ def _addresses(found: dict[str, str], changed: Changed) -> dict[str, str] | str:
         checked = PolicyEgress.model_validate(found)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
-        way = ("rule_settings", "egress", *details["loc"])
-        raise _Refused(_plain(messages.explain(details, way))) from None
+        path = ("rule_settings", "egress", *details["loc"])
+        raise _Refused(_plain(messages.explain(details, path))) from None
     if checked.ipv4_fallback is not None and checked.ipv4_fallback == checked.ipv4:
         changed(f"its fallback {checked.ipv4_fallback} is its primary address: left out")
         checked = checked.model_copy(update={"ipv4_fallback": None})
@@ -394,7 +394,7 @@ def _make_names_unique(result: Imported) -> None:
 
 
 def _order(result: Imported) -> None:
-    """Sort by precedence and make equal ones different, as little as will do."""
+    """Sort by precedence, and raise equal precedences by as little as possible."""
     last = max((item.policy["precedence"] or 0 for item in result.items), default=0)
     result.items.sort(key=lambda item: last + 1 if (rank := item.policy["precedence"]) is None else rank)
     before = -1
@@ -415,7 +415,7 @@ def _order(result: Imported) -> None:
 
 
 def _egress_ips(policies: Iterable[dict[str, Any]]) -> Iterator[dict[str, str]]:
-    """Pair addresses and ranges that stand in one policy; the rest has its other half yet to be named."""
+    """Yield egress IPs: pairs of address and range in one policy, then addresses of one family alone."""
     egresses = [policy["egress"] for policy in policies if isinstance(policy["egress"], dict)]
     seen: set[str] = set()
     for egress in egresses:
@@ -453,7 +453,7 @@ def _note_what_is_missing(result: Imported) -> None:
 
 
 def summary(result: Imported) -> str:
-    """Say in one line how much was carried over."""
+    """Return the numbers of converted and omitted rules as one line."""
     others = sum(note.kind == "other" for note in result.notes)
     rules = "one rule of another kind" if others == 1 else f"{others:,} rules of other kinds"
     carried = f"{len(result.policies):,} of {len(result.items):,} egress rules carried over"

@@ -1,4 +1,4 @@
-"""Imported policies as YAML, the way that configuration files here are written."""
+"""Writes imported policies as YAML in the style of configuration files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScala
 
 from enforcer.config.cloudflare import Imported, Item, summary
 
-# What no reader of YAML takes for anything but text.
+# Texts that every YAML reader takes for text without quotes.
 _PLAIN = re.compile(r"(?!(?i:true|false|null|yes|no|on|off|y|n)$)[A-Za-z][\w-]*( [\w-]+)*", re.ASCII)
 _ENDLESS = 1 << 30
 
 
 def render(imported: Imported) -> str:
-    """Give the text: `lists` and `policies`, and the egress IPs that are needed as a comment."""
+    """Return YAML with `lists` and `policies`, and the needed egress IPs as a comment."""
     parts = [f"# From the rules of Cloudflare Gateway: {summary(imported)}."]
     if imported.lists:
         lists = "\n".join(f"  {_scalar(name)}: []" for name in imported.lists)
@@ -72,7 +72,7 @@ def _address(text: str) -> str:
 def _quoted(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return text
-    # Single quotes fold line breaks, and have no escapes.
+    # Single-quoted scalars fold line breaks and have no escapes.
     return SingleQuotedScalarString(text) if text.isprintable() else DoubleQuotedScalarString(text)
 
 

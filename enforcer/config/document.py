@@ -1,7 +1,7 @@
-"""YAML 1.2 with the position of every key and value, and with limits on what is read.
+"""Parses YAML 1.2 with the position of every key and value, and with limits on size and nesting.
 
-Built from the parser's events rather than its objects: so scalars follow the core schema (`NO` is Norway),
-duplicate keys are all seen, and neither nesting nor aliases can cost more than the file's own size.
+It builds the tree from the parser's events, not from its objects. So scalars follow the core schema (`NO` is
+Norway), every duplicate key is found, and neither nesting nor aliases cost more than the file's size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from enforcer.instance import trust
 # 4,000 egress IPs with 4,000 policies take 1.2 MiB, a list of 100,000 addresses 1.6 MiB (IPv6: up to 4.5).
 MAX_BYTES = 8 << 20
 _MAX_DEPTH = 32
-_MAX_NODES = 1_000_000  # counted with every alias written out
+_MAX_NODES = 1_000_000  # limit for the values after expanding aliases
 
 _WORDS = (
     dict.fromkeys(("", "~", "null", "Null", "NULL"))
@@ -45,8 +45,8 @@ _NUMBERS: tuple[tuple[re.Pattern[str], Callable[[str], float]], ...] = (
 
 _ESCAPE_LENGTH = {"x": 4, "u": 6, "U": 10}
 
-Way = Sequence[str | int]
-"""The way to a value: keys and list positions."""
+KeyPath = Sequence[str | int]
+"""The path to a value: keys and list indexes."""
 
 
 @dataclass(slots=True)
@@ -71,18 +71,18 @@ class Position:
 
 
 class Document:
-    """A parsed file: ``data`` is plain lists, dicts and scalars; a value's way finds its position."""
+    """A parsed file: ``data`` is plain lists, dicts and scalars; positions are found by key path."""
 
     def __init__(self, text: str, root: _Node, faults: list[Fault]):
         self._text = text
         self._root = root
         self.data = root.value
         self.faults = faults
-        """What is wrong with the file as YAML, without which it could still be read (duplicate keys)."""
+        """Faults that do not prevent reading the file (duplicate keys, keys that are not text)."""
 
-    def _find(self, way: Way) -> tuple[_Node, _Node | None]:
+    def _find(self, path: KeyPath) -> tuple[_Node, _Node | None]:
         node, key = self._root, None
-        for step in way:
+        for step in path:
             child = node.children.get(step)
             if child is None:
                 break
@@ -90,29 +90,29 @@ class Document:
             node = child
         return node, key
 
-    def position(self, way: Way) -> Position:
-        """Find the value at ``way``, or the innermost one on the way that exists."""
-        node, key = self._find(way)
-        # A group of keys in block style begins at its first key; its own key is where a person looks.
+    def position(self, path: KeyPath) -> Position:
+        """Return the position of the value at ``path``, or of its innermost existing parent."""
+        node, key = self._find(path)
+        # A block mapping begins at its first key; messages point to its own key instead.
         if key is not None and isinstance(node.value, dict | list):
             node = key
         return Position(node.line, node.column)
 
-    def key_position(self, way: Way) -> Position:
-        """Find the key that ``way`` ends with."""
-        node, key = self._find(way)
+    def key_position(self, path: KeyPath) -> Position:
+        """Return the position of the key at the end of ``path``."""
+        node, key = self._find(path)
         return Position((key or node).line, (key or node).column)
 
-    def value(self, way: Way) -> Any:
-        """Give the value at ``way``, or the innermost one on the way that exists."""
-        return self._find(way)[0].value
+    def value(self, path: KeyPath) -> Any:
+        """Return the value at ``path``, or its innermost existing parent."""
+        return self._find(path)[0].value
 
-    def position_in(self, way: Way, index: int) -> Position:
-        """Find the ``index``-th character of the text at ``way``, whichever way the text is quoted or folded.
+    def position_in(self, path: KeyPath, index: int) -> Position:
+        """Return the position of character ``index`` of the text at ``path``, in any quoting and folding.
 
-        Blanks are skipped: ``index`` must be that of a character which is not blank, or the text's end.
+        ``index`` must be that of a non-blank character, or the text's end: the search skips blanks.
         """
-        node, _ = self._find(way)
+        node, _ = self._find(path)
         wanted = len("".join(str(node.value)[:index].split()))
         offset = node.start
         for count, (start, end) in enumerate(_visible(self._text, node)):
@@ -125,7 +125,7 @@ class Document:
 
 
 def _visible(text: str, node: _Node) -> Iterator[tuple[int, int]]:
-    """Yield where each character of a scalar that is not blank begins and ends in the source."""
+    """Yield start and end offset of each non-blank character of a scalar in the file's text."""
     position, end = node.start, node.end
     if node.style in ("|", ">"):
         position = text.find("\n", position, end) + 1
@@ -168,7 +168,7 @@ class _Builder:
         return ConfigError([Fault(self.name, mark.line + 1, message, mark.column + 1)])
 
     def build(self, events: Iterator[Any]) -> _Node | None:
-        """Read the whole stream; None if there is nothing in it."""
+        """Build the tree of the stream; None if it is empty."""
         documents = 0
         root = None
         for event in events:
@@ -205,7 +205,7 @@ class _Builder:
         return node
 
     def grow(self, node: _Node, child: _Node, event: Any) -> None:
-        """Count ``child`` towards ``node``'s size, which aliases could blow up."""
+        """Add ``child`` to the size of ``node``, which limits the expansion of aliases."""
         node.size += child.size
         if node.size > _MAX_NODES:
             raise self.fail(event, f"aliases make this more than {_MAX_NODES:,} values; write them out")
@@ -222,7 +222,7 @@ class _Builder:
             node.value.append(child.value)
 
     def mapping(self, node: _Node, event: Any, events: Iterator[Any], depth: int) -> None:
-        """Fill a mapping's node; of two equal keys the first one counts, the second is a fault."""
+        """Fill a mapping's node; of two equal keys the first counts, and the second is a fault."""
         node.value = {}
         for inner in events:
             if not isinstance(inner, ScalarEvent | AliasEvent | SequenceStartEvent | MappingStartEvent):
@@ -244,7 +244,7 @@ class _Builder:
 
 
 def read(path: Path, *, strict: bool = False) -> Document:
-    """Read a file of 8 MiB at most; ConfigError with one fault if it cannot be read or is not YAML.
+    """Read a file of up to 8 MiB; ConfigError with one fault if it cannot be read or is not YAML.
 
     ``strict`` is that of enforcer/instance/trust.py.
     """
@@ -277,7 +277,7 @@ def _text(path: Path, strict: bool) -> str:
 
 
 def parse(text: str, name: str) -> Document:
-    """Parse a text; ``name`` stands in faults."""
+    """Parse a text; faults call it ``name``."""
     builder = _Builder(name)
     try:
         root = builder.build(iter(YAML(typ="safe", pure=True).parse(text)))

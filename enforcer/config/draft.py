@@ -1,7 +1,6 @@
-"""A file's values as far as each is valid by itself, so that one fault does not hide the next.
+"""Validates each entry of a configuration file alone, so that one fault does not hide the next.
 
-Each entry is validated alone. What is wrong with it is a fault; what is right with it (every valid field of
-an entry that has a faulty one) still takes part in the checks across entries.
+An invalid field is a fault. The valid fields of the same entry still take part in the checks across entries.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from enforcer.config import messages
-from enforcer.config.document import Document, Way
-from enforcer.config.fields import MarkMask, Name, PrivateNetwork, Switch, type_name
+from enforcer.config.document import Document, KeyPath
+from enforcer.config.fields import Flag, MarkMask, Name, PrivateNetwork, type_name
 from enforcer.config.models import (
     DNS,
     Configuration,
@@ -44,7 +43,7 @@ _SINGLE: dict[str, Any] = {
     "shared": Shared,
     "limits": Limits,
     "timers": Timers,
-    "fast_path": Switch,
+    "fast_path": Flag,
     "mark_mask": MarkMask,
     "geoip": GeoIP,
     "sessions": Sessions,
@@ -55,14 +54,14 @@ _LISTS: dict[str, Any] = {"egress_ips": EgressIP, "private_networks": PrivateNet
 
 @dataclass
 class Draft:
-    """What a file says, as far as it is valid."""
+    """The valid part of a file, and its faults."""
 
     document: Document
     name: str
-    """The file's, for faults."""
+    """The file's name in faults."""
     faults: list[Fault] = field(default_factory=list)
     values: Fields = field(default_factory=dict)
-    """The whole entries, as ``Configuration`` takes them; complete only if there are no faults."""
+    """Arguments of ``Configuration``; complete only without faults."""
     interfaces: Fields = field(default_factory=dict)
     shared: Fields = field(default_factory=dict)
     locations: dict[str, Fields] = field(default_factory=dict)
@@ -71,25 +70,25 @@ class Draft:
     private_networks: dict[int, Any] = field(default_factory=dict)
     geoip: Fields = field(default_factory=dict)
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Values by name; a list with a fault in it has none."""
+    """Values by name; a list with a fault is empty."""
 
     @cached_property
     def named_lists(self) -> Lists:
-        """The lists for expressions to use; asked for when all entries are there."""
+        """The lists for expressions; read it after all entries are drafted."""
         return Lists(self.lists) if self.lists else NO_LISTS
 
-    def fault(self, way: Way, wrong: str, right: str) -> None:
-        """Note what is wrong with the value at ``way``."""
-        self.note(way, messages.sentence(way, self.document.value(way), wrong, right))
+    def fault(self, path: KeyPath, wrong: str, right: str) -> None:
+        """Note a fault of the value at ``path``: what is wrong, and what is expected."""
+        self.note(path, messages.sentence(path, self.document.value(path), wrong, right))
 
-    def note(self, way: Way, message: str, key: bool = False) -> None:
-        """Note a fault at the value at ``way``, or at its key."""
-        position = self.document.key_position(way) if key else self.document.position(way)
+    def note(self, path: KeyPath, message: str, key: bool = False) -> None:
+        """Note a fault at the value at ``path``, or at its key."""
+        position = self.document.key_position(path) if key else self.document.position(path)
         self.faults.append(Fault(self.name, position.line, message, position.column))
 
-    def line(self, way: Way) -> int:
-        """Give the line of a value, to refer to it."""
-        return self.document.position(way).line
+    def line(self, path: KeyPath) -> int:
+        """Return a value's line, for messages that refer to it."""
+        return self.document.position(path).line
 
 
 @cache
@@ -104,24 +103,24 @@ def _field_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _way(error_way: tuple[str | int, ...], way: Way) -> Way:
-    # pydantic names the branch of a policy's `egress` that it took; the file has no such key.
-    if way[:1] == ("policies",) and error_way[:1] == ("egress",):
-        error_way = error_way[:1] + error_way[2:]
-    return (*way, *error_way)
+def _key_path(error_path: tuple[str | int, ...], path: KeyPath) -> KeyPath:
+    # pydantic's path has the branch of a policy's `egress` union; the file has no such key.
+    if path[:1] == ("policies",) and error_path[:1] == ("egress",):
+        error_path = error_path[:1] + error_path[2:]
+    return (*path, *error_path)
 
 
-def _validate(draft: Draft, kind: Any, raw: Any, way: Way) -> tuple[Any, Fields]:
-    """Validate one entry; the value (None if faulty) and its valid fields if it is a group of keys."""
+def _validate(draft: Draft, kind: Any, raw: Any, path: KeyPath) -> tuple[Any, Fields]:
+    """Validate one entry; return its value (None if invalid) and the valid fields of a group of keys."""
     try:
         value = _adapter(kind).validate_python(raw)
     except ValidationError as error:
         for details in error.errors(include_url=False):
             if details["type"] == "too_short" and details["input"]:
-                continue  # pydantic does not count entries that are wrong, which are reported by themselves
-            fault_way = _way(details["loc"], way)
+                continue  # pydantic does not count invalid entries, which have faults of their own
+            fault_path = _key_path(details["loc"], path)
             draft.note(
-                fault_way, messages.explain(details, fault_way), key=details["type"] == "extra_forbidden"
+                fault_path, messages.explain(details, fault_path), key=details["type"] == "extra_forbidden"
             )
         return None, dict(_valid_fields(kind, raw))
     return value, dict(value) if isinstance(value, BaseModel) else {}
@@ -139,7 +138,7 @@ def _valid_fields(kind: Any, raw: Any) -> Iterator[tuple[str, Any]]:
 
 
 def draft(document: Document, name: str) -> Draft:
-    """Validate every entry of a document by itself."""
+    """Validate every entry of a document alone."""
     result = Draft(document, name, list(document.faults))
     data = document.data
     known = Configuration.model_fields
@@ -149,7 +148,7 @@ def draft(document: Document, name: str) -> Draft:
     for key, info in known.items():
         raw = data.get(key)
         if raw is None:
-            # `policies:` with everything under it commented out is as good as no policies.
+            # `policies:` with all entries commented out means no policies.
             if info.is_required():
                 result.note((key,) if key in data else (), messages.missing((key,)))
         elif key in _SINGLE:
@@ -187,16 +186,16 @@ def _draft_list(result: Draft, key: str, raw: Any, required: bool) -> None:
 
 
 def _draft_check_source(result: Draft, raw: Any) -> None:
-    way = ("check_source",)
+    path = ("check_source",)
     if isinstance(raw, dict):
         result.values["check_source"] = {
-            name: _validate(result, Switch, item, (*way, name))[0] for name, item in raw.items()
+            name: _validate(result, Flag, item, (*path, name))[0] for name, item in raw.items()
         }
     elif isinstance(raw, bool):
         result.values["check_source"] = raw
     else:
         right = "true or false, or that for inside interfaces by name, such as {in1: false}"
-        result.fault(way, f"is {type_name(raw)}", right)
+        result.fault(path, f"is {type_name(raw)}", right)
 
 
 def _draft_locations(result: Draft, raw: Any) -> None:
@@ -219,7 +218,7 @@ def _draft_lists(result: Draft, raw: Any) -> None:
     values = {}
     for key, item in raw.items():
         _check_name(result, "lists", key)
-        # `office:` with everything under it commented out is as good as an empty list.
+        # `office:` with all values commented out means an empty list.
         values[key], _ = _validate(result, NamedList, [] if item is None else item, ("lists", key))
         result.lists[key] = values[key] or ()
     result.values["lists"] = values

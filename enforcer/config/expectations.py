@@ -1,4 +1,4 @@
-"""A user's table of expectations: connections, and what the policies should make of them.
+"""Reads a file of expectations for `enforcer policy test`: connections with their expected egress.
 
 ::
 
@@ -11,7 +11,7 @@
         session: {email: ann@corp.example, groups: [{name: Finance}]}
         expect: {policy: bank, egress: lax-1}
 
-docs/policy-test.md is for people.
+docs/policy-test.md describes the file.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, 
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from enforcer.config import document, messages
-from enforcer.config.document import Document, Way
+from enforcer.config.document import Document, KeyPath
 from enforcer.config.fields import Title, type_name
 from enforcer.config.models import Configuration
-from enforcer.constants import ICMP, ICMPV6, TCP, UDP
+from enforcer.constants import EPHEMERAL_PORT, ICMP, ICMPV6, TCP, UDP
 from enforcer.errors import ConfigError, Fault
 from enforcer.policy import values
 from enforcer.policy.decision import REASONS, SHARED
 from enforcer.policy.error import WrongValueError
 from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts
 
-EPHEMERAL_PORT = 49152  # RFC 6335, 6: the first dynamic port
 NEAREST, REFUSED, DEFAULT = "nearest", "refused", "default"
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
 
 Region = tuple[str | None, str | None]
 FindRegion = Callable[[IPv4Address | IPv6Address], Region]
 ReadSession = Callable[[dict[str, Any]], tuple[Facts | None, list[str]]]
-"""A session in its JSON form, with its client: the facts, or what is wrong."""
+"""Returns the facts of a session in JSON form (with its client), or its faults."""
 
 
 def _wrong(wrong: str, right: str) -> PydanticCustomError:
@@ -94,21 +93,21 @@ class _Model(BaseModel):
 
 
 class Expected(_Model):
-    """What should become of a connection; at least one key."""
+    """The expected decision; at least one key."""
 
     policy: Title | None = None
-    """Name of the policy that decides; null: none does."""
+    """Name of the deciding policy; null: no policy matches."""
     egress: str | None = None
     """Name, IPv4 address or IPv6 range of an egress IP; shared or default; nearest; refused."""
     reason: str | None = None
-    """As `enforcer explain` has it."""
+    """The reason, as `enforcer explain` shows it."""
 
 
 class Entry(_Model):
-    """One expectation as it stands in the file."""
+    """One expectation of the file."""
 
     name: Title | None = None
-    """What is expected, for people."""
+    """Name of the expectation, for messages."""
     client: Address | None = None
     """The client's address."""
     src: Address | None = None
@@ -128,18 +127,18 @@ class Entry(_Model):
     hosts: tuple[Host, ...] | None = None
     """Several names that share the address."""
     src_country: Country = None
-    """Where the client is; absent: as the configuration's database has it."""
+    """The client's country; absent: the database of the configuration decides."""
     src_continent: Continent = None
-    """Where the client is; absent: as the configuration's database has it."""
+    """The client's continent; absent: the database of the configuration decides."""
     dst_country: Country = None
-    """Where the origin is; absent: as the configuration's database has it."""
+    """The origin's country; absent: the database of the configuration decides."""
     dst_continent: Continent = None
-    """Where the origin is; absent: as the configuration's database has it."""
+    """The origin's continent; absent: the database of the configuration decides."""
     expect: Expected
     """What should become of it."""
 
     def region(self, side: Literal["src", "dst"]) -> Region | None:
-        """The region that is given, None if none is."""
+        """Return the region that the entry gives, or None."""
         keys = (f"{side}_country", f"{side}_continent")
         if not self.model_fields_set & set(keys):
             return None
@@ -149,14 +148,14 @@ class Entry(_Model):
 
 @dataclass(frozen=True)
 class Expectation:
-    """One expectation, ready to be judged."""
+    """A valid expectation."""
 
     name: str
     line: int
     connection: Connection
-    """Its regions are those that the file gives; see ``known``."""
+    """The connection, with the regions that the file gives; see ``known``."""
     known: Mapping[str, bool]
-    """By side, ``src`` and ``dst``: whether the file gives the region."""
+    """For ``src`` and ``dst``: whether the file gives the region."""
     policy: str | None
     checks_policy: bool
     egress: str | None
@@ -164,7 +163,7 @@ class Expectation:
     reason: str | None
 
     def located(self, find: FindRegion) -> Connection:
-        """The connection with the regions that the file does not give."""
+        """Return the connection, with regions from ``find`` where the file gives none."""
         found = self.connection
         if not self.known["src"]:
             found = found._replace(source_region=region_facts("src", *find(found.src)))
@@ -174,7 +173,7 @@ class Expectation:
 
 
 class _Reader:
-    """Reads one file; notes every fault in it."""
+    """Reads one file and notes every fault."""
 
     def __init__(self, found: Document, name: str, config: Configuration, read_session: ReadSession):
         self.document = found
@@ -188,17 +187,17 @@ class _Reader:
         self.names |= {SHARED: SHARED, DEFAULT: SHARED, NEAREST: NEAREST, REFUSED: REFUSED}
         self.names |= {str(config.shared.ipv4): SHARED, str(config.shared.ipv6): SHARED}
 
-    def note(self, way: Way, message: str, key: bool = False) -> None:
-        """Note a fault at the value at ``way``, or at its key."""
-        position = self.document.key_position(way) if key else self.document.position(way)
+    def note(self, path: KeyPath, message: str, key: bool = False) -> None:
+        """Note a fault at the value at ``path``, or at its key."""
+        position = self.document.key_position(path) if key else self.document.position(path)
         self.faults.append(Fault(self.name, position.line, message, position.column))
 
-    def fault(self, way: Way, wrong: str, right: str) -> None:
-        """Note what is wrong with the value at ``way``."""
-        self.note(way, messages.sentence(way, self.document.value(way), wrong, right))
+    def fault(self, path: KeyPath, wrong: str, right: str) -> None:
+        """Note a fault of the value at ``path``: what is wrong, and what is expected."""
+        self.note(path, messages.sentence(path, self.document.value(path), wrong, right))
 
     def read(self) -> list[Expectation]:
-        """All expectations; those with a fault are left out."""
+        """Return all expectations without a fault."""
         data = self.document.data
         for key in data:
             if key != "expectations":
@@ -216,30 +215,30 @@ class _Reader:
         return []
 
     def entry(self, index: int, raw: Any) -> Expectation | None:
-        """One expectation; None if anything is wrong with it."""
-        way = ("expectations", index)
+        """Return one expectation, or None after noting its faults."""
+        path = ("expectations", index)
         before = len(self.faults)
         try:
             entry = _ADAPTER.validate_python(raw)
         except ValidationError as error:
             for details in error.errors(include_url=False):
-                at = (*way, *details["loc"])
+                at = (*path, *details["loc"])
                 self.note(at, _explain(details, at), key=details["type"] == "extra_forbidden")
             return None
-        client = self.client(way, entry)
+        client = self.client(path, entry)
         session = NOTHING
         if client is not None and entry.session is not None:
-            session = self.session((*way, "session"), client, entry.session)
-        self.check_ports(way, entry)
+            session = self.session((*path, "session"), client, entry.session)
+        self.check_ports(path, entry)
         if entry.host is not None and entry.hosts is not None:
-            at = (*way, "hosts")
+            at = (*path, "hosts")
             self.note(at, f"{messages.dotted(at)}: stands beside `host`; expected one of them", key=True)
-        expected = self.expected((*way, "expect"), entry.expect)
+        expected = self.expected((*path, "expect"), entry.expect)
         if len(self.faults) > before or client is None:
             return None
         return Expectation(
-            name=entry.name or messages.dotted(way),
-            line=self.document.position(way).line,
+            name=entry.name or messages.dotted(path),
+            line=self.document.position(path).line,
             connection=_connection(entry, client, session),
             known={side: entry.region(side) is not None for side in ("src", "dst")},
             policy=entry.expect.policy,
@@ -248,55 +247,57 @@ class _Reader:
             reason=entry.expect.reason,
         )
 
-    def client(self, way: Way, entry: Entry) -> IPv4Address | IPv6Address | None:
-        """The client's address, under either key."""
+    def client(self, path: KeyPath, entry: Entry) -> IPv4Address | IPv6Address | None:
+        """Return the client's address, from `client` or `src`."""
         given = [each for each in (entry.client, entry.src) if each is not None]
         if len(given) != 1:
             what = "`client` and `src`" if given else 'the key "client" is missing'
             right = "one of them" if given else "the client's address"
-            self.note(way, f"{messages.dotted(way)}: {what}; expected {right}")
+            self.note(path, f"{messages.dotted(path)}: {what}; expected {right}")
             return None
         if given[0].version != entry.dst.version:
-            self.fault((*way, "dst"), f"is not of the client's family, {given[0]}", "two addresses of one")
+            self.fault((*path, "dst"), f"is not of the client's family, {given[0]}", "two addresses of one")
         return given[0]
 
-    def session(self, way: Way, client: IPv4Address | IPv6Address, raw: dict[str, Any]) -> Facts:
-        """What is known of the client."""
+    def session(self, path: KeyPath, client: IPv4Address | IPv6Address, raw: dict[str, Any]) -> Facts:
+        """Return the facts of the client's session."""
         facts, problems = self.read_session({**raw, "client": str(client)})
         for problem in problems:
-            self.note(way, f"{messages.dotted(way)}: {problem}")
+            self.note(path, f"{messages.dotted(path)}: {problem}")
         return facts if facts is not None else NOTHING
 
-    def check_ports(self, way: Way, entry: Entry) -> None:
-        """TCP and UDP have ports, other protocols have none."""
+    def check_ports(self, path: KeyPath, entry: Entry) -> None:
+        """Note missing ports of TCP and UDP, and ports of other protocols."""
         ported = entry.protocol in (*_PROTOCOLS, *_PROTOCOLS.values())
         if ported and entry.dport is None:
-            self.note(way, f'{messages.dotted(way)}: the key "dport" is missing; expected the origin\'s port')
+            self.note(
+                path, f'{messages.dotted(path)}: the key "dport" is missing; expected the origin\'s port'
+            )
         for key in ("dport", "sport"):
             if not ported and key in entry.model_fields_set:
-                self.fault((*way, key), f"is a port, and {entry.protocol} has none", "no such key")
+                self.fault((*path, key), f"is a port, and {entry.protocol} has none", "no such key")
 
-    def expected(self, way: Way, expected: Expected) -> str | None:
-        """The egress that is expected, by its name; notes what the configuration does not have."""
+    def expected(self, path: KeyPath, expected: Expected) -> str | None:
+        """Return the name of the expected egress; note names that the configuration does not have."""
         if not expected.model_fields_set:
-            self.note(way, f"{messages.dotted(way)}: is empty; expected policy, egress or reason")
+            self.note(path, f"{messages.dotted(path)}: is empty; expected policy, egress or reason")
         policies = [policy.name for policy in self.config.policies]
         if expected.policy is not None and expected.policy not in policies:
             right = messages.nearest(expected.policy, policies) if policies else "null: there are none"
-            self.fault((*way, "policy"), "is no policy of the configuration", right)
+            self.fault((*path, "policy"), "is no policy of the configuration", right)
         if expected.reason is not None and expected.reason not in REASONS:
-            self.fault((*way, "reason"), "is no reason", messages.nearest(expected.reason, REASONS))
+            self.fault((*path, "reason"), "is no reason", messages.nearest(expected.reason, REASONS))
         if expected.egress is None:
             return None
         egress = _canonical(expected.egress)
         if egress not in self.names:
             words = (*(egress.name for egress in self.config.egress_ips), SHARED, NEAREST, REFUSED)
-            self.fault((*way, "egress"), "is no egress", messages.nearest(expected.egress, words))
+            self.fault((*path, "egress"), "is no egress", messages.nearest(expected.egress, words))
         return self.names.get(egress)
 
 
 def _canonical(text: str) -> str:
-    """An address or a range in the one form that the configuration's have here; anything else as it is."""
+    """Return an address or range in canonical form, any other text unchanged."""
     for read in (ip_address, ip_network):
         with suppress(ValueError):
             return str(read(text))
@@ -325,19 +326,19 @@ def _connection(entry: Entry, client: IPv4Address | IPv6Address, session: Facts)
     )
 
 
-def _explain(error: ErrorDetails, way: Way) -> str:
+def _explain(error: ErrorDetails, path: KeyPath) -> str:
     """Put one of pydantic's errors into words."""
-    model: type[BaseModel] = Expected if "expect" in way[2:-1] else Entry
-    key, where = str(way[-1]), messages.dotted(way[:-1])
+    model: type[BaseModel] = Expected if "expect" in path[2:-1] else Entry
+    key, where = str(path[-1]), messages.dotted(path[:-1])
     if error["type"] == "missing":
         what = (model.model_fields[key].description or "a value").split("\n", 1)[0].rstrip(".")
         return f'{where}: the key "{key}" is missing; expected {what[0].lower()}{what[1:]}'
     if error["type"] == "extra_forbidden":
         return f'{where}: unknown key "{key}"; expected {messages.nearest(key, model.model_fields)}'
-    return messages.explain(error, way)
+    return messages.explain(error, path)
 
 
-# What is said of files for configurations, and what of these.
+# Messages about configuration files, and the ones for files of expectations.
 _REWORDED = {
     "does not exist": "does not exist; expected a file of expectations",
     "is empty": "is empty; expected `expectations:` with a list",

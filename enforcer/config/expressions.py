@@ -1,10 +1,10 @@
-"""What is wrong with policies' expressions: each text, the lists and regions they ask for, and their size."""
+"""Checks policies' expressions: syntax, the lists and regions that they use, and the number of rules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from enforcer.config.document import Way
+from enforcer.config.document import KeyPath
 from enforcer.config.draft import Draft, Fields
 from enforcer.config.messages import sentence
 from enforcer.errors import Fault
@@ -18,7 +18,7 @@ _TEXTS = ("traffic", "identity", "device_posture")
 
 @dataclass(frozen=True)
 class _Texts:
-    """A policy's texts; one that is wrong is left out."""
+    """A policy's texts."""
 
     traffic: str = ""
     identity: str = ""
@@ -51,48 +51,48 @@ def check_expressions(draft: Draft) -> None:
 
 
 def _parsed(draft: Draft, index: int, fields: Fields, lists: Lists) -> _Texts | None:
-    """Parse a policy's texts, and note what is wrong; None if something is."""
+    """Parse a policy's texts; return None after noting faults."""
     texts: _Texts | None = _Texts()
     for key in _TEXTS:
         text = fields.get(key, "")
-        way = ("policies", index, key)
+        path = ("policies", index, key)
         try:
             expression = parse(text, lists)
         except ListError as error:
             texts = None
-            _note_list(draft, error, way)
+            _note_list(draft, error, path)
         except ExpressionError as error:
             texts = None
-            _note(draft, way, error.column - 1, error.message)
+            _note(draft, path, error.column - 1, error.message)
         else:
-            _check_regions(draft, way, text, expression)
+            _check_regions(draft, path, text, expression)
             texts = texts and replace(texts, **{key: text})
     return texts
 
 
-def _note(draft: Draft, way: Way, index: int, message: str) -> None:
-    position = draft.document.position_in(way, index)
+def _note(draft: Draft, path: KeyPath, index: int, message: str) -> None:
+    position = draft.document.position_in(path, index)
     draft.faults.append(
-        Fault(draft.name, position.line, f"policies[{way[1]}].{way[2]}: {message}", position.column)
+        Fault(draft.name, position.line, f"policies[{path[1]}].{path[2]}: {message}", position.column)
     )
 
 
-def _note_list(draft: Draft, error: ListError, way: Way) -> None:
-    """Note a list's wrong value where it stands, once for all policies that use the list."""
+def _note_list(draft: Draft, error: ListError, path: KeyPath) -> None:
+    """Note a wrong value at its position in the list, once for all policies that use the list."""
     value = ("lists", error.name, error.index)
     position = draft.document.position(value)
     wrong = sentence(value, draft.document.value(value), error.problem.wrong, error.problem.right)
     fault = Fault(
-        draft.name, position.line, f"{wrong} (policies[{way[1]}].{way[2]} uses it)", position.column
+        draft.name, position.line, f"{wrong} (policies[{path[1]}].{path[2]} uses it)", position.column
     )
     if all((other.line, other.column) != (fault.line, fault.column) for other in draft.faults):
         draft.faults.append(fault)
 
 
-def _check_regions(draft: Draft, way: Way, text: str, expression: Expression) -> None:
+def _check_regions(draft: Draft, path: KeyPath, text: str, expression: Expression) -> None:
     geoip = draft.document.data.get("geoip")
     if isinstance(geoip, dict) and geoip.get("database") is not None:
-        return  # whatever is wrong with it is reported there
+        return  # other checks report its faults
     tests = (each for each in comparisons(expression) if isinstance(each, TextIn | TextMatches))
     regions = (
         each.field for each in tests if dimension(each.field) in ("source_region", "destination_region")
@@ -103,4 +103,4 @@ def _check_regions(draft: Draft, way: Way, text: str, expression: Expression) ->
             f"{field} is looked up in a MaxMind DB, and none is named; expected `geoip: {{database: FILE}}`, "
             "such as /var/lib/GeoIP/GeoLite2-Country.mmdb"
         )
-        _note(draft, way, max(text.find(field), 0), message)
+        _note(draft, path, max(text.find(field), 0), message)

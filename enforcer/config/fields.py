@@ -1,4 +1,4 @@
-"""The types of single fields: each reads one value of the file and says what would be right instead."""
+"""Types of the configuration's fields: each validates one value; its error says what is expected."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated, Any
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from enforcer.constants import MAPPED_NETWORK
+from enforcer.constants import IFNAMSIZ, MAPPED_NETWORK
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.policy.language import MAX_LENGTH
 
 UNSPECIFIED = IPv4Address("0.0.0.0")
 
-# Special-purpose blocks (RFC 6890) that never are the source of a packet on the internet. Private and
-# documentation addresses are left to the operator: a gateway may stand behind another translation.
+# Special-purpose blocks (RFC 6890) that are never source addresses on the internet. Private and documentation
+# addresses are allowed: a gateway may be behind another address translation.
 _NEVER_A_SOURCE = {
     "an unroutable address": IPv4Network("0.0.0.0/8"),
     "a loopback address": IPv4Network("127.0.0.0/8"),
@@ -32,12 +32,11 @@ _NEVER_A_SOURCE6 = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_IFNAMSIZ = 16
 _WEEK = 604800
 
 
 def _wrong(wrong: str, right: str) -> PydanticCustomError:
-    """Make the error of a value: what is wrong with it, and what would be right."""
+    """Return the error of a value: what is wrong, and what is expected."""
     return PydanticCustomError("wrong_value", "{wrong}; expected {right}", {"wrong": wrong, "right": right})
 
 
@@ -174,11 +173,11 @@ def _title(value: object) -> str:
 
 
 def _interface(value: object) -> str:
-    """Check as dev_valid_name() of net/core/dev.c does; ``lo`` can be neither side of a gateway."""
+    """Check as dev_valid_name() in net/core/dev.c; ``lo`` is refused."""
     right = "the name of a network interface, 15 bytes at most, such as eth0"
     if not isinstance(value, str):
         raise _wrong(f"is {type_name(value)}", f'{right} (quote it: "{value}")')
-    if not value or value in (".", "..") or len(value.encode()) >= _IFNAMSIZ or re.search(r"[\s/:]", value):
+    if not value or value in (".", "..") or len(value.encode()) >= IFNAMSIZ or re.search(r"[\s/:]", value):
         raise _wrong("is no valid interface name", right)
     if value == LOOPBACK:
         raise _wrong("is the loopback interface", "an interface that forwards traffic")
@@ -246,7 +245,7 @@ def _expression(value: object) -> str:
 
 
 class Seconds:
-    """The type of a timer: whole seconds, ``least`` of them at least, for which ``rule`` is the reason."""
+    """The type of a timer: whole seconds, at least ``least``; ``rule`` is the reason for the minimum."""
 
     def __init__(self, least: int, rule: str):
         self._least = least
@@ -264,7 +263,7 @@ class Seconds:
 
 
 def type_name(value: object) -> str:
-    """Name a YAML value's kind for a message, with its article."""
+    """Return the kind of a YAML value with its article, for messages."""
     names: dict[type, str] = {
         type(None): "empty",
         bool: "true or false",
@@ -323,7 +322,7 @@ Title = Annotated[
 InterfaceName = Annotated[
     str,
     PlainValidator(_interface),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": _IFNAMSIZ - 1, "pattern": r"^[^\s/:]+$"}),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": IFNAMSIZ - 1, "pattern": r"^[^\s/:]+$"}),
 ]
 Country = Annotated[
     str, PlainValidator(_country), WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$"})
@@ -355,4 +354,4 @@ Resolver = Annotated[
 ]
 Latitude = Annotated[float, Field(strict=True, ge=-90, le=90, allow_inf_nan=False)]
 Longitude = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]
-Switch = Annotated[bool, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]

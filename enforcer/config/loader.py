@@ -1,4 +1,4 @@
-"""From a file to a :class:`Configuration`, or to all that is wrong with it."""
+"""Loads a configuration file as a :class:`Configuration`, or raises all of its faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enforcer.policy.rules import TooManyRulesError
 def load(path: Path, *, interfaces: Mapping[str, Link] | None = None, strict: bool = False) -> Configuration:
     """Read and check a configuration file; ConfigError with every fault in it.
 
-    ``interfaces`` are those that exist, by name; None leaves them unchecked. ``strict`` is that of
+    ``interfaces`` are the existing links by name; None skips that check. ``strict`` is that of
     enforcer/instance/trust.py, for a file that is to be applied.
     """
     found = draft(document.read(path, strict=strict), str(path))
@@ -29,6 +29,6 @@ def load(path: Path, *, interfaces: Mapping[str, Link] | None = None, strict: bo
     except TooManyRulesError as error:
         position = found.document.key_position(("policies",))
         raise ConfigError([Fault(str(path), position.line, f"policies: {error}", position.column)]) from None
-    notes = [(found.document.key_position(way), message) for way, message in warnings]
+    notes = [(found.document.key_position(key_path), message) for key_path, message in warnings]
     configuration._warnings = tuple(Fault(str(path), at.line, message, at.column) for at, message in notes)
     return configuration

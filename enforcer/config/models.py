@@ -1,7 +1,7 @@
-"""The configuration file as frozen models, named as the file's keys are.
+"""The models of the configuration file: frozen, with the file's keys as field names.
 
-A model checks its own fields; what concerns several of them (two egress IPs with one address, a policy that
-names an address nobody owns) is checked by :func:`enforcer.config.load`.
+A model validates its own fields. :func:`enforcer.config.load` checks across entries (two egress IPs with one
+address, a policy with the address of no egress IP). The JSON Schema and messages quote the field docstrings.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from enforcer.config.fields import (
     Expression,
     FallbackIPv4,
     FilePath,
+    Flag,
     InterfaceName,
     Latitude,
     ListValue,
@@ -36,7 +37,6 @@ from enforcer.config.fields import (
     Resolver,
     Seconds,
     SharedIPv6,
-    Switch,
     Title,
 )
 from enforcer.errors import Fault
@@ -44,7 +44,7 @@ from enforcer.policy.lists import MAX_VALUES, NO_LISTS, Lists
 from enforcer.policy.tables import MatchTables, compile_tables
 
 SHARED: Final = "shared"
-"""The shared address where an egress IP's name could stand; no egress IP may be called so."""
+"""Stands for the shared address in place of an egress IP's name, which it therefore cannot be."""
 
 
 class _Model(BaseModel):
@@ -72,15 +72,15 @@ class Interfaces(_Model):
     outside: Annotated[tuple[InterfaceName, ...], Field(min_length=1)]
     """Towards the internet; the first one holds the egress addresses."""
     other: tuple[InterfaceName, ...] = ()
-    """By which clients' traffic may leave as it is; towards any that is in no list it is dropped."""
+    """Clients' traffic may leave by these unchanged; towards an interface in no list it is dropped."""
 
 
 class Proxy(_Model):
     """The protocols that policies decide; the others leave from the shared address."""
 
-    tcp: Switch = True
+    tcp: Flag = True
     """Whether TCP is proxied."""
-    udp: Switch = False
+    udp: Flag = False
     """Whether UDP is proxied."""
 
 
@@ -104,12 +104,12 @@ class EgressIP(_Model):
     """Its IPv4 address."""
     ipv6: DedicatedRange6
     """Its IPv6 range."""
-    on_link: Switch = False
+    on_link: Flag = False
     """Whether the gateway answers neighbour solicitations for the range (it is not routed to the gateway)."""
 
 
 class Limits(_Model):
-    """Sizes and ceilings."""
+    """Limits and table sizes."""
 
     connections_per_origin: Annotated[int, Field(strict=True, ge=1, le=64512)] = 40000
     """Concurrent connections per egress address, protocol, origin address and origin port.
@@ -117,20 +117,20 @@ class Limits(_Model):
     64,512 is the number of source ports from 1024 up.
     """
     flows: Annotated[int, Field(strict=True, ge=1024, le=16777216)] = 262144
-    """Flows that the gateway can hold. When they are all taken, unanswered and closed ones make room."""
+    """Maximum number of flows. When the table is full, unanswered and closed flows are removed."""
     origins: Annotated[int, Field(strict=True, ge=1024, le=16777216)] = 262144
-    """Origins, per egress address, that the gateway can count."""
+    """Maximum number of origins, counted for each egress address."""
     flows_per_client: Annotated[int, Field(strict=True, ge=1, le=16777216)] | None = None
     """Live flows of one client, an IPv4 address or an IPv6 /64; by default three eighths of ``flows``."""
     unanswered_per_client: Annotated[int, Field(strict=True, ge=1, le=16777216)] | None = None
-    """Those of them without an answer; by default 4,096, or a quarter of ``flows`` if that is less."""
+    """Unanswered flows of one client; by default 4,096, or a quarter of ``flows`` if that is less."""
 
 
 class Timers(_Model):
-    """After how many seconds without a packet a connection is forgotten; docs/timers.md says why."""
+    """Seconds without a packet after which a connection expires; docs/timers.md gives the reasons."""
 
     tcp_established: Annotated[int, Seconds(7440, "RFC 5382, REQ-5: 2 hours 4 minutes")] = 7440
-    """An open TCP connection, also one that one side has closed."""
+    """An established TCP connection, also one that one side has closed."""
     tcp_transitory: Annotated[int, Seconds(240, "RFC 5382, REQ-5: 4 minutes")] = 240
     """A TCP connection that is being opened."""
     tcp_closing: Annotated[int, Seconds(240, "RFC 5382, REQ-5: 4 minutes")] = 240
@@ -146,32 +146,32 @@ class Timers(_Model):
 
 
 class GeoIP(_Model):
-    """Where countries and continents come from."""
+    """The database of countries and continents."""
 
     database: FilePath | None = None
     """A MaxMind DB (GeoLite2 or GeoIP2, Country or City), reread when it changes; absent: none is known."""
 
 
 class Sessions(_Model):
-    """Where clients' identities come from, besides `enforcer session add`."""
+    """The file of clients' sessions; `enforcer session add` sets further ones."""
 
     file: FilePath | None = None
-    """Sessions as JSON, one a line, read again when the file changes; absent: none."""
+    """Sessions as JSON, one per line, reread when the file changes; absent: none."""
 
 
 class DNS(_Model):
-    """How hosts are learnt from DNS answers, for policies that ask for net.fqdn.*."""
+    """How the daemon learns hosts from DNS answers, for policies that use net.fqdn.*."""
 
     resolvers: tuple[Resolver, ...] = ()
     """The resolvers whose answers are learnt from; empty: all."""
     when_down: Literal["pass", "drop"] = "pass"
-    """What becomes of answers while nothing learns from them: `pass` (unlearnt) or `drop`."""
+    """Verdict for answers that cannot be learnt, as while the daemon is down: `pass` or `drop`."""
     grace: Annotated[int, Field(strict=True, ge=0, le=86400)] = 30
-    """Seconds for which a name outlives its answer's TTL."""
+    """Seconds added to the TTL of a learnt name."""
 
 
 NamedList = Annotated[tuple[ListValue, ...], Field(max_length=MAX_VALUES)]
-"""The values of one list; of which kind is seen where the list is used."""
+"""The values of one list; the field that a policy compares with the list decides their kind."""
 
 
 class PolicyEgress(_Model):
@@ -180,8 +180,8 @@ class PolicyEgress(_Model):
     ipv4: PrimaryIPv4 | None = None
     """IPv4 address of an egress IP; absent: that of the egress IP which owns `ipv6`."""
     ipv4_fallback: FallbackIPv4 | None = None
-    """Used, for both families, while the primary is unavailable: the address of another egress IP, or 0.0.0.0
-    for the shared address. Absent: traffic is then refused."""
+    """Used for both families while the primary is unavailable: the address of another egress IP, or 0.0.0.0
+    for the shared address. Absent: traffic is refused meanwhile."""
     ipv6: Range6 | None = None
     """IPv6 range of an egress IP; absent: that of the egress IP which owns `ipv4`."""
 
@@ -193,20 +193,20 @@ def _egress_kind(value: object) -> str:
 
 
 class Policy(_Model):
-    """One rule: which traffic, and what it leaves from."""
+    """One policy: the traffic that it matches, and its egress."""
 
     name: Title
     """Its name, unique."""
     precedence: Annotated[int, Field(strict=True, ge=0, le=0xFFFFFFFF)]
     """Its rank, unique: the first match in ascending precedence decides."""
-    enabled: Switch = True
-    """A disabled policy is checked and otherwise ignored."""
+    enabled: Flag = True
+    """A disabled policy is validated, but not applied."""
     traffic: Expression = ""
-    """Expression, as docs/policy-language.md describes them; absent: everything."""
+    """Expression (docs/policy-language.md); absent: everything."""
     identity: Expression = ""
-    """Expression, usually about the client's session; absent: everybody."""
+    """Expression, usually about the client's session; absent: everything."""
     device_posture: Expression = ""
-    """Expression, usually about the posture checks that the client passed; absent: every device."""
+    """Expression, usually about the posture checks that the client passed; absent: everything."""
     egress: Annotated[
         Annotated[Literal["default"], Tag("default")]
         | Annotated[NamedEgress, Tag("name")]
@@ -219,7 +219,7 @@ class Policy(_Model):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEgress:
-    """What a policy's traffic leaves from; egress IPs by name."""
+    """The egress IPs of a policy, by name."""
 
     shared: bool
     """The policy says `default`: no primary, no fallback."""
@@ -233,7 +233,7 @@ Owners = dict[IPv4Address | IPv6Network, str]
 
 
 def owners(egress_ips: Iterable[EgressIP]) -> Owners:
-    """Map each egress IP's address and range to its name."""
+    """Return the name of each egress IP by its address and by its range."""
     names: Owners = {}
     for egress in egress_ips:
         names[egress.ipv4] = egress.name
@@ -242,9 +242,9 @@ def owners(egress_ips: Iterable[EgressIP]) -> Owners:
 
 
 def resolve(policy: Policy, names: Owners) -> ResolvedEgress:
-    """Name a policy's egress IPs; KeyError for an address that no egress IP owns.
+    """Return a policy's egress IPs by name; KeyError for an address that no egress IP owns.
 
-    A family whose address the policy leaves out leaves from the other family's egress IP.
+    If a policy gives one family's address only, the other family uses the same egress IP.
     """
     egress = policy.egress
     if egress == "default":
@@ -260,10 +260,10 @@ def resolve(policy: Policy, names: Owners) -> ResolvedEgress:
 
 
 class Configuration(_Model):
-    """A whole configuration file; as JSON (``model_dump(mode="json")``) it can be read back."""
+    """A whole configuration file; its JSON form (``model_dump(mode="json")``) validates again."""
 
     location: Name
-    """Where this gateway stands: a key of `locations`."""
+    """This gateway's location: a key of `locations`."""
     interfaces: Interfaces
     """The gateway's sides."""
     proxy: Proxy = Proxy()
@@ -277,24 +277,24 @@ class Configuration(_Model):
     private_networks: tuple[PrivateNetwork, ...] = ()
     """Destinations reached by tunnel or WAN; traffic to them leaves from the shared address."""
     limits: Limits = Limits()
-    """Sizes and ceilings."""
+    """Limits and table sizes."""
     timers: Timers = Timers()
-    """After how many seconds without a packet a connection is forgotten."""
-    check_source: Switch | dict[str, Switch] = True
-    """Whether a new flow's source must lead back to the interface that it came by; for all inside ones, or by
-    name."""
-    fast_path: Switch = True
-    """Whether established flows pass by the kernel's routing, conntrack and translation."""
+    """Seconds without a packet after which a connection expires."""
+    check_source: Flag | dict[str, Flag] = True
+    """Whether the route to a new flow's source must lead through the interface of its arrival: for all inside
+    interfaces, or by name."""
+    fast_path: Flag = True
+    """Whether established flows bypass the kernel's routing, conntrack and translation."""
     mark_mask: MarkMask = 0x7FFF0000
-    """The bits of the packet mark that are the enforcer's: contiguous, at least 8."""
+    """The bits of the packet mark that the enforcer uses: contiguous, at least 8."""
     lists: dict[Name, NamedList] = {}
     """Values by name, which expressions use as `in $name`."""
     geoip: GeoIP = GeoIP()
-    """Where countries and continents come from."""
+    """The database of countries and continents."""
     sessions: Sessions = Sessions()
-    """Where clients' identities come from."""
+    """The file of clients' sessions."""
     dns: DNS = DNS()
-    """How hosts are learnt from DNS answers."""
+    """How the daemon learns hosts from DNS answers."""
     policies: tuple[Policy, ...] = ()
     """First match in ascending precedence; no match: the nearest dedicated egress IP."""
 
@@ -302,7 +302,7 @@ class Configuration(_Model):
 
     @property
     def warnings(self) -> tuple[Fault, ...]:
-        """What is allowed and probably not meant; empty unless the configuration was loaded from a file."""
+        """Warnings; empty unless the configuration was loaded from a file."""
         return self._warnings
 
     @cached_property
@@ -314,23 +314,23 @@ class Configuration(_Model):
         return owners(self.egress_ips)
 
     def egress_ip(self, name: str) -> EgressIP:
-        """Find an egress IP by name; KeyError."""
+        """Return an egress IP by name; KeyError."""
         return self._egress_by_name[name]
 
     @cached_property
     def named_lists(self) -> Lists:
-        """The lists for expressions to use."""
+        """The lists for expressions."""
         return Lists(self.lists) if self.lists else NO_LISTS
 
     @cached_property
     def tables(self) -> MatchTables:
-        """The policies as match tables; TooManyRulesError (a loaded file's have been made)."""
+        """The policies as match tables; TooManyRulesError. Loading a file has compiled them."""
         return compile_tables(self.policies, self.named_lists)
 
     def ordered_policies(self) -> tuple[Policy, ...]:
-        """All policies, disabled ones too, in ascending precedence."""
+        """Return all policies, disabled ones included, in ascending precedence."""
         return tuple(sorted(self.policies, key=lambda policy: policy.precedence))
 
     def resolve(self, policy: Policy) -> ResolvedEgress:
-        """Name a policy's egress IPs; KeyError for an address that no egress IP owns."""
+        """Return a policy's egress IPs by name; KeyError for an address that no egress IP owns."""
         return resolve(policy, self._owners)

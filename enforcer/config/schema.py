@@ -1,6 +1,6 @@
 """The JSON Schema (draft 2020-12) of the configuration file.
 
-``python -m enforcer.config`` prints it as it is committed in docs/enforcer.schema.json.
+``python -m enforcer.config`` prints it; docs/enforcer.schema.json is the committed copy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enforcer.config.models import Configuration
 
 
 def schema() -> dict[str, Any]:
-    """Make the schema from the models; editors check and complete a file with it."""
+    """Return the schema of the models, with which editors check and complete a file."""
     body = Configuration.model_json_schema(mode="validation")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -22,5 +22,5 @@ def schema() -> dict[str, Any]:
 
 
 def render() -> str:
-    """Give the text of the committed schema file."""
+    """Return the text of docs/enforcer.schema.json."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"

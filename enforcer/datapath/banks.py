@@ -70,11 +70,11 @@ class Action(NamedTuple):
 
 
 class RegionTable(NamedTuple):
-    """Which addresses lie where: a row each in ``length`` (u32), ``address`` (16 u8) and ``place`` (u32)."""
+    """The region of each prefix: rows of ``length`` (u32), ``address`` (16 u8) and ``region`` (u32)."""
 
     length: np.ndarray
     address: np.ndarray
-    place: np.ndarray
+    region: np.ndarray
 
 
 NO_REGIONS = RegionTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
@@ -83,7 +83,7 @@ NO_REGIONS = RegionTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zero
 class Bank:
     """A bank that was filled: what may still be added to it.
 
-    Sets of rules are known by their digests. Processes add to a bank, each in its change of the store.
+    Sets of rules are known by their digests. Processes add to a bank, each in its own store transaction.
     """
 
     def __init__(self, maps: Maps, number: int):
@@ -189,23 +189,23 @@ def write(
     actions: Sequence[Action],
     private: Iterable[IPNetwork],
     *,
-    places: RegionTable | int = NO_REGIONS,
-    place_rules: Sequence[tuple[Bits, Bits]] = (),
+    regions: RegionTable | int = NO_REGIONS,
+    region_rules: Sequence[tuple[Bits, Bits]] = (),
     room: int = ROOM,
 ) -> Bank:
     """Fills ``bank`` (0 or 1), which must not be in force. ``actions`` are by the tables' policy index.
 
-    ``places`` can be the bank from which the table of addresses is taken as it is. ``place_rules`` are the
-    rules by source and by destination of each place from number 1 on. ``room`` is for sets of rules that
+    ``regions`` can be the bank from which the table of addresses is taken as it is. ``region_rules`` are the
+    rules by source and by destination of each region from number 1 on. ``room`` is for sets of rules that
     profiles and sets of names will need.
     """
     types = {name: maps.layout(f"{name}_inner") for name in (*_PACKET, *_KNOWN)}
     prefix = types["source_prefixes"][0]
     known = {bits: number for number, bits in enumerate(tables.sets)}
     resolvers = tables.resolvers
-    by_place = [(resolvers["source_region"].unknown, resolvers["destination_region"].unknown), *place_rules]
+    by_region = [(resolvers["source_region"].unknown, resolvers["destination_region"].unknown), *region_rules]
     nobody, nameless = resolvers["client"].unknown, resolvers["host"].unknown
-    for bits in (*(bits for pair in by_place for bits in pair), nobody, nameless):
+    for bits in (*(bits for pair in by_region for bits in pair), nobody, nameless):
         known.setdefault(bits, len(known))
 
     source = np.zeros(len(tables.source), dtype=prefix)
@@ -224,9 +224,9 @@ def write(
         action = actions[index]
         actions_array[rule] = (action.policy, action.slot, action.fallback)
 
-    region_sets = np.zeros(len(by_place), dtype=types["region_sets"][1])
-    region_sets["source"] = [known[bits] for bits, _ in by_place]
-    region_sets["destination"] = [known[bits] for _, bits in by_place]
+    region_sets = np.zeros(len(by_region), dtype=types["region_sets"][1])
+    region_sets["source"] = [known[bits] for bits, _ in by_region]
+    region_sets["destination"] = [known[bits] for _, bits in by_region]
 
     contents: dict[str, tuple[np.ndarray, np.ndarray]] = {
         "source_prefixes": (source, source_sets),
@@ -245,7 +245,7 @@ def write(
         "profile_sets": NUMBERS if "client" in tables.uses else 1,
         "name_sets": NUMBERS if "host" in tables.uses else 1,
     }
-    made = {"regions": _places(maps, places)}
+    made = {"regions": _regions(maps, regions)}
     for name, (keys, values) in contents.items():
         made[name] = _inner(name, *types[name], entries.get(name, max(len(keys), 1)))
         Map(made[name], *types[name], name).put_many(keys, values)
@@ -255,17 +255,17 @@ def write(
     return Bank(maps, bank)
 
 
-def _places(maps: Maps, places: RegionTable | int) -> int:
+def _regions(maps: Maps, regions: RegionTable | int) -> int:
     """A table of addresses: a new one, or that of a bank."""
-    if isinstance(places, int):
-        there = maps.inner("regions", places)
+    if isinstance(regions, int):
+        there = maps.inner("regions", regions)
         return os.dup(there.fd)
     key, value = maps.layout("regions_inner")
-    keys = np.zeros(len(places.length), dtype=key)
-    keys["length"] = places.length
-    keys["address"] = np.ascontiguousarray(places.address).view(_U32).reshape(-1, 4)
+    keys = np.zeros(len(regions.length), dtype=key)
+    keys["length"] = regions.length
+    keys["address"] = np.ascontiguousarray(regions.address).view(_U32).reshape(-1, 4)
     fd = _inner("regions", key, value, max(len(keys), 1))
-    Map(fd, key, value, "regions").put_many(keys, places.place)
+    Map(fd, key, value, "regions").put_many(keys, regions.region)
     return fd
 
 

@@ -1,13 +1,13 @@
-"""A process of its own that lets go the DNS answers that the kernel has held for too long.
+"""The deadline process: releases DNS answers that the kernel has held for too long.
 
-NFQUEUE holds a packet until its verdict, however long that takes, and the daemon may be stopped, or wait for
-a disk. This process shares the daemon's socket, which is all that the kernel asks of a verdict. It reads no
-packets. It looks at the number of the last packet held (/proc/net/netfilter/nfnetlink_queue) at short
-intervals, and gives a verdict on all packets up to the number seen DEADLINE ago. So no answer passes through
-it: when it is stopped itself, the daemon goes on (and replaces it, enforcer/dns/watchdog.py).
+NFQUEUE holds a packet until its verdict without a time limit, and the daemon may be stopped or wait for a
+disk. This process shares the daemon's netlink socket: the kernel accepts verdicts by that socket. It reads no
+packets. It polls the number of the last held packet (/proc/net/netfilter/nfnetlink_queue) and gives a
+verdict for all packets up to the number of DEADLINE ago. No answer passes through it: if it stops, the daemon
+continues and replaces it (enforcer/dns/watchdog.py).
 
-It ends with the daemon: its other socket is closed then. The queue is unbound with it, and the kernel does
-what the table says of answers without a listener. Only the standard library: it holds some 10 MB.
+It ends when the daemon closes the other socket. The queue is then unbound, and the kernel applies the table's
+rule for answers without a listener. It imports the standard library only and takes about 10 MB.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from collections import deque
 from contextlib import suppress
 
 from enforcer.kernel import queue
+from enforcer.kernel.nft import protocol
 
 DEADLINE = 0.3
-"""Seconds that an answer is held at least before it is let go here; at most it is two intervals more."""
+"""Minimum seconds before this process releases an answer; the maximum is two intervals more."""
 INTERVAL = 0.05
 IDLE = 0.1
-"""Seconds between two looks at the queue, with packets held and without."""
+"""Seconds between two polls of the queue: INTERVAL while it holds packets, else IDLE."""
 BEAT = 1.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats to the daemon."""
 PASS, DROP = b"p", b"d"
-"""What the daemon says: the verdict on what is too late."""
-_SEQUENCE = 1  # any but the daemon's 0: whose verdict an error is about
+"""Messages of the daemon: the verdict for late packets."""
+_SEQUENCE = 1  # the daemon uses 0: the sequence number tells which process an error is for
 
 
 class Overdue:
-    """Which packets are held for too long, by numbers seen before."""
+    """Finds the packets held for longer than DEADLINE, by the numbers of earlier polls."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
-    def look(self, held: int, last: int, now: float) -> int | None:
-        """``last`` is the number of the newest packet of those held; up to which number it is too late."""
+    def note(self, held: int, last: int, now: float) -> int | None:
+        """Note the newest held packet's number; return the number up to which packets are late."""
         if not held:
             self._seen.clear()
             return None
@@ -54,9 +55,9 @@ class Overdue:
 
 
 def run(number: int, netlink: socket.socket, daemon: socket.socket) -> None:
-    """Until the daemon ends; then everything that is held has its verdict at once."""
+    """Run until the daemon ends, then give the verdict for all held packets."""
     overdue = Overdue()
-    verdict = queue.ACCEPT
+    verdict = protocol.ACCEPT
     beat = 0.0
     poll = select.poll()
     poll.register(daemon, select.POLLIN)
@@ -64,22 +65,22 @@ def run(number: int, netlink: socket.socket, daemon: socket.socket) -> None:
         held, last = 0, 0
         while True:
             if poll.poll((INTERVAL if held else IDLE) * 1000):
-                said = _said(daemon)
-                if not said:
-                    _let_go(netlink, number, verdict, queue.state(listing.fileno(), number)[1])
+                message = _receive(daemon)
+                if not message:
+                    _give_verdict(netlink, number, verdict, queue.state(listing.fileno(), number)[1])
                     return
-                verdict = queue.ACCEPT if said[-1:] == PASS else queue.DROP
+                verdict = protocol.ACCEPT if message[-1:] == PASS else protocol.DROP
             now = time.monotonic()
             held, last = queue.state(listing.fileno(), number)
-            late = overdue.look(held, last, now)
+            late = overdue.note(held, last, now)
             if late is not None:
-                _let_go(netlink, number, verdict, late)
+                _give_verdict(netlink, number, verdict, late)
             if now >= beat:
                 beat = now + BEAT
                 _beat(daemon)
 
 
-def _said(daemon: socket.socket) -> bytes:
+def _receive(daemon: socket.socket) -> bytes:
     try:
         return daemon.recv(64)
     except ConnectionError:
@@ -87,19 +88,19 @@ def _said(daemon: socket.socket) -> bytes:
 
 
 def _beat(daemon: socket.socket) -> None:
-    # The daemon may not read now, or have ended, which the next poll tells.
+    # The daemon may be busy, or have ended; the next poll detects its end.
     with suppress(OSError):
         daemon.send(b".", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
-def _let_go(netlink: socket.socket, number: int, verdict: int, last: int) -> None:
+def _give_verdict(netlink: socket.socket, number: int, verdict: int, last: int) -> None:
     request = queue.message(queue.VERDICT_BATCH, number, verdict, last, _SEQUENCE)
     netlink.sendto(request, (0, 0))
 
 
 def main() -> None:
-    """Arguments: the queue's number, the descriptors of its socket and of the one to the daemon."""
-    # A terminal's Ctrl-C and a service manager's SIGTERM are for the daemon, which this process ends with.
+    """Arguments: queue number, descriptor of its netlink socket, descriptor of the socket to the daemon."""
+    # Ctrl-C and the service manager's SIGTERM are for the daemon; this process ends when the daemon does.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     number, netlink, daemon = map(int, sys.argv[1:])

@@ -1,12 +1,12 @@
-"""Learning the names of addresses from DNS answers, before their clients have them.
+"""Learns the names of addresses from DNS answers, before the clients receive these answers.
 
-The kernel copies questions and holds answers (:mod:`enforcer.kernel.nft.messages`). An answer that belongs to
-a question that was seen is learnt: stored, and written to the kernel's map. Only then it is let go. So the
-first connection made on an answer is already decided by the rules about its name.
+The kernel copies questions and holds answers (:mod:`enforcer.kernel.nft.messages`). The learner stores an
+answer that belongs to an observed question, writes it to the kernel's map, and only then accepts the held
+packet. So the rules about a name decide the first connection that a client opens on its answer.
 
-Clients take turns (:mod:`enforcer.dns.fair`). What is above a client's share goes on at once without being
-learnt, or is dropped with ``when_down: drop``; everything else that is not learnt goes on as it came. All of
-it is counted by name (:mod:`enforcer.dns.counts`).
+Clients take turns (:mod:`enforcer.dns.fair_queue`). Answers above a client's share pass at once without being
+learnt, or are dropped with ``when_down: drop``; every other answer that is not learnt passes unchanged.
+Counters by name (:mod:`enforcer.dns.counters`) cover all of them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol, Self
 
 from enforcer.dns import packet
-from enforcer.dns.alive import Alive
-from enforcer.dns.counts import COUNTS
-from enforcer.dns.fair import FairQueue, TimeBudget
-from enforcer.dns.reader import Answer, Reader, settings
+from enforcer.dns.counters import COUNTS
+from enforcer.dns.fair_queue import FairQueue, TimeBudget
+from enforcer.dns.live_flows import LiveDestinations
+from enforcer.dns.reader import Answer, Reader, learning_config
 from enforcer.dns.recent import RecentAnswers
 from enforcer.dns.watchdog import Watchdog
 from enforcer.errors import BusyError, EnforcerError, KernelError
 from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix
-from enforcer.facts.rows import Names
+from enforcer.facts.rows import ChangedNames
 from enforcer.facts.store import Store
 from enforcer.kernel import nft, queue
 from enforcer.kernel.nflog import Log
@@ -35,64 +35,66 @@ from enforcer.kernel.nft.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DN
 from enforcer.kernel.queue import Queue
 
 OVERHEAD = 64
-"""Cost of an answer besides its bytes."""
+"""Fixed cost of an answer, added to its bytes."""
 AT_ONCE = queue.LENGTH
-"""Packets read at once: all that the kernel holds."""
-# All copies of questions that came before the held answers must be read before these. The socket's buffer
-# holds about 16,384; more may come while they are read, and answers must not wait for ever.
+"""Packets read at once: the length of the kernel's queue."""
+# Copies of questions that came before the held answers must be read first. The socket's buffer holds about
+# 16,384; more arrive meanwhile, so a limit keeps answers from waiting.
 _COPIES_AT_MOST = 32_768
 _COPIES_AT_ONCE = 1024
 COPIES_OF_CLIENT = 512
-"""Questions of one client that are looked at of those that have come since the last turn."""
+"""Limit for one client's questions that are parsed in one turn."""
 _COPIES_TIME = 0.25
-# Seconds until clients that have used their share of the time are looked at again.
+# Seconds until clients that have used up their time are tried again.
 _PAUSE = 0.005
-# Seconds that the loop waits for another change of the store: less than an answer may be held.
+# Seconds that the loop waits for another store transaction: less than an answer may be held.
 _PATIENCE = 0.2
-# Seconds in which a store or table that has refused one answer is not asked again.
+# Seconds without another attempt after the store or a table has refused a single answer.
 _REFUSED = 1.0
-# Names looked at in one turn, when their time is over.
+# Expired names checked in one turn.
 _NAMES_AT_ONCE = 1000
 _TICK = 1.0
-_SAY_EVERY = 60.0
-# What live flows keep past its time is looked at again after this; reading a million flows takes 0.2 s.
-_LOOK_AGAIN = 10.0
+_LOG_INTERVAL = 60.0
+# Seconds until expired names of live flows are checked again; reading a million flows takes 0.2 s.
+_PASS_INTERVAL = 10.0
+# After reading flows for a time t, the next pass waits at least 50 t.
 _REST = 50
+# Seconds by which an answer must extend the expiry of a known name to be stored.
 _SLACK = 5.0
 
 
 class Tables(Protocol):
-    """The kernel's side: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
+    """The kernel's maps: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
 
     def refresh(self) -> None:
-        """Take up the bank in force."""
+        """Read the bank in force."""
 
-    def named(self, names: Names) -> None:
-        """Write what changed."""
+    def update_names(self, names: ChangedNames) -> None:
+        """Write the changed hosts and sets."""
 
 
 class _Held(NamedTuple):
-    """An answer that waits for its turn."""
+    """A held answer that waits for its turn."""
 
     packet: queue.Packet
     client: bytes
     cost: int
 
 
-class _Round(NamedTuple):
-    """One look at all names whose time is over, some at a turn."""
+class _ExpiryPass(NamedTuple):
+    """One pass over all expired names, some in each turn."""
 
     began: float
-    alive: Alive
+    alive: LiveDestinations
     cursor: ExpiryCursor
 
 
 class Learner:
-    """The daemon's part: reads, learns, lets go. A context manager; raises BusyError, KernelError.
+    """Reads questions and held answers, learns, and accepts the answers; BusyError, KernelError.
 
-    ``say`` receives lines for the journal. ``alive`` gives the destinations of live flows
-    (:func:`enforcer.dns.alive.destinations`). After it is made, and after :meth:`use`, :meth:`drain` is to be
-    called once: what came meanwhile has been read.
+    ``say`` receives lines for the journal. ``alive`` returns the destinations of live flows
+    (:func:`enforcer.dns.live_flows.live_destinations`). Call :meth:`drain` once after construction and after
+    :meth:`use`: packets may have arrived meanwhile.
     """
 
     def __init__(
@@ -102,35 +104,35 @@ class Learner:
         config: Mapping[str, Any],
         *,
         say: Callable[[str], None],
-        alive: Callable[[], Alive],
+        alive: Callable[[], LiveDestinations],
     ) -> None:
         self._store = store
         self._tables = tables
         self._say = say
         self._alive = alive
-        self._reader = Reader(settings(config))
+        self._reader = Reader(learning_config(config))
         self.counts = self._reader.counts
         self._recent = RecentAnswers()
         self._waiting: FairQueue[_Held] = FairQueue()
         self._budget = TimeBudget()
-        self._said = -_SAY_EVERY
-        self._look = 0.0
-        self._round: _Round | None = None
+        self._last_log = -_LOG_INTERVAL
+        self._next_pass = 0.0
+        self._expiry_pass: _ExpiryPass | None = None
         self._refused: tuple[float, EnforcerError] | None = None
-        passes = self._reader.settings.fail_open
+        passes = self._reader.config.fail_open
         with ExitStack() as stack:
-            # Questions first: an answer that is held must have its question.
+            # The log of questions first: the question of a held answer must be in it.
             self._log = Log(DNS_QUEUE)
             stack.callback(self._log.close)
             self._queue = Queue(DNS_QUEUE, fail_open=passes)
             stack.callback(self._queue.close)
             self._watchdog = Watchdog(self._queue, fail_open=passes, say=say)
-            # It lets go what is held, before the queue is closed.
+            # Closing it accepts the held packets, before the queue is closed.
             stack.callback(self._watchdog.close)
             self._poll = select.epoll()
             stack.callback(self._poll.close)
-            for source in (self._log, self._queue):
-                self._poll.register(source, select.EPOLLIN)
+            for socket in (self._log, self._queue):
+                self._poll.register(socket, select.EPOLLIN)
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -140,17 +142,17 @@ class Learner:
         self.close()
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop learning and release held answers."""
         self._closing.close()
 
     def use(self, store: Store, tables: Tables, config: Mapping[str, Any]) -> None:
-        """Another configuration: questions and streams stay, and the queue is not let go."""
+        """Use another configuration; questions, streams and the queue stay."""
         self._store, self._tables = store, tables
         self._recent = RecentAnswers()
-        self._round = self._refused = None
-        before = self._reader.settings.fail_open
-        self._reader.configure(settings(config))
-        passes = self._reader.settings.fail_open
+        self._expiry_pass = self._refused = None
+        before = self._reader.config.fail_open
+        self._reader.configure(learning_config(config))
+        passes = self._reader.config.fail_open
         if passes != before:
             self._queue.fail_open(passes)
             self._watchdog.fail_open(passes)
@@ -160,22 +162,22 @@ class Learner:
         return self._poll.fileno()
 
     def drain(self) -> float | None:
-        """Reads what has come, and learns some of it and lets it go; never waits for packets.
+        """Read arrived packets, learn and accept the next turn of answers; never waits for packets.
 
-        Returns in how many seconds to come again for what waits for its turn, if anything does.
+        Return the seconds until the next call for waiting answers, None if none wait.
         """
         now = time.monotonic()
-        self._take_in()
-        turn = self._waiting.take(lambda client: self._budget.has(client, now))
+        self._enqueue()
+        turn = self._waiting.next_turn(lambda client: self._budget.has(client, now))
         if turn:
-            self._do(turn, now)
+            self._serve(turn, now)
         else:
             self._note(_COPIES_AT_ONCE, now, Counter())
         if not self._waiting:
             return None
         return 0.0 if turn else _PAUSE
 
-    def _do(self, turn: list[_Held], now: float) -> None:
+    def _serve(self, turn: list[_Held], now: float) -> None:
         began = time.thread_time()
         try:
             self._note_all(now)
@@ -186,22 +188,22 @@ class Learner:
             costs = [(held.client, held.cost) for held in turn]
             self._budget.spend(costs, time.thread_time() - began, now)
 
-    def _take_in(self) -> None:
-        """Lines up what is held, by client; what is above a client's share is not learnt."""
+    def _enqueue(self) -> None:
+        """Queue the held answers by client; answers above a client's limit get their verdict unlearnt."""
         over = []
         for held in self._queue.receive(AT_ONCE):
-            client = client_prefix(packet.destination(held.data))
+            client = client_prefix(packet.destination_address(held.data))
             cost = OVERHEAD + len(held.data)
             if not self._waiting.put(client, _Held(held, client, cost), cost):
                 self.counts["answer-backlog"] += 1
                 over.append(held.number)
-        if self._reader.settings.fail_open:
+        if self._reader.config.fail_open:
             self._queue.accept(over)
         else:
             self._queue.drop(over)
 
     def _note_all(self, now: float) -> None:
-        """Notes the questions that came before the answers that are held, within reason."""
+        """Note the questions that came before the held answers, up to a limit in number and time."""
         left = _COPIES_AT_MOST
         askers: Counter[bytes] = Counter()
         while left > 0 and (noted := self._note(min(left, _COPIES_AT_ONCE), now, askers)):
@@ -210,10 +212,10 @@ class Learner:
                 break
 
     def _note(self, most: int, now: float, askers: Counter[bytes]) -> int:
-        """Notes the questions among the next copies; ``askers`` counts each client's of this turn."""
+        """Note the questions among the next copies; ``askers`` counts those of each client in this turn."""
         copies = self._log.receive(most)
         for copy in copies:
-            client = client_prefix(packet.source(copy))
+            client = client_prefix(packet.source_address(copy))
             askers[client] += 1
             if askers[client] <= COPIES_OF_CLIENT:
                 self._reader.question(copy, now)
@@ -231,7 +233,7 @@ class Learner:
         for answer in answers:
             self.counts["learnt"] += 1
             self.counts["addresses"] += len(answer.addresses)
-        new = self._recent.new(answers, min(_SLACK, self._reader.settings.grace / 2))
+        new = self._recent.new(answers, min(_SLACK, self._reader.config.grace / 2))
         if new:
             self._store_names(new)
 
@@ -249,32 +251,32 @@ class Learner:
                 self._refused = time.monotonic() + _REFUSED, error
                 self._fail(answers, error)
                 return
-            # One that there is no room for must not take the others with it.
+            # Halve the batch, so that one answer without room does not fail the others.
             self._store_names(answers[:half])
             self._store_names(answers[half:])
 
     def _put(self, answers: list[Answer]) -> None:
-        with self._store.change(patience=_PATIENCE) as change:
-            names = change.learn([row for answer in answers for row in answer.rows()])
+        with self._store.transaction(patience=_PATIENCE) as transaction:
+            names = transaction.learn([row for answer in answers for row in answer.rows()])
             if names.hosts or names.sets:
-                self._tables.named(names)
+                self._tables.update_names(names)
         self._recent.add(answers)
-        self._recent.forget(change.crowded_out)
-        self.counts["crowded-out"] += len(change.crowded_out)
+        self._recent.forget(transaction.crowded_out)
+        self.counts["crowded-out"] += len(transaction.crowded_out)
 
     def _fail(self, answers: list[Answer], error: EnforcerError) -> None:
         self.counts["unlearnt"] += len(answers)
         self.counts["learnt"] -= len(answers)
         self.counts["addresses"] -= sum(len(answer.addresses) for answer in answers)
         now = time.monotonic()
-        if now - self._said >= _SAY_EVERY:
-            self._said = now
+        if now - self._last_log >= _LOG_INTERVAL:
+            self._last_log = now
             self._say(f"names not learnt ({self.counts['unlearnt']} answers so far): {error}")
 
     def tick(self) -> float:
-        """Forgets questions without an answer, and some of the names whose time is over.
+        """Forget unanswered questions, and delete some of the expired names.
 
-        Returns in how many seconds it is due again: at once while there are more.
+        Return the seconds until the next call: 0 while more names are expired.
         """
         now = time.monotonic()
         self._watchdog.tick()
@@ -284,40 +286,40 @@ class Learner:
             self._refused = now + _REFUSED + _TICK, error
         self._reader.expire(now)
         self._budget.expire(now)
-        if self._round is None:
+        if self._expiry_pass is None:
             expiry = self._store.next_name_expiry()
-            if now < self._look or expiry is None or expiry > time.time():
+            if now < self._next_pass or expiry is None or expiry > time.time():
                 return _TICK
-            self._round = self._look_at_flows(FIRST)
-        elif now - self._round.began > _LOOK_AGAIN:
-            self._round = self._look_at_flows(self._round.cursor)
+            self._expiry_pass = self._begin_pass(FIRST)
+        elif now - self._expiry_pass.began > _PASS_INTERVAL:
+            self._expiry_pass = self._begin_pass(self._expiry_pass.cursor)
         try:
-            with self._store.change(patience=_PATIENCE) as change:
-                names, next_cursor = change.forget_names(
-                    time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.cursor
+            with self._store.transaction(patience=_PATIENCE) as transaction:
+                names, next_cursor = transaction.forget_names(
+                    time.time(), *self._expiry_pass.alive, _NAMES_AT_ONCE, self._expiry_pass.cursor
                 )
                 if names.hosts or names.sets:
-                    self._tables.named(names)
+                    self._tables.update_names(names)
         except BusyError:
             return _TICK
         if next_cursor is not None:
-            self._round = self._round._replace(cursor=next_cursor)
+            self._expiry_pass = self._expiry_pass._replace(cursor=next_cursor)
             return 0.0
-        self._round = None
+        self._expiry_pass = None
         kept = self._store.next_name_expiry()
-        rest = _LOOK_AGAIN if kept is not None and kept <= time.time() else 0.0
-        self._look = max(self._look, time.monotonic() + rest)
+        rest = _PASS_INTERVAL if kept is not None and kept <= time.time() else 0.0
+        self._next_pass = max(self._next_pass, time.monotonic() + rest)
         return _TICK
 
-    def _look_at_flows(self, cursor: ExpiryCursor) -> _Round:
+    def _begin_pass(self, cursor: ExpiryCursor) -> _ExpiryPass:
         began = time.monotonic()
         alive = self._alive()
         ended = time.monotonic()
-        self._look = ended + _REST * (ended - began)
-        return _Round(began, alive, cursor)
+        self._next_pass = ended + _REST * (ended - began)
+        return _ExpiryPass(began, alive, cursor)
 
     def report(self) -> dict[str, Any]:
-        """The counters by name, those of COUNTS that are not zero, and how full everything is."""
+        """Return the non-zero counters by name, their meanings, and the numbers of questions and streams."""
         self.counts["answer-overflow"] = self._queue.overflows
         self.counts["answer-dropped"] = self._queue.dropped()
         self.counts["answer-late"] = self._queue.late

@@ -1,8 +1,7 @@
-"""DNS messages (RFC 1035, 4): who asks what, and which addresses an answer leads to.
+"""Parses DNS messages (RFC 1035, 4): the question, and the addresses that an answer leads to.
 
-Records are read with dnspython's wire parser, not by ``dns.message.from_wire`` as a whole: that takes three
-times as long. Authority and additional sections are not read: nothing in them is an answer (RFC 2181, 5.4.1),
-and signatures (TSIG) there need keys.
+It uses dnspython's wire parser, because ``dns.message.from_wire`` takes three times as long. It skips the
+authority and additional sections: they contain no answers (RFC 2181, 5.4.1), and signatures (TSIG) need keys.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ IN = 1
 NOERROR, NXDOMAIN = 0, 3
 
 RECORDS_AT_MOST = 256
-"""An answer with more records is not read: no host has so many addresses, and reading takes its time."""
+"""Limit for the records of an answer; larger answers are malformed, to bound the parsing time."""
 CHAIN_AT_MOST = 16
-"""CNAMEs in a row; BIND follows 11 (max-query-restarts), and followed 16 before."""
+"""Limit for a chain of CNAMEs; BIND follows 11 (max-query-restarts), older versions 16."""
 TTL_AT_MOST = 86_400
-"""Seconds; resolvers keep hardly anything for longer (Unbound: cache-max-ttl)."""
+"""Seconds; the default of Unbound's cache-max-ttl."""
 
 _HEADER = struct.Struct(">HHHHHH")
 _TYPE_AND_CLASS = struct.Struct(">HH")
@@ -42,7 +41,7 @@ _LONGEST_LABEL = 63
 
 
 class MalformedError(Exception):
-    """The bytes are no message, or break off."""
+    """The bytes are not a valid or complete message."""
 
 
 class Header(NamedTuple):
@@ -59,27 +58,27 @@ class Header(NamedTuple):
     kind: int
     klass: int
     end: int
-    """Where the answers begin."""
+    """Offset of the answer section."""
 
     @property
-    def asks(self) -> tuple[bytes, int, int]:
-        """The question; letters' case is no difference, so 0x20 mixing is none."""
+    def question(self) -> tuple[bytes, int, int]:
+        """Name, type and class of the question; 0x20 mixing of letters' case makes no difference."""
         return self.name, self.kind, self.klass
 
 
-class Found(NamedTuple):
-    """What an answer leads to: addresses of 16 bytes, and for how many seconds."""
+class AnswerAddresses(NamedTuple):
+    """The addresses of an answer, 16 bytes each, and their TTL in seconds."""
 
     addresses: tuple[bytes, ...]
     ttl: int
     elsewhere: int = 0
-    """Service records (HTTPS, SVCB) whose target is another name: a client asks for that by itself."""
+    """Number of service records (HTTPS, SVCB) with another target name; the client asks for that itself."""
     mapped: int = 0
-    """IPv6 addresses that stand for IPv4 ones (::ffff:0:0/96), which no host has (RFC 4038, 4.2)."""
+    """Number of IPv4-mapped IPv6 addresses (::ffff:0:0/96), which no host has (RFC 4038, 4.2)."""
 
 
 def header(wire: bytes) -> Header:
-    """The header and the question. Raises MalformedError; also if there is not exactly one question."""
+    """Return header and question; MalformedError, also if there is not exactly one question."""
     try:
         number, flags, questions, answers, _, _ = _HEADER.unpack_from(wire)
         if questions != 1:
@@ -95,7 +94,7 @@ def header(wire: bytes) -> Header:
         bool(flags & _TRUNCATED),
         flags & 15,
         answers,
-        wire[_HEADER.size : end].lower(),  # lengths are no letters
+        wire[_HEADER.size : end].lower(),  # length bytes are below 64, so lower() keeps them
         kind,
         klass,
         end + 4,
@@ -103,7 +102,7 @@ def header(wire: bytes) -> Header:
 
 
 def _end_of_name(wire: bytes, start: int) -> int:
-    """The first name has nothing before it that it could be compressed against."""
+    """Return the offset after the first name, which cannot be compressed."""
     offset = start
     while length := wire[offset]:
         offset += 1 + length
@@ -112,10 +111,10 @@ def _end_of_name(wire: bytes, start: int) -> int:
     return offset + 1
 
 
-def found(wire: bytes, asked: Header) -> Found:
-    """The addresses that the question's name leads to, by way of CNAMEs, of the kind that was asked for.
+def answer_addresses(wire: bytes, asked: Header) -> AnswerAddresses:
+    """Return the addresses of the question's name, through CNAMEs, of the type asked for; MalformedError.
 
-    Records of other names are nobody's answer. Raises MalformedError.
+    Records of other names are ignored.
     """
     if asked.answers > RECORDS_AT_MOST:
         raise MalformedError(f"{asked.answers} records")
@@ -123,7 +122,7 @@ def found(wire: bytes, asked: Header) -> Found:
         return _walk(asked, _records(wire, asked))
     except MalformedError:
         raise
-    except Exception as error:  # whatever a parser may raise, a stranger's bytes must not end the daemon
+    except Exception as error:  # dnspython may raise any error; untrusted bytes must not end the daemon
         raise MalformedError(str(error)) from error
 
 
@@ -131,7 +130,7 @@ _Records = dict[tuple[bytes, int], list[tuple[int, Any]]]
 
 
 def _records(wire: bytes, asked: Header) -> _Records:
-    """By owner and type: TTL, and address, target or service record. Other classes are passed over."""
+    """Return (TTL, value) of class IN by owner and type; values: address, target or service record."""
     parser = dns.wire.Parser(wire, asked.end)
     records: _Records = {}
     pointers: dict[bytes, bytes] = {}
@@ -160,7 +159,7 @@ def _records(wire: bytes, asked: Header) -> _Records:
 
 
 def _owner(wire: bytes, parser: dns.wire.Parser, pointers: dict[bytes, bytes]) -> bytes:
-    """A record's owner; ``pointers`` keeps what pointers lead to (RFC 1035, 4.1.4): mostly there is one."""
+    """Return a record's owner; ``pointers`` caches the names of compression pointers (RFC 1035, 4.1.4)."""
     pointer = wire[parser.current : parser.current + 2]
     if pointer in pointers:
         parser.get_bytes(2)
@@ -177,7 +176,7 @@ def _exactly(data: bytes, size: int) -> bytes:
     return data
 
 
-def _walk(asked: Header, records: _Records) -> Found:
+def _walk(asked: Header, records: _Records) -> AnswerAddresses:
     name, ttl = asked.name, TTL_AT_MOST
     for _ in range(CHAIN_AT_MOST + 1):
         alias = records.get((name, CNAME))
@@ -186,7 +185,7 @@ def _walk(asked: Header, records: _Records) -> Found:
         ttl = min(ttl, alias[0][0])
         name = alias[0][1]
     else:
-        raise MalformedError("CNAMEs go on for ever")
+        raise MalformedError("too many CNAMEs in a row")
     addresses: dict[bytes, None] = {}
     elsewhere = mapped = 0
     for kind in (A, AAAA, HTTPS, SVCB) if asked.kind == ANY else (asked.kind,):
@@ -206,11 +205,11 @@ def _walk(asked: Header, records: _Records) -> Found:
                 continue
             ttl = min(ttl, lifetime)
             addresses.update(dict.fromkeys(hints))
-    return Found(tuple(addresses), ttl, elsewhere, mapped)
+    return AnswerAddresses(tuple(addresses), ttl, elsewhere, mapped)
 
 
 def _hints(record: Any) -> list[bytes]:
-    """ipv4hint and ipv6hint (RFC 9460, 7.3)."""
+    """Return the addresses of ipv4hint and ipv6hint (RFC 9460, 7.3)."""
     import dns.inet
     from dns.rdtypes.svcbbase import ParamKey
 
@@ -230,10 +229,10 @@ def _lower(name: dns.name.Name) -> bytes:
 
 @lru_cache(maxsize=4096)
 def host(name: bytes, kind: int) -> str:
-    """The host that a question is about, as policies write it: no final dot; "" for the root.
+    """Return the host name of a question as policies write it: without a final dot; "" for the root.
 
-    A service's question has the port and the protocol before it, with underscores (RFC 9460, 2.3:
-    ``_8443._https.www.example.com``): the host is what follows.
+    A question for a service has labels for port and protocol first (RFC 9460, 2.3:
+    ``_8443._https.www.example.com``); they are not part of the host name.
     """
     labels = []
     offset = 0
@@ -245,4 +244,4 @@ def host(name: bytes, kind: int) -> str:
             del labels[0]
     if all(_PLAIN.fullmatch(label) for label in labels):
         return b".".join(labels).decode("ascii")
-    return dns.name.Name(labels).to_text()  # \. and \000, as zone files have it
+    return dns.name.Name(labels).to_text()  # escapes \. and \000 as in zone files

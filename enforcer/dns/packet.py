@@ -1,7 +1,7 @@
-"""What is in a packet, from its IP header on: addresses, ports, and the DNS side's bytes.
+"""Parses packets from the IP header on: addresses, ports and payload, for both families.
 
-Both families; IPv6 extension headers are walked (RFC 8200, 4.1). Checksums are not looked at
-(:mod:`enforcer.kernel.queue` says why that is fine).
+It skips IPv6 extension headers (RFC 8200, 4.1) and does not verify checksums (:mod:`enforcer.kernel.queue`
+gives the reason).
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from typing import NamedTuple
 
 from enforcer.constants import MAPPED, TCP, UDP
 
-FIN, SYN, RST = 1, 2, 4
-
-# Hop-by-hop options, routing, destination options: 8-byte units, the first not counted.
+# Hop-by-hop options, routing, destination options. Their length is in 8-byte units without the first.
 _EXTENSIONS = {0, 43, 60}
 _EXTENSIONS_AT_MOST = 8
-# More fragments, and the offset: conntrack would have put them together.
+# More-fragments flag and offset: conntrack has reassembled fragments before.
 _FRAGMENT = 0x3FFF
 _UDP = struct.Struct(">HHH2x")
 _TCP = struct.Struct(">HHI4xBB6x")
@@ -35,13 +33,13 @@ class Packet(NamedTuple):
     flags: int = 0
 
 
-def source(data: bytes) -> bytes:
-    """Where a packet comes from, whatever is in it; zeros for what is no IP."""
+def source_address(data: bytes) -> bytes:
+    """Return the source address of a packet with any payload; zeros if it is not IP."""
     return _address(data, 12, 8)
 
 
-def destination(data: bytes) -> bytes:
-    """Where a packet goes, likewise."""
+def destination_address(data: bytes) -> bytes:
+    """Return the destination address, as :func:`source_address`."""
     return _address(data, 16, 24)
 
 
@@ -53,7 +51,7 @@ def _address(data: bytes, four: int, six: int) -> bytes:
 
 
 def parse(data: bytes) -> Packet | None:
-    """None for what is neither a whole UDP datagram nor a whole TCP segment."""
+    """Return the UDP datagram or TCP segment; None if it is another protocol or incomplete."""
     try:
         version = data[0] >> 4
         if version == 4:
@@ -65,7 +63,7 @@ def parse(data: bytes) -> Packet | None:
 
 def _ipv4(data: bytes) -> Packet | None:
     start = (data[0] & 15) * 4
-    # A total length of 0 is a packet past 64 KiB (Linux, BIG TCP): then all there is.
+    # Total length 0: a packet above 64 KiB (Linux BIG TCP), which extends to the end of the data.
     end = int.from_bytes(data[2:4], "big") or len(data)
     if start < 20 or end > len(data) or int.from_bytes(data[6:8], "big") & _FRAGMENT:
         return None

@@ -1,4 +1,4 @@
-"""What was learnt lately, so that the many answers about few names cost no change of the store."""
+"""A cache of recently learnt answers: repeated answers need no store transaction."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from enforcer.dns.reader import Answer
 from enforcer.facts.numbers import digest
 
 LIMIT = 16_384
-"""Answers; up to 600 bytes each."""
+"""Maximum number of answers, of up to 600 bytes each."""
 
 _Key = tuple[str, bytes]
-"""A name, and the digest of the client and the addresses: an answer may have 64 of them."""
+"""Name, and digest of the client and the addresses (up to 64)."""
 
 
 class RecentAnswers:
-    """An answer that would extend a name's time by less than ``slack`` seconds is as good as known."""
+    """The cache; an answer that extends a name's expiry by less than ``slack`` seconds counts as known."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
@@ -23,11 +23,11 @@ class RecentAnswers:
         self._keys: dict[str, set[_Key]] = {}
 
     def new(self, answers: list[Answer], slack: float) -> list[Answer]:
-        """Those that there is something to learn of."""
+        """Return the answers that are not known."""
         return [one for one in answers if self._until.get(_key(one), 0.0) < one.expires - slack]
 
     def add(self, answers: list[Answer]) -> None:
-        """These are in the store now."""
+        """Note answers that the store has now."""
         for answer in answers:
             key = _key(answer)
             self._until.pop(key, None)
@@ -41,7 +41,7 @@ class RecentAnswers:
                 del self._keys[key[0]]
 
     def forget(self, names: Iterable[str]) -> None:
-        """These are not in the store any more, for some client and address."""
+        """Drop answers of names that the store has removed for some client and address."""
         for name in names:
             for key in self._keys.pop(name, ()):
                 del self._until[key]

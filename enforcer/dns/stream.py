@@ -1,7 +1,7 @@
-"""DNS messages out of TCP segments (RFC 7766, 8: two bytes of length before each message).
+"""Reassembles DNS messages from TCP segments (RFC 7766, 8: two bytes of length before each message).
 
-Segments may come late, twice, or with several messages. A segment that completes a message gives it out at
-once: it is the one that is still held, and what went on before it has told the client nothing.
+Segments may be reordered, repeated, or contain several messages. The segment that completes a message yields
+it at once: this segment is still held, and the client cannot read the message without it.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from enforcer.dns.packet import FIN, RST, SYN, Packet
+from enforcer.constants import FIN, RST, SYN
+from enforcer.dns.packet import Packet
 
 STREAMS = 4096
-"""Directions of connections that are followed; the one silent for longest makes room."""
+"""Limit for streams (directions of connections); beyond it, the one silent for longest is removed."""
 OF_ONE_CLIENT = 512
-"""The same of one client (:func:`enforcer.facts.names.client_prefix`)."""
+"""The same limit for one client (:func:`enforcer.facts.names.client_prefix`)."""
 AHEAD = 1 << 17
-"""Bytes that a segment may be ahead of what is missing."""
+"""Bytes that a segment may be ahead of a gap."""
 EARLY = 256
-"""Segments kept ahead of what is missing."""
+"""Segments kept ahead of a gap."""
 TOTAL = 16 << 20
-"""Bytes kept in all streams together, and OVERHEAD for each segment that is early."""
+"""Bytes kept in all streams together, with OVERHEAD for each early segment."""
 BYTES_OF_ONE_CLIENT = 2 << 20
-"""The same of one client."""
+"""The same limit for one client."""
 OVERHEAD = 128
 SILENCE = 30.0
-"""Seconds after which a silent stream is forgotten; it goes on where a segment begins and ends a message."""
+"""Seconds until a silent stream is removed; it restarts at a segment that consists of whole messages."""
 SHORTEST = 12
-"""A DNS message has a header."""
+"""Bytes of a DNS header."""
 _MODULO = 1 << 32
 
 
@@ -39,13 +40,13 @@ class _Stream:
 
     client: bytes
     expected: int
-    """The sequence number of the byte that comes next, which does not wrap: it grows past 32 bits."""
+    """Sequence number of the next byte, extended beyond 32 bits so that it does not wrap."""
     heard: float
     ready: bytearray = field(default_factory=bytearray)
     early: dict[int, bytes] = field(default_factory=dict)
-    """Segments ahead of a gap, by sequence number that does not wrap."""
+    """Segments ahead of a gap, by extended sequence number."""
     order: list[int] = field(default_factory=list)
-    """A heap of their numbers."""
+    """Heap of their sequence numbers."""
     ahead: int = 0
 
     @property
@@ -55,7 +56,7 @@ class _Stream:
 
 @dataclass(slots=True)
 class _Client:
-    """What one client's streams take."""
+    """The streams of one client."""
 
     room: int
     """Bytes left."""
@@ -66,10 +67,10 @@ class _Client:
 class Streams:
     """All streams of one direction.
 
-    ``counts`` gets what was not followed: ``tcp-midway`` (a connection whose beginning was not seen, until a
-    segment begins and ends with a message), ``tcp-gap`` (too much came after a missing segment),
-    ``tcp-evicted`` (too many connections, of one client or of all), ``tcp-full`` (too many bytes, likewise),
-    ``tcp-silent`` (nothing came for SILENCE), ``tcp-strange`` (no DNS).
+    ``counts`` receives: ``tcp-midway`` (the beginning of the connection was not seen, and the segment does
+    not consist of whole messages), ``tcp-gap`` (too much data after a missing segment), ``tcp-evicted`` (too
+    many connections, of one client or in total), ``tcp-full`` (too many bytes, likewise), ``tcp-silent`` (no
+    segment for SILENCE), ``tcp-strange`` (not DNS).
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Streams:
         return len(self._streams)
 
     def feed(self, key: Hashable, segment: Packet, now: float = 0.0, client: bytes = b"") -> list[bytes]:
-        """The messages that this segment of a client's connection completes, in order."""
+        """Return the messages that a segment of a client's connection completes, in order."""
         if segment.flags & RST:
             self._drop(key)
             return []
@@ -115,7 +116,7 @@ class Streams:
         owner.streams.move_to_end(key)
         stream.heard = now
         before = stream.size
-        messages = self._take(stream, sequence, payload)
+        messages = self._reassemble(stream, sequence, payload)
         self._room -= stream.size - before
         owner.room -= stream.size - before
         end = (sequence + len(payload)) % _MODULO
@@ -128,7 +129,7 @@ class Streams:
         return messages or []
 
     def expire(self, now: float) -> None:
-        """Forgets the streams that have been silent for too long."""
+        """Remove streams that were silent for SILENCE."""
         while self._streams:
             key, stream = next(iter(self._streams.items()))
             if stream.heard + SILENCE > now:
@@ -152,7 +153,7 @@ class Streams:
         self._counts["tcp-evicted"] += 1
 
     def _drop_one_with_bytes(self, keys: Iterable[Hashable]) -> None:
-        """The one silent for longest, of those of them that hold anything."""
+        """Remove the stream silent for longest among those that hold bytes."""
         self._drop(next(key for key in keys if self._streams[key].size))
         self._counts["tcp-full"] += 1
 
@@ -167,8 +168,8 @@ class Streams:
         if not owner.streams:
             del self._clients[stream.client]
 
-    def _take(self, stream: _Stream, sequence: int, payload: bytes) -> list[bytes] | None:
-        """The messages completed; None if the stream cannot be followed any more."""
+    def _reassemble(self, stream: _Stream, sequence: int, payload: bytes) -> list[bytes] | None:
+        """Return the completed messages; None if the stream has to be given up."""
         if not payload:
             return []
         ahead = (sequence - stream.expected) % _MODULO
@@ -198,7 +199,7 @@ class Streams:
 
     @staticmethod
     def _append(stream: _Stream, start: int, payload: bytes) -> None:
-        """What of a segment that begins no later than the next byte is new."""
+        """Append the new part of a segment that begins at or before the next byte."""
         new = payload[stream.expected - start :]
         stream.ready += new
         stream.expected += len(new)
@@ -221,7 +222,7 @@ class Streams:
 
 
 def _is_whole(payload: bytes) -> bool:
-    """Whether it begins and ends where messages do."""
+    """Return whether a segment consists of whole messages."""
     start = 0
     while start + 2 <= len(payload):
         length = int.from_bytes(payload[start : start + 2], "big")

@@ -1,4 +1,4 @@
-"""Keeps the process alive that lets answers go in time (enforcer/dns/deadline.py)."""
+"""Starts the deadline process (enforcer/dns/deadline.py) and replaces it when it ends or hangs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from enforcer.errors import KernelError
 from enforcer.kernel.queue import Queue
 
 SILENCE = 5.0
-"""Seconds without a sign of life after which the process is replaced."""
+"""Seconds without a heartbeat after which the process is replaced."""
 _ENDING = 1.0
 
 
 class Watchdog:
-    """Begins the process. ``say`` receives lines for the journal. Raises KernelError."""
+    """The deadline process. ``say`` receives lines for the journal. KernelError if it cannot be started."""
 
     def __init__(self, queue: Queue, *, fail_open: bool, say: Callable[[str], None]) -> None:
         self._queue = queue
         self._fail_open = fail_open
         self._say = say
-        self._begin()
+        self._start()
 
     @property
     def pid(self) -> int:
-        """The process's id."""
         return self._process.pid
 
     def fail_open(self, passes: bool) -> None:
-        """Whether answers that are too late pass, or are dropped."""
+        """Set whether late answers pass or are dropped."""
         self._fail_open = passes
         self._tell()
 
     def tick(self) -> None:
-        """Replaces the process if it has ended or is silent; to be called about once a second."""
+        """Replace the process if it has ended or is silent; call it about once a second."""
         now = time.monotonic()
         with suppress(BlockingIOError, ConnectionError):
             if self._socket.recv(4096):
@@ -47,12 +46,12 @@ class Watchdog:
         if code is None and now - self._heard < SILENCE:
             return
         why = f"was silent for {SILENCE:.0f} s" if code is None else f"ended with exit code {code}"
-        self._say(f"the process that bounds how long DNS answers are held {why}: begun again")
+        self._say(f"the process that bounds how long DNS answers are held {why}: started again")
         self.close()
-        self._begin()
+        self._start()
 
     def close(self) -> None:
-        """Ends the process; it lets go what is held."""
+        """End the process; it releases all held packets."""
         self._socket.close()
         try:
             self._process.wait(_ENDING)
@@ -60,7 +59,7 @@ class Watchdog:
             self._process.kill()
             self._process.wait()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
         descriptors = self._queue.fileno(), theirs.fileno()

@@ -1,1 +1,1 @@
-"""What policies ask about that no packet carries: sessions and learnt names, kept, numbered, put in force."""
+"""Facts: the store of sessions and learnt names, their numbers, regions, and the kernel's maps of them."""

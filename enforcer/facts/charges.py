@@ -1,23 +1,23 @@
-"""What each client is charged for the names in the store: bytes, kept with the rows that they are for."""
+"""Accounts of the bytes that each client's learnt names take in the store, in the same database file."""
 
 from __future__ import annotations
 
 import sqlite3
 
 NO_CLIENT = b""
-"""Is charged for names that no client's answer caused; bounded in all only."""
+"""The account of names that no client's answer caused; only the total limits it."""
 
 
 class Charges:
-    """The accounts within one change; :meth:`settle` writes what changed."""
+    """The accounts within one transaction; :meth:`finish` writes the changed ones."""
 
     def __init__(self, database: sqlite3.Connection):
         self._database = database
         self._stored: dict[bytes, int] = {}
         self._now: dict[bytes, int] = {}
 
-    def of(self, payer: bytes) -> int:
-        """What this client is charged."""
+    def charge_of(self, payer: bytes) -> int:
+        """Return a client's charge in bytes."""
         if payer not in self._now:
             query = "SELECT bytes FROM charges WHERE payer = ?"
             row = self._database.execute(query, (payer,)).fetchone()
@@ -25,23 +25,23 @@ class Charges:
         return self._now[payer]
 
     def add(self, payer: bytes, size: int) -> None:
-        """Charges a client; a negative size gives back."""
-        self._now[payer] = self.of(payer) + size
+        """Add ``size`` bytes to a client's charge; negative sizes reduce it."""
+        self._now[payer] = self.charge_of(payer) + size
 
     @property
     def total(self) -> int:
-        """What all clients together are charged."""
+        """The charge of all clients together, in bytes."""
         (stored,) = self._database.execute("SELECT value FROM meta WHERE key = 'charged'").fetchone()
         return int(stored) + sum(self._now.values()) - sum(self._stored.values())
 
     def largest(self) -> bytes:
-        """The client that is charged most."""
-        self.settle()
+        """Return the client with the largest charge."""
+        self.finish()
         query = "SELECT payer FROM charges ORDER BY bytes DESC LIMIT 1"
         return bytes(self._database.execute(query).fetchone()[0])
 
-    def settle(self) -> None:
-        """Writes the accounts that changed."""
+    def finish(self) -> None:
+        """Write the changed accounts."""
         changed = [payer for payer, size in self._now.items() if size != self._stored[payer]]
         if not changed:
             return

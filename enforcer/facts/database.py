@@ -1,7 +1,7 @@
-"""The file that facts are kept in: its connection, its tables, and sqlite's errors in words of ours.
+"""The SQLite file of the facts: connections, tables, and the mapping of SQLite's errors.
 
-The file lies on tmpfs and ends with the kernel state that it describes, so nothing is ever synced. One
-writes at a time, readers see what was committed (WAL).
+The file is on tmpfs and does not outlive the kernel state that it describes, so nothing is synced. There is
+one writer at a time; readers see committed data (WAL).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from enforcer.errors import (
 )
 
 FORMAT = 3
-"""Of the tables. A file of the format before is brought into this one, any other one is begun again."""
+"""Version of the tables. A file of format 2 is converted; any other file is replaced by an empty one."""
 PATIENCE = 10.0
-"""Seconds that a change waits for another one."""
+"""Seconds that a transaction waits for another one."""
 ROW = 320
-"""Bytes that a row of names takes at most in all tables and indices, besides its name."""
+"""Upper bound for the bytes of a row of names in all tables and indexes, without the name."""
 _LARGEST_LOG = 16 << 20
-# Seconds between two attempts to begin a change.
+# Seconds between two attempts to begin a transaction.
 _PAUSE = 0.0005
-# Keys of one look-up.
+# Keys of one query.
 _AT_ONCE = 500
 
 _TABLES = """
@@ -72,7 +72,7 @@ CREATE INDEX names_by_payer ON names (payer, expires);
 CREATE TABLE charges (payer BLOB PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX charges_by_bytes ON charges (bytes);
 """
-# No client is charged for the names that hold for anybody: the old format does not tell whose they are.
+# Names for all clients are charged to no client: format 2 does not store which answers caused them.
 _FROM_2 = f"""
 DROP INDEX names_by_expiry;
 ALTER TABLE names RENAME TO names_2;
@@ -91,7 +91,7 @@ INSERT INTO meta SELECT 'charged', ifnull(sum(bytes), 0) FROM charges;
 
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
-    """Maps sqlite's errors to the tree's."""
+    """Raise SQLite's errors as EnforcerError; ``doing`` names the operation."""
     try:
         yield
     except sqlite3.Error as error:
@@ -104,14 +104,14 @@ def _explain(error: sqlite3.Error, doing: str) -> EnforcerError:
         return BusyError(f"{doing}: another change does not end", "Try again in a moment.")
     if code == sqlite3.SQLITE_FULL:
         return KernelError(f"{doing}: no room is left in /run", "See `df /run`.")
-    return KernelError(f"{doing}: {error}", "Begin anew: `enforcer down`, then `enforcer run`.")
+    return KernelError(f"{doing}: {error}", "Start over: `enforcer down`, then `enforcer run`.")
 
 
 def connect(path: Path, *, create: bool) -> sqlite3.Connection:
-    """The file's connection, which commits each statement by itself.
+    """Open the file in autocommit mode.
 
-    With ``create`` a file that is missing, of another format or no database at all is begun anew; without,
-    NotInstalledError.
+    ``create`` replaces a file that is missing, of another format or no database by an empty one; otherwise
+    such a file is a NotInstalledError.
     """
     if not create and not path.exists():
         raise NotInstalledError("no facts are kept on this gateway", "Start the daemon: enforcer run")
@@ -129,10 +129,10 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
 
 
 def begin(database: sqlite3.Connection, patience: float | None = None) -> None:
-    """Begins a change, after the one that is under way; waits for it for ``patience`` seconds (PATIENCE).
+    """Begin a write transaction; wait up to ``patience`` seconds (PATIENCE) for the current one.
 
-    sqlite's own waiting sleeps for up to 100 ms at a time and would miss the moments between the changes of a
-    bulk load.
+    SQLite's own busy handler sleeps for up to 100 ms at a time and would miss the pauses between the
+    transactions of a bulk load.
     """
     deadline = time.monotonic() + (PATIENCE if patience is None else patience)
     database.execute("PRAGMA busy_timeout = 0")
@@ -152,7 +152,7 @@ def begin(database: sqlite3.Connection, patience: float | None = None) -> None:
 def among(
     database: sqlite3.Connection, query: str, keys: Collection[bytes | str], values: tuple[Any, ...] = ()
 ) -> Iterator[Any]:
-    """The rows of a query that ends in a column which is to be one of these keys; ``values`` come before."""
+    """Yield the rows whose last column in ``query`` is one of ``keys``; ``values`` are its parameters."""
     keys = list(keys)
     for start in range(0, len(keys), _AT_ONCE):
         part = keys[start : start + _AT_ONCE]
@@ -160,7 +160,7 @@ def among(
 
 
 def tidy(database: sqlite3.Connection) -> None:
-    """Empties the log, unless another connection reads what is in it; never waits."""
+    """Empty the write-ahead log unless another connection reads from it; never waits."""
     database.execute("PRAGMA busy_timeout = 0")
     try:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -169,13 +169,13 @@ def tidy(database: sqlite3.Connection) -> None:
 
 
 def size_of_filesystem(path: Path) -> int:
-    """Bytes that the file system has in all."""
+    """Return the size of the file system in bytes."""
     found = os.statvfs(path)
     return found.f_blocks * found.f_frsize
 
 
 def size_of_log(path: Path) -> int:
-    """Bytes of the file's write-ahead log."""
+    """Return the size of the file's write-ahead log in bytes."""
     try:
         return path.with_name(path.name + "-wal").stat().st_size
     except FileNotFoundError:
@@ -183,13 +183,13 @@ def size_of_log(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Takes the file away, with its log and its index."""
+    """Delete the file with its log and its shared-memory index."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def replace(database: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """Writes all that an open file holds to a new one at ``path``; the connection to that."""
+    """Copy an open database to a new file at ``path``; return the connection to the new file."""
     new = path.with_name(f"{path.name}.new")
     with explained(f"writing {path}"):
         remove(new)
@@ -215,15 +215,15 @@ def _open(path: Path, create: bool) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = OFF")
         database.execute("PRAGMA temp_store = MEMORY")
         database.execute(f"PRAGMA journal_size_limit = {_LARGEST_LOG}")
-        _settle(database, create)
+        _prepare(database, create)
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _settle(database: sqlite3.Connection, create: bool) -> None:
-    """Makes the tables unless they are there."""
+def _prepare(database: sqlite3.Connection, create: bool) -> None:
+    """Create or convert the tables if their format is not FORMAT."""
     if _format(database) == FORMAT:
         return
     if not create:
@@ -234,9 +234,9 @@ def _settle(database: sqlite3.Connection, create: bool) -> None:
     try:
         found = _format(database)
         if found == 2:
-            _carry_out(database, _FROM_2)
+            _execute(database, _FROM_2)
         elif found != FORMAT:  # another process may have been first
-            _begin_anew(database)
+            _recreate(database)
         database.execute(f"PRAGMA user_version = {FORMAT}")
         database.execute("COMMIT")
     except BaseException:
@@ -245,15 +245,15 @@ def _settle(database: sqlite3.Connection, create: bool) -> None:
         raise
 
 
-def _begin_anew(database: sqlite3.Connection) -> None:
+def _recreate(database: sqlite3.Connection) -> None:
     tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     for (name,) in database.execute(tables).fetchall():
         database.execute(f'DROP TABLE "{name}"')
-    _carry_out(database, _TABLES + _NAMES)
+    _execute(database, _TABLES + _NAMES)
 
 
-def _carry_out(database: sqlite3.Connection, script: str) -> None:
-    """Within the transaction that is open, which sqlite3's own way would end."""
+def _execute(database: sqlite3.Connection, script: str) -> None:
+    """Execute a script within the open transaction, which ``executescript`` would commit."""
     for statement in script.split(";"):
         if statement.strip():
             database.execute(statement)

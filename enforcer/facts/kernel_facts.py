@@ -1,7 +1,7 @@
-"""What the kernel holds of sessions and names, for the policy bank in force.
+"""The kernel's maps of sessions and names, for the policy bank in force.
 
-Used within a change of the store, by whoever changes it: what is added is in the kernel before the change
-ends, and a bank is not switched meanwhile.
+Every writer holds a transaction on the store. So an addition is in the kernel before its transaction ends,
+and no bank is switched meanwhile.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 from enforcer.datapath.banks import Bank
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import KernelError
-from enforcer.facts.store import Names, Sessions, Store
+from enforcer.facts.store import ChangedNames, ChangedSessions, Store
 from enforcer.policy.facts import Facts, host_facts
 from enforcer.policy.resolver import Bits, Resolver, dump, load
 
-if TYPE_CHECKING:  # the language, and with it the parser, is not needed here
+if TYPE_CHECKING:  # avoids importing the parser at run time
     from enforcer.policy.tables import MatchTables
 
 
 FORMAT = 1
-"""Of the document; part of the digest that says whether a bank has to be made anew."""
+"""Version of the document; part of the digest that decides whether a bank has to be rebuilt."""
 
 
 def document(tables: MatchTables, bank: int, regions: dict[str, Any]) -> bytes:
@@ -34,7 +34,7 @@ def document(tables: MatchTables, bank: int, regions: dict[str, Any]) -> bytes:
 
 
 def rules_of_names(resolver: Resolver, sets: Sequence[tuple[str, ...]]) -> list[Bits]:
-    """Which rules match an address that goes by any of these names, for each set of names."""
+    """Return, for each set of names, the rules that match an address with any of these names."""
     names = list(dict.fromkeys(name for names in sets for name in names))
     found = dict(zip(names, resolver.rules_of_many([host_facts(name) for name in names]), strict=True))
     united = []
@@ -47,10 +47,10 @@ def rules_of_names(resolver: Resolver, sets: Sequence[tuple[str, ...]]) -> list[
 
 
 class KernelFacts:
-    """Writes what changes in the store to the kernel's maps; FullTableError, KernelError.
+    """Writes the store's changes to the kernel's maps; FullTableError, KernelError.
 
-    A change that is taken back leaves what it wrote in the maps. The next one begins with mending that:
-    before a number is given to other facts, nobody has it by mistake.
+    A transaction that rolls back leaves its entries in the maps. The next transaction first restores these
+    entries from the store: no client keeps a number that is then assigned to other facts.
     """
 
     def __init__(self, maps: Maps, store: Store):
@@ -60,11 +60,11 @@ class KernelFacts:
         self._undone = store.undone
         self._begun = store.begun
         self._clients: set[bytes] = set()
-        """Whom this change has written, or the last one."""
+        """Clients whose entries this or the last transaction has written."""
         self._hosts: set[tuple[bytes, bytes]] = set()
 
     def refresh(self) -> None:
-        """Takes up the bank in force, if it was switched. KernelError: the store knows another one."""
+        """Read the bank in force if it was switched; KernelError if the store describes another bank."""
         generation = self._store.generation
         if generation != self._generation:
             self._generation = -1
@@ -72,7 +72,7 @@ class KernelFacts:
                 content = json.loads(self._store.document or b"{}")
                 self._client = Resolver(load(content["client"]))
                 self._host = Resolver(load(content["host"]))
-            except (KeyError, TypeError, ValueError):  # none, or another version's
+            except (KeyError, TypeError, ValueError):  # no document, or one of another version
                 raise _mismatch() from None
             self._bank = Bank(self._maps, content["bank"])
             self._generation = generation
@@ -81,8 +81,8 @@ class KernelFacts:
             raise _mismatch()
 
     @property
-    def fits(self) -> bool:
-        """Whether what the store knows of policies is what decides."""
+    def matches_bank(self) -> bool:
+        """Whether the store's document describes the bank in force."""
         try:
             self.refresh()
         except KernelError:
@@ -90,32 +90,32 @@ class KernelFacts:
         return True
 
     def rules_of_client(self, facts: Facts) -> Bits:
-        """Which rules would match a client with these facts."""
+        """Return the rules that match a client with these facts."""
         self.refresh()
         return self._client.rules(facts)
 
     def rules_of_host(self, names: tuple[str, ...]) -> Bits:
-        """Which rules would match an address that goes by these names."""
+        """Return the rules that match an address with these names."""
         self.refresh()
         return rules_of_names(self._host, [names])[0] if names else self._host.unknown
 
-    def put(self, sessions: Sessions) -> None:
-        """Sessions that are new or changed."""
+    def put_sessions(self, sessions: ChangedSessions) -> None:
+        """Write new or changed sessions."""
         self.refresh()
         self._begin()
         self._clients.update(client for client, _ in sessions.clients)
         put_profiles(self._bank, self._client, sessions.profiles)
         write_sessions(self._maps, sessions.clients)
 
-    def removed(self, clients: Iterable[bytes]) -> None:
-        """Sessions that ended."""
+    def remove_sessions(self, clients: Iterable[bytes]) -> None:
+        """Remove ended sessions."""
         self._begin()
         for client in clients:
             self._clients.add(client)
             self._maps.sessions.delete(_row(self._maps.sessions, client))
 
-    def named(self, names: Names) -> None:
-        """Hosts whose names changed; number 0: one that has none any more."""
+    def update_names(self, names: ChangedNames) -> None:
+        """Write hosts whose names changed; number 0: the host has no name left."""
         self.refresh()
         self._begin()
         self._hosts.update(host for host, _ in names.hosts)
@@ -126,7 +126,7 @@ class KernelFacts:
                 self._maps.hosts.delete(_row(self._maps.hosts, client + address))
 
     def _begin(self) -> None:
-        """The first of a change: whom the one before wrote, if it was taken back, has what the store says."""
+        """At the first write of a transaction, restore the entries that a rolled-back one has written."""
         if self._store.begun == self._begun:
             return
         self._begun = self._store.begun
@@ -153,29 +153,29 @@ def _mismatch() -> KernelError:
 
 
 def put_profiles(bank: Bank, resolver: Resolver, profiles: Sequence[tuple[int, Facts]]) -> None:
-    """Which rules match each profile."""
+    """Write the rules that match each profile."""
     rules = resolver.rules_of_many([facts for _, facts in profiles])
     bank.put_profiles([number for number, _ in profiles], rules)
 
 
 def put_names(bank: Bank, resolver: Resolver, sets: Sequence[tuple[int, tuple[str, ...]]]) -> None:
-    """Which rules match each set of names."""
+    """Write the rules that match each set of names."""
     bank.put_names([number for number, _ in sets], rules_of_names(resolver, [names for _, names in sets]))
 
 
 def write_sessions(maps: Maps, clients: Sequence[tuple[bytes, int]]) -> None:
-    """Which profile each client has."""
+    """Write the profile of each client."""
     _put_rows(maps.sessions, [client for client, _ in clients], [number for _, number in clients])
 
 
 def write_hosts(maps: Maps, hosts: Sequence[tuple[tuple[bytes, bytes], int]]) -> None:
-    """Which set of names each host has."""
+    """Write the set of names of each host."""
     rows = [client + address for (client, address), _ in hosts]
     _put_rows(maps.hosts, rows, [number for _, number in hosts])
 
 
 def refill(maps: Maps, store: Store) -> None:
-    """Makes the maps what the store says: new maps, or such as somebody else may have written for nothing."""
+    """Make the maps equal to the store: new maps, or maps with entries of unfinished transactions."""
     sessions, names = store.session_profiles(), store.hosts()
     _keep_only(maps.sessions, {client for client, _ in sessions})
     _keep_only(maps.hosts, {client + address for (client, address), _ in names})
@@ -184,7 +184,7 @@ def refill(maps: Maps, store: Store) -> None:
 
 
 def _keep_only(table: Map, keys: Collection[bytes]) -> None:
-    """Deletes what is not in the store any more."""
+    """Delete the entries whose keys are not in the store."""
     for key in table.items()[0]:
         if key.tobytes() not in keys:
             table.delete(key)

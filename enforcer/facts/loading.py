@@ -1,7 +1,7 @@
-"""Sessions in bulk: into the store and in force, some at a time.
+"""Bulk loads of sessions into the store and the kernel, in parts.
 
-Each part is a change of its own, so that who has but one session or name to add does not wait for all of
-them. Everything that could be wrong with the sessions is known before the first part.
+Each part is a transaction of its own, so a single session or name waits for one part only. The caller has
+validated all sessions before the first part.
 """
 
 from __future__ import annotations
@@ -11,63 +11,63 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from enforcer.errors import EnforcerError, abridged
-from enforcer.facts.rows import COMMAND, FILE, Sessions
+from enforcer.facts.rows import COMMAND, FILE, ChangedSessions
 from enforcer.facts.session import unpack_client
-from enforcer.facts.store import Change, Store, Stored
+from enforcer.facts.store import Store, Stored, Transaction
 
 AT_ONCE = 2500
-"""Sessions of one change: some 40 ms."""
-# Long enough for another process to see that it may begin its change.
+"""Sessions of one transaction, which takes about 40 ms."""
+# Seconds between two transactions; another process can begin its own meanwhile.
 _PAUSE = 0.001
 _NAMED = 10
 
 Row = tuple[bytes, Stored, float | None]
-"""A client, its facts as they are stored, and the session's end."""
+"""Client, facts in stored form, expiry."""
 
 
 class Tables(Protocol):
-    """The kernel's side: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
+    """The kernel's maps: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
 
-    def put(self, sessions: Sessions) -> None:
-        """Write sessions that are new or changed."""
+    def put_sessions(self, sessions: ChangedSessions) -> None:
+        """Write new or changed sessions."""
 
-    def removed(self, clients: Iterable[bytes]) -> None:
-        """Take away sessions that ended."""
+    def remove_sessions(self, clients: Iterable[bytes]) -> None:
+        """Remove ended sessions."""
 
 
 class Loaded(NamedTuple):
-    """What loading has changed."""
+    """The result of a load."""
 
     sessions: int
-    """How many were named."""
+    """Number of sessions in the input."""
     changed: int
-    """Clients whose facts are new or other ones."""
+    """Number of clients whose facts are new or changed."""
     replaced: int
-    """Clients that had a session before."""
+    """Number of clients that had a session before."""
     removed: int
     taken_over: list[bytes]
-    """Clients whose session was set by a command and is the file's now."""
+    """Clients whose session came from a command and now comes from the file."""
 
 
-def named(clients: Collection[bytes]) -> str:
-    """Some clients' addresses, for a message."""
+def list_clients(clients: Collection[bytes]) -> str:
+    """Return the first addresses of the clients, for a message."""
     return abridged(sorted(clients), _NAMED, unpack_client)
 
 
-def of_file(clients: Collection[bytes]) -> EnforcerError:
-    """The error for commands that meet sessions of the watched file."""
+def owned_by_file(clients: Collection[bytes]) -> EnforcerError:
+    """Return the error for a command that would change sessions of the watched file."""
     what = "the session of" if len(clients) == 1 else "the sessions of"
     return EnforcerError(
-        f"{what} {named(clients)} came from the watched file, which commands do not override",
+        f"{what} {list_clients(clients)} came from the watched file, which commands do not override",
         "Change them in the file; `enforcer sessions` shows where each session comes from.",
     )
 
 
 def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: int) -> Loaded:
-    """Adds and replaces sessions; those of the file (FILE) are all that the file has from then on.
+    """Add and replace sessions; with ``origin`` FILE, also end the file's other sessions.
 
-    ``room`` is how many sessions there can be. Raises EnforcerError before anything is changed if there are
-    more, or if a command names a client of the file's.
+    ``room`` is the capacity of the kernel's map. EnforcerError, before any change, if the sessions exceed it
+    or if a command names a client of the file.
     """
     version = store.version
     clients = {row[0] for row in rows}
@@ -75,7 +75,7 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
     there = store.origins(clients) if before else {}
     of_others = {client for client, one in there.items() if one != origin}
     if origin == COMMAND and of_others:
-        raise of_file(of_others)
+        raise owned_by_file(of_others)
     gone = store.clients_of_file() - clients if origin == FILE else set()
     total = before + len(clients) - len(there) - len(gone)
     if total > room:
@@ -84,15 +84,15 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
         )
     remove(store, tables, gone)
     changed = 0
-    # Clients without a session need not be looked for one by one, as long as nobody else changes anything.
+    # Without sessions of these clients, no look-up is needed until another connection changes the store.
     fresh = None if there else store.profile_numbers()
     for start in range(0, len(rows), AT_ONCE):
         try:
-            with store.change() as change:
+            with store.transaction() as transaction:
                 if store.version != version:
                     fresh = None
                 changed += _put(
-                    change, tables, change.put_stored(rows[start : start + AT_ONCE], origin, fresh)
+                    transaction, tables, transaction.put_stored(rows[start : start + AT_ONCE], origin, fresh)
                 )
         except EnforcerError as error:
             done = f"{start:,} of {len(rows):,} sessions are in force, and then: "
@@ -102,20 +102,20 @@ def load(store: Store, tables: Tables, rows: Sequence[Row], origin: str, room: i
 
 
 def remove(store: Store, tables: Tables, clients: Collection[bytes]) -> None:
-    """Ends sessions."""
+    """End sessions."""
     ending = sorted(clients)
     for start in range(0, len(ending), AT_ONCE):
-        with store.change() as change:
-            tables.removed(change.remove_sessions(ending[start : start + AT_ONCE]))
+        with store.transaction() as transaction:
+            tables.remove_sessions(transaction.remove_sessions(ending[start : start + AT_ONCE]))
         time.sleep(_PAUSE)
 
 
-def _put(change: Change, tables: Tables, sessions: Sessions) -> int:
+def _put(transaction: Transaction, tables: Tables, sessions: ChangedSessions) -> int:
     if sessions.clients:
-        tables.put(sessions)
+        tables.put_sessions(sessions)
     return len(sessions.clients)
 
 
 def report(loaded: Loaded) -> dict[str, Any]:
-    """As JSON, for another process."""
+    """Return the result as JSON values, for another process."""
     return loaded._asdict() | {"taken_over": [str(unpack_client(client)) for client in loaded.taken_over]}

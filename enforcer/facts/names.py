@@ -1,12 +1,12 @@
-"""The names of addresses in the store, within one change: learnt, forgotten, bounded.
+"""The learnt names of addresses, within one store transaction: adding, expiring and limiting them.
 
-A row says that an address goes by a name for a client, or for ANYBODY. Each row is charged to a client
-(:func:`client_prefix`): its own, or the one whose answer caused a row for ANYBODY. A client that is charged
-for more than its share makes room among the rows that it is charged for, so it takes nothing from others.
-A row for ANYBODY that several clients' answers named is charged to the one of them that is charged least: a
-client that fills its share cannot take a common name with it.
+A row maps an address to a name, for one client or for ANY_CLIENT. Each row is charged to a client prefix
+(:func:`client_prefix`): that of its client, or that of the client whose answer caused a row for ANY_CLIENT.
+When a client exceeds its share, rows charged to it are removed, so other clients lose none. A row for
+ANY_CLIENT that the answers of several clients caused is charged to the one with the smallest charge: a
+client that fills its share does not remove a common name.
 
-All costs depend on the number of rows that are written, not on how many a client has.
+All costs depend on the number of rows written, not on the number of rows that a client has.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from enforcer.constants import MAPPED
 from enforcer.facts.charges import NO_CLIENT, Charges
 from enforcer.facts.database import ROW, among
 from enforcer.facts.numbers import Numbers, digest
-from enforcer.facts.rows import ANYBODY, Learnt, Names
+from enforcer.facts.rows import ANY_CLIENT, ChangedNames, LearntName
 
 NAMES_PER_HOST = 64
-"""Names that one address may have for one client; of those known before the first to expire makes room."""
+"""Limit for the names of one address for one client; beyond it, those that expire first are removed."""
 NAMES_PER_SHARED_HOST = 256
-"""The same for ANYBODY."""
+"""The same limit for ANY_CLIENT."""
 BYTES_OF_CLIENT = 8 << 20
-"""What one client may be charged; the first to expire of the rows that it pays for make room."""
+"""Limit for one client's charge; beyond it, its rows with the earliest expiry are removed."""
 BYTES_IN_ALL = 192 << 20
-"""What all together may be charged; the client that is charged most makes room. Bounds rows, too: fewer than
-the kernel's map has room for."""
+"""Limit for all charges together; beyond it, rows of the client with the largest charge are removed. It also
+keeps the number of rows below the capacity of the kernel's map."""
 
 ExpiryCursor = tuple[float, bytes, bytes, int]
 """The position of a row in order of expiry: expires, client, address, number of the name."""
 FIRST: ExpiryCursor = (-1.0, b"", b"", 0)
 """The position before every row; :meth:`LearntNames.forget` begins there."""
 
-# The order matters: the rows that are looked for first, each one's name then.
+# CROSS JOIN fixes the order: SQLite finds the rows of `names` first, then the text of each.
 _JOINED = "FROM names CROSS JOIN texts ON number = names.text"
 
 _Host = tuple[bytes, bytes]
@@ -58,17 +58,17 @@ class _Row(NamedTuple):
 
 
 def client_prefix(client: bytes) -> bytes:
-    """What a client's bounds are for: its IPv4 address, or its IPv6 /64, all of which one host may use."""
+    """Return the unit of a client's limits: its IPv4 address, or its IPv6 /64, which one host may use."""
     return client if client.startswith(MAPPED) else client[:8]
 
 
 def size_of(name: str) -> int:
-    """What a row is charged; a name is in the store twice besides, in its host's set and by itself."""
+    """Return a row's charge in bytes. The name counts twice: in `texts`, and in the set of its host."""
     return ROW + 2 * len(name)
 
 
 class LearntNames:
-    """Of one change; ``in_all`` is what all clients together may be charged, in bytes."""
+    """The names within one transaction; ``in_all`` limits the charges of all clients, in bytes."""
 
     def __init__(self, database: sqlite3.Connection, in_all: int = BYTES_IN_ALL):
         self._database = database
@@ -77,12 +77,12 @@ class LearntNames:
         self._charges = Charges(database)
         self._uses: Counter[int] = Counter()
         self.crowded_out: list[str] = []
-        """Names that have made room for others, each for one client and address."""
+        """Names removed because of a limit, each for one client and address."""
 
-    def settle(self) -> None:
-        """The change's end: names and sets that no row uses go."""
-        self._sets.settle()
-        self._charges.settle()
+    def finish(self) -> None:
+        """End the transaction: delete names and sets without rows."""
+        self._sets.finish()
+        self._charges.finish()
         used = [(change, number) for number, change in self._uses.items()]
         self._database.executemany("UPDATE texts SET rows = rows + ? WHERE number = ?", used)
         fewer = [(number,) for change, number in used if change <= 0]
@@ -90,11 +90,11 @@ class LearntNames:
             self._database.executemany("DELETE FROM texts WHERE number = ? AND rows = 0", fewer)
         self._uses.clear()
 
-    def learn(self, answers: Iterable[Learnt]) -> Names:
-        """Adds rows; a later expiry extends one that is there. Only hosts whose names changed are listed."""
+    def learn(self, answers: Iterable[LearntName]) -> ChangedNames:
+        """Add rows; a later expiry extends an existing row. Return the hosts whose names changed."""
         groups: dict[tuple[bytes, str, bytes], dict[bytes, float]] = {}
         for client, address, name, expires, caused_by in answers:
-            payer = caused_by or (NO_CLIENT if client == ANYBODY else client_prefix(client))
+            payer = caused_by or (NO_CLIENT if client == ANY_CLIENT else client_prefix(client))
             group = groups.setdefault((client, name, payer), {})
             group[address] = max(expires, group.get(address, 0.0))
         numbers = self._numbers({name for _, name, _ in groups})
@@ -106,14 +106,14 @@ class LearntNames:
             for address in new:
                 touched.setdefault((client, address), set()).add(number)
             added.setdefault(payer, set()).update((client, address, number) for address in new)
-        for row in self._crowded(added):
+        for row in self._enforce_limits(added):
             touched.setdefault((row.client, row.address), set()).discard(row.number)
-        return self._rename(touched)
+        return self._update_sets(touched)
 
     def forget(
         self, now: float, origins: Container[bytes], pairs: Container[bytes], most: int, after: ExpiryCursor
-    ) -> tuple[Names, ExpiryCursor | None]:
-        """:meth:`enforcer.facts.store.Change.forget_names`."""
+    ) -> tuple[ChangedNames, ExpiryCursor | None]:
+        """See :meth:`enforcer.facts.store.Transaction.forget_names`."""
         rows = self._database.execute(
             f"SELECT expires, client, address, names.text, payer, texts.text {_JOINED} WHERE expires <= ? "
             "AND (expires, client, address, names.text) > (?, ?, ?, ?) "
@@ -123,16 +123,16 @@ class LearntNames:
         gone = [
             _Row(*row)
             for _, *row in rows
-            if not (row[1] in origins if row[0] == ANYBODY else row[0] + row[1] in pairs)
+            if not (row[1] in origins if row[0] == ANY_CLIENT else row[0] + row[1] in pairs)
         ]
         self._delete(gone)
-        names = self._rename({(row.client, row.address): set() for row in gone})
+        names = self._update_sets({(row.client, row.address): set() for row in gone})
         return names, rows[-1][:4] if len(rows) == most else None
 
     # --- rows
 
     def _numbers(self, names: Collection[str]) -> dict[str, int]:
-        """The numbers that names are stored under."""
+        """Return the numbers of names in `texts`; add the missing ones."""
         found = dict(among(self._database, "SELECT text, number FROM texts WHERE text", names))
         for name in names:
             if name not in found:
@@ -143,7 +143,7 @@ class LearntNames:
     def _put(
         self, client: bytes, number: int, name: str, payer: bytes, expiries: Mapping[bytes, float]
     ) -> list[bytes]:
-        """Writes the rows of one name for one client; returns the addresses that had no such row."""
+        """Write the rows of one name for one client; return the addresses that had no such row."""
         query = "SELECT address, expires, payer FROM names WHERE text = ? AND client = ? AND address"
         known = {row[0]: row[1:] for row in among(self._database, query, expiries, (number, client))}
         new = [address for address in expiries if address not in known]
@@ -157,7 +157,9 @@ class LearntNames:
         changed = []
         for address, (expires, before) in known.items():
             later = max(expires, expiries[address])
-            cheaper = payer if self._charges.of(payer) + size < self._charges.of(before) else before
+            cheaper = (
+                payer if self._charges.charge_of(payer) + size < self._charges.charge_of(before) else before
+            )
             if cheaper != before:
                 self._charges.add(before, -size)
                 self._charges.add(payer, size)
@@ -178,12 +180,12 @@ class LearntNames:
             self._charges.add(row.payer, -size_of(row.name))
             self._uses[row.number] -= 1
 
-    def _crowded(self, added: Mapping[bytes, set[_Key]]) -> list[_Row]:
-        """Takes away what is too much of the clients that pay for new rows, then of all."""
+    def _enforce_limits(self, added: Mapping[bytes, set[_Key]]) -> list[_Row]:
+        """Remove the excess of the clients that are charged for new rows, then the excess of the total."""
         gone = []
         for payer, new in added.items():
             if payer != NO_CLIENT:
-                gone += self._make_room(payer, self._charges.of(payer) - BYTES_OF_CLIENT, new)
+                gone += self._make_room(payer, self._charges.charge_of(payer) - BYTES_OF_CLIENT, new)
         if added:
             while (excess := self._charges.total - self._in_all) > 0:
                 payer = self._charges.largest()
@@ -191,7 +193,7 @@ class LearntNames:
         return gone
 
     def _make_room(self, payer: bytes, excess: int, new: set[_Key]) -> list[_Row]:
-        """Takes away rows of this payer worth so many bytes; new ones only if there is nothing else."""
+        """Remove rows of this payer worth ``excess`` bytes; new rows only if no others are left."""
         if excess <= 0:
             return []
         gone: list[_Row] = []
@@ -220,8 +222,8 @@ class LearntNames:
 
     # --- sets of names
 
-    def _rename(self, touched: Mapping[_Host, set[int]]) -> Names:
-        """Gives these hosts the sets of their names as they are now; with each, which are new."""
+    def _update_sets(self, touched: Mapping[_Host, set[int]]) -> ChangedNames:
+        """Write the current set of names of these hosts; ``touched`` has the new names of each host."""
         by_client: dict[bytes, list[bytes]] = {}
         for client, address in touched:
             by_client.setdefault(client, []).append(address)
@@ -234,16 +236,16 @@ class LearntNames:
             before.update(((client, address), number) for address, number in found)
         digests = {value: digest(value) for value in sets.values() if value}
         users = Counter(digests[value] for value in sets.values() if value)
-        numbers, new = self._sets.take(users, {key: value for value, key in digests.items()})
+        numbers, new = self._sets.assign(users, {key: value for value, key in digests.items()})
         changed = []
         for host, value in sets.items():
             number = numbers[digests[value]] if value else 0
             if before.get(host, 0) != number:
                 changed.append((host, number))
         self._write_hosts(changed)
-        self._sets.use(number for _, number in changed if number and number not in new)
-        self._sets.release(before[host] for host, _ in changed if host in before)
-        return Names(changed, [(number, marshal.loads(names)) for number, names in new.items()])
+        self._sets.add_users(number for _, number in changed if number and number not in new)
+        self._sets.remove_users(before[host] for host, _ in changed if host in before)
+        return ChangedNames(changed, [(number, marshal.loads(names)) for number, names in new.items()])
 
     def _write_hosts(self, changed: Iterable[tuple[_Host, int]]) -> None:
         put = [(*host, number) for host, number in changed if number]
@@ -254,28 +256,28 @@ class LearntNames:
     def _sets_of(
         self, client: bytes, addresses: Collection[bytes], touched: Mapping[_Host, set[int]]
     ) -> dict[_Host, bytes]:
-        """The names of each of a client's addresses, as they are stored; b"" for none."""
+        """Return the names of each address in stored form; b"" for none."""
         rows: dict[bytes, list[tuple[float, _Row]]] = {address: [] for address in addresses}
         query = f"SELECT expires, client, address, number, payer, texts.text {_JOINED} WHERE client = ?"
         for expires, *row in among(self._database, f"{query} AND address", addresses, (client,)):
             rows[row[1]].append((expires, _Row(*row)))
-        limit = NAMES_PER_SHARED_HOST if client == ANYBODY else NAMES_PER_HOST
+        limit = NAMES_PER_SHARED_HOST if client == ANY_CLIENT else NAMES_PER_HOST
         stored: dict[tuple[str, ...], bytes] = {(): b""}
         sets = {}
         for address, every in rows.items():
             found = every
             if len(every) > limit:
-                found = self._shortened(every, touched[client, address], limit)
+                found = self._cut_to_limit(every, touched[client, address], limit)
             names = tuple(sorted(row.name for _, row in found))
             if names not in stored:
                 stored[names] = marshal.dumps(names, 2)
             sets[client, address] = stored[names]
         return sets
 
-    def _shortened(
+    def _cut_to_limit(
         self, rows: list[tuple[float, _Row]], new: Collection[int], limit: int
     ) -> list[tuple[float, _Row]]:
-        """So many rows of a host: the new ones, and then those that live longest."""
+        """Cut a host's rows to ``limit``: new rows stay first, then those with the latest expiry."""
         rows.sort(key=lambda found: (found[1].number not in new, -found[0]))
         gone = [row for _, row in rows[limit:]]
         self._delete(gone)

@@ -1,7 +1,7 @@
-"""Distinct values of one kind, each with a number that the kernel's maps know it by.
+"""Numbers for distinct values (profiles, sets of names), which the kernel's maps use as keys.
 
-A value keeps its number for as long as somebody uses it. A number that nobody uses is given again, but never
-in the change that freed it: the kernel may still hold it until that change is done.
+A value keeps its number while it has users. A free number is assigned again, but never in the transaction
+that freed it: the kernel's maps may hold it until that transaction ends.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ NUMBERS = (1 << 20) - 1
 
 
 def digest(value: bytes) -> bytes:
-    """What a value is found by: 128 bits of BLAKE2b."""
+    """Return the key of a value: 128 bits of BLAKE2b."""
     return hashlib.blake2b(value, digest_size=16).digest()
 
 
 class Numbers:
-    """The values of one table, as the bytes that are stored, by their digests; each counts its users."""
+    """The values of one table in stored form, by digest, each with its number of users."""
 
     def __init__(self, database: sqlite3.Connection, table: str):
         self._database = database
         self._table = table
         self._released: set[int] = set()
 
-    def take(
+    def assign(
         self,
         users: Mapping[bytes, int],
         values: Mapping[bytes, bytes],
         known: dict[bytes, int] | None = None,
     ) -> tuple[dict[bytes, int], dict[int, bytes]]:
-        """Numbers by digest; the values of those that are new, which have as many users as ``users`` says.
+        """Return the numbers of the digests in ``users``, and the values that are new.
 
-        ``known`` are all numbers, if the caller has them; new ones are added to it. Raises EnforcerError if
-        there are too many values.
+        A new value starts with its count in ``users``. ``known`` has all numbers, if the caller knows them;
+        new ones are added to it. EnforcerError if the numbers are used up.
         """
         numbers = self._known(users) if known is None else known
         new = [key for key in users if key not in numbers]
@@ -55,15 +55,15 @@ class Numbers:
         numbers.update(zip(new, free, strict=True))
         return numbers, {number: values[key] for number, key in zip(free, new, strict=True)}
 
-    def use(self, numbers: Iterable[int]) -> None:
-        """One more user for each time that a number is named."""
+    def add_users(self, numbers: Iterable[int]) -> None:
+        """Add one user for each occurrence of a number."""
         self._database.executemany(
             f"UPDATE {self._table} SET users = users + ? WHERE number = ?",
             [(users, number) for number, users in Counter(numbers).items()],
         )
 
-    def release(self, numbers: Iterable[int]) -> None:
-        """One user less for each time that a number is named; who has none goes at the change's end."""
+    def remove_users(self, numbers: Iterable[int]) -> None:
+        """Remove one user for each occurrence of a number; :meth:`finish` deletes values without users."""
         counts = Counter(numbers)
         self._database.executemany(
             f"UPDATE {self._table} SET users = users - ? WHERE number = ?",
@@ -71,8 +71,8 @@ class Numbers:
         )
         self._released.update(counts)
 
-    def settle(self) -> None:
-        """The change's end: values without users go, and their numbers are free."""
+    def finish(self) -> None:
+        """End the transaction: delete values without users and free their numbers."""
         if not self._released:
             return
         self._database.executemany(
@@ -87,7 +87,7 @@ class Numbers:
         self._released.clear()
 
     def after(self, sequence: int) -> Iterator[tuple[int, bytes]]:
-        """The values that are newer than this, by number."""
+        """Return the values with a sequence above ``sequence``, by number."""
         return self._database.execute(
             f"SELECT number, value FROM {self._table} WHERE sequence > ? ORDER BY number", (sequence,)
         )
@@ -96,7 +96,7 @@ class Numbers:
         return dict(among(self._database, f"SELECT digest, number FROM {self._table} WHERE digest", keys))
 
     def _free(self, count: int) -> list[int]:
-        """So many numbers, from now on taken."""
+        """Reserve ``count`` free numbers."""
         tops = [
             f"ifnull((SELECT max(number) FROM {table}), 0)" for table in (self._table, f"{self._table}_free")
         ]

@@ -1,8 +1,8 @@
-"""Country and continent of one record of a MaxMind DB file (format 2.0, "Data Section").
+"""Reads country and continent of one record of a MaxMind DB file (format 2.0, "Data Section").
 
-Reads nothing else of a record. maxminddb's decoders read all of it, cities in eight languages, and a city
-database has hundreds of thousands of records: the one in Python takes 100 µs for each, and the one in C ends
-the process on some broken files.
+It skips all other values. maxminddb's decoders read whole records, with cities in eight languages, and a
+city database has hundreds of thousands: the Python decoder takes 100 µs for each, and the C decoder crashes
+on some broken files.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Iterator
 from mmap import mmap
 
 Region = tuple[str | None, str | None]
-"""ISO 3166-1 country and continent code (AF, AN, AS, EU, NA, OC, SA), each as far as it is known."""
+"""ISO 3166-1 country code and continent code (AF, AN, AS, EU, NA, OC, SA), or None."""
 
 UNKNOWN_REGION: Region = (None, None)
 
 _POINTER, _TEXT, _MAP, _ARRAY, _BOOLEAN, _LAST = 1, 2, 7, 11, 14, 15
 _POINTER_OFFSETS = (0, 2048, 526336, 0)
-_MAX_VALUES = 1 << 16  # of one record, as in the format's advice
+_MAX_VALUES = 1 << 16  # limit for one record, as the format recommends
 
 
 class BrokenRecordError(ValueError):
-    """What stands there is no record."""
+    """The bytes are not a valid record."""
 
 
 class Records:
-    """The records of an open file; ``base`` is where they begin."""
+    """The records of an open file; ``base`` is the offset of the data section."""
 
     def __init__(self, content: mmap, base: int):
         self._content = content
@@ -35,7 +35,7 @@ class Records:
         self._codes: dict[tuple[int, bytes], str | None] = {}
 
     def region(self, offset: int) -> Region:
-        """Give the region of the record that begins at ``offset`` of the file; BrokenRecordError."""
+        """Return the region of the record at ``offset`` in the file; BrokenRecordError."""
         try:
             return self._region(offset)
         except IndexError:
@@ -57,7 +57,7 @@ class Records:
         return country, continent
 
     def _code(self, offset: int, wanted: bytes) -> str | None:
-        """The text under one key of a map; countries and continents are shared by many records."""
+        """Return the text of one key of a map; cached, since many records share countries and continents."""
         _, _, at, _ = self._value(offset)
         if (at, wanted) not in self._codes:
             found = None
@@ -69,7 +69,7 @@ class Records:
         return self._codes[at, wanted]
 
     def _items(self, offset: int) -> Iterator[tuple[bytes, int]]:
-        """Yields each key of a map and where its value is; nothing of what is no map."""
+        """Yield each key of a map with the offset of its value; nothing if the value is no map."""
         kind, size, offset, _ = self._value(offset)
         if kind != _MAP:
             return
@@ -80,7 +80,7 @@ class Records:
             if start not in self._texts:
                 self._texts[start] = self._bytes(start, length)
             yield self._texts[start], offset
-            offset = self._behind(offset)
+            offset = self._skip(offset)
 
     def _bytes(self, start: int, size: int) -> bytes:
         if start + size > self._end:
@@ -88,7 +88,7 @@ class Records:
         return self._content[start : start + size]
 
     def _control(self, offset: int) -> tuple[int, int, int]:
-        """Type, size (a pointer's target) and where the value's own bytes begin."""
+        """Return type, size (of a pointer: its target) and the offset of the value's bytes."""
         content = self._content
         control = content[offset]
         kind, size, offset = control >> 5, control & 0x1F, offset + 1
@@ -109,9 +109,9 @@ class Records:
         return kind, size, offset
 
     def _value(self, offset: int) -> tuple[int, int, int, int]:
-        """Type, size and bytes of a value, its pointer followed, and where the next one begins.
+        """Return type, size and offset of a value after following a pointer, and the next value's offset.
 
-        That is only known here of a value that a pointer leads to, and of a text.
+        The last is valid only for pointers and texts.
         """
         kind, size, start = self._control(offset)
         if kind != _POINTER:
@@ -122,8 +122,8 @@ class Records:
             raise BrokenRecordError("a pointer leads to a pointer")
         return kind, size, start, behind
 
-    def _behind(self, offset: int) -> int:
-        """Where the next value begins."""
+    def _skip(self, offset: int) -> int:
+        """Return the offset of the next value."""
         waiting, seen = 1, 0
         while waiting:
             kind, size, offset = self._control(offset)

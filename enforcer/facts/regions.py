@@ -1,12 +1,11 @@
-"""Countries and continents from a MaxMind DB file (format 2.0; GeoLite2 or GeoIP2, Country or City).
+"""Reads countries and continents from a MaxMind DB file (format 2.0; GeoLite2 or GeoIP2, Country or City).
 
-``country`` is where the database locates an address (``country.iso_code``), not where it is registered:
-``registered_country`` is not looked at, and an address without ``country`` has none.
+The country is the location of an address (``country.iso_code``), not its registration: the reader ignores
+``registered_country``, and an address without ``country`` has no country.
 
-A file may alias IPv6 ranges to its IPv4 tree (::ffff:0:0/96, 2002::/16 of 6to4, 2001::/32 of Teredo). Here
-an IPv4-mapped address is the IPv4 address, as in the maps, and no IPv6 address has a region by an alias: that
-would be a claim which the sender wrote into its address. For the rest both families are looked up as
-maxminddb does.
+A file may alias IPv6 ranges to its IPv4 tree (::ffff:0:0/96, 2002::/16 of 6to4, 2001::/32 of Teredo). The
+reader treats an IPv4-mapped address as the IPv4 address, as the maps do, and ignores the other aliases: the
+sender chooses the IPv4 address in such an address. Apart from that, look-ups give maxminddb's results.
 """
 
 from __future__ import annotations
@@ -32,27 +31,27 @@ from enforcer.instance import trust
 Wanted = Callable[[str | None, str | None], bool]
 
 MAX_BYTES = 1 << 30
-_SAMPLE = 1000  # records that are looked at for a country or continent when a file is opened
+_SAMPLE = 1000  # records that the check at opening reads
 _SAMPLE_STEPS = 200_000
 _COPY = 16 << 20
-_MIXED = -1  # below this node there are several regions
+_MIXED = -1  # the records below this node have several regions
 _SEPARATOR = 16  # bytes between the search tree and the records
-_MAPPED = int(MAPPED_NETWORK.network_address)  # where the maps keep IPv4
+_MAPPED = int(MAPPED_NETWORK.network_address)  # ::ffff:0:0/96 holds IPv4 in the maps
 
-# What maxminddb raises, beside its own error, for a file that is not what it says.
+# What maxminddb raises for a broken file, besides its own error.
 _UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, OSError, MemoryError)
 
 
 class DatabaseError(EnforcerError):
-    """A file that no regions can be taken from."""
+    """The file has no usable countries or continents."""
 
     exit_code = 2
 
 
 class RegionPrefixes(NamedTuple):
-    """Prefixes as the maps' longest-prefix match has them, each with the number of its region.
+    """Prefixes for the maps' longest-prefix match, each with the number of its region.
 
-    A prefix with the number 0 has no region: it stands in one that has.
+    Number 0: the prefix has no region, but lies in one that has.
     """
 
     length: np.ndarray
@@ -78,7 +77,7 @@ class _Addresses:
         return _Addresses(self.high[index], self.low[index])
 
     def children(self, depth: int) -> _Addresses:
-        """Of each node at ``depth`` the left and the right child, in turn."""
+        """Return left and right child of each node at ``depth``, in turn."""
         high, low = np.repeat(self.high, 2), np.repeat(self.low, 2)
         if depth < 64:
             high[1::2] |= np.uint64(1 << (63 - depth))
@@ -93,7 +92,7 @@ class _Addresses:
 
 @dataclass
 class _Tree:
-    """One family's part of the search tree; ``top`` is the record that leads there.
+    """One family's part of the search tree; ``top`` is its first record.
 
     ``levels`` holds the two records of every node, level by level, in the order of addresses.
     """
@@ -105,11 +104,10 @@ class _Tree:
 
 
 class Database:
-    """An open file. It is copied into memory first, so that what is open stays one and whole.
+    """An open file, copied into memory first: later writes to the file do not affect it.
 
-    A file that is overwritten in place is faulted while it is written: replace it by renaming, as
-    geoipupdate does. DatabaseError for everything that is wrong with it. ``strict`` is that of
-    enforcer/instance/trust.py.
+    A file that changes during the copy is an error: replace it by renaming, as geoipupdate does.
+    DatabaseError for every fault of a file. ``strict`` is that of enforcer/instance/trust.py.
     """
 
     def __init__(self, path: Path, *, strict: bool = True):
@@ -124,11 +122,11 @@ class Database:
         self._record_size: int = metadata.record_size
         tree_size = self._nodes * self._record_size // 4
         self._last_record = self._nodes + len(self._buffer) - tree_size - 1
-        # A record that is no node is the number of nodes plus the offset from the tree's end.
+        # The value of a data record is the number of nodes plus the offset from the end of the tree.
         self._data = tree_size - self._nodes
         self._records = Records(self._buffer, tree_size + _SEPARATOR)
         self.ipv4_only: bool = metadata.ip_version == 4
-        """The file has no IPv6 prefix: IPv6 addresses have no region."""
+        """The file has IPv4 prefixes only: IPv6 addresses have no region."""
         self._ipv4_top = 0
         if not self.ipv4_only:
             self._ipv4_top, _ = self._walk(0, 96)
@@ -142,7 +140,7 @@ class Database:
             raise
 
     def _walk(self, bits: int, count: int) -> tuple[int, bool]:
-        """The record that ``count`` of 128 ``bits`` lead to, and whether the IPv4 tree's top is on the way.
+        """Follow ``count`` of 128 ``bits``; return the record, and whether the path meets the IPv4 tree.
 
         Ends at the first record that is no node.
         """
@@ -164,23 +162,23 @@ class Database:
         return (pair >> 28 & 0xF) << 24 | pair >> 32
 
     def _check_kind(self) -> None:
-        """See whether the first records have a country or continent; the others are read when asked for."""
+        """Check that one of the first records has a country or continent; a look-up reads the others."""
         seen: set[int] = set()
-        # Record and depth; the last is taken first.
-        ways = [(self._ipv4_top, 96)] if self.ipv4_only else [(0, 0), (self._ipv4_top, 96)]
+        # Record and depth; the search takes the last entry first.
+        pending = [(self._ipv4_top, 96)] if self.ipv4_only else [(0, 0), (self._ipv4_top, 96)]
         for _ in range(_SAMPLE_STEPS):
-            if not ways or len(seen) >= _SAMPLE:
+            if not pending or len(seen) >= _SAMPLE:
                 break
-            record, depth = ways.pop()
+            record, depth = pending.pop()
             if record < self._nodes and depth < 128:
-                ways += [(self._child(record, side), depth + 1) for side in (1, 0)]
+                pending += [(self._child(record, side), depth + 1) for side in (1, 0)]
             elif record > self._nodes and record not in seen:
                 seen.add(record)
                 if self._region(record) != UNKNOWN_REGION:
                     return
-        raise self._of_no_use()
+        raise self._without_regions()
 
-    def _of_no_use(self) -> DatabaseError:
+    def _without_regions(self) -> DatabaseError:
         return DatabaseError(
             f"{self.path}: a MaxMind DB of the type {self._metadata.database_type}: its records have neither "
             "country nor continent",
@@ -191,7 +189,7 @@ class Database:
         return DatabaseError(f"{self.path}: a broken MaxMind DB file: {what}", "Download it again.")
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Release the memory."""
         self._buffer.close()
 
     def __enter__(self) -> Database:
@@ -203,7 +201,7 @@ class Database:
         self.close()
 
     def find(self, address: IPv4Address | IPv6Address) -> Region:
-        """Country and continent of an address, as :meth:`prefixes` has them."""
+        """Return the region of an address, as :meth:`prefixes` has it."""
         if isinstance(address, IPv6Address):
             if address.ipv4_mapped is None:
                 record, aliased = self._walk(int(address), 128)
@@ -230,10 +228,10 @@ class Database:
             raise self._broken(f"a record cannot be read: {error}") from None
 
     def prefixes(self, wanted: Wanted) -> RegionPrefixes:
-        """All prefixes whose region is ``wanted``; neighbours of one region are one prefix.
+        """Return the prefixes whose region is ``wanted``; adjacent ones of one region become one prefix.
 
-        Walks the tree a level at a time with numpy: 500,000 prefixes in 0.2 s, where maxminddb's own iterator
-        takes 1.7 s.
+        The walk handles the tree level by level with numpy: 500,000 prefixes take 0.2 s, and 1.7 s with
+        maxminddb's iterator.
         """
         children = self._children()
         trees = [_Tree(self._ipv4_top, 96, _MAPPED)]
@@ -243,7 +241,7 @@ class Database:
         for tree in trees:
             self._descend(tree, children, found)
         if all(region == UNKNOWN_REGION for region in found.values()):
-            raise self._of_no_use()
+            raise self._without_regions()
         del children
         regions = list(
             dict.fromkeys(region for region in found.values() if region != UNKNOWN_REGION and wanted(*region))
@@ -255,7 +253,7 @@ class Database:
         return _joined(parts, regions)
 
     def _children(self) -> np.ndarray:
-        """Both records of every node."""
+        """Return both records of every node."""
         if not self._nodes:
             return np.zeros((0, 2), np.uint32)
         raw = np.frombuffer(self._buffer, np.uint8, self._nodes * self._record_size // 4)
@@ -275,7 +273,7 @@ class Database:
         return children
 
     def _descend(self, tree: _Tree, children: np.ndarray, found: dict[int, Region]) -> None:
-        """Fills the tree's levels and reads each record that is new."""
+        """Fill the tree's levels, and read each data record once."""
         records: np.ndarray = np.array([tree.top], np.uint32)
         addresses = _Addresses.one(tree.base)
         self._read_regions(records, found)
@@ -312,7 +310,7 @@ class Database:
     def _emit(
         self, tree: _Tree, pointers: np.ndarray, numbers: np.ndarray
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yields length, addresses and numbers of the tree's prefixes."""
+        """Yield length, addresses and region numbers of the tree's prefixes."""
         levels: list[np.ndarray] = [np.array([tree.top], np.uint32), *tree.levels]
         resolved = self._resolve(levels, pointers, numbers)
         addresses = _Addresses.one(tree.base)
@@ -326,7 +324,7 @@ class Database:
             mixed = here == _MIXED
             if not mixed.any():
                 return
-            # A node's records on the next level stand where the nodes of this one are counted to.
+            # The records of a level's n-th node are number 2n and 2n + 1 of the next level.
             order = np.cumsum(records < self._nodes) - 1
             nodes = order[indices[mixed]]
             indices = np.stack([2 * nodes, 2 * nodes + 1], axis=1).reshape(-1)
@@ -335,7 +333,7 @@ class Database:
     def _resolve(
         self, levels: list[np.ndarray], pointers: np.ndarray, numbers: np.ndarray
     ) -> list[np.ndarray]:
-        """Gives each record of each level the number of its region, 0 for none, _MIXED for several."""
+        """Return the region number of each record on each level; 0: none, _MIXED: several below it."""
         resolved: list[np.ndarray] = []
         below: np.ndarray = np.zeros(0, np.int32)
         for records in reversed(levels):
@@ -364,11 +362,11 @@ def _joined(parts: list[tuple[int, np.ndarray, np.ndarray]], regions: list[Regio
 
 
 def _covers_ipv4(length: np.ndarray, address: np.ndarray) -> bool:
-    """Whether an IPv6 prefix lies over ::ffff:0:0/96, where IPv4 is, and IPv4 as a whole has no region."""
+    """Return whether an IPv6 prefix covers ::ffff:0:0/96 (IPv4) and no entry is for IPv4 as a whole."""
     whole = (length == 96) & (address[:, 10:12] == 0xFF).all(axis=1) & (address[:, :10] == 0).all(axis=1)
     if whole.any():
         return False
-    # All others have a bit set before ::ffff:0:0 has one.
+    # Prefixes with a non-zero first byte cannot cover ::ffff:0:0/96.
     low = np.flatnonzero((length < 96) & (address[:, 0] == 0))
     return any(
         int.from_bytes(address[index].tobytes(), "big") >> (128 - bits) == _MAPPED >> (128 - bits)
@@ -377,7 +375,7 @@ def _covers_ipv4(length: np.ndarray, address: np.ndarray) -> bool:
 
 
 def _copied(path: Path, strict: bool) -> tuple[int, os.stat_result]:
-    """A copy of the file without a name, and what was known of the file; mapping it cannot raise SIGBUS."""
+    """Copy the file into memory, where its mapping cannot raise SIGBUS; return it with the file's status."""
     try:
         with open(trust.open_file(path, strict=strict), "rb", buffering=0) as file:  # noqa: PTH123
             stat = os.fstat(file.fileno())
@@ -411,7 +409,7 @@ def _copied(path: Path, strict: bool) -> tuple[int, os.stat_result]:
 
 
 def _header(path: Path, copy: int) -> Any:
-    """The file's metadata, by maxminddb's reader in Python."""
+    """Return the file's metadata, as maxminddb's Python reader decodes it."""
     try:
         with maxminddb.open_database(f"/proc/self/fd/{copy}", maxminddb.MODE_MMAP) as reader:
             metadata = reader.metadata()

@@ -1,7 +1,4 @@
-"""The rows that go into the store and come out of it.
-
-Addresses are 16 bytes (enforcer/address.py).
-"""
+"""The rows of the store. Addresses are 16 bytes (enforcer/address.py), times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -9,15 +6,15 @@ from typing import NamedTuple
 
 from enforcer.policy.facts import Facts
 
-ANYBODY = bytes(16)
-"""The client of a name that holds whoever asks."""
+ANY_CLIENT = bytes(16)
+"""The client of names that are valid for all clients."""
 
 COMMAND, FILE = "command", "file"
-"""Where a session comes from."""
+"""The origin of a session: a command, or the watched file."""
 
 
 class NewSession(NamedTuple):
-    """A session to be; times are Unix seconds throughout, and None never expires."""
+    """A session to add; ``expires`` None: it does not expire."""
 
     client: bytes
     facts: Facts
@@ -35,24 +32,24 @@ class SessionRow(NamedTuple):
     origin: str
 
 
-class Sessions(NamedTuple):
-    """What a change of sessions changed."""
+class ChangedSessions(NamedTuple):
+    """The effect of a transaction on sessions."""
 
     clients: list[tuple[bytes, int]]
-    """Clients whose profile is another one now."""
+    """Clients with a new profile, and its number."""
     profiles: list[tuple[int, Facts]]
-    """Profiles that are new, or whose number is given again."""
+    """Profiles that are new, or have a number that was used before."""
 
 
-class Learnt(NamedTuple):
-    """One answer: for this client the address goes by this name until then."""
+class LearntName(NamedTuple):
+    """A learnt name of an address for one client, until ``expires``."""
 
     client: bytes
     address: bytes
     name: str
     expires: float
     payer: bytes = b""
-    """Who is charged, if not the client itself: whose answer it was that holds for ANYBODY."""
+    """The client prefix to charge; empty: that of ``client``. For ANY_CLIENT: that of the asking client."""
 
 
 class NameRow(NamedTuple):
@@ -64,10 +61,10 @@ class NameRow(NamedTuple):
     expires: float
 
 
-class Names(NamedTuple):
-    """What a change of names changed."""
+class ChangedNames(NamedTuple):
+    """The effect of a transaction on names."""
 
     hosts: list[tuple[tuple[bytes, bytes], int]]
-    """(client, address) → the number of its set of names; 0 if no name is left."""
+    """(client, address) and the number of its set of names; 0 if no name is left."""
     sets: list[tuple[int, tuple[str, ...]]]
-    """Sets that are new, or whose number is given again."""
+    """Sets that are new, or have a number that was used before."""

@@ -1,4 +1,4 @@
-"""One session as JSON, and files of them: JSON Lines, one session a line.
+"""Reads sessions: one as JSON, and files of them in JSON Lines (one session per line).
 
 ::
 
@@ -7,12 +7,12 @@
      "saml_attributes": {"department": "ops", "role": ["admin", "dev"]},
      "device_posture": ["3f2a…"], "vnet_id": "…", "proxy_endpoint": "…", "ttl": 28800}
 
-Only ``client`` is needed. ``expires`` (RFC 3339) or ``ttl`` (seconds) ends a session; ``ttl`` counts from the
-moment that the reader is told of: for a watched file its last change, for a command now. Groups and posture
-checks are known of everybody with a session, if only to be none.
+Only ``client`` is required. ``expires`` (RFC 3339) or ``ttl`` (seconds) ends a session; ``ttl`` counts from
+the time that the caller passes: for a watched file its last change, for a command the present time. A session
+without groups or posture checks has empty lists of them, which are known.
 
-Raises ConfigError with every fault of a file, up to twenty. A fault quotes the values of known keys and the
-names of unknown ones, nothing else of the file: faults end up in the journal.
+Reading a file raises ConfigError with up to twenty faults. A fault quotes only the values of known keys and
+the names of unknown ones, because faults are written to the journal.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ KEYS = (
 
 
 class _WrongError(Exception):
-    """What is wrong with one value."""
+    """One value is wrong."""
 
 
 def _wrong(value: Any, what: str, expected: str) -> _WrongError:
@@ -77,9 +77,9 @@ def _wrong(value: Any, what: str, expected: str) -> _WrongError:
 
 def _text(value: Any, key: str) -> str:
     if isinstance(value, str) and value and len(value) <= LONGEST_TEXT:
-        # Names may have format characters and odd spaces; these would end a line, or cannot be stored.
+        # Texts may have format characters and any spaces, but no control characters and no surrogates.
         if value.isprintable() or not any(
-            char < " " or "\x7f" <= char < "\xa0" or _lone(char) for char in value
+            char < " " or "\x7f" <= char < "\xa0" or _is_surrogate(char) for char in value
         ):
             return value
         raise _wrong(value, f"a control character in `{key}`", "text without any")
@@ -90,7 +90,7 @@ def _text(value: Any, key: str) -> str:
     raise _wrong(value, f"`{key}` has {len(value)} characters", f"at most {LONGEST_TEXT}")
 
 
-def _lone(char: str) -> bool:
+def _is_surrogate(char: str) -> bool:
     return "\ud800" <= char <= "\udfff"
 
 
@@ -104,7 +104,7 @@ def _texts(value: Any, key: str, plain: bool) -> tuple[str, ...]:
 
 
 def client_of(value: Any) -> bytes:
-    """A client's address as 16 bytes. Raises ValueError, which says what is wrong."""
+    """Return a client's address as 16 bytes; ValueError with the reason."""
     try:
         return _client(value)
     except _WrongError as error:
@@ -171,7 +171,7 @@ def _expires(entry: Mapping[str, Any], now: float) -> float | None:
         ttl = entry["ttl"]
         if isinstance(ttl, bool) or not isinstance(ttl, int | float):
             raise _wrong(ttl, "`ttl` is no number", "seconds, such as 3600")
-        if not 0 < ttl <= _LONGEST_TTL:  # which not-a-number isn't either
+        if not 0 < ttl <= _LONGEST_TTL:  # false for NaN as well
             raise _wrong(ttl, "`ttl` is out of range", f"more than 0 and at most {_LONGEST_TTL} seconds")
         if "expires" in entry:
             raise _wrong(entry["expires"], "`expires` and `ttl` together", "one of them")
@@ -182,7 +182,7 @@ def _expires(entry: Mapping[str, Any], now: float) -> float | None:
 
 
 def expiry_of(value: Any) -> float:
-    """A time in RFC 3339's form as Unix seconds."""
+    """Return a time of RFC 3339 in Unix seconds."""
     expected = "a time as in RFC 3339, such as 2030-12-31T23:59:59Z"
     if not isinstance(value, str) or not _RFC3339.fullmatch(value):
         raise _wrong(value, "`expires` is no time with a zone", expected)
@@ -193,9 +193,9 @@ def expiry_of(value: Any) -> float:
 
 
 def read(entry: Any, now: float, *, plain: bool = False) -> tuple[NewSession | None, list[str]]:
-    """A session from its JSON form, or what is wrong with it; ``ttl`` counts from ``now``.
+    """Return the session of a JSON value, or None with its faults; ``ttl`` counts from ``now``.
 
-    ``plain``: no text in it is too long or has a control character, so much is known.
+    ``plain``: the caller knows that no text is too long or has a control character.
     """
     if not isinstance(entry, dict):
         return None, ['not a session; expected an object such as {"client": "10.0.1.2", "email": "…"}']
@@ -228,10 +228,9 @@ def read(entry: Any, now: float, *, plain: bool = False) -> tuple[NewSession | N
 
 
 def read_file(path: Path, now: float | None = None, name: str | None = None) -> list[NewSession]:
-    """The sessions of a file, without those that have expired.
+    """Return the sessions of a file that have not expired; ConfigError.
 
-    ``ttl`` counts from ``now``, or from the file's last change. ``name`` is what faults call the file.
-    Raises ConfigError.
+    ``ttl`` counts from ``now``, by default from the file's last change. Faults call the file ``name``.
     """
     name = name or str(path)
     content, changed = content_of(path, name)
@@ -241,7 +240,7 @@ def read_file(path: Path, now: float | None = None, name: str | None = None) -> 
 
 
 def content_of(path: Path, name: str) -> tuple[bytes, float]:
-    """A file's content and the time of its last change. Raises ConfigError."""
+    """Return a file's content and the time of its last change; ConfigError."""
     try:
         number = trust.open_file(path)
         with open(number, "rb") as file:  # noqa: PTH123
@@ -260,11 +259,11 @@ def content_of(path: Path, name: str) -> tuple[bytes, float]:
 
 
 Row = tuple[bytes, Any, float | None, int]
-"""A session's client, facts (as they are or as they are stored), end, and line."""
+"""Client, facts (as they are, or in stored form), expiry, line."""
 
 
 def united(name: str, rows: Sequence[Row], faults: Sequence[tuple[int, str]]) -> list[Row]:
-    """A whole file's rows, without those that have expired. Raises ConfigError."""
+    """Return a whole file's rows that have not expired; ConfigError for faults and duplicate clients."""
     found = [Fault(name, line, message) for line, message in faults]
     first: dict[bytes, int] = {}
     for client, _, _, line in rows:
@@ -283,7 +282,7 @@ def united(name: str, rows: Sequence[Row], faults: Sequence[tuple[int, str]]) ->
 
 
 class Lines:
-    """Lines of a file, read: the sessions with their line numbers, and the faults (line, message)."""
+    """Reads lines of a file: ``rows`` has the sessions, ``faults`` the pairs of line number and message."""
 
     def __init__(self, now: float, first: int = 1, keep: Callable[[Facts], Any] = lambda facts: facts):
         self.now = now
@@ -293,9 +292,9 @@ class Lines:
         self.faults: list[tuple[int, str]] = []
 
     def read(self, content: bytes) -> None:
-        """Reads all lines, or the lines up to one fault more than are listed."""
+        """Read all lines; stop when there are more than MOST_FAULTS faults."""
         rows, keep = self.rows, self.keep
-        # A line at a time: what is read of it is done with before it has left the processor's caches.
+        # Line by line: a line is processed while it is in the processor's cache.
         for number, raw in enumerate(io.BytesIO(content), self.first):
             session: NewSession | None = None
             problems: list[str] = []
@@ -324,21 +323,21 @@ class Lines:
             return None, [f"JSON that cannot be read; {_ONE_OBJECT}"]
         if end != len(line):
             return None, [f"more than one value in a line, in column {end + 1}; {_ONE_OBJECT}"]
-        # Raw control characters are no JSON; in ASCII there is but one more, and escapes.
+        # JSON has no raw control characters below U+0020; what remains in ASCII is U+007F and escapes.
         plain = len(line) <= LONGEST_TEXT and line.isascii() and "\\" not in line and "\x7f" not in line
         return read(entry, self.now, plain=plain)
 
 
 def unpack_client(client: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address from its 16 bytes; numpy's way takes ten times as long."""
+    """Return the address of 16 bytes; ten times as fast as with numpy."""
     return ipaddress.IPv4Address(client[12:]) if client[:12] == MAPPED else ipaddress.IPv6Address(client)
 
 
 def shown(facts: Facts) -> dict[str, Any]:
-    """Facts in the form that they are read from, every key present.
+    """Return facts as a session's JSON value, with every key.
 
-    Of a group only what policies see is kept: ids, names and e-mail addresses each by themselves. Where the
-    three don't pair up, each stands in a group of its own.
+    Facts keep ids, names and e-mail addresses of groups in separate lists. If the lists have different
+    lengths, each value is shown as a group of its own.
     """
     lists = {key: facts.get(field, ()) for key, field in GROUPS.items()}
     kept = {key: values for key, values in lists.items() if values}

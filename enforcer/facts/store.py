@@ -1,7 +1,7 @@
-"""The store of facts: the single truth of who has a session and which names were learnt.
+"""The store of facts: the authority on sessions and learnt names.
 
-Whoever changes what the kernel holds of facts, or switches the policy bank, does it within a
-:meth:`Store.change`; so no session and no name falls between two generations.
+Code that changes the kernel's maps of facts, or switches the policy bank, does so within a
+:meth:`Store.transaction`. So no session and no name is lost between two generations.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from enforcer.facts.database import among, explained
 from enforcer.facts.names import BYTES_IN_ALL, FIRST, ExpiryCursor, LearntNames
 from enforcer.facts.numbers import NUMBERS, Numbers, digest
 from enforcer.facts.rows import (
-    ANYBODY,
+    ANY_CLIENT,
     COMMAND,
     FILE,
-    Learnt,
+    ChangedNames,
+    ChangedSessions,
+    LearntName,
     NameRow,
-    Names,
     NewSession,
     SessionRow,
-    Sessions,
 )
 from enforcer.policy.facts import Facts
 
 __all__ = [
-    "ANYBODY",
+    "ANY_CLIENT",
     "COMMAND",
     "FILE",
     "NUMBERS",
-    "Change",
-    "Learnt",
+    "ChangedNames",
+    "ChangedSessions",
+    "LearntName",
     "NameRow",
-    "Names",
     "NewSession",
     "SessionRow",
-    "Sessions",
     "Store",
     "Stored",
+    "Transaction",
     "stored",
 ]
 
 LARGEST_LOG = 256 << 20
-"""Bytes of the write-ahead log with which no more names are learnt; loading sessions needs up to 200 MB."""
-# From so many on reading all rows is quicker than looking for each.
+"""Size of the write-ahead log, in bytes, above which no names are learnt; bulk loads need up to 200 MB."""
+# From this number of clients on, reading all rows is faster than one look-up each.
 _MANY = 10_000
 _SESSION = (
     "SELECT client, profile, value, expires, since, origin FROM sessions JOIN profiles ON number = profile"
@@ -60,24 +60,23 @@ _SESSION = (
 
 
 Stored = tuple[bytes, bytes]
-"""Facts as they are stored, behind the digest that they are found by."""
+"""Digest of the facts, and the facts in stored form."""
 
 
 def stored(facts: Facts) -> Stored:
-    """Equal for equal facts.
+    """Return the stored form of facts, which is equal for equal facts.
 
-    marshal takes a fifth of JSON's time, which counts with 100,000 sessions; its version 2 has no references,
-    so equal values are equal bytes, and every later Python reads it.
+    marshal takes a fifth of JSON's time, which matters for 100,000 sessions. Version 2 has no references, so
+    equal values give equal bytes, and every later Python reads it.
     """
     value = marshal.dumps(dict(sorted(facts.items())), 2)
     return digest(value), value
 
 
 class Store:
-    """The facts of one gateway.
+    """The facts of one gateway. All methods raise BusyError and KernelError.
 
-    Without ``create`` (commands that look) a file that isn't there is NotInstalledError. All methods raise
-    BusyError, KernelError.
+    Without ``create`` (commands that only read) a missing file is a NotInstalledError.
     """
 
     def __init__(self, path: Path, *, create: bool = True):
@@ -86,9 +85,9 @@ class Store:
         self._names_in_all = min(BYTES_IN_ALL, database.size_of_filesystem(path) // 4)
         self._file = path.stat().st_ino
         self.undone = 0
-        """How many changes were taken back: what they had written elsewhere is still there."""
+        """Number of transactions rolled back, whose entries in the kernel's maps may still exist."""
         self.begun = 0
-        """How many changes were begun."""
+        """Number of transactions begun."""
 
     def __enter__(self) -> Self:
         return self
@@ -97,13 +96,13 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Close the connection."""
         self._database.close()
 
     def restore(self) -> bool:
-        """Writes the file again if it is not the one that was opened; True if so.
+        """Write the file again if its path no longer leads to the opened file; return whether it did.
 
-        What another process wrote into a file in its place is lost: it knew nothing of what is here.
+        Replaces a file that another process created at the path: it lacks this connection's data.
         """
         if self.path.exists() and self.path.stat().st_ino == self._file:
             return False
@@ -113,18 +112,18 @@ class Store:
 
     @property
     def version(self) -> int:
-        """Another one after every change by another connection."""
+        """A number that differs after every commit of another connection."""
         return int(self._one("PRAGMA data_version"))
 
-    def expect_much(self) -> None:
-        """For a process that writes much and ends: more memory, and the log is not tidied up meanwhile."""
+    def prepare_bulk_load(self) -> None:
+        """Prepare a bulk load by a process that then ends: larger cache, rare checkpoints of the log."""
         with explained("opening the facts"):
             self._database.execute("PRAGMA cache_size = -65536")
             self._database.execute("PRAGMA wal_autocheckpoint = 50000")
 
     @property
     def generation(self) -> int:
-        """Rises with each switch of the policy bank."""
+        """A number that rises with each switch of the policy bank."""
         return int(self._meta("generation"))
 
     @property
@@ -135,13 +134,13 @@ class Store:
 
     @property
     def bank(self) -> int | None:
-        """The bank that the document is about."""
+        """Number of the bank that the document describes."""
         found = self._meta("bank")
         return None if found is None else int(found)
 
     @property
     def sequence(self) -> int:
-        """Rises with every profile and name set that is new, or whose number is given again."""
+        """A number that rises with every profile or set of names that gets a number."""
         return int(self._meta("sequence"))
 
     def _meta(self, key: str) -> Any:
@@ -157,43 +156,43 @@ class Store:
             yield from self._database.execute(query, values)
 
     def profiles(self, after: int = 0) -> list[tuple[int, Facts]]:
-        """Distinct facts of sessions, by number; those with a sequence above ``after``."""
+        """Return the distinct facts of sessions, by number, with a sequence above ``after``."""
         with explained("reading the facts"):
             found = Numbers(self._database, "profiles").after(after)
             return [(number, marshal.loads(facts)) for number, facts in found]
 
     def profile_numbers(self) -> dict[bytes, int]:
-        """Every profile's number, by the digest of its facts."""
+        """Return every profile's number by the digest of its facts."""
         return dict(self._rows("SELECT digest, number FROM profiles"))
 
     def name_sets(self, after: int = 0) -> list[tuple[int, tuple[str, ...]]]:
-        """Distinct sets of names, by number; those with a sequence above ``after``."""
+        """Return the distinct sets of names, by number, with a sequence above ``after``."""
         with explained("reading the facts"):
             found = Numbers(self._database, "name_sets").after(after)
             return [(number, marshal.loads(facts)) for number, facts in found]
 
     def sessions(self) -> Iterator[SessionRow]:
-        """All sessions, by client."""
+        """Yield all sessions in order of client address."""
         for client, profile, facts, expires, since, origin in self._rows(_SESSION + " ORDER BY client"):
             yield SessionRow(client, profile, marshal.loads(facts), expires, since, origin)
 
     def session(self, client: bytes) -> SessionRow | None:
-        """A client's session."""
+        """Return a client's session, or None."""
         for row in self._rows(_SESSION + " WHERE client = ?", client):
             return SessionRow(row[0], row[1], marshal.loads(row[2]), *row[3:])
         return None
 
     def session_profiles(self) -> list[tuple[bytes, int]]:
-        """Every client with a session, and its profile: what the kernel's map holds."""
+        """Return every client with a session and its profile, as the map `sessions` holds them."""
         return list(self._rows("SELECT client, profile FROM sessions"))
 
     def clients_of_file(self) -> set[bytes]:
-        """Whose sessions come from the watched file."""
-        # The index is for this very word.
+        """Return the clients whose sessions come from the watched file."""
+        # The partial index `sessions_of_file` needs the literal.
         return {row[0] for row in self._rows(f"SELECT client FROM sessions WHERE origin = '{FILE}'")}
 
     def origins(self, clients: Collection[bytes]) -> dict[bytes, str]:
-        """Where the sessions of these clients come from; those without one are left out."""
+        """Return the origin of each of these clients' sessions; clients without a session are omitted."""
         query = "SELECT client, origin FROM sessions"
         if len(clients) > _MANY:
             return {client: origin for client, origin in self._rows(query) if client in clients}
@@ -201,47 +200,47 @@ class Store:
             return dict(among(self._database, f"{query} WHERE client", clients))
 
     def count_sessions(self) -> int:
-        """How many sessions there are."""
+        """Return the number of sessions."""
         return int(self._one("SELECT count(*) FROM sessions"))
 
     def next_session_expiry(self) -> float | None:
-        """When the next session expires."""
+        """Return the time at which the next session expires, or None."""
         found = self._one("SELECT min(expires) FROM sessions WHERE expires IS NOT NULL")
         return None if found is None else float(found)
 
     def names(self) -> Iterator[NameRow]:
-        """All learnt names."""
+        """Yield all learnt names."""
         for row in self._rows(
             "SELECT client, address, texts.text, expires FROM names JOIN texts ON number = names.text"
         ):
             yield NameRow(*row)
 
     def names_at(self, client: bytes, address: bytes) -> tuple[str, ...]:
-        """What an address goes by for a client; names that hold for anybody not among them."""
+        """Return the names of an address for a client, sorted, without those for ANY_CLIENT."""
         query = (
             "SELECT texts.text FROM names JOIN texts ON number = names.text WHERE client = ? AND address = ?"
         )
         return tuple(sorted(row[0] for row in self._rows(query, client, address)))
 
     def hosts(self) -> list[tuple[tuple[bytes, bytes], int]]:
-        """Every (client, address) with names, and the number of their set: what the kernel's map holds."""
+        """Return the number of the set of each (client, address) with names, as the map `hosts` holds it."""
         query = "SELECT client, address, name_set FROM hosts"
         return [((client, address), number) for client, address, number in self._rows(query)]
 
     def name_set_of(self, client: bytes, address: bytes) -> int:
-        """The number of the set of names that an address has for a client; 0 for none."""
+        """Return the number of the set of names of an address for a client; 0: none."""
         query = "SELECT name_set FROM hosts WHERE client = ? AND address = ?"
         return int(self._one(query, client, address) or 0)
 
     def next_name_expiry(self) -> float | None:
-        """When the next name expires."""
+        """Return the time at which the next name expires, or None."""
         found = self._one("SELECT min(expires) FROM names")
         return None if found is None else float(found)
 
     def check_log(self) -> None:
-        """KernelError while the write-ahead log is too large to go on learning names.
+        """Raise KernelError while the write-ahead log is larger than LARGEST_LOG.
 
-        It cannot be begun again while a command reads an older state.
+        SQLite cannot truncate the log while a command reads an older state.
         """
         if database.size_of_log(self.path) <= LARGEST_LOG:
             return
@@ -254,18 +253,18 @@ class Store:
             )
 
     @contextmanager
-    def change(self, patience: float | None = None) -> Iterator[Change]:
-        """The one change at a time; waits for another's end, up to ten seconds or ``patience`` (BusyError).
+    def transaction(self, patience: float | None = None) -> Iterator[Transaction]:
+        """Begin a write transaction; wait for another one up to ``patience`` seconds (default 10), BusyError.
 
-        All of it is kept, or after an exception nothing.
+        An exception rolls it back.
         """
         with explained("changing the facts"):
             database.begin(self._database, patience)
             self.begun += 1
             try:
-                change = Change(self._database, self._names_in_all)
-                yield change
-                change.settle()
+                transaction = Transaction(self._database, self._names_in_all)
+                yield transaction
+                transaction.finish()
                 self._database.execute("COMMIT")
             except BaseException:
                 self.undone += 1
@@ -274,8 +273,8 @@ class Store:
                 raise
 
 
-class Change:
-    """A change of the store, from :meth:`Store.change`."""
+class Transaction:
+    """A write transaction on the store; :meth:`Store.transaction` makes it."""
 
     def __init__(self, connection: sqlite3.Connection, in_all: int):
         self._database = connection
@@ -284,21 +283,21 @@ class Change:
 
     @property
     def document(self) -> bytes | None:
-        """The resolvers' document, as this change finds it."""
+        """The resolvers' document, as read within this transaction."""
         found = self._database.execute("SELECT value FROM meta WHERE key = 'document'").fetchone()[0]
         return None if found is None else bytes(found)
 
-    def settle(self) -> None:
-        """The end: numbers that nobody uses any more are free."""
-        self._profiles.settle()
-        self._names.settle()
+    def finish(self) -> None:
+        """Finish before the commit: delete unused values and free their numbers."""
+        self._profiles.finish()
+        self._names.finish()
 
     # --- sessions
 
-    def put_sessions(self, rows: Iterable[NewSession], origin: str) -> Sessions:
-        """Adds sessions, or replaces those of the same clients; of two for one client the later one holds.
+    def put_sessions(self, rows: Iterable[NewSession], origin: str) -> ChangedSessions:
+        """Add sessions, or replace those of the same clients; of two for one client the later one counts.
 
-        A session whose facts stay keeps its ``since``.
+        A session with unchanged facts keeps its ``since``.
         """
         return self.put_stored([(row.client, stored(row.facts), row.expires) for row in rows], origin)
 
@@ -307,15 +306,15 @@ class Change:
         rows: Sequence[tuple[bytes, Stored, float | None]],
         origin: str,
         fresh: dict[bytes, int] | None = None,
-    ) -> Sessions:
-        """As :meth:`put_sessions`, with facts that somebody else has brought into their stored form.
+    ) -> ChangedSessions:
+        """As :meth:`put_sessions`, for facts in stored form.
 
-        ``fresh`` says that none of the clients has a session, and holds every profile's number by its digest
-        (:meth:`Store.profile_numbers`); it is kept up to date.
+        ``fresh`` says that none of the clients has a session. It holds every profile's number by its digest
+        (:meth:`Store.profile_numbers`), and this method adds new ones to it.
         """
         wanted = {client: (facts[0], expires) for client, facts, expires in rows}
         users = Counter([key for key, _ in wanted.values()])
-        numbers, new = self._profiles.take(users, dict([facts for _, facts, _ in rows]), fresh)
+        numbers, new = self._profiles.assign(users, dict([facts for _, facts, _ in rows]), fresh)
         before = self._sessions(wanted) if fresh is None else {}
         now = time.time()
         changed: list[tuple[bytes, int]] = []
@@ -335,39 +334,39 @@ class Change:
         self._database.executemany(
             "UPDATE sessions SET profile = ?, expires = ?, since = ?, origin = ? WHERE client = ?", updated
         )
-        self._profiles.use(number for _, number in changed if number not in new)
-        self._profiles.release(before[client][0] for client, _ in changed if client in before)
-        return Sessions(changed, [(number, marshal.loads(facts)) for number, facts in new.items()])
+        self._profiles.add_users(number for _, number in changed if number not in new)
+        self._profiles.remove_users(before[client][0] for client, _ in changed if client in before)
+        return ChangedSessions(changed, [(number, marshal.loads(facts)) for number, facts in new.items()])
 
     def _sessions(self, clients: Collection[bytes]) -> dict[bytes, tuple[int, float, float | None, str]]:
-        """(profile, since, expires, origin) of those of them that have a session."""
+        """Return (profile, since, expires, origin) of the clients that have a session."""
         query = "SELECT client, profile, since, expires, origin FROM sessions WHERE client"
         return {row[0]: row[1:] for row in among(self._database, query, clients)}
 
     def remove_sessions(self, clients: Iterable[bytes]) -> list[bytes]:
-        """Ends sessions; returns those that were there."""
+        """End sessions; return the clients that had one."""
         found = self._sessions(dict.fromkeys(clients).keys())
         self._database.executemany("DELETE FROM sessions WHERE client = ?", [(client,) for client in found])
-        self._profiles.release(row[0] for row in found.values())
+        self._profiles.remove_users(row[0] for row in found.values())
         return list(found)
 
     def expire_sessions(self, now: float, most: int = 1_000_000_000) -> list[bytes]:
-        """Ends the sessions that have expired by ``now``, or so many of them; returns their clients."""
+        """End up to ``most`` sessions that have expired by ``now``; return their clients."""
         query = "SELECT client FROM sessions WHERE expires <= ? LIMIT ?"
         return self.remove_sessions([row[0] for row in self._database.execute(query, (now, most))])
 
     # --- names
 
-    def learn(self, answers: Iterable[Learnt]) -> Names:
-        """Adds names; a later expiry extends one that is known. Only hosts whose names changed are listed.
+    def learn(self, answers: Iterable[LearntName]) -> ChangedNames:
+        """Add names; a later expiry extends a known one. Return the hosts whose names changed.
 
-        Where there are too many, those that were known before make room (:attr:`crowded_out`).
+        Beyond a limit, older names are removed (:attr:`crowded_out`).
         """
         return self._names.learn(answers)
 
     @property
     def crowded_out(self) -> list[str]:
-        """Names that have made room for others, each for one client and address."""
+        """Names removed because of a limit, each for one client and address."""
         return self._names.crowded_out
 
     def forget_names(
@@ -377,19 +376,19 @@ class Change:
         pairs: Container[bytes] = (),
         most: int = 1_000_000_000,
         after: ExpiryCursor = FIRST,
-    ) -> tuple[Names, ExpiryCursor | None]:
-        """Expired names go, unless a live flow needs them.
+    ) -> tuple[ChangedNames, ExpiryCursor | None]:
+        """Delete expired names, unless a live flow uses them.
 
-        A client's own name is kept while its address behind the client's is in ``pairs``, a name that holds
-        for ANYBODY while its address is in ``origins``. Looks at up to ``most`` names behind ``after``;
-        returns also where to go on, None at the end.
+        A name for one client stays while ``pairs`` has the client's address followed by the name's; one for
+        ANY_CLIENT stays while ``origins`` has its address. Checks up to ``most`` names after ``after``;
+        returns also the cursor for the next call, None at the end.
         """
         return self._names.forget(now, origins, pairs, most, after)
 
     # --- the policy bank
 
-    def switch(self, document: bytes, bank: int) -> None:
-        """A new bank's resolvers are in force: the document, and a generation more."""
+    def record_bank(self, document: bytes, bank: int) -> None:
+        """Record a new bank in force with the document of its resolvers; raise the generation."""
         self._database.execute("UPDATE meta SET value = ? WHERE key = 'bank'", (bank,))
         self._database.execute("UPDATE meta SET value = ? WHERE key = 'document'", (document,))
         self._database.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")

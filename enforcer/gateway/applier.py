@@ -15,7 +15,7 @@ from enforcer.datapath import bpffs, carry, fast_path, lost_pins, programs, sett
 from enforcer.datapath.maps import Maps
 from enforcer.errors import KernelError, LostPinError
 from enforcer.facts.store import Store
-from enforcer.gateway import adoption, attach, availability, undo_list
+from enforcer.gateway import adoption, attach, availability, roles, undo_list
 from enforcer.gateway.desired import Desired, combined
 from enforcer.gateway.installed import Installed, layout_of, source_digest
 from enforcer.gateway.nat_connections import clients, delete_matching, is_translated_to, is_untranslated
@@ -226,12 +226,12 @@ class _Applier:
             old is None
             or before is None
             or before.layout != self.state.layout
-            or bool(lost_pins.lost_maps(old, before.layouts))
+            or bool(lost_pins.lost_maps(old))
         )
         if self.fresh_maps:
             self.old, self.carried = old, False
         elif old is not None:
-            _check_maps(old, self.state)
+            _check_maps(old)
         bpffs.create(self.pins.directory)
         loaded = programs.load(
             self.pins,
@@ -267,6 +267,9 @@ class _Applier:
             switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)
             # A way's address is its slot's: what is learnt must not outlive that. On again when all is done.
             fast_path.set_enabled(maps, on=False)
+            if not self.carried and self.old is not None:
+                with suppress(LostPinError):
+                    roles.carry_over(self.old.interfaces, maps.interfaces, self.serving)
             # What is in force until the switch is served until then.
             availability.refresh(maps, self.serving)
             if not self.carried:
@@ -274,8 +277,8 @@ class _Applier:
                 self.carried = True
             self.commit()
             try:
-                with store.change() as change:
-                    switch.finish(change)
+                with store.transaction() as transaction:
+                    switch.finish(transaction)
                     if fresh:
                         refill(maps, store)
                     settings.write(maps, replace(self.wanted.settings, bank=switch.word, ready=True))
@@ -369,9 +372,8 @@ class _Applier:
             sysctl.write_alone(operation.name, operation.value)
 
 
-def _check_maps(maps: Maps, state: State) -> None:
+def _check_maps(maps: Maps) -> None:
     """BCC opens a pinned map without a look at it: so each is compared with its description first."""
-    for name in state.layouts:
-        if not name.endswith("_inner"):
-            getattr(maps, name)
+    for name in maps.names():
+        getattr(maps, name)
     maps.close()

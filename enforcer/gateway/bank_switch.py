@@ -1,7 +1,7 @@
 """The policy bank's switch, as far as facts go: every client, host and region gets its rules in the new bank.
 
 Most of it is worked out while the old bank decides. What changed meanwhile is caught up with inside the
-change of the store in which the switch happens.
+transaction on the store in which the switch happens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from enforcer.datapath.banks import Action, RegionTable
 from enforcer.datapath.maps import Maps
 from enforcer.facts import kernel_facts
 from enforcer.facts.regions import Database
-from enforcer.facts.store import Change, Store
+from enforcer.facts.store import Store, Transaction
 from enforcer.policy.facts import region_facts
-from enforcer.policy.resolver import Bits, described
+from enforcer.policy.resolver import Bits, predicate_texts
 from enforcer.policy.tables import MatchTables
 
 
@@ -42,7 +42,7 @@ class _Regions:
 
 
 class BankSwitch:
-    """A bank made ready; ``finish`` is called within a change of the store, right before the switch.
+    """A bank made ready; ``finish`` is called within a store transaction, right before the switch.
 
     ``fresh``: the maps are new, so nothing can be taken over from the bank before.
     """
@@ -64,8 +64,8 @@ class BankSwitch:
             contents.tables,
             contents.actions,
             contents.private,
-            places=regions.table,
-            place_rules=_rules(contents.tables, regions.regions),
+            regions=regions.table,
+            region_rules=_rules(contents.tables, regions.regions),
             room=banks.ROOM + 2 * len({*by_profile, *by_names}) + 2 * banks.wanted_room(maps),
         )
         self._number = bank
@@ -74,11 +74,11 @@ class BankSwitch:
         self._bank.put_profiles([number for number, _ in profiles], by_profile)
         self._bank.put_names([number for number, _ in names], by_names)
 
-    def finish(self, change: Change) -> None:
+    def finish(self, transaction: Transaction) -> None:
         """Catches up with the facts, and says in the store which bank they are for."""
         kernel_facts.put_profiles(self._bank, self._client, self._store.profiles(self._sequence))
         kernel_facts.put_names(self._bank, self._host, self._store.name_sets(self._sequence))
-        change.switch(self._document, self._number)
+        transaction.record_bank(self._document, self._number)
 
 
 def _rules(tables: MatchTables, regions: Sequence[tuple[str | None, str | None]]) -> list[tuple[Bits, Bits]]:
@@ -110,7 +110,7 @@ def _regions(bank: int, contents: BankContents, before: dict[str, Any]) -> _Regi
     asked = [
         f"{name} {predicate}"
         for name in ("source_region", "destination_region")
-        for predicate in described(contents.tables.groups[name])
+        for predicate in predicate_texts(contents.tables.groups[name])
     ]
     digest = hashlib.sha256(f"{contents.database.digest} {sorted(asked)}".encode()).hexdigest()
     if before.get("bank") == 1 - bank and before.get("regions", {}).get("digest") == digest:

@@ -20,7 +20,7 @@ from enforcer.facts.kernel_facts import FORMAT
 from enforcer.gateway import timers
 from enforcer.kernel.addresses import LOOPBACK, Held
 from enforcer.kernel.nft.ruleset import Dns, Ruleset
-from enforcer.policy.nearest import nearest
+from enforcer.policy.nearest import nearest_of
 
 UNANSWERED_PER_CLIENT = 4096
 """Of one client, if the file doesn't say: 17 new ones a second, each of which is forgotten after 240 s."""
@@ -168,10 +168,8 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         )
         for entry in config["egress_ips"]
     )
-    places = {name: SimpleNamespace(**location) for name, location in config["locations"].items()}
-    used = {egress.location for egress in egresses}
-    # Another location may have the same coordinates.
-    closest = here if here in used else nearest(places[here], {name: places[name] for name in used})[0]
+    locations = {name: SimpleNamespace(**location) for name, location in config["locations"].items()}
+    closest = nearest_of({egress.location for egress in egresses}, here, locations)
     caps = per_client(config["limits"])
     return Desired(
         inside=tuple(config["interfaces"]["inside"]),

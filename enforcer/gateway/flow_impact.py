@@ -16,7 +16,7 @@ from enforcer.constants.bpf import FAMILIES
 from enforcer.datapath.banks import Action
 from enforcer.datapath.maps import Maps
 from enforcer.facts.kernel_facts import rules_of_names
-from enforcer.facts.rows import ANYBODY
+from enforcer.facts.rows import ANY_CLIENT
 from enforcer.facts.store import Store
 from enforcer.gateway.compiled_config import CompiledConfig
 from enforcer.gateway.operations import (
@@ -136,7 +136,7 @@ class FlowImpact:
             session = self._store.session(client) if self._store else None
             rules &= resolvers["client"].rules(session.facts if session else {})
         if rules and "host" in tables.uses:
-            number = self._hosts.get((client, origin)) or self._hosts.get((ANYBODY, origin), 0)
+            number = self._hosts.get((client, origin)) or self._hosts.get((ANY_CLIENT, origin), 0)
             names = self._names.get(number, ())
             host = resolvers["host"]
             rules &= rules_of_names(host, [names])[0] if names else host.unknown

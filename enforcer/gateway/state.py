@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.constants.bpf import SLOTS
+from enforcer.control.worker import STATE_FORMAT
 from enforcer.datapath.programs import IN_FORCE
 from enforcer.errors import KernelError, LaterVersionError, PrivilegeError
 from enforcer.instance import trust
 from enforcer.instance.trust import NotRegularError
 from enforcer.policy.rules import MAX_POLICIES
 
-FORMAT = 1
+FORMAT = STATE_FORMAT
+_READABLE = (1, FORMAT)
 _LARGEST = 1 << 28
 LAST_SLOT = SLOTS - 1
 LAST_POLICY = MAX_POLICIES
@@ -71,6 +73,7 @@ class State:
     """The plan that is under way or was not completed: since when, by which process, its operations, and the
     other side of it (OTHER_SIDE): what it is about to put in force, then what was in force before."""
     format: int = FORMAT
+    """What the file was read as; it is written in this version's."""
 
     @property
     def foreign(self) -> list[str]:
@@ -85,7 +88,7 @@ class State:
         """Writes the file as a whole or not at all."""
         new = path.with_suffix(".new")
         # Written at every switch: neither copied before (asdict) nor indented.
-        new.write_text(json.dumps(vars(self), sort_keys=True))
+        new.write_text(json.dumps({**vars(self), "format": FORMAT}, sort_keys=True))
         new.rename(path)
 
     @classmethod
@@ -102,7 +105,7 @@ class State:
                 f"{path} is of format {content['format']}, this version reads format {FORMAT}",
                 "Use that version. Or begin again with this one: enforcer down, then enforcer run",
             )
-        if content.get("format") != FORMAT or not _is_sound(content):
+        if content.get("format") not in _READABLE or not _is_sound(content):
             return None
         if content.get("layout"):
             content.setdefault("maps", f"maps-{content['layout'][:16]}")  # as earlier versions named it
@@ -138,7 +141,7 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         # Not strict: Instance.directory has been checked.
         content = json.loads(trust.read_file(path, _LARGEST, strict=False))
-    except (FileNotFoundError, NotRegularError, ValueError):
+    except (FileNotFoundError, NotRegularError, ValueError, RecursionError):
         return {}  # a pipe or a device, which would be waited for, is as good as lost
     except PermissionError as error:
         raise PrivilegeError(f"cannot read {path}", "Run as root.") from error

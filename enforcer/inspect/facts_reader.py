@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from enforcer.address import IPAddress, pack
-from enforcer.facts.rows import ANYBODY
+from enforcer.facts.rows import ANY_CLIENT
 from enforcer.facts.store import Store
 from enforcer.gateway.reader import GatewayReader
 from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts
@@ -37,7 +37,8 @@ class FactsReader:
 
     def names(self, client: IPAddress, address: IPAddress) -> tuple[str, ...]:
         """What an address goes by for a client: what it was told itself, or else what anybody was."""
-        return self.store.names_at(pack(client), pack(address)) or self.store.names_at(ANYBODY, pack(address))
+        packed = pack(address)
+        return self.store.names_at(pack(client), packed) or self.store.names_at(ANY_CLIENT, packed)
 
     @cached_property
     def _database(self) -> Any:
@@ -61,5 +62,5 @@ class FactsReader:
 
 
 def rules_in_force(reader: GatewayReader) -> list[Any]:
-    """The policies in force, with the fields of enforcer.policy.reference.Rule."""
+    """The policies in force, with the fields of enforcer.policy.reference.PolicyLike."""
     return [SimpleNamespace(**policy) for policy in reader.config["policies"]]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from enforcer.address import unpack
-from enforcer.facts.rows import ANYBODY
+from enforcer.facts.rows import ANY_CLIENT
 from enforcer.facts.store import Store
 from enforcer.gateway.reader import GatewayReader
 
@@ -26,7 +26,7 @@ def hosts(reader: GatewayReader) -> list[Row]:
             {
                 "host": row.name,
                 "address": str(_address(row.address)),
-                "client": None if row.client == ANYBODY else str(_address(row.client)),
+                "client": None if row.client == ANY_CLIENT else str(_address(row.client)),
                 "expires": round(max(0.0, row.expires - now), 1),
             }
             for row in store.names()

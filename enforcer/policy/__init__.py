@@ -1,1 +1,1 @@
-"""What a policy means: language, reference evaluator, match tables."""
+"""Policies: language, reference evaluator, rules, match tables and resolvers. Pure: no I/O."""

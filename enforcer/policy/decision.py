@@ -1,7 +1,7 @@
-"""What becomes of a connection by a configuration alone: exempt classes, policies, primary and fallback.
+"""Decides a connection by the configuration alone: exempt classes, policies, primary and fallback egress IP.
 
-The order is that of bpf/policy.h. What only a live gateway knows is left out: the limit, addresses that were
-taken away, traffic that does not leave by an outside interface.
+The order is that of bpf/policy.h. The decision ignores what depends on a running gateway: the limit, removed
+addresses, and whether the route leads to an outside interface.
 """
 
 from __future__ import annotations
@@ -14,27 +14,17 @@ from typing import Any, Protocol
 from enforcer.constants import DNS_PORT, ICMP, ICMPV6, TCP, UDP
 from enforcer.policy.facts import Connection
 from enforcer.policy.language import NO_LISTS, Lists
-from enforcer.policy.nearest import Coordinates, nearest
+from enforcer.policy.nearest import Coordinates, nearest_of
 from enforcer.policy.reference import decide
 
 SHARED = "shared"
-"""The shared address, where an egress IP's name could stand."""
+"""Stands for the shared address in place of an egress IP's name."""
 
-REASONS = {
-    "policy": "a policy names this egress IP",
-    "fallback": "the policy's primary egress IP is unavailable, its fallback is used",
-    "nearest": "no policy matches: the nearest dedicated egress IP",
-    "default": "a policy says egress: default",
-    "fallback-shared": "the policy's primary egress IP is unavailable, its fallback is the shared address",
-    "dns": "DNS is always shared",
-    "icmp": "ICMP and ICMPv6 are always shared",
-    "tunnel": "the destination is a private network",
-    "tcp-off": "TCP is not proxied here",
-    "udp-off": "UDP is not proxied here",
-    "protocol": "neither TCP, UDP nor ICMP: not proxied",
-    "unavailable": "the egress IP is unavailable, and no fallback is available",
-}
-"""The reasons of bpf/reasons.h that a decision can have."""
+REASONS = (
+    *("policy", "fallback", "nearest", "default", "fallback-shared"),
+    *("dns", "icmp", "tunnel", "tcp-off", "udp-off", "protocol", "unavailable"),
+)
+"""Names of the reasons (bpf/reasons.h) that a decision can have."""
 
 
 class Resolved(Protocol):
@@ -42,66 +32,64 @@ class Resolved(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Neither primary nor fallback."""
+        """The policy says `default`: it has neither primary nor fallback."""
 
     @property
-    def primary4(self) -> str | None:
-        """For IPv4."""
+    def primary4(self) -> str | None: ...
 
     @property
-    def primary6(self) -> str | None:
-        """For IPv6."""
+    def primary6(self) -> str | None: ...
 
     @property
     def fallback(self) -> str | None:
-        """A name, SHARED, or None: refuse."""
+        """Name of an egress IP, SHARED, or None: refuse."""
 
 
 class Configured(Protocol):
-    """What is asked of a configuration; :class:`enforcer.config.Configuration` is one."""
+    """The part of a configuration that decisions use; :class:`enforcer.config.Configuration` is one."""
 
     @property
     def location(self) -> str:
-        """Where the gateway stands."""
+        """Name of the gateway's location."""
 
     @property
     def locations(self) -> Mapping[str, Coordinates]:
-        """Coordinates by name."""
+        """Coordinates by location name."""
 
     @property
     def egress_ips(self) -> Sequence[Any]:
-        """Each with a name and a location."""
+        """Egress IPs, each with ``name`` and ``location``."""
 
     @property
     def private_networks(self) -> Sequence[IPv4Network | IPv6Network]:
-        """Always shared."""
+        """Destinations whose traffic is always shared."""
 
     @property
     def proxy(self) -> Any:
-        """Whether tcp and udp are proxied."""
+        """Flags ``tcp`` and ``udp``: policies decide the protocol."""
 
     @property
     def policies(self) -> Iterable[Any]:
-        """In any order."""
+        """Policies in any order."""
 
     def resolve(self, policy: Any) -> Resolved:
-        """Names a policy's egress IPs."""
+        """Return a policy's egress IPs by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a connection leaves from, and why."""
+    """The egress of a connection, and the reason."""
 
     reason: str
     """One of :data:`REASONS`."""
     policy: str | None
-    """The policy that decided; None: an exempt class did, or none matched."""
+    """The deciding policy; None: an exempt class decided, or no policy matched."""
     primary: str | None
     """The policy's egress IP for the connection's family, or SHARED; None if no policy names one."""
     fallback: str | None
-    """The one that takes over from it, or SHARED; None: traffic is refused without the primary."""
+    """Used while the primary is unavailable: an egress IP or SHARED; None: the connection is refused."""
     egress: tuple[str, ...]
-    """What it leaves from: an egress IP or SHARED; one of several for ``nearest``; none: it is refused."""
+    """The egress IP, or SHARED; for ``nearest`` one of these egress IPs; empty: the connection is refused."""
 
 
 Available = Callable[[str], bool]
@@ -110,9 +98,9 @@ Available = Callable[[str], bool]
 def decide_all(
     config: Configured, connection: Connection, lists: Lists = NO_LISTS, available: Available | None = None
 ) -> Decision:
-    """Decide a connection; ``available`` says of an egress IP's name whether it can be used.
+    """Decide a connection. ``available`` returns whether the egress IP of a name can be used.
 
-    Without it, those at this gateway's location are: a gateway holds no others.
+    By default the egress IPs at the gateway's location are available: a gateway holds no others.
     """
     exempt = _exempt(config, connection)
     if exempt is not None:
@@ -141,7 +129,7 @@ def decide_all(
 
 
 def _exempt(config: Configured, connection: Connection) -> str | None:
-    """The class of traffic that no policy is asked about."""
+    """Return the reason of the exempt class that the connection belongs to, or None."""
     protocol = connection.protocol
     classes = (
         ("icmp", protocol == (ICMP if connection.src.version == 4 else ICMPV6)),
@@ -155,10 +143,7 @@ def _exempt(config: Configured, connection: Connection) -> str | None:
 
 
 def nearest_egresses(config: Configured) -> list[str]:
-    """Name the egress IPs at the location nearest to the gateway that has any; a client gets one of them."""
+    """Return the egress IPs at the nearest location that has any; each client gets one of them."""
     used = {each.location for each in config.egress_ips}
-    here = config.location
-    if here not in used:
-        locations = {name: config.locations[name] for name in used}
-        here = nearest(config.locations[config.location], locations)[0]
-    return sorted(each.name for each in config.egress_ips if each.location == here)
+    closest = nearest_of(used, config.location, config.locations)
+    return sorted(each.name for each in config.egress_ips if each.location == closest)

@@ -1,4 +1,4 @@
-"""What is wrong with the text of a policy."""
+"""Errors of policy expressions, and how messages quote their text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 class ExpressionError(ValueError):
-    """A text that is no expression. ``column`` counts the text's characters from 1, lines included."""
+    """Invalid expression. ``column`` counts characters from 1 over all lines of the text."""
 
     def __init__(self, message: str, column: int):
         super().__init__(f"{message} (column {column})")
@@ -15,7 +15,7 @@ class ExpressionError(ValueError):
 
 
 class ListError(ExpressionError):
-    """An expression that is right, and compares its field with a list that has a value of another kind."""
+    """A valid expression compares its field with a list that has a value of another kind."""
 
     def __init__(self, name: str, index: int, value: str, problem: WrongValueError, column: int):
         super().__init__(
@@ -23,14 +23,14 @@ class ListError(ExpressionError):
             column,
         )
         self.name = name
-        """The list's, as in the configuration."""
+        """The list's name in the configuration."""
         self.index = index
         """The value's index in the list, from 0."""
         self.problem = problem
 
 
 class WrongValueError(ValueError):
-    """A value that is not of its field's kind: what is wrong with it, and what would be right."""
+    """A value is not of its field's kind. ``wrong`` says why not, ``right`` what is expected."""
 
     def __init__(self, wrong: str, right: str):
         super().__init__(f"{wrong}; expected {right}")
@@ -39,6 +39,6 @@ class WrongValueError(ValueError):
 
 
 def cut(text: str) -> str:
-    """Shorten a text for a message, which is one line."""
+    """Shorten a text to 60 characters on one line, for messages."""
     line = re.sub(r"\s", " ", text[:60])
     return line if len(text) <= 60 else f"{line[:59]}…"

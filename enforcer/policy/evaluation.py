@@ -1,7 +1,7 @@
-"""What an expression means for a connection.
+"""Evaluates an expression for a connection.
 
-Logic is three-valued (Kleene): a comparison of something that is not known is unknown, and so is its
-negation; `and` and `or` are unknown only where the unknown part would decide. A policy matches if it is true.
+Logic is three-valued (Kleene): a comparison of an unknown field is unknown, and so is its negation; `and` and
+`or` are unknown only where the unknown part would decide. A policy matches if its expression is true.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from enforcer.policy.patterns import compiled
 
 
 def evaluate(expression: Expression, connection: Connection, host: Facts = NOTHING) -> bool | None:
-    """Whether the expression is true of a connection to this one of its names; None: unknown."""
+    """Return True, False or None (unknown) for a connection to one of the names of its destination."""
     match expression:
         case Everything():
             return True
@@ -32,7 +32,7 @@ def evaluate(expression: Expression, connection: Connection, host: Facts = NOTHI
             value = evaluate(operand, connection, host)
             return None if value is None else not value
         case And(operands) | Or(operands):
-            # A loop rather than all() and any(): one frame per level of nesting.
+            # A loop instead of all() and any(): it takes one stack frame per nesting level.
             decisive = isinstance(expression, Or)
             result: bool | None = not decisive
             for operand in operands:
@@ -47,7 +47,7 @@ def evaluate(expression: Expression, connection: Connection, host: Facts = NOTHI
 
 
 def compare(comparison: Comparison, connection: Connection, host: Facts) -> bool | None:
-    """Judge a comparison; None: what it asks about is not known. A prefix never matches the other family."""
+    """Return whether a comparison holds; None: its field is unknown. A prefix matches its own family only."""
     match comparison:
         case AddressIn(side, networks):
             address = connection.src if side == "source" else connection.dst
@@ -63,7 +63,7 @@ def compare(comparison: Comparison, connection: Connection, host: Facts) -> bool
 
 
 def facts_of(connection: Connection, host: Facts, field: str) -> Facts:
-    """Give the facts that a field is one of."""
+    """Return the facts of the dimension that the field belongs to."""
     match dimension(field):
         case "source_region":
             return connection.source_region
@@ -76,7 +76,7 @@ def facts_of(connection: Connection, host: Facts, field: str) -> Facts:
 
 
 def holds(test: Test, values: tuple[str, ...]) -> bool:
-    """Judge a comparison by the values that its field has."""
+    """Return whether a comparison holds for the values of its field."""
     quantified = any if test.quantifier == "any" else all
     if isinstance(test, TextIn):
         return quantified(value in test.values for value in values)
@@ -85,5 +85,5 @@ def holds(test: Test, values: tuple[str, ...]) -> bool:
 
 
 def matches(expression: Expression, connection: Connection) -> bool:
-    """Whether the expression is true with one of the destination's names; without any, with none."""
+    """Return whether the expression is true for one of the destination's names, or without any name."""
     return any(evaluate(expression, connection, host) for host in connection.hosts or (NOTHING,))

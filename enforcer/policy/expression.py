@@ -1,7 +1,7 @@
-"""What an expression says, as a tree.
+"""The syntax tree of an expression.
 
-Comparisons by ``!=`` and ``not in`` are ``Not`` of the positive one, and ``==`` is a set of one. ``text`` is
-the comparison as it was written, for people; it takes no part in equality.
+``!=`` and ``not in`` become ``Not`` of the positive comparison, and ``==`` a set of one value. ``text`` is
+the comparison as written, for messages; equality ignores it.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class ProtocolIn:
 
 @dataclass(frozen=True, slots=True)
 class TextIn:
-    """Values of a field that no packet carries (:mod:`enforcer.policy.facts`) are among these.
+    """Values of a fact (:mod:`enforcer.policy.facts`) are in the set.
 
-    ``any`` of its values, or ``all`` of them; an empty list has none of which that is true, and none of
-    which it is not.
+    ``any`` of the field's values, or ``all`` of them. For a field without values ``any`` is false and ``all``
+    is true.
     """
 
     field: str
@@ -64,7 +64,7 @@ class TextIn:
 
 @dataclass(frozen=True, slots=True)
 class TextMatches:
-    """As :class:`TextIn`, but a regular expression (RE2) is found in the value."""
+    """As :class:`TextIn`, for values in which a regular expression (RE2) is found."""
 
     field: str
     pattern: str
@@ -74,21 +74,21 @@ class TextMatches:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """Matches what its operand does not."""
+    """True where its operand is false."""
 
     operand: Expression
 
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """Matches what all operands match."""
+    """True where all operands are true."""
 
     operands: tuple[Expression, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """Matches what any operand matches."""
+    """True where any operand is true."""
 
     operands: tuple[Expression, ...]
 
@@ -99,7 +99,7 @@ Expression = Everything | Comparison | Not | And | Or
 
 
 def comparisons(expression: Expression) -> Iterator[Comparison]:
-    """Give the comparisons of an expression, in the order in which they are written."""
+    """Yield the comparisons of an expression in the order of the text."""
     left = [expression]
     while left:
         match left.pop():

@@ -1,7 +1,7 @@
-"""What policies ask about that no packet carries: regions, clients and hosts, as values by field.
+"""Facts: what policies match besides packet fields. Values by field, of regions, clients and hosts.
 
-A field that is missing is unknown: whatever a comparison asks of it, `!=` and `not in` too, is neither true
-nor false, and a policy that depends on it does not match (three-valued logic, Kleene).
+A missing field is unknown: any comparison of it, `!=` and `not in` included, is neither true nor false, and
+a policy that depends on it does not match (three-valued logic, Kleene).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
 Facts = Mapping[str, tuple[str, ...]]
-"""Values by field, as :data:`DIMENSIONS` names them; a field of one value has a tuple of one."""
+"""Values by field (the keys of :data:`DIMENSIONS`); a field with one value has a tuple of length 1."""
 
 NOTHING: Facts = {}
-"""Nothing is known."""
+"""No field is known."""
 
 Dimension = Literal["source_region", "destination_region", "client", "host"]
 
@@ -34,24 +34,24 @@ DIMENSIONS: dict[str, Dimension] = {
     "net.fqdn.host": "host",
     "net.fqdn.domains": "host",
 }
-"""Field → what it is about. Those of several values stand without the ``[*]`` of the language."""
+"""Field → dimension. Names of multi-valued fields have no ``[*]`` here."""
 
 SAML = "identity.saml_attributes"
-"""Before the attribute's name: ``identity.saml_attributes["department"]`` is a field as well."""
+"""Prefix of the fields of SAML attributes: ``identity.saml_attributes["department"]``."""
 
 
 def saml(name: str) -> str:
-    """The field of a SAML attribute."""
+    """Return the field of a SAML attribute."""
     return f'{SAML}["{name}"]'
 
 
 def dimension(field: str) -> Dimension:
-    """What a field is about; KeyError for one that is not known."""
+    """Return a field's dimension; KeyError for an unknown field."""
     return "client" if field.startswith(f"{SAML}[") else DIMENSIONS[field]
 
 
 class Connection(NamedTuple):
-    """A new connection as policies see it. A protocol without ports has port 0."""
+    """A new connection with the facts that policies match. Protocols without ports have port 0."""
 
     src: IPv4Address | IPv6Address
     dst: IPv4Address | IPv6Address
@@ -61,19 +61,19 @@ class Connection(NamedTuple):
     source_region: Facts = NOTHING
     destination_region: Facts = NOTHING
     client: Facts = NOTHING
-    """Of the client's session; empty without one."""
+    """Facts of the client's session; empty without a session."""
     hosts: tuple[Facts, ...] = ()
-    """One for each name that the destination is known by: a policy that matches with one of them matches."""
+    """Facts of each known name of the destination: a policy matches if it matches with one of them."""
 
 
 def region_facts(side: Literal["src", "dst"], country: str | None, continent: str | None) -> Facts:
-    """What is known of a region, from its ISO 3166-1 country and its continent code."""
+    """Return the facts of a region: its ISO 3166-1 country code and its continent code, if known."""
     known = {"country": country, "continent": continent}
     return {f"net.{side}.geo.{name}": (value,) for name, value in known.items() if value}
 
 
 def host_facts(name: str) -> Facts:
-    """What is known of a host: its name (lower case, no final dot) and the domains that it lies in."""
+    """Return the facts of a host: its name (lower case, no final dot) and the domains that contain it."""
     labels = name.split(".")
     domains = tuple(".".join(labels[start:]) for start in range(len(labels)))
     return {"net.fqdn.host": (name,), "net.fqdn.domains": domains}

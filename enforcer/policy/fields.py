@@ -1,4 +1,4 @@
-"""The fields of the language: what kind of value each has, and how it may be written and compared."""
+"""The fields of the language: the kind of each field's values, its notation and its operators."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ NOUNS: dict[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field. ``many``: a list, which any(…) or all(…) reduces to one answer."""
+    """A field. ``many``: it is a list, and any(…) or all(…) reduces the comparison to one result."""
 
     name: str
-    """As :mod:`enforcer.policy.facts` has it."""
+    """The name in :mod:`enforcer.policy.facts`."""
     kind: Kind
     many: bool = False
 
     @property
     def written(self) -> str:
-        """The field as an expression has it."""
+        """The field's notation in an expression."""
         if not self.many or self.name.startswith(SAML):
             return self.name
         before, dot, last = self.name.rpartition(".")
@@ -71,14 +71,14 @@ _MANY = {
 FIELDS: dict[str, Field] = {name: Field(name, kind) for name, kind in _PACKET.items()} | {
     name: Field(name, _KINDS.get(name.rpartition(".")[2], "text"), name in _MANY) for name in DIMENSIONS
 }
-"""Field by name; SAML attributes, whose names are anybody's, are not among them."""
+"""Fields by name, without SAML attributes, whose names are free."""
 
 _ATTRIBUTE = f'{SAML}["…"]'
 
 WRITTEN = (*(field.written for field in FIELDS.values()), _ATTRIBUTE)
-"""All fields as they are written, for messages and documents."""
+"""The notation of all fields, for messages and documents."""
 
-# Selectors of Cloudflare's, or the beginning of many, and what can be said of them here.
+# Cloudflare's selectors (or prefixes of several) that are no fields here, with the text of the message.
 _ELSEWHERE = {
     "app.": "needs Cloudflare's catalogue of applications; expected their hosts, as in "
     'any(net.fqdn.domains[*] in {"example.com"}), or their addresses',
@@ -103,12 +103,12 @@ _GROUPS = "identity.groups"
 
 
 def find(name: str) -> Field | None:
-    """Find a field by its name without ``[*]``."""
+    """Return the field of this name (without ``[*]``), or None."""
     return FIELDS.get(name)
 
 
 def unknown(name: str) -> str:
-    """Say that there is no such field, and which could be meant."""
+    """Return the message for an unknown field, with the likely one."""
     for start, reason in _ELSEWHERE.items():
         if name == start or (start.endswith(".") and name.startswith(start)):
             return f"{name} {reason}"

@@ -1,7 +1,7 @@
-"""The language of policies: text to :mod:`enforcer.policy.expression`.
+"""Parses the texts of policies to :mod:`enforcer.policy.expression`.
 
-The grammar is expression.lark; docs/policy-language.md is for people. The LALR parser keeps its own stack and
-calls back for each finished part, so neither parsing nor building can exhaust Python's.
+The grammar is expression.lark; docs/policy-language.md describes the language. The LALR parser keeps its own
+stack and calls back for each finished part, so nesting cannot exhaust Python's stack.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ __all__ = ["NO_LISTS", "ExpressionError", "ListError", "Lists", "expression_of",
 
 MAX_LENGTH = 256 << 10  # characters; about 16,000 addresses
 MAX_NESTING = 100  # parentheses, any(…), all(…) and `not`
-MAX_COMPARISONS = 4096  # of an expression with xor, each of which doubles its operands
+MAX_COMPARISONS = 4096  # limit for an expression with xor: each xor doubles its operands
 
 _LISTS: ContextVar[Lists] = ContextVar("lists", default=NO_LISTS)
-"""Those of the text that is being parsed: the parser's callbacks take no arguments of ours."""
+"""Lists of the text being parsed: the parser's callbacks take no further arguments."""
 
 _SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _TEXT = 240  # characters of a comparison's text
 _PAIRS = Field(SAML, "text", many=True)
-"""``any(identity.saml_attributes[*] == "name=value")``: attributes with their names."""
+"""The field of ``any(identity.saml_attributes[*] == "name=value")``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """A field as it stands in the text. ``each``: with ``[*]``, or a SAML attribute, which needs none."""
+    """A field in the text. ``each``: it has ``[*]``, or is a SAML attribute, which needs none."""
 
     field: Field
     each: bool
@@ -73,7 +73,7 @@ class _Path:
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """A comparison before it is known whether any(…) or all(…) stands around it."""
+    """A comparison whose enclosing any(…) or all(…), if any, is not parsed yet."""
 
     path: _Path
     sign: str
@@ -92,16 +92,16 @@ def _error(token: Token, wrong: str, right: str) -> ExpressionError:
 
 
 class _Build(Transformer[Token, Any]):
-    """Callbacks of the parser, one per rule of the grammar."""
+    """The parser's callbacks, one for each rule of the grammar."""
 
     def disjunction(self, parts: list[_Part | _Comparison]) -> _Part:
-        return _joined(Or, [_bare(part) for part in parts])
+        return _joined(Or, [_unquantified(part) for part in parts])
 
     def conjunction(self, parts: list[_Part | _Comparison]) -> _Part:
-        return _joined(And, [_bare(part) for part in parts])
+        return _joined(And, [_unquantified(part) for part in parts])
 
     def exclusion(self, parts: list[_Part | _Comparison]) -> _Part:
-        found, *others = (_bare(part) for part in parts)
+        found, *others = (_unquantified(part) for part in parts)
         for other in others:
             one, two = found.expression, other.expression
             either, both = Or((one, two)), And((one, two))
@@ -116,16 +116,16 @@ class _Build(Transformer[Token, Any]):
         return found
 
     def negation(self, parts: list[Any]) -> _Part:
-        sign, part = parts[0], _bare(parts[1])
-        return _Part(Not(part.expression), _deeper(part, sign), part.comparisons)
+        sign, part = parts[0], _unquantified(parts[1])
+        return _Part(Not(part.expression), _deeper_nesting(part, sign), part.comparisons)
 
     def group(self, parts: list[Any]) -> _Part:
-        opening, part = parts[0], _bare(parts[1])
-        return _Part(part.expression, _deeper(part, opening), part.comparisons)
+        opening, part = parts[0], _unquantified(parts[1])
+        return _Part(part.expression, _deeper_nesting(part, opening), part.comparisons)
 
     def quantified(self, parts: list[Any]) -> _Part:
         quantifier, comparison = parts[0], parts[2]
-        return _Part(_resolved(comparison, quantifier), 1)
+        return _Part(_checked(comparison, quantifier), 1)
 
     def path(self, parts: list[Token]) -> _Path:
         return _path(parts)
@@ -155,7 +155,7 @@ class _Build(Transformer[Token, Any]):
 
 
 def _set(tokens: list[Token]) -> str:
-    """Write a set, the first few values of many."""
+    """Return a set's text, with the first 12 of many values."""
     text = " ".join(tokens[:12])
     return f"{{{text}}}" if len(tokens) <= 12 else f"{{{text} … {len(tokens):,} values}}"
 
@@ -165,14 +165,14 @@ def _joined(kind: type[And] | type[Or], parts: list[_Part]) -> _Part:
     return _Part(expression, max(part.nesting for part in parts), sum(part.comparisons for part in parts))
 
 
-def _deeper(part: _Part, token: Token) -> int:
+def _deeper_nesting(part: _Part, token: Token) -> int:
     if part.nesting >= MAX_NESTING:
         raise _error(token, f"nests more than {MAX_NESTING} levels deep", "a flatter expression")
     return part.nesting + 1
 
 
-def _bare(part: _Part | _Comparison) -> _Part:
-    return part if isinstance(part, _Part) else _Part(_resolved(part, None))
+def _unquantified(part: _Part | _Comparison) -> _Part:
+    return part if isinstance(part, _Part) else _Part(_checked(part, None))
 
 
 def _path(parts: list[Token]) -> _Path:
@@ -198,8 +198,8 @@ def _text(token: Token) -> str:
         raise _error(token, wrong.wrong, wrong.right) from None
 
 
-def _resolved(comparison: _Comparison, quantifier: Token | None) -> Expression:
-    """Judge a comparison by its field, and build it."""
+def _checked(comparison: _Comparison, quantifier: Token | None) -> Expression:
+    """Check a comparison against its field's operators, and build its expression."""
     path, sign, operator = comparison.path, comparison.sign, comparison.operator
     field = path.field
     _check_quantifier(comparison, quantifier)
@@ -211,12 +211,12 @@ def _resolved(comparison: _Comparison, quantifier: Token | None) -> Expression:
             f"{fields.NOUNS[field.kind]}; expected {', '.join(allowed)}",
             _column(operator),
         )
-    # Of some value it is not true: it is not true of all. An attribute without any(…) is asked as a whole.
+    # any(x != v) means not all(x == v). Without any(…), a negated attribute means that no value matches.
     opposite = negative and quantifier is not None
     reduce: Quantifier = "all" if field.many and (quantifier == "all") is not opposite else "any"
     text = f"{quantifier}({comparison.written})" if quantifier else comparison.written
     text = text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
-    built = _built(comparison, reduce, text)
+    built = _build(comparison, reduce, text)
     return Not(built) if negative else built
 
 
@@ -239,12 +239,12 @@ def _check_quantifier(comparison: _Comparison, quantifier: Token | None) -> None
         )
 
 
-def _built(comparison: _Comparison, quantifier: Quantifier, text: str) -> Expression:
+def _build(comparison: _Comparison, quantifier: Quantifier, text: str) -> Expression:
     field, tokens = comparison.path.field, comparison.operands
     side: Side = "source" if ".src." in field.name else "destination"
     built: Expression
     if comparison.sign in fields.ORDER:
-        built = _ordered(comparison, side, text)
+        built = _order_comparison(comparison, side, text)
     elif "matches" in comparison.sign:
         built = TextMatches(field.name, _pattern(tokens[0]), quantifier, text)
     elif field.kind == "address":
@@ -271,7 +271,7 @@ def _pairs(found: Sequence[str], token: Token, text: str) -> Expression:
     return tests[0] if len(tests) == 1 else Or(tests)
 
 
-def _ordered(comparison: _Comparison, side: Side, text: str) -> Comparison:
+def _order_comparison(comparison: _Comparison, side: Side, text: str) -> Comparison:
     field, token = comparison.path.field, comparison.operands[0]
     if field.kind == "port":
         number = _read(field, values.port, token)
@@ -308,7 +308,7 @@ T = TypeVar("T")
 
 
 def _values(comparison: _Comparison) -> Sequence[Any]:
-    """Read what a field is compared with: one value, a set, or a list."""
+    """Read the right-hand side of a comparison: one value, a set, or a list."""
     field, tokens = comparison.path.field, comparison.operands
     if tokens[0].type == "LIST":
         return _list(field, tokens[0])
@@ -332,7 +332,7 @@ def _read(field: Field, reader: Callable[[str], T], token: Token) -> T:
     if field.kind == "address" and quoted:
         raise _error(token, "is text in quotes", f"{values.ADDRESS}, without quotes")
     if not quoted and field.kind not in ("address", "port"):
-        # Numbers and bare words alike: text stands in quotes.
+        # Numbers and bare words are refused: text stands in quotes.
         what = "is a number" if token.isdigit() else "is not in quotes"
         quotable = field.kind != "protocol" or token.lower() in values.PROTOCOLS
         raise _error(token, what, f'"{cut(token)}"' if quotable else values.PROTOCOL)
@@ -361,7 +361,7 @@ def _list(field: Field, token: Token) -> Sequence[Any]:
 def _list_values(
     lists: Lists, name: str, kind: fields.Kind
 ) -> tuple[tuple[Any, ...], tuple[int, WrongValueError] | None]:
-    """Read a list's values, once for all policies; and the first that is wrong."""
+    """Read a list's values, once for all policies; return them, or the first wrong value."""
     reader = _READERS[kind]
     found = []
     for index, value in enumerate(lists[name]):
@@ -378,24 +378,24 @@ def _parser() -> Lark:
     return Lark(grammar, parser="lalr", transformer=_Build(), maybe_placeholders=False)
 
 
-class Texts(Protocol):
-    """A policy's three texts."""
+class PolicyTexts(Protocol):
+    """The three expressions of a policy."""
 
     @property
     def traffic(self) -> str:
-        """Expression; empty: everything."""
+        """Expression; empty: it matches everything."""
 
     @property
     def identity(self) -> str:
-        """Expression; empty: everybody."""
+        """Expression; empty: it matches everything."""
 
     @property
     def device_posture(self) -> str:
-        """Expression; empty: every device."""
+        """Expression; empty: it matches everything."""
 
 
-def expression_of(rule: Texts, lists: Lists = NO_LISTS) -> Expression:
-    """Give what a policy asks for: its three texts, joined by `and`; ExpressionError."""
+def expression_of(rule: PolicyTexts, lists: Lists = NO_LISTS) -> Expression:
+    """Return a policy's expression: its three texts, joined by `and`; ExpressionError."""
     texts = (rule.traffic, rule.identity, rule.device_posture)
     parts = [part for part in (parse(text, lists) for text in texts) if part != Everything()]
     return And(tuple(parts)) if len(parts) > 1 else parts[0] if parts else Everything()
@@ -403,7 +403,7 @@ def expression_of(rule: Texts, lists: Lists = NO_LISTS) -> Expression:
 
 @lru_cache(maxsize=8192)
 def parse(text: str, lists: Lists = NO_LISTS) -> Expression:
-    """Parse an expression; ExpressionError. A blank text is :class:`Everything`."""
+    """Parse an expression; a blank text is :class:`Everything`. ExpressionError."""
     if not text.strip():
         return Everything()
     if len(text) > MAX_LENGTH:
@@ -414,7 +414,7 @@ def parse(text: str, lists: Lists = NO_LISTS) -> Expression:
         )
     within = _LISTS.set(lists)
     try:
-        return _bare(_parser().parse(text)).expression  # type: ignore[arg-type]
+        return _unquantified(_parser().parse(text)).expression  # type: ignore[arg-type]
     except UnexpectedInput as error:
         raise _syntax_error(error, text) from None
     finally:
@@ -473,7 +473,7 @@ def _syntax_error(error: UnexpectedInput, text: str) -> ExpressionError:
 
 
 def _operator_error(found: str, text: str, position: int) -> ExpressionError:
-    """Say what may follow a field, which differs from field to field."""
+    """Return the error for a wrong operator, with the operators of the field."""
     rest = text[position:]
     path = _LAST_PATH.search(text, 0, position)
     name = re.sub(r"\[[^\]]*\]", "", path[1]) if path else ""
@@ -496,7 +496,7 @@ def _operator_hint(rest: str) -> str:
 
 
 def _hint(rest: str, expected: set[str]) -> str:
-    """Explain what people bring along from other languages."""
+    """Return a hint for the syntax of other languages."""
     if "RBRACE" in expected and rest.startswith(","):
         return " (values in {…} are separated by blanks)"
     if rest.startswith("'"):

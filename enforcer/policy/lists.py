@@ -1,4 +1,4 @@
-"""The named lists of a configuration file, as the language looks them up."""
+"""The named lists of a configuration file, for `in $name`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 MAX_VALUES = 100_000
-"""Of one list."""
+"""Limit for one list."""
 
 _UUID = re.compile("[0-9a-f]{32}")
 
 
 class Lists:
-    """Values by name. Compared and hashed by identity, so that what was parsed with it can be cached."""
+    """Values by name. Equality and hash are by identity: caches of parsed expressions use it as a key."""
 
     __slots__ = ("_by_uuid", "_values")
 
@@ -21,11 +21,11 @@ class Lists:
         self._by_uuid = {digits: name for name in self._values if (digits := uuid(name))}
 
     def find(self, name: str) -> str | None:
-        """Give a list's own name; a UUID is the same with and without dashes, in either case."""
+        """Return a list's own name, or None. UUIDs match with and without dashes, in either case."""
         return name if name in self._values else self._by_uuid.get(uuid(name))
 
     def get(self, name: str) -> tuple[str, ...] | None:
-        """Give a list's values; None for a name that is not there."""
+        """Return a list's values, or None."""
         found = self.find(name)
         return None if found is None else self._values[found]
 
@@ -40,7 +40,7 @@ class Lists:
 
 
 def uuid(name: str) -> str:
-    """Give a UUID's digits, however it is written; empty for any other name."""
+    """Return the 32 hexadecimal digits of a UUID in lower case; empty for any other name."""
     digits = name.lower().replace("-", "")
     return digits if _UUID.fullmatch(digits) else ""
 

@@ -1,9 +1,9 @@
-"""Which egress IP serves traffic that no policy matches: the nearest location, and by client within it."""
+"""Chooses egress IPs for traffic without a matching policy: nearest location, then one per client bucket."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2s
 from typing import Protocol
 
@@ -11,7 +11,7 @@ EARTH_RADIUS = 6371.0  # km, mean
 
 
 class Coordinates(Protocol):
-    """Coordinates in degrees; :class:`enforcer.config.Location` has them."""
+    """Coordinates of a location; :class:`enforcer.config.Location` has them."""
 
     @property
     def latitude(self) -> float:
@@ -23,7 +23,7 @@ class Coordinates(Protocol):
 
 
 def distance(here: Coordinates, there: Coordinates) -> float:
-    """Give the great-circle distance in km (haversine formula)."""
+    """Return the great-circle distance in km (haversine formula)."""
     latitude1, latitude2 = math.radians(here.latitude), math.radians(there.latitude)
     turn = math.radians(there.longitude - here.longitude)
     half_chord = (
@@ -35,17 +35,24 @@ def distance(here: Coordinates, there: Coordinates) -> float:
 
 
 def nearest(here: Coordinates, candidates: Mapping[str, Coordinates]) -> list[str]:
-    """Name the candidates from the nearest to the farthest; equally far ones by name."""
+    """Return the candidates' names from the nearest to the farthest; ties are in order of name."""
     return sorted(candidates, key=lambda name: (distance(here, candidates[name]), name))
 
 
-def buckets(names: Sequence[str], count: int) -> list[int]:
-    """Give each of ``count`` buckets of clients one of ``names``, by its index.
+def nearest_of(used: Collection[str], here: str, locations: Mapping[str, Coordinates]) -> str:
+    """Name the location of ``used`` that is nearest to ``here``, one of all ``locations`` by name."""
+    if here in used:  # another location may have the same coordinates
+        return here
+    return nearest(locations[here], {name: locations[name] for name in used})[0]
 
-    Rendezvous hashing: a bucket goes to the name with the highest score, and a score depends on nothing but
-    the name and the bucket. So a name that goes away moves its own buckets only, one that is added takes
-    only what becomes its own, and every run and gateway comes to the same result. ValueError for no names or
-    equal ones.
+
+def buckets(names: Sequence[str], count: int) -> list[int]:
+    """Assign each of ``count`` client buckets to one of ``names``; return the index of each bucket's name.
+
+    Rendezvous hashing: a bucket belongs to the name with the highest score, and a score depends on the name
+    and the bucket only. So removing a name moves its own buckets only, adding a name moves only the buckets
+    that it gets, and every run on every gateway gives the same result. ValueError for an empty list or
+    duplicate names.
     """
     import numpy
 
@@ -55,7 +62,7 @@ def buckets(names: Sequence[str], count: int) -> list[int]:
     chosen = []
     for bucket in range(count):
         score = seeds ^ numpy.uint64(_seed(bucket.to_bytes(8, "little")))
-        # The finaliser of SplitMix64: every bit of the sum of name and bucket changes half of the score's.
+        # The finaliser of SplitMix64: each input bit changes half of the output bits.
         score ^= score >> numpy.uint64(30)
         score *= numpy.uint64(0xBF58476D1CE4E5B9)
         score ^= score >> numpy.uint64(27)

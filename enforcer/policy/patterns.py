@@ -1,7 +1,7 @@
-"""Regular expressions of policies: RE2, whose search takes time linear in the text whatever the pattern.
+"""Regular expressions of policies: RE2, which searches in time linear in the text for every pattern.
 
-Cloudflare's are those of Rust's regex crate, which are nearly the same. What RE2 would take for something
-else is refused: in a class, Rust knows `&&`, `--`, `~~` and nested classes.
+Cloudflare uses Rust's regex crate, whose syntax is nearly the same. Patterns that RE2 would read differently
+are refused: in a class, Rust supports `&&`, `--`, `~~` and nested classes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from functools import lru_cache
 from typing import Any
 
 MAX_PATTERN = 4096  # characters
-MAX_MEMORY = 1 << 20  # bytes of RE2's compiled program and of the cache that it searches with
+MAX_MEMORY = 1 << 20  # bytes of RE2's compiled program and its search cache
 
 
 class PatternError(ValueError):
-    """What RE2 does not take: no syntax of its own, or more than its memory."""
+    """RE2 does not accept the pattern: its syntax is wrong, or it needs too much memory."""
 
 
 @lru_cache(maxsize=4096)
 def compiled(pattern: str) -> Any:
-    """Compile a pattern; PatternError. The result has ``search(text)``."""
-    import re2  # takes 20 ms, which most policies do without
+    """Return the compiled pattern, which has ``search(text)``; PatternError."""
+    import re2  # the import takes 20 ms, and most configurations have no pattern
 
     options = re2.Options()
     options.max_mem = MAX_MEMORY
@@ -38,7 +38,7 @@ def compiled(pattern: str) -> Any:
 
 
 def check(pattern: str) -> None:
-    """Refuse what cannot be compiled, or would mean something else than at Cloudflare; PatternError."""
+    """Raise PatternError if a pattern does not compile, or means something else at Cloudflare."""
     if len(pattern) > MAX_PATTERN:
         raise PatternError(f"it is longer than {MAX_PATTERN:,} characters")
     _check_classes(pattern)
@@ -46,7 +46,7 @@ def check(pattern: str) -> None:
 
 
 def _check_classes(pattern: str) -> None:
-    """Find what Rust has inside of ``[…]`` and RE2 takes for plain characters."""
+    """Refuse operators that Rust has inside of ``[…]`` and RE2 reads as plain characters."""
     inside, position = False, 0
     while position < len(pattern):
         if pattern[position] == "\\":

@@ -1,7 +1,7 @@
-"""What a rule asks of a client, a host or a region: comparisons joined by `and` and `or`.
+"""Predicates: a rule's condition on a client, a host or a region, as comparisons joined by `and` and `or`.
 
-Negation stands only before a comparison, so that an unknown field makes it false in either form: what is
-left of three-valued logic is whether a predicate is true. Therefore `x or not x` is not everything here.
+Only comparisons are negated. An unknown field makes a comparison false, and its negation as well: of
+three-valued logic, predicates keep whether the result is true. So `x or not x` is not always true.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from enforcer.policy.fields import FIELDS
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A comparison, or its negation; neither is true of an unknown field."""
+    """A comparison or its negation; neither is true for an unknown field."""
 
     test: Test
     negated: bool = False
@@ -27,14 +27,14 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
-    """True if all parts are."""
+    """True if all parts are true."""
 
     parts: frozenset[Predicate]
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """True if any part is."""
+    """True if any part is true."""
 
     parts: frozenset[Predicate]
 
@@ -45,8 +45,8 @@ TRUE: Predicate = AllOf(frozenset())
 FALSE: Predicate = AnyOf(frozenset())
 
 
-def both(one: Predicate, two: Predicate) -> Predicate:
-    """Join by `and`."""
+def conjunction(one: Predicate, two: Predicate) -> Predicate:
+    """Join two predicates by `and`."""
     if one in (TRUE, two):
         return two
     if two == TRUE:
@@ -56,8 +56,8 @@ def both(one: Predicate, two: Predicate) -> Predicate:
     return _joined(AllOf, _merged([*_parts(AllOf, one), *_parts(AllOf, two)], conjunction=True), FALSE)
 
 
-def either(one: Predicate, two: Predicate) -> Predicate:
-    """Join by `or`."""
+def disjunction(one: Predicate, two: Predicate) -> Predicate:
+    """Join two predicates by `or`."""
     if one in (FALSE, two):
         return two
     if two == FALSE:
@@ -78,12 +78,12 @@ def _joined(kind: type[AllOf] | type[AnyOf], parts: set[Predicate], absorbing: P
 
 
 def is_single(field: str) -> bool:
-    """Whether a field has one value at most; a SAML attribute can have several."""
+    """Return whether a field has at most one value; a SAML attribute can have several."""
     return field in FIELDS and not FIELDS[field].many
 
 
 def _merged(parts: list[Predicate], *, conjunction: bool) -> set[Predicate]:
-    """Unite sets of one field where that says the same: `== a or == b` is `in {a b}`."""
+    """Merge sets of one field where the meaning stays: `== a or == b` is `in {a b}`."""
     values: dict[tuple[str, bool], frozenset[str]] = {}
     kept: set[Predicate] = set()
     for part in parts:
@@ -93,7 +93,7 @@ def _merged(parts: list[Predicate], *, conjunction: bool) -> set[Predicate]:
             kept.add(part)
             continue
         field, negated = part.test.field, part.negated
-        # A field of several values can have one in each of two sets that share none.
+        # A multi-valued field can have a value in each of two disjoint sets.
         unite = conjunction is negated
         if not unite and not is_single(field):
             kept.add(part)
@@ -106,10 +106,10 @@ def _merged(parts: list[Predicate], *, conjunction: bool) -> set[Predicate]:
         values[field, negated] = now
     if conjunction:
         for field in [field for field, negated in values if not negated and is_single(field)]:
-            # What is in one set and not in the other is in what is left of the one.
+            # `in A and not in B` is `in A minus B`.
             values[field, False] -= values.pop((field, True), frozenset())
     for (field, negated), together in values.items():
-        # Of a known field nothing is in the empty set; "none is in it" is true, but only of a known one.
+        # `in {}` is false; `not in {}` is true of a known field, so it stays.
         if not together and not negated:
             kept.add(FALSE)
         else:
@@ -118,7 +118,7 @@ def _merged(parts: list[Predicate], *, conjunction: bool) -> set[Predicate]:
 
 
 def is_true(predicate: Predicate, facts: Facts) -> bool:
-    """Evaluate on one subject."""
+    """Return whether the predicate is true for these facts."""
     match predicate:
         case Literal(test, negated):
             values = facts.get(test.field)
@@ -130,7 +130,7 @@ def is_true(predicate: Predicate, facts: Facts) -> bool:
 
 
 def triggers(predicate: Predicate) -> frozenset[Test] | None:
-    """Comparisons of which one must be true for the predicate to be; None if it can be without any."""
+    """Return comparisons of which one must be true for the predicate to be true, or None."""
     match predicate:
         case Literal(test, negated):
             return None if negated else frozenset((test,))
@@ -147,7 +147,7 @@ def triggers(predicate: Predicate) -> frozenset[Test] | None:
 
 
 def sorted_parts(parts: Iterable[Predicate]) -> list[Predicate]:
-    """Sort the parts of a predicate: a set of them has another order in every process."""
+    """Sort the parts of a predicate: the order of a set differs between processes."""
     return sorted(parts, key=_sort_key)
 
 
@@ -164,7 +164,7 @@ def _sort_key(predicate: Predicate) -> tuple[Any, ...]:
 
 
 def _compare_values(one: frozenset[str], two: frozenset[str]) -> int:
-    """Compare by size, then by the first value that only one of them has: without sorting 100,000."""
+    """Compare by size, then by the smallest value that only one set has; needs no sorting of large sets."""
     if len(one) != len(two) or one == two:
         return len(one) - len(two)
     return -1 if min(one ^ two) in one else 1

@@ -1,4 +1,4 @@
-"""What a list of policies means, connection by connection: the measure for tables and kernel."""
+"""The reference evaluator: which policy decides one connection. Tables and kernel must agree with it."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from enforcer.policy.evaluation import evaluate, matches
 from enforcer.policy.facts import Connection
-from enforcer.policy.language import NO_LISTS, Lists, Texts, expression_of
-from enforcer.policy.why import why
+from enforcer.policy.language import NO_LISTS, Lists, PolicyTexts, expression_of
+from enforcer.policy.mismatch import explain_mismatch
 
-__all__ = ["Outcome", "Rule", "Step", "decide", "evaluate", "in_order", "matches", "trace"]
+__all__ = ["Outcome", "PolicyLike", "Step", "decide", "evaluate", "in_order", "matches", "trace"]
 
 
-class Rule(Texts, Protocol):
-    """What policies are here: three texts and more; :class:`enforcer.config.Policy` is one."""
+class PolicyLike(PolicyTexts, Protocol):
+    """A policy as the evaluator reads it; :class:`enforcer.config.Policy` is one."""
 
     @property
     def name(self) -> str:
-        """Name, for messages."""
+        """The policy's name."""
 
     @property
     def precedence(self) -> int:
-        """Rank: the lowest decides."""
+        """Rank: the first match in ascending precedence decides."""
 
     @property
     def enabled(self) -> bool:
-        """Whether it takes part."""
+        """False: the evaluator skips the policy."""
 
 
-R = TypeVar("R", bound=Rule)
+R = TypeVar("R", bound=PolicyLike)
 
 
 def in_order(policies: Iterable[R]) -> list[R]:
-    """Sort policies as they are tried, the disabled ones included."""
+    """Sort policies by ascending precedence, disabled ones included."""
     return sorted(policies, key=lambda policy: policy.precedence)
 
 
 def decide(policies: Iterable[R], connection: Connection, lists: Lists = NO_LISTS) -> R | None:
-    """Find the first enabled policy, in ascending precedence, that matches."""
+    """Return the first enabled policy, in ascending precedence, that matches."""
     for policy in in_order(policies):
         if policy.enabled and matches(expression_of(policy, lists), connection):
             return policy
@@ -51,19 +51,19 @@ Outcome = Literal["matched", "failed", "disabled", "after"]
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[R]):
-    """What became of one policy, for the person whose connection it is."""
+    """The outcome of one policy for one connection."""
 
     policy: R
     outcome: Outcome
-    """``after``: it stands behind the one that decided, and was not asked."""
+    """``after``: an earlier policy has decided, so this one was not evaluated."""
     selector: str = ""
-    """The comparison that failed, as it is written; several of an `or`, joined by "or"."""
+    """The comparison that failed, as written; several of an `or` are joined by "or"."""
     reason: str = ""
-    """What was seen instead, or why that is unknown."""
+    """The actual value, or why it is unknown."""
 
 
 def trace(policies: Iterable[R], connection: Connection, lists: Lists = NO_LISTS) -> list[Step[R]]:
-    """Say of every policy, in order, what became of it; ExpressionError."""
+    """Return the outcome of every policy, in order of precedence; ExpressionError."""
     steps: list[Step[R]] = []
     decided = False
     for policy in in_order(policies):
@@ -74,7 +74,8 @@ def trace(policies: Iterable[R], connection: Connection, lists: Lists = NO_LISTS
         else:
             expression = expression_of(policy, lists)
             decided = matches(expression, connection)
-            steps.append(
-                Step(policy, "matched") if decided else Step(policy, "failed", *why(expression, connection))
-            )
+            if decided:
+                steps.append(Step(policy, "matched"))
+            else:
+                steps.append(Step(policy, "failed", *explain_mismatch(expression, connection)))
     return steps

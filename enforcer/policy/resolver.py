@@ -1,8 +1,8 @@
-"""Which rules match a client, a host or a region: worked out when one of these changes, never per packet.
+"""Resolves the rules that match a client, a host or a region: when one of these changes, never per packet.
 
-A subject's signature is which comparisons are true of it and which fields are known. Subjects share
-signatures, and comparisons with `in` are found by value: so neither 100,000 sessions nor 4,000 policies
-are multiplied with each other.
+A subject's signature is the set of comparisons that are true for it and the set of its known fields. Many
+subjects share a signature, and a table finds the true `in` comparisons by value: so the cost is not the
+product of, say, 100,000 sessions and 4,000 policies.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from enforcer.policy.facts import NOTHING, Facts
 from enforcer.policy.predicate import TRUE, AllOf, AnyOf, Literal, Predicate, triggers
 
 Bits = int
-"""A set of rules: bit r is rule r."""
+"""A set of rules: bit r stands for rule r."""
 
 Signature = tuple[Bits, Bits]
-"""Tests that are true, fields that are known."""
+"""Bits of the comparisons that are true, and bits of the fields that are known."""
 
-_FEW = 64  # signatures that are worked out one by one
-_REMEMBERED = 65_536  # answers that are kept; more are forgotten together, to be worked out again
-_BLOCK = 4096  # signatures worked out together; bounds the matrix of rules and signatures
+_FEW = 64  # fewer new signatures are resolved one by one
+_REMEMBERED = 65_536  # cached results; the cache is cleared beyond
+_BLOCK = 4096  # signatures resolved together; limits the size of the matrix of rules and signatures
 
 
 class Resolver:
-    """The predicates of one dimension, each with the rules that have it."""
+    """The predicates of one dimension, each with the rules that use it."""
 
     def __init__(self, groups: Sequence[tuple[Predicate, Bits]]):
         self.groups = [group for group in groups if group[0] != TRUE]
@@ -52,7 +52,7 @@ class Resolver:
                     values[value] = values.get(value, 0) | 1 << number
             else:
                 self._others.setdefault(test.field, []).append((test, 1 << number))
-        # A predicate is looked at when a comparison without which it can't be true is.
+        # A predicate is evaluated only when one of its triggers is true.
         self._triggered: dict[int, list[tuple[Predicate, Bits]]] = {}
         self._untriggered: list[tuple[Predicate, Bits]] = []
         for group in self.groups:
@@ -66,28 +66,28 @@ class Resolver:
 
     @property
     def unused(self) -> bool:
-        """Whether no rule asks anything here."""
+        """Whether no rule restricts this dimension."""
         return not self.groups
 
     @property
     def unknown(self) -> Bits:
-        """Rules of a subject of which nothing is known."""
+        """The rules that match a subject without known fields."""
         return self.rules(NOTHING)
 
     def rules(self, facts: Facts) -> Bits:
-        """Rules that match one subject."""
+        """Return the rules that match one subject."""
         return self.rules_of_many([facts])[0]
 
     def rules_of_many(self, subjects: Sequence[Facts]) -> list[Bits]:
-        """Rules that match each subject."""
+        """Return the rules that match each subject."""
         signatures = [self._signature(facts) for facts in subjects]
         missing = list(dict.fromkeys(each for each in signatures if each not in self._found))
         if len(missing) < _FEW:
-            self._found.update((signature, self._work_out_one(signature)) for signature in missing)
+            self._found.update((signature, self._resolve_one(signature)) for signature in missing)
         else:
             for start in range(0, len(missing), _BLOCK):
                 block = missing[start : start + _BLOCK]
-                self._found.update(zip(block, self._work_out(block), strict=True))
+                self._found.update(zip(block, self._resolve(block), strict=True))
         answers = [self._found[signature] for signature in signatures]
         if len(self._found) > _REMEMBERED:
             self._found.clear()
@@ -113,11 +113,11 @@ class Resolver:
                 true |= self._memo[memo]
         return true, known
 
-    def _work_out_one(self, signature: Signature) -> Bits:
+    def _resolve_one(self, signature: Signature) -> Bits:
         rules = self._all
         true, known = signature
         candidates = [*self._untriggered]
-        for test in _ones(true):
+        for test in _bit_numbers(true):
             candidates += self._triggered.get(test, ())
         for predicate, members in candidates:
             if self._is_true(predicate, true, known):
@@ -135,17 +135,17 @@ class Resolver:
             case AnyOf(parts):
                 return any(self._is_true(part, true, known) for part in parts)
 
-    def _work_out(self, signatures: Sequence[Signature]) -> list[Bits]:
-        """As a matrix: a predicate's row says of all signatures at once where it is true."""
+    def _resolve(self, signatures: Sequence[Signature]) -> list[Bits]:
+        """Resolve many signatures as a bit matrix: a predicate's row has a bit for each signature."""
         import numpy as np
 
         everywhere = (1 << len(signatures)) - 1
         true: dict[int, Bits] = {}
         known = [0] * len(self._fields)
         for column, (tests, fields) in enumerate(signatures):
-            for number in _ones(tests):
+            for number in _bit_numbers(tests):
                 true[number] = true.get(number, 0) | 1 << column
-            for number in _ones(fields):
+            for number in _bit_numbers(fields):
                 known[number] |= 1 << column
 
         def row(predicate: Predicate) -> Bits:
@@ -167,18 +167,18 @@ class Resolver:
         width = max([self._all.bit_length(), *(rules.bit_length() for _, rules in self.groups), 1])
         size = -(-len(signatures) // 8)
         matrix = np.zeros((width, size), dtype=np.uint8)
-        for rule in _ones(self._all):
+        for rule in _bit_numbers(self._all):
             matrix[rule] = 0xFF
         for predicate, rules in self.groups:
             columns = np.frombuffer(row(predicate).to_bytes(size, "little"), dtype=np.uint8)
-            for rule in _ones(rules):
+            for rule in _bit_numbers(rules):
                 matrix[rule] |= columns
         flags = np.unpackbits(matrix, axis=1, count=len(signatures), bitorder="little")
         packed = np.packbits(flags.T, axis=1, bitorder="little")
         return [int.from_bytes(line.tobytes(), "little") for line in packed]
 
 
-def _ones(bits: Bits) -> Iterator[int]:
+def _bit_numbers(bits: Bits) -> Iterator[int]:
     while bits:
         lowest = bits & -bits
         yield lowest.bit_length() - 1
@@ -194,27 +194,27 @@ def _literals(predicate: Predicate) -> Iterator[Literal]:
 
 
 def dump(groups: Sequence[tuple[Predicate, Bits]]) -> list[Any]:
-    """As pairs of JSON values, the same in every process: first all comparisons, then each group."""
+    """Return the groups as JSON values, equal in every process: first all comparisons, then each group."""
     tests, numbers = _numbered(groups)
     return [[tests, None], *([_dump(predicate, numbers), f"{rules:x}"] for predicate, rules in groups)]
 
 
 def load(document: Sequence[Any]) -> list[tuple[Predicate, Bits]]:
-    """From what :func:`dump` gave; ValueError."""
+    """Return the groups of a document that :func:`dump` returned; ValueError."""
     (dumped, _), *groups = document
     tests = [_load_test(test) for test in dumped]
     return [(_load(predicate, tests), int(rules, 16)) for predicate, rules in groups]
 
 
-def described(groups: Sequence[tuple[Predicate, Bits]]) -> list[str]:
-    """What is asked, whichever rules ask it; equal, in every process, for groups of the same predicates."""
+def predicate_texts(groups: Sequence[tuple[Predicate, Bits]]) -> list[str]:
+    """Return a text for each comparison and predicate, equal in every process for the same predicates."""
     tests, numbers = _numbered(groups)
     predicates = [_dump(predicate, numbers) for predicate, _ in groups if predicate != TRUE]
     return [json.dumps(each) for each in (*tests, *sorted(predicates))]
 
 
 def _numbered(groups: Sequence[tuple[Predicate, Bits]]) -> tuple[list[Any], dict[Test, int]]:
-    """The distinct comparisons in their dumped form, and where each stands."""
+    """Return the distinct comparisons in their dumped form, and the index of each."""
     distinct = {literal.test for predicate, _ in groups for literal in _literals(predicate)}
     dumped = sorted(((_dump_test(test), test) for test in distinct), key=itemgetter(0))
     return [form for form, _ in dumped], {test: number for number, (_, test) in enumerate(dumped)}

@@ -1,8 +1,8 @@
-"""Sets of addresses, ports and protocols with union, intersection and complement, as match tables need them.
+"""Sets of addresses, ports and protocols, with union, intersection and complement.
 
-An address set is a list of prefixes with a truth value each, and the longest prefix that covers an address
-says whether it is in the set: so a complement costs nothing and a set never grows by being negated. Each
-family has a root of its own in every set.
+An address set is a list of prefixes, each with a membership flag; the flag of the longest prefix that
+contains an address decides. So the complement of a set has the same prefixes. Every set has the root of each
+family.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable
 from enforcer.policy.expression import Network
 
 Prefix = tuple[int, int, int]
-"""Family (4 or 6), first address as a number, length: in this order, a prefix stands before what it holds."""
+"""Family (4 or 6), first address as a number, length. Sorted, a prefix comes before those inside it."""
 
 AddressSet = tuple[tuple[Prefix, bool], ...]
-"""Sorted; both roots are there; no entry says what the one that covers it says already."""
+"""Sorted prefixes with both roots, each with its membership, which differs from the enclosing prefix's."""
 
 PortSet = tuple[tuple[int, int], ...]
-"""Sorted ranges, ends included, that neither overlap nor touch."""
+"""Sorted ranges, ends included, that neither overlap nor adjoin."""
 
 ProtocolSet = int
-"""Bit n is protocol n."""
+"""Bit n stands for protocol n."""
 
 ROOT4: Prefix = (4, 0, 0)
 ROOT6: Prefix = (6, 0, 0)
@@ -34,14 +34,14 @@ ALL_PROTOCOLS: ProtocolSet = (1 << 256) - 1
 
 
 def covers(outer: Prefix, inner: Prefix) -> bool:
-    """Whether ``inner`` lies in ``outer``, or is it."""
+    """Return whether ``outer`` contains ``inner`` or equals it."""
     family, first, length = outer
     shift = _WIDTH[family] - length
     return family == inner[0] and length <= inner[2] and inner[1] >> shift == first >> shift
 
 
 def addresses(networks: Iterable[Network]) -> AddressSet:
-    """Make the set of all addresses in ``networks``."""
+    """Return the set of all addresses in ``networks``."""
     entries = dict(NO_ADDRESSES)
     for network in networks:
         entries[network.version, int(network.network_address), network.prefixlen] = True
@@ -61,13 +61,13 @@ def _minimal(entries: list[tuple[Prefix, bool]]) -> AddressSet:
     return tuple(kept)
 
 
-def not_addresses(entries: AddressSet) -> AddressSet:
-    """Complement: every other address of both families."""
+def complement_addresses(entries: AddressSet) -> AddressSet:
+    """Return the complement over both families."""
     return tuple((prefix, not member) for prefix, member in entries)
 
 
 def _join(first: AddressSet, second: AddressSet, combine: Callable[[bool, bool], bool]) -> AddressSet:
-    """Merge two sets along the tree of their prefixes."""
+    """Combine two sets along the tree of their prefixes."""
     one, two = dict(first), dict(second)
     above: list[tuple[Prefix, bool, bool]] = []
     merged = []
@@ -81,20 +81,20 @@ def _join(first: AddressSet, second: AddressSet, combine: Callable[[bool, bool],
     return _minimal(merged)
 
 
-def both_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
+def intersect_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
     """Intersection."""
     if first in (ALL_ADDRESSES, second):
         return second
     return first if second == ALL_ADDRESSES else _join(first, second, lambda one, two: one and two)
 
 
-def any_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
+def unite_addresses(first: AddressSet, second: AddressSet) -> AddressSet:
     """Union."""
     return first if first == second else _join(first, second, lambda one, two: one or two)
 
 
 def ports(ranges: Iterable[tuple[int, int]]) -> PortSet:
-    """Make the set of all ports in ``ranges``."""
+    """Return the set of all ports in ``ranges``."""
     joined: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if joined and first <= joined[-1][1] + 1:
@@ -104,8 +104,8 @@ def ports(ranges: Iterable[tuple[int, int]]) -> PortSet:
     return tuple(joined)
 
 
-def not_ports(ranges: PortSet) -> PortSet:
-    """Complement within 0 to 65535."""
+def complement_ports(ranges: PortSet) -> PortSet:
+    """Return the complement within 0 to 65535."""
     gaps, start = [], 0
     for first, last in ranges:
         if first > start:
@@ -116,13 +116,13 @@ def not_ports(ranges: PortSet) -> PortSet:
     return tuple(gaps)
 
 
-def both_ports(first: PortSet, second: PortSet) -> PortSet:
+def intersect_ports(first: PortSet, second: PortSet) -> PortSet:
     """Intersection."""
     if first == ALL_PORTS:
         return second
-    return not_ports(ports(not_ports(first) + not_ports(second)))
+    return complement_ports(ports(complement_ports(first) + complement_ports(second)))
 
 
 def protocols(numbers: Iterable[int]) -> ProtocolSet:
-    """Make the set of these protocol numbers."""
+    """Return the set of these protocol numbers."""
     return sum(1 << number for number in set(numbers))

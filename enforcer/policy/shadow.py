@@ -1,8 +1,8 @@
-"""Policies that never apply: empty ones, and those that earlier policies hide.
+"""Policies that never apply: their expression is empty, or earlier policies match all of their traffic.
 
-A policy's rules are searched for a connection that no earlier rule matches. Where an earlier rule is in the
-way, what it covers is cut off and the search goes on in what is left. What is reported is certain; a policy
-that only a very long search would prove hidden is passed over.
+The search looks for a connection that a rule of the policy matches and no earlier rule does. Where an earlier
+rule matches the example, the search removes what that rule covers and continues with the remainder. Every
+reported policy is certainly shadowed; a policy whose proof would take a very long search is not reported.
 """
 
 from __future__ import annotations
@@ -28,152 +28,154 @@ from enforcer.policy.predicate import (
     is_true,
     sorted_parts,
 )
-from enforcer.policy.reference import Rule, in_order
-from enforcer.policy.rules import Box, intersection, rules_of
+from enforcer.policy.reference import PolicyLike, in_order
+from enforcer.policy.rules import Rule, intersection, rules_of
 from enforcer.policy.sets import AddressSet
 from enforcer.policy.tables import MatchTables, compile_tables
 
-_STEPS = 200  # connections tried for one policy
-_CANDIDATES = 16  # earlier rules looked at where a connection is matched already
+_STEPS = 200  # example connections per policy
+_CANDIDATES = 16  # earlier rules tried for one example connection
 _OTHER = "\0"  # a value that no policy names
 _PREDICATES = ("source_region", "destination_region", "client", "host")
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """A policy that never decides, and the earlier ones that decide instead; none of them: it is empty."""
+class ShadowedPolicy:
+    """A policy that never applies."""
 
     name: str
     by: tuple[str, ...]
+    """Names of the earlier policies that match all of its traffic; empty if no connection can match it."""
     reason: str
 
 
-def decidable(protocols: Iterable[int], private: Iterable[Network]) -> Box:
-    """What policies are asked about: proxied protocols, no DNS, no private networks."""
-    return Box(
-        destination=sets.not_addresses(sets.addresses(private)),
-        ports=sets.not_ports(((DNS_PORT, DNS_PORT),)),
+def scope_of_policies(protocols: Iterable[int], private: Iterable[Network]) -> Rule:
+    """Return the traffic that policies decide: proxied protocols, without DNS and private networks."""
+    return Rule(
+        destination=sets.complement_addresses(sets.addresses(private)),
+        ports=sets.complement_ports(((DNS_PORT, DNS_PORT),)),
         protocols=sets.protocols(protocols),
     )
 
 
-def hidden(
-    policies: Iterable[Rule],
+def shadowed(
+    policies: Iterable[PolicyLike],
     lists: Lists = NO_LISTS,
-    asked: Box | None = None,
+    scope: Rule | None = None,
     tables: MatchTables | None = None,
-) -> list[Hidden]:
-    """Name the enabled policies that never apply.
+) -> list[ShadowedPolicy]:
+    """Return the enabled policies that never apply; ExpressionError, TooManyRulesError.
 
-    ``asked``: which connections policies are asked about; ``tables`` are those of the policies, if they are
-    there already. ExpressionError, TooManyRulesError.
+    ``scope`` is the traffic that policies decide (None: all). ``tables`` are the policies' match tables, if
+    the caller has compiled them.
     """
     ordered = in_order(policies)
     search = _Search(
-        tables or compile_tables(ordered, lists), [box for one in ordered for box in _boxes(one, lists)]
+        tables or compile_tables(ordered, lists), [rule for one in ordered for rule in _rules(one, lists)]
     )
     found = []
-    rule = 0
+    first = 0
     for policy in ordered:
-        boxes = _boxes(policy, lists)
-        inside = [box for one in boxes for box in _within(one, asked)]
-        if policy.enabled and not boxes:
-            found.append(Hidden(policy.name, (), "no connection can match it"))
+        rules = _rules(policy, lists)
+        inside = [part for rule in rules for part in _within(rule, scope)]
+        if policy.enabled and not rules:
+            found.append(ShadowedPolicy(policy.name, (), "no connection can match it"))
         elif policy.enabled and not inside:
-            found.append(Hidden(policy.name, (), "all of its traffic is shared, whatever policies say"))
+            reason = "all of its traffic is shared, whatever policies say"
+            found.append(ShadowedPolicy(policy.name, (), reason))
         elif policy.enabled:
-            by = search.hiders(inside, rule)
+            by = search.covering_policies(inside, first)
             if by is not None:
                 names = tuple(ordered[index].name for index in by)
                 reason = "others match all of its traffic first" if by else "no connection can match it"
-                found.append(Hidden(policy.name, names, reason))
-        rule += len(boxes)
+                found.append(ShadowedPolicy(policy.name, names, reason))
+        first += len(rules)
     return found
 
 
-def _boxes(policy: Rule, lists: Lists) -> tuple[Box, ...]:
+def _rules(policy: PolicyLike, lists: Lists) -> tuple[Rule, ...]:
     return rules_of(expression_of(policy, lists)) if policy.enabled else ()
 
 
-def _within(box: Box, asked: Box | None) -> list[Box]:
-    return [box] if asked is None else intersection(box, asked)
+def _within(rule: Rule, scope: Rule | None) -> list[Rule]:
+    return [rule] if scope is None else intersection(rule, scope)
 
 
 class _Search:
-    def __init__(self, tables: MatchTables, boxes: list[Box]):
+    def __init__(self, tables: MatchTables, rules: list[Rule]):
         self.tables = tables
-        self.boxes = boxes
+        self.rules = rules
 
-    def hiders(self, boxes: list[Box], before: int) -> list[int] | None:
-        """The policies whose rules, all of a number below ``before``, cover the boxes; None if none do."""
-        left = list(boxes)
+    def covering_policies(self, rules: list[Rule], before: int) -> list[int] | None:
+        """Return the indexes of the policies whose rules below ``before`` cover ``rules``, or None."""
+        left = list(rules)
         found: dict[int, None] = {}
         for _ in range(_STEPS):
             if not left:
                 return sorted(found)
-            box = left.pop()
-            if not _families(box):
-                continue  # longer prefixes take away all of the shorter ones
-            cut = self._cut(box, before)
+            rule = left.pop()
+            if not _families(rule):
+                continue  # longer prefixes exclude every address of the shorter ones
+            cut = self._cut(rule, before)
             if cut is None:
                 return None
-            rule, pieces = cut
-            found[self.tables.rules[rule]] = None
-            left += pieces
+            number, remainder = cut
+            found[self.tables.rules[number]] = None
+            left += remainder
         return None
 
-    def _cut(self, box: Box, before: int) -> tuple[int, list[Box]] | None:
-        """An earlier rule that matches some of the box, and what it leaves of it."""
-        connection = _example(box)
+    def _cut(self, rule: Rule, before: int) -> tuple[int, list[Rule]] | None:
+        """Return the number of an earlier rule that overlaps ``rule``, and ``rule`` without it, or None."""
+        connection = _example(rule)
         if connection is None:
             return None
         matching = self.tables.matching(connection) & ((1 << before) - 1)
         for _ in range(_CANDIDATES):
             if not matching:
                 return None
-            rule = (matching & -matching).bit_length() - 1
+            number = (matching & -matching).bit_length() - 1
             matching &= matching - 1
-            pieces = _without(box, self.boxes[rule])
-            if pieces is not None:
-                return rule, pieces
+            remainder = _without(rule, self.rules[number])
+            if remainder is not None:
+                return number, remainder
         return None
 
 
-def _without(box: Box, other: Box) -> list[Box] | None:
-    """The box without another one; None if that cannot be said."""
-    pieces: list[Box] = []
-    rest = box
+def _without(rule: Rule, other: Rule) -> list[Rule] | None:
+    """Subtract ``other`` from ``rule``; None if rules cannot express the difference."""
+    remainder: list[Rule] = []
+    rest = rule
     for name in _PREDICATES:
-        mine, theirs = getattr(box, name), getattr(other, name)
+        mine, theirs = getattr(rule, name), getattr(other, name)
         if implies(mine, theirs):
             continue
-        left = _values_without(mine, theirs)
-        if left is None:
+        split = _split_values(mine, theirs)
+        if split is None:
             return None
-        pieces.append(_changed(rest, name, left[0]))
-        rest = _changed(rest, name, left[1])
+        remainder.append(_changed(rest, name, split[0]))
+        rest = _changed(rest, name, split[1])
     complements: dict[str, Any] = {
-        "source": sets.not_addresses(other.source),
-        "destination": sets.not_addresses(other.destination),
-        "source_ports": sets.not_ports(other.source_ports),
-        "ports": sets.not_ports(other.ports),
+        "source": sets.complement_addresses(other.source),
+        "destination": sets.complement_addresses(other.destination),
+        "source_ports": sets.complement_ports(other.source_ports),
+        "ports": sets.complement_ports(other.ports),
         "protocols": sets.ALL_PROTOCOLS ^ other.protocols,
     }
     for name, outside in complements.items():
-        pieces += intersection(rest, Box(**{name: outside}))
-        inside = intersection(rest, Box(**{name: getattr(other, name)}))
+        remainder += intersection(rest, Rule(**{name: outside}))
+        inside = intersection(rest, Rule(**{name: getattr(other, name)}))
         if not inside:
             break
         (rest,) = inside
-    return pieces
+    return remainder
 
 
-def _changed(box: Box, name: str, value: Any) -> Box:
-    return box._replace(**{name: value})
+def _changed(rule: Rule, name: str, value: Any) -> Rule:
+    return rule._replace(**{name: value})
 
 
-def _values_without(mine: Predicate, theirs: Predicate) -> tuple[Predicate, Predicate] | None:
-    """Of `in A` and `in B`: `in A without B`, and `in A and B`."""
+def _split_values(mine: Predicate, theirs: Predicate) -> tuple[Predicate, Predicate] | None:
+    """Split `in A` by `in B`: into `in A minus B` and `in A and B`."""
     match mine, theirs:
         case Literal(TextIn(field, values, "any"), False), Literal(TextIn(other, taken, "any"), False):
             if field == other and is_single(field) and values & taken and values - taken:
@@ -182,7 +184,7 @@ def _values_without(mine: Predicate, theirs: Predicate) -> tuple[Predicate, Pred
 
 
 def implies(one: Predicate, two: Predicate) -> bool:
-    """Whether all that one is true of, two is true of; False also if that is not plain to see."""
+    """Return whether ``two`` is true wherever ``one`` is; False also if the forms do not show it."""
     if two == TRUE or one in (FALSE, two):
         return True
     if isinstance(two, AllOf):
@@ -207,20 +209,20 @@ def _literal_implies(one: Predicate, two: Literal) -> bool:
     return False
 
 
-def _example(box: Box) -> Connection | None:
-    """A connection in the box; None if none is found for its predicates."""
-    families = _families(box)
-    facts = [_facts(getattr(box, name)) for name in _PREDICATES]
+def _example(rule: Rule) -> Connection | None:
+    """Return a connection that the rule matches; None if no facts are found for its predicates."""
+    families = _families(rule)
+    facts = [_facts(getattr(rule, name)) for name in _PREDICATES]
     if not families or None in facts:
         return None
-    source, destination = _address(box.source, families[0]), _address(box.destination, families[0])
+    source, destination = _address(rule.source, families[0]), _address(rule.destination, families[0])
     source_region, destination_region, client, host = (one or {} for one in facts)
     return Connection(
         source,  # type: ignore[arg-type]
         destination,  # type: ignore[arg-type]
-        box.source_ports[0][0],
-        box.ports[0][0],
-        (box.protocols & -box.protocols).bit_length() - 1,
+        rule.source_ports[0][0],
+        rule.ports[0][0],
+        (rule.protocols & -rule.protocols).bit_length() - 1,
         source_region,
         destination_region,
         client,
@@ -228,12 +230,13 @@ def _example(box: Box) -> Connection | None:
     )
 
 
-def _families(box: Box) -> list[int]:
-    return [family for family in (4, 6) if _address(box.source, family) and _address(box.destination, family)]
+def _families(rule: Rule) -> list[int]:
+    sides = rule.source, rule.destination
+    return [family for family in (4, 6) if all(_address(side, family) for side in sides)]
 
 
 def _address(entries: AddressSet, family: int) -> IPv4Address | IPv6Address | None:
-    """An address of the set: the first of a prefix that no longer prefix at the same place takes away."""
+    """Return an address of the set; None if the set has none of this family."""
     kind = IPv4Address if family == 4 else IPv6Address
     members = {prefix[1]: member for prefix, member in entries if prefix[0] == family}
     for first, member in members.items():
@@ -247,24 +250,24 @@ def _address(entries: AddressSet, family: int) -> IPv4Address | IPv6Address | No
 
 
 def _gaps(entries: AddressSet, outer: sets.Prefix) -> Iterator[int]:
-    """Addresses of a prefix behind those that longer prefixes take out of it."""
+    """Yield an address of a prefix behind the longer prefixes inside it, if there is one."""
     width = 32 if outer[0] == 4 else 128
-    at, last = outer[1], outer[1] + (1 << (width - outer[2])) - 1
+    free, last = outer[1], outer[1] + (1 << (width - outer[2])) - 1
     for prefix, _ in entries:
-        if prefix != outer and sets.covers(outer, prefix) and prefix[1] <= at:
-            at = max(at, prefix[1] + (1 << (width - prefix[2])))
-    if at <= last:
-        yield at
+        if prefix != outer and sets.covers(outer, prefix) and prefix[1] <= free:
+            free = max(free, prefix[1] + (1 << (width - prefix[2])))
+    if free <= last:
+        yield free
 
 
 def _facts(predicate: Predicate) -> Facts | None:
-    """Facts that the predicate is true of, if they are easily found."""
+    """Return facts that make the predicate true; None if the simple choice of values does not."""
     facts: dict[str, tuple[str, ...]] = {}
-    _suppose(predicate, facts)
+    _choose_values(predicate, facts)
     return facts if is_true(predicate, facts) else None
 
 
-def _suppose(predicate: Predicate, facts: dict[str, tuple[str, ...]]) -> None:
+def _choose_values(predicate: Predicate, facts: dict[str, tuple[str, ...]]) -> None:
     match predicate:
         case Literal(TextIn(field, values), negated):
             value = _OTHER if negated else min(values, default=_OTHER)
@@ -274,7 +277,7 @@ def _suppose(predicate: Predicate, facts: dict[str, tuple[str, ...]]) -> None:
                 facts[field] = before
         case AllOf(parts):
             for part in sorted_parts(parts):
-                _suppose(part, facts)
+                _choose_values(part, facts)
         case AnyOf(parts):
             for part in sorted_parts(parts)[:1]:
-                _suppose(part, facts)
+                _choose_values(part, facts)

@@ -1,8 +1,8 @@
-"""Match tables: all policies as look-ups whose bit sets, AND-ed, name the first rule that matches.
+"""Match tables: one look-up in each dimension gives a set of rules, and the AND of the sets the first match.
 
-A look-up of one dimension gives a class number, and the class the set of rules that match there. Few classes
-are distinct, so the kernel holds each set once, and the trie's values stay small. What no packet carries
-(regions, clients, hosts) has predicates here, which :mod:`enforcer.policy.resolver` turns into classes.
+A look-up returns a class number; the class is the set of rules that match in this dimension. There are few
+distinct classes, so the kernel holds each set once, and the trie's values stay small. Regions, clients and
+hosts have predicates here, for which :mod:`enforcer.policy.resolver` finds the classes.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from enforcer.constants import MAPPED_NETWORK
 from enforcer.policy.facts import NOTHING, Connection, Dimension
 from enforcer.policy.language import NO_LISTS, Lists, expression_of
 from enforcer.policy.predicate import TRUE, Predicate
-from enforcer.policy.reference import Rule, in_order
+from enforcer.policy.reference import PolicyLike, in_order
 from enforcer.policy.resolver import Bits, Resolver
-from enforcer.policy.rules import MAX_RULES, Box, TooManyRulesError, rules_of
+from enforcer.policy.rules import MAX_RULES, Rule, TooManyRulesError, rules_of
 from enforcer.policy.sets import ROOT4, ROOT6, AddressSet, PortSet, Prefix, ProtocolSet, covers
 
 T = TypeVar("T")
 
 MAX_PREFIXES = 1 << 20
-"""Of one trie: some 100 MiB in the kernel."""
+"""Limit for one trie: about 100 MiB in the kernel."""
 
 MAX_SETS = 1 << 16
-"""Distinct sets of rules, 2 KiB each in the kernel."""
+"""Limit for distinct sets of rules, 2 KiB each in the kernel."""
 
 Groups = tuple[tuple[Predicate, Bits], ...]
-"""Distinct predicates of one dimension, each with the rules that have it."""
+"""Distinct predicates of one dimension, each with the rules that use it."""
 
-_MAPPED = int(MAPPED_NETWORK.network_address)  # where the kernel's maps keep IPv4
+_MAPPED = int(MAPPED_NETWORK.network_address)  # ::ffff:0:0/96 holds IPv4 in the kernel's maps
 
 
 @dataclass(frozen=True)
 class MatchTables:
-    """What the kernel looks up; class 0 is the empty set of rules."""
+    """The contents of the kernel's tables; class 0 is the empty set of rules."""
 
     rules: tuple[int, ...]
-    """Rule → index of its policy among all policies (the disabled ones included) in ascending precedence."""
+    """Rule → index of its policy among all policies, disabled ones included, in ascending precedence."""
     sets: tuple[Bits, ...]
     """Class → rules."""
     source: tuple[tuple[IPv6Network, int], ...]
-    """Prefix → class, for longest-prefix match; ::/0 and ::ffff:0:0/96 (all of IPv4) are always there."""
+    """Prefix → class, for longest-prefix match; ::/0 and ::ffff:0:0/96 (all of IPv4) are always present."""
     destination: tuple[tuple[IPv6Network, int], ...]
     """As ``source``."""
     source_ports: tuple[tuple[int, int, int], ...]
-    """First port, last port, class: in order, without gaps from 0 to 65535."""
+    """First port, last port, class: sorted, without gaps from 0 to 65535."""
     ports: tuple[tuple[int, int, int], ...]
-    """As ``source_ports``, of the destination."""
+    """As ``source_ports``, for destination ports."""
     protocols: tuple[int, ...]
-    """Protocol number → class: 256 entries."""
+    """Class by protocol number: 256 entries."""
 
     groups: dict[Dimension, Groups]
 
     @property
     def uses(self) -> frozenset[str]:
-        """The dimensions, as :class:`Box` names them, that some rule asks about."""
+        """The dimensions (fields of :class:`Rule`) that some rule restricts, without ``destination``."""
         used: set[str] = set()
         used |= {name for name, groups in self.groups.items() if any(one != TRUE for one, _ in groups)}
         if len({number for _, _, number in self.source_ports}) > 1:
@@ -78,16 +78,16 @@ class MatchTables:
 
     @cached_property
     def resolvers(self) -> dict[Dimension, Resolver]:
-        """One for each dimension that no packet carries."""
+        """Resolvers of the dimensions that have predicates."""
         return {name: Resolver(groups) for name, groups in self.groups.items()}
 
     def decide(self, connection: Connection) -> int | None:
-        """Walk the tables as the kernel does; the index of the policy as in ``rules``, None for no match."""
+        """Look a connection up as the kernel does; return the policy's index as in ``rules``, or None."""
         found = self.matching(connection)
         return self.rules[(found & -found).bit_length() - 1] if found else None
 
     def matching(self, connection: Connection) -> Bits:
-        """All rules that match."""
+        """Return all rules that match a connection."""
         hosts = 0
         for host in connection.hosts or (NOTHING,):
             hosts |= self.resolvers["host"].rules(host)
@@ -102,12 +102,12 @@ class MatchTables:
         )
 
     def by_addresses(self, src: IPv4Address | IPv6Address, dst: IPv4Address | IPv6Address) -> Bits:
-        """Rules that match there, as far as addresses go."""
+        """Return the rules whose address sets match."""
         source, destination = self._tries
         return self.sets[source.find(src)] & self.sets[destination.find(dst)]
 
     def by_ports(self, src_port: int, dst_port: int) -> Bits:
-        """Rules that match there, as far as ports go."""
+        """Return the rules whose port sets match."""
         return self.sets[_class_of(self.source_ports, src_port)] & self.sets[_class_of(self.ports, dst_port)]
 
 
@@ -127,52 +127,52 @@ class _Trie:
         return next(table[value >> shift] for shift, table in self.lengths.items() if value >> shift in table)
 
 
-def compile_tables(policies: Iterable[Rule], lists: Lists = NO_LISTS) -> MatchTables:
-    """Compile all enabled policies; ExpressionError, TooManyRulesError."""
-    boxes: list[Box] = []
-    rules: list[int] = []
+def compile_tables(policies: Iterable[PolicyLike], lists: Lists = NO_LISTS) -> MatchTables:
+    """Compile all enabled policies to match tables; ExpressionError, TooManyRulesError."""
+    rules: list[Rule] = []
+    owners: list[int] = []
     needs: list[tuple[int, str]] = []
-    ordered: list[Rule] = in_order(policies)
+    ordered: list[PolicyLike] = in_order(policies)
     for index, policy in enumerate(ordered):
         if policy.enabled:
             found = rules_of(expression_of(policy, lists))
-            boxes += found
-            rules += [index] * len(found)
+            rules += found
+            owners += [index] * len(found)
             needs.append((len(found), policy.name))
-    if len(boxes) > MAX_RULES:
+    if len(rules) > MAX_RULES:
         largest = ", ".join(f"{name} {count:,}" for count, name in sorted(needs, reverse=True)[:3])
-        raise TooManyRulesError(f"{len(boxes):,} rules, {MAX_RULES:,} at most; most are needed by: {largest}")
+        raise TooManyRulesError(f"{len(rules):,} rules, {MAX_RULES:,} at most; most are needed by: {largest}")
     classes = {0: 0}
     tables = MatchTables(
-        rules=tuple(rules),
-        source=_address_table(_grouped(box.source for box in boxes), classes),
-        destination=_address_table(_grouped(box.destination for box in boxes), classes),
-        source_ports=_port_table(_grouped(box.source_ports for box in boxes), classes),
-        ports=_port_table(_grouped(box.ports for box in boxes), classes),
-        protocols=_protocol_table(_grouped(box.protocols for box in boxes), classes),
+        rules=tuple(owners),
+        source=_address_table(_grouped(rule.source for rule in rules), classes),
+        destination=_address_table(_grouped(rule.destination for rule in rules), classes),
+        source_ports=_port_table(_grouped(rule.source_ports for rule in rules), classes),
+        ports=_port_table(_grouped(rule.ports for rule in rules), classes),
+        protocols=_protocol_table(_grouped(rule.protocols for rule in rules), classes),
         groups={
-            "source_region": tuple(_grouped(box.source_region for box in boxes).items()),
-            "destination_region": tuple(_grouped(box.destination_region for box in boxes).items()),
-            "client": tuple(_grouped(box.client for box in boxes).items()),
-            "host": tuple(_grouped(box.host for box in boxes).items()),
+            "source_region": tuple(_grouped(rule.source_region for rule in rules).items()),
+            "destination_region": tuple(_grouped(rule.destination_region for rule in rules).items()),
+            "client": tuple(_grouped(rule.client for rule in rules).items()),
+            "host": tuple(_grouped(rule.host for rule in rules).items()),
         },
         sets=tuple(classes),
     )
     prefixes = max(len(tables.source), len(tables.destination))
     if prefixes > MAX_PREFIXES:
-        raise TooManyRulesError(_too_large(f"{prefixes:,} prefixes", MAX_PREFIXES, boxes, rules, ordered))
+        raise TooManyRulesError(_too_large(f"{prefixes:,} prefixes", MAX_PREFIXES, rules, owners, ordered))
     if len(classes) > MAX_SETS:
         raise TooManyRulesError(
-            _too_large(f"{len(classes):,} sets of rules", MAX_SETS, boxes, rules, ordered)
+            _too_large(f"{len(classes):,} sets of rules", MAX_SETS, rules, owners, ordered)
         )
     return tables
 
 
-def _too_large(what: str, most: int, boxes: list[Box], rules: list[int], ordered: list[Rule]) -> str:
-    """Name the policies whose addresses and ports cut the tables into most pieces."""
+def _too_large(what: str, most: int, rules: list[Rule], owners: list[int], ordered: list[PolicyLike]) -> str:
+    """Return the message for a table limit, with the policies that have the most prefixes and ranges."""
     pieces: dict[int, int] = {}
-    for box, index in zip(boxes, rules, strict=True):
-        size = len(box.source) + len(box.destination) + len(box.source_ports) + len(box.ports)
+    for rule, index in zip(rules, owners, strict=True):
+        size = len(rule.source) + len(rule.destination) + len(rule.source_ports) + len(rule.ports)
         pieces[index] = pieces.get(index, 0) + size
     largest = sorted(pieces, key=lambda index: -pieces[index])[:3]
     names = ", ".join(f"{ordered[index].name} ({pieces[index]:,} prefixes and ranges)" for index in largest)
@@ -180,7 +180,7 @@ def _too_large(what: str, most: int, boxes: list[Box], rules: list[int], ordered
 
 
 def _grouped(values: Iterable[T]) -> dict[T, Bits]:
-    """Give each distinct set and the rules that have it."""
+    """Return the rules of each distinct value."""
     groups: dict[T, Bits] = {}
     for rule, value in enumerate(values):
         groups[value] = groups.get(value, 0) | 1 << rule
@@ -194,20 +194,20 @@ def _class(bits: Bits, classes: dict[Bits, int]) -> int:
 def _address_table(
     groups: dict[AddressSet, Bits], classes: dict[Bits, int]
 ) -> tuple[tuple[IPv6Network, int], ...]:
-    """Resolve inheritance: a prefix has what the one above has, but for the rules that name it."""
+    """Return the class of each prefix; a prefix inherits the rules that no entry of it changes."""
     members: dict[Prefix, Bits] = {}
-    strangers: dict[Prefix, Bits] = {}
+    excluded: dict[Prefix, Bits] = {}
     for entries, rules in groups.items():
         for prefix, member in entries:
-            named = members if member else strangers
+            named = members if member else excluded
             named[prefix] = named.get(prefix, 0) | rules
     table = []
     above: list[tuple[Prefix, Bits]] = []
-    for prefix in sorted(members.keys() | strangers.keys() | {ROOT4, ROOT6}):
+    for prefix in sorted(members.keys() | excluded.keys() | {ROOT4, ROOT6}):
         while above and not covers(above[-1][0], prefix):
             above.pop()
         inherited = above[-1][1] if above else 0
-        bits = (inherited & ~strangers.get(prefix, 0)) | members.get(prefix, 0)
+        bits = (inherited & ~excluded.get(prefix, 0)) | members.get(prefix, 0)
         if not above or bits != inherited:
             above.append((prefix, bits))
             table.append((_network(prefix), _class(bits, classes)))

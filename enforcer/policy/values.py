@@ -1,4 +1,4 @@
-"""The values that fields are compared with: each kind read from its text, or what would be right instead."""
+"""Readers of the values in expressions, by kind of field; WrongValueError says what is expected."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PROTOCOLS = {
     "udp": frozenset({UDP}),
     "icmp": frozenset({ICMP, ICMPV6}),
 }
-"""Names and numbers; ``icmp`` is ICMPv6 as well, so that a rule means the same in both families."""
+"""Protocol numbers by name. ``icmp`` includes ICMPv6: a policy means the same in both families."""
 
 
 def protocol_name(number: int) -> str:
-    """A protocol as expressions name it; those without a name by number."""
+    """Return a protocol's name in expressions, or its number as text."""
     return next((name for name, numbers in PROTOCOLS.items() if number in numbers), str(number))
 
 
@@ -60,7 +60,7 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 def protocol(text: str) -> frozenset[int]:
-    """Read a protocol's name."""
+    """Read a protocol's name; return its numbers."""
     name = text.lower()
     if name not in PROTOCOLS:
         raise WrongValueError("is no known protocol", PROTOCOL)
@@ -68,7 +68,7 @@ def protocol(text: str) -> frozenset[int]:
 
 
 def ports(text: str) -> tuple[int, int]:
-    """Read a port, or a range of them with both ends."""
+    """Read a port or a range; return first and last port."""
     first_text, dots, last_text = text.partition("..")
     first = _port(text, first_text)
     last = _port(text, last_text) if dots else first
@@ -119,7 +119,7 @@ def address(text: str) -> IPv4Address | IPv6Address:
 
 
 def networks(text: str) -> list[Network]:
-    """Read an address, a prefix, or a range of addresses as the prefixes that it consists of."""
+    """Read an address, a prefix or a range of addresses; return its prefixes."""
     if "%" in text:
         raise WrongValueError("has a zone", "an address without %…")
     if ".." in text:
@@ -164,7 +164,7 @@ def _refuse_mapped(network: Network) -> None:
 
 
 def ordered_networks(operator: str, bound: IPv4Address | IPv6Address) -> tuple[Network, ...]:
-    """Give the addresses of the bound's own family that are below or above it."""
+    """Return the addresses of the bound's family that compare so with it."""
     everything: Network = IPv4Network((0, 0)) if bound.version == 4 else IPv6Network((0, 0))
     number, top = int(bound), int(everything.broadcast_address)
     first, last = ordered(operator, number, top)
@@ -175,7 +175,7 @@ def ordered_networks(operator: str, bound: IPv4Address | IPv6Address) -> tuple[N
 
 
 def ordered(operator: str, bound: int, top: int) -> tuple[int, int]:
-    """Give the first and last of 0 … ``top`` that compare so; the first is beyond the last if none does."""
+    """Return first and last of 0 … ``top`` that compare so with ``bound``; first > last if none does."""
     return {
         "<": (0, bound - 1),
         "<=": (0, bound),
@@ -195,7 +195,7 @@ def country(text: str) -> str:
 
 
 def continent(text: str) -> str:
-    """Read a continent's code, or its name in English."""
+    """Read a continent's code or English name; return its code."""
     code = next((code for code, name in CONTINENTS.items() if text.lower() == name.lower()), text.upper())
     if code == "T1":
         raise WrongValueError("stands for the Tor network, which no MaxMind DB knows", _CONTINENT)
@@ -205,7 +205,7 @@ def continent(text: str) -> str:
 
 
 def host(text: str) -> str:
-    """Read a DNS name: lower case, no final dot."""
+    """Read a DNS name; return it in lower case without a final dot."""
     if not text.isascii():
         raise WrongValueError("is not ASCII, as DNS names are", _a_label(text))
     name = text.lower().removesuffix(".")
@@ -229,7 +229,7 @@ def _a_label(text: str) -> str:
 
 
 def text(value: str) -> str:
-    """Read a text, which is compared as it stands."""
+    """Return the text unchanged."""
     return value
 
 
@@ -266,7 +266,7 @@ def _escape(found: re.Match[bytes]) -> bytes:
 
 
 def pattern(token: str) -> str:
-    r"""Read a regular expression's literal: backslashes stay, but for ``\"`` outside of ``[…]``."""
+    r"""Read a regular expression: backslashes stay, except in ``\"`` outside of ``[…]``."""
     if token.startswith("r"):
         return unquoted(token)
     found, in_class, position, body = [], False, 0, token[1:-1]

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import marshal
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from enforcer.control import log
 from enforcer.control.protocol import report_of
 from enforcer.errors import EnforcerError, KernelError
 from enforcer.facts import loading, session
 from enforcer.facts.session import Lines
 from enforcer.facts.store import Store, stored
+
+_log = logging.getLogger(__name__)
 
 _MOST_READERS = 4
 _AT_LEAST = 1 << 20
@@ -89,7 +92,7 @@ def _forked(work: Callable[[], bytes]) -> tuple[int, int]:
     except BrokenPipeError:
         pass  # who would read it was interrupted
     except BaseException:
-        traceback.print_exc()
+        _log.exception("unexpected error")
     finally:
         os._exit(code)
 
@@ -106,7 +109,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
     instance = Instance(netns_cookie())
     maps = GatewayReader(instance).maps
     with Store(instance.facts_file, create=False) as store:
-        store.expect_much()
+        store.prepare_bulk_load()
         tables, room = KernelFacts(maps, store), maps.sessions.info.entries
         # From here on the whole file is loaded; before, the daemon may end this (WorkerProcess.interrupt).
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -117,6 +120,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
 def main(arguments: list[str]) -> int:
     """The process's entry."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log.configure()
     # Nothing of what is read goes before the end.
     gc.disable()
     file, origin, name = arguments[:3]

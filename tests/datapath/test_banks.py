@@ -78,18 +78,18 @@ def test_what_has_no_room_is_neither_stored_nor_in_force(box: Box) -> None:
             current = KernelFacts(box.maps, store)
             bank = Bank(box.maps, in_force(box))
             bank.numbers_of([1 << 13 | each for each in range(bank.room)])
-            with pytest.raises(FullTableError), store.change() as change:
-                current.put(change.put_sessions([new], COMMAND))
+            with pytest.raises(FullTableError), store.transaction() as transaction:
+                current.put_sessions(transaction.put_sessions([new], COMMAND))
             assert store.session(new.client) is None
             assert not len(box.maps.sessions.items()[0])
             # Room is made by applying the same file again.
             box.apply(box.config)
             again = KernelFacts(box.maps, store)
-            with store.change() as change:
-                again.put(change.put_sessions([new], COMMAND))
+            with store.transaction() as transaction:
+                again.put_sessions(transaction.put_sessions([new], COMMAND))
             assert len(box.maps.sessions.items()[0]) == 1
-            with store.change() as change:
-                again.removed(change.remove_sessions([new.client]))
+            with store.transaction() as transaction:
+                again.remove_sessions(transaction.remove_sessions([new.client]))
     finally:
         box.apply(kept)
 
@@ -103,20 +103,20 @@ def test_what_a_change_wrote_that_was_taken_back_is_nobodys(box: Box) -> None:
         one, other = (bytes(10) + b"\xff\xff\x0a\x01\x00" + bytes([last]) for last in (8, 9))
         with Store(box.instance.facts_file) as store:
             current = KernelFacts(box.maps, store)
-            with pytest.raises(KeyboardInterrupt), store.change() as change:
-                current.put(
-                    change.put_sessions([NewSession(one, {"identity.email": ("eve",)}, None)], COMMAND)
+            with pytest.raises(KeyboardInterrupt), store.transaction() as transaction:
+                current.put_sessions(
+                    transaction.put_sessions([NewSession(one, {"identity.email": ("eve",)}, None)], COMMAND)
                 )
                 raise KeyboardInterrupt
             assert len(box.maps.sessions.items()[0]) == 1
-            with store.change() as change:
-                current.put(
-                    change.put_sessions([NewSession(other, {"identity.email": ("ann",)}, None)], COMMAND)
+            with store.transaction() as transaction:
+                current.put_sessions(
+                    transaction.put_sessions([NewSession(other, {"identity.email": ("ann",)}, None)], COMMAND)
                 )
             (key,) = box.maps.sessions.items()[0]
             assert key.tobytes() == other
-            with store.change() as change:
-                current.removed(change.remove_sessions([other]))
+            with store.transaction() as transaction:
+                current.remove_sessions(transaction.remove_sessions([other]))
         assert not len(box.maps.sessions.items()[0])
     finally:
         box.apply(kept)

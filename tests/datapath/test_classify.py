@@ -21,7 +21,7 @@ from enforcer.datapath import settings
 from enforcer.datapath.banks import Action
 from enforcer.facts.kernel_facts import KernelFacts, refill
 from enforcer.facts.regions import Region, RegionPrefixes
-from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
+from enforcer.facts.rows import ANY_CLIENT, COMMAND, LearntName, NewSession
 from enforcer.facts.store import Store
 from enforcer.gateway.bank_switch import BankContents, BankSwitch
 from enforcer.policy.facts import Connection
@@ -84,11 +84,11 @@ class Atlas:
 NOBODY = World()
 
 
-def rows_of(world: World) -> tuple[list[NewSession], list[Learnt]]:
+def rows_of(world: World) -> tuple[list[NewSession], list[LearntName]]:
     """What the store is told of a world."""
     sessions = [NewSession(pack(client), facts, None) for client, facts in world.sessions.items()]
     names = [
-        Learnt(ANYBODY, pack(address), name, FOREVER)
+        LearntName(ANY_CLIENT, pack(address), name, FOREVER)
         for address, known in world.names.items()
         for name in known
     ]
@@ -114,8 +114,8 @@ class Classifier:
         """Fills a bank; returns the word that puts it in force."""
         contents = BankContents(tables, actions, private, Atlas(world))  # type: ignore[arg-type]
         switch = BankSwitch(self.box.maps, bank, contents, self.store)
-        with self.store.change() as change:
-            switch.finish(change)
+        with self.store.transaction() as transaction:
+            switch.finish(transaction)
         return switch.word
 
     def switch(self, word: int) -> None:
@@ -131,10 +131,10 @@ class Classifier:
         """Puts policies in force; of what is known of clients and hosts one half before, the other after."""
         bank = settings.read(self.box.maps).bank_number
         sessions, names = rows_of(world)
-        with self.store.change() as change:
-            gone = change.remove_sessions(row.client for row in list(self.store.sessions()))
-            forgotten, _ = change.forget_names(FOREVER * 2)
-            early = change.put_sessions(sessions[::2], COMMAND), change.learn(names[::2])
+        with self.store.transaction() as transaction:
+            gone = transaction.remove_sessions(row.client for row in list(self.store.sessions()))
+            forgotten, _ = transaction.forget_names(FOREVER * 2)
+            early = transaction.put_sessions(sessions[::2], COMMAND), transaction.learn(names[::2])
         for client in gone:
             self.box.maps.sessions.delete(np.frombuffer(client, dtype=self.box.maps.sessions.key)[0])
         for host, _ in forgotten.hosts:
@@ -143,9 +143,9 @@ class Classifier:
         self.switch(self.write(1 - bank, tables, actions, private, world))
         refill(self.box.maps, self.store)
         in_force = KernelFacts(self.box.maps, self.store)
-        with self.store.change() as change:
-            in_force.put(change.put_sessions(sessions[1::2], COMMAND))
-            in_force.named(change.learn(names[1::2]))
+        with self.store.transaction() as transaction:
+            in_force.put_sessions(transaction.put_sessions(sessions[1::2], COMMAND))
+            in_force.update_names(transaction.learn(names[1::2]))
 
     def ask(self, packet: Connection) -> Verdict:
         body = struct.pack(">HHIIBBHHH", packet.src_port, packet.dst_port, 1, 0, 0x50, 2, 100, 0, 0)

@@ -16,7 +16,7 @@ from typing import Any
 from enforcer.datapath import carry, fast_path, programs
 from enforcer.datapath.maps import Map
 from enforcer.datapath.programs import Pins
-from enforcer.facts.store import Change
+from enforcer.facts.store import Transaction
 from enforcer.gateway import applier, attach, availability
 from enforcer.gateway.state import State
 from enforcer.kernel import addresses, announce, conntrack, links, nft, sysctl
@@ -35,7 +35,7 @@ EFFECTS: tuple[tuple[Any, str], ...] = (
     (availability, "refresh"),
     (fast_path, "set_enabled"),
     (Map, "put"),
-    (Change, "settle"),
+    (Transaction, "finish"),
     *((attach, name) for name in ("attach", "detach")),
     (links, "set_allmulti"),
     (sysctl, "write"),

@@ -311,7 +311,7 @@ def test_an_outside_interface_is_deleted_and_made_again(gateway: Gateway) -> Non
                 *(f"route add {TO_ORIGIN2[family]} via {NEXT1[family]}" for family in (4, 6)),
             )
         ends(lambda: arrived(lab.net, "gw0"), "gw0")
-        wait_for(lambda: "put back: attach to_origin to out1 egress" in gateway.said()[said:])
+        wait_for(lambda: "restored: attach to_origin to out1 egress" in gateway.said()[said:])
         on_fast_path(gateway, pair)
 
 
@@ -337,7 +337,7 @@ def test_an_inside_interface_is_deleted_and_made_again(gateway: Gateway) -> None
                 f"route add default via {GATEWAY[4]}",
                 f"route add default via {GATEWAY[6]}",
             )
-        wait_for(lambda: "put back: attach from_client to in0 ingress" in gateway.said()[said:])
+        wait_for(lambda: "restored: attach from_client to in0 ingress" in gateway.said()[said:])
         on_fast_path(gateway, pair)
 
 

@@ -18,7 +18,7 @@ import pytest
 from truth import families, leaves_from, running, wait_for
 
 from enforcer.address import pack
-from enforcer.facts.store import ANYBODY, Store
+from enforcer.facts.store import ANY_CLIENT, Store
 from enforcer.instance import Instance
 from lab import names
 from lab.clients import Session, curl, dig, tcp_ask, url
@@ -160,7 +160,7 @@ def enforced(lab: Lab, origin: Reporter) -> Iterator[Gateway]:
 
 def learnt(gateway: Gateway, client: str | None = None) -> dict[str, set[str]]:
     """Names by address, for a client or for anybody."""
-    who = ANYBODY if client is None else pack(ip_address(client))
+    who = ANY_CLIENT if client is None else pack(ip_address(client))
     found: dict[str, set[str]] = {}
     with closing(Store(Instance(gateway.lab.gw.cookie()).facts_file, create=False)) as store:
         for row in store.names():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,17 @@ def program_copy(target: Path, edit: Callable[[Path], None]) -> Path:
     shutil.copytree(Path(enforcer.__file__).parent, copy, ignore=ignored)
     shutil.copytree(Path(str(files("enforcer.bpf"))), copy / "bpf", ignore=ignored)
     edit(copy / "bpf")
+    return target
+
+
+def version_at(commit: str, target: Path) -> Path:
+    """The program as it was at a commit of this repository, whose history has to be there."""
+    repository = Path(__file__).parents[2]
+    archive = ["git", "-c", "safe.directory=*", "-C", str(repository), "archive", commit, "enforcer", "bpf"]
+    done = subprocess.run(archive, capture_output=True, check=False)
+    assert done.returncode == 0, f"no history of {repository} up to {commit}: {done.stderr.decode()}"
+    subprocess.run(["tar", "-x", "-C", str(target)], input=done.stdout, check=True)
+    (target / "bpf").rename(target / "enforcer" / "bpf")
     return target
 
 

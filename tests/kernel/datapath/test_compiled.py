@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from compiled.bcc import kernel, record
 
-from enforcer.datapath import pins as places
+from enforcer.datapath import bpffs as places
 from enforcer.datapath import syscall
 
 FRONT = str(Path(kernel.__file__).parents[1])

@@ -36,7 +36,7 @@ from enforcer.address import pack
 from enforcer.config import Configuration
 from enforcer.constants import TCP, UDP
 from enforcer.facts.regions import Database
-from enforcer.facts.store import ANYBODY, Store
+from enforcer.facts.store import ANY_CLIENT, Store
 from enforcer.policy.facts import Connection, host_facts, region_facts
 from enforcer.policy.tables import MatchTables, compile_tables
 from lab.netns import LabError
@@ -191,7 +191,7 @@ def test_what_is_remembered_is_what_a_connection_is_said_to_have(tmp_path: Path)
         for one in connections[::3]:
             session = store.session(pack(one.src))
             assert (session.facts if session else {}) == one.client
-            names = store.names_at(pack(one.src), pack(one.dst)) or store.names_at(ANYBODY, pack(one.dst))
+            names = store.names_at(pack(one.src), pack(one.dst)) or store.names_at(ANY_CLIENT, pack(one.dst))
             assert [host_facts(name) for name in names] == sorted(
                 one.hosts, key=lambda facts: facts["net.fqdn.host"]
             )

@@ -56,8 +56,8 @@ def write(path: Path, data: Any) -> Path:
 def changed(*changes: tuple[str, Any]) -> dict[str, Any]:
     """A good file with values replaced: ``("egress_ips.0.ipv4", "x")``."""
     data = copy.deepcopy(GOOD)
-    for way, value in changes:
-        *steps, last = (int(step) if step.isdigit() else step for step in way.split("."))
+    for path, value in changes:
+        *steps, last = (int(step) if step.isdigit() else step for step in path.split("."))
         target: Any = data
         for step in steps:
             target = target[step]
@@ -109,7 +109,7 @@ ONE_FAULT = [
     ("policies.0.presedence", 1, 'policies[0]: unknown key "presedence"; expected precedence'),
     ("policies.0.egress.ipv4_falback", "0.0.0.0", 'unknown key "ipv4_falback"; expected ipv4_fallback'),
     # missing
-    ("location", ABSENT, 'the key "location" is missing; expected where this gateway stands'),
+    ("location", ABSENT, 'the key "location" is missing; expected this gateway\'s location'),
     ("interfaces", ABSENT, 'the key "interfaces" is missing'),
     ("interfaces.inside", ABSENT, 'interfaces: the key "inside" is missing'),
     ("shared", ABSENT, 'the key "shared" is missing'),
@@ -387,9 +387,9 @@ ONE_FAULT = [
 ]
 
 
-@pytest.mark.parametrize(("way", "value", "message"), ONE_FAULT)
-def test_one_fault_is_one_message(file: Path, way: str, value: Any, message: str) -> None:
-    faults = faults_of(write(file, changed((way, value))))
+@pytest.mark.parametrize(("path", "value", "message"), ONE_FAULT)
+def test_one_fault_is_one_message(file: Path, path: str, value: Any, message: str) -> None:
+    faults = faults_of(write(file, changed((path, value))))
     # A wrong address of an egress IP also is an address that a policy cannot name.
     assert message in str(faults[0]), [str(fault) for fault in faults]
     assert len(faults) == 1, [str(fault) for fault in faults]

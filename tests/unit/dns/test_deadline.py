@@ -7,19 +7,19 @@ from enforcer.dns.deadline import DEADLINE, IDLE, INTERVAL, Overdue
 
 def test_what_was_there_a_deadline_ago_is_too_late() -> None:
     overdue = Overdue()
-    assert overdue.look(3, 10, 0.0) is None
-    assert overdue.look(5, 12, DEADLINE / 2) is None
-    assert overdue.look(5, 14, DEADLINE) == 10
-    assert overdue.look(1, 14, DEADLINE * 1.6) == 12
-    assert overdue.look(1, 14, DEADLINE * 5) == 14
+    assert overdue.note(3, 10, 0.0) is None
+    assert overdue.note(5, 12, DEADLINE / 2) is None
+    assert overdue.note(5, 14, DEADLINE) == 10
+    assert overdue.note(1, 14, DEADLINE * 1.6) == 12
+    assert overdue.note(1, 14, DEADLINE * 5) == 14
 
 
 def test_an_empty_queue_begins_again() -> None:
     overdue = Overdue()
-    assert overdue.look(1, 10, 0.0) is None
-    assert overdue.look(0, 10, 0.1) is None
-    assert overdue.look(1, 11, DEADLINE) is None
-    assert overdue.look(1, 11, 2 * DEADLINE) == 11
+    assert overdue.note(1, 10, 0.0) is None
+    assert overdue.note(0, 10, 0.1) is None
+    assert overdue.note(1, 11, DEADLINE) is None
+    assert overdue.note(1, 11, 2 * DEADLINE) == 11
 
 
 def test_nothing_is_held_for_half_a_second() -> None:

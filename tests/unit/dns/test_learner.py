@@ -22,15 +22,15 @@ from scapy.packet import Packet
 
 from enforcer.address import pack
 from enforcer.dns import learner
-from enforcer.dns.alive import Alive, destinations
-from enforcer.dns.counts import COUNTS
-from enforcer.dns.fair import BURST, SHARE
+from enforcer.dns.counters import COUNTS
+from enforcer.dns.fair_queue import BURST, SHARE
 from enforcer.dns.learner import Learner
-from enforcer.dns.reader import Answer, Reader, settings
+from enforcer.dns.live_flows import LiveDestinations, live_destinations
+from enforcer.dns.reader import Answer, Reader, learning_config
 from enforcer.dns.recent import RecentAnswers
 from enforcer.errors import BusyError, KernelError
 from enforcer.facts import names as learnt_names
-from enforcer.facts.store import ANYBODY, Names, Store
+from enforcer.facts.store import ANY_CLIENT, ChangedNames, Store
 from enforcer.kernel import queue
 
 CLIENT, SERVER, OTHER = "10.0.1.2", "198.18.53.53", "198.18.53.54"
@@ -74,7 +74,7 @@ class Wire:
     """A client and a resolver before a reader."""
 
     def __init__(self, **dns: Any) -> None:
-        self.reader = Reader(settings({**CONFIG, "dns": {**CONFIG["dns"], **dns}}))
+        self.reader = Reader(learning_config({**CONFIG, "dns": {**CONFIG["dns"], **dns}}))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -119,7 +119,7 @@ def test_an_answer_is_learnt(client: str, server: str, kind: str, address: str) 
     (found,) = wire.answer(answer(query("WWW.example.lab.", kind), address), client, server)
     assert found == Answer(packed(client), "www.example.lab", (packed(address),), DAY + 60 + 30)
     assert [(row.client, row.address, row.name) for row in found.rows()] == [
-        (who, packed(address), "www.example.lab") for who in (packed(client), ANYBODY)
+        (who, packed(address), "www.example.lab") for who in (packed(client), ANY_CLIENT)
     ]
     assert wire.counts == {}
 
@@ -246,7 +246,7 @@ def test_strange_questions() -> None:
 
 
 def test_tcp_pipelined_answered_out_of_order_and_in_pieces() -> None:
-    reader = Reader(settings(CONFIG))
+    reader = Reader(learning_config(CONFIG))
 
     def framed(*messages: dns.message.Message) -> bytes:
         wires = [message.to_wire() for message in messages]
@@ -337,9 +337,9 @@ class Tables:
     def __init__(self, held: Held) -> None:
         self.held = held
         self.hosts: dict[tuple[bytes, bytes], int] = {}
-        self.fails: Callable[[Names], None] = lambda _: None
+        self.fails: Callable[[ChangedNames], None] = lambda _: None
 
-    def named(self, names: Names) -> None:
+    def update_names(self, names: ChangedNames) -> None:
         self.fails(names)
         assert not self.held.accepted  # learnt first, let go then
         self.hosts.update(names.hosts)
@@ -348,7 +348,7 @@ class Tables:
 class Scene:
     def __init__(self, learner: Learner, store: Store, tables: Tables, held: Held, said: list[str]) -> None:
         self.learner, self.store, self.tables, self.held, self.said = learner, store, tables, held, said
-        self.alive = Alive(set(), set())
+        self.alive = LiveDestinations(set(), set())
 
     def bring(self, *names: str, ttl: int = 60) -> None:
         """A question and an answer for each; the address is the name's first number."""
@@ -394,7 +394,7 @@ def test_learnt_in_one_change_before_it_is_let_go(scene: Scene) -> None:
     assert scene.names() == {"n1.lab", "n2.lab", "n3.lab"}
     assert scene.held.accepted == [0, 1, 2]
     assert len(scene.tables.hosts) == 6
-    assert scene.store.names_at(ANYBODY, packed("198.18.1.2")) == ("n2.lab",)
+    assert scene.store.names_at(ANY_CLIENT, packed("198.18.1.2")) == ("n2.lab",)
     assert scene.store.names_at(packed(CLIENT), packed("198.18.1.2")) == ("n2.lab",)
     report = scene.learner.report()
     assert report["counts"] == {"learnt": 3, "addresses": 3, "question": 3}
@@ -413,8 +413,8 @@ def test_a_bounded_number_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_known_is_not_stored_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[int] = []
-    change = scene.store.change
-    monkeypatch.setattr(scene.store, "change", lambda patience: changes.append(1) or change(patience))
+    begin = scene.store.transaction
+    monkeypatch.setattr(scene.store, "transaction", lambda patience: changes.append(1) or begin(patience))
 
     def expiry() -> float:
         return max(row.expires for row in scene.store.names())
@@ -446,14 +446,14 @@ def test_known_answers_are_bounded() -> None:
 def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     full = packed("198.18.1.2")
 
-    def refuse(names: Names) -> None:
+    def refuse(names: ChangedNames) -> None:
         if any(address == full for (_, address), _ in names.hosts):
             raise KernelError("the table hosts is full")
 
     scene.tables.fails = refuse
     tries: list[int] = []
-    change = scene.store.change
-    monkeypatch.setattr(scene.store, "change", lambda patience: tries.append(1) or change(patience))
+    begin = scene.store.transaction
+    monkeypatch.setattr(scene.store, "transaction", lambda patience: tries.append(1) or begin(patience))
     names = [f"n{number}.lab." for number in (1, 3, 4, 5, 6, 7, 2, 8)]
     scene.bring(*names)
     # Halves: the first, [6 7 2 8], [6 7], [2 8], [2]; then it is not asked again for a second.
@@ -474,7 +474,7 @@ def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest
 
 
 def test_another_change_that_does_not_end(scene: Scene) -> None:
-    def refuse(_: Names) -> None:
+    def refuse(_: ChangedNames) -> None:
         raise BusyError("another change does not end")
 
     scene.tables.fails = refuse
@@ -485,7 +485,7 @@ def test_another_change_that_does_not_end(scene: Scene) -> None:
 
 
 def test_a_bug_holds_nothing_back(scene: Scene) -> None:
-    def fail(_: Names) -> None:
+    def fail(_: ChangedNames) -> None:
         raise RuntimeError
 
     scene.tables.fails = fail
@@ -639,7 +639,7 @@ def test_nothing_is_learnt_while_the_log_of_facts_is_too_large(
 
 
 def test_another_change_is_not_waited_for_long(scene: Scene) -> None:
-    with Store(scene.store.path) as other, other.change():
+    with Store(scene.store.path) as other, other.transaction():
         began = time.monotonic()
         scene.bring("n1.lab.")
         assert time.monotonic() - began < 5
@@ -655,12 +655,12 @@ def test_forgetting_goes_on_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatc
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 31)
     origin = packed("198.18.1.2")
-    scene.alive = Alive({origin}, set())
+    scene.alive = LiveDestinations({origin}, set())
     assert scene.learner.tick() == 0.0
     assert 3 <= len(list(scene.store.names())) <= 4
     assert scene.learner.tick() == 0.0
     assert scene.learner.tick() == 1.0
-    assert [(row.client, row.name) for row in scene.store.names()] == [(ANYBODY, "n2.lab")]
+    assert [(row.client, row.name) for row in scene.store.names()] == [(ANY_CLIENT, "n2.lab")]
 
 
 def test_names_are_forgotten_but_those_of_live_flows(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -672,17 +672,17 @@ def test_names_are_forgotten_but_those_of_live_flows(scene: Scene, monkeypatch: 
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 31)
     origin = packed("198.18.1.2")
-    scene.alive = Alive({origin}, {packed("10.0.1.9") + origin})
+    scene.alive = LiveDestinations({origin}, {packed("10.0.1.9") + origin})
     scene.learner.tick()
     assert scene.names() == {"n2.lab", "n3.lab"}
-    assert scene.tables.hosts[ANYBODY, packed("198.18.1.1")] == 0
+    assert scene.tables.hosts[ANY_CLIENT, packed("198.18.1.1")] == 0
     assert scene.tables.hosts[packed(CLIENT), origin] == 0  # the flow is another client's
-    assert scene.tables.hosts[ANYBODY, origin] != 0
-    scene.alive = Alive(set(), set())
+    assert scene.tables.hosts[ANY_CLIENT, origin] != 0
+    scene.alive = LiveDestinations(set(), set())
     scene.learner.tick()
     assert scene.names() == {"n2.lab", "n3.lab"}  # looked at again in ten seconds
-    monkeypatch.setattr(learner, "_LOOK_AGAIN", 0.0)
-    scene.learner._look = 0.0
+    monkeypatch.setattr(learner, "_PASS_INTERVAL", 0.0)
+    scene.learner._next_pass = 0.0
     scene.learner.tick()
     assert scene.names() == {"n3.lab"}
 
@@ -700,7 +700,7 @@ def test_destinations_of_flows() -> None:
             yield keys[:500], values[:500]
             yield keys[500:], values[500:]
 
-    found = destinations(Flows())  # type: ignore[arg-type]
+    found = live_destinations(Flows())  # type: ignore[arg-type]
     going = [key for key, value in zip(keys, values, strict=True) if value["counted"]]
     origins = {key["origin"].tobytes() for key in going}
     pairs = {key["client"].tobytes() + key["origin"].tobytes() for key in going}
@@ -712,5 +712,5 @@ def test_destinations_of_flows() -> None:
     assert others
     assert not any(one in found.pairs for one in others)
     assert not any(key["origin"].tobytes() in found.origins for key in keys[7::300])
-    nothing = destinations(type("None", (), {"chunks": lambda _: iter(())})())
+    nothing = live_destinations(type("None", (), {"chunks": lambda _: iter(())})())
     assert bytes(16) not in nothing.origins

@@ -35,15 +35,15 @@ def answer(kind: str, *records: str, name: str = "www.example.lab.") -> bytes:
     return made.to_wire()
 
 
-def found(wire: bytes) -> message.Found:
-    return message.found(wire, message.header(wire))
+def found(wire: bytes) -> message.AnswerAddresses:
+    return message.answer_addresses(wire, message.header(wire))
 
 
 def test_a_question() -> None:
     query = dns.message.make_query("WwW.Example.lab.", "AAAA", id=77)
     head = message.header(query.to_wire())
     assert (head.number, head.response, head.query, head.truncated) == (77, False, True, False)
-    assert head.asks == (b"\3www\7example\3lab\0", message.AAAA, 1)
+    assert head.question == (b"\3www\7example\3lab\0", message.AAAA, 1)
     assert message.host(head.name, head.kind) == "www.example.lab"
 
 
@@ -106,7 +106,7 @@ def test_a_services_host() -> None:
     wire = answer("HTTPS", f"{name} 60 HTTPS 1 . ipv4hint=198.18.1.1", name=name)
     head = message.header(wire)
     assert message.host(head.name, head.kind) == "www.example.lab"
-    assert message.found(wire, head).addresses == (address("198.18.1.1"),)
+    assert message.answer_addresses(wire, head).addresses == (address("198.18.1.1"),)
     assert message.host(message.header(answer("A", name="_a.lab.")).name, message.A) == "_a.lab"
 
 
@@ -193,7 +193,7 @@ def check(wire: bytes) -> None:
     try:
         head = message.header(wire)
         message.host(head.name, head.kind)
-        message.found(wire, head)
+        message.answer_addresses(wire, head)
     except MalformedError:
         pass
 

@@ -34,9 +34,10 @@ def test_the_ends_of_any_packet(ip: Packet) -> None:
     data = bytes(ip / UDP(sport=53, dport=4000) / b"hello")
     found = packet.parse(data)
     assert found is not None
-    assert (packet.source(data), packet.destination(data)) == (found.source, found.destination)
+    source, destination = packet.source_address, packet.destination_address
+    assert (source(data), destination(data)) == (found.source, found.destination)
     for length in range(len(data)):
-        assert len(packet.source(data[:length])) == len(packet.destination(data[:length])) == 16
+        assert len(source(data[:length])) == len(destination(data[:length])) == 16
 
 
 @both

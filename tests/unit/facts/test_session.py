@@ -14,7 +14,7 @@ import pytest
 from enforcer.address import pack
 from enforcer.errors import ConfigError, EnforcerError, KernelError
 from enforcer.facts import loading, session
-from enforcer.facts.rows import COMMAND, FILE, NewSession, Sessions
+from enforcer.facts.rows import COMMAND, FILE, ChangedSessions, NewSession
 from enforcer.facts.session import read_file, shown
 from enforcer.facts.store import Store, stored
 from enforcer.policy.facts import saml
@@ -330,10 +330,10 @@ class Tables:
     def __init__(self) -> None:
         self.clients: dict[bytes, int] = {}
 
-    def put(self, sessions: Sessions) -> None:
+    def put_sessions(self, sessions: ChangedSessions) -> None:
         self.clients.update(sessions.clients)
 
-    def removed(self, clients: Any) -> None:
+    def remove_sessions(self, clients: Any) -> None:
         for client in clients:
             del self.clients[client]
 
@@ -422,15 +422,15 @@ class Meddling(Tables):
         self.other = other
         self.calls = 0
 
-    def put(self, sessions: Sessions) -> None:
-        super().put(sessions)
+    def put_sessions(self, sessions: ChangedSessions) -> None:
+        super().put_sessions(sessions)
         self.calls += 1
         if self.calls == 2:
             raise KernelError("the tables are full", "Make room.")
 
     def meddle(self) -> None:
-        with self.store.change() as change:
-            super().put(change.put_sessions([self.other], COMMAND))
+        with self.store.transaction() as transaction:
+            super().put_sessions(transaction.put_sessions([self.other], COMMAND))
 
 
 def test_somebody_else_changes_sessions_meanwhile(

@@ -26,13 +26,13 @@ from enforcer.facts import database, loading, names, numbers
 from enforcer.facts import store as stores
 from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix, size_of
 from enforcer.facts.store import (
-    ANYBODY,
+    ANY_CLIENT,
     COMMAND,
     FILE,
-    Learnt,
-    Names,
+    ChangedNames,
+    ChangedSessions,
+    LearntName,
     NewSession,
-    Sessions,
     Store,
     stored,
 )
@@ -62,19 +62,19 @@ def store(path: Path) -> Iterator[Store]:
         yield opened
 
 
-def put(store: Store, *rows: NewSession, origin: str = COMMAND) -> Sessions:
-    with store.change() as change:
-        return change.put_sessions(rows, origin)
+def put(store: Store, *rows: NewSession, origin: str = COMMAND) -> ChangedSessions:
+    with store.transaction() as transaction:
+        return transaction.put_sessions(rows, origin)
 
 
 def remove(store: Store, *clients: bytes) -> list[bytes]:
-    with store.change() as change:
-        return change.remove_sessions(clients)
+    with store.transaction() as transaction:
+        return transaction.remove_sessions(clients)
 
 
-def learn(store: Store, *answers: Learnt) -> Names:
-    with store.change() as change:
-        return change.learn(answers)
+def learn(store: Store, *answers: LearntName) -> ChangedNames:
+    with store.transaction() as transaction:
+        return transaction.learn(answers)
 
 
 # --- sessions and their profiles
@@ -83,7 +83,7 @@ def learn(store: Store, *answers: Learnt) -> Names:
 def test_a_session_is_put_replaced_and_removed(store: Store) -> None:
     facts = {"identity.name": ('Ümläut "x" \\',), saml("dept"): ("ops", "it"), "identity.groups.id": ()}
     changed = put(store, NewSession(A, facts, 2e9))
-    assert changed == Sessions([(A, 1)], [(1, facts)])
+    assert changed == ChangedSessions([(A, 1)], [(1, facts)])
     found = store.session(A)
     assert found is not None
     assert found[:4] == (A, 1, facts, 2e9)
@@ -91,7 +91,7 @@ def test_a_session_is_put_replaced_and_removed(store: Store) -> None:
     assert time.time() - 5 < found.since <= time.time()
     assert list(store.sessions()) == [found]
     changed = put(store, session(A, "bob"))
-    assert changed == Sessions([(A, 2)], [(2, person("bob"))])
+    assert changed == ChangedSessions([(A, 2)], [(2, person("bob"))])
     assert store.profiles() == [(2, person("bob"))]
     assert remove(store, A, B, A) == [A]
     assert store.session(A) is None
@@ -101,7 +101,7 @@ def test_a_session_is_put_replaced_and_removed(store: Store) -> None:
 def test_clients_with_the_same_facts_share_a_profile(store: Store) -> None:
     assert put(store, session(A, "bob"), session(B, "bob")).clients == [(A, 1), (B, 1)]
     reordered = dict(reversed(person("bob").items()))
-    assert put(store, NewSession(C, reordered, None)) == Sessions([(C, 1)], [])
+    assert put(store, NewSession(C, reordered, None)) == ChangedSessions([(C, 1)], [])
     assert remove(store, A, C) == [A, C]
     assert [number for number, _ in store.profiles()] == [1]
 
@@ -109,9 +109,9 @@ def test_clients_with_the_same_facts_share_a_profile(store: Store) -> None:
 def test_what_stays_is_not_listed_and_keeps_its_beginning(store: Store) -> None:
     put(store, session(A, "bob"), session(B, "eve"))
     before = store.session(A)
-    assert put(store, session(A, "bob")) == Sessions([], [])
+    assert put(store, session(A, "bob")) == ChangedSessions([], [])
     assert store.session(A) == before
-    assert put(store, session(A, "bob", 2e9), origin=FILE) == Sessions([], [])
+    assert put(store, session(A, "bob", 2e9), origin=FILE) == ChangedSessions([], [])
     after = store.session(A)
     assert before is not None and after is not None
     assert (after.expires, after.origin, after.since) == (2e9, FILE, before.since)
@@ -131,12 +131,12 @@ def test_expiry(store: Store) -> None:
     assert store.next_session_expiry() is None
     put(store, session(A, "a", 100.0), session(B, "b", 200.5), session(C, "c"))
     assert store.next_session_expiry() == 100.0
-    with store.change() as change:
-        assert change.expire_sessions(99.9) == []
-        assert change.expire_sessions(100.0) == [A]
+    with store.transaction() as transaction:
+        assert transaction.expire_sessions(99.9) == []
+        assert transaction.expire_sessions(100.0) == [A]
     assert store.next_session_expiry() == 200.5
-    with store.change() as change:
-        assert change.expire_sessions(1e12) == [B]
+    with store.transaction() as transaction:
+        assert transaction.expire_sessions(1e12) == [B]
     assert store.next_session_expiry() is None
     assert [row.client for row in store.sessions()] == [C]
     assert store.count_sessions() == 1
@@ -156,9 +156,9 @@ def _loaded(store: Store, *rows: NewSession) -> loading.Loaded:
     """What the watched file's reader does with the store."""
 
     class Tables:
-        def put(self, sessions: Sessions) -> None: ...
+        def put_sessions(self, sessions: ChangedSessions) -> None: ...
 
-        def removed(self, clients: Iterable[bytes]) -> None: ...
+        def remove_sessions(self, clients: Iterable[bytes]) -> None: ...
 
     kept = [(row.client, stored(row.facts), row.expires) for row in rows]
     return loading.load(store, Tables(), kept, FILE, 100)
@@ -174,7 +174,7 @@ def test_few_and_many_at_once_are_the_same(store: Store, many: int) -> None:
     assert [facts[number] for _, number in first.clients] == [person(str(index)) for index in range(many)]
     assert dict(store.profiles()) == facts
     again = put(store, *(session(client, str(index)) for index, client in enumerate(clients)))
-    assert again == Sessions([], [])
+    assert again == ChangedSessions([], [])
     other = put(store, *(session(client, f"x{index}") for index, client in enumerate(clients)))
     assert sorted(number for _, number in other.clients) == list(range(many + 1, 2 * many + 1))
     assert dict(store.profiles()) == dict(other.profiles)
@@ -196,22 +196,24 @@ def test_a_number_is_given_again_but_not_in_the_change_that_freed_it(store: Stor
     put(store, session(A, "a"), session(B, "b"))
     before = store.sequence
     assert store.profiles(before) == []
-    with store.change() as change:
-        change.remove_sessions([A])
-        assert change.put_sessions([session(A, "c")], COMMAND) == Sessions([(A, 3)], [(3, person("c"))])
+    with store.transaction() as transaction:
+        transaction.remove_sessions([A])
+        assert transaction.put_sessions([session(A, "c")], COMMAND) == ChangedSessions(
+            [(A, 3)], [(3, person("c"))]
+        )
     between = store.sequence
     assert between > before
     assert store.profiles(before) == [(3, person("c"))]
-    assert put(store, session(C, "d")) == Sessions([(C, 1)], [(1, person("d"))])
+    assert put(store, session(C, "d")) == ChangedSessions([(C, 1)], [(1, person("d"))])
     assert store.profiles(between) == [(1, person("d"))]
     assert [number for number, _ in store.profiles()] == [1, 2, 3]
 
 
 def test_a_profile_that_is_used_again_in_the_same_change_stays(store: Store) -> None:
     put(store, session(A, "a"))
-    with store.change() as change:
-        change.remove_sessions([A])
-        assert change.put_sessions([session(B, "a")], COMMAND) == Sessions([(B, 1)], [])
+    with store.transaction() as transaction:
+        transaction.remove_sessions([A])
+        assert transaction.put_sessions([session(B, "a")], COMMAND) == ChangedSessions([(B, 1)], [])
     assert store.profiles() == [(1, person("a"))]
 
 
@@ -241,50 +243,52 @@ def test_no_number_is_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_names_are_learnt_extended_and_forgotten(store: Store) -> None:
-    names = learn(store, Learnt(A, ORIGIN, "www.example", 100.0))
-    assert names == Names([((A, ORIGIN), 1)], [(1, ("www.example",))])
+    names = learn(store, LearntName(A, ORIGIN, "www.example", 100.0))
+    assert names == ChangedNames([((A, ORIGIN), 1)], [(1, ("www.example",))])
     assert store.names_at(A, ORIGIN) == ("www.example",)
-    assert store.names_at(ANYBODY, ORIGIN) == store.names_at(A, ORIGIN6) == ()
-    assert learn(store, Learnt(A, ORIGIN, "www.example", 150.0)) == Names([], [])
-    assert learn(store, Learnt(A, ORIGIN, "www.example", 120.0)) == Names([], [])
+    assert store.names_at(ANY_CLIENT, ORIGIN) == store.names_at(A, ORIGIN6) == ()
+    assert learn(store, LearntName(A, ORIGIN, "www.example", 150.0)) == ChangedNames([], [])
+    assert learn(store, LearntName(A, ORIGIN, "www.example", 120.0)) == ChangedNames([], [])
     assert [tuple(row) for row in store.names()] == [(A, ORIGIN, "www.example", 150.0)]
     assert store.next_name_expiry() == 150.0
-    names = learn(store, Learnt(A, ORIGIN, "cdn.example", 100.0), Learnt(B, ORIGIN, "www.example", 100.0))
+    names = learn(
+        store, LearntName(A, ORIGIN, "cdn.example", 100.0), LearntName(B, ORIGIN, "www.example", 100.0)
+    )
     assert dict(names.hosts)[A, ORIGIN] == 2
     assert dict(names.sets)[2] == ("cdn.example", "www.example")
     assert sorted(store.hosts()) == [((A, ORIGIN), 2), ((B, ORIGIN), 1)]
-    with store.change() as change:
-        assert change.forget_names(99.0) == (Names([], []), None)
-        assert change.forget_names(100.0, (), {A + ORIGIN, B + ORIGIN}) == (Names([], []), None)
-        names, _ = change.forget_names(100.0, {ORIGIN}, {A + ORIGIN6})
+    with store.transaction() as transaction:
+        assert transaction.forget_names(99.0) == (ChangedNames([], []), None)
+        assert transaction.forget_names(100.0, (), {A + ORIGIN, B + ORIGIN}) == (ChangedNames([], []), None)
+        names, _ = transaction.forget_names(100.0, {ORIGIN}, {A + ORIGIN6})
         assert sorted(names.hosts) == [((A, ORIGIN), 1), ((B, ORIGIN), 0)]
     assert store.name_sets() == [(1, ("www.example",))]
-    with store.change() as change:
-        assert change.forget_names(1e12)[0].hosts == [((A, ORIGIN), 0)]
+    with store.transaction() as transaction:
+        assert transaction.forget_names(1e12)[0].hosts == [((A, ORIGIN), 0)]
     assert (store.name_sets(), store.hosts(), list(store.names())) == ([], [], [])
     assert store.next_name_expiry() is None
 
 
 def test_one_answer_of_many_addresses_shares_a_set(store: Store) -> None:
-    names = learn(store, *(Learnt(A, address, "www.example", 9.0) for address in (ORIGIN, ORIGIN6)))
-    assert names == Names([((A, ORIGIN), 1), ((A, ORIGIN6), 1)], [(1, ("www.example",))])
+    names = learn(store, *(LearntName(A, address, "www.example", 9.0) for address in (ORIGIN, ORIGIN6)))
+    assert names == ChangedNames([((A, ORIGIN), 1), ((A, ORIGIN6), 1)], [(1, ("www.example",))])
 
 
 def test_an_address_of_too_many_names_keeps_the_longest_lived(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(names, "NAMES_PER_HOST", 3)
-    found = learn(store, *(Learnt(A, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
+    found = learn(store, *(LearntName(A, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
     assert found.sets == [(1, ("n2.example", "n3.example", "n4.example"))]
     assert store.names_at(A, ORIGIN) == ("n2.example", "n3.example", "n4.example")
     # Whoever has learnt a name connects now: a new one stays, however short it lives.
-    with store.change() as change:
-        change.learn([Learnt(A, ORIGIN, "short.example", 1.0)])
-        assert change.crowded_out == ["n2.example"]
+    with store.transaction() as transaction:
+        transaction.learn([LearntName(A, ORIGIN, "short.example", 1.0)])
+        assert transaction.crowded_out == ["n2.example"]
     assert store.names_at(A, ORIGIN) == ("n3.example", "n4.example", "short.example")
     monkeypatch.setattr(names, "NAMES_PER_SHARED_HOST", 4)
-    learn(store, *(Learnt(ANYBODY, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
-    assert len(store.names_at(ANYBODY, ORIGIN)) == 4
+    learn(store, *(LearntName(ANY_CLIENT, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
+    assert len(store.names_at(ANY_CLIENT, ORIGIN)) == 4
 
 
 def address(number: int) -> bytes:
@@ -293,9 +297,9 @@ def address(number: int) -> bytes:
 
 def test_one_clients_names_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "BYTES_OF_CLIENT", 4 * size_of("www.example"))
-    learn(store, Learnt(B, ORIGIN, "b.example", 1.0))
-    learn(store, *(Learnt(A, address(number), "www.example", 100.0 + number) for number in range(4)))
-    changed = learn(store, *(Learnt(A, address(number), "new.example", 2.0) for number in (0, 7)))
+    learn(store, LearntName(B, ORIGIN, "b.example", 1.0))
+    learn(store, *(LearntName(A, address(number), "www.example", 100.0 + number) for number in range(4)))
+    changed = learn(store, *(LearntName(A, address(number), "new.example", 2.0) for number in (0, 7)))
     assert set(changed.hosts) >= {((A, address(1)), 0)}
     found = {(row.address, row.name) for row in store.names() if row.client == A}
     assert found == {
@@ -313,13 +317,13 @@ def test_a_client_of_ipv6_is_a_64(store: Store, monkeypatch: pytest.MonkeyPatch)
     hosts = [bytes.fromhex("fd00000100000000") + number.to_bytes(8, "big") for number in range(6)]
     other = bytes.fromhex("fd00000100000001") + bytes(8)
     for number, client in enumerate([*hosts, other]):
-        learn(store, Learnt(client, ORIGIN, "www.example", 100.0 + number))
+        learn(store, LearntName(client, ORIGIN, "www.example", 100.0 + number))
     assert [row.client for row in store.names()] == [*hosts[2:], other]
 
 
-def caused(payer: bytes, where: bytes, name: str, expires: float) -> list[Learnt]:
+def caused(payer: bytes, where: bytes, name: str, expires: float) -> list[LearntName]:
     """An answer's two rows: for the client, and for anybody."""
-    return [Learnt(who, where, name, expires, client_prefix(payer)) for who in (payer, ANYBODY)]
+    return [LearntName(who, where, name, expires, client_prefix(payer)) for who in (payer, ANY_CLIENT)]
 
 
 def hosts_of(store: Store, client: bytes) -> set[bytes]:
@@ -335,7 +339,7 @@ def test_rows_for_anybody_are_charged_to_who_caused_them(
         learn(store, *caused(A, address(number), f"n{number % 10}.example", 100.0 + number))
     left = {address(number) for number in (17, 18, 19)}
     assert hosts_of(store, A) == left
-    assert hosts_of(store, ANYBODY) == left | {address(100)}
+    assert hosts_of(store, ANY_CLIENT) == left | {address(100)}
     assert hosts_of(store, B) == {address(100)}
     # The kernel is told of all of it.
     assert {host for host, _ in store.hosts()} == {(row.client, row.address) for row in store.names()}
@@ -352,13 +356,13 @@ def test_a_common_name_is_charged_to_the_client_with_the_least(
     for number in range(20):
         learn(store, *caused(A, address(number), f"n{number % 10}.example", 100.0))
     assert ORIGIN not in hosts_of(store, A)
-    assert store.names_at(ANYBODY, ORIGIN) == store.names_at(B, ORIGIN) == ("common.example",)
-    assert store.names_at(ANYBODY, ORIGIN6) == ()
+    assert store.names_at(ANY_CLIENT, ORIGIN) == store.names_at(B, ORIGIN) == ("common.example",)
+    assert store.names_at(ANY_CLIENT, ORIGIN6) == ()
     # And not by confirming it when it has more than they.
     learn(store, *caused(A, ORIGIN, "common.example", 2.0))
     for number in range(20):
         learn(store, *caused(A, address(number), f"m{number % 10}.example", 100.0))
-    assert store.names_at(ANYBODY, ORIGIN) == ("common.example",)
+    assert store.names_at(ANY_CLIENT, ORIGIN) == ("common.example",)
 
 
 def test_of_all_together_the_largest_makes_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +374,7 @@ def test_of_all_together_the_largest_makes_room(store: Store, monkeypatch: pytes
     assert len(hosts_of(store, A)) == 8
     assert hosts_of(store, B) == {ORIGIN}
     assert hosts_of(store, C) == {ORIGIN6}
-    assert hosts_of(store, ANYBODY) == hosts_of(store, A) | {ORIGIN, ORIGIN6}
+    assert hosts_of(store, ANY_CLIENT) == hosts_of(store, A) | {ORIGIN, ORIGIN6}
 
 
 def accounts(path: Path) -> tuple[dict[bytes, int], int, dict[str, int]]:
@@ -395,10 +399,10 @@ def test_the_accounts_are_right_after_anything(
             client = chance.choice([A, A, B, C])
             where, name = address(chance.randrange(20)), f"n{chance.randrange(30)}.example"
             rows += caused(client, where, name, step + chance.random() * 50)
-        with store.change() as change:
-            change.learn(rows)
+        with store.transaction() as transaction:
+            transaction.learn(rows)
             if not step % 10:
-                change.forget_names(step, {address(3)}, {A + address(4)})
+                transaction.forget_names(step, {address(3)}, {A + address(4)})
         expected: Counter[bytes] = Counter()
         used: Counter[str] = Counter()
         with closing(sqlite3.connect(path)) as file:
@@ -411,8 +415,8 @@ def test_the_accounts_are_right_after_anything(
         assert max(expected.values()) <= 30 * size_of("n10.example")
         assert {host for host, _ in store.hosts()} == {(row.client, row.address) for row in store.names()}
         assert dict(store.name_sets()).keys() == {number for _, number in store.hosts()}
-    with store.change() as change:
-        change.forget_names(1e12)
+    with store.transaction() as transaction:
+        transaction.forget_names(1e12)
     assert accounts(path) == ({}, 0, {})
     assert store.name_sets() == []
 
@@ -477,14 +481,14 @@ def test_a_reader_that_does_not_end_stops_learning(
 
 
 def test_names_are_forgotten_some_at_a_time(store: Store) -> None:
-    learn(store, *(Learnt(A, address(number), "www.example", 9.0) for number in range(10)))
+    learn(store, *(LearntName(A, address(number), "www.example", 9.0) for number in range(10)))
     alive = {A + address(number) for number in range(5)}
     cursor: ExpiryCursor | None = FIRST
     gone = []
     for turn in range(4):
         assert cursor is not None
-        with store.change() as change:
-            names, cursor = change.forget_names(9.0, (), alive, 3, cursor)
+        with store.transaction() as transaction:
+            names, cursor = transaction.forget_names(9.0, (), alive, 3, cursor)
         gone.append(len(names.hosts))
         assert (cursor is None) == (turn == 3)
     assert gone == [0, 1, 3, 1]
@@ -496,18 +500,18 @@ def test_names_are_forgotten_some_at_a_time(store: Store) -> None:
 
 def test_a_switch_is_a_generation(store: Store, path: Path) -> None:
     assert (store.generation, store.document, store.sequence) == (0, None, 0)
-    with store.change() as change:
-        change.switch(b'{"rules": []}', 1)
+    with store.transaction() as transaction:
+        transaction.record_bank(b'{"rules": []}', 1)
     with Store(path, create=False) as other:
         assert (other.generation, other.document) == (1, b'{"rules": []}')
 
 
 def test_what_fails_changes_nothing(store: Store) -> None:
     put(store, session(A, "a"))
-    with pytest.raises(ZeroDivisionError), store.change() as change:
-        change.put_sessions([session(B, "b")], COMMAND)
-        change.learn([Learnt(A, ORIGIN, "www.example", 1.0)])
-        change.switch(b"x", 0)
+    with pytest.raises(ZeroDivisionError), store.transaction() as transaction:
+        transaction.put_sessions([session(B, "b")], COMMAND)
+        transaction.learn([LearntName(A, ORIGIN, "www.example", 1.0)])
+        transaction.record_bank(b"x", 0)
         _ = 1 / 0
     assert [row.client for row in store.sessions()] == [A]
     assert (store.generation, store.sequence, list(store.names())) == (0, 1, [])
@@ -563,9 +567,9 @@ PRAGMA user_version = 2;
 def test_the_format_before_is_brought_into_this_one(store: Store, path: Path) -> None:
     put(store, session(A, "a"))
     rows = [
-        Learnt(who, where, name, 100.0 + number)
+        LearntName(who, where, name, 100.0 + number)
         for number, where in enumerate((ORIGIN, ORIGIN6))
-        for who in (A, C, ANYBODY)
+        for who in (A, C, ANY_CLIENT)
         for name in ("www.example", "a.longer.name.example")
     ]
     learn(store, *rows)
@@ -578,9 +582,9 @@ def test_the_format_before_is_brought_into_this_one(store: Store, path: Path) ->
     with Store(path) as again:
         after = (list(again.sessions()), set(again.names()), again.hosts(), again.name_sets(), accounts(path))
         assert after == before
-        learn(again, Learnt(B, ORIGIN, "www.example", 200.0))
-        with again.change() as change:
-            change.forget_names(1e12)
+        learn(again, LearntName(B, ORIGIN, "www.example", 200.0))
+        with again.transaction() as transaction:
+            transaction.forget_names(1e12)
         assert accounts(path) == ({}, 0, {})
 
 
@@ -588,8 +592,8 @@ def test_a_change_waits_for_another_and_not_for_ever(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "PATIENCE", 0.1)
-    with Store(path) as other, store.change():
-        with pytest.raises(BusyError, match="another change does not end"), other.change():
+    with Store(path) as other, store.transaction():
+        with pytest.raises(BusyError, match="another change does not end"), other.transaction():
             raise AssertionError
         assert other.count_sessions() == 0  # who looks does not wait
 
@@ -601,11 +605,11 @@ def _contend(path: Path, which: int) -> None:
     with Store(path) as store:
         for index in range(ROUNDS):
             client = (which * ROUNDS + index).to_bytes(16, "big")
-            with store.change() as change:
-                change.put_sessions([session(client, f"{which}-{index}")], COMMAND)
+            with store.transaction() as transaction:
+                transaction.put_sessions([session(client, f"{which}-{index}")], COMMAND)
                 if index % 2:
-                    change.remove_sessions([client])
-                change.switch(str(int(change.document or b"0") + 1).encode(), 0)
+                    transaction.remove_sessions([client])
+                transaction.record_bank(str(int(transaction.document or b"0") + 1).encode(), 0)
 
 
 def test_processes_contend(path: Path) -> None:
@@ -650,7 +654,7 @@ def test_a_hundred_thousand_sessions(store: Store, capsys: pytest.CaptureFixture
     assert len(put(store, *rows).clients) == 100_000
     timed("put", start)
     start = time.perf_counter()
-    assert put(store, *rows) == Sessions([], [])
+    assert put(store, *rows) == ChangedSessions([], [])
     timed("put again", start)
     start = time.perf_counter()
     assert len(put(store, session(A, "one")).clients) == 1

@@ -14,7 +14,7 @@ from mixes import Rule
 from enforcer.policy import resolver as resolvers
 from enforcer.policy.language import Lists
 from enforcer.policy.predicate import AllOf, Literal
-from enforcer.policy.resolver import Resolver, described, dump, load
+from enforcer.policy.resolver import Resolver, dump, load, predicate_texts
 from enforcer.policy.tables import Groups, compile_tables
 
 TEXTS = [
@@ -27,8 +27,8 @@ TEXTS = [
 PROGRAM = """
 import json
 from unit.policy.test_resolver import TEXTS, clients
-from enforcer.policy.resolver import described, dump
-print(json.dumps([dump(clients(*TEXTS)), described(clients(*TEXTS))]))
+from enforcer.policy.resolver import predicate_texts, dump
+print(json.dumps([dump(clients(*TEXTS)), predicate_texts(clients(*TEXTS))]))
 """
 
 
@@ -82,14 +82,14 @@ def test_a_list_is_dumped_once() -> None:
 
 
 def test_what_is_asked_does_not_depend_on_who_asks() -> None:
-    asked = described(clients(*TEXTS))
-    assert described(clients(*reversed(TEXTS))) == asked
-    assert described(clients("net.src.port == 5", *TEXTS[:-1])) == asked
-    assert described(clients(*TEXTS[1:])) != asked
-    assert described(clients(*TEXTS, 'identity.name != "n"')) != asked
+    asked = predicate_texts(clients(*TEXTS))
+    assert predicate_texts(clients(*reversed(TEXTS))) == asked
+    assert predicate_texts(clients("net.src.port == 5", *TEXTS[:-1])) == asked
+    assert predicate_texts(clients(*TEXTS[1:])) != asked
+    assert predicate_texts(clients(*TEXTS, 'identity.name != "n"')) != asked
     # the same comparisons, joined otherwise
     one, two = 'identity.name == "n"', 'identity.email == "e"'
-    assert described(clients(f"{one} and {two}")) != described(clients(f"{one} or {two}"))
+    assert predicate_texts(clients(f"{one} and {two}")) != predicate_texts(clients(f"{one} or {two}"))
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

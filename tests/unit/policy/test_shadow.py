@@ -15,18 +15,18 @@ from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from mixes import Rule
 
-from enforcer.policy.facts import Connection, place_facts
+from enforcer.policy.facts import Connection, region_facts
 from enforcer.policy.reference import decide
 from enforcer.policy.rules import TooManyRulesError
-from enforcer.policy.shadow import decidable, hidden
+from enforcer.policy.shadow import scope_of_policies, shadowed
 
-TCP_UDP = decidable((6, 17), [])
+TCP_UDP = scope_of_policies((6, 17), [])
 
 
 def named(*texts: str) -> dict[str, tuple[str, ...]]:
     return {
         one.name: one.by
-        for one in hidden([Rule(f"p{i}", i, text) for i, text in enumerate(texts)], asked=TCP_UDP)
+        for one in shadowed([Rule(f"p{i}", i, text) for i, text in enumerate(texts)], scope=TCP_UDP)
     }
 
 
@@ -78,14 +78,14 @@ def test_an_empty_policy_is_hidden_by_none(text: str) -> None:
 
 def test_private_networks_and_protocols_that_are_not_proxied() -> None:
     policies = [Rule("a", 1, "net.dst.ip in {10.20.1.0/24 fd20::1}"), Rule("b", 2, 'net.protocol == "udp"')]
-    asked = decidable((6,), [ip_network("10.20.0.0/16"), ip_network("fd20::/48")])
-    assert [one.name for one in hidden(policies, asked=asked)] == ["a", "b"]
-    assert hidden(policies, asked=TCP_UDP) == []
+    asked = scope_of_policies((6,), [ip_network("10.20.0.0/16"), ip_network("fd20::/48")])
+    assert [one.name for one in shadowed(policies, scope=asked)] == ["a", "b"]
+    assert shadowed(policies, scope=TCP_UDP) == []
 
 
 def test_what_is_disabled_neither_hides_nor_is_hidden() -> None:
-    assert not hidden([Rule("off", 1, "", enabled=False), Rule("on", 2, "net.dst.port == 80")])
-    assert not hidden([Rule("on", 1, ""), Rule("off", 2, "net.dst.port == 80", enabled=False)])
+    assert not shadowed([Rule("off", 1, "", enabled=False), Rule("on", 2, "net.dst.port == 80")])
+    assert not shadowed([Rule("on", 1, ""), Rule("off", 2, "net.dst.port == 80", enabled=False)])
 
 
 def test_all_three_texts_count() -> None:
@@ -93,8 +93,8 @@ def test_all_three_texts_count() -> None:
     two = Rule(
         "two", 2, 'identity.email == "a"', device_posture='any(device_posture.checks.passed[*] == "d")'
     )
-    assert [each.by for each in hidden([one, two])] == [("one",)]
-    assert not hidden([two, Rule("three", 3, 'identity.email == "a"')])
+    assert [each.by for each in shadowed([one, two])] == [("one",)]
+    assert not shadowed([two, Rule("three", 3, 'identity.email == "a"')])
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 2**32))
@@ -104,7 +104,7 @@ def test_what_is_hidden_never_decides(chance: random.Random, seed: int) -> None:
     policies = [mixes.policy(chance, i, 100 - i) for i in range(chance.randrange(1, 6))]
     policies.append(replace(chance.choice(policies), name="copy", precedence=1000))
     try:
-        found = {one.name for one in hidden(policies, asked=TCP_UDP)}
+        found = {one.name for one in shadowed(policies, scope=TCP_UDP)}
     except TooManyRulesError:
         reject()
     assume(found)
@@ -135,8 +135,8 @@ EVERY_CONNECTION = [
         40000,
         port,
         6,
-        place_facts("src", country, "EU"),
-        place_facts("dst", None, None),
+        region_facts("src", country, "EU"),
+        region_facts("dst", None, None),
         {**email, **groups},
         (),
     )
@@ -156,7 +156,7 @@ def test_of_few_values_every_connection_is_tried() -> None:
         policies = [
             Rule(f"p{i}", i, chance.choice((" and ", " or ")).join(words)) for i, words in enumerate(texts)
         ]
-        names = {one.name for one in hidden(policies, asked=TCP_UDP)}
+        names = {one.name for one in shadowed(policies, scope=TCP_UDP)}
         found += len(names)
         if names:
             decided = {winner.name for each in EVERY_CONNECTION if (winner := decide(policies, each))}
@@ -170,7 +170,7 @@ def test_thousands_of_policies_are_searched_at_once() -> None:
         for i in range(3000)
     ]
     policies.append(Rule("again", 10**6, 'identity.email == "user7" and net.dst.ip == 10.0.7.9'))
-    assert [(one.name, one.by) for one in hidden(policies)] == [("again", ("p7",))]
+    assert [(one.name, one.by) for one in shadowed(policies)] == [("again", ("p7",))]
 
 
 PROGRAM = """

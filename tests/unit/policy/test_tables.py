@@ -183,9 +183,9 @@ def test_address_sets_are_sets(first: list[str], second: list[str]) -> None:
 
     one, two = make(first), make(second)
     everything = {str(address) for address in (*V4, *V6)}
-    assert members(sets.both_addresses(one, two)) == members(one) & members(two)
-    assert members(sets.any_addresses(one, two)) == members(one) | members(two)
-    assert members(sets.not_addresses(one)) == everything - members(one)
+    assert members(sets.intersect_addresses(one, two)) == members(one) & members(two)
+    assert members(sets.unite_addresses(one, two)) == members(one) | members(two)
+    assert members(sets.complement_addresses(one)) == everything - members(one)
 
 
 def compile_trie(entries: sets.AddressSet):  # type: ignore[no-untyped-def]

@@ -1,8 +1,8 @@
-"""Whose held answer is dealt with next, so that no client waits for another one's flood.
+"""A fair queue of held answers: no client waits for the flood of another one.
 
-Clients take turns as in fq_codel (RFC 8290, 4.2): deficit round robin by what answers cost, in which a client
-of which nothing waited comes before those that have a backlog. What waits is bounded for each client, and so
-is the share of the daemon's time that a client's answers take.
+Clients take turns as in fq_codel (RFC 8290, 4.2): deficit round robin by the cost of answers, where a new
+client (without waiting answers) comes before clients with a backlog. Limits bound each client's backlog and
+the share of the daemon's time that its answers take.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 QUANTUM = 2048
-"""What a client's answers may cost at each of its turns."""
-TOGETHER = 4096
-"""What the answers of clients without a backlog may cost that are taken at once."""
+"""Cost that a client may spend in each turn."""
+QUANTUM_OF_NEW = 4096
+"""Cost that new clients may spend together in one turn."""
 BACKLOG = 32 << 10
-"""What may wait of one client; a single answer always may."""
+"""Limit for one client's waiting answers, in cost; a single answer is always accepted."""
 BACKLOG_OF_ALL = 8 << 20
 SHARE = 0.75
-"""Of one processor's time, for one client's answers."""
+"""Share of one processor's time for the answers of one client."""
 BURST = 1.0
-"""Seconds of it that a client may use at once, when it has used none for a while."""
+"""Seconds of processor time that a client may use at once after a pause."""
 
 Item = TypeVar("Item")
 
 
 class _Client(Generic[Item]):
-    """What waits of one client."""
+    """The waiting items of one client."""
 
     def __init__(self) -> None:
         self.items: deque[tuple[Item, int]] = deque()
@@ -35,7 +35,7 @@ class _Client(Generic[Item]):
         self.deficit = 0
 
     def turn(self) -> list[Item]:
-        """What one more quantum pays for."""
+        """Return the items that one more quantum pays for."""
         taken = []
         self.deficit += QUANTUM
         while self.items and self.items[0][1] <= self.deficit:
@@ -49,62 +49,63 @@ class _Client(Generic[Item]):
 
 
 class FairQueue(Generic[Item]):
-    """Items that wait, by client."""
+    """Waiting items by client."""
 
     def __init__(self) -> None:
-        self._fresh: OrderedDict[Hashable, _Client[Item]] = OrderedDict()
-        """Clients that have not had a turn since they came."""
-        self._round: OrderedDict[Hashable, _Client[Item]] = OrderedDict()
-        """The others. Of some nothing waits: until the round comes to them, they are not fresh again."""
-        self._was_fresh = False
-        """Whether the last turn was of fresh clients."""
+        self._new_clients: OrderedDict[Hashable, _Client[Item]] = OrderedDict()
+        """New clients, which have had no turn yet."""
+        self._old_clients: OrderedDict[Hashable, _Client[Item]] = OrderedDict()
+        """All other clients. An empty one stays, so that it is not new again, until its next turn."""
+        self._served_new = False
+        """Whether the last turn was for new clients."""
         self._backlog = 0
 
     def __bool__(self) -> bool:
         return self._backlog > 0
 
     def put(self, client: Hashable, item: Item, cost: int) -> bool:
-        """Appends an item, unless too much waits already."""
-        found = self._fresh.get(client) or self._round.get(client)
+        """Append an item; return False if a limit refuses it."""
+        found = self._new_clients.get(client) or self._old_clients.get(client)
         backlog = found.backlog if found else 0
         if backlog and (backlog + cost > BACKLOG or self._backlog + cost > BACKLOG_OF_ALL):
             return False
         if found is None:
-            found = self._fresh[client] = _Client()
+            found = self._new_clients[client] = _Client()
         found.items.append((item, cost))
         found.backlog += cost
         self._backlog += cost
         return True
 
-    def take(self, may: Callable[[Hashable], bool] = lambda _: True) -> list[Item]:
-        """The items whose turn it is: of some clients without a backlog, or of one with. Empty if none may.
+    def next_turn(self, may: Callable[[Hashable], bool] = lambda _: True) -> list[Item]:
+        """Return the items of the next turn: of several new clients, or of one client with a backlog.
 
-        A client that may not keeps what waits. However many clients come, every second turn is the round's.
+        A client for which ``may`` is false keeps its items; the result is empty if it is false for all. Every
+        second turn is for clients with a backlog.
         """
-        for fresh in (not self._was_fresh, self._was_fresh):
-            taken = self._take_fresh(may) if fresh else self._take_round(may)
+        for new in (not self._served_new, self._served_new):
+            taken = self._turn_of_new(may) if new else self._turn_of_old(may)
             if taken:
-                self._was_fresh = fresh
+                self._served_new = new
                 return taken
         return []
 
-    def _take_fresh(self, may: Callable[[Hashable], bool]) -> list[Item]:
+    def _turn_of_new(self, may: Callable[[Hashable], bool]) -> list[Item]:
         before = self._backlog
         taken: list[Item] = []
-        while self._fresh and before - self._backlog < TOGETHER:
-            client, found = self._fresh.popitem(last=False)
-            self._round[client] = found
+        while self._new_clients and before - self._backlog < QUANTUM_OF_NEW:
+            client, found = self._new_clients.popitem(last=False)
+            self._old_clients[client] = found
             if may(client):
                 taken += self._turn(found)
         return taken
 
-    def _take_round(self, may: Callable[[Hashable], bool]) -> list[Item]:
+    def _turn_of_old(self, may: Callable[[Hashable], bool]) -> list[Item]:
         passed_over = 0
-        while passed_over < len(self._round):
-            client, found = self._round.popitem(last=False)
+        while passed_over < len(self._old_clients):
+            client, found = self._old_clients.popitem(last=False)
             if not found.items:
                 continue
-            self._round[client] = found
+            self._old_clients[client] = found
             if not may(client):
                 passed_over += 1
                 continue
@@ -121,28 +122,28 @@ class FairQueue(Generic[Item]):
 
 
 class TimeBudget:
-    """Seconds that each client's items have taken, against SHARE of all time."""
+    """The processor time that each client's items have taken, limited to SHARE of elapsed time."""
 
     def __init__(self) -> None:
         self._used: dict[Hashable, tuple[float, float]] = {}
-        """Seconds used and not yet earned again, as of a time."""
+        """Seconds used beyond the share, and the time at which that was computed."""
 
     def __len__(self) -> int:
         return len(self._used)
 
     def has(self, client: Hashable, now: float) -> bool:
-        """Whether there is any time left for this client."""
+        """Return whether the client has time left."""
         return self._owed(client, now) < BURST
 
     def spend(self, shares: Iterable[tuple[Hashable, float]], seconds: float, now: float) -> None:
-        """Divides the time that items took among their clients; ``shares`` are in any unit."""
+        """Divide the seconds that items took among their clients, in proportion to ``shares``."""
         shares = list(shares)
         whole = sum(share for _, share in shares)
         for client, share in shares:
             self._used[client] = self._owed(client, now) + seconds * share / whole, now
 
     def expire(self, now: float) -> None:
-        """Forgets clients that have all their time again."""
+        """Remove clients that have their full budget again."""
         self._used = {client: used for client, used in self._used.items() if self._owed(client, now) > 0.0}
 
     def _owed(self, client: Hashable, now: float) -> float:
