@@ -20,7 +20,7 @@ from enforcer.daemon.runtime import Runtime
 from enforcer.errors import EnforcerError
 from enforcer.kernel import announce
 from enforcer.kernel.addresses import LOOPBACK
-from enforcer.kernel.arrivals import Arrivals
+from enforcer.kernel.link_watch import LinkWatch
 
 # Seconds: a switch may not forward yet on a port that has just come up, and a frame can be lost.
 _REPEATED_AFTER = (1.0, 2.0)
@@ -42,7 +42,7 @@ _MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 class Announcer:
     """``arrivals`` tells of interfaces; :meth:`note` is to be given flows, by sweeps for one."""
 
-    def __init__(self, loop: Loop, arrivals: Arrivals, runtime: Runtime):
+    def __init__(self, loop: Loop, arrivals: LinkWatch, runtime: Runtime):
         self._loop = loop
         self._arrivals = arrivals
         self._runtime = runtime

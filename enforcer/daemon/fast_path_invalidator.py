@@ -5,7 +5,7 @@ from __future__ import annotations
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
 from enforcer.datapath import fast_path
-from enforcer.kernel.path import PathWatch
+from enforcer.kernel.path_watch import PathWatch
 
 # Where events come without end, flows take the kernel's way once in so many seconds.
 _REST = 0.1

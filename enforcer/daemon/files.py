@@ -8,7 +8,7 @@ from pathlib import Path
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_file import SETTLE, SessionFile
-from enforcer.kernel.files import FileWatch, stamp
+from enforcer.kernel.file_watch import FileWatch, stamp
 
 # Files are looked at so often besides their events.
 _LOOK_EVERY = 5.0

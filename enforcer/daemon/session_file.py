@@ -18,7 +18,7 @@ from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_manager import is_large, load_apart
 from enforcer.errors import EnforcerError
 from enforcer.facts.rows import FILE
-from enforcer.kernel.files import Stamp, stamp
+from enforcer.kernel.file_watch import Stamp, stamp
 
 SETTLE = 1.0
 """Tools that replace a file may take the old one away first: seconds until the new one is there."""

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from enforcer.kernel import queue
+from enforcer.kernel import nfqueue
 
 DEADLINE = 0.3
 """Seconds that an answer is held at least before it is let go here; at most it is two intervals more."""
@@ -56,21 +56,21 @@ class Overdue:
 def run(number: int, netlink: socket.socket, daemon: socket.socket) -> None:
     """Until the daemon ends; then everything that is held has its verdict at once."""
     overdue = Overdue()
-    verdict = queue.ACCEPT
+    verdict = nfqueue.ACCEPT
     beat = 0.0
     poll = select.poll()
     poll.register(daemon, select.POLLIN)
-    with queue.LISTING.open("rb", buffering=0) as listing:
+    with nfqueue.LISTING.open("rb", buffering=0) as listing:
         held, last = 0, 0
         while True:
             if poll.poll((INTERVAL if held else IDLE) * 1000):
                 said = _said(daemon)
                 if not said:
-                    _let_go(netlink, number, verdict, queue.state(listing.fileno(), number)[1])
+                    _let_go(netlink, number, verdict, nfqueue.state(listing.fileno(), number)[1])
                     return
-                verdict = queue.ACCEPT if said[-1:] == PASS else queue.DROP
+                verdict = nfqueue.ACCEPT if said[-1:] == PASS else nfqueue.DROP
             now = time.monotonic()
-            held, last = queue.state(listing.fileno(), number)
+            held, last = nfqueue.state(listing.fileno(), number)
             late = overdue.look(held, last, now)
             if late is not None:
                 _let_go(netlink, number, verdict, late)
@@ -93,7 +93,7 @@ def _beat(daemon: socket.socket) -> None:
 
 
 def _let_go(netlink: socket.socket, number: int, verdict: int, last: int) -> None:
-    request = queue.message(queue.VERDICT_BATCH, number, verdict, last, _SEQUENCE)
+    request = nfqueue.message(nfqueue.VERDICT_BATCH, number, verdict, last, _SEQUENCE)
     netlink.sendto(request, (0, 0))
 
 

@@ -1,7 +1,7 @@
 """What is in a packet, from its IP header on: addresses, ports, and the DNS side's bytes.
 
 Both families; IPv6 extension headers are walked (RFC 8200, 4.1). Checksums are not looked at
-(:mod:`enforcer.kernel.queue` says why that is fine).
+(:mod:`enforcer.kernel.nfqueue` says why that is fine).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from enforcer.errors import EnforcerError, abridged
-from enforcer.kernel import arp, links, rules
+from enforcer.kernel import arp, ip_rules, links
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
 
@@ -13,8 +13,10 @@ from enforcer.kernel.links import Link, below
 def kernel_warnings(mark_mask: int, outside: Sequence[str]) -> list[str]:
     """Each in a sentence: rules of policy routing by marks; ARP that is silent on the first outside one."""
     return [
-        *collect("rules of policy routing by bits of mark_mask", lambda: rules.meeting(mark_mask)),
-        *collect("rules of policy routing by marks of others", lambda: rules.unforeseen(mark_mask)),
+        *collect("rules of policy routing by bits of mark_mask", lambda: ip_rules.using_mark_bits(mark_mask)),
+        *collect(
+            "rules of policy routing by marks of others", lambda: ip_rules.using_foreign_marks(mark_mask)
+        ),
         *collect(f"answers to ARP on {outside[0]}", lambda: arp.unanswered(outside[0])),
     ]
 

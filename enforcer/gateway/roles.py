@@ -17,9 +17,9 @@ import numpy as np
 from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import attach
 from enforcer.gateway.desired import Desired
-from enforcer.kernel import ingress
-from enforcer.kernel.ingress import Devices
+from enforcer.kernel import nft_ingress
 from enforcer.kernel.links import Link, below
+from enforcer.kernel.nft_ingress import Devices
 
 INSIDE, OUTSIDE, OTHER = 1, 2, 3  # enum role of bpf/maps.h
 RENAMED, TAKEN = 1, 2  # enum unfit
@@ -77,7 +77,7 @@ def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> LinkStatu
     """
     interfaces = maps.interfaces
     before = by_index(interfaces)
-    chains = ingress.devices()
+    chains = nft_ingress.devices()
     filtered = {name for name in wanted.listed if name in found and _is_filtered(found[name], chains, before)}
     listed_rows = _listed(interfaces.value, wanted, found, filtered)
     rows = {found[name].index: row for name, row in listed_rows.items()}

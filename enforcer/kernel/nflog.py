@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 
 from enforcer.kernel import netlink
-from enforcer.kernel.packets import PacketSocket, parse
+from enforcer.kernel.packet_socket import PacketSocket, parse
 
 _SUBSYSTEM = 4 << 8
 PACKET, CONFIG = _SUBSYSTEM, _SUBSYSTEM | 1

@@ -17,9 +17,9 @@ from test_bad_input import NOBODY
 from truth import counted, families, packets, running, wait_for
 
 from enforcer.kernel import netlink
-from enforcer.kernel.marking import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
 from enforcer.kernel.nft import protocol
+from enforcer.kernel.nft_marks import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from lab.capture import Capture
 from lab.clients import family_of, ping, tcp_ask, udp_ask
 from lab.configuration import LAX2

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from enforcer.kernel import netlink, nft
-from enforcer.kernel.ingress import (
+from enforcer.kernel.netlink import Channel
+from enforcer.kernel.nft import protocol
+from enforcer.kernel.nft_ingress import (
     GETCHAIN,
     NFPROTO_NETDEV,
     NFPROTO_UNSPEC,
     NFTA_CHAIN_HOOK,
     NFTA_HOOK_HOOKNUM,
 )
-from enforcer.kernel.netlink import Channel
-from enforcer.kernel.nft import protocol
 
 # include/uapi/linux/netfilter/nf_tables.h, nf_tables_compat.h; prerouting, or a device's ingress, by family
 GETRULE = protocol.SUBSYSTEM | 7
@@ -48,7 +48,7 @@ TARGETS = {"MARK", "CONNMARK", "TPROXY"}
 LEGACY = [Path("/proc/thread-self/net") / name for name in ("ip_tables_names", "ip6_tables_names")]
 
 _Attributes = dict[int, bytes]
-Place = tuple[int, str, str]
+ChainKey = tuple[int, str, str]
 """Family, table, chain."""
 
 
@@ -69,12 +69,12 @@ class _Chain:
     """Whether a verdict map leads to chains that are not looked up."""
 
 
-def on_arrival() -> list[Setter]:
+def setters() -> list[Setter]:
     """All such rules of others, each place and mark once."""
     with Channel(netlink.NETLINK_NETFILTER, "reading the nftables rules") as channel:
         every = struct.pack(">BBH", NFPROTO_UNSPEC, 0, 0)
         bases = dict(map(_hooked, channel.snapshot(GETCHAIN, every)))
-        chains: dict[Place, _Chain] = {place: _Chain() for place in bases}
+        chains: dict[ChainKey, _Chain] = {place: _Chain() for place in bases}
         for message in channel.snapshot(GETRULE, every):
             _read(message, chains)
     found: dict[Setter, None] = {}
@@ -89,17 +89,17 @@ def on_arrival() -> list[Setter]:
     return list(found)
 
 
-def _hooked(message: bytes) -> tuple[Place, int | None]:
+def _hooked(message: bytes) -> tuple[ChainKey, int | None]:
     parts = netlink.attributes(message, len(protocol.NFGEN))
     place = message[0], netlink.text(parts[NFTA_CHAIN_TABLE]), netlink.text(parts[NFTA_CHAIN_NAME])
     number = netlink.attributes(parts.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
     return place, None if number is None else int.from_bytes(number, "big")
 
 
-def _reachable(bases: dict[Place, int | None], chains: dict[Place, _Chain]) -> list[Place]:
+def _reachable(bases: dict[ChainKey, int | None], chains: dict[ChainKey, _Chain]) -> list[ChainKey]:
     """The chains that packets meet as they arrive, of other tables than ours."""
     waiting = [place for place, hook in bases.items() if hook in ARRIVAL.get(place[0], ())]
-    found: dict[Place, None] = {}
+    found: dict[ChainKey, None] = {}
     while waiting:
         place = waiting.pop()
         family, table, _ = place
@@ -112,7 +112,7 @@ def _reachable(bases: dict[Place, int | None], chains: dict[Place, _Chain]) -> l
     return list(found)
 
 
-def _read(message: bytes, chains: dict[Place, _Chain]) -> None:
+def _read(message: bytes, chains: dict[ChainKey, _Chain]) -> None:
     """Enters what one rule does."""
     parts = netlink.attributes(message, len(protocol.NFGEN))
     place = message[0], netlink.text(parts[NFTA_RULE_TABLE]), netlink.text(parts[NFTA_RULE_CHAIN])

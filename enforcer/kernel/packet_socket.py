@@ -1,6 +1,6 @@
 """A netfilter socket on which packets arrive: asked for once, then read without waiting.
 
-What NFQUEUE (:mod:`enforcer.kernel.queue`) and NFLOG (:mod:`enforcer.kernel.nflog`) have in common. Only the
+Base of NFQUEUE (:mod:`enforcer.kernel.nfqueue`) and NFLOG (:mod:`enforcer.kernel.nflog`). Uses only the
 standard library.
 """
 

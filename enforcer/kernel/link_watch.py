@@ -21,7 +21,7 @@ IFF_LOWER_UP = 0x10000
 _ROOM = 1 << 18
 
 
-class Arrivals:
+class LinkWatch:
     """A subscription; closed with :meth:`close` or as a context manager."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from enforcer.kernel import marking, netlink
+from enforcer.kernel import netlink, nft_marks
 from enforcer.kernel.netlink import NETLINK_ROUTE, Channel
 
 # include/uapi/linux/rtnetlink.h, fib_rules.h
@@ -36,7 +36,7 @@ class MarkRule:
             f"{command} {self.priority} ({negation}fwmark {self.mark:#x}/{self.mask:#x} lookup {self.table})"
         )
 
-    def meets(self, bits: int) -> bool:
+    def uses(self, bits: int) -> bool:
         """Whether marks within ``bits`` can change what the rule does.
 
         "All but" a mark outside of ``bits`` is true of every such mark, as it is of none.
@@ -45,7 +45,7 @@ class MarkRule:
             return False
         return bool(self.mask & bits)
 
-    def tells(self, mark: int | None) -> bool:
+    def distinguishes(self, mark: int | None) -> bool:
         """Whether packets with this mark are treated otherwise than those without; it may be any for None."""
         if mark is None:
             return bool(self.mask)
@@ -76,27 +76,27 @@ def mark_rules() -> list[MarkRule]:
     return found
 
 
-def meeting(bits: int) -> list[str]:
+def using_mark_bits(bits: int) -> list[str]:
     """What is to be said of each rule that marks within ``bits``, those of clients' packets, can meet."""
     return [
         f"{rule}: looks at bits of mark_mask ({bits:#x}), which are set in clients' packets; "
         "give it a mark and a mask without them, or choose another mark_mask"
         for rule in mark_rules()
-        if rule.meets(bits)
+        if rule.uses(bits)
     ]
 
 
-def unforeseen(bits: int) -> list[str]:
+def using_foreign_marks(bits: int) -> list[str]:
     """What is to be said of each rule that routes by marks which other software sets as packets arrive.
 
     A route is asked for before that (bpf/route.h), with the marks that a packet has by then. Rules that meet
-    ``bits``, our own, are said by :func:`meeting`.
+    ``bits``, our own, are said by :func:`using_mark_bits`.
     """
-    others = [rule for rule in mark_rules() if not rule.meets(bits)]
-    setters = marking.on_arrival() if others else []
+    others = [rule for rule in mark_rules() if not rule.uses(bits)]
+    setters = nft_marks.setters() if others else []
     found = []
     for rule in others:
-        by = [setter.where for setter in setters if rule.tells(setter.mark)]
+        by = [setter.where for setter in setters if rule.distinguishes(setter.mark)]
         if by:
             found.append(
                 f"{rule}: looks at marks that {', '.join(dict.fromkeys(by))} sets on packets as they arrive, "
