@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
 
 from enforcer.gateway.forwarding import Forwarding
-from enforcer.kernel.addresses import Held
+from enforcer.kernel.addresses import InterfaceAddress
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
 from enforcer.kernel.nft.ruleset import Ruleset
@@ -18,7 +18,7 @@ class Actual:
     """What the kernel holds of what we care about."""
 
     links: Mapping[str, Link]
-    held: frozenset[Held]
+    held: frozenset[InterfaceAddress]
     ranges: frozenset[IPv6Network]
     """Those that are local by a route."""
     table: str | None
@@ -33,7 +33,7 @@ class Actual:
     """Digest of the policy bank in force."""
     settings: tuple[int, ...] = ()
     """Settings in force, as `settings_of` gives them for the desired ones."""
-    our_addresses: frozenset[Held] = frozenset()
+    our_addresses: frozenset[InterfaceAddress] = frozenset()
     """Those of ``held`` that the enforcer put there."""
     our_ranges: frozenset[IPv6Network] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from enforcer.gateway import roles
 from enforcer.gateway.desired import Desired, Egress
 from enforcer.gateway.roles import LinkStatus
 from enforcer.kernel import addresses, links, sysctl
-from enforcer.kernel.addresses import Held
+from enforcer.kernel.addresses import InterfaceAddress
 from enforcer.policy.nearest import buckets
 
 Pair = tuple[bool, bool]
@@ -103,7 +103,9 @@ def refresh(maps: Maps, wanted: Desired) -> Availability:
     return there
 
 
-def _answered_for(wanted: Desired, held: Iterable[Held], ranges: Container[IPv6Network]) -> list[IPv6Network]:
+def _answered_for(
+    wanted: Desired, held: Iterable[InterfaceAddress], ranges: Container[IPv6Network]
+) -> list[IPv6Network]:
     """What the gateway has and the kernel answers no neighbour solicitation for at an outside interface.
 
     What the gateway does not have, another one may: an answer would take it from that one.

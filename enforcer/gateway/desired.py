@@ -17,7 +17,7 @@ from typing import Any
 
 from enforcer.facts.inforce import FORMAT
 from enforcer.gateway import timers
-from enforcer.kernel.addresses import LOOPBACK, Held
+from enforcer.kernel.addresses import LOOPBACK, InterfaceAddress
 from enforcer.kernel.nft.ruleset import Dns, Ruleset
 from enforcer.policy.nearest import nearest
 
@@ -102,12 +102,12 @@ class Desired:
         """The shared addresses, as the egress of slot 0."""
         return Egress("shared", 0, "", self.shared4, IPv6Network(self.shared6), on_link=False, here=True)
 
-    def addresses(self) -> list[Held]:
+    def addresses(self) -> list[InterfaceAddress]:
         """The IPv4 egress addresses, each with its interface."""
         first = self.outside[0]
         return [(first, IPv4Interface((egress.ipv4, 32))) for egress in self.ours]
 
-    def shared_addresses(self) -> list[Held]:
+    def shared_addresses(self) -> list[InterfaceAddress]:
         """The shared addresses as they are held if no interface has them.
 
         An interface knows an IPv6 address once, whatever its prefix: on the outside one ours would keep away

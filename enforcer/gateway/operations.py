@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from enforcer.errors import abridged
 from enforcer.gateway.desired import Egress
-from enforcer.kernel.addresses import Held
+from enforcer.kernel.addresses import InterfaceAddress
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.nft.ruleset import Ruleset
 
@@ -47,7 +47,7 @@ class AddAddress(Operation):
     """An IPv4 egress address or a shared address, on an outside interface."""
 
     prepares = True
-    held: Held
+    held: InterfaceAddress
 
     def __str__(self) -> str:
         return f"add address {self.held[1]} to {self.held[0]}"
@@ -57,7 +57,7 @@ class AddAddress(Operation):
 class RemoveAddress(Operation):
     """An address that the enforcer put there and that the file does not name."""
 
-    held: Held
+    held: InterfaceAddress
 
     def __str__(self) -> str:
         return f"remove address {self.held[1]} from {self.held[0]}"

@@ -27,7 +27,7 @@ from enforcer.gateway.operations import (
     SwitchTables,
     TakeMulticast,
 )
-from enforcer.kernel.addresses import LOOPBACK, Held
+from enforcer.kernel.addresses import LOOPBACK, InterfaceAddress
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.nft.ruleset import Ruleset
 
@@ -202,7 +202,7 @@ def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> 
             yield Detach(name, direction)
 
 
-def _leaving(desired: Desired, actual: Actual) -> list[Held]:
+def _leaving(desired: Desired, actual: Actual) -> list[InterfaceAddress]:
     keep, renamed = {*desired.addresses(), *desired.shared_addresses()}, desired.still_listed(actual.renamed)
     leaving = (held for held in actual.our_addresses if held not in keep and held[0] not in renamed)
     return sorted(leaving, key=lambda held: (held[0], held[1].version, held[1]))

@@ -28,7 +28,7 @@ def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) 
     was = {entry["name"]: entry["was"] for entry in reversed(undo_list.settings(noted, found))}
     return Actual(
         links=found,
-        held=frozenset(addresses.held() - addresses.misscoped(own={wanted.shared4})),
+        held=frozenset(addresses.held() - addresses.wrong_scope(own={wanted.shared4})),
         ranges=frozenset(addresses.ranges()),
         our_addresses=frozenset(addresses.held(ours=True)),
         our_ranges=frozenset(addresses.ranges(ours=True)),

@@ -20,7 +20,7 @@ from enforcer.kernel import netlink
 from enforcer.kernel.netlink import ACK, CREATE, EXCL, REQUEST, Channel, Message
 
 Interface = IPv4Interface | IPv6Interface
-Held = tuple[str, Interface]
+InterfaceAddress = tuple[str, Interface]
 
 PROTOCOL = 0xE9
 LOOPBACK = "lo"
@@ -41,7 +41,7 @@ _INTERFACES: dict[int, type[Interface]] = {socket.AF_INET: IPv4Interface, socket
 Thing = TypeVar("Thing")
 
 
-class Listed(NamedTuple):
+class AddressEntry(NamedTuple):
     """One address as the kernel lists it (rtnetlink(7), RTM_GETADDR)."""
 
     holder: int
@@ -53,7 +53,7 @@ class Listed(NamedTuple):
     """Added here."""
 
 
-def listed() -> Iterator[Listed]:
+def all_entries() -> Iterator[AddressEntry]:
     """Every address of the network namespace, those not usable yet or any more included."""
     with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
         for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
@@ -64,10 +64,10 @@ def listed() -> Iterator[Listed]:
             # IFA_ADDRESS is the peer's on a point-to-point link; IFA_LOCAL is missing for most of IPv6.
             address = _INTERFACES[family]((parts.get(IFA_LOCAL) or parts[IFA_ADDRESS], length))
             flags = int.from_bytes(parts.get(IFA_FLAGS, b""), sys.byteorder)
-            yield Listed(index, address, scope, flags, parts.get(IFA_PROTO) == bytes([PROTOCOL]))
+            yield AddressEntry(index, address, scope, flags, parts.get(IFA_PROTO) == bytes([PROTOCOL]))
 
 
-def held(*, ours: bool = False) -> set[Held]:
+def held(*, ours: bool = False) -> set[InterfaceAddress]:
     """Every address on every interface (or only those added here), with the interface's name.
 
     An IPv6 address that another host was found to use (DAD failed) is not held.
@@ -75,12 +75,14 @@ def held(*, ours: bool = False) -> set[Held]:
     names = dict(socket.if_nameindex())
     return {
         (names[found.holder], found.address)
-        for found in listed()
+        for found in all_entries()
         if found.holder in names and not found.flags & IFA_F_DADFAILED and (found.ours or not ours)
     }
 
 
-def add(addresses: Iterable[Held], *, own: Collection[IPv4Address] = ()) -> list[Held]:
+def add(
+    addresses: Iterable[InterfaceAddress], *, own: Collection[IPv4Address] = ()
+) -> list[InterfaceAddress]:
     """Put addresses on interfaces; returns those that were not there before.
 
     IPv4 ones get the scope "host": the kernel never picks them as the source of the gateway's own traffic. An
@@ -90,19 +92,19 @@ def add(addresses: Iterable[Held], *, own: Collection[IPv4Address] = ()) -> list
     IPv6 ones skip duplicate address detection and can be used at once.
     """
     wanted = list(addresses)
-    again = misscoped(own=own).intersection(wanted)
+    again = wrong_scope(own=own).intersection(wanted)
     if again:
         remove(again)
     encode = _address_encoder(RTM_NEWADDR, CREATE | EXCL, own)
     return _change("adding {0[1]} to {0[0]}", wanted, encode, {errno.EEXIST})
 
 
-def misscoped(*, own: Collection[IPv4Address] = ()) -> set[Held]:
+def wrong_scope(*, own: Collection[IPv4Address] = ()) -> set[InterfaceAddress]:
     """IPv4 addresses that :func:`add` would put there with another scope: an earlier version did."""
     names = dict(socket.if_nameindex())
     return {
         (names[found.holder], found.address)
-        for found in listed()
+        for found in all_entries()
         if isinstance(found.address, IPv4Interface)
         and found.holder in names
         and found.ours
@@ -116,7 +118,7 @@ def _scope(address: Interface, own: Collection[IPv4Address]) -> int:
     return RT_SCOPE_LINK if address.ip in own else RT_SCOPE_HOST
 
 
-def remove(addresses: Iterable[Held]) -> list[Held]:
+def remove(addresses: Iterable[InterfaceAddress]) -> list[InterfaceAddress]:
     """Take addresses off interfaces, whoever added them; returns those that were there."""
     names = {name for _, name in socket.if_nameindex()}
     present = [address for address in addresses if address[0] in names]
@@ -125,10 +127,12 @@ def remove(addresses: Iterable[Held]) -> list[Held]:
     return _change("removing {0[1]} from {0[0]}", present, encode, gone)
 
 
-def _address_encoder(kind: int, flags: int, own: Collection[IPv4Address] = ()) -> Callable[[Held], Message]:
+def _address_encoder(
+    kind: int, flags: int, own: Collection[IPv4Address] = ()
+) -> Callable[[InterfaceAddress], Message]:
     indexes = {name: index for index, name in socket.if_nameindex()}
 
-    def encode(address: Held) -> Message:
+    def encode(address: InterfaceAddress) -> Message:
         name, interface = address
         if name not in indexes:
             raise netlink.failure(f"finding the interface {name}", errno.ENODEV)

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from enforcer.constants import ICMPV6
 from enforcer.kernel import netlink
-from enforcer.kernel.addresses import IFA_F_DADFAILED, listed
+from enforcer.kernel.addresses import IFA_F_DADFAILED, all_entries
 
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ARPHRD_ETHER, ARP_REQUEST = 1, 1
@@ -64,7 +64,7 @@ def settled(interface: str) -> list[Address]:
         return []
     return [
         found.address.ip
-        for found in listed()
+        for found in all_entries()
         if found.holder == index and not found.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
     ]
 

@@ -76,7 +76,7 @@ def test_after_an_upgrade_from_another_scope(without_next_hop: Gateway) -> None:
         gateway.start()
         assert session.ask() == session.seen
     assert lab.gw.call(addresses.held) == before
-    assert not lab.gw.call(lambda: addresses.misscoped(own={IPv4Address(SHARED[4])}))
+    assert not lab.gw.call(lambda: addresses.wrong_scope(own={IPv4Address(SHARED[4])}))
     assert tcp_ask(lab.gw, ORIGIN2[4]).address in (OWN[4], SHARED[4])
 
 
