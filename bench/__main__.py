@@ -55,7 +55,7 @@ FIGURES: dict[str, Callable[[Bench], None]] = {
     "switch": changes.policies,
     "storm": storm.storm,
     "sessions": changes.sessions,
-    "places": changes.places,
+    "regions": changes.regions,
     "names": names.names,
     "start": process.start,
     "rest": process.rest,

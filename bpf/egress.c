@@ -5,7 +5,7 @@
  *   from_client   TC ingress, inside    a flow that is known? its egress      → the mark
  *   decide        its tail              else: which egress, is there room?    → the mark
  *   (kernel)      route, nft: refuse, forward, translate by the mark
- *   to_origin     TC egress, outside    the last guard: no source but the planned ones
+ *   to_origin     TC egress, outside    the leak guard: no source but egress addresses
  *   from_origin   TC ingress, outside   neighbour solicitations for on-link ranges
  *   to_client     TC egress, inside     follows the flow's replies
  *   expect        its tail              enters what an origin opens for a conntrack helper
@@ -15,7 +15,7 @@
 #include <linux/errno.h>
 #include <linux/pkt_cls.h>
 #include "maps.h"
-#include "tally.h"
+#include "metrics.h"
 #include "mark.h"
 #include "packet.h"
 #include "route.h"
@@ -23,11 +23,11 @@
 #include "origin.h"
 #include "client.h"
 #include "admission.h"
-#include "ways.h"
+#include "fast_table.h"
 #include "fastpath.h"
-#include "learn.h"
+#include "fast_entries.h"
 #include "flow.h"
-#include "room.h"
+#include "eviction.h"
 #include "sweep.h"
 #include "neighbour.h"
 
@@ -48,7 +48,7 @@ static __always_inline int block(u32 reason)
 	return TC_ACT_SHOT;
 }
 
-static __always_inline void hit(u32 policy, u64 now)
+static __always_inline void count_policy_hit(u32 policy, u64 now)
 {
 	struct hits *hits = policy_hits.lookup(&policy);
 
@@ -103,26 +103,26 @@ static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const s
 
 /*
  * What from_client and explain hand to decide, which they call as a tail: so the verifier looks at the decision
- * once, whatever came before. A question's own place keeps it from packets that arrive while it is asked.
+ * once, whatever came before. A question has a scratch of its own, apart from packets that arrive meanwhile.
  */
-struct pending {
+struct scratch {
 	struct packet packet;
 	u64 now;
 };
-enum place { A_PACKET, A_QUESTION, PLACES };
-BPF_PERCPU_ARRAY(pending, struct pending, PLACES);
+enum scratch_slot { SCRATCH_PACKET, SCRATCH_EXPLAIN, SCRATCHES };
+BPF_PERCPU_ARRAY(scratch, struct scratch, SCRATCHES);
 enum stage { DECIDE, EXPECT, STAGES };
 /* Pinned for itself: what was loaded before keeps its own until nothing calls it any more. */
 BPF_TABLE_PINNED("prog", u32, u32, stages, STAGES, STAGES_PIN, 0);
 
-/* cb[0]: which place, and for a question what it supposes. */
-enum { SUPPOSE_SHIFT = 1 };
+/* cb[0]: which scratch, and for a question its overrides. */
+enum { OVERRIDE_SHIFT = 1 };
 
-static __always_inline struct pending *get_pending(u32 place)
+static __always_inline struct scratch *get_scratch(u32 slot)
 {
-	int index = place & A_QUESTION;
+	int index = slot & SCRATCH_EXPLAIN;
 
-	return pending.lookup(&index);
+	return scratch.lookup(&index);
 }
 
 /* Nothing is to pass the gateway, for this reason, but the gateway itself can be reached. */
@@ -168,21 +168,21 @@ static __always_inline int continue_flow(struct __sk_buff *skb, const struct set
 	if (result & DELETED)
 		return KNOWN_FLOW;
 	if (flow->replied)
-		offer(skb, flow, p);
+		track_in_flight(skb, flow, p);
 	else
-		skb->tc_index = TAG_OPENS;
+		skb->tc_index = TAG_FIRST_PACKET;
 	return KNOWN_FLOW;
 }
 
 int from_client(struct __sk_buff *skb)
 {
 	struct settings *s = get_settings();
-	struct pending *w = get_pending(A_PACKET);
+	struct scratch *w = get_scratch(SCRATCH_PACKET);
 	struct packet *p;
-	struct glance g;
+	struct fast_packet g;
 	int reason;
 
-	reason = take_fast_path(skb, ORIGINAL, &g);
+	reason = try_fast_path(skb, ORIGINAL, &g);
 	if (reason)
 		return reason;
 	if (!s || !w)
@@ -204,7 +204,7 @@ int from_client(struct __sk_buff *skb)
 	w->now = bpf_ktime_get_coarse_ns();
 	if (continue_flow(skb, s, p, w->now) != UNKNOWN_FLOW)
 		return PASS;
-	skb->cb[0] = A_PACKET;
+	skb->cb[0] = SCRATCH_PACKET;
 	stages.call(skb, DECIDE);
 	return block(REASON_NOT_READY);
 }
@@ -216,12 +216,12 @@ static __always_inline int store_verdict(struct __sk_buff *skb, const struct ver
 
 /*
  * explain: what from_client would do with this packet, decided by the same program, with nothing entered,
- * counted or sent. The verdict overwrites the packet's first bytes. cb[0] says what is supposed.
+ * counted or sent. The verdict overwrites the packet's first bytes. cb[0] has its overrides.
  */
 int explain(struct __sk_buff *skb)
 {
 	struct settings *s = get_settings();
-	struct pending *w = get_pending(A_QUESTION);
+	struct scratch *w = get_scratch(SCRATCH_EXPLAIN);
 	struct verdict v = {};
 
 	v.reason = REASON_NOT_READY;
@@ -231,7 +231,7 @@ int explain(struct __sk_buff *skb)
 	v.reason = parse(skb, &w->packet);
 	if (v.reason)
 		return store_verdict(skb, &v);
-	skb->cb[0] = A_QUESTION | skb->cb[0] << SUPPOSE_SHIFT;
+	skb->cb[0] = SCRATCH_EXPLAIN | skb->cb[0] << OVERRIDE_SHIFT;
 	stages.call(skb, DECIDE);
 	v.reason = REASON_NOT_READY;
 	return store_verdict(skb, &v);
@@ -244,7 +244,7 @@ static __always_inline int answer(struct __sk_buff *skb, const struct settings *
 	if (v->reason < REASON_LIMIT && (p->tuple.protocol == IPPROTO_TCP || p->tuple.protocol == IPPROTO_UDP)) {
 		int refusal = refusal_of_client(&p->tuple, s);
 
-		v->active = active_at(&p->tuple, v->source);
+		v->active = active_at(&p->tuple, v->egress_address);
 		if (v->active >= v->limit)
 			v->reason = REASON_LIMIT;
 		if (refusal)
@@ -267,7 +267,7 @@ static __always_inline int admit_flow(struct __sk_buff *skb, const struct settin
 
 		if (try && !make_room(reason))
 			return reason;
-		reason = admit(&p->tuple, v->source, v->slot, s, now);
+		reason = admit(&p->tuple, v->egress_address, v->slot, s, now);
 		if (reason == REASON_ORIGINS_FULL)
 			continue;
 		if (reason)
@@ -275,7 +275,7 @@ static __always_inline int admit_flow(struct __sk_buff *skb, const struct settin
 		failed = create_flow(skb, p, v, direction, now);
 		if (!failed)
 			return CREATED;
-		release(&p->tuple, v->source, 1, true);
+		release(&p->tuple, v->egress_address, 1, true);
 		if (failed != -E2BIG)
 			break;
 		reason = REASON_FLOWS_FULL;
@@ -298,7 +298,7 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 	int created = CREATED_BEFORE;
 
 	if (v->policy)
-		hit(v->policy, now);
+		count_policy_hit(v->policy, now);
 	/* A flow's address may be there while the shared one, which other ICMP leaves from, is not. */
 	if (is_icmp(p) && v->reason < REASON_MALFORMED) {
 		struct flow *about = flow_of_error(skb, p);
@@ -319,7 +319,7 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 			return block(created);
 		if (created > 0)
 			return refuse(skb, s, created);
-		skb->tc_index = TAG_OPENS;
+		skb->tc_index = TAG_FIRST_PACKET;
 	}
 	count(v->reason, created == CREATED);
 	set_mark(skb, s, v->slot + 1);
@@ -329,9 +329,9 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 /* A flow that is not known: which egress, and is there room? */
 int decide(struct __sk_buff *skb)
 {
-	u32 place = skb->cb[0] & A_QUESTION;
-	u32 suppose = place ? skb->cb[0] >> SUPPOSE_SHIFT : 0;
-	struct pending *w = get_pending(place);
+	u32 question = skb->cb[0] & SCRATCH_EXPLAIN;
+	u32 overridden = question ? skb->cb[0] >> OVERRIDE_SHIFT : 0;
+	struct scratch *w = get_scratch(question);
 	struct settings *s = get_settings();
 	struct verdict v = {};
 	struct packet *p;
@@ -346,8 +346,8 @@ int decide(struct __sk_buff *skb)
 	if (!v.reason)
 		v.reason = check_source(skb, p, outside);
 	if (!v.reason)
-		classify(s, p, &v, !place, suppose);
-	if (place)
+		classify(s, p, &v, !question, overridden);
+	if (question)
 		return answer(skb, s, p, &v);
 	if (v.reason >= REASON_LOCAL) {
 		count(v.reason, 0);
@@ -372,7 +372,7 @@ static __always_inline bool is_translated(const struct __sk_buff *skb, const str
 static __always_inline int pass_unknown(struct __sk_buff *skb, const struct packet *p)
 {
 	struct settings *s = get_settings();
-	struct pending *w = get_pending(A_PACKET);
+	struct scratch *w = get_scratch(SCRATCH_PACKET);
 	u32 ifindex = skb->ingress_ifindex;
 	struct interface *in = interfaces.lookup(&ifindex);
 
@@ -390,7 +390,7 @@ static __always_inline int pass_unknown(struct __sk_buff *skb, const struct pack
 int expect(struct __sk_buff *skb)
 {
 	struct settings *s = get_settings();
-	struct pending *w = get_pending(A_PACKET);
+	struct scratch *w = get_scratch(SCRATCH_PACKET);
 	struct verdict v = {};
 	struct packet *p;
 	struct flow *flow;
@@ -402,7 +402,7 @@ int expect(struct __sk_buff *skb)
 	v.slot = slot_of_mark(skb, s);
 	v.reason = v.slot ? REASON_EXPECTED : REASON_EXPECTED_SHARED;
 	set_mark(skb, s, 0);
-	if (!source_of(v.slot, p->family, p->tuple.client, v.source, 0))
+	if (!egress_address_of(v.slot, p->family, p->tuple.client, v.egress_address, 0))
 		return block(REASON_UNAVAILABLE);
 	created = admit_flow(skb, s, p, &v, REPLY, w->now);
 	if (created > 0)
@@ -422,7 +422,7 @@ int to_client(struct __sk_buff *skb)
 	struct interface *in;
 	struct flow *flow;
 
-	if (skb->tc_index == TAG_FAST) {
+	if (skb->tc_index == TAG_REDIRECTED) {
 		skb->tc_index = 0;
 		return PASS;
 	}
@@ -442,16 +442,16 @@ int to_client(struct __sk_buff *skb)
 		return PASS;
 	count(REASON_REPLY, 0);
 	if (!(pass_packet(skb, flow, &p, REPLY, identity_of(&p.tuple), bpf_ktime_get_coarse_ns()) & (GONE | DELETED)))
-		learn_way_back(skb, &p, flow);
+		create_reply_entry(skb, &p, flow);
 	return PASS;
 }
 
 /* Whether the packet's source is the address that its mark names. */
-static __always_inline bool is_planned(struct __sk_buff *skb, const struct settings *s)
+static __always_inline bool has_egress_address(struct __sk_buff *skb, const struct settings *s)
 {
 	struct packet p = {};
 	struct egress *egress;
-	struct source *planned;
+	struct egress_address *expected;
 	u32 slot, wrong = 0;
 	int i;
 
@@ -476,11 +476,11 @@ static __always_inline bool is_planned(struct __sk_buff *skb, const struct setti
 	egress = egresses.lookup(&slot);
 	if (!egress)
 		return false;
-	planned = &egress->source[p.family & 1];
+	expected = &egress->address[p.family & 1];
 #pragma unroll
 	for (i = 0; i < 4; i++)
-		wrong |= (p.tuple.client[i] & planned->mask[i]) ^ planned->prefix[i];
-	return !wrong && planned->planned;
+		wrong |= (p.tuple.client[i] & expected->mask[i]) ^ expected->prefix[i];
+	return !wrong && expected->local;
 }
 
 /* A frame of an interface on top of this one, where it has been looked at: of a VLAN, a PPPoE session, MACsec or, by its
@@ -521,19 +521,19 @@ int to_origin(struct __sk_buff *skb)
 	struct settings *s;
 	struct interface *in;
 
-	/* What it was learnt from has passed here. */
-	if (skb->tc_index == TAG_FAST) {
+	/* The packet from which its entry was created has passed here. */
+	if (skb->tc_index == TAG_REDIRECTED) {
 		skb->tc_index = 0;
 		return PASS;
 	}
 	s = get_settings();
-	if (s && is_planned(skb, s)) {
+	if (s && has_egress_address(skb, s)) {
 		u32 family = skb->protocol == be16(ETH_P_IP) ? IPV4 : IPV6;
 
-		if (skb->tc_index == TAG_OPENS)
-			open_way_out(skb, family, slot_of_mark(skb, s));
+		if (skb->tc_index == TAG_FIRST_PACKET)
+			claim_port(skb, family, slot_of_mark(skb, s));
 		else if (skb->tc_index && skb->tc_index != TAG_MARKED)
-			learn_way_out(skb, family);
+			create_original_entry(skb, family);
 		/* A tunnel's outer packet has it else. */
 		skb->tc_index = 0;
 		return PASS;
@@ -559,17 +559,17 @@ static __always_inline int pass_by_unfit(struct __sk_buff *skb, const struct int
 int from_origin(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ifindex;
-	struct pending *w = get_pending(A_PACKET);
+	struct scratch *w = get_scratch(SCRATCH_PACKET);
 	struct interface *interface;
 	struct settings *s;
-	struct glance g;
+	struct fast_packet g;
 	int result;
 
-	/* Whatever tag came along. The verifier does not see that a tag means a glance. */
+	/* Whatever tag came along. The verifier does not see that a tag means a parsed packet. */
 	skb->tc_index = 0;
 	g.tos = 0;
 	g.hop_limit = 0;
-	result = take_fast_path(skb, REPLY, &g);
+	result = try_fast_path(skb, REPLY, &g);
 	if (result)
 		return result;
 	s = get_settings();
@@ -589,7 +589,7 @@ int from_origin(struct __sk_buff *skb)
 		if (interface->unfit)
 			return pass_by_unfit(skb, interface, &w->packet, result);
 		/* For to_client: of what the fast path has no use for, too. */
-		if (!result && w->packet.tuple.origin_port != TAG_FAST)
+		if (!result && w->packet.tuple.origin_port != TAG_REDIRECTED)
 			skb->tc_index = w->packet.tuple.origin_port;
 	}
 	if (!answer_solicitation(skb, interface))

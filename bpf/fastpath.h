@@ -4,18 +4,18 @@
  * and redirected, past routing, netfilter and neighbour code.
  *
  * Others may change a packet on its way through the kernel: its DSCP, hop limit, priority or mark. That is not replayed,
- * so nothing is learnt from a packet that leaves with other ones than the kernel by itself gives it (struct traits).
+ * so no entry is created from a packet that leaves with others than the kernel by itself gives it (struct traits).
  *
  * What may pass is what nf_flowtable lets pass (nf_flow_table_ip.c): no fragments, no IP options, no extension
  * headers, a TTL to spare, segments no larger than have passed before, neither SYN, FIN nor RST. Everything
- * else goes the kernel's way, and is learnt from if it may be.
+ * else takes the kernel's path, and may create an entry there.
  */
 
 enum {
-	TAG_FAST = 0xffff,       /* tc_index of a packet that has been rewritten here */
-	TAG_OPENS = 0xfffe,      /* of a flow's that has not been answered */
-	TAG_MARKED = 0xfffd,     /* of any other that from_client has marked and nothing is learnt from */
-	MOST_BYTES = 1 << 30,    /* after which a way is learnt again, before its counter overflows */
+	TAG_REDIRECTED = 0xffff, /* tc_index of a packet that has been rewritten and redirected here */
+	TAG_FIRST_PACKET = 0xfffe, /* of a flow's that has not been answered */
+	TAG_MARKED = 0xfffd,     /* of any other that from_client has marked and that creates no entry */
+	MOST_BYTES = 1 << 30,    /* after which an entry is created again, before its counter overflows */
 	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
 	IP_VERSION_AND_LENGTH = 0x45,
@@ -28,17 +28,17 @@ enum {
 /* skb->priority by the TOS field's four old bits, as ip_forward sets it (route.c, ip_tos2prio). */
 #define PRIORITIES 0x4444666622220000ULL
 
-static __always_inline struct fast *get_switch(void)
+static __always_inline struct fast_path *get_fast_path(void)
 {
 	int zero = 0;
 
-	return fast.lookup(&zero);
+	return fast_path.lookup(&zero);
 }
 
 /* Null while the fast path is off. */
-static __always_inline struct fast *get_fast(void)
+static __always_inline struct fast_path *get_active_fast_path(void)
 {
-	struct fast *f = get_switch();
+	struct fast_path *f = get_fast_path();
 
 	return f && f->generation ? f : 0;
 }
@@ -66,7 +66,7 @@ struct traits {
 };
 
 /* What the fast path must know of a packet, all of it within the first bytes. */
-struct glance {
+struct fast_packet {
 	u32 from[4];
 	u32 to[4];
 	u16 from_port;
@@ -89,13 +89,13 @@ union numbers {
 	struct {
 		u16 client_port;
 		u16 origin_port;
-		u16 source_port;
+		u16 egress_port;
 		u16 slot;
 	};
 };
 
-/* An Ethernet frame has 60 bytes at least: what follows a shorter packet is nobody's. The kernel cuts it off, too. */
-static __always_inline void trim(struct __sk_buff *skb, u32 family)
+/* An Ethernet frame has 60 bytes at least: what follows a shorter packet is padding. The kernel cuts it off, too. */
+static __always_inline void trim_padding(struct __sk_buff *skb, u32 family)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 total, ifindex = skb->ifindex;
@@ -116,7 +116,7 @@ static __always_inline void trim(struct __sk_buff *skb, u32 family)
 }
 
 /* False: nothing for the fast path. */
-static __always_inline bool glance(struct __sk_buff *skb, u32 family, struct glance *g)
+static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct fast_packet *g)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
@@ -193,7 +193,7 @@ static __always_inline u32 priority_of(u32 family, u32 tos, u32 before)
 }
 
 /* Whether a packet that arrived with these traits leaves with those that ip_forward or ip6_forward gives it. */
-static __always_inline bool is_untouched(const struct __sk_buff *skb, u32 family, const struct glance *g,
+static __always_inline bool is_untouched(const struct __sk_buff *skb, u32 family, const struct fast_packet *g,
 					 const struct traits *before)
 {
 	return g->tos == before->tos && g->hop_limit + 1 == before->hop_limit && skb->mark == before->mark &&
@@ -201,8 +201,8 @@ static __always_inline bool is_untouched(const struct __sk_buff *skb, u32 family
 }
 
 /* Rewrites the packet as the kernel would: its source (to the origin) or destination becomes `address`, `port`. */
-static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction, const struct glance *g,
-				    const struct hop *hop, const u32 *address, u16 port)
+static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction, const struct fast_packet *g,
+				    const struct next_hop *next_hop, const u32 *address, u16 port)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
@@ -226,9 +226,9 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 		return false;
 	address_change = fold16(sum_address(address, family) + (u16)~fold16(before_sum));
 	port_change = port + (u16)~before_port;
-	*(u32 *)data = *(u32 *)&hop->ethernet[0];
-	*(u32 *)(data + 4) = *(u32 *)&hop->ethernet[4];
-	*(u32 *)(data + 8) = *(u32 *)&hop->ethernet[8];
+	*(u32 *)data = *(u32 *)&next_hop->ethernet[0];
+	*(u32 *)(data + 4) = *(u32 *)&next_hop->ethernet[4];
+	*(u32 *)(data + 8) = *(u32 *)&next_hop->ethernet[8];
 	*(u16 *)(transport + (direction == ORIGINAL ? 0 : 2)) = port;
 	if (family == IPV4) {
 		struct iphdr *ip = data + ETH_HLEN;
@@ -268,90 +268,90 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	return true;
 }
 
-/* Whether this element is about the packet. Whether the packet is addressed to the flow's source is for later. */
-static __always_inline bool leads(const struct way *way, u32 family, enum direction direction, const struct glance *g,
+/* Whether the entry is the packet's. Whether the packet is addressed to the egress address is compared later. */
+static __always_inline bool entry_matches(const struct fast_entry *entry, u32 family, enum direction direction, const struct fast_packet *g,
 				  union numbers *numbers)
 {
-	numbers->word = *(volatile u64 *)&way->client_port;
-	if (way->kind != kind_of(family, g->protocol) || (way->reason == REASON_REPLY) != (direction == REPLY))
+	numbers->word = *(volatile u64 *)&entry->client_port;
+	if (entry->kind != kind_of(family, g->protocol) || (entry->reason == REASON_REPLY) != (direction == REPLY))
 		return false;
 	if (direction == ORIGINAL)
 		return numbers->client_port == g->from_port && numbers->origin_port == g->to_port &&
-		       is_equal_in(family, way->client, g->from) && is_equal_in(family, way->origin, g->to);
-	return numbers->source_port == g->to_port && numbers->origin_port == g->from_port &&
-	       is_equal_in(family, way->origin, g->from);
+		       is_equal_in(family, entry->client, g->from) && is_equal_in(family, entry->origin, g->to);
+	return numbers->egress_port == g->to_port && numbers->origin_port == g->from_port &&
+	       is_equal_in(family, entry->origin, g->from);
 }
 
-/* 0: the packet must go the kernel's way. Else what the program returns. */
-static __always_inline int forward_learnt(struct __sk_buff *skb, u32 family, enum direction direction, struct glance *g)
+/* 0: the packet must take the kernel's path. Else what the program returns. */
+static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction, struct fast_packet *g)
 {
 	struct settings *s = get_settings();
-	struct fast *f = get_fast();
-	struct way_set *set;
-	struct way *way;
-	struct hop *hop;
+	struct fast_path *f = get_active_fast_path();
+	struct fast_bucket *bucket;
+	struct fast_entry *entry;
+	struct next_hop *next_hop;
 	union numbers n;
-	u32 source[4], client[4];
+	u32 address[4], client[4];
 	u32 until, first;
 	int i, index;
 
 	if (!f || !s)
 		return 0;
-	trim(skb, family);
-	if (!glance(skb, family, g))
+	trim_padding(skb, family);
+	if (!parse_fast(skb, family, g))
 		return 0;
-	/* The way back is learnt from an answer that carries the port which it came to. */
-	if (direction == REPLY && g->to_port != TAG_FAST)
+	/* A reply entry is created from an answer that carries the port to which it came. */
+	if (direction == REPLY && g->to_port != TAG_REDIRECTED)
 		skb->tc_index = g->to_port;
-	index = direction == ORIGINAL ? set_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol) :
-					set_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
-	set = ways.lookup(&index);
-	if (!set)
+	index = direction == ORIGINAL ? bucket_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol) :
+					bucket_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
+	bucket = fast_buckets.lookup(&index);
+	if (!bucket)
 		return 0;
 	first = first_of(direction == ORIGINAL ? g->from_port : g->to_port);
-	for (i = 0; i < WAYS; i++) {
-		way = &set->way[(first + i) & (WAYS - 1)];
-		if (leads(way, family, direction, g, &n))
+	for (i = 0; i < BUCKET_ENTRIES; i++) {
+		entry = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
+		if (entry_matches(entry, family, direction, g, &n))
 			break;
 	}
-	if (i == WAYS)
+	if (i == BUCKET_ENTRIES)
 		return 0;
-	until = *(volatile u32 *)&way->until;
-	if (!is_good(until, bpf_jiffies64(), f) || way->generation != (u16)f->generation ||
-	    g->segment > way->largest || way->bytes > MOST_BYTES)
+	until = *(volatile u32 *)&entry->until;
+	if (!is_valid(until, bpf_jiffies64(), f) || entry->generation != (u16)f->generation ||
+	    g->segment > entry->largest || entry->bytes > MOST_BYTES)
 		return 0;
-	index = way->hop;
-	hop = hops.lookup(&index);
-	if (!hop || hop->in != skb->ifindex)
+	index = entry->next_hop;
+	next_hop = next_hops.lookup(&index);
+	if (!next_hop || next_hop->in != skb->ifindex)
 		return 0;
 	if (family == IPV4)
-		client[3] = way->client[3];
+		client[3] = entry->client[3];
 	else
-		copy_address(client, way->client);
-	if (!source_of(n.slot, family, client, source, family == IPV4 ? 3 : 0) || (direction == REPLY && !is_equal_in(family, source, g->to)))
+		copy_address(client, entry->client);
+	if (!egress_address_of(n.slot, family, client, address, family == IPV4 ? 3 : 0) || (direction == REPLY && !is_equal_in(family, address, g->to)))
 		return 0;
-	/* Has somebody written another flow's way here meanwhile? */
-	if (*(volatile u64 *)&way->client_port != n.word || *(volatile u32 *)&way->until != until)
+	/* Another processor may have written another flow's entry here meanwhile. */
+	if (*(volatile u64 *)&entry->client_port != n.word || *(volatile u32 *)&entry->until != until)
 		return 0;
-	if (!rewrite(skb, family, direction, g, hop, direction == ORIGINAL ? source : client,
-		     direction == ORIGINAL ? n.source_port : n.client_port))
+	if (!rewrite(skb, family, direction, g, next_hop, direction == ORIGINAL ? address : client,
+		     direction == ORIGINAL ? n.egress_port : n.client_port))
 		return 0;
-	advance(&way->end, g->sequence, g->end);
-	way->packets += skb->gso_segs ?: 1;
-	way->bytes += g->total;
-	count(way->reason, 0);
+	advance(&entry->end, g->sequence, g->end);
+	entry->packets += skb->gso_segs ?: 1;
+	entry->bytes += g->total;
+	count(entry->reason, 0);
 	set_mark(skb, s, direction == ORIGINAL ? n.slot + 1 : 0);
-	skb->tc_index = TAG_FAST;
-	return bpf_redirect(hop->out, 0);
+	skb->tc_index = TAG_REDIRECTED;
+	return bpf_redirect(next_hop->out, 0);
 }
 
-static __always_inline int take_fast_path(struct __sk_buff *skb, enum direction direction, struct glance *g)
+static __always_inline int try_fast_path(struct __sk_buff *skb, enum direction direction, struct fast_packet *g)
 {
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return 0;
 	if (skb->protocol == be16(ETH_P_IP))
-		return forward_learnt(skb, IPV4, direction, g);
+		return forward_by_entry(skb, IPV4, direction, g);
 	if (skb->protocol == be16(ETH_P_IPV6))
-		return forward_learnt(skb, IPV6, direction, g);
+		return forward_by_entry(skb, IPV6, direction, g);
 	return 0;
 }

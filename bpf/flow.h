@@ -145,7 +145,7 @@ static __always_inline void hold_fin(struct flow *flow, const struct packet *p, 
 {
 	u32 direction = s->direction & 1;
 
-	flow->notes |= TELL_CONNTRACK;
+	flow->flags |= TELL_CONNTRACK;
 	if (!before(flow->end[direction], p->seq))
 		return;
 	flow->fins |= (p->fragment ? 1 | A_CUT_FIN : 1) << direction;
@@ -169,7 +169,7 @@ static __always_inline void confirm_fin(struct flow *flow, const struct packet *
 	if (next < IGNORED)
 		flow->state = next;
 	if (peer == REPLY)
-		flow->notes |= ENDED_BY_PEER;
+		flow->flags |= ENDED_BY_PEER;
 }
 
 /* How conntrack sees a reset. */
@@ -181,7 +181,7 @@ enum reset {
 
 static __always_inline enum reset judge_reset(const struct flow *flow, const struct packet *p, u32 direction)
 {
-	bool settled = flow->state == ESTABLISHED && flow->notes & ASSURED;
+	bool settled = flow->state == ESTABLISHED && flow->flags & ASSURED;
 	enum reset verdict = CHECKED;
 
 	if (flow->state >= FIN_WAIT && flow->state <= CLOSE)
@@ -195,7 +195,7 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	}
 	/* The answer to a SYN or to an ACK that was ignored. */
 	if (flow->last_direction != direction &&
-	    ((flow->replied && flow->last == A_SYN) || (!(flow->notes & ASSURED) && flow->last == AN_ACK)) &&
+	    ((flow->replied && flow->last == A_SYN) || (!(flow->flags & ASSURED) && flow->last == AN_ACK)) &&
 	    p->ack == flow->last_end)
 		return verdict == CHECKED ? BELIEVED : CHALLENGED;
 	if (flow->state == SYN_SENT && follows(flow, AN_ACK, REPLY) && p->seq == flow->last_ack)
@@ -251,10 +251,10 @@ static __always_inline void remember_ignored(struct flow *flow, const struct pac
 	flow->last_direction = s->direction;
 	flow->last_end = s->end;
 	if (s->kind == A_SYN && s->direction == ORIGINAL) {
-		flow->notes &= ~(SIMULTANEOUS | CHALLENGING);
+		flow->flags &= ~(SIMULTANEOUS | CHALLENGING);
 		/* A host in LAST_ACK answers a SYN with an ACK that acknowledges no FIN (RFC 5961, 4). */
 		if (flow->state == LAST_ACK)
-			flow->notes |= CHALLENGING;
+			flow->flags |= CHALLENGING;
 	}
 	if (flow->state == SYN_SENT && s->kind == AN_ACK && s->direction == REPLY)
 		flow->last_ack = p->ack;
@@ -272,11 +272,11 @@ static __always_inline u32 timeout_of(const struct flow *flow, const struct segm
 /* What was established is closed by a reset: for now, until both sides go on as if there had been none. */
 static __always_inline void close_by_reset(struct flow *flow, u32 state)
 {
-	flow->notes |= TRANSITORY;
+	flow->flags |= TRANSITORY;
 	flow->spoken = 0;
 	/* conntrack compares a reset's number with packets that it has not seen. */
 	if (state == ESTABLISHED && flow->fast_packets[ORIGINAL] + flow->fast_packets[REPLY])
-		flow->notes |= TELL_CONNTRACK;
+		flow->flags |= TELL_CONNTRACK;
 }
 
 static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction, u64 now)
@@ -305,11 +305,11 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 		flow->has_acked = 0;
 		flow->gaps = 0;
 		flow->fins = 0;
-		flow->notes &= ~CHALLENGING;
+		flow->flags &= ~CHALLENGING;
 	}
 	if (state == LAST_ACK && s.kind == AN_ACK && follows(flow, A_SYN, !direction) &&
-	    flow->notes & CHALLENGING) {
-		flow->notes &= ~CHALLENGING;
+	    flow->flags & CHALLENGING) {
+		flow->flags &= ~CHALLENGING;
 		return STAYS;
 	}
 	if (s.kind == A_FIN && !is_in_place(flow, p, &s)) {
@@ -318,8 +318,8 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 		next = state;
 	}
 	if (next == SYN_SENT2)
-		flow->notes |= SIMULTANEOUS;
-	if (next == SYN_RECV && s.kind == AN_ACK && flow->notes & SIMULTANEOUS)
+		flow->flags |= SIMULTANEOUS;
+	if (next == SYN_RECV && s.kind == AN_ACK && flow->flags & SIMULTANEOUS)
 		next = ESTABLISHED;
 	if (s.kind == A_RESET) {
 		exact = is_exact(flow, p, direction);
@@ -336,10 +336,10 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	 * reset that the origin must believe. */
 	if ((direction == REPLY && s.kind == A_FIN) ||
 	    (s.kind == A_RESET && next == CLOSE && (direction == REPLY || !was_established(state) || exact)))
-		flow->notes |= ENDED_BY_PEER;
+		flow->flags |= ENDED_BY_PEER;
 	if (s.kind == A_RESET && next == CLOSE && state >= ESTABLISHED && state <= LAST_ACK)
 		close_by_reset(flow, state);
-	else if (flow->notes & TRANSITORY && s.kind == AN_ACK)
+	else if (flow->flags & TRANSITORY && s.kind == AN_ACK)
 		flow->spoken |= 1 << (direction & 1);
 	if (!flow->replied) {
 		if (s.kind == A_RESET)
@@ -350,7 +350,7 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	}
 	flow->timeout = timeout_of(flow, &s);
 	if (flow->replied && next == ESTABLISHED && (state == SYN_RECV || state == ESTABLISHED))
-		flow->notes |= ASSURED;
+		flow->flags |= ASSURED;
 	return s.kind == AN_ACK && direction == ORIGINAL && flow->spoken == BOTH_SIDES ? GOES_ON : MOVES;
 }
 
@@ -378,8 +378,8 @@ static __always_inline bool is_current(struct flow *flow, u64 identity)
 /* A connection whose handshake is not complete has no answer yet: a host that only sends SYNs gets SYN/ACKs, too. */
 static __always_inline bool is_answered(const struct flow *flow)
 {
-	/* Without a branch, for the verifier of Linux 6.1 (room.h has this in a loop). */
-	return (flow->notes & ASSURED) | (flow->replied & (flow->state < SYN_SENT));
+	/* Without a branch, for the verifier of Linux 6.1 (eviction.h has this in a loop). */
+	return (flow->flags & ASSURED) | (flow->replied & (flow->state < SYN_SENT));
 }
 
 enum {
@@ -411,13 +411,13 @@ static __always_inline u32 begin_deletion(struct flow *flow)
 /* After the lock: what `ended` says is done. */
 static __always_inline void finish_flow(struct flow *flow, const struct flow_key *tuple, u32 ended)
 {
-	u32 source[4];
+	u32 address[4];
 
-	copy_address(source, flow->source);
+	copy_address(address, flow->egress_address);
 	if (ended & DELETED)
 		flows.delete((void *)tuple);
 	if (ended & COUNTED)
-		release(tuple, source, ended & UNANSWERED, false);
+		release(tuple, address, ended & UNANSWERED, false);
 }
 
 /* What one more packet means for its flow. COUNTED, DELETED and ANSWERED are said once. */
@@ -442,7 +442,7 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 			result = begin_deletion(flow) | GONE;
 		else if (fate == DIES)
 			result = begin_deletion(flow);
-		else if (is_closed(flow->state) && flow->notes & ENDED_BY_PEER)
+		else if (is_closed(flow->state) && flow->flags & ENDED_BY_PEER)
 			result = uncount(flow);
 		if (fate == GOES_ON)
 			result |= RETURNS;
@@ -451,7 +451,7 @@ static __always_inline u32 track(struct flow *flow, const struct packet *p, enum
 		flow->timeout = UDP_STREAM;
 	}
 	if (fate != STAYS)
-		flow->seen = now;
+		flow->last_seen = now;
 	if (direction == REPLY)
 		flow->replied = 1;
 	if (!answered && flow->counted && is_answered(flow))
@@ -467,7 +467,7 @@ static __always_inline int return_flow(struct flow *flow, const struct flow_key 
 				       u64 now)
 {
 	bool counted = flow->counted, returned = false, answered = false;
-	int reason = counted ? 0 : admit(tuple, flow->source, flow->slot, s, now);
+	int reason = counted ? 0 : admit(tuple, flow->egress_address, flow->slot, s, now);
 
 	if (reason)
 		return reason;
@@ -477,7 +477,7 @@ static __always_inline int return_flow(struct flow *flow, const struct flow_key 
 		flow->counted = 1;
 		flow->state = ESTABLISHED;
 		flow->timeout = ESTABLISHED;
-		flow->notes = (flow->notes & ~(ENDED_BY_PEER | TRANSITORY)) | ASSURED | TELL_CONNTRACK;
+		flow->flags = (flow->flags & ~(ENDED_BY_PEER | TRANSITORY)) | ASSURED | TELL_CONNTRACK;
 		flow->spoken = 0;
 		flow->closing = 0;
 		returned = true;
@@ -486,11 +486,11 @@ static __always_inline int return_flow(struct flow *flow, const struct flow_key 
 	if (returned && !answered)
 		uncount_client(tuple, 0, 1);
 	else if (!counted)
-		release(tuple, flow->source, 1, true);
+		release(tuple, flow->egress_address, 1, true);
 	return 0;
 }
 
-/* Nothing may be learnt from now on. False: the flow has been deleted since it was looked up. */
+/* No fast-path entry may be created from now on. False: the flow has been deleted since it was looked up. */
 static __always_inline bool begin_closing(struct flow *flow, u64 identity)
 {
 	bool current;
@@ -513,7 +513,7 @@ static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow,
 	if (closing) {
 		if (!begin_closing(flow, identity))
 			return GONE;
-		unlearn(flow, &p->tuple);
+		remove_entries(flow, &p->tuple);
 	}
 	result = track(flow, p, direction, identity, now);
 	if (result & (COUNTED | DELETED))
@@ -530,7 +530,7 @@ static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow,
 		if (flow->closing)
 			flow->closing = 0;
 	} else if (closing) {
-		unlearn(flow, &p->tuple);
+		remove_entries(flow, &p->tuple);
 	}
 	if (result & ANSWERED)
 		uncount_client(&p->tuple, 0, 1);
@@ -547,13 +547,13 @@ static __always_inline long create_flow(struct __sk_buff *skb, const struct pack
 		.policy = v->policy,
 		.reason = v->reason,
 		.created = now,
-		.seen = now,
+		.last_seen = now,
 		.counted = 1,
 		.identity = identity_of(&p->tuple),
 	};
 	long result;
 
-	copy_address(flow.source, v->source);
+	copy_address(flow.egress_address, v->egress_address);
 	if (direction == ORIGINAL) {
 		flow.packets[ORIGINAL] = skb->gso_segs ?: 1;
 		flow.bytes[ORIGINAL] = p->total;

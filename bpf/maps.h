@@ -24,7 +24,7 @@ enum {
 	CLIENTS = 65536,
 	CLIENT_PREFIXES = FLOWS / 4,  /* clients that live flows are counted for; those of more are not */
 	INTERFACES = 1024,
-	HOPS = 65536,
+	NEXT_HOPS = 65536,
 	ON_LINK_RANGES = SLOTS,
 	NO_SLOT = 0xffffffff,
 };
@@ -32,18 +32,18 @@ enum {
 enum direction { ORIGINAL, REPLY };
 enum family { IPV4, IPV6, FAMILIES };
 
-/* An address family's way out of one egress IP: source = prefix | (client & ~mask). For IPv4 the mask
+/* One address family of an egress IP: address = prefix | (client & ~mask). For IPv4 the mask
  * is all ones; for an IPv6 range the client's host bits select the address (nft_nat.c,
  * nft_nat_setup_netmap, does the same to the packet). */
-struct source {
+struct egress_address {
 	u32 prefix[4];
 	u32 mask[4];
-	u32 planned;             /* this gateway is to use it */
+	u32 local;               /* belongs to this gateway */
 	u32 available;           /* and holds it just now */
 };
 
 struct egress {
-	struct source source[FAMILIES];
+	struct egress_address address[FAMILIES];
 };
 PINNED("array", int, struct egress, egresses, SLOTS, 0);
 
@@ -53,15 +53,15 @@ enum bank_bits {
 	USES_SOURCE_PORT = 4,
 	USES_PORT = 8,
 	USES_PROTOCOL = 16,
-	USES_SOURCE_PLACE = 32,
-	USES_DESTINATION_PLACE = 64,
+	USES_SOURCE_REGION = 32,
+	USES_DESTINATION_REGION = 64,
 	USES_CLIENT = 128,
 	USES_HOST = 256,
 };
 struct settings {
 	u32 mark_mask;
 	u32 mark_shift;
-	u32 limit;               /* connections per (source, protocol, origin address, origin port) */
+	u32 limit;               /* connections per (egress address, protocol, origin address, origin port) */
 	u32 bank;                /* which of the two policy banks is in force, and what its rules ask about: enum bank_bits */
 	u32 proxy_tcp;
 	u32 proxy_udp;
@@ -120,7 +120,7 @@ enum state {
 
 enum segment_kind { NOTHING, A_SYN, A_SYN_ACK, A_FIN, AN_ACK, A_RESET };
 
-enum note {
+enum flow_flag {
 	ASSURED = 1,             /* TCP: established, and answered (IPS_ASSURED) */
 	ENDED_BY_PEER = 2,       /* the origin has sent a FIN or a reset, or a client's reset was in its place */
 	SIMULTANEOUS = 4,        /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
@@ -139,9 +139,9 @@ struct flow {
 	u32 slot;
 	u32 policy;
 	u32 reason;
-	u32 source[4];           /* the egress address */
+	u32 egress_address[4];
 	u64 created;
-	u64 seen;
+	u64 last_seen;
 	u64 packets[2];          /* by direction */
 	u64 bytes[2];
 	u32 end[2];              /* highest sequence number + 1 that this side sent without a gap */
@@ -152,19 +152,19 @@ struct flow {
 	u8 last_direction;
 	u8 seen_sides;           /* bit per direction: end[] is valid */
 	u8 has_acked;            /* bit per direction: acked[] is valid */
-	u8 notes;                /* ASSURED, … */
+	u8 flags;                /* ASSURED, … */
 	u8 state;
 	u8 timeout;              /* the state whose timeout it has */
 	u8 counted;              /* 1: the counters of its origin and its client include this flow */
 	u8 replied;              /* 1: the origin has said something */
-	u8 closing;              /* 1: a SYN, FIN or RST is being followed, nothing may be learnt */
-	u16 source_port;         /* after translation; 0: no way has been learnt */
+	u8 closing;              /* 1: a SYN, FIN or RST is being followed, no fast-path entry may be created */
+	u16 egress_port;         /* after translation; 0: the flow has no fast-path entries */
 	u8 spoken;               /* bit per direction: this side has sent after the reset (TRANSITORY) */
 	u8 gaps;                 /* bit per direction: a segment has come that does not follow on end[] */
 	u8 fins;                 /* two bits per direction: a FIN has come that does not follow on end[]; A_CUT_FIN; its own end: */
 	u32 fin_end[2];
 	u64 fin_seen;            /* when the last of them came */
-	u64 fast_packets[2];     /* of ways that are gone; those that are there count for themselves */
+	u64 fast_packets[2];     /* of fast-path entries that are gone; live entries have counters of their own */
 	u64 fast_bytes[2];
 	u64 identity;            /* of the tuple (identity_of); 0: user space entered the flow, the next packet sets it */
 	u64 deleting;            /* 1: its counts are given back, it is about to leave the map. Last, as it is copied last */
@@ -173,67 +173,67 @@ PINNED("hash", struct flow_key, struct flow, flows, FLOWS, 0);
 /* The flows in the order in which they were created: where room is looked for when a table is full. */
 BPF_QUEUESTACK_PINNED("queue", oldest_flows, struct flow_key, FLOWS, 0, PIN_DIRECTORY "/oldest_flows");
 
-/* The fast path: what the kernel does to a flow's packets, learnt from one that it has done it to; an element for
- * each direction. A table of sets of four, in which a tuple has one place by its hash: it may be full, and then the
- * kernel's way is always there. An element is one cache line, for with many flows a packet's price is the lines
- * that it touches. Nothing of it outlives its flow. */
+/* The fast path: what the kernel does to a flow's packets, recorded from one of them; an entry for each direction. A hash
+ * table of buckets of four entries: packets of a flow that finds its bucket full take the kernel's path. An entry is one
+ * cache line, as the cost of a packet among many flows is the number of lines that it touches. No entry outlives its
+ * flow. */
 enum {
-	WAYS = 4,
+	BUCKET_ENTRIES = 4,
 	IPV6_KIND = 0x80,
 };
 
-struct way {
+struct fast_entry {
 	u32 client[4];
 	u32 origin[4];
 	u16 client_port;
 	u16 origin_port;
-	u16 source_port;         /* after translation; the address follows from the slot and the client's */
+	u16 egress_port;         /* after translation; the address follows from the slot and the client's */
 	u16 slot;
-	u32 until;               /* jiffies; from then on packets go the kernel's way, until one is learnt from */
-	u16 generation;          /* good while it is that of `fast` */
-	u16 hop;
+	u32 until;               /* jiffies; from then on packets take the kernel's path, until one of them renews the entry */
+	u16 generation;          /* valid while it equals that of struct fast_path */
+	u16 next_hop;
 	u16 largest;             /* bytes from the network header on that have passed: of a GSO packet, a segment's */
 	u8 kind;                 /* protocol, and IPV6_KIND */
 	u8 reason;               /* REPLY: for packets of the origin, else for those of the client */
 	u32 end;                 /* TCP: as the flow's end[]; newer */
-	u32 packets;             /* since it was learnt */
+	u32 packets;             /* since the entry was created */
 	u32 bytes;
 };
 
-struct way_set {
-	struct way way[WAYS];
+struct fast_bucket {
+	struct fast_entry entry[BUCKET_ENTRIES];
 };
 /* Mappable maps begin on a page. */
-PINNED("array", int, struct way_set, ways, WAY_SETS, BPF_F_MMAPABLE);
+PINNED("array", int, struct fast_bucket, fast_buckets, FAST_BUCKETS, BPF_F_MMAPABLE);
 
 /* From one interface to a neighbour beyond another. */
-struct hop {
+struct next_hop {
 	u32 in;
 	u32 out;
 	u8 ethernet[12];         /* destination, source */
-	u32 until;               /* jiffies: later than that of any way which leads here */
+	u32 until;               /* jiffies: later than that of any entry which names this next hop */
 };
-PINNED("array", int, struct hop, hops, HOPS, 0);
+PINNED("array", int, struct next_hop, next_hops, NEXT_HOPS, 0);
 
-/* Who writes into a set of ways holds its guard; of hops, that of the same number. It also says what needn't be
- * looked for among the ways, whose memory is so large that little of it is in a cache. */
-struct guard {
+/* A write into a bucket is made under its lock; into a next hop, under the lock of the same number. The count of entries
+ * for replies tells whether the bucket, whose memory is rarely in a cache, need be read at all. */
+struct bucket_lock {
 	struct bpf_spin_lock lock;
-	u32 answers;             /* how many of the set's ways are for answers */
+	u32 reply_entries;       /* how many of the bucket's entries are for replies */
 };
-PINNED("array", int, struct guard, guards, WAY_SETS, 0);
+PINNED("array", int, struct bucket_lock, bucket_locks, FAST_BUCKETS, 0);
 
-struct fast {
-	u32 generation;          /* 16 bits; another one makes all that was learnt stale; 0: the fast path is off */
-	u32 lifetime;            /* jiffies that what was learnt is good for */
-	u64 seed;                /* of the hash: nobody shall know which tuples meet in one set */
-	u32 last;                /* user space's: the generation before it was switched off */
+struct fast_path {
+	u32 generation;          /* 16 bits; another one invalidates all entries; 0: the fast path is off */
+	u32 lifetime;            /* jiffies for which an entry is valid */
+	u64 seed;                /* of the hash: which tuples share a bucket must not be predictable */
+	u32 last_generation;     /* user space's: the generation before it was switched off */
 };
-PINNED("array", int, struct fast, fast, 1, 0);
+PINNED("array", int, struct fast_path, fast_path, 1, 0);
 
-/* The domain in which source ports must be unique, and the key of the limit. */
+/* The domain in which egress ports must be unique, and the key of the limit. */
 struct origin_key {
-	u32 source[4];
+	u32 egress_address[4];
 	u32 origin[4];
 	u16 origin_port;
 	u8 protocol;
@@ -297,7 +297,7 @@ struct destination {
 	u32 set;
 	u32 private_network;
 };
-struct place_sets {
+struct region_sets {
 	u32 source;
 	u32 destination;
 };
@@ -321,27 +321,27 @@ struct rule {
 #define BPF_ANNOTATE_KV_PAIR(...) struct no_btf
 BANKS(source_prefixes, "lpm_trie", struct prefix_key, u32, BPF_F_NO_PREALLOC);
 BANKS(destination_prefixes, "lpm_trie", struct prefix_key, struct destination, BPF_F_NO_PREALLOC);
-BANKS(places, "lpm_trie", struct prefix_key, u32, BPF_F_NO_PREALLOC);
+BANKS(regions, "lpm_trie", struct prefix_key, u32, BPF_F_NO_PREALLOC);
 BANKS(source_port_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(port_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(protocol_sets, "array", u32, u32, BPF_F_INNER_MAP);
-BANKS(place_sets, "array", u32, struct place_sets, BPF_F_INNER_MAP);
+BANKS(region_sets, "array", u32, struct region_sets, BPF_F_INNER_MAP);
 BANKS(profile_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(name_sets, "array", u32, u32, BPF_F_INNER_MAP);
 BANKS(rule_sets, "array", u32, struct rule_set, BPF_F_INNER_MAP);
 BANKS(rules, "array", u32, struct rule, BPF_F_INNER_MAP);
 #pragma pop_macro("BPF_ANNOTATE_KV_PAIR")
 
-/* User space's: how many of a bank's rule_sets are taken, and from 2 on, how many more were asked for in vain. */
+/* User space's: how many of a bank's rule_sets are taken, and from 2 on, how many more found no room. */
 PINNED("array", int, u32, sets_taken, 4, 0);
-/* A question's (explain): what the client, and what the host, would match if it were as supposed. */
-PINNED("array", int, struct rule_set, supposed, 2, 0);
+/* For explain: the rules that the client, and the host, match by the question's assumptions (enum override). */
+PINNED("array", int, struct rule_set, overrides, 2, 0);
 
-struct tally {
+struct metrics {
 	u64 packets;
 	u64 flows;
 };
-PINNED("percpu_array", int, struct tally, reasons, 128, 0);
+PINNED("percpu_array", int, struct metrics, reasons, 128, 0);
 /* What became of the tables: evicted flows, and by how much `recount` has corrected counts. */
 enum event { EVICTED_FLOWS, CORRECTED_ORIGINS, CORRECTED_CLIENTS, EVENTS };
 PINNED("array", int, u64, events, EVENTS, 0);

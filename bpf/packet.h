@@ -185,11 +185,11 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		if (load(skb, offset, header, sizeof(header)) < 0)
 			return REASON_MALFORMED;
 		if (next == NEXTHDR_FRAGMENT) {
-			u16 place = (u16)header[2] << 8 | header[3];
+			u16 offset_and_more = (u16)header[2] << 8 | header[3];
 
 			/* Offset 0 and nothing to follow is an atomic fragment (RFC 6946): a whole packet. */
-			p->fragment = (place & (IP6_OFFSET | IP6_MORE)) != 0;
-			p->later_fragment = (place & IP6_OFFSET) != 0;
+			p->fragment = (offset_and_more & (IP6_OFFSET | IP6_MORE)) != 0;
+			p->later_fragment = (offset_and_more & IP6_OFFSET) != 0;
 		}
 		offset += extension_length(next, header);
 		next = header[0];

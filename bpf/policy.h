@@ -9,7 +9,7 @@ struct verdict {
 	u32 reason;
 	u32 slot;
 	u32 policy;
-	u32 source[4];
+	u32 egress_address[4];
 	u32 active;              /* of the origin, before this flow */
 	u32 limit;
 };
@@ -30,24 +30,24 @@ static __always_inline bool is_available(u32 slot, u32 family)
 {
 	struct egress *egress = egresses.lookup(&slot);
 
-	return egress && egress->source[family & 1].planned && egress->source[family & 1].available;
+	return egress && egress->address[family & 1].local && egress->address[family & 1].available;
 }
 
 /* The address of egress `slot` for this client, from its word `first` on; false if the slot has none here. */
-static __always_inline bool source_of(u32 slot, u32 family, const u32 *client, u32 *source, int first)
+static __always_inline bool egress_address_of(u32 slot, u32 family, const u32 *client, u32 *address, int first)
 {
 	struct egress *egress = egresses.lookup(&slot);
-	struct source *s;
+	struct egress_address *a;
 	int i;
 
 	if (!egress)
 		return false;
-	s = &egress->source[family & 1];
+	a = &egress->address[family & 1];
 #pragma unroll
 	for (i = 0; i < 4; i++)
 		if (i >= first)
-			source[i] = s->prefix[i] | (client[i] & ~s->mask[i]);
-	return s->planned;
+			address[i] = a->prefix[i] | (client[i] & ~a->mask[i]);
+	return a->local;
 }
 
 enum dimension {
@@ -56,15 +56,15 @@ enum dimension {
 	SOURCE_PORT,
 	PORT,
 	PROTOCOL,
-	SOURCE_PLACE,
-	DESTINATION_PLACE,
+	SOURCE_REGION,
+	DESTINATION_REGION,
 	CLIENT,
 	HOST,
 	MATCHES,
 };
 
-/* What a question supposes instead of what is known (`supposed`, by these bits' numbers). */
-enum suppose { SUPPOSE_CLIENT = 1, SUPPOSE_HOST = 2 };
+/* What a question (explain) assumes instead of what is known: the map `overrides`, by these bits' numbers. */
+enum override { OVERRIDE_CLIENT = 1, OVERRIDE_HOST = 2 };
 
 /* The sets of rules that match, by dimension. What no rule asks about has the destination's, which changes
  * nothing in their intersection. */
@@ -73,7 +73,7 @@ struct matches {
 	u32 missing;             /* a set that should be there is not */
 };
 
-static __always_inline void take(struct matches *m, int dimension, void *sets, const u32 *number)
+static __always_inline void intersect(struct matches *m, int dimension, void *sets, const u32 *number)
 {
 	const struct rule_set *set = number ? bpf_map_lookup_elem(sets, number) : 0;
 
@@ -83,19 +83,19 @@ static __always_inline void take(struct matches *m, int dimension, void *sets, c
 		m->missing = 1;
 }
 
-static __always_inline u32 *at(void *map, const void *key)
+static __always_inline u32 *lookup(void *map, const void *key)
 {
 	return map ? bpf_map_lookup_elem(map, key) : 0;
 }
 
-static __always_inline u32 place_of(void *places, const u32 *address)
+static __always_inline u32 region_of(void *regions, const u32 *address)
 {
 	struct prefix_key key = { .length = 128 };
-	u32 *place;
+	u32 *region;
 
 	copy_address(key.address, address);
-	place = at(places, &key);
-	return place ? *place : 0;
+	region = lookup(regions, &key);
+	return region ? *region : 0;
 }
 
 static __always_inline u32 profile_of(const struct packet *p)
@@ -124,7 +124,7 @@ static __always_inline u32 names_of(const struct packet *p)
 	return names ? *names : 0;
 }
 
-static __always_inline void take_packet(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p)
+static __always_inline void intersect_packet(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p)
 {
 	u32 key;
 
@@ -132,61 +132,61 @@ static __always_inline void take_packet(struct matches *m, u32 uses, u32 bank, v
 		struct prefix_key source = { .length = 128 };
 
 		copy_address(source.address, p->tuple.client);
-		take(m, SOURCE, sets, at(source_prefixes.lookup(&bank), &source));
+		intersect(m, SOURCE, sets, lookup(source_prefixes.lookup(&bank), &source));
 	}
 	if (uses & USES_SOURCE_PORT) {
 		key = be16(p->tuple.client_port);
-		take(m, SOURCE_PORT, sets, at(source_port_sets.lookup(&bank), &key));
+		intersect(m, SOURCE_PORT, sets, lookup(source_port_sets.lookup(&bank), &key));
 	}
 	if (uses & USES_PORT) {
 		key = be16(p->tuple.origin_port);
-		take(m, PORT, sets, at(port_sets.lookup(&bank), &key));
+		intersect(m, PORT, sets, lookup(port_sets.lookup(&bank), &key));
 	}
 	if (uses & USES_PROTOCOL) {
 		key = p->tuple.protocol;
-		take(m, PROTOCOL, sets, at(protocol_sets.lookup(&bank), &key));
+		intersect(m, PROTOCOL, sets, lookup(protocol_sets.lookup(&bank), &key));
 	}
 }
 
-static __always_inline void take_places(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p)
+static __always_inline void intersect_regions(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p)
 {
-	void *by_address = places.lookup(&bank), *by_place = place_sets.lookup(&bank);
-	u32 place;
+	void *by_address = regions.lookup(&bank), *by_region = region_sets.lookup(&bank);
+	u32 region;
 	u32 *numbers;
 
-	if (uses & USES_SOURCE_PLACE) {
-		place = place_of(by_address, p->tuple.client);
-		numbers = at(by_place, &place);
-		take(m, SOURCE_PLACE, sets, numbers);
+	if (uses & USES_SOURCE_REGION) {
+		region = region_of(by_address, p->tuple.client);
+		numbers = lookup(by_region, &region);
+		intersect(m, SOURCE_REGION, sets, numbers);
 	}
-	if (uses & USES_DESTINATION_PLACE) {
-		place = place_of(by_address, p->tuple.origin);
-		numbers = at(by_place, &place);
-		take(m, DESTINATION_PLACE, sets, numbers ? numbers + 1 : 0);
+	if (uses & USES_DESTINATION_REGION) {
+		region = region_of(by_address, p->tuple.origin);
+		numbers = lookup(by_region, &region);
+		intersect(m, DESTINATION_REGION, sets, numbers ? numbers + 1 : 0);
 	}
 }
 
-static __always_inline void take_supposed(struct matches *m, int dimension, int which)
+static __always_inline void intersect_override(struct matches *m, int dimension, int which)
 {
-	m->of[dimension] = supposed.lookup(&which) ?: m->of[dimension];
+	m->of[dimension] = overrides.lookup(&which) ?: m->of[dimension];
 }
 
-static __always_inline void take_known(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p,
-				       u32 suppose)
+static __always_inline void intersect_facts(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p,
+				       u32 overridden)
 {
 	u32 key;
 
-	if (suppose & SUPPOSE_CLIENT) {
-		take_supposed(m, CLIENT, 0);
+	if (overridden & OVERRIDE_CLIENT) {
+		intersect_override(m, CLIENT, 0);
 	} else if (uses & USES_CLIENT) {
 		key = profile_of(p);
-		take(m, CLIENT, sets, at(profile_sets.lookup(&bank), &key));
+		intersect(m, CLIENT, sets, lookup(profile_sets.lookup(&bank), &key));
 	}
-	if (suppose & SUPPOSE_HOST) {
-		take_supposed(m, HOST, 1);
+	if (overridden & OVERRIDE_HOST) {
+		intersect_override(m, HOST, 1);
 	} else if (uses & USES_HOST) {
 		key = names_of(p);
-		take(m, HOST, sets, at(name_sets.lookup(&bank), &key));
+		intersect(m, HOST, sets, lookup(name_sets.lookup(&bank), &key));
 	}
 }
 
@@ -218,7 +218,7 @@ static __always_inline int first_common(const struct matches *m)
 }
 
 /* A policy's egress: the primary, or if that is unavailable its fallback. */
-static __always_inline void follow(const struct rule *rule, const struct packet *p, struct verdict *v)
+static __always_inline void resolve_egress(const struct rule *rule, const struct packet *p, struct verdict *v)
 {
 	u32 slot = rule->slot[p->family & 1];
 
@@ -242,7 +242,7 @@ static __always_inline void follow(const struct rule *rule, const struct packet 
 }
 
 /* `stay` is false for a question (explain): then nothing is remembered. */
-static __always_inline void take_nearest(const struct packet *p, struct verdict *v, bool stay)
+static __always_inline void resolve_nearest(const struct packet *p, struct verdict *v, bool stay)
 {
 	struct client_key client = {};
 	u32 bucket, *slot;
@@ -268,7 +268,7 @@ static __always_inline void take_nearest(const struct packet *p, struct verdict 
 }
 
 static __always_inline void match(u32 uses, u32 bank, const struct packet *p, const struct destination *to,
-				  struct verdict *v, bool stay, u32 suppose)
+				  struct verdict *v, bool stay, u32 overridden)
 {
 	void *sets = rule_sets.lookup(&bank), *all = rules.lookup(&bank);
 	const struct rule_set *destination;
@@ -285,24 +285,24 @@ static __always_inline void match(u32 uses, u32 bank, const struct packet *p, co
 #pragma unroll
 	for (d = 0; d < MATCHES; d++)
 		m.of[d] = destination;
-	take_packet(&m, uses, bank, sets, p);
-	if (uses & (USES_SOURCE_PLACE | USES_DESTINATION_PLACE))
-		take_places(&m, uses, bank, sets, p);
-	take_known(&m, uses, bank, sets, p, suppose);
+	intersect_packet(&m, uses, bank, sets, p);
+	if (uses & (USES_SOURCE_REGION | USES_DESTINATION_REGION))
+		intersect_regions(&m, uses, bank, sets, p);
+	intersect_facts(&m, uses, bank, sets, p, overridden);
 	if (m.missing)
 		return;
 	number = first_common(&m);
 	if (number < 0) {
-		take_nearest(p, v, stay);
+		resolve_nearest(p, v, stay);
 		return;
 	}
 	rule = bpf_map_lookup_elem(all, &number);
 	if (rule)
-		follow(rule, p, v);
+		resolve_egress(rule, p, v);
 }
 
 static __always_inline void choose(const struct settings *s, const struct packet *p, struct verdict *v,
-				   bool stay, u32 suppose)
+				   bool stay, u32 overridden)
 {
 	/* Read once: all look-ups are of one generation. */
 	u32 uses = *(volatile const u32 *)&s->bank;
@@ -337,17 +337,17 @@ static __always_inline void choose(const struct settings *s, const struct packet
 	else if (p->tuple.protocol == IPPROTO_UDP && !s->proxy_udp)
 		v->reason = REASON_UDP_OFF;
 	else
-		match(uses, bank, p, to, v, stay, suppose);
+		match(uses, bank, p, to, v, stay, overridden);
 }
 
 /* Slot, source address and reason of a new flow. Refused and blocked reasons have no source. */
 static __always_inline void classify(const struct settings *s, const struct packet *p, struct verdict *v,
-				     bool stay, u32 suppose)
+				     bool stay, u32 overridden)
 {
-	choose(s, p, v, stay, suppose);
+	choose(s, p, v, stay, overridden);
 	if (v->reason >= REASON_LIMIT)
 		return;
-	if (!source_of(v->slot, p->family, p->tuple.client, v->source, 0))
+	if (!egress_address_of(v->slot, p->family, p->tuple.client, v->egress_address, 0))
 		v->reason = REASON_UNAVAILABLE;
 	else if (!v->slot && !is_available(0, p->family))
 		v->reason = REASON_SHARED_UNAVAILABLE;

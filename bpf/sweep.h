@@ -16,8 +16,8 @@ enum {
 /* Whether what the mark says is true of a flow that is not to be kept. Under its lock. */
 static __always_inline bool is_to_be_reaped(const struct flow *flow, u32 mark, u64 timeout, u64 now)
 {
-	return mark == REAP_EVERY || flow->seen + timeout < now ||
-	       (mark == REAP_UNKNOWN && (!flow->replied || flow->seen + REAP_SETTLED < now));
+	return mark == REAP_EVERY || flow->last_seen + timeout < now ||
+	       (mark == REAP_UNKNOWN && (!flow->replied || flow->last_seen + REAP_SETTLED < now));
 }
 
 /* reap: deletes those of the flows named in the packet that are idle beyond their timeout, or that the
@@ -50,7 +50,7 @@ int reap(struct __sk_buff *skb)
 		bpf_spin_unlock(&flow->lock);
 		if (!ended)
 			continue;
-		unlearn(flow, &key);
+		remove_entries(flow, &key);
 		finish_flow(flow, &key, ended);
 		reaped++;
 	}
@@ -75,7 +75,7 @@ int told(struct __sk_buff *skb)
 			continue;
 		bpf_spin_lock(&flow->lock);
 		if (is_current(flow, identity_of(&key)) && flow->state == state) {
-			flow->notes &= ~TELL_CONNTRACK;
+			flow->flags &= ~TELL_CONNTRACK;
 			done++;
 		}
 		bpf_spin_unlock(&flow->lock);

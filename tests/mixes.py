@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import pairwise
 
-from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts, saml
+from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts, saml
 
 Address = IPv4Address | IPv6Address
 
@@ -193,32 +193,32 @@ class World:
     """Who the clients are, where addresses lie and which names they have."""
 
     sessions: dict[Address, Facts] = field(default_factory=dict)
-    places: list[tuple[str | None, str | None]] = field(default_factory=list)
-    """Distinct places."""
+    regions: list[tuple[str | None, str | None]] = field(default_factory=list)
+    """Distinct regions."""
     networks: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
-    """By family, disjoint ranges of addresses as numbers: first, past the last, index of the place."""
+    """By family, disjoint ranges of addresses as numbers: first, past the last, index of the region."""
     names: dict[Address, tuple[str, ...]] = field(default_factory=dict)
 
-    def place(self, address: Address) -> tuple[str | None, str | None]:
+    def region(self, address: Address) -> tuple[str | None, str | None]:
         """Where an address lies."""
         for first, past, index in self.networks.get(address.version, ()):
             if first <= int(address) < past:
-                return self.places[index]
+                return self.regions[index]
         return None, None
 
     def connection(self, packet: Connection) -> Connection:
         """The packet with all that is known about it."""
         return packet._replace(
-            source_place=place_facts("src", *self.place(packet.src)),
-            destination_place=place_facts("dst", *self.place(packet.dst)),
+            source_region=region_facts("src", *self.region(packet.src)),
+            destination_region=region_facts("dst", *self.region(packet.dst)),
             client=self.sessions.get(packet.src, NOTHING),
             hosts=tuple(host_facts(name) for name in self.names.get(packet.dst, ())),
         )
 
 
 def world(chance: random.Random) -> World:
-    """Half of the clients have a session, half of the addresses a place, a third a name or several."""
-    made = World(places=[("DE", "EU"), ("FR", "EU"), ("US", "NA"), (None, "EU"), ("US", None)])
+    """Half of the clients have a session, half of the addresses a region, a third a name or several."""
+    made = World(regions=[("DE", "EU"), ("FR", "EU"), ("US", "NA"), (None, "EU"), ("US", None)])
     for family in (4, 6):
         for address in SOURCE_EDGES[family]:
             if chance.random() < 0.5:
@@ -229,7 +229,7 @@ def world(chance: random.Random) -> World:
         bounds = sorted({int(address) for address in (*SOURCE_EDGES[family], *DESTINATION_EDGES[family])})
         cuts = sorted(chance.sample(bounds, 12))
         made.networks[family] = [
-            (first, past, chance.randrange(len(made.places)))
+            (first, past, chance.randrange(len(made.regions)))
             for first, past in pairwise(cuts)
             if chance.random() < 0.7
         ]

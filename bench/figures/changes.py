@@ -1,4 +1,4 @@
-"""How soon other policies, sessions and places are in force."""
+"""How soon other policies, sessions and regions are in force."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.figures.process import Daemon, running
 from bench.report.results import Row, Sample, bound
-from bench.rig import documents, known
+from bench.rig import documents, traffic_facts
 from bench.rig.measure import Bench
 from enforcer.address import words
 from enforcer.control import protocol
@@ -28,7 +28,7 @@ from lab.netns import LabError
 
 POLICIES = "Policies changed"
 SESSIONS = "Sessions changed"
-PLACES = "Places changed"
+REGIONS = "Regions changed"
 MANY = 100_000
 _PREFIXES = 500_000
 _WATCHED = (100, 1000, MANY)
@@ -66,7 +66,7 @@ class Figures:
 def policies(bench: Bench) -> None:
     """Compiling and switching by themselves; a reload as a user waits for it; with many sessions too."""
     figures = Figures(POLICIES)
-    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     sessions = _session_file(bench.directory / "many.jsonl", range(1, MANY + 1))
     with running(bench, "switch", documents.gateway()) as daemon:
         daemon.start()
@@ -78,7 +78,7 @@ def policies(bench: Bench) -> None:
                 bench.say(f"{POLICIES}: {count:,}{known_of}")
                 reloads = bench.few if count == 1000 else 1  # of 4,000, reading the file takes seconds
                 for chosen in islice(_alternately(documents.policies(count)), reloads):
-                    daemon.write(documents.placed(chosen, places))
+                    daemon.write(documents.located(chosen, regions))
                     took = daemon.run("reload")
                     figures.keep(f"`enforcer reload`, {count:,} policies{known_of}, as a user waits", took)
                 for _ in range(bench.few):
@@ -117,10 +117,10 @@ def _client(number: int) -> str:
 
 
 def _session(number: int) -> dict[str, Any]:
-    facts = known.session(number)
+    facts = traffic_facts.session(number)
     return {
         "client": _client(number),
-        "email": known.user(number),
+        "email": traffic_facts.user(number),
         "name": facts["identity.name"][0],
         "groups": [{"name": name} for name in facts["identity.groups.name"]],
         "device_posture": list(facts["device_posture.checks.passed"]),
@@ -132,11 +132,11 @@ def _session(number: int) -> dict[str, Any]:
 def sessions(bench: Bench) -> None:
     """A file of many loaded, and one changed while there are so many: until the classifier's map has it."""
     figures = Figures(SESSIONS)
-    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     many = _session_file(bench.directory / "many.jsonl", range(1, MANY + 1))
     own = range(MANY + 1, MANY + 1 + _WATCHED[0])
     watched = _session_file(bench.directory / "watched.jsonl", own)
-    document = documents.placed(documents.policies(1000), places, sessions={"file": str(watched)})
+    document = documents.located(documents.policies(1000), regions, sessions={"file": str(watched)})
     with running(bench, "sessions", document) as daemon:
         for number in range(min(bench.rounds, 2)):
             bench.say(f"{SESSIONS}: round {number + 1}")
@@ -158,15 +158,15 @@ def sessions(bench: Bench) -> None:
                     figures.keep(f"one session changed in a watched file of {len(own):,}", took, 0.05)
             daemon.down()
     for count in _WATCHED[1:]:
-        _watch_many(bench, figures, places, count)
+        _watch_many(bench, figures, regions, count)
     figures.into(bench)
 
 
-def _watch_many(bench: Bench, figures: Figures, places: Path, count: int) -> None:
+def _watch_many(bench: Bench, figures: Figures, regions: Path, count: int) -> None:
     """A watched file of many, in which one session is another one: all of it is read."""
     numbers = range(1, count + 1)
     watched = _session_file(bench.directory / "watched.jsonl", numbers)
-    document = documents.placed(documents.policies(1000), places, sessions={"file": str(watched)})
+    document = documents.located(documents.policies(1000), regions, sessions={"file": str(watched)})
     with running(bench, f"watched{count}", document) as daemon:
         daemon.start()
         with closing(_maps(daemon)) as maps:
@@ -227,24 +227,24 @@ def _rewrite(maps: Maps, file: Path, numbers: range, email: str) -> float:
     return time.monotonic() - began
 
 
-# --- places
+# --- regions
 
 
-def places(bench: Bench) -> None:
+def regions(bench: Bench) -> None:
     """From `reload` until the addresses of a large database decide; policies name every country in it."""
-    figures = Figures(PLACES)
-    bench.say(f"{PLACES}: writing a database")
-    small = known.write_places(bench.directory / "small.mmdb", prefixes=1000)
-    large = known.write_places(bench.directory / "large.mmdb", prefixes=_PREFIXES)
+    figures = Figures(REGIONS)
+    bench.say(f"{REGIONS}: writing a database")
+    small = traffic_facts.write_regions(bench.directory / "small.mmdb", prefixes=1000)
+    large = traffic_facts.write_regions(bench.directory / "large.mmdb", prefixes=_PREFIXES)
     policies = documents.policies(1000)
-    with running(bench, "places", documents.placed(policies, small)) as daemon:
+    with running(bench, "regions", documents.located(policies, small)) as daemon:
         daemon.start()
         with closing(_maps(daemon)) as maps:
-            bench.say(f"{PLACES}: {_PREFIXES:,} prefixes")
-            daemon.write(documents.placed(policies, large))
+            bench.say(f"{REGIONS}: {_PREFIXES:,} prefixes")
+            daemon.write(documents.located(policies, large))
             took = daemon.run("reload")
             bank = int(maps.settings.get(0)["bank"]) & BANK  # type: ignore[index]
-            found = len(maps.inner("places", bank).items()[0])
+            found = len(maps.inner("regions", bank).items()[0])
             if found < _PREFIXES:
                 raise LabError(f"{found:,} prefixes are in force, {_PREFIXES:,} were written")
             figures.keep(f"`enforcer reload`, {_PREFIXES:,} prefixes, 1,000 policies", took, 10.0)

@@ -21,7 +21,7 @@ from lab.netns import LabError
 
 MEMORY = "Memory and verifier"
 _FLOWS = 100_000
-_BY_FLOWS = ("flows", "ways", "guards")
+_BY_FLOWS = ("flows", "fast_buckets", "bucket_locks")
 """Maps as large as limits.flows says."""
 _VERIFIED = 216  # offset of verified_insns in struct bpf_prog_info
 _INFORMATION = 232

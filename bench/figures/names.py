@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.figures.process import running
 from bench.report.results import Row, Sample
-from bench.rig import documents, known
+from bench.rig import documents, traffic_facts
 from bench.rig.measure import Bench
 from bench.rig.wire import FAR_MAC, INSIDE_MAC, NEAR_MAC, OUTSIDE_MAC, Wire
 from enforcer.address import pack
@@ -47,8 +47,8 @@ _HEADERS = _ETHERNET + _IP + _UDP
 
 def names(bench: Bench) -> None:
     """Many new names, the same ones again; how long one answer takes, with and without anybody learning."""
-    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
-    mixed = documents.placed(documents.policies(1000), places)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
+    mixed = documents.located(documents.policies(1000), regions)
     bench.say(NAMES)
     with running(bench, "names", mixed, sinks=False) as daemon:
         daemon.start()
@@ -156,7 +156,7 @@ class Resolver:
 
 def question(name: int, number: int, port: int) -> bytes:
     """The client's frame that asks for a name, from a port."""
-    labels = f"n{name}.{known.site(name % 200)}".split(".")
+    labels = f"n{name}.{traffic_facts.site(name % 200)}".split(".")
     written = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
     message = struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + written
     message += struct.pack("!2H", _AAAA if name % 2 else _A, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.report.results import Row, Sample, bound
-from bench.rig import documents, known
+from bench.rig import documents, traffic_facts
 from bench.rig.measure import Bench
 from bench.rig.wire import Wire
 from enforcer.control.interpreter import PYTHON
@@ -78,8 +78,8 @@ def running(bench: Bench, name: str, document: Document, *, sinks: bool = True) 
 def start(bench: Bench) -> None:
     """From nothing to ready, the compiler's work included; then status with 1,000 policies."""
     bench.say(START)
-    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
-    many = documents.placed(documents.policies(_POLICIES), places)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
+    many = documents.located(documents.policies(_POLICIES), regions)
     with running(bench, "start", documents.gateway()) as daemon:
         found: dict[str, list[Sample]] = {}
 
@@ -150,7 +150,7 @@ def fill(maps: Maps, count: int) -> None:
     keys["origin_port"] = int.from_bytes((443).to_bytes(2, "big"), "little")
     keys["protocol"] = 6
     flows = np.zeros(count, dtype=maps.flows.value)
-    flows["seen"] = flows["created"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    flows["last_seen"] = flows["created"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     flows["state"] = flows["timeout"] = _ESTABLISHED
     flows["counted"] = flows["replied"] = 1
     maps.flows.put_many(keys, flows)

@@ -1,6 +1,6 @@
 """Switches between two generations of policies every 100 ms: run inside a gateway's namespace.
 
-``python -m bench.figures.reloads POLICIES PLACES`` compiles both, says "ready", switches until its standard
+``python -m bench.figures.reloads POLICIES REGIONS`` compiles both, says "ready", switches until its standard
 input ends, and prints when each switch was in force, in seconds since the first began, as JSON. A reload with
 all that a user waits for takes longer than 100 ms; its switch is what packets could notice.
 """
@@ -34,12 +34,12 @@ def generations(count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return one, [*turned, other[-1]]
 
 
-def main(count: int, places: Path) -> None:
+def main(count: int, regions: Path) -> None:
     """Until standard input ends."""
     gateway = gateway_here()
     with gateway.instance.change_lock():
         aims = [
-            compiled_for(gateway, Configuration.model_validate(documents.placed(policies, places)))
+            compiled_for(gateway, Configuration.model_validate(documents.located(policies, regions)))
             for policies in generations(count)
         ]
         print("ready", flush=True)

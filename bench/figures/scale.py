@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from bench.report.results import ratio
-from bench.rig import documents, known, rulesets
+from bench.rig import documents, rulesets, traffic_facts
 from bench.rig.generator import Stream
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer, Peer, Ruleset
@@ -28,14 +28,14 @@ def _named(count: int) -> str:
 
 def policies(bench: Bench) -> None:
     """Selectors of all kinds; the traffic goes to 256 origins that different policies decide about."""
-    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     with ExitStack() as stack:
         peers = entered(
             [
                 Enforcer(
                     bench.programs,
                     bench.directory,
-                    documents.placed(documents.policies(count), places),
+                    documents.located(documents.policies(count), regions),
                     f"-p{count}",
                     _named(count),
                     informed=True,

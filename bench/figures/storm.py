@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.figures import reloads
 from bench.report.results import Claim, Row, Sample, bound
-from bench.rig import documents, known
+from bench.rig import documents, traffic_facts
 from bench.rig.generator import Stream
 from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer
@@ -46,8 +46,8 @@ _SECONDS = 3.0
 class Storm:
     """The switching process; a context manager."""
 
-    def __init__(self, peer: Enforcer, places: Path):
-        command = [*PYTHON, "-m", "bench.figures.reloads", str(_POLICIES), str(places)]
+    def __init__(self, peer: Enforcer, regions: Path):
+        command = [*PYTHON, "-m", "bench.figures.reloads", str(_POLICIES), str(regions)]
         self._process = subprocess.Popen(
             peer.wire.gateway.command(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -74,13 +74,13 @@ class Storm:
 def storm(bench: Bench) -> None:
     """Old flows keep their egress, new ones are decided by one generation or the other, all packets leave."""
     bench.say(STORM)
-    places = known.write_places(bench.directory / "places.mmdb", prefixes=1000)
+    regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     generations = reloads.generations(_POLICIES)
     with ExitStack() as stack:
         peer = Enforcer(
             bench.programs,
             bench.directory,
-            documents.placed(generations[0], places),
+            documents.located(generations[0], regions),
             "-storm",
             informed=True,
         )
@@ -89,7 +89,7 @@ def storm(bench: Bench) -> None:
         judge = Judge(generations, peer)
         rows: list[Row] = []
         for family in (4, 6):
-            rows += _rage(bench, peer, family, places=places, maps=maps, judge=judge)
+            rows += _rage(bench, peer, family, regions=regions, maps=maps, judge=judge)
     claims = [
         Claim(row.figure, row.case, row.subject, row.unit, row.median, 0.0)
         for row in rows
@@ -99,7 +99,7 @@ def storm(bench: Bench) -> None:
     bench.add(rows, claims)
 
 
-def _rage(bench: Bench, peer: Enforcer, family: int, *, places: Path, maps: Maps, judge: Judge) -> list[Row]:
+def _rage(bench: Bench, peer: Enforcer, family: int, *, regions: Path, maps: Maps, judge: Judge) -> list[Row]:
     peer.reset()
     old = Stream(family, UDP, origins=16, flows=4096, origin_port=8001)
     new = Stream(family, UDP, origins=_ORIGINS)
@@ -108,7 +108,7 @@ def _rage(bench: Bench, peer: Enforcer, family: int, *, places: Path, maps: Maps
     if len(before) != old.flows:
         raise LabError(f"{len(before):,} of {old.flows:,} flows are there before the first switch")
     sent = lost = fresh = 0
-    with Storm(peer, places) as raging:
+    with Storm(peer, regions) as raging:
         end = time.monotonic() + (2.0 if bench.quick else _SECONDS)
         while time.monotonic() < end:
             for stream, count, start in ((old, _OLD, 0), (new, _NEW, fresh)):
@@ -148,7 +148,7 @@ def _decided(maps: Maps) -> dict[bytes, Decision]:
         key.tobytes(): (
             int(flow["policy"]),
             int(flow["slot"]),
-            flow["source"].tobytes(),
+            flow["egress_address"].tobytes(),
             int(flow["created"]),
         )
         for key, flow in zip(keys, flows, strict=True)
@@ -183,6 +183,6 @@ class Judge:
 
     def _connection(self, key: bytes) -> Connection:
         row = np.frombuffer(key, dtype=self._key)[0]
-        return known.connection(
+        return traffic_facts.connection(
             unpack(row["client"]), unpack(row["origin"]), port(row["client_port"]), int(row["protocol"])
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bench.rig import known
+from bench.rig import traffic_facts
 from lab.configuration import Document, document
 
 LAX1 = {"ipv4": "203.0.113.10", "ipv6": "2001:db8:1::/64"}
@@ -45,9 +45,9 @@ def gateway(
     )
 
 
-def placed(policies: list[dict[str, Any]], places: Path, **changes: Any) -> Document:
-    """With a database of places, which policies that ask about countries need."""
-    return gateway(policies, geoip={"database": str(places)}, **changes)
+def located(policies: list[dict[str, Any]], regions: Path, **changes: Any) -> Document:
+    """With a database of regions, which policies that ask about countries need."""
+    return gateway(policies, geoip={"database": str(regions)}, **changes)
 
 
 def everything(more: str = "") -> dict[str, Any]:
@@ -58,7 +58,7 @@ def everything(more: str = "") -> dict[str, Any]:
 def policies(count: int) -> list[dict[str, Any]]:
     """``count`` policies with selectors of every kind; the last one matches everything.
 
-    Many fit the benchmark's traffic, its clients' sessions, its origins' names and places, so that different
+    Many fit the benchmark's traffic, its clients' sessions, its origins' names and regions, so that different
     policies decide about it. The last one, which is the only one of ``policies(1)``, asks about everything
     that the others ask about: with any number of policies a new flow takes the same look-ups, and what is
     compared is what their number costs.
@@ -116,23 +116,23 @@ def _ports(chance: random.Random) -> str:
 
 
 def _countries(chance: random.Random) -> str:
-    return " ".join(f'"{code}"' for code in sorted(chance.sample(known.COUNTRIES, 2)))
+    return " ".join(f'"{code}"' for code in sorted(chance.sample(traffic_facts.COUNTRIES, 2)))
 
 
 def _user(chance: random.Random) -> str:
-    return f'"{known.user(chance.randrange(1, 500))}"'
+    return f'"{traffic_facts.user(chance.randrange(1, 500))}"'
 
 
 def _team(chance: random.Random) -> str:
-    return f'"{known.team(chance.randrange(200))}"'
+    return f'"{traffic_facts.team(chance.randrange(200))}"'
 
 
 def _host(chance: random.Random) -> str:
-    return f'"{known.host(chance.randrange(1000))}"'
+    return f'"{traffic_facts.host(chance.randrange(1000))}"'
 
 
 def _site(chance: random.Random) -> str:
-    return f'"{known.site(chance.randrange(200))}"'
+    return f'"{traffic_facts.site(chance.randrange(200))}"'
 
 
 def _by_origin(chance: random.Random) -> Texts:
@@ -196,7 +196,7 @@ def _by_team_pattern(chance: random.Random) -> Texts:
 
 
 def _by_posture(chance: random.Random) -> Texts:
-    check = known.check(chance.randrange(20))
+    check = traffic_facts.check(chance.randrange(20))
     return {
         "traffic": f"net.dst.ip in {{{_origin(chance)} {_networks(chance)}}}",
         "device_posture": f'any(device_posture.checks.passed[*] in {{"{check}"}})',
@@ -205,14 +205,14 @@ def _by_posture(chance: random.Random) -> Texts:
 
 def _by_network_of_client(chance: random.Random) -> Texts:
     return {
-        "traffic": f'net.vnet_id == "{known.vnet(chance.randrange(50))}"'
+        "traffic": f'net.vnet_id == "{traffic_facts.vnet(chance.randrange(50))}"'
         f" and net.dst.ip in {{{_networks(chance)}}} and not net.dst.port in {{{_ports(chance)}}}"
     }
 
 
 def _by_endpoint(chance: random.Random) -> Texts:
     return {
-        "traffic": f'proxy.endpoint == "{known.endpoint(chance.randrange(50))}"'
+        "traffic": f'proxy.endpoint == "{traffic_facts.endpoint(chance.randrange(50))}"'
         f" and net.dst.port in {{{_ports(chance)}}}"
     }
 

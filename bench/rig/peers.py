@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
-from bench.rig import known
+from bench.rig import traffic_facts
 from bench.rig.generator import Run
 from bench.rig.programs import Programs
 from bench.rig.wire import INSIDE_INDEX, Wire
@@ -289,7 +289,7 @@ class Enforcer(Peer):
         *,
         informed: bool = False,
     ):
-        """``informed``: with the sessions and names of :mod:`bench.rig.known`."""
+        """``informed``: with the sessions and names of :mod:`bench.rig.traffic_facts`."""
         super().__init__(programs, suffix)
         self.name = name or self.name
         self.file = directory / f"{self.wire.gateway.name}.yaml"
@@ -302,14 +302,14 @@ class Enforcer(Peer):
         if self.informed:
             self.instance.create()
             with Store(self.instance.facts_file) as store:
-                known.remember(store)
+                traffic_facts.remember(store)
         done = self.wire.gateway.run(*PYTHON, "-m", "enforcer.workers.apply", str(self.file), check=False)
         if done.returncode:
             raise LabError(f"applying {self.file.name}: {done.stdout}{done.stderr}")
 
     @property
     def instance(self) -> Instance:
-        """The gateway's places."""
+        """The gateway's cookie, directories and locks."""
         return Instance(self.wire.gateway.cookie())
 
     def maps(self) -> Maps:

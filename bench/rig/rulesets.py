@@ -1,6 +1,6 @@
 """Policies that nftables can say too: as expressions, as a chain of rules, and as maps.
 
-nftables knows addresses, ports and protocols. It has no sessions, no names and no places, so none of the
+nftables knows addresses, ports and protocols. It has no sessions, no names and no regions, so none of the
 policies here ask about them.
 
 The chain has a rule for each policy and family, in order: the first that matches sets the mark and ends the

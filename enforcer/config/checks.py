@@ -277,22 +277,22 @@ def _check_database(draft: Draft) -> None:
 
 def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, str]]:
     """Say what is allowed and probably not meant; TooManyRulesError if the policies fit no match tables."""
-    places: dict[tuple[str, str], None] = {}
+    cities: dict[tuple[str, str], None] = {}
     for fields in draft.egress_ips.values():
-        place = draft.locations[fields["location"]]
-        places[place["country"], place["city"]] = None
-    if len(places) < 2:
-        cities = listed(city for _, city in places)
+        location = draft.locations[fields["location"]]
+        cities[location["country"], location["city"]] = None
+    if len(cities) < 2:
+        names = listed(city for _, city in cities)
         yield (
             ("egress_ips",),
-            f"egress_ips: all in one city ({cities}); expected two egress IPs at least, in different "
+            f"egress_ips: all in one city ({names}); expected two egress IPs at least, in different "
             "cities, so that one can take over from the other",
         )
-    location = draft.values["location"]
-    if all(fields["location"] != location for fields in draft.egress_ips.values()):
+    here = draft.values["location"]
+    if all(fields["location"] != here for fields in draft.egress_ips.values()):
         yield (
             ("egress_ips",),
-            f"egress_ips: none at {location}, where this gateway stands; expected one at least, for "
+            f"egress_ips: none at {here}, where this gateway stands; expected one at least, for "
             "traffic that no policy matches",
         )
     yield from _hidden(draft, configuration)
@@ -302,7 +302,7 @@ def _hidden(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, s
     """Name the policies that never apply, and which ones apply instead."""
     proxy, policies = configuration.proxy, configuration.policies
     protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
-    index = {policy.name: place for place, policy in enumerate(policies)}
+    index = {policy.name: position for position, policy in enumerate(policies)}
     asked = decidable(protocols, configuration.private_networks)
     for one in hidden(policies, configuration.named_lists, asked, configuration.tables):
         way = ("policies", index[one.name])

@@ -93,7 +93,7 @@ class Imported:
     """Names of the lists that the policies refer to; their values are not in the export."""
     egress_ips: list[dict[str, str]] = field(default_factory=list)
     """Addresses that policies name, as far as they are seen to belong together."""
-    needs_places: bool = False
+    needs_geoip: bool = False
     """Whether a policy asks for countries or continents, which need `geoip`."""
     notes: list[Note] = field(default_factory=list)
 
@@ -187,7 +187,7 @@ def convert(rules: Iterable[Any]) -> Imported:
     _order(result)
     result.lists = _references(result.policies)
     result.egress_ips = list(_egress_ips(result.policies))
-    result.needs_places = any(_asks_for_places(policy, known) for policy in result.policies)
+    result.needs_geoip = any(_asks_for_regions(policy, known) for policy in result.policies)
     _note_what_is_missing(result)
     return result
 
@@ -430,14 +430,14 @@ def _egress_ips(policies: Iterable[dict[str, Any]]) -> Iterator[dict[str, str]]:
                 yield {"ipv6" if key == "ipv6" else "ipv4": value}
 
 
-def _asks_for_places(policy: dict[str, Any], lists: Lists) -> bool:
+def _asks_for_regions(policy: dict[str, Any], lists: Lists) -> bool:
     tests = (
         test
         for key in EXPRESSIONS
         for test in comparisons(parse(policy.get(key, ""), lists))
         if isinstance(test, TextIn | TextMatches)
     )
-    return any(dimension(test.field) in ("source_place", "destination_place") for test in tests)
+    return any(dimension(test.field) in ("source_region", "destination_region") for test in tests)
 
 
 def _note_what_is_missing(result: Imported) -> None:
@@ -448,7 +448,7 @@ def _note_what_is_missing(result: Imported) -> None:
         result.notes.append(
             Note("to do", None, f"add the egress IP of {' and '.join(egress.values())} ({needs})")
         )
-    if result.needs_places:
+    if result.needs_geoip:
         result.notes.append(Note("to do", None, "name a MaxMind DB: geoip: {database: FILE}"))
 
 

@@ -34,7 +34,7 @@ def render(imported: Imported) -> str:
                 for number, egress in enumerate(imported.egress_ips, 1)
             )
         )
-    if imported.needs_places:
+    if imported.needs_geoip:
         parts.append("# geoip: {database: /var/lib/GeoIP/GeoLite2-Country.mmdb}")
     items = "\n\n".join(map(_item, imported.items))
     if imported.policies:

@@ -1,4 +1,4 @@
-"""YAML 1.2 with the place of every key and value, and with limits on what is read.
+"""YAML 1.2 with the position of every key and value, and with limits on what is read.
 
 Built from the parser's events rather than its objects: so scalars follow the core schema (`NO` is Norway),
 duplicate keys are all seen, and neither nesting nor aliases can cost more than the file's own size.
@@ -63,7 +63,7 @@ class _Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """Line and column, both from 1."""
 
     line: int
@@ -71,7 +71,7 @@ class Place:
 
 
 class Document:
-    """A parsed file: ``data`` is plain lists, dicts and scalars; places are found by the way to a value."""
+    """A parsed file: ``data`` is plain lists, dicts and scalars; a value's way finds its position."""
 
     def __init__(self, text: str, root: _Node, faults: list[Fault]):
         self._text = text
@@ -90,24 +90,24 @@ class Document:
             node = child
         return node, key
 
-    def place(self, way: Way) -> Place:
+    def position(self, way: Way) -> Position:
         """Find the value at ``way``, or the innermost one on the way that exists."""
         node, key = self._find(way)
         # A group of keys in block style begins at its first key; its own key is where a person looks.
         if key is not None and isinstance(node.value, dict | list):
             node = key
-        return Place(node.line, node.column)
+        return Position(node.line, node.column)
 
-    def key_place(self, way: Way) -> Place:
+    def key_position(self, way: Way) -> Position:
         """Find the key that ``way`` ends with."""
         node, key = self._find(way)
-        return Place((key or node).line, (key or node).column)
+        return Position((key or node).line, (key or node).column)
 
     def value(self, way: Way) -> Any:
         """Give the value at ``way``, or the innermost one on the way that exists."""
         return self._find(way)[0].value
 
-    def place_in(self, way: Way, index: int) -> Place:
+    def position_in(self, way: Way, index: int) -> Position:
         """Find the ``index``-th character of the text at ``way``, whichever way the text is quoted or folded.
 
         Blanks are skipped: ``index`` must be that of a character which is not blank, or the text's end.
@@ -121,7 +121,7 @@ class Document:
                 break
             offset = end
         before = self._text[:offset]
-        return Place(before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1)
+        return Position(before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1)
 
 
 def _visible(text: str, node: _Node) -> Iterator[tuple[int, int]]:

@@ -84,12 +84,12 @@ class Draft:
 
     def note(self, way: Way, message: str, key: bool = False) -> None:
         """Note a fault at the value at ``way``, or at its key."""
-        place = self.document.key_place(way) if key else self.document.place(way)
-        self.faults.append(Fault(self.name, place.line, message, place.column))
+        position = self.document.key_position(way) if key else self.document.position(way)
+        self.faults.append(Fault(self.name, position.line, message, position.column))
 
     def line(self, way: Way) -> int:
         """Give the line of a value, to refer to it."""
-        return self.document.place(way).line
+        return self.document.position(way).line
 
 
 @cache

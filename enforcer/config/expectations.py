@@ -35,14 +35,14 @@ from enforcer.errors import ConfigError, Fault
 from enforcer.policy import values
 from enforcer.policy.decision import REASONS, SHARED
 from enforcer.policy.error import WrongValueError
-from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts
+from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts
 
 EPHEMERAL_PORT = 49152  # RFC 6335, 6: the first dynamic port
 NEAREST, REFUSED, DEFAULT = "nearest", "refused", "default"
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
 
-Place = tuple[str | None, str | None]
-FindPlace = Callable[[IPv4Address | IPv6Address], Place]
+Region = tuple[str | None, str | None]
+FindRegion = Callable[[IPv4Address | IPv6Address], Region]
 ReadSession = Callable[[dict[str, Any]], tuple[Facts | None, list[str]]]
 """A session in its JSON form, with its client: the facts, or what is wrong."""
 
@@ -138,8 +138,8 @@ class Entry(_Model):
     expect: Expected
     """What should become of it."""
 
-    def place(self, side: Literal["src", "dst"]) -> Place | None:
-        """The place that is given, None if none is."""
+    def region(self, side: Literal["src", "dst"]) -> Region | None:
+        """The region that is given, None if none is."""
         keys = (f"{side}_country", f"{side}_continent")
         if not self.model_fields_set & set(keys):
             return None
@@ -154,22 +154,22 @@ class Expectation:
     name: str
     line: int
     connection: Connection
-    """Its places are those that the file gives; see ``known``."""
+    """Its regions are those that the file gives; see ``known``."""
     known: Mapping[str, bool]
-    """By side, ``src`` and ``dst``: whether the file gives the place."""
+    """By side, ``src`` and ``dst``: whether the file gives the region."""
     policy: str | None
     checks_policy: bool
     egress: str | None
     """SHARED, NEAREST, REFUSED or an egress IP's name; None: not checked."""
     reason: str | None
 
-    def located(self, find: FindPlace) -> Connection:
-        """The connection with the places that the file does not give."""
+    def located(self, find: FindRegion) -> Connection:
+        """The connection with the regions that the file does not give."""
         found = self.connection
         if not self.known["src"]:
-            found = found._replace(source_place=place_facts("src", *find(found.src)))
+            found = found._replace(source_region=region_facts("src", *find(found.src)))
         if not self.known["dst"]:
-            found = found._replace(destination_place=place_facts("dst", *find(found.dst)))
+            found = found._replace(destination_region=region_facts("dst", *find(found.dst)))
         return found
 
 
@@ -190,8 +190,8 @@ class _Reader:
 
     def note(self, way: Way, message: str, key: bool = False) -> None:
         """Note a fault at the value at ``way``, or at its key."""
-        place = self.document.key_place(way) if key else self.document.place(way)
-        self.faults.append(Fault(self.name, place.line, message, place.column))
+        position = self.document.key_position(way) if key else self.document.position(way)
+        self.faults.append(Fault(self.name, position.line, message, position.column))
 
     def fault(self, way: Way, wrong: str, right: str) -> None:
         """Note what is wrong with the value at ``way``."""
@@ -239,9 +239,9 @@ class _Reader:
             return None
         return Expectation(
             name=entry.name or messages.dotted(way),
-            line=self.document.place(way).line,
+            line=self.document.position(way).line,
             connection=_connection(entry, client, session),
-            known={side: entry.place(side) is not None for side in ("src", "dst")},
+            known={side: entry.region(side) is not None for side in ("src", "dst")},
             policy=entry.expect.policy,
             checks_policy="policy" in entry.expect.model_fields_set,
             egress=expected,
@@ -318,8 +318,8 @@ def _connection(entry: Entry, client: IPv4Address | IPv6Address, session: Facts)
         src_port=entry.sport if ported else 0,
         dst_port=entry.dport or 0,
         protocol=protocol,
-        source_place=place_facts("src", *(entry.place("src") or (None, None))),
-        destination_place=place_facts("dst", *(entry.place("dst") or (None, None))),
+        source_region=region_facts("src", *(entry.region("src") or (None, None))),
+        destination_region=region_facts("dst", *(entry.region("dst") or (None, None))),
         client=session,
         hosts=tuple(map(host_facts, hosts)),
     )

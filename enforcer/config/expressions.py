@@ -1,4 +1,4 @@
-"""What is wrong with policies' expressions: each text, the lists and places they ask for, and their size."""
+"""What is wrong with policies' expressions: each text, the lists and regions they ask for, and their size."""
 
 from __future__ import annotations
 
@@ -65,35 +65,39 @@ def _parsed(draft: Draft, index: int, fields: Fields, lists: Lists) -> _Texts | 
             texts = None
             _note(draft, way, error.column - 1, error.message)
         else:
-            _check_places(draft, way, text, expression)
+            _check_regions(draft, way, text, expression)
             texts = texts and replace(texts, **{key: text})
     return texts
 
 
-def _note(draft: Draft, way: Way, position: int, message: str) -> None:
-    place = draft.document.place_in(way, position)
+def _note(draft: Draft, way: Way, index: int, message: str) -> None:
+    position = draft.document.position_in(way, index)
     draft.faults.append(
-        Fault(draft.name, place.line, f"policies[{way[1]}].{way[2]}: {message}", place.column)
+        Fault(draft.name, position.line, f"policies[{way[1]}].{way[2]}: {message}", position.column)
     )
 
 
 def _note_list(draft: Draft, error: ListError, way: Way) -> None:
     """Note a list's wrong value where it stands, once for all policies that use the list."""
     value = ("lists", error.name, error.index)
-    place = draft.document.place(value)
+    position = draft.document.position(value)
     wrong = sentence(value, draft.document.value(value), error.problem.wrong, error.problem.right)
-    fault = Fault(draft.name, place.line, f"{wrong} (policies[{way[1]}].{way[2]} uses it)", place.column)
+    fault = Fault(
+        draft.name, position.line, f"{wrong} (policies[{way[1]}].{way[2]} uses it)", position.column
+    )
     if all((other.line, other.column) != (fault.line, fault.column) for other in draft.faults):
         draft.faults.append(fault)
 
 
-def _check_places(draft: Draft, way: Way, text: str, expression: Expression) -> None:
+def _check_regions(draft: Draft, way: Way, text: str, expression: Expression) -> None:
     geoip = draft.document.data.get("geoip")
     if isinstance(geoip, dict) and geoip.get("database") is not None:
         return  # whatever is wrong with it is reported there
     tests = (each for each in comparisons(expression) if isinstance(each, TextIn | TextMatches))
-    places = (each.field for each in tests if dimension(each.field) in ("source_place", "destination_place"))
-    field = next(places, None)
+    regions = (
+        each.field for each in tests if dimension(each.field) in ("source_region", "destination_region")
+    )
+    field = next(regions, None)
     if field is not None:
         message = (
             f"{field} is looked up in a MaxMind DB, and none is named; expected `geoip: {{database: FILE}}`, "

@@ -27,8 +27,8 @@ def load(path: Path, *, interfaces: Mapping[str, Link] | None = None, strict: bo
     try:
         warnings = list(checks.warnings(found, configuration))
     except TooManyRulesError as error:
-        place = found.document.key_place(("policies",))
-        raise ConfigError([Fault(str(path), place.line, f"policies: {error}", place.column)]) from None
-    notes = [(found.document.key_place(way), message) for way, message in warnings]
+        position = found.document.key_position(("policies",))
+        raise ConfigError([Fault(str(path), position.line, f"policies: {error}", position.column)]) from None
+    notes = [(found.document.key_position(way), message) for way, message in warnings]
     configuration._warnings = tuple(Fault(str(path), at.line, message, at.column) for at, message in notes)
     return configuration

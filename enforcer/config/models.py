@@ -148,7 +148,7 @@ class GeoIP(_Model):
     """Where countries and continents come from."""
 
     database: FilePath | None = None
-    """A MaxMind DB (GeoLite2 or GeoIP2, Country or City), read again when it changes; absent: no places."""
+    """A MaxMind DB (GeoLite2 or GeoIP2, Country or City), reread when it changes; absent: none is known."""
 
 
 class Sessions(_Model):

@@ -69,7 +69,7 @@ class Announcer:
         """Announces the sources of these flows that are on-link and have not been."""
         if not self._slots:
             return
-        sources = flows["source"][np.isin(flows["slot"], list(self._slots))]
+        sources = flows["egress_address"][np.isin(flows["slot"], list(self._slots))]
         sources = sources[(sources[:, :3] != _MAPPED).any(axis=1)]
         packed, now = sources.tobytes(), time.monotonic()
         for source in {packed[at : at + 16] for at in range(0, len(packed), 16)}:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
-from enforcer.facts.inforce import InForce
+from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.store import Store
 
 _TICK = 1.0
@@ -29,7 +29,7 @@ class Feed(Protocol):
     def tick(self) -> float:
         """What time brings; returns in how many seconds to come again."""
 
-    def use(self, store: Store, tables: InForce, config: Mapping[str, Any]) -> None:
+    def use(self, store: Store, tables: KernelFacts, config: Mapping[str, Any]) -> None:
         """Another configuration is in force."""
 
     def report(self) -> dict[str, Any]:

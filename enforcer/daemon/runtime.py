@@ -12,7 +12,7 @@ from enforcer.datapath import bpffs
 from enforcer.datapath.held_pins import HeldObjects, HeldPins
 from enforcer.datapath.maps import Maps
 from enforcer.errors import ConfigError, EnforcerError, KernelError, abridged
-from enforcer.facts.inforce import InForce, refill
+from enforcer.facts.kernel_facts import KernelFacts, refill
 from enforcer.facts.store import Store
 from enforcer.gateway.desired import Desired
 from enforcer.gateway.gateway import Gateway
@@ -31,7 +31,7 @@ class Runtime:
     gateway: Gateway
     wanted: Desired
     maps: Maps
-    tables: InForce
+    tables: KernelFacts
     sessions: SessionManager
     pins: HeldPins
     _recorded: tuple[int, ...]
@@ -161,7 +161,7 @@ class Runtime:
         self.pins = gateway.pins = pins
         self._recorded = _identity(self.instance.state_file)
         self.gateway, self.wanted, self.maps = gateway, wanted, maps
-        self.tables = InForce(maps, self.store)
+        self.tables = KernelFacts(maps, self.store)
         self.sessions = SessionManager(self.store, self.tables, maps, self._say)
 
 

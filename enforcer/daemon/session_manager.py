@@ -16,7 +16,7 @@ from enforcer.control.worker import WorkerProcess
 from enforcer.datapath.maps import Maps
 from enforcer.errors import ConfigError, EnforcerError, UsageError
 from enforcer.facts import loading, session
-from enforcer.facts.inforce import InForce
+from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.rows import COMMAND, FILE
 from enforcer.facts.store import Store, stored
 
@@ -48,7 +48,7 @@ def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> 
 class SessionManager:
     """Who has a session: changed here, in the store and in the kernel's maps alike."""
 
-    def __init__(self, store: Store, tables: InForce, maps: Maps, say: Callable[[str], None]):
+    def __init__(self, store: Store, tables: KernelFacts, maps: Maps, say: Callable[[str], None]):
         self._store = store
         self._tables = tables
         self._room = maps.sessions.info.entries

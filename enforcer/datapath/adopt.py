@@ -23,7 +23,7 @@ _ESTABLISHED = _STATES["ESTABLISHED"]
 # What nf_conncount does not count (already_closed).
 _OVER = [_STATES[name] for name in ("TIME_WAIT", "CLOSE")]
 _CLOSING = [_STATES[name] for name in ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK")] + _OVER
-# enum note of bpf/maps.h.
+# enum flow_flag of bpf/maps.h.
 _ASSURED, _ENDED_BY_PEER = 1, 2
 _SECOND = 10**9
 
@@ -88,17 +88,17 @@ def adopt(
     reasons = by_name()
     dedicated, shared = reasons["adopted"].number, reasons["adopted-shared"].number
     flows["reason"] = np.where(flows["slot"] > 0, dedicated, shared)
-    flows["source"] = _words([entry.reply.destination for entry, _ in ours])
+    flows["egress_address"] = _words([entry.reply.destination for entry, _ in ours])
     flows["state"] = state
     # What was picked up midway and never answered lasts no longer than what is opening (flow.h, timeout_of).
     flows["timeout"] = np.where((state == _ESTABLISHED) & ~replied, _SYN_SENT, state)
     flows["replied"] = replied
     flows["counted"] = ~np.isin(state, _OVER)
     # Of a close that is under way conntrack does not say which side began it: its word is taken.
-    flows["notes"] = np.where(assured, _ASSURED, 0) | np.where(np.isin(state, _CLOSING), _ENDED_BY_PEER, 0)
+    flows["flags"] = np.where(assured, _ASSURED, 0) | np.where(np.isin(state, _CLOSING), _ENDED_BY_PEER, 0)
     left = np.array([entry.timeout for entry, _ in ours], dtype=np.int64) * _SECOND
     seen = now - np.maximum(timeouts.astype(np.int64)[flows["timeout"]] - left, 0)
-    flows["created"] = flows["seen"] = np.maximum(seen, 1)
+    flows["created"] = flows["last_seen"] = np.maximum(seen, 1)
     return Adopted(keys, flows)
 
 

@@ -42,8 +42,8 @@ _USES = {
     "source_ports": 4,
     "ports": 8,
     "protocols": 16,
-    "source_place": 32,
-    "destination_place": 64,
+    "source_region": 32,
+    "destination_region": 64,
     "client": 128,
     "host": 256,
 }
@@ -56,7 +56,7 @@ _PACKET = (
     "protocol_sets",
     "rules",
 )
-_KNOWN = ("place_sets", "profile_sets", "name_sets", "rule_sets")
+_KNOWN = ("region_sets", "profile_sets", "name_sets", "rule_sets")
 
 
 class FullTableError(KernelError):
@@ -71,7 +71,7 @@ class Action(NamedTuple):
     fallback: tuple[int, int]
 
 
-class PlaceTable(NamedTuple):
+class RegionTable(NamedTuple):
     """Which addresses lie where: a row each in ``length`` (u32), ``address`` (16 u8) and ``place`` (u32)."""
 
     length: np.ndarray
@@ -79,7 +79,7 @@ class PlaceTable(NamedTuple):
     place: np.ndarray
 
 
-NOWHERE = PlaceTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
+NO_REGIONS = RegionTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zeros(0, _U32))
 
 
 class Bank:
@@ -195,7 +195,7 @@ def write(
     actions: Sequence[Action],
     private: Iterable[IPNetwork],
     *,
-    places: PlaceTable | int = NOWHERE,
+    places: RegionTable | int = NO_REGIONS,
     place_rules: Sequence[tuple[Bits, Bits]] = (),
     room: int = ROOM,
 ) -> Bank:
@@ -209,7 +209,7 @@ def write(
     prefix = types["source_prefixes"][0]
     known = {bits: number for number, bits in enumerate(tables.sets)}
     resolvers = tables.resolvers
-    by_place = [(resolvers["source_place"].unknown, resolvers["destination_place"].unknown), *place_rules]
+    by_place = [(resolvers["source_region"].unknown, resolvers["destination_region"].unknown), *place_rules]
     nobody, nameless = resolvers["client"].unknown, resolvers["host"].unknown
     for bits in (*(bits for pair in by_place for bits in pair), nobody, nameless):
         known.setdefault(bits, len(known))
@@ -230,9 +230,9 @@ def write(
         action = actions[index]
         actions_array[rule] = (action.policy, action.slot, action.fallback)
 
-    place_sets = np.zeros(len(by_place), dtype=types["place_sets"][1])
-    place_sets["source"] = [known[bits] for bits, _ in by_place]
-    place_sets["destination"] = [known[bits] for _, bits in by_place]
+    region_sets = np.zeros(len(by_place), dtype=types["region_sets"][1])
+    region_sets["source"] = [known[bits] for bits, _ in by_place]
+    region_sets["destination"] = [known[bits] for _, bits in by_place]
 
     contents: dict[str, tuple[np.ndarray, np.ndarray]] = {
         "source_prefixes": (source, source_sets),
@@ -241,7 +241,7 @@ def write(
         "port_sets": _indexed(_by_port(tables.ports)),
         "protocol_sets": _indexed(np.array(tables.protocols, dtype=_U32)),
         "rules": _indexed(actions_array),
-        "place_sets": _indexed(place_sets),
+        "region_sets": _indexed(region_sets),
         "rule_sets": _indexed(rule_sets(list(known), types["rule_sets"][1])),
         "profile_sets": _indexed(np.array([known[nobody]], dtype=_U32)),
         "name_sets": _indexed(np.array([known[nameless]], dtype=_U32)),
@@ -251,7 +251,7 @@ def write(
         "profile_sets": NUMBERS if "client" in tables.uses else 1,
         "name_sets": NUMBERS if "host" in tables.uses else 1,
     }
-    made = {"places": _places(maps, places)}
+    made = {"regions": _places(maps, places)}
     for name, (keys, values) in contents.items():
         made[name] = _inner(name, *types[name], entries.get(name, max(len(keys), 1)))
         Map(made[name], *types[name], name).put_many(keys, values)
@@ -261,23 +261,23 @@ def write(
     return Bank(maps, bank)
 
 
-def _places(maps: Maps, places: PlaceTable | int) -> int:
+def _places(maps: Maps, places: RegionTable | int) -> int:
     """A table of addresses: a new one, or that of a bank."""
     if isinstance(places, int):
-        there = maps.inner("places", places)
+        there = maps.inner("regions", places)
         return os.dup(there.fd)
-    key, value = maps.layout("places_inner")
+    key, value = maps.layout("regions_inner")
     keys = np.zeros(len(places.length), dtype=key)
     keys["length"] = places.length
     keys["address"] = np.ascontiguousarray(places.address).view(_U32).reshape(-1, 4)
-    fd = _inner("places", key, value, max(len(keys), 1))
-    Map(fd, key, value, "places").put_many(keys, places.place)
+    fd = _inner("regions", key, value, max(len(keys), 1))
+    Map(fd, key, value, "regions").put_many(keys, places.place)
     return fd
 
 
 def _inner(name: str, key: np.dtype, value: np.dtype, entries: int) -> int:
     kind, flags = syscall.ARRAY, syscall.F_INNER_MAP
-    if name == "places" or name.endswith("_prefixes"):
+    if name == "regions" or name.endswith("_prefixes"):
         kind, flags = syscall.LPM_TRIE, syscall.F_NO_PREALLOC
     try:
         return syscall.create_map(kind, key.itemsize, value.itemsize, entries, flags)

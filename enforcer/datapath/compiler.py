@@ -22,7 +22,7 @@ from typing import Any
 from enforcer.errors import KernelError, PrivilegeError
 
 # Maps that only the programs open.
-_PRIVATE = ("pending", "stages", "passing", "arrivals", "last_tag", "oldest_flows", "unused_origins")
+_PRIVATE = ("scratch", "stages", "in_flight", "arrivals", "next_tag", "oldest_flows", "unused_origins")
 PROGRAMS = (
     "from_client",
     "decide",
@@ -51,8 +51,8 @@ class Compiled:
     module: object  # BCC's; the descriptors are closed when it is collected
 
 
-def way_sets(flows: int) -> int:
-    """How many sets of four the table of learnt ways has: two elements for each flow, rounded up to 2^n."""
+def fast_buckets(flows: int) -> int:
+    """Buckets of four in the table of fast-path entries: two entries for each flow, rounded up to 2^n."""
     return 1 << (flows // 2 - 1).bit_length()
 
 
@@ -136,7 +136,7 @@ def compile_programs(
         f'-DPIN_DIRECTORY="{pin_directory}"',
         f"-DFLOWS={flows}",
         f"-DORIGINS={origins}",
-        f"-DWAY_SETS={way_sets(flows)}",
+        f"-DFAST_BUCKETS={fast_buckets(flows)}",
         f'-DSTAGES_PIN="{stages}"',
         *defines,
     ]

@@ -26,7 +26,7 @@ class Counts(NamedTuple):
 def origin_keys(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> np.ndarray:
     """The keys of the flows' origins; ``kind`` is the type of the keys of the map `origins`."""
     own = np.zeros(len(keys), dtype=kind)
-    own["source"], own["origin"] = flows["source"], keys["origin"]
+    own["egress_address"], own["origin"] = flows["egress_address"], keys["origin"]
     own["origin_port"], own["protocol"] = keys["origin_port"], keys["protocol"]
     return own
 
@@ -57,7 +57,7 @@ def of_clients(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> Counts:
 
 def is_answered(flows: np.ndarray) -> np.ndarray:
     """As bpf/flow.h has it: of TCP, whether the handshake is complete."""
-    return np.where(flows["state"] < _SYN_SENT, flows["replied"] == 1, (flows["notes"] & _ASSURED) != 0)
+    return np.where(flows["state"] < _SYN_SENT, flows["replied"] == 1, (flows["flags"] & _ASSURED) != 0)
 
 
 def merged(parts: list[Counts], kind: np.dtype, columns: int) -> Counts:

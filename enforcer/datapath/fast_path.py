@@ -26,7 +26,7 @@ _PATIENCE, _PAUSE = 1.0, 0.001
 
 def is_on(maps: Maps) -> bool:
     """Whether anything is learnt and replayed just now."""
-    row = maps.fast.get(0)
+    row = maps.fast_path.get(0)
     return row is not None and int(row["generation"]) != 0
 
 
@@ -46,15 +46,15 @@ def invalidate(maps: Maps) -> bool:
 
 
 def _start_generation(maps: Maps, *, on: bool) -> None:
-    row = maps.fast.get(0)
-    last = 0 if row is None else max(int(row["last"]), int(row["generation"]))
+    row = maps.fast_path.get(0)
+    last = 0 if row is None else max(int(row["last_generation"]), int(row["generation"]))
     last = last % _GENERATIONS + 1
-    values = np.zeros((), dtype=maps.fast.value)
+    values = np.zeros((), dtype=maps.fast_path.value)
     values["generation"] = last if on else 0
-    values["last"] = last
+    values["last_generation"] = last
     values["seed"] = secrets.randbits(64) if row is None or not row["seed"] else row["seed"]
     values["lifetime"] = round(LIFETIME / TICK)
-    maps.fast.put(0, values)
+    maps.fast_path.put(0, values)
 
 
 def _locked(directory: int) -> bool:

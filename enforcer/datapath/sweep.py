@@ -21,7 +21,7 @@ UNKNOWN = 1
 _SETTLED = 2.0
 _QUIET = 5.0
 _FORGET_AFTER = 600.0
-_KEPT_AT_ONCE = 64  # KEPT_AT_ONCE of bpf/room.h
+_KEPT_AT_ONCE = 64  # KEPT_AT_ONCE of bpf/eviction.h
 EVERY = 2
 """Mark of a run of `reap` that asks nothing (REAP_EVERY)."""
 ESTABLISHED, CLOSE = 4, 9
@@ -73,9 +73,9 @@ def sweep(
     for keys, flows in maps.flows.chunks():
         total += len(keys)
         look(keys, flows)
-        silent = now - flows["seen"].astype(np.int64)
+        silent = now - flows["last_seen"].astype(np.int64)
         expired = silent > limits[flows["timeout"]]
-        tell = (flows["notes"] & _TELL_CONNTRACK) != 0
+        tell = (flows["flags"] & _TELL_CONNTRACK) != 0
         for state, found in untold.items():
             found.append(keys[tell & ~expired & (flows["state"] == state)])
         if expired.any():
@@ -129,7 +129,7 @@ def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
 
 
 def keep_evictable(pins: Pins, most: int) -> None:
-    """Leaves only flows that may make room in the queue where room is looked for (bpf/room.h).
+    """Leaves only flows that may make room in the queue where room is looked for (bpf/eviction.h).
 
     The queue has ``most`` elements at most. What is new in it since the last time is all that this costs.
     """

@@ -33,8 +33,8 @@ class _Rows(Container[bytes]):
     def __contains__(self, row: object) -> bool:
         assert isinstance(row, bytes)
         (word,) = _mixed(np.frombuffer(row, dtype="<u8").reshape(1, -1))
-        place = int(np.searchsorted(self._words, word))
-        return place < len(self._words) and bool(self._words[place] == word)
+        index = int(np.searchsorted(self._words, word))
+        return index < len(self._words) and bool(self._words[index] == word)
 
 
 def destinations(flows: Map) -> Alive:

@@ -22,11 +22,11 @@ from enforcer.dns import packet
 from enforcer.dns.alive import Alive
 from enforcer.dns.counts import COUNTS
 from enforcer.dns.fair import FairQueue, TimeBudget
-from enforcer.dns.known import Known
 from enforcer.dns.reader import Answer, Reader, settings
+from enforcer.dns.recent import RecentAnswers
 from enforcer.dns.watchdog import Watchdog
 from enforcer.errors import BusyError, EnforcerError, KernelError
-from enforcer.facts.names import FIRST, Place, client_prefix
+from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix
 from enforcer.facts.rows import Names
 from enforcer.facts.store import Store
 from enforcer.kernel import nfqueue, nft
@@ -62,7 +62,7 @@ _SLACK = 5.0
 
 
 class Tables(Protocol):
-    """The kernel's side: :class:`enforcer.facts.inforce.InForce`."""
+    """The kernel's side: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
 
     def refresh(self) -> None:
         """Take up the bank in force."""
@@ -84,7 +84,7 @@ class _Round(NamedTuple):
 
     began: float
     alive: Alive
-    place: Place
+    cursor: ExpiryCursor
 
 
 class Learner:
@@ -110,7 +110,7 @@ class Learner:
         self._alive = alive
         self._reader = Reader(settings(config))
         self.counts = self._reader.counts
-        self._known = Known()
+        self._recent = RecentAnswers()
         self._waiting: FairQueue[_Held] = FairQueue()
         self._budget = TimeBudget()
         self._said = -_SAY_EVERY
@@ -146,7 +146,7 @@ class Learner:
     def use(self, store: Store, tables: Tables, config: Mapping[str, Any]) -> None:
         """Another configuration: questions and streams stay, and the queue is not let go."""
         self._store, self._tables = store, tables
-        self._known = Known()
+        self._recent = RecentAnswers()
         self._round = self._refused = None
         before = self._reader.settings.fail_open
         self._reader.configure(settings(config))
@@ -231,7 +231,7 @@ class Learner:
         for answer in answers:
             self.counts["learnt"] += 1
             self.counts["addresses"] += len(answer.addresses)
-        new = self._known.new(answers, min(_SLACK, self._reader.settings.grace / 2))
+        new = self._recent.new(answers, min(_SLACK, self._reader.settings.grace / 2))
         if new:
             self._store_names(new)
 
@@ -258,8 +258,8 @@ class Learner:
             names = change.learn([row for answer in answers for row in answer.rows()])
             if names.hosts or names.sets:
                 self._tables.named(names)
-        self._known.add(answers)
-        self._known.forget(change.crowded_out)
+        self._recent.add(answers)
+        self._recent.forget(change.crowded_out)
         self.counts["crowded-out"] += len(change.crowded_out)
 
     def _fail(self, answers: list[Answer], error: EnforcerError) -> None:
@@ -290,18 +290,18 @@ class Learner:
                 return _TICK
             self._round = self._look_at_flows(FIRST)
         elif now - self._round.began > _LOOK_AGAIN:
-            self._round = self._look_at_flows(self._round.place)
+            self._round = self._look_at_flows(self._round.cursor)
         try:
             with self._store.change(patience=_PATIENCE) as change:
-                names, place_after = change.forget_names(
-                    time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.place
+                names, next_cursor = change.forget_names(
+                    time.time(), *self._round.alive, _NAMES_AT_ONCE, self._round.cursor
                 )
                 if names.hosts or names.sets:
                     self._tables.named(names)
         except BusyError:
             return _TICK
-        if place_after is not None:
-            self._round = self._round._replace(place=place_after)
+        if next_cursor is not None:
+            self._round = self._round._replace(cursor=next_cursor)
             return 0.0
         self._round = None
         kept = self._store.next_name_expiry()
@@ -309,12 +309,12 @@ class Learner:
         self._look = max(self._look, time.monotonic() + rest)
         return _TICK
 
-    def _look_at_flows(self, place: Place) -> _Round:
+    def _look_at_flows(self, cursor: ExpiryCursor) -> _Round:
         began = time.monotonic()
         alive = self._alive()
         ended = time.monotonic()
         self._look = ended + _REST * (ended - began)
-        return _Round(began, alive, place)
+        return _Round(began, alive, cursor)
 
     def report(self) -> dict[str, Any]:
         """The counters by name, those of COUNTS that are not zero, and how full everything is."""

@@ -26,7 +26,7 @@ Row = tuple[bytes, Stored, float | None]
 
 
 class Tables(Protocol):
-    """The kernel's side: :class:`enforcer.facts.inforce.InForce`."""
+    """The kernel's side: :class:`enforcer.facts.kernel_facts.KernelFacts`."""
 
     def put(self, sessions: Sessions) -> None:
         """Write sessions that are new or changed."""

@@ -33,10 +33,10 @@ BYTES_IN_ALL = 192 << 20
 """What all together may be charged; the client that is charged most makes room. Bounds rows, too: fewer than
 the kernel's map has room for."""
 
-Place = tuple[float, bytes, bytes, int]
-"""Of a row among all, by expiry: expires, client, address, the number of its name."""
-FIRST: Place = (-1.0, b"", b"", 0)
-"""Before every row, where :meth:`LearntNames.forget` begins."""
+ExpiryCursor = tuple[float, bytes, bytes, int]
+"""The position of a row in order of expiry: expires, client, address, number of the name."""
+FIRST: ExpiryCursor = (-1.0, b"", b"", 0)
+"""The position before every row; :meth:`LearntNames.forget` begins there."""
 
 # The order matters: the rows that are looked for first, each one's name then.
 _JOINED = "FROM names CROSS JOIN texts ON number = names.text"
@@ -111,8 +111,8 @@ class LearntNames:
         return self._rename(touched)
 
     def forget(
-        self, now: float, origins: Container[bytes], pairs: Container[bytes], most: int, after: Place
-    ) -> tuple[Names, Place | None]:
+        self, now: float, origins: Container[bytes], pairs: Container[bytes], most: int, after: ExpiryCursor
+    ) -> tuple[Names, ExpiryCursor | None]:
         """:meth:`enforcer.facts.store.Change.forget_names`."""
         rows = self._database.execute(
             f"SELECT expires, client, address, names.text, payer, texts.text {_JOINED} WHERE expires <= ? "

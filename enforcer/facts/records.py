@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from mmap import mmap
 
-Place = tuple[str | None, str | None]
+Region = tuple[str | None, str | None]
 """ISO 3166-1 country and continent code (AF, AN, AS, EU, NA, OC, SA), each as far as it is known."""
 
-NOWHERE: Place = (None, None)
+UNKNOWN_REGION: Region = (None, None)
 
 _POINTER, _TEXT, _MAP, _ARRAY, _BOOLEAN, _LAST = 1, 2, 7, 11, 14, 15
 _POINTER_OFFSETS = (0, 2048, 526336, 0)
@@ -34,14 +34,14 @@ class Records:
         self._texts: dict[int, bytes] = {}
         self._codes: dict[tuple[int, bytes], str | None] = {}
 
-    def place(self, offset: int) -> Place:
-        """Give the place of the record that begins at ``offset`` of the file; BrokenRecordError."""
+    def region(self, offset: int) -> Region:
+        """Give the region of the record that begins at ``offset`` of the file; BrokenRecordError."""
         try:
-            return self._place(offset)
+            return self._region(offset)
         except IndexError:
             raise BrokenRecordError("it ends behind the file's end") from None
 
-    def _place(self, offset: int) -> Place:
+    def _region(self, offset: int) -> Region:
         country: str | None = None
         continent: str | None = None
         missing = 2

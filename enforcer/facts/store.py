@@ -18,7 +18,7 @@ from typing import Any, Self
 from enforcer.errors import KernelError
 from enforcer.facts import database
 from enforcer.facts.database import among, explained
-from enforcer.facts.names import BYTES_IN_ALL, FIRST, LearntNames, Place
+from enforcer.facts.names import BYTES_IN_ALL, FIRST, ExpiryCursor, LearntNames
 from enforcer.facts.numbers import NUMBERS, Numbers, digest
 from enforcer.facts.rows import (
     ANYBODY,
@@ -376,8 +376,8 @@ class Change:
         origins: Container[bytes] = (),
         pairs: Container[bytes] = (),
         most: int = 1_000_000_000,
-        after: Place = FIRST,
-    ) -> tuple[Names, Place | None]:
+        after: ExpiryCursor = FIRST,
+    ) -> tuple[Names, ExpiryCursor | None]:
         """Expired names go, unless a live flow needs them.
 
         A client's own name is kept while its address behind the client's is in ``pairs``, a name that holds

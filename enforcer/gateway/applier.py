@@ -259,7 +259,7 @@ class _Applier:
         return Maps(self.pins.maps, self.state.layouts)
 
     def _switch(self, operations: list[SwitchTables]) -> None:
-        from enforcer.facts.inforce import refill
+        from enforcer.facts.kernel_facts import refill
         from enforcer.gateway.bank_switch import BankSwitch
 
         if self.contents is None:

@@ -1,4 +1,4 @@
-"""The policy bank's switch, as far as facts go: every client, host and place gets its rules in the new bank.
+"""The policy bank's switch, as far as facts go: every client, host and region gets its rules in the new bank.
 
 Most of it is worked out while the old bank decides. What changed meanwhile is caught up with inside the
 change of the store in which the switch happens.
@@ -14,12 +14,12 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from enforcer.datapath import banks
-from enforcer.datapath.banks import Action, PlaceTable
+from enforcer.datapath.banks import Action, RegionTable
 from enforcer.datapath.maps import Maps
-from enforcer.facts import inforce
-from enforcer.facts.places import Database
+from enforcer.facts import kernel_facts
+from enforcer.facts.regions import Database
 from enforcer.facts.store import Change, Store
-from enforcer.policy.facts import place_facts
+from enforcer.policy.facts import region_facts
 from enforcer.policy.resolver import Bits, described
 from enforcer.policy.tables import MatchTables
 
@@ -35,9 +35,9 @@ class BankContents:
 
 
 @dataclass(frozen=True)
-class _Places:
-    table: PlaceTable | int
-    places: list[tuple[str | None, str | None]]
+class _Regions:
+    table: RegionTable | int
+    regions: list[tuple[str | None, str | None]]
     digest: str
 
 
@@ -51,69 +51,69 @@ class BankSwitch:
         self._maps = maps
         self._store = store
         self.word = banks.word(bank, contents.tables)
-        places = _places(bank, contents, {} if fresh else json.loads(store.document or b"{}"))
+        regions = _regions(bank, contents, {} if fresh else json.loads(store.document or b"{}"))
         resolvers = contents.tables.resolvers
         self._client, self._host = resolvers["client"], resolvers["host"]
         self._sequence = store.sequence
         profiles, names = store.profiles(), store.name_sets()
         by_profile = self._client.rules_of_many([facts for _, facts in profiles])
-        by_names = inforce.rules_of_names(self._host, [each for _, each in names])
+        by_names = kernel_facts.rules_of_names(self._host, [each for _, each in names])
         self._bank = banks.write(
             maps,
             bank,
             contents.tables,
             contents.actions,
             contents.private,
-            places=places.table,
-            place_rules=_rules(contents.tables, places.places),
+            places=regions.table,
+            place_rules=_rules(contents.tables, regions.regions),
             room=banks.ROOM + 2 * len({*by_profile, *by_names}) + 2 * banks.wanted_room(maps),
         )
         self._number = bank
-        kept = {"digest": places.digest, "places": places.places}
-        self._document = inforce.document(contents.tables, bank, kept)
+        kept = {"digest": regions.digest, "regions": regions.regions}
+        self._document = kernel_facts.document(contents.tables, bank, kept)
         self._bank.put_profiles([number for number, _ in profiles], by_profile)
         self._bank.put_names([number for number, _ in names], by_names)
 
     def finish(self, change: Change) -> None:
         """Catches up with the facts, and says in the store which bank they are for."""
-        inforce.put_profiles(self._bank, self._client, self._store.profiles(self._sequence))
-        inforce.put_names(self._bank, self._host, self._store.name_sets(self._sequence))
+        kernel_facts.put_profiles(self._bank, self._client, self._store.profiles(self._sequence))
+        kernel_facts.put_names(self._bank, self._host, self._store.name_sets(self._sequence))
         change.switch(self._document, self._number)
 
 
-def _rules(tables: MatchTables, places: Sequence[tuple[str | None, str | None]]) -> list[tuple[Bits, Bits]]:
+def _rules(tables: MatchTables, regions: Sequence[tuple[str | None, str | None]]) -> list[tuple[Bits, Bits]]:
     resolvers = tables.resolvers
-    source = resolvers["source_place"].rules_of_many([place_facts("src", *place) for place in places])
-    destination = resolvers["destination_place"].rules_of_many(
-        [place_facts("dst", *place) for place in places]
+    source = resolvers["source_region"].rules_of_many([region_facts("src", *region) for region in regions])
+    destination = resolvers["destination_region"].rules_of_many(
+        [region_facts("dst", *region) for region in regions]
     )
     return list(zip(source, destination, strict=True))
 
 
-def _places(bank: int, contents: BankContents, before: dict[str, Any]) -> _Places:
-    """The addresses of the places that some policy tells from the rest of the world.
+def _regions(bank: int, contents: BankContents, before: dict[str, Any]) -> _Regions:
+    """The addresses of the regions that some policy tells from the rest of the world.
 
     ``before`` is the document of the bank in force, whose addresses are taken over if they are the same.
     """
     resolvers = contents.tables.resolvers
-    source, destination = resolvers["source_place"], resolvers["destination_place"]
+    source, destination = resolvers["source_region"], resolvers["destination_region"]
     if contents.database is None or (source.unused and destination.unused):
-        return _Places(banks.NOWHERE, [], "")
+        return _Regions(banks.NO_REGIONS, [], "")
 
     def wanted(country: str | None, continent: str | None) -> bool:
         return (
-            source.rules(place_facts("src", country, continent)) != source.unknown
-            or destination.rules(place_facts("dst", country, continent)) != destination.unknown
+            source.rules(region_facts("src", country, continent)) != source.unknown
+            or destination.rules(region_facts("dst", country, continent)) != destination.unknown
         )
 
-    # A place matters if any predicate is true of it: that depends on nothing but the predicates.
+    # A region matters if any predicate is true of it: that depends on nothing but the predicates.
     asked = [
         f"{name} {predicate}"
-        for name in ("source_place", "destination_place")
+        for name in ("source_region", "destination_region")
         for predicate in described(contents.tables.groups[name])
     ]
     digest = hashlib.sha256(f"{contents.database.digest} {sorted(asked)}".encode()).hexdigest()
-    if before.get("bank") == 1 - bank and before.get("places", {}).get("digest") == digest:
-        return _Places(1 - bank, [tuple(place) for place in before["places"]["places"]], digest)
+    if before.get("bank") == 1 - bank and before.get("regions", {}).get("digest") == digest:
+        return _Regions(1 - bank, [tuple(region) for region in before["regions"]["regions"]], digest)
     found = contents.database.prefixes(wanted)
-    return _Places(PlaceTable(found.length, found.address, found.number), list(found.places), digest)
+    return _Regions(RegionTable(found.length, found.address, found.number), list(found.regions), digest)

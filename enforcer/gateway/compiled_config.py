@@ -9,7 +9,7 @@ from typing import Any
 
 from enforcer.config import SHARED, Configuration
 from enforcer.datapath.banks import NO_SLOT, Action
-from enforcer.facts.places import Database
+from enforcer.facts.regions import Database
 from enforcer.gateway.bank_switch import BankContents
 from enforcer.gateway.desired import Desired, desired, last_slot, tables_digest
 from enforcer.gateway.state import LAST_POLICY, LAST_SLOT, State, assign
@@ -26,8 +26,8 @@ class PreparedConfig:
     @classmethod
     def of(cls, config: Configuration, file: str) -> PreparedConfig:
         """Reads the database and compiles the policies."""
-        place = config.geoip.database
-        database = Database(Path(place)) if place else None
+        path = config.geoip.database
+        database = Database(Path(path)) if path else None
         _ = config.tables
         return cls(config, file, database)
 

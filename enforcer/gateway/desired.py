@@ -15,7 +15,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
-from enforcer.facts.inforce import FORMAT
+from enforcer.facts.kernel_facts import FORMAT
 from enforcer.gateway import timers
 from enforcer.kernel.addresses import LOOPBACK, InterfaceAddress
 from enforcer.kernel.nft.ruleset import Dns, Ruleset
@@ -245,7 +245,7 @@ def last_slot(mark_mask: int) -> int:
 def tables_digest(
     config: dict[str, Any], slots: dict[str, int], policies: dict[str, int], database: str = ""
 ) -> str:
-    """Equal for configurations whose policy bank is equal; ``database`` is the digest of that of places."""
+    """Equal for configurations whose policy bank is equal; ``database`` is the digest of the MaxMind DB."""
     parts = [config["policies"], config["lists"], config["private_networks"], config["egress_ips"]]
     parts += [slots, policies, database, FORMAT]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

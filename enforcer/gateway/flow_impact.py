@@ -14,7 +14,7 @@ from enforcer.address import IPAddress, IPNetwork, unpack
 from enforcer.constants import DNS_PORT, TCP
 from enforcer.datapath.banks import Action
 from enforcer.datapath.maps import Maps
-from enforcer.facts.inforce import rules_of_names
+from enforcer.facts.kernel_facts import rules_of_names
 from enforcer.facts.rows import ANYBODY
 from enforcer.facts.store import Store
 from enforcer.gateway.compiled_config import CompiledConfig
@@ -23,7 +23,7 @@ from enforcer.gateway.operations import (
     AddRange,
     Operation,
 )
-from enforcer.policy.facts import place_facts
+from enforcer.policy.facts import region_facts
 from enforcer.policy.resolver import Bits
 
 _FAMILIES = 2
@@ -67,8 +67,8 @@ class FlowImpact:
         for egress in self._compiled.wanted.ours:
             row = known.get(egress.slot)
             for family, address in enumerate((egress.ipv4, egress.ipv6)):
-                new = row is None or not row["source"]["planned"][family]
-                if new or address in added or (row is not None and row["source"]["available"][family]):
+                new = row is None or not row["address"]["local"][family]
+                if new or address in added or (row is not None and row["address"]["available"][family]):
                     found.add((egress.slot, family))
         return found
 
@@ -143,8 +143,8 @@ class FlowImpact:
             rules &= rules_of_names(host, [names])[0] if names else host.unknown
         database = self._compiled.contents.database
         if rules and database is not None:
-            rules &= resolvers["source_place"].rules(place_facts("src", *database.find(source)))
-            rules &= resolvers["destination_place"].rules(place_facts("dst", *database.find(destination)))
+            rules &= resolvers["source_region"].rules(region_facts("src", *database.find(source)))
+            rules &= resolvers["destination_region"].rules(region_facts("dst", *database.find(destination)))
         return rules
 
     def _is_private(self, origin: IPAddress) -> bool:

@@ -13,12 +13,12 @@ from typing import Any
 
 from enforcer.address import IPAddress
 from enforcer.config import Configuration, load
-from enforcer.config.expectations import NEAREST, REFUSED, Expectation, FindPlace, Place
+from enforcer.config.expectations import NEAREST, REFUSED, Expectation, FindRegion, Region
 from enforcer.config.expectations import load as load_expectations
 from enforcer.constants import TCP, UDP
 from enforcer.facts import session
-from enforcer.facts.places import Database
-from enforcer.facts.records import NOWHERE
+from enforcer.facts.records import UNKNOWN_REGION
+from enforcer.facts.regions import Database
 from enforcer.policy.decision import REASONS, SHARED, Decision, decide_all
 from enforcer.policy.facts import Connection, Facts
 from enforcer.policy.language import Lists
@@ -33,7 +33,7 @@ def judge_file(config_file: Path, file: Path) -> list[Row]:
     config = load(config_file)
     expectations = load_expectations(file, config, _read_session)
     with ExitStack() as stack:
-        return list(judge(config, expectations, _Places(config, stack)))
+        return list(judge(config, expectations, _Regions(config, stack)))
 
 
 def _read_session(entry: dict[str, Any]) -> tuple[Facts | None, list[str]]:
@@ -41,23 +41,23 @@ def _read_session(entry: dict[str, Any]) -> tuple[Facts | None, list[str]]:
     return (found.facts if found else None), problems
 
 
-class _Places:
-    """Looks places up in the configuration's database, which is opened when it is first needed."""
+class _Regions:
+    """Looks regions up in the configuration's database, which is opened when it is first needed."""
 
     def __init__(self, config: Configuration, stack: ExitStack):
         self._path = config.geoip.database
         self._stack = stack
         self._database: Database | None = None
 
-    def __call__(self, address: IPAddress) -> Place:
+    def __call__(self, address: IPAddress) -> Region:
         if self._path is None:
-            return NOWHERE
+            return UNKNOWN_REGION
         if self._database is None:
             self._database = self._stack.enter_context(Database(Path(self._path), strict=False))
         return self._database.find(address)
 
 
-def judge(config: Configuration, expectations: Iterable[Expectation], find: FindPlace) -> Iterator[Row]:
+def judge(config: Configuration, expectations: Iterable[Expectation], find: FindRegion) -> Iterator[Row]:
     """Yields a row for each expectation: what was decided, and of those that fail what differs and why."""
     lists = config.named_lists
     for expectation in expectations:

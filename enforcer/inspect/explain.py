@@ -20,11 +20,11 @@ from enforcer.constants import ICMP, ICMPV6, TCP, UDP
 from enforcer.datapath import syscall
 from enforcer.datapath.banks import rule_sets
 from enforcer.errors import UsageError
-from enforcer.facts.inforce import InForce
+from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.session import GROUPS, POSTURE
 from enforcer.gateway.desired import any_source
 from enforcer.gateway.reader import GatewayReader
-from enforcer.inspect.known import EMAIL, Known, rules_in_force
+from enforcer.inspect.facts_reader import EMAIL, FactsReader, rules_in_force
 from enforcer.inspect.outcome import in_the_end, missing
 from enforcer.kernel import links
 from enforcer.kernel.links import Link
@@ -32,9 +32,9 @@ from enforcer.policy.facts import Connection, Facts
 from enforcer.reasons import by_name, reason_of
 
 _SYN = 2
-# enum suppose of bpf/policy.h
-_SUPPOSE_CLIENT, _SUPPOSE_HOST = 1, 2
-# Known of everybody with a session, if only to be none.
+# enum override of bpf/policy.h
+_OVERRIDE_CLIENT, _OVERRIDE_HOST = 1, 2
+# Known of every client with a session, even if empty.
 _NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
 
 # struct verdict of bpf/policy.h
@@ -43,7 +43,7 @@ _VERDICT = np.dtype(
         ("reason", "<u4"),
         ("slot", "<u4"),
         ("policy", "<u4"),
-        ("source", "<u4", 4),
+        ("egress_address", "<u4", 4),
         ("active", "<u4"),
         ("limit", "<u4"),
     ]
@@ -85,7 +85,7 @@ def explain(
         raise UsageError(
             "source and destination are of different families", "Give two IPv4 or two IPv6 addresses."
         )
-    known = Known(reader)
+    known = FactsReader(reader)
     client, session = _client(known, question, supposed)
     names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
     interface, found = _ask(reader, known, question, supposed, client)
@@ -97,7 +97,7 @@ def explain(
         "reason": reason.name,
         "policy": reader.policy_names.get(int(found["policy"])),
         "egress": reader.egress_names.get(int(found["slot"])) if translated else None,
-        "source_ip": str(unpack(found["source"])) if translated else None,
+        "source_ip": str(unpack(found["egress_address"])) if translated else None,
         "active": int(found["active"]) if translated else None,
         "limit": int(found["limit"]) if translated else None,
         "interface": interface,
@@ -114,7 +114,7 @@ def explain(
     return answer
 
 
-def _client(known: Known, question: Question, supposed: Supposed) -> tuple[Facts, str]:
+def _client(known: FactsReader, question: Question, supposed: Supposed) -> tuple[Facts, str]:
     """Facts of the client, and where they are from."""
     if supposed.email is None:
         own = known.client(question.source)
@@ -126,7 +126,7 @@ def _client(known: Known, question: Question, supposed: Supposed) -> tuple[Facts
 
 
 def _ask(
-    reader: GatewayReader, known: Known, question: Question, supposed: Supposed, client: Facts
+    reader: GatewayReader, known: FactsReader, question: Question, supposed: Supposed, client: Facts
 ) -> tuple[str, Any]:
     """What the loaded program says, and of which interface: the first at which the source is believed."""
     spoofed = by_name()["spoofed"].number
@@ -149,7 +149,7 @@ def _ask(
 
 
 @contextmanager
-def _supposing(reader: GatewayReader, known: Known, supposed: Supposed, client: Facts) -> Iterator[int]:
+def _supposing(reader: GatewayReader, known: FactsReader, supposed: Supposed, client: Facts) -> Iterator[int]:
     """Puts the rules of what is supposed where the program looks for them.
 
     One question at a time: there is one place for what it supposes, and one a processor for its packet.
@@ -158,10 +158,10 @@ def _supposing(reader: GatewayReader, known: Known, supposed: Supposed, client: 
         if supposed.email is None and supposed.host is None:
             yield 0
             return
-        in_force = InForce(reader.maps, known.store)
+        in_force = KernelFacts(reader.maps, known.store)
         rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
-        reader.maps.supposed.put_many(np.arange(2), rule_sets(rules, reader.maps.supposed.value))
-        yield (supposed.email is not None) * _SUPPOSE_CLIENT | (supposed.host is not None) * _SUPPOSE_HOST
+        reader.maps.overrides.put_many(np.arange(2), rule_sets(rules, reader.maps.overrides.value))
+        yield (supposed.email is not None) * _OVERRIDE_CLIENT | (supposed.host is not None) * _OVERRIDE_HOST
 
 
 def _connection(question: Question) -> Connection:

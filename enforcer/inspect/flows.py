@@ -7,14 +7,14 @@ from typing import Any
 
 from enforcer.address import of_bytes, port, unpack
 from enforcer.constants import PROTOCOL_NAMES
-from enforcer.datapath import ways
+from enforcer.datapath import fast_entries
 from enforcer.gateway.reader import GatewayReader
 from enforcer.kernel import conntrack
 
 Row = dict[str, Any]
 # enum state of bpf/maps.h: UDP's two, then TCP's in conntrack's order.
 STATES = ("REPLIED", "ASSURED", *conntrack.TCP_STATES[1:])
-_NOTHING = ways.Learnt(0, 0, good=False, idle=None)
+_NOTHING = fast_entries.Carried(0, 0, good=False, idle=None)
 
 
 def flows(reader: GatewayReader) -> list[Row]:
@@ -35,7 +35,7 @@ def flows(reader: GatewayReader) -> list[Row]:
         if entry.original.destination != entry.reply.source:
             # Opened by the origin, as a helper expected (reason `expected`).
             replies.setdefault(entry.reply, entry.original)
-    learnt = ways.by_flow(reader.maps)
+    learnt = fast_entries.by_flow(reader.maps)
     rows: list[Row] = []
     for keys, values in chunks:
         for key, flow in zip(keys, values, strict=True):
@@ -50,7 +50,7 @@ def flows(reader: GatewayReader) -> list[Row]:
             source_ip, source_port = _translation(flow, original, replies.get(original))
             kernel_packets = int(flow["packets"].sum())
             fast_packets = int(flow["fast_packets"].sum()) + fast.packets
-            idle = round((now - int(flow["seen"])) / 1e9, 3)
+            idle = round((now - int(flow["last_seen"])) / 1e9, 3)
             rows.append(
                 {
                     "protocol": PROTOCOL_NAMES[original.protocol],
@@ -90,7 +90,7 @@ def _translation(
         return (str(of_bytes(outside[0])), outside[1]) if translated else (None, None)
     if not flow["replied"]:
         return None, None
-    return str(unpack(flow["source"])), port(flow["source_port"]) or None
+    return str(unpack(flow["egress_address"])), port(flow["egress_port"]) or None
 
 
 def _state(flow: Any) -> str:

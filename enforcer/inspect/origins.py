@@ -22,7 +22,7 @@ def origins(reader: GatewayReader) -> list[Row]:
         rows.append(
             {
                 "egress": reader.egress_names.get(int(value["slot"]), f"slot {value['slot']}"),
-                "source_ip": str(unpack(key["source"])),
+                "source_ip": str(unpack(key["egress_address"])),
                 "protocol": PROTOCOL_NAMES[int(key["protocol"])],
                 "origin_ip": str(unpack(key["origin"])),
                 "origin_port": port(key["origin_port"]),
@@ -54,5 +54,5 @@ def _closed(reader: GatewayReader) -> Counter[bytes]:
         closed = flows["counted"] == 0
         for key, flow in zip(keys[closed], flows[closed], strict=True):
             tail = key["origin_port"].tobytes() + key["protocol"].tobytes() + b"\0"
-            found[flow["source"].tobytes() + key["origin"].tobytes() + tail] += 1
+            found[flow["egress_address"].tobytes() + key["origin"].tobytes() + tail] += 1
     return found

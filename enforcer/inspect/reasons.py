@@ -16,9 +16,9 @@ def reasons(reader: GatewayReader) -> list[Row]:
     ruleset = {name.replace("_", "-"): packets for name, (packets, _) in nft.counters().items()}
     rows = []
     for number, reason in sorted(listed.reasons().items()):
-        tally = reader.maps.reasons.get(number)
-        packets = int(tally["packets"].sum()) if tally is not None else 0
-        flows = int(tally["flows"].sum()) if tally is not None else 0
+        metrics = reader.maps.reasons.get(number)
+        packets = int(metrics["packets"].sum()) if metrics is not None else 0
+        flows = int(metrics["flows"].sum()) if metrics is not None else 0
         rows.append(
             {
                 "reason": reason.name,

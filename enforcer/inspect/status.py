@@ -8,7 +8,7 @@ from typing import Any
 
 from enforcer import __version__
 from enforcer.control import protocol
-from enforcer.datapath import fast_path, table_usage, ways
+from enforcer.datapath import fast_entries, fast_path, table_usage
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.table_usage import Fill
 from enforcer.errors import EnforcerError, LayoutError, NotInstalledError
@@ -98,7 +98,7 @@ def _half_done(instance: Instance, state: State | None) -> dict[str, Any] | None
 def _fast_path(maps: Maps) -> dict[str, Any]:
     """Whether it is on, and how many flows' packets take it just now."""
     try:
-        return {"on": fast_path.is_on(maps), "flows": ways.count_fast(maps)}
+        return {"on": fast_path.is_on(maps), "flows": fast_entries.count_fast(maps)}
     except LayoutError:  # an earlier version's programs have none
         return {"on": False, "flows": 0}
 

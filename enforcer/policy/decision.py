@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from enforcer.constants import DNS_PORT, ICMP, ICMPV6, TCP, UDP
 from enforcer.policy.facts import Connection
 from enforcer.policy.language import NO_LISTS, Lists
-from enforcer.policy.nearest import Place, nearest
+from enforcer.policy.nearest import Coordinates, nearest
 from enforcer.policy.reference import decide
 
 SHARED = "shared"
@@ -65,7 +65,7 @@ class Configured(Protocol):
         """Where the gateway stands."""
 
     @property
-    def locations(self) -> Mapping[str, Place]:
+    def locations(self) -> Mapping[str, Coordinates]:
         """Coordinates by name."""
 
     @property
@@ -159,6 +159,6 @@ def nearest_egresses(config: Configured) -> list[str]:
     used = {each.location for each in config.egress_ips}
     here = config.location
     if here not in used:
-        places = {name: config.locations[name] for name in used}
-        here = nearest(config.locations[config.location], places)[0]
+        locations = {name: config.locations[name] for name in used}
+        here = nearest(config.locations[config.location], locations)[0]
     return sorted(each.name for each in config.egress_ips if each.location == here)

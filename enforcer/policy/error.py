@@ -25,7 +25,7 @@ class ListError(ExpressionError):
         self.name = name
         """The list's, as in the configuration."""
         self.index = index
-        """The value's place in the list, from 0."""
+        """The value's index in the list, from 0."""
         self.problem = problem
 
 

@@ -65,10 +65,10 @@ def compare(comparison: Comparison, connection: Connection, host: Facts) -> bool
 def facts_of(connection: Connection, host: Facts, field: str) -> Facts:
     """Give the facts that a field is one of."""
     match dimension(field):
-        case "source_place":
-            return connection.source_place
-        case "destination_place":
-            return connection.destination_place
+        case "source_region":
+            return connection.source_region
+        case "destination_region":
+            return connection.destination_region
         case "client":
             return connection.client
         case "host":

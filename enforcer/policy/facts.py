@@ -1,4 +1,4 @@
-"""What policies ask about that no packet carries: places, clients and hosts, as values by field.
+"""What policies ask about that no packet carries: regions, clients and hosts, as values by field.
 
 A field that is missing is unknown: whatever a comparison asks of it, `!=` and `not in` too, is neither true
 nor false, and a policy that depends on it does not match (three-valued logic, Kleene).
@@ -16,13 +16,13 @@ Facts = Mapping[str, tuple[str, ...]]
 NOTHING: Facts = {}
 """Nothing is known."""
 
-Dimension = Literal["source_place", "destination_place", "client", "host"]
+Dimension = Literal["source_region", "destination_region", "client", "host"]
 
 DIMENSIONS: dict[str, Dimension] = {
-    "net.src.geo.country": "source_place",
-    "net.src.geo.continent": "source_place",
-    "net.dst.geo.country": "destination_place",
-    "net.dst.geo.continent": "destination_place",
+    "net.src.geo.country": "source_region",
+    "net.src.geo.continent": "source_region",
+    "net.dst.geo.country": "destination_region",
+    "net.dst.geo.continent": "destination_region",
     "net.vnet_id": "client",
     "proxy.endpoint": "client",
     "identity.email": "client",
@@ -58,16 +58,16 @@ class Connection(NamedTuple):
     src_port: int
     dst_port: int
     protocol: int
-    source_place: Facts = NOTHING
-    destination_place: Facts = NOTHING
+    source_region: Facts = NOTHING
+    destination_region: Facts = NOTHING
     client: Facts = NOTHING
     """Of the client's session; empty without one."""
     hosts: tuple[Facts, ...] = ()
     """One for each name that the destination is known by: a policy that matches with one of them matches."""
 
 
-def place_facts(side: Literal["src", "dst"], country: str | None, continent: str | None) -> Facts:
-    """What is known of a place, from its ISO 3166-1 country and its continent code."""
+def region_facts(side: Literal["src", "dst"], country: str | None, continent: str | None) -> Facts:
+    """What is known of a region, from its ISO 3166-1 country and its continent code."""
     known = {"country": country, "continent": continent}
     return {f"net.{side}.geo.{name}": (value,) for name, value in known.items() if value}
 

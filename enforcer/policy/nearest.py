@@ -1,4 +1,4 @@
-"""Which egress serves traffic that no policy matches: at the nearest place, the same one for a client."""
+"""Which egress IP serves traffic that no policy matches: the nearest location, and by client within it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 EARTH_RADIUS = 6371.0  # km, mean
 
 
-class Place(Protocol):
+class Coordinates(Protocol):
     """Coordinates in degrees; :class:`enforcer.config.Location` has them."""
 
     @property
@@ -22,7 +22,7 @@ class Place(Protocol):
         """Degrees east."""
 
 
-def distance(here: Place, there: Place) -> float:
+def distance(here: Coordinates, there: Coordinates) -> float:
     """Give the great-circle distance in km (haversine formula)."""
     latitude1, latitude2 = math.radians(here.latitude), math.radians(there.latitude)
     turn = math.radians(there.longitude - here.longitude)
@@ -34,7 +34,7 @@ def distance(here: Place, there: Place) -> float:
     return 2 * EARTH_RADIUS * math.asin(math.sqrt(min(1.0, half_chord)))
 
 
-def nearest(here: Place, candidates: Mapping[str, Place]) -> list[str]:
+def nearest(here: Coordinates, candidates: Mapping[str, Coordinates]) -> list[str]:
     """Name the candidates from the nearest to the farthest; equally far ones by name."""
     return sorted(candidates, key=lambda name: (distance(here, candidates[name]), name))
 

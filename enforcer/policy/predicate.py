@@ -1,4 +1,4 @@
-"""What a rule asks of a client, a host or a place: comparisons joined by `and` and `or`.
+"""What a rule asks of a client, a host or a region: comparisons joined by `and` and `or`.
 
 Negation stands only before a comparison, so that an unknown field makes it false in either form: what is
 left of three-valued logic is whether a predicate is true. Therefore `x or not x` is not everything here.
@@ -148,19 +148,19 @@ def triggers(predicate: Predicate) -> frozenset[Test] | None:
 
 def sorted_parts(parts: Iterable[Predicate]) -> list[Predicate]:
     """Sort the parts of a predicate: a set of them has another order in every process."""
-    return sorted(parts, key=_place)
+    return sorted(parts, key=_sort_key)
 
 
-def _place(predicate: Predicate) -> tuple[Any, ...]:
+def _sort_key(predicate: Predicate) -> tuple[Any, ...]:
     match predicate:
         case Literal(test, negated):
             if isinstance(test, TextIn):
                 return 0, test.field, test.quantifier, negated, _by_values(test.values)
             return 1, test.field, test.quantifier, negated, test.pattern
         case AllOf(parts):
-            return 2, *sorted(map(_place, parts))
+            return 2, *sorted(map(_sort_key, parts))
         case AnyOf(parts):
-            return 3, *sorted(map(_place, parts))
+            return 3, *sorted(map(_sort_key, parts))
 
 
 def _compare_values(one: frozenset[str], two: frozenset[str]) -> int:

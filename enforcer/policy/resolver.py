@@ -1,4 +1,4 @@
-"""Which rules match a client, a host or a place: worked out when one of these changes, never per packet.
+"""Which rules match a client, a host or a region: worked out when one of these changes, never per packet.
 
 A subject's signature is which comparisons are true of it and which fields are known. Subjects share
 signatures, and comparisons with `in` are found by value: so neither 100,000 sessions nor 4,000 policies

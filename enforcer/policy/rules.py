@@ -50,8 +50,8 @@ class Box(NamedTuple):
     source_ports: sets.PortSet = sets.ALL_PORTS
     ports: sets.PortSet = sets.ALL_PORTS
     protocols: sets.ProtocolSet = sets.ALL_PROTOCOLS
-    source_place: Predicate = TRUE
-    destination_place: Predicate = TRUE
+    source_region: Predicate = TRUE
+    destination_region: Predicate = TRUE
     client: Predicate = TRUE
     host: Predicate = TRUE
 
@@ -91,9 +91,9 @@ _INTERSECTION: tuple[_Operation, ...] = (
 )
 
 
-_FIRST_PREDICATE = Box._fields.index("source_place")
+_FIRST_PREDICATE = Box._fields.index("source_region")
 _CHEAP_FIRST = sorted(
-    range(len(Box._fields)), key=lambda place: (place >= _FIRST_PREDICATE, Box._fields[place] != "protocols")
+    range(len(Box._fields)), key=lambda index: (index >= _FIRST_PREDICATE, Box._fields[index] != "protocols")
 )
 
 
@@ -170,18 +170,18 @@ def _both(one: Box, two: Box, work: _Work) -> list[Box]:
     if one is _WHOLE or two is _WHOLE:
         return [two if one is _WHOLE else one]
     found: dict[int, Any] = {}
-    for place in _CHEAP_FIRST:
-        mine: Any = one[place]
-        theirs: Any = two[place]
+    for index in _CHEAP_FIRST:
+        mine: Any = one[index]
+        theirs: Any = two[index]
         if mine is theirs:
-            found[place] = mine
+            found[index] = mine
             continue
-        if place >= _FIRST_PREDICATE:
+        if index >= _FIRST_PREDICATE:
             work.spend(_meeting(mine, theirs))
-        found[place] = _INTERSECTION[place](mine, theirs)
-        if found[place] == _EMPTY[place]:
+        found[index] = _INTERSECTION[index](mine, theirs)
+        if found[index] == _EMPTY[index]:
             return []
-    return [Box._make(found[place] for place in range(len(_EMPTY)))]
+    return [Box._make(found[index] for index in range(len(_EMPTY)))]
 
 
 def _size(box: Box) -> int:
@@ -232,12 +232,12 @@ def _joined(found: list[Box], work: _Work) -> list[Box]:
     while len(boxes) != before and len(boxes) > 1:
         before = len(boxes)
         work.spend(sum(map(_size, boxes)))
-        for place in range(len(Box._fields)):
+        for index in range(len(Box._fields)):
             groups: dict[tuple[Any, ...], list[Any]] = {}
             for box in boxes:
-                groups.setdefault(box[:place] + box[place + 1 :], []).append(box[place])
+                groups.setdefault(box[:index] + box[index + 1 :], []).append(box[index])
             boxes = [
-                Box._make((*others[:place], _union(place, values, work), *others[place:]))
+                Box._make((*others[:index], _union(index, values, work), *others[index:]))
                 for others, values in groups.items()
             ]
     if len(boxes) > MAX_RULES:
@@ -245,16 +245,16 @@ def _joined(found: list[Box], work: _Work) -> list[Box]:
     return boxes
 
 
-def _union(place: int, values: list[Any], work: _Work) -> Any:
+def _union(index: int, values: list[Any], work: _Work) -> Any:
     """Unite in pairs, then pairs of pairs: as many addresses in one `or` as in one set cost little more."""
     while len(values) > 1:
         pairs = zip(values[::2], values[1::2], strict=False)
         odd = values[-1:] if len(values) % 2 else []
         united = []
         for one, two in pairs:
-            if place >= _FIRST_PREDICATE:
+            if index >= _FIRST_PREDICATE:
                 work.spend(_meeting(one, two))
-            united.append(_UNION[place](one, two))
+            united.append(_UNION[index](one, two))
         values = united + odd
     return values[0]
 

@@ -36,7 +36,7 @@ from enforcer.policy.tables import MatchTables, compile_tables
 _STEPS = 200  # connections tried for one policy
 _CANDIDATES = 16  # earlier rules looked at where a connection is matched already
 _OTHER = "\0"  # a value that no policy names
-_PREDICATES = ("source_place", "destination_place", "client", "host")
+_PREDICATES = ("source_region", "destination_region", "client", "host")
 
 
 @dataclass(frozen=True)
@@ -214,15 +214,15 @@ def _example(box: Box) -> Connection | None:
     if not families or None in facts:
         return None
     source, destination = _address(box.source, families[0]), _address(box.destination, families[0])
-    place, place_to, client, host = (one or {} for one in facts)
+    source_region, destination_region, client, host = (one or {} for one in facts)
     return Connection(
         source,  # type: ignore[arg-type]
         destination,  # type: ignore[arg-type]
         box.source_ports[0][0],
         box.ports[0][0],
         (box.protocols & -box.protocols).bit_length() - 1,
-        place,
-        place_to,
+        source_region,
+        destination_region,
         client,
         (host,),
     )

@@ -2,7 +2,7 @@
 
 A look-up of one dimension gives a class number, and the class the set of rules that match there. Few classes
 are distinct, so the kernel holds each set once, and the trie's values stay small. What no packet carries
-(places, clients, hosts) has predicates here, which :mod:`enforcer.policy.resolver` turns into classes.
+(regions, clients, hosts) has predicates here, which :mod:`enforcer.policy.resolver` turns into classes.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class MatchTables:
             self.by_addresses(connection.src, connection.dst)
             & self.by_ports(connection.src_port, connection.dst_port)
             & self.sets[self.protocols[connection.protocol]]
-            & self.resolvers["source_place"].rules(connection.source_place)
-            & self.resolvers["destination_place"].rules(connection.destination_place)
+            & self.resolvers["source_region"].rules(connection.source_region)
+            & self.resolvers["destination_region"].rules(connection.destination_region)
             & self.resolvers["client"].rules(connection.client)
             & hosts
         )
@@ -151,8 +151,8 @@ def compile_tables(policies: Iterable[Rule], lists: Lists = NO_LISTS) -> MatchTa
         ports=_port_table(_grouped(box.ports for box in boxes), classes),
         protocols=_protocol_table(_grouped(box.protocols for box in boxes), classes),
         groups={
-            "source_place": tuple(_grouped(box.source_place for box in boxes).items()),
-            "destination_place": tuple(_grouped(box.destination_place for box in boxes).items()),
+            "source_region": tuple(_grouped(box.source_region for box in boxes).items()),
+            "destination_region": tuple(_grouped(box.destination_region for box in boxes).items()),
             "client": tuple(_grouped(box.client for box in boxes).items()),
             "host": tuple(_grouped(box.host for box in boxes).items()),
         },

@@ -112,5 +112,5 @@ def _known(field: str, connection: Connection) -> str:
         case "host":
             return f"unknown: no name learnt for {connection.dst}"
         case _:
-            address = connection.src if about == "source_place" else connection.dst
+            address = connection.src if about == "source_region" else connection.dst
             return f"unknown: no {field.rpartition('.')[2]} known for {address}"

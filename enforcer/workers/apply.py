@@ -60,7 +60,7 @@ def apply_file(
 def apply_again(*, progress: Progress = lambda _: None) -> dict[str, list[str]]:
     """Applies the configuration in force once more, whatever its file says by now.
 
-    For what it refers to and has changed (the database of places), to give its tables more room, and to heal
+    For what it refers to and has changed (the MaxMind DB), to give its tables more room, and to heal
     what a process that was killed has left half done.
     """
     progress("read the configuration in force")

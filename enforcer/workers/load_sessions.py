@@ -98,7 +98,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
     """Reads the file and puts its sessions in force. Raises EnforcerError; a wrong file changes nothing."""
     rows = read(path, name, now)
     # numpy with its threads only now, behind the forks.
-    from enforcer.facts.inforce import InForce
+    from enforcer.facts.kernel_facts import KernelFacts
     from enforcer.gateway.reader import GatewayReader
     from enforcer.instance import Instance
     from enforcer.kernel.namespace import netns_cookie
@@ -107,7 +107,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
     maps = GatewayReader(instance).maps
     with Store(instance.facts_file, create=False) as store:
         store.expect_much()
-        tables, room = InForce(maps, store), maps.sessions.info.entries
+        tables, room = KernelFacts(maps, store), maps.sessions.info.entries
         # From here on the whole file is loaded; before, the daemon may end this (WorkerProcess.interrupt).
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         found = loading.load(store, tables, [row[:3] for row in rows], origin, room)

@@ -18,7 +18,7 @@ from .frames import Ends, Packet
 from .wire import _ADDRESS, _NEIGHBOUR, ACK, SYN, Wire, _mac
 
 TCP, UDP = 6, 17
-REPLY = 50  # the reason that ways of answers carry (bpf/reasons.h)
+REPLY = 50  # the reason that entries for replies carry (bpf/reasons.h)
 LARGEST = 1500
 _PACKET_VNET_HDR = 15  # linux/if_packet.h
 PLAIN = bytes(10)
@@ -32,15 +32,15 @@ class Outcome:
     far: list[bytes]
     near: list[bytes]
     fast: int = 0
-    """Packets that the way counted."""
+    """Packets that the entry counted."""
 
 
 @dataclass
-class Way:
-    """Where a direction of the flow stands in the table."""
+class Place:
+    """Where the entry of one direction stands in the table."""
 
-    set: int
-    place: int
+    bucket: int
+    slot: int
 
 
 class OffloadWire(Wire):
@@ -105,7 +105,7 @@ class Learnt:
     client_port: int
     origin_port: int = 443
     translated: tuple[bytes, int] = (b"", 0)
-    ways: dict[bool, Way] = field(default_factory=dict)
+    entries: dict[bool, Place] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         fast_path.set_enabled(self.box.maps, on=False)
@@ -158,8 +158,8 @@ class Learnt:
         fast_path.set_enabled(self.box.maps, on=True)
         for back in (False, True):
             assert self.put(self.full(back, size)).far
-        self.ways = self.found()
-        assert self.ways.keys() == {False, True}, "not learnt"
+        self.entries = self.found()
+        assert self.entries.keys() == {False, True}, "not learnt"
 
     def switch_on(self) -> None:
         """Let the flow be learnt as it comes."""
@@ -169,32 +169,34 @@ class Learnt:
         """Leave everything to the kernel."""
         fast_path.set_enabled(self.box.maps, on=False)
 
-    def found(self) -> dict[bool, Way]:
-        """The ways that are learnt at present."""
-        current = self.box.maps.fast.get(0)
+    def found(self) -> dict[bool, Place]:
+        """The valid entries."""
+        current = self.box.maps.fast_path.get(0)
         assert current is not None
-        _, sets = self.box.maps.ways.items()
-        ways = sets["way"]
+        _, buckets = self.box.maps.fast_buckets.items()
+        entries = buckets["entry"]
         client = pack(ip_address(CLIENT[self.family]))
         mine = (
-            (ways["until"] != 0)
-            & (ways["generation"] == current["generation"])
-            & (ways["client_port"] == socket.htons(self.client_port))
-            & (ways["kind"] & 0x7F == self.protocol)
-            & (ways["client"].view("u1").reshape(*ways.shape, 16) == np.frombuffer(client, "u1")).all(axis=-1)
+            (entries["until"] != 0)
+            & (entries["generation"] == current["generation"])
+            & (entries["client_port"] == socket.htons(self.client_port))
+            & (entries["kind"] & 0x7F == self.protocol)
+            & (entries["client"].view("u1").reshape(*entries.shape, 16) == np.frombuffer(client, "u1")).all(
+                axis=-1
+            )
         )
         found = {}
-        for index, place in zip(*np.nonzero(mine), strict=True):
-            found[int(ways[index, place]["reason"]) == REPLY] = Way(int(index), int(place))
+        for index, slot in zip(*np.nonzero(mine), strict=True):
+            found[int(entries[index, slot]["reason"]) == REPLY] = Place(int(index), int(slot))
         return found
 
     def fast_packets(self, back: bool) -> int:
-        """All that this direction has sent along its ways."""
-        way = self.ways[back]
-        ways, flow = self.box.maps.ways.get(way.set), self.box.maps.flows.get(self.key())
-        assert ways is not None
+        """All that this direction has sent by its entries."""
+        place = self.entries[back]
+        bucket, flow = self.box.maps.fast_buckets.get(place.bucket), self.box.maps.flows.get(self.key())
+        assert bucket is not None
         assert flow is not None
-        return int(flow["fast_packets"][int(back)]) + int(ways["way"][way.place]["packets"])
+        return int(flow["fast_packets"][int(back)]) + int(bucket["entry"][place.slot]["packets"])
 
     def key(self) -> np.ndarray:
         key = np.zeros((), dtype=self.box.maps.flows.key)

@@ -11,7 +11,7 @@ from netaddr import IPSet
 
 from enforcer.config import load
 from enforcer.datapath.banks import BANK, ROOM, Bank, FullTableError, is_crowded, with_private
-from enforcer.facts.inforce import InForce
+from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.rows import COMMAND, NewSession
 from enforcer.facts.store import Store
 from enforcer.gateway.compiled_config import compile_config
@@ -76,7 +76,7 @@ def test_what_has_no_room_is_neither_stored_nor_in_force(box: Box) -> None:
     try:
         new = NewSession(bytes(10) + b"\xff\xff\x0a\x01\x00\x07", {"identity.email": ("ann",)}, None)
         with Store(box.instance.facts_file) as store:
-            current = InForce(box.maps, store)
+            current = KernelFacts(box.maps, store)
             bank = Bank(box.maps, in_force(box))
             bank.numbers_of([1 << 13 | each for each in range(bank.room)])
             with pytest.raises(FullTableError), store.change() as change:
@@ -85,7 +85,7 @@ def test_what_has_no_room_is_neither_stored_nor_in_force(box: Box) -> None:
             assert not len(box.maps.sessions.items()[0])
             # Room is made by applying the same file again.
             box.apply(box.config)
-            again = InForce(box.maps, store)
+            again = KernelFacts(box.maps, store)
             with store.change() as change:
                 again.put(change.put_sessions([new], COMMAND))
             assert len(box.maps.sessions.items()[0]) == 1
@@ -103,7 +103,7 @@ def test_what_a_change_wrote_that_was_taken_back_is_nobodys(box: Box) -> None:
     try:
         one, other = (bytes(10) + b"\xff\xff\x0a\x01\x00" + bytes([last]) for last in (8, 9))
         with Store(box.instance.facts_file) as store:
-            current = InForce(box.maps, store)
+            current = KernelFacts(box.maps, store)
             with pytest.raises(KeyboardInterrupt), store.change() as change:
                 current.put(
                     change.put_sessions([NewSession(one, {"identity.email": ("eve",)}, None)], COMMAND)
@@ -125,7 +125,7 @@ def test_what_a_change_wrote_that_was_taken_back_is_nobodys(box: Box) -> None:
 
 def test_new_maps_take_no_places_over(box: Box, tmp_path: Path) -> None:
     """A changed limit makes new maps, in which the bank before has no table of addresses."""
-    database = tmp_path / "places.mmdb"
+    database = tmp_path / "regions.mmdb"
     writer = MMDBWriter(6, "GeoLite2-Country", ipv4_compatible=True)
     writer.insert_network(IPSet(["198.18.0.0/15"]), {"country": {"iso_code": "DE"}})
     writer.to_db_file(str(database))

@@ -42,7 +42,10 @@ def carry_over(old: Maps, new: Maps) -> None:
 
 def compare(box: Box, other: Maps) -> None:
     """The same flows, and the same origins with the same counts."""
-    for name, fields in (("flows", ("slot", "counted", "state", "source")), ("origins", ("active", "slot"))):
+    for name, fields in (
+        ("flows", ("slot", "counted", "state", "egress_address")),
+        ("origins", ("active", "slot")),
+    ):
         ours = dict(_rows(getattr(box.maps, name), fields))
         assert dict(_rows(getattr(other, name), fields)) == ours
 

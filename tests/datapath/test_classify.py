@@ -16,8 +16,8 @@ from mixes import PRIVATE, Rule, World, packet, policy, world
 
 from enforcer.address import IPAddress, IPNetwork, mapped, pack
 from enforcer.datapath.banks import NO_SLOT, Action
-from enforcer.facts.inforce import InForce, refill
-from enforcer.facts.places import Place, Places
+from enforcer.facts.kernel_facts import KernelFacts, refill
+from enforcer.facts.regions import Region, RegionPrefixes
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
 from enforcer.gateway.bank_switch import BankContents, BankSwitch
@@ -51,26 +51,26 @@ class Verdict(NamedTuple):
 
 
 class Atlas:
-    """Stands for a database of places."""
+    """Stands for a database of regions."""
 
     def __init__(self, world: World):
         self.world = world
         self.digest = f"{id(world)}"
 
-    def prefixes(self, wanted: Callable[[str | None, str | None], bool]) -> Places:
-        """As :meth:`enforcer.facts.places.Database.prefixes`."""
-        numbers: dict[Place, int] = {}
+    def prefixes(self, wanted: Callable[[str | None, str | None], bool]) -> RegionPrefixes:
+        """As :meth:`enforcer.facts.regions.Database.prefixes`."""
+        numbers: dict[Region, int] = {}
         rows: list[tuple[int, bytes, int]] = []
         for family, networks in self.world.networks.items():
             kind = IPv4Address if family == 4 else IPv6Address
             for first, past, index in networks:
-                place = self.world.places[index]
-                if wanted(*place):
-                    number = numbers.setdefault(place, len(numbers) + 1)
+                region = self.world.regions[index]
+                if wanted(*region):
+                    number = numbers.setdefault(region, len(numbers) + 1)
                     for network in summarize_address_range(kind(first), kind(past - 1)):
                         wide = mapped(network)
                         rows.append((wide.prefixlen, wide.network_address.packed, number))
-        return Places(
+        return RegionPrefixes(
             np.array([row[0] for row in rows], dtype=np.uint32),
             np.frombuffer(b"".join(row[1] for row in rows), dtype=np.uint8).reshape(-1, 16),
             np.array([row[2] for row in rows], dtype=np.uint32),
@@ -143,7 +143,7 @@ class Classifier:
         assert len(early[0].clients) == len(sessions[::2])
         self.switch(self.write(1 - (int(row["bank"]) & 1), tables, actions, private, world))
         refill(self.box.maps, self.store)
-        in_force = InForce(self.box.maps, self.store)
+        in_force = KernelFacts(self.box.maps, self.store)
         with self.store.change() as change:
             in_force.put(change.put_sessions(sessions[1::2], COMMAND))
             in_force.named(change.learn(names[1::2]))

@@ -129,7 +129,7 @@ def end_all(box: Box) -> None:
     clear(box)
     assert not box.miscounted()
     assert not box.maps.origins.items()[1]["active"].any()
-    assert not box.maps.ways.items()[1]["way"]["until"].any()
+    assert not box.maps.fast_buckets.items()[1]["entry"]["until"].any()
 
 
 HOUR = 3600 * 10**9
@@ -143,7 +143,7 @@ def test_a_held_fin_keeps_its_flow_off_the_fast_path(
     flow = Learnt(box, wire, family, TCP, next(_ports))
     row = box.maps.flows.get(flow.key())
     assert row is not None
-    row["fins"], row["fin_end"], row["fin_seen"] = 0b10, [0, 10_000_000], int(row["seen"]) + since
+    row["fins"], row["fin_end"], row["fin_seen"] = 0b10, [0, 10_000_000], int(row["last_seen"]) + since
     box.maps.flows.put(flow.key(), row)
     flow.switch_on()
     for _ in range(3):

@@ -92,4 +92,4 @@ def test_conntrack_is_to_be_told(box: Box, wire: Wire, family: int) -> None:
     pair = Pair(wire, family, back=True)
     pair.say(70000, 0, FIN | ACK)
     flow = flow_of(box, pair.connection)
-    assert flow is not None and int(flow["notes"]) & 32  # TELL_CONNTRACK
+    assert flow is not None and int(flow["flags"]) & 32  # TELL_CONNTRACK

@@ -21,7 +21,7 @@ def shared(request: pytest.FixtureRequest, box: Box) -> Iterator[bool]:
     held = box.maps.egresses.get(0)
     assert held is not None
     row = held.copy()
-    row["source"]["available"] = int(request.param)
+    row["address"]["available"] = int(request.param)
     box.maps.egresses.put(0, row)
     yield bool(request.param)
     box.maps.egresses.put(0, held)

@@ -169,7 +169,7 @@ def age(box: Box, seconds: float) -> None:
     """Makes all flows look as if the last packet had been so long ago."""
     for key, flow in zip(*box.maps.flows.items(), strict=True):
         older = flow.copy()
-        older["seen"] = int(older["seen"]) - int(seconds * 1e9)
+        older["last_seen"] = int(older["last_seen"]) - int(seconds * 1e9)
         box.maps.flows.put(key, older)
 
 

@@ -52,8 +52,8 @@ def learnt(gateway: Gateway) -> int:
     """Elements in use of the table of learnt ways, whether they are good still or not."""
 
     def count(reader: GatewayReader) -> int:
-        _, sets = reader.maps.ways.items()
-        return int(np.count_nonzero(sets["way"]["until"]))
+        _, sets = reader.maps.fast_buckets.items()
+        return int(np.count_nonzero(sets["entry"]["until"]))
 
     return look(gateway, count)
 

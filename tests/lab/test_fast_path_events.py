@@ -95,7 +95,7 @@ def fast_path(source: Any) -> dict[str, Any]:
 
 
 def generation(gateway: Gateway) -> int:
-    return look(gateway, lambda source: int(source.maps.fast.get(0)["generation"]))
+    return look(gateway, lambda source: int(source.maps.fast_path.get(0)["generation"]))
 
 
 @contextmanager

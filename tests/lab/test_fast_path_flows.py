@@ -18,7 +18,7 @@ from transfer import Transfer
 from truth import agree, counted, families, look, origins, running, tracked, wait_for
 from versions import impatient
 
-from enforcer.datapath import fast_path, ways
+from enforcer.datapath import fast_entries, fast_path
 from enforcer.gateway.reader import GatewayReader
 from enforcer.gateway.timers import REFRESH
 from lab.clients import family_of
@@ -420,10 +420,10 @@ def test_forty_thousand_flows_at_one_origin(enforced: Gateway, family: int) -> N
 
     def live_long(reader: GatewayReader) -> None:
         """What is learnt is good for longer than it takes to use all."""
-        row = reader.maps.fast.get(0)
+        row = reader.maps.fast_path.get(0)
         assert row is not None
         row["lifetime"] *= 30
-        reader.maps.fast.put(0, row)
+        reader.maps.fast_path.put(0, row)
 
     def packets(reader: GatewayReader) -> dict[bytes, int]:
         """Of each flow that lives, those that went the kernel's way."""
@@ -445,7 +445,7 @@ def test_forty_thousand_flows_at_one_origin(enforced: Gateway, family: int) -> N
             assert hammer.probe().answered == MANY
             after = look(enforced, packets)
             assert sum(counted(enforced).values()) == len(after) == MANY
-            assert look(enforced, lambda reader: ways.count_fast(reader.maps)) >= 0.995 * MANY
+            assert look(enforced, lambda reader: fast_entries.count_fast(reader.maps)) >= 0.995 * MANY
             # Of a few there was no room for one of the two directions.
             assert sum(after[key] == number for key, number in before.items()) >= 0.95 * MANY
             peers = holders.peers()

@@ -153,7 +153,7 @@ def test_dns_is_never_fast(enforced: Gateway) -> None:
 
 
 def append(bpf: Path) -> None:
-    path = bpf / "tally.h"
+    path = bpf / "metrics.h"
     path.write_text(path.read_text() + "/* another version */\n")
 
 
@@ -163,7 +163,7 @@ def widen(bpf: Path) -> None:
     text = path.read_text()
     for old, new in (
         ("\tu64 created;\n", "\tu64 added;\n\tu64 created;\n"),
-        ("\tu16 hop;\n", "\tu16 hop;\n\tu32 added;\n"),
+        ("\tu16 next_hop;\n", "\tu16 next_hop;\n\tu32 added;\n"),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)

@@ -169,7 +169,7 @@ def test_connections_keep_their_address_through_everything(
         before = gateway.json("status")["versions"]["programs"]
         gateway.stop()
         other = program_copy(
-            tmp_path / "comment", lambda bpf: append(bpf / "tally.h", "/* another version */")
+            tmp_path / "comment", lambda bpf: append(bpf / "metrics.h", "/* another version */")
         )
         use_copy(gateway, other)
         gateway.start()
@@ -618,7 +618,7 @@ def test_a_reload_that_fails_half_way_is_taken_back(bare: Lab) -> None:
 def test_programs_that_do_not_compile_change_nothing(
     lab: Lab, services: Services, gateway: Gateway, bare: Lab, tmp_path: Path
 ) -> None:
-    broken = program_copy(tmp_path, lambda bpf: append(bpf / "tally.h", "#error broken on purpose"))
+    broken = program_copy(tmp_path, lambda bpf: append(bpf / "metrics.h", "#error broken on purpose"))
     fresh = Gateway(bare)
     use_copy(fresh, broken)
     before = snapshot(bare.gw)

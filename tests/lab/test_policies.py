@@ -34,7 +34,7 @@ def to(egress: dict[int, str]) -> dict[str, str]:
     return {"ipv4": egress[4], "ipv6": egress[6]}
 
 
-def write_places(path: Path, countries: dict[str, tuple[str, list[str]]]) -> None:
+def write_regions(path: Path, countries: dict[str, tuple[str, list[str]]]) -> None:
     """A database of countries, as GeoLite2 has them; replaced as geoipupdate does."""
     writer = MMDBWriter(6, "GeoLite2-Country", languages=["en"], ipv4_compatible=True)
     for country, (continent, networks) in countries.items():
@@ -50,15 +50,15 @@ def policy(name: str, precedence: int, egress: Any, **texts: str) -> dict[str, A
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("places") / "countries.mmdb"
-    write_places(path, COUNTRIES)
+def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("regions") / "countries.mmdb"
+    write_regions(path, COUNTRIES)
     return path
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services, places: Path) -> Iterator[Gateway]:
-    with running(lab, lab.config(geoip={"database": str(places)}, policies=[])) as gateway:
+def enforced(lab: Lab, services: Services, regions: Path) -> Iterator[Gateway]:
+    with running(lab, lab.config(geoip={"database": str(regions)}, policies=[])) as gateway:
         yield gateway
 
 
@@ -114,28 +114,28 @@ def test_selectors_of_the_packet(
         ('net.dst.geo.country matches "^D"', True, False),
     ],
 )
-def test_places(
-    enforced: Gateway, places: Path, family: int, traffic: str, origin1: bool, origin2: bool
+def test_regions(
+    enforced: Gateway, regions: Path, family: int, traffic: str, origin1: bool, origin2: bool
 ) -> None:
-    use(enforced, policy("one", 1, to(LAX2), traffic=traffic), geoip={"database": str(places)})
+    use(enforced, policy("one", 1, to(LAX2), traffic=traffic), geoip={"database": str(regions)})
     for origin, matches in ((ORIGIN1, origin1), (ORIGIN2, origin2)):
         expected = leaves_from(LAX2, family) if matches else SHARED[family]
         assert tcp_ask(enforced.lab.client, origin[family]).address == expected
 
 
 @families
-def test_a_new_database_is_in_force_by_itself(enforced: Gateway, places: Path, family: int) -> None:
+def test_a_new_database_is_in_force_by_itself(enforced: Gateway, regions: Path, family: int) -> None:
     use(
         enforced,
         policy("one", 1, to(LAX2), traffic='net.dst.geo.country == "DE"'),
-        geoip={"database": str(places)},
+        geoip={"database": str(regions)},
     )
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[family]) as before:
         assert before.seen.address == leaves_from(LAX2, family)
         swapped = {**COUNTRIES, "DE": COUNTRIES["FR"], "FR": COUNTRIES["DE"]}
         try:
-            write_places(places, swapped)
+            write_regions(regions, swapped)
             wait_for(
                 lambda: tcp_ask(lab.client, ORIGIN2[family]).address == leaves_from(LAX2, family),
                 "the new database's rule",
@@ -143,15 +143,15 @@ def test_a_new_database_is_in_force_by_itself(enforced: Gateway, places: Path, f
             assert tcp_ask(lab.client, ORIGIN1[family]).address == SHARED[family]
             assert before.ask().address == leaves_from(LAX2, family)
         finally:
-            write_places(places, COUNTRIES)
+            write_regions(regions, COUNTRIES)
             wait_for(lambda: tcp_ask(lab.client, ORIGIN2[family]).address == SHARED[family], "the old one")
 
 
-def test_a_broken_database_changes_nothing(enforced: Gateway, places: Path, tmp_path: Path) -> None:
+def test_a_broken_database_changes_nothing(enforced: Gateway, regions: Path, tmp_path: Path) -> None:
     rule = policy("one", 1, to(LAX2), traffic='net.dst.geo.country == "DE"')
-    use(enforced, rule, geoip={"database": str(places)})
+    use(enforced, rule, geoip={"database": str(regions)})
     broken = tmp_path / "broken.mmdb"
-    broken.write_bytes(places.read_bytes()[:200])
+    broken.write_bytes(regions.read_bytes()[:200])
     with pytest.raises(LabError, match=r"broken\.mmdb"):
         use(enforced, rule, geoip={"database": str(broken)})
     for family in (4, 6):
@@ -339,7 +339,7 @@ BAD = {
     "pattern of other engines": (r'identity.email matches "(a)\1"', "regular expression"),
     "a megabyte": (LONG, "characters"),
     "deep nesting": ("(" * 5000 + "net.dst.port == 1" + ")" * 5000, "100 levels"),
-    "no places": ('net.dst.geo.country == "DE"', "geoip"),
+    "no regions": ('net.dst.geo.country == "DE"', "geoip"),
 }
 
 

@@ -25,7 +25,7 @@ from bench.figures.reloads import generations
 from bench.figures.web import requests
 from bench.report import plots, report
 from bench.report.results import Claim, Results, Row, Sample, bound, ratio, rotated
-from bench.rig import documents, known, rulesets
+from bench.rig import documents, rulesets, traffic_facts
 from bench.rig.answering import establish
 from bench.rig.generator import (
     ACK,
@@ -43,9 +43,9 @@ from bench.rig.wire import INSIDE_MAC, NEAR_MAC, OUTSIDE_MAC
 from enforcer.address import pack
 from enforcer.config import Configuration
 from enforcer.constants import TCP, UDP
-from enforcer.facts.places import Database
+from enforcer.facts.regions import Database
 from enforcer.facts.store import ANYBODY, Store
-from enforcer.policy.facts import Connection, host_facts, place_facts
+from enforcer.policy.facts import Connection, host_facts, region_facts
 from enforcer.policy.tables import MatchTables, compile_tables
 from lab.netns import LabError
 
@@ -152,9 +152,9 @@ def compiled(policies: list[dict[str, Any]]) -> MatchTables:
 def traffic() -> Iterator[Connection]:
     """Some of what the generator sends."""
     for family in (4, 6):
-        for origin in range(0, known.ORIGINS, 3):
-            for client in range(0, known.CLIENTS, 7):
-                yield known.connection(
+        for origin in range(0, traffic_facts.ORIGINS, 3):
+            for client in range(0, traffic_facts.CLIENTS, 7):
+                yield traffic_facts.connection(
                     ip_address(FIRST_CLIENT[family]) + client,
                     ip_address(FIRST_ORIGIN[family]) + origin,
                     1024 + origin,
@@ -173,9 +173,9 @@ def test_policies_are_valid_and_fit_the_tables(count: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 100, 4000])
 def test_a_new_flow_takes_every_look_up_whatever_the_number_of_policies(count: int) -> None:
-    places = {"source_place", "destination_place"}
+    regions = {"source_region", "destination_region"}
     packet = {"source", "source_ports", "ports", "protocols"}
-    assert compiled(documents.policies(count)).uses == places | packet | {"client", "host"}
+    assert compiled(documents.policies(count)).uses == regions | packet | {"client", "host"}
 
 
 def test_different_policies_decide_about_the_traffic() -> None:
@@ -190,12 +190,12 @@ def test_different_policies_decide_about_the_traffic() -> None:
 def test_what_is_remembered_is_what_a_connection_is_said_to_have(tmp_path: Path) -> None:
     connections = list(traffic())
     assert {bool(one.client) for one in connections} == {False, True}
-    assert {bool(one.source_place) for one in connections} == {False, True}
-    assert {bool(one.destination_place) for one in connections} == {False, True}
+    assert {bool(one.source_region) for one in connections} == {False, True}
+    assert {bool(one.destination_region) for one in connections} == {False, True}
     assert {len(one.hosts) for one in connections} == {0, 1, 3}
-    database = Database(known.write_places(tmp_path / "places.mmdb", prefixes=100))
+    database = Database(traffic_facts.write_regions(tmp_path / "regions.mmdb", prefixes=100))
     with Store(tmp_path / "facts.db") as store, database:
-        known.remember(store)
+        traffic_facts.remember(store)
         for one in connections[::3]:
             session = store.session(pack(one.src))
             assert (session.facts if session else {}) == one.client
@@ -203,12 +203,12 @@ def test_what_is_remembered_is_what_a_connection_is_said_to_have(tmp_path: Path)
             assert [host_facts(name) for name in names] == sorted(
                 one.hosts, key=lambda facts: facts["net.fqdn.host"]
             )
-            assert place_facts("src", *database.find(one.src)) == one.source_place
-            assert place_facts("dst", *database.find(one.dst)) == one.destination_place
+            assert region_facts("src", *database.find(one.src)) == one.source_region
+            assert region_facts("dst", *database.find(one.dst)) == one.destination_region
 
 
 def test_a_database_has_the_prefixes_that_were_asked_for(tmp_path: Path) -> None:
-    with Database(known.write_places(tmp_path / "places.mmdb", prefixes=2000)) as database:
+    with Database(traffic_facts.write_regions(tmp_path / "regions.mmdb", prefixes=2000)) as database:
         assert len(database.prefixes(lambda *_: True).length) >= 2000
 
 
@@ -227,7 +227,7 @@ def test_generations_decide_differently() -> None:
 def test_policies_that_nft_can_say_are_valid(count: int) -> None:
     policies = rulesets.policies(count)
     assert len(policies) == count
-    assert not compiled(policies).uses & {"client", "host", "source_place", "destination_place"}
+    assert not compiled(policies).uses & {"client", "host", "source_region", "destination_region"}
 
 
 def test_a_policy_in_three_languages() -> None:

@@ -34,16 +34,16 @@ shared: {ipv4: 198.51.100.1, ipv6: "2001:db8:ffff::1"}
 egress_ips:
   - {name: lax-1, location: lax, ipv4: 203.0.113.10, ipv6: "2001:db8:1::/64"}
   - {name: nyc-1, location: nyc, ipv4: 203.0.113.20, ipv6: "2001:db8:3::/64"}
-geoip: {database: PLACES}
+geoip: {database: REGIONS}
 """
 
 
 def configuration(tmp_path: Path, policies: str) -> Configuration:
     """What is read of the file that an import is put into."""
-    places = tmp_path / "places.mmdb"
-    places.touch()
+    regions = tmp_path / "regions.mmdb"
+    regions.touch()
     path = tmp_path / "enforcer.yaml"
-    path.write_text(HEAD.replace("PLACES", str(places)) + policies)
+    path.write_text(HEAD.replace("REGIONS", str(regions)) + policies)
     return load(path)
 
 

@@ -581,7 +581,7 @@ def test_more_policies_than_have_numbers(file: Path, monkeypatch: pytest.MonkeyP
     assert "policies: are 4; expected 3 at most" in fault.message
 
 
-def test_places_need_a_database_that_is_there(file: Path) -> None:
+def test_countries_need_a_database_that_is_there(file: Path) -> None:
     database = file.with_suffix(".mmdb")
     place = ("policies.1.traffic", 'net.dst.port == 80 and not net.src.geo.continent in {"EU"}')
     (fault,) = faults_of(write(file, changed(place)))
@@ -789,13 +789,13 @@ def test_a_fault_in_an_expression_is_found_in_the_file(
     assert (fault.line - before - 1, fault.column) == (line, column + 4 if line == 1 else column)
 
 
-def test_places_point_at_key_and_value(file: Path) -> None:
+def test_positions_point_at_key_and_value(file: Path) -> None:
     file.write_text("location: lax\nzzz: 1\ninterfaces:\n  inside: [in0, 5]\n  outsid: [x]\n")
-    places = {fault.message.split(";")[0]: (fault.line, fault.column) for fault in faults_of(file)}
-    assert places['unknown key "zzz"'] == (2, 1)
-    assert places["interfaces.inside[1]: 5 is a number"] == (4, 17)
-    assert places['interfaces: unknown key "outsid"'] == (5, 3)
-    assert places['interfaces: the key "outside" is missing'] == (3, 1)
+    positions = {fault.message.split(";")[0]: (fault.line, fault.column) for fault in faults_of(file)}
+    assert positions['unknown key "zzz"'] == (2, 1)
+    assert positions["interfaces.inside[1]: 5 is a number"] == (4, 17)
+    assert positions['interfaces: unknown key "outsid"'] == (5, 3)
+    assert positions['interfaces: the key "outside" is missing'] == (3, 1)
 
 
 def test_four_thousand_of_each_are_read(file: Path) -> None:

@@ -21,7 +21,7 @@ from enforcer.kernel.announce import Address
 
 from .test_relearning import Events
 
-FLOW = np.dtype([("slot", "<u4"), ("source", "<u4", (4,))])
+FLOW = np.dtype([("slot", "<u4"), ("egress_address", "<u4", (4,))])
 ON_LINK, ROUTED = 1, 2
 HELD: list[Address] = [IPv4Address("203.0.113.10"), IPv6Address("2001:db8:ffff::1")]
 
@@ -75,7 +75,7 @@ def flows(*rows: tuple[int, str]) -> np.ndarray:
     found = np.zeros(len(rows), dtype=FLOW)
     for row, (slot, source) in zip(found, rows, strict=True):
         row["slot"] = slot
-        row["source"] = words(IPv6Address(source) if ":" in source else IPv4Address(source))
+        row["egress_address"] = words(IPv6Address(source) if ":" in source else IPv4Address(source))
     return found
 
 

@@ -19,10 +19,10 @@ FLOW = np.dtype(
         ("slot", "<u4"),
         ("policy", "<u4"),
         ("reason", "<u4"),
-        ("source", "<u4", 4),
+        ("egress_address", "<u4", 4),
         ("created", "<u8"),
-        ("seen", "<u8"),
-        ("notes", "u1"),
+        ("last_seen", "<u8"),
+        ("flags", "u1"),
         ("state", "u1"),
         ("timeout", "u1"),
         ("counted", "u1"),
@@ -91,7 +91,7 @@ def test_what_a_connection_keeps(source: str, slot: int, protocol: int) -> None:
     assert key["client_port"].tobytes() == (40000).to_bytes(2, "big")
     assert key["origin_port"].tobytes() == (443).to_bytes(2, "big")
     assert (key["protocol"], flow["slot"], flow["policy"]) == (protocol, slot, 0)
-    assert flow["source"].tobytes() == pack(ip_address(source))
+    assert flow["egress_address"].tobytes() == pack(ip_address(source))
     assert (flow["counted"], flow["replied"], flow["later"], flow["lock"]) == (1, 1, 0, 0)
     name = "adopted" if slot else "adopted-shared"
     assert by_name()[name].number == flow["reason"]
@@ -125,7 +125,7 @@ def test_tcp_states_are_conntracks_and_count_as_it_counts(
 ) -> None:
     (flow,) = adopted(entry("203.0.113.10", state=state)).flows
     assert (flow["state"], flow["timeout"], flow["counted"]) == (number, number, counted)
-    assert bool(flow["notes"] & 2) is ended
+    assert bool(flow["flags"] & 2) is ended
 
 
 @pytest.mark.parametrize(
@@ -144,17 +144,17 @@ def test_whether_it_was_answered(
 ) -> None:
     (flow,) = adopted(entry("203.0.113.10", protocol, status=status)).flows
     assert (flow["state"], flow["timeout"], flow["replied"]) == (state, timeout, replied)
-    assert flow["notes"] == notes
+    assert flow["flags"] == notes
 
 
 def test_it_is_forgotten_when_conntrack_forgets_it() -> None:
     found = adopted(
         entry("203.0.113.10", left=500), entry("203.0.113.10", left=480), entry("203.0.113.10", left=7000)
     )
-    assert [int(seen) for seen in found.flows["seen"]] == [NOW, NOW - 20 * 10**9, NOW]
-    assert (found.flows["created"] == found.flows["seen"]).all()
+    assert [int(seen) for seen in found.flows["last_seen"]] == [NOW, NOW - 20 * 10**9, NOW]
+    assert (found.flows["created"] == found.flows["last_seen"]).all()
 
 
 def test_a_machine_that_was_started_a_moment_ago() -> None:
     found = adopt([entry("203.0.113.10")], SLOTS, (FLOW_KEY, FLOW), TIMEOUTS, 5 * 10**9)
-    assert found.flows["seen"].tolist() == [1]
+    assert found.flows["last_seen"].tolist() == [1]

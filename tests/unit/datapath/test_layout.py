@@ -33,12 +33,12 @@ def test_arrays() -> None:
 
 
 def test_nested_structures_and_arrays_of_them() -> None:
-    source = ["source", [["prefix", "unsigned int", [4]], ["planned", "unsigned int"]], "struct_packed"]
+    source = ["address", [["prefix", "unsigned int", [4]], ["local", "unsigned int"]], "struct_packed"]
     found = dtype(["egress", [["lock", ["bpf_spin_lock", [["val", "unsigned int"]], "struct"]],
-                              ["source", source, [2]]], "struct_packed"])  # fmt: skip
+                              ["address", source, [2]]], "struct_packed"])  # fmt: skip
     assert found.itemsize == 4 + 2 * 20
     row = np.zeros((), dtype=found)
-    row["source"]["prefix"][1] = [1, 2, 3, 4]
+    row["address"]["prefix"][1] = [1, 2, 3, 4]
     assert row.tobytes()[24:40] == np.array([1, 2, 3, 4], "<u4").tobytes()
     assert row["lock"]["val"] == 0
 

@@ -131,7 +131,9 @@ def test_sums() -> None:
 
 def test_addresses_that_differ_in_high_bits_are_not_one() -> None:
     """Whatever the seed: a client chooses the addresses that it connects to."""
-    kind = np.dtype([("source", "<u4", 4), ("origin", "<u4", 4), ("origin_port", "<u2"), ("pad", "u1", 6)])
+    kind = np.dtype(
+        [("egress_address", "<u4", 4), ("origin", "<u4", 4), ("origin_port", "<u2"), ("pad", "u1", 6)]
+    )
     words = np.random.default_rng(1).integers(0, 2**32, (1000, kind.itemsize // 4), dtype=np.uint32)
     others = words.copy()
     others[:500, 5:8] ^= np.uint32(1 << 30)

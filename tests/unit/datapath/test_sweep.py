@@ -15,12 +15,12 @@ from enforcer.datapath import sweep
 FLOW = np.dtype(
     [
         ("created", "<u8"),
-        ("seen", "<u8"),
+        ("last_seen", "<u8"),
         ("timeout", "u1"),
         ("counted", "u1"),
         ("replied", "u1"),
         ("state", "u1"),
-        ("notes", "u1"),
+        ("flags", "u1"),
         ("pad", "u1", 3),
     ]
 )
@@ -37,11 +37,11 @@ class Flows:
         self.values = np.zeros(len(rows), dtype=FLOW)
         for value, row in zip(self.values, rows, strict=True):
             value["created"] = now - int(row.get("age", 50) * 1e9)
-            value["seen"] = now - int(row.get("idle", 0) * 1e9)
+            value["last_seen"] = now - int(row.get("idle", 0) * 1e9)
             value["timeout"] = row.get("timeout", 1)
             value["counted"], value["replied"] = row.get("counted", 1), row.get("replied", 1)
             value["state"] = row.get("state", ESTABLISHED)
-            value["notes"] = TELL if row.get("tell") else ASSURED
+            value["flags"] = TELL if row.get("tell") else ASSURED
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(self.values), 2):

@@ -25,9 +25,9 @@ from enforcer.dns import learner
 from enforcer.dns.alive import Alive, destinations
 from enforcer.dns.counts import COUNTS
 from enforcer.dns.fair import BURST, SHARE
-from enforcer.dns.known import Known
 from enforcer.dns.learner import Learner
 from enforcer.dns.reader import Answer, Reader, settings
+from enforcer.dns.recent import RecentAnswers
 from enforcer.errors import BusyError, KernelError
 from enforcer.facts import names as learnt_names
 from enforcer.facts.store import ANYBODY, Names, Store
@@ -434,7 +434,7 @@ def test_what_is_known_is_not_stored_again(scene: Scene, monkeypatch: pytest.Mon
 
 
 def test_known_answers_are_bounded() -> None:
-    known = Known(limit=2)
+    known = RecentAnswers(limit=2)
     answers = [Answer(bytes(16), f"n{number}", (b"a",), 100.0) for number in range(3)]
     known.add(answers)
     assert known.new(answers, 0.0) == answers[:1]

@@ -24,7 +24,7 @@ from enforcer.errors import (
 )
 from enforcer.facts import database, loading, names, numbers
 from enforcer.facts import store as stores
-from enforcer.facts.names import FIRST, Place, client_prefix, size_of
+from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix, size_of
 from enforcer.facts.store import (
     ANYBODY,
     COMMAND,
@@ -479,14 +479,14 @@ def test_a_reader_that_does_not_end_stops_learning(
 def test_names_are_forgotten_some_at_a_time(store: Store) -> None:
     learn(store, *(Learnt(A, address(number), "www.example", 9.0) for number in range(10)))
     alive = {A + address(number) for number in range(5)}
-    place: Place | None = FIRST
+    cursor: ExpiryCursor | None = FIRST
     gone = []
     for turn in range(4):
-        assert place is not None
+        assert cursor is not None
         with store.change() as change:
-            names, place = change.forget_names(9.0, (), alive, 3, place)
+            names, cursor = change.forget_names(9.0, (), alive, 3, cursor)
         gone.append(len(names.hosts))
-        assert (place is None) == (turn == 3)
+        assert (cursor is None) == (turn == 3)
     assert gone == [0, 1, 3, 1]
     assert len(store.hosts()) == 5
 

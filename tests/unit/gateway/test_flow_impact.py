@@ -51,7 +51,7 @@ KEY = np.dtype(
      ("protocol", "u1")]
 )  # fmt: skip
 FLOW = np.dtype([("slot", "<u4"), ("reason", "u1"), ("counted", "u1")])
-EGRESS = np.dtype([("source", [("planned", "<u4"), ("available", "<u4")], 2)])
+EGRESS = np.dtype([("address", [("local", "<u4"), ("available", "<u4")], 2)])
 
 
 def before() -> State:
@@ -66,9 +66,9 @@ class Maps:
         self, flows: Iterable[tuple[int, str]], lost: Sequence[tuple[str, int]] = (), origin_port: int = 443
     ):
         rows = np.zeros(16, dtype=EGRESS)
-        rows["source"]["planned"][1:3] = rows["source"]["available"][1:3] = 1
+        rows["address"]["local"][1:3] = rows["address"]["available"][1:3] = 1
         for name, family in lost:
-            rows["source"]["available"][SLOT[name], int(family == 6)] = 0
+            rows["address"]["available"][SLOT[name], int(family == 6)] = 0
         self.egresses = SimpleNamespace(get=lambda slot: rows[slot])
         flows = list(flows)
         keys, values = np.zeros(len(flows), dtype=KEY), np.zeros(len(flows), dtype=FLOW)

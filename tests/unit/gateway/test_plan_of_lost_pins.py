@@ -73,7 +73,13 @@ def test_programs_of_a_gateway_whose_state_is_lost_are_taken_off_first() -> None
 # --- carrying over
 
 ORIGIN_KEY = np.dtype(
-    [("source", "<u4", 4), ("origin", "<u4", 4), ("origin_port", "<u2"), ("protocol", "u1"), ("pad", "u1")]
+    [
+        ("egress_address", "<u4", 4),
+        ("origin", "<u4", 4),
+        ("origin_port", "<u2"),
+        ("protocol", "u1"),
+        ("pad", "u1"),
+    ]
 )
 ORIGIN = np.dtype(
     [

@@ -35,7 +35,7 @@ egress_ips:
   - {name: lax-2, location: lax, ipv4: 203.0.113.11, ipv6: "2001:db8:2::/64"}
   - {name: nyc-1, location: nyc, ipv4: 203.0.113.20, ipv6: "2001:db8:3::/64"}
 private_networks: [10.20.0.0/16, "fd20::/48"]
-geoip: {database: PLACES}
+geoip: {database: REGIONS}
 policies:
   - {name: bank, precedence: 10, traffic: 'net.dst.ip in {198.18.1.0/24 2001:db8:b::/48}',
      egress: {ipv4: 203.0.113.10, ipv6: "2001:db8:2::/64"}}
@@ -60,9 +60,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer = MMDBWriter(6, "GeoLite2-Country", ipv4_compatible=True)
     record = {"country": {"iso_code": "DE"}, "continent": {"code": "EU"}}
     writer.insert_network(IPSet(["192.0.2.0/24", "2001:db8:de::/48"]), record)
-    writer.to_db_file(str(directory / "places.mmdb"))
+    writer.to_db_file(str(directory / "regions.mmdb"))
     path = directory / "enforcer.yaml"
-    path.write_text(CONFIG.replace("PLACES", str(directory / "places.mmdb")))
+    path.write_text(CONFIG.replace("REGIONS", str(directory / "regions.mmdb")))
     return path
 
 
@@ -344,7 +344,7 @@ def test_files_that_are_not_there(config: Path, tmp_path: Path) -> None:
 def test_a_broken_database(config: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.mmdb").write_bytes(b"x" * 1000)
     other = tmp_path / "enforcer.yaml"
-    other.write_text(CONFIG.replace("PLACES", str(tmp_path / "bad.mmdb")))
+    other.write_text(CONFIG.replace("REGIONS", str(tmp_path / "bad.mmdb")))
     result = judge(other, tmp_path, entry())
     assert result.exit_code == 2 and "not a MaxMind DB file" in result.stderr
     known = entry(src_country="US", dst_country="US")

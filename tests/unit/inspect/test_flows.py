@@ -13,18 +13,18 @@ import pytest
 from layouts import FLOW_KEY
 
 from enforcer.address import pack, words
-from enforcer.datapath.ways import Learnt
+from enforcer.datapath.fast_entries import Carried
 from enforcer.inspect import flows as views
 from enforcer.kernel import conntrack
 
 FLOW = np.dtype(
     [
         *((name, "<u4") for name in ("slot", "policy")),
-        ("source", "<u4", 4),
-        *((name, "<u8") for name in ("created", "seen")),
+        ("egress_address", "<u4", 4),
+        *((name, "<u8") for name in ("created", "last_seen")),
         *((name, "<u8", 2) for name in ("packets", "bytes", "fast_packets", "fast_bytes")),
         *((name, "u1") for name in ("state", "replied")),
-        ("source_port", "<u2"),
+        ("egress_port", "<u2"),
     ]
 )
 
@@ -36,7 +36,7 @@ FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 def shown(
     monkeypatch: pytest.MonkeyPatch,
-    learnt: Learnt | None,
+    learnt: Carried | None,
     family: int = 4,
     *,
     reply: tuple[str, int] | None = None,
@@ -53,8 +53,8 @@ def shown(
     client, origin = ip_address("10.0.1.2" if family == 4 else "fd00:1::2"), ip_address(ORIGIN[family])
     key["client"], key["origin"], key["protocol"] = words(client), words(origin), 6
     key["client_port"], key["origin_port"] = (socket.htons(number) for number in (40000, 443))
-    value["source"], value["source_port"] = words(ip_address(EGRESS[family])), socket.htons(way)
-    value["created"], value["seen"] = now - 60 * 10**9, now - 3 * 10**9
+    value["egress_address"], value["egress_port"] = words(ip_address(EGRESS[family])), socket.htons(way)
+    value["created"], value["last_seen"] = now - 60 * 10**9, now - 3 * 10**9
     value["packets"], value["bytes"] = [3, 4], [300, 400]
     value["fast_packets"], value["fast_bytes"] = [10, 20], [1000, 2000]
     value["state"], value["replied"] = 4, replied
@@ -64,7 +64,7 @@ def shown(
         policy_names={},
     )
     found = {} if learnt is None else {key[0].tobytes(): learnt}
-    monkeypatch.setattr(views.ways, "by_flow", lambda _: found)
+    monkeypatch.setattr(views.fast_entries, "by_flow", lambda _: found)
     known = []
     if reply is not None:
         original = conntrack.Tuple(6, pack(client), pack(origin), 40000, 443)
@@ -85,20 +85,20 @@ def test_a_flow_that_nothing_is_learnt_of(monkeypatch: pytest.MonkeyPatch, famil
 
 @pytest.mark.parametrize("good", [True, False])
 def test_what_ways_have_carried_counts(monkeypatch: pytest.MonkeyPatch, good: bool) -> None:
-    row = shown(monkeypatch, Learnt(5, 50, good, 0.25))
+    row = shown(monkeypatch, Carried(5, 50, good, 0.25))
     assert row["path"] == ("fast" if good else "kernel")
     assert (row["packets"], row["fast_packets"], row["kernel_packets"], row["bytes"]) == (42, 35, 7, 3750)
     assert row["idle"] == 0.25
 
 
 def test_a_way_that_has_carried_nothing_does_not_make_it_younger(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = shown(monkeypatch, Learnt(0, 0, good=True, idle=None))
+    row = shown(monkeypatch, Carried(0, 0, good=True, idle=None))
     assert row["path"] == "fast"
     assert row["idle"] == pytest.approx(3, abs=1)
 
 
 def test_a_way_that_was_used_before_the_last_packet(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown(monkeypatch, Learnt(5, 50, good=False, idle=20.0))["idle"] == pytest.approx(3, abs=1)
+    assert shown(monkeypatch, Carried(5, 50, good=False, idle=20.0))["idle"] == pytest.approx(3, abs=1)
 
 
 @FAMILIES

@@ -125,7 +125,7 @@ def every(field: str, *values: str) -> TextIn:
         ("net.src.ip[*] in {10.0.0.0/8}", AddressIn("source", networks("10.0.0.0/8"))),
         ('any(net.dst.geo.country[*] in {"RU" "KP"})', one("net.dst.geo.country", "RU", "KP")),
         ('all(identity.email[*] != "x")', Not(one("identity.email", "x"))),
-        # places
+        # regions
         ('net.src.geo.country == "us"', one("net.src.geo.country", "US")),
         ('net.dst.geo.continent in {"EU" "na"}', one("net.dst.geo.continent", "EU", "NA")),
         ('net.src.geo.continent == "North America"', one("net.src.geo.continent", "NA")),
@@ -373,7 +373,7 @@ ON_NUMBERS = "`==`, `!=`, `in`, `not in`, `<`, `<=`, `>` or `>=`"
         ('identity.email == "a\\q"', 19, "has \\q in it, which is no escape; expected"),
         ('identity.email == "\\xff"', 19, "is not UTF-8; expected"),
         ('identity.email == "a\\\n"', 19, "has \\  in it"),
-        # places
+        # regions
         ('net.src.geo.country == "USA"', 24, '"USA" is no country code; expected two letters (ISO 3166)'),
         ('net.src.geo.country == "UK"', 24, '"UK" is no country code; expected "GB"'),
         ('net.src.geo.country == "T1"', 24, "stands for the Tor network"),

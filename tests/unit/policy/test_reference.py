@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enforcer.policy.expression import And, Expression, Not, Or
-from enforcer.policy.facts import Connection, Facts, host_facts, place_facts
+from enforcer.policy.facts import Connection, Facts, host_facts, region_facts
 from enforcer.policy.language import Lists, parse
 from enforcer.policy.reference import Step, decide, evaluate, in_order, matches, trace
 
@@ -23,8 +23,8 @@ CLIENT: Facts = {
 }
 BARE = Connection(ip_address("10.1.0.9"), ip_address("203.0.113.9"), 40000, 443, 6)
 KNOWN = BARE._replace(
-    source_place=place_facts("src", "DE", "EU"),
-    destination_place=place_facts("dst", None, "NA"),
+    source_region=region_facts("src", "DE", "EU"),
+    destination_region=region_facts("dst", None, "NA"),
     client=CLIENT,
     hosts=(host_facts("www.example.com"), host_facts("cdn.example.net")),
 )
@@ -42,7 +42,7 @@ KNOWN = BARE._replace(
         ("net.src.port == 40000 and net.dst.port in {400..500}", True, True),
         ("net.dst.port < 443 or net.dst.port > 443", False, False),
         ('net.protocol in {"udp" "icmp"}', False, False),
-        # places
+        # regions
         ('net.src.geo.country == "de"', True, None),
         ('net.src.geo.country != "de"', False, None),
         ('net.src.geo.country not in {"FR"}', True, None),
@@ -294,13 +294,13 @@ EXPRESSIONS: st.SearchStrategy[Expression] = st.recursive(
 )
 
 
-@given(EXPRESSIONS, st.sets(st.sampled_from(sorted({**CLIENT, **KNOWN.source_place, **KNOWN.hosts[0]}))))
+@given(EXPRESSIONS, st.sets(st.sampled_from(sorted({**CLIENT, **KNOWN.source_region, **KNOWN.hosts[0]}))))
 @settings(max_examples=500, deadline=None)
 def test_what_is_decided_stays_so_when_more_is_known(expression: Expression, hidden: set[str]) -> None:
     def less(facts: Facts) -> Facts:
         return {field: values for field, values in facts.items() if field not in hidden}
 
-    little = KNOWN._replace(source_place=less(KNOWN.source_place), client=less(KNOWN.client))
+    little = KNOWN._replace(source_region=less(KNOWN.source_region), client=less(KNOWN.client))
     found = evaluate(expression, little, less(KNOWN.hosts[0]))
     everything = evaluate(expression, KNOWN, KNOWN.hosts[0])
     assert everything is not None

@@ -11,13 +11,13 @@ enum {
 	KEPT_AT_ONCE = 64,       /* flows that a run of keep_evictable looks at */
 };
 
-/* Under the flow's lock. What has a way would have to be unlearnt; a flow that is over soon has none. A question of DNS is
+/* Under the flow's lock. Of a flow with fast-path entries these would have to be removed; a flow that is over soon has none. A question of DNS is
  * over with its answer, and whatever comes after is decided alike. */
 static __always_inline bool is_evictable(const struct flow *flow)
 {
 	bool over = is_closed(flow->state) || flow->reason == REASON_DNS;
 
-	return (!is_answered(flow) || over) && !flow->source_port;
+	return (!is_answered(flow) || over) && !flow->egress_port;
 }
 
 /* Deletes a flow that may go; true: it is gone. `key` becomes its origin's. */
@@ -28,7 +28,7 @@ static __always_inline bool evict_flow(const struct flow_key *tuple, struct orig
 
 	if (!flow)
 		return false;
-	origin_key_of(key, tuple, flow->source);
+	origin_key_of(key, tuple, flow->egress_address);
 	bpf_spin_lock(&flow->lock);
 	if (is_current(flow, identity_of(tuple)) && is_evictable(flow))
 		ended = begin_deletion(flow);

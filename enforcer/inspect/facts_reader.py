@@ -1,4 +1,4 @@
-"""What is known of a connection besides its packets: the client's session, the address's names, places."""
+"""What is known of a connection besides its packets: the client's session, the address's names, regions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from enforcer.address import IPAddress, pack
 from enforcer.facts.rows import ANYBODY
 from enforcer.facts.store import Store
 from enforcer.gateway.reader import GatewayReader
-from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts
+from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts
 
 EMAIL = "identity.email"
 
 
-class Known:
+class FactsReader:
     """The facts behind a gateway's decisions."""
 
     def __init__(self, reader: GatewayReader):
@@ -41,20 +41,20 @@ class Known:
 
     @cached_property
     def _database(self) -> Any:
-        from enforcer.facts.places import Database
+        from enforcer.facts.regions import Database
 
         path = self._reader.config["geoip"]["database"]
         return Database(Path(path)) if path else None
 
-    def place(self, address: IPAddress) -> tuple[str | None, str | None]:
+    def region(self, address: IPAddress) -> tuple[str | None, str | None]:
         """Country and continent, as the database on the disk has them."""
         return self._database.find(address) if self._database is not None else (None, None)
 
     def connection(self, packet: Connection, client: Facts, names: tuple[str, ...]) -> Connection:
-        """The packet with its places, and with these facts of its client and names of its origin."""
+        """The packet with its regions, and with these facts of its client and names of its origin."""
         return packet._replace(
-            source_place=place_facts("src", *self.place(packet.src)),
-            destination_place=place_facts("dst", *self.place(packet.dst)),
+            source_region=region_facts("src", *self.region(packet.src)),
+            destination_region=region_facts("dst", *self.region(packet.dst)),
             client=client,
             hosts=tuple(map(host_facts, names)),
         )

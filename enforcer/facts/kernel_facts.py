@@ -27,10 +27,10 @@ FORMAT = 1
 """Of the document; part of the digest that says whether a bank has to be made anew."""
 
 
-def document(tables: MatchTables, bank: int, places: dict[str, Any]) -> bytes:
-    """What :class:`InForce` needs of the tables in a bank, for the store to keep; and the bank's places."""
+def document(tables: MatchTables, bank: int, regions: dict[str, Any]) -> bytes:
+    """Serialise what :class:`KernelFacts` needs of a bank's tables and regions; the store keeps it."""
     groups = {name: dump(tables.groups[name]) for name in ("client", "host")}
-    return json.dumps({"bank": bank, "places": places, **groups}).encode()
+    return json.dumps({"bank": bank, "regions": regions, **groups}).encode()
 
 
 def rules_of_names(resolver: Resolver, sets: Sequence[tuple[str, ...]]) -> list[Bits]:
@@ -46,7 +46,7 @@ def rules_of_names(resolver: Resolver, sets: Sequence[tuple[str, ...]]) -> list[
     return united
 
 
-class InForce:
+class KernelFacts:
     """Writes what changes in the store to the kernel's maps; FullTableError, KernelError.
 
     A change that is taken back leaves what it wrote in the maps. The next one begins with mending that:

@@ -14,7 +14,7 @@ _Key = tuple[str, bytes]
 """A name, and the digest of the client and the addresses: an answer may have 64 of them."""
 
 
-class Known:
+class RecentAnswers:
     """An answer that would extend a name's time by less than ``slack`` seconds is as good as known."""
 
     def __init__(self, limit: int = LIMIT) -> None:

@@ -16,7 +16,7 @@ from bench.rig.generator import FIRST_CLIENT, FIRST_ORIGIN
 from enforcer.address import IPAddress, IPNetwork, pack
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
 from enforcer.facts.store import Store
-from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, place_facts
+from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts
 
 COUNTRIES = (
     *("AR", "AT", "AU", "BE", "BR", "CA", "CH", "CL", "CN", "CZ", "DE", "DK", "ES", "FI", "FR", "GB", "GR"),
@@ -111,7 +111,7 @@ def remember(store: Store) -> None:
 
 
 @cache
-def traffic_places() -> tuple[tuple[IPNetwork, str], ...]:
+def traffic_regions() -> tuple[tuple[IPNetwork, str], ...]:
     """Networks of 8 clients and of 16 origins, each in a country; one in four is in none."""
     chance = random.Random(1)
     found: list[tuple[IPNetwork, str]] = []
@@ -125,8 +125,8 @@ def traffic_places() -> tuple[tuple[IPNetwork, str], ...]:
     return tuple(found)
 
 
-def write_places(path: Path, prefixes: int = 0) -> Path:
-    """A database of the traffic's places, and of so many other prefixes, no two of which can be joined."""
+def write_regions(path: Path, prefixes: int = 0) -> Path:
+    """A database of the traffic's regions, and of so many other prefixes, no two of which can be joined."""
     from mmdb_writer import MMDBWriter, SearchTreeLeaf  # an extra that installed gateways do without
 
     leaves = {
@@ -134,7 +134,7 @@ def write_places(path: Path, prefixes: int = 0) -> Path:
         for code in COUNTRIES
     }
     writer = MMDBWriter(6, "GeoLite2-Country", ipv4_compatible=True)
-    for network, code in traffic_places():
+    for network, code in traffic_regions():
         _insert(writer.tree, network, leaves[code])
     for network, code in _elsewhere(prefixes):
         _insert(writer.tree, network, leaves[code])
@@ -189,15 +189,15 @@ def connection(src: IPAddress, dst: IPAddress, port: int, protocol: int) -> Conn
         port,
         8000,
         protocol,
-        _place("src", src),
-        _place("dst", dst),
+        _region("src", src),
+        _region("dst", dst),
         session(client) if _has_session(client) else NOTHING,
         tuple(host_facts(name) for name in names),
     )
 
 
-def _place(side: Literal["src", "dst"], address: IPAddress) -> Facts:
-    for network, code in traffic_places():
+def _region(side: Literal["src", "dst"], address: IPAddress) -> Facts:
+    for network, code in traffic_regions():
         if address in network:
-            return place_facts(side, code, CONTINENT)
+            return region_facts(side, code, CONTINENT)
     return NOTHING

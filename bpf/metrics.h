@@ -10,11 +10,11 @@ enum reason {
 static __always_inline void count(u32 reason, u32 flows)
 {
 	int key = reason;
-	struct tally *tally = reasons.lookup(&key);
+	struct metrics *metrics = reasons.lookup(&key);
 
-	if (tally) {
-		tally->packets += 1;
-		tally->flows += flows;
+	if (metrics) {
+		metrics->packets += 1;
+		metrics->flows += flows;
 	}
 }
 

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter, SearchTreeLeaf, SearchTreeNode, TreeWriter
 
-from enforcer.facts.places import Database, DatabaseError, Places
-from enforcer.facts.records import NOWHERE, Place
+from enforcer.facts.records import UNKNOWN_REGION, Region
+from enforcer.facts.regions import Database, DatabaseError, RegionPrefixes
 from enforcer.instance import trust
 
 Network = IPv4Network | IPv6Network
@@ -88,10 +88,10 @@ def enumerate_(entries: Sequence[tuple[str, Any]]) -> list[tuple[str, int]]:
     return [(prefix, index) for index, (prefix, _) in enumerate(entries)]
 
 
-def place_of(record: Any) -> Place:
+def region_of(record: Any) -> Region:
     """What maxminddb has read."""
     if not isinstance(record, dict):
-        return NOWHERE
+        return UNKNOWN_REGION
     return record.get("country", {}).get("iso_code"), record.get("continent", {}).get("code")
 
 
@@ -102,8 +102,8 @@ def every(country: str | None, continent: str | None) -> bool:
 class Trie:
     """What the kernel's longest-prefix match would find."""
 
-    def __init__(self, found: Places):
-        self.places = [NOWHERE, *found.places]
+    def __init__(self, found: RegionPrefixes):
+        self.regions = [UNKNOWN_REGION, *found.regions]
         self.tables: dict[int, dict[int, int]] = {}
         for length, address, number in zip(found.length, found.address, found.number, strict=True):
             table = self.tables.setdefault(int(length), {})
@@ -112,22 +112,22 @@ class Trie:
             assert value >> (128 - int(length)) not in table
             table[value >> (128 - int(length))] = int(number)
 
-    def find(self, address: Address) -> Place:
+    def find(self, address: Address) -> Region:
         value = int(address) | (0xFFFF << 32 if address.version == 4 else 0)
         for length in sorted(self.tables, reverse=True):
             number = self.tables[length].get(value >> (128 - length))
             if number is not None:
-                return self.places[number]
-        return NOWHERE
+                return self.regions[number]
+        return UNKNOWN_REGION
 
 
-def prefixes(found: Places) -> dict[str, Place]:
+def prefixes(found: RegionPrefixes) -> dict[str, Region]:
     listed = {}
     for length, address, number in zip(found.length, found.address, found.number, strict=True):
         first, bits = IPv6Address(address.tobytes()), int(length)
         mapped = first.ipv4_mapped if bits >= 96 else None
         name = f"{mapped}/{bits - 96}" if mapped is not None else f"{first}/{bits}"
-        listed[name] = ([NOWHERE, *found.places])[number]
+        listed[name] = ([UNKNOWN_REGION, *found.regions])[number]
     return listed
 
 
@@ -154,35 +154,35 @@ def test_prefixes_of_both_families(tmp_path: Path, record_size: Callable[[int], 
         assert maxminddb.open_database(database.path).metadata().record_size == bits
         found = database.prefixes(every)
         assert not database.ipv4_only
-        for text, place in {
+        for text, region in {
             "1.0.0.7": ("AU", "OC"),
             "1.0.1.255": ("JP", "AS"),
-            "1.0.2.0": NOWHERE,
+            "1.0.2.0": UNKNOWN_REGION,
             "2.15.255.255": ("FR", "EU"),
             "2.16.0.0": ("DE", "EU"),
             "2.32.0.0": ("FR", "EU"),
             "8.8.8.8": ("US", "NA"),
-            "8.8.8.9": NOWHERE,
+            "8.8.8.9": UNKNOWN_REGION,
             "9.1.1.1": (None, "EU"),
-            "10.1.1.1": NOWHERE,
+            "10.1.1.1": UNKNOWN_REGION,
             "11.1.1.1": ("BR", None),
             "2001:db8::1": ("DE", "EU"),
             "2001:db8:8000::1": ("US", "NA"),
-            "2001:db9::": NOWHERE,
+            "2001:db9::": UNKNOWN_REGION,
             "2a00:1::6": ("ZA", "AF"),
             "2a00:1::7": ("CA", "NA"),
             "::ffff:1.0.0.7": ("AU", "OC"),
-            "::1.0.0.7": NOWHERE,
+            "::1.0.0.7": UNKNOWN_REGION,
         }.items():
-            assert database.find(ip_address(text)) == place, text
-            assert Trie(found).find(ip_address(text)) == place, text
+            assert database.find(ip_address(text)) == region, text
+            assert Trie(found).find(ip_address(text)) == region, text
     listed = prefixes(found)
     assert listed["1.0.0.0/24"] == ("AU", "OC")
     assert listed["8.8.8.8/32"] == ("US", "NA")
     assert listed["2001:db8::/33"] == ("DE", "EU")
     assert found.length.dtype == "u4" and found.number.dtype == "u4"
     assert found.address.shape == (len(found.length), 16) and found.address.dtype == "u1"
-    assert sorted(set(found.number.tolist())) == list(range(1, len(found.places) + 1))
+    assert sorted(set(found.number.tolist())) == list(range(1, len(found.regions) + 1))
 
 
 def test_only_what_is_wanted_costs(tmp_path: Path) -> None:
@@ -192,12 +192,12 @@ def test_only_what_is_wanted_costs(tmp_path: Path) -> None:
             "2001:db8:8000::/33": ("US", "NA"),
         }
         europe = database.prefixes(lambda _, continent: continent == "EU")
-        assert set(europe.places) == {("FR", "EU"), ("DE", "EU"), (None, "EU")}
+        assert set(europe.regions) == {("FR", "EU"), ("DE", "EU"), (None, "EU")}
         nothing = database.prefixes(lambda *_: False)
-        assert (len(nothing.length), nothing.address.shape, nothing.places) == (0, (0, 16), [])
+        assert (len(nothing.length), nothing.address.shape, nothing.regions) == (0, (0, 16), [])
 
 
-def test_neighbours_of_one_place_are_one_prefix(tmp_path: Path) -> None:
+def test_neighbours_of_one_region_are_one_prefix(tmp_path: Path) -> None:
     """A city database has a prefix for every quarter of a town."""
     entries = [(f"5.5.{n}.0/24", city("DE", f"Town {n}")) for n in range(256)]
     entries += [(f"2a01:{n:x}::/32", city("FR", f"Ville {n}")) for n in range(0x100, 0x200)]
@@ -217,13 +217,13 @@ def test_a_file_without_ipv6(tmp_path: Path, record_size: Callable[[int], None],
         assert database.ipv4_only
         assert database.find(ip_address("2.16.0.1")) == ("DE", "EU")
         assert database.find(ip_address("::ffff:2.16.0.1")) == ("DE", "EU")
-        assert database.find(ip_address("2001:db8::1")) == NOWHERE
+        assert database.find(ip_address("2001:db8::1")) == UNKNOWN_REGION
         found = prefixes(database.prefixes(every))
     assert found["1.0.0.0/24"] == ("AU", "OC")
     assert all(":" not in prefix for prefix in found)
 
 
-def test_aliases_of_the_ipv4_tree_are_no_places(tmp_path: Path) -> None:
+def test_aliases_of_the_ipv4_tree_are_no_regions(tmp_path: Path) -> None:
     """MaxMind's files point 6to4, Teredo and mapped addresses at the IPv4 tree."""
     writer = MMDBWriter(6, "GeoLite2-Country", ipv4_compatible=True)
     for prefix, record in ENTRIES:
@@ -239,8 +239,8 @@ def test_aliases_of_the_ipv4_tree_are_no_places(tmp_path: Path) -> None:
     with Database(tmp_path / "x.mmdb") as database:
         found = database.prefixes(every)
         for text in ("2002:808:808::1", "2001:0:808:808::1"):
-            assert place_of(reader.get(text)) == ("US", "NA")
-            assert database.find(ip_address(text)) == Trie(found).find(ip_address(text)) == NOWHERE
+            assert region_of(reader.get(text)) == ("US", "NA")
+            assert database.find(ip_address(text)) == Trie(found).find(ip_address(text)) == UNKNOWN_REGION
         for text in ("::ffff:8.8.8.8", "8.8.8.8", "2001:db8:8000::"):
             assert database.find(ip_address(text)) == Trie(found).find(ip_address(text)) == ("US", "NA")
     assert not any(prefix.startswith(("2002:", "2001::", "::")) for prefix in prefixes(found))
@@ -253,10 +253,10 @@ def test_an_ipv6_prefix_over_mapped_addresses_says_nothing_of_ipv4(tmp_path: Pat
         reader = maxminddb.open_database(tmp_path / "x.mmdb")
         for text in ("0.0.0.0", "1.2.3.4", "255.255.255.255"):
             address = ip_address(text)
-            assert trie.find(address) == database.find(address) == place_of(reader.get(address))
+            assert trie.find(address) == database.find(address) == region_of(reader.get(address))
         for text in ("::8000:0:1", "0:0:0:1::", "::1:0:0:0", "4000::"):
             address = ip_address(text)
-            assert trie.find(address) == database.find(address) == place_of(reader.get(address))
+            assert trie.find(address) == database.find(address) == region_of(reader.get(address))
 
 
 # --- against maxminddb
@@ -322,10 +322,10 @@ def test_a_look_up_is_the_readers(
         for address in [*(address for net, _ in known for address in near(net)), *more]:
             if address.version == 6 and (version == 4 or int(address) < 2**112):
                 continue
-            place = place_of(reader.get(address))
-            assert database.find(address) == place
-            assert all_of_them.find(address) == place
-            assert some.find(address) == (place if place[0] in wanted else NOWHERE)
+            region = region_of(reader.get(address))
+            assert database.find(address) == region
+            assert all_of_them.find(address) == region
+            assert some.find(address) == (region if region[0] in wanted else UNKNOWN_REGION)
 
 
 values = st.recursive(
@@ -356,17 +356,17 @@ def test_a_record_is_read_as_maxminddb_reads_it(
 ) -> None:
     entries = []
     for index, (other, code, before) in enumerate(records):
-        place = {"country": {**other, "iso_code": code}, "continent": {"code": COUNTRIES[code], **other}}
-        place["continent"]["code"] = COUNTRIES[code]
-        entries.append((f"9.{index}.0.0/16", {**other, **place} if before else {**place, **other}))
+        region = {"country": {**other, "iso_code": code}, "continent": {"code": COUNTRIES[code], **other}}
+        region["continent"]["code"] = COUNTRIES[code]
+        entries.append((f"9.{index}.0.0/16", {**other, **region} if before else {**region, **other}))
         if not before:
-            entries[-1][1].update(place)
+            entries[-1][1].update(region)
     path = write(tmp_path / "x.mmdb", entries)
     reader = maxminddb.open_database(path, maxminddb.MODE_MEMORY)
     with Database(path) as database:
         for index, (_, code, _) in enumerate(records):
             address = ip_address(f"9.{index}.1.1")
-            assert database.find(address) == place_of(reader.get(address)) == (code, COUNTRIES[code])
+            assert database.find(address) == region_of(reader.get(address)) == (code, COUNTRIES[code])
 
 
 def test_500_000_prefixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,7 +389,7 @@ def test_500_000_prefixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with capsys.disabled():
         print(f"\n500,000 prefixes: {took:.2f} s; {len(one.length):,} of one country: {again:.2f} s")
     assert 490_000 < len(found.length) <= 500_000
-    assert len(found.places) == 250
+    assert len(found.regions) == 250
     assert 1500 < len(one.length) < 2500
     assert took < 10
 
@@ -476,7 +476,7 @@ def test_an_open_file_outlives_its_replacement(tmp_path: Path) -> None:
     with Database(path) as database:
         path.write_bytes(b"")
         assert database.find(ip_address("8.8.8.8")) == ("US", "NA")
-        assert len(database.prefixes(every).places) == 9
+        assert len(database.prefixes(every).regions) == 9
 
 
 def open_files() -> int:
@@ -516,7 +516,7 @@ def test_the_digest_tells_files_apart(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(
     tmp_path: Path, record_size: Callable[[int], None], data: st.DataObject, version: int, bits: int
 ) -> None:
-    """Whatever is in a file: places, or one error of ours."""
+    """Whatever is in a file: regions, or one error of ours."""
     record_size(bits)
     entries = ENTRIES if version == 6 else ENTRIES[:8]
     content = bytearray(write(tmp_path / "x.mmdb", entries, version=version).read_bytes())

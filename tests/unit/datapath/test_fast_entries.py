@@ -14,49 +14,49 @@ import numpy as np
 import pytest
 from layouts import FLOW_KEY
 
-from enforcer.datapath import fast_path, syscall, ways
+from enforcer.datapath import fast_entries, fast_path, syscall
+from enforcer.datapath.fast_entries import Carried
 from enforcer.datapath.jiffies import TICK, jiffies
 from enforcer.datapath.maps import Map
-from enforcer.datapath.ways import Learnt
 
 MMAPABLE = 1024
-SETS = 64
+BUCKETS = 64
 TCP, IPV6 = 6, 0x80
 REPLY = 50
 U32 = np.dtype("<u4")
-WAY = np.dtype(
+ENTRY = np.dtype(
     [
         ("client", "<u4", 4),
         ("origin", "<u4", 4),
-        *((name, "<u2") for name in ("client_port", "origin_port", "source_port", "slot")),
+        *((name, "<u2") for name in ("client_port", "origin_port", "egress_port", "slot")),
         ("until", "<u4"),
-        *((name, "<u2") for name in ("generation", "hop", "largest")),
+        *((name, "<u2") for name in ("generation", "next_hop", "largest")),
         ("kind", "u1"),
         ("reason", "u1"),
         *((name, "<u4") for name in ("acked", "packets", "bytes")),
     ]
 )
-FAST = np.dtype(
-    [("generation", "<u4"), ("lifetime", "<u4"), ("seed", "<u8"), ("last", "<u4"), ("pad", "<u4")]
+FAST_PATH = np.dtype(
+    [("generation", "<u4"), ("lifetime", "<u4"), ("seed", "<u8"), ("last_generation", "<u4"), ("pad", "<u4")]
 )
 
 
 @pytest.fixture
 def maps(tmp_path: Path) -> Iterator[Any]:
-    sets = np.dtype([("way", WAY, 4)])
+    buckets = np.dtype([("entry", ENTRY, 4)])
     try:
-        table = syscall.create_map(syscall.ARRAY, 4, sets.itemsize, SETS, MMAPABLE)
-        switch = syscall.create_map(syscall.ARRAY, 4, FAST.itemsize, 1)
+        table = syscall.create_map(syscall.ARRAY, 4, buckets.itemsize, BUCKETS, MMAPABLE)
+        row = syscall.create_map(syscall.ARRAY, 4, FAST_PATH.itemsize, 1)
     except OSError as error:
         pytest.skip(f"maps cannot be made here: {error}")
     yield SimpleNamespace(
-        ways=Map(table, U32, sets, "ways"),
-        fast=Map(switch, U32, FAST, "fast"),
+        fast_buckets=Map(table, U32, buckets, "fast_buckets"),
+        fast_path=Map(row, U32, FAST_PATH, "fast_path"),
         flows=SimpleNamespace(key=FLOW_KEY),
         directory=tmp_path,
     )
     os.close(table)
-    os.close(switch)
+    os.close(row)
 
 
 def flow(number: int, kind: int = TCP) -> dict[str, Any]:
@@ -74,13 +74,13 @@ def key(row: dict[str, Any]) -> bytes:
 def learn(maps: Any, *rows: dict[str, Any], left: float = 3.0) -> None:
     """As the programs do: a row to a set, in the generation in force unless it says another."""
     for number, row in enumerate(rows):
-        table = np.zeros((), dtype=maps.ways.value)
-        way = table["way"][number % 4 : number % 4 + 1]
-        way["generation"] = maps.fast.get(0)["generation"]
-        way["until"] = (jiffies() + round(row.pop("left", left) / TICK)) & 0xFFFFFFFF
+        table = np.zeros((), dtype=maps.fast_buckets.value)
+        entry = table["entry"][number % 4 : number % 4 + 1]
+        entry["generation"] = maps.fast_path.get(0)["generation"]
+        entry["until"] = (jiffies() + round(row.pop("left", left) / TICK)) & 0xFFFFFFFF
         for name, value in row.items():
-            way[name] = value
-        maps.ways.put(number * 7 % SETS, table)
+            entry[name] = value
+        maps.fast_buckets.put(number * 7 % BUCKETS, table)
 
 
 def test_the_kernels_clock() -> None:
@@ -90,7 +90,7 @@ def test_the_kernels_clock() -> None:
     assert round(1 / TICK) in (100, 250, 300, 1000)
 
 
-def test_ways_by_flow(maps: Any) -> None:
+def test_entries_by_flow(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
     four, six, one = flow(1), flow(2, TCP | IPV6), flow(3)
     learn(
@@ -100,61 +100,61 @@ def test_ways_by_flow(maps: Any) -> None:
         six | {"packets": 1, "bytes": 60, "left": -2.0},
         one,
     )
-    found = ways.by_flow(maps)
+    found = fast_entries.by_flow(maps)
     assert found.keys() == {key(four), key(six), key(one)}
-    assert found[key(four)] == Learnt(7, 340, good=True, idle=0.0)
-    assert found[key(one)] == Learnt(0, 0, good=True, idle=None)
+    assert found[key(four)] == Carried(7, 340, good=True, idle=0.0)
+    assert found[key(one)] == Carried(0, 0, good=True, idle=None)
     packets, size, good, idle = found[key(six)]
     assert (packets, size, good) == (1, 60, False)
     assert idle is not None and 2.0 - TICK <= idle < 30
-    assert ways.count_fast(maps) == 2
+    assert fast_entries.count_fast(maps) == 2
 
 
 def test_what_is_so_old_that_the_clock_has_come_round(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
     learn(maps, flow(1) | {"left": fast_path.LIFETIME + 60})
-    assert not ways.by_flow(maps)[key(flow(1))].good
-    assert ways.count_fast(maps) == 0
+    assert not fast_entries.by_flow(maps)[key(flow(1))].good
+    assert fast_entries.count_fast(maps) == 0
 
 
 def test_one_good_direction_is_enough(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
     learn(maps, flow(1) | {"left": -1.0}, flow(1) | {"reason": REPLY})
-    assert ways.by_flow(maps)[key(flow(1))].good
-    assert ways.count_fast(maps) == 1
+    assert fast_entries.by_flow(maps)[key(flow(1))].good
+    assert fast_entries.count_fast(maps) == 1
 
 
 def test_the_clock_wraps(maps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast_path.set_enabled(maps, on=True)
-    monkeypatch.setattr(ways, "jiffies", lambda: 0xFFFFFFF0)
+    monkeypatch.setattr(fast_entries, "jiffies", lambda: 0xFFFFFFF0)
     learn(maps, flow(1) | {"until": 16, "packets": 1}, flow(2) | {"until": 0xFFFFFFE0, "packets": 1})
-    found = ways.by_flow(maps)
-    assert found[key(flow(1))] == Learnt(1, 0, good=True, idle=0.0)
-    assert found[key(flow(2))] == Learnt(1, 0, good=False, idle=pytest.approx(16 * TICK))
+    found = fast_entries.by_flow(maps)
+    assert found[key(flow(1))] == Carried(1, 0, good=True, idle=0.0)
+    assert found[key(flow(2))] == Carried(1, 0, good=False, idle=pytest.approx(16 * TICK))
 
 
 def test_another_generation_is_none(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
     learn(maps, flow(1) | {"packets": 5})
-    assert ways.count_fast(maps) == 1
+    assert fast_entries.count_fast(maps) == 1
     assert fast_path.invalidate(maps) is True
-    assert ways.count_fast(maps) == 0
-    assert ways.by_flow(maps)[key(flow(1))] == Learnt(5, 0, good=False, idle=0.0)
+    assert fast_entries.count_fast(maps) == 0
+    assert fast_entries.by_flow(maps)[key(flow(1))] == Carried(5, 0, good=False, idle=0.0)
 
 
 def test_nothing_learnt(maps: Any) -> None:
-    assert ways.by_flow(maps) == {}
-    assert ways.count_fast(maps) == 0
+    assert fast_entries.by_flow(maps) == {}
+    assert fast_entries.count_fast(maps) == 0
 
 
 def test_a_full_table(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
-    full = np.zeros(SETS, dtype=maps.ways.value)
-    full["way"]["until"] = jiffies() + round(3 / TICK)
-    full["way"]["generation"] = maps.fast.get(0)["generation"]
-    full["way"]["client"][..., 3] = np.arange(SETS * 4).reshape(SETS, 4)
-    maps.ways.put_many(np.arange(SETS), full)
-    assert ways.count_fast(maps) == len(ways.by_flow(maps)) == SETS * 4
+    full = np.zeros(BUCKETS, dtype=maps.fast_buckets.value)
+    full["entry"]["until"] = jiffies() + round(3 / TICK)
+    full["entry"]["generation"] = maps.fast_path.get(0)["generation"]
+    full["entry"]["client"][..., 3] = np.arange(BUCKETS * 4).reshape(BUCKETS, 4)
+    maps.fast_buckets.put_many(np.arange(BUCKETS), full)
+    assert fast_entries.count_fast(maps) == len(fast_entries.by_flow(maps)) == BUCKETS * 4
 
 
 def test_off_stays_off(maps: Any) -> None:
@@ -164,17 +164,17 @@ def test_off_stays_off(maps: Any) -> None:
         assert not fast_path.is_on(maps)
         assert fast_path.invalidate(maps) is False
         assert not fast_path.is_on(maps)
-        assert ways.count_fast(maps) == 0
+        assert fast_entries.count_fast(maps) == 0
 
 
 def test_a_generation_does_not_come_back_soon(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
-    first = int(maps.fast.get(0)["generation"])
-    seed = int(maps.fast.get(0)["seed"])
+    first = int(maps.fast_path.get(0)["generation"])
+    seed = int(maps.fast_path.get(0)["seed"])
     seen = {first}
     for on in (True, False, True, False, True):
         fast_path.set_enabled(maps, on=on)
-        row = maps.fast.get(0)
+        row = maps.fast_path.get(0)
         assert int(row["seed"]) == seed != 0
         assert int(row["lifetime"]) == round(fast_path.LIFETIME / TICK)
         if on:
@@ -184,11 +184,11 @@ def test_a_generation_does_not_come_back_soon(maps: Any) -> None:
 
 def test_generations_have_sixteen_bits_and_are_never_none(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
-    row = maps.fast.get(0)
-    row["generation"] = row["last"] = 0xFFFF
-    maps.fast.put(0, row)
+    row = maps.fast_path.get(0)
+    row["generation"] = row["last_generation"] = 0xFFFF
+    maps.fast_path.put(0, row)
     assert fast_path.invalidate(maps)
-    assert int(maps.fast.get(0)["generation"]) == 1
+    assert int(maps.fast_path.get(0)["generation"]) == 1
 
 
 def test_who_switches_off_is_not_overtaken_by_who_relearns(maps: Any) -> None:

@@ -4,7 +4,7 @@
 ``registered_country`` is not looked at, and an address without ``country`` has none.
 
 A file may alias IPv6 ranges to its IPv4 tree (::ffff:0:0/96, 2002::/16 of 6to4, 2001::/32 of Teredo). Here
-an IPv4-mapped address is the IPv4 address, as in the maps, and no IPv6 address has a place by an alias: that
+an IPv4-mapped address is the IPv4 address, as in the maps, and no IPv6 address has a region by an alias: that
 would be a claim which the sender wrote into its address. For the rest both families are looked up as
 maxminddb does.
 """
@@ -26,7 +26,7 @@ import numpy as np
 
 from enforcer.constants import MAPPED_NETWORK
 from enforcer.errors import EnforcerError, UntrustedError
-from enforcer.facts.records import NOWHERE, BrokenRecordError, Place, Records
+from enforcer.facts.records import UNKNOWN_REGION, BrokenRecordError, Records, Region
 from enforcer.instance import trust
 
 Wanted = Callable[[str | None, str | None], bool]
@@ -35,7 +35,7 @@ MAX_BYTES = 1 << 30
 _SAMPLE = 1000  # records that are looked at for a country or continent when a file is opened
 _SAMPLE_STEPS = 200_000
 _COPY = 16 << 20
-_MIXED = -1  # below this node there are several places
+_MIXED = -1  # below this node there are several regions
 _SEPARATOR = 16  # bytes between the search tree and the records
 _MAPPED = int(MAPPED_NETWORK.network_address)  # where the maps keep IPv4
 
@@ -44,15 +44,15 @@ _UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, OSError, Memor
 
 
 class DatabaseError(EnforcerError):
-    """A file that no places can be taken from."""
+    """A file that no regions can be taken from."""
 
     exit_code = 2
 
 
-class Places(NamedTuple):
-    """Prefixes as the maps' longest-prefix match has them, each with the number of its place.
+class RegionPrefixes(NamedTuple):
+    """Prefixes as the maps' longest-prefix match has them, each with the number of its region.
 
-    A prefix with the number 0 has no place: it stands in one that has.
+    A prefix with the number 0 has no region: it stands in one that has.
     """
 
     length: np.ndarray
@@ -60,8 +60,8 @@ class Places(NamedTuple):
     address: np.ndarray
     """u8, 16 a prefix, in network order; IPv4 as ::ffff:a.b.c.d."""
     number: np.ndarray
-    """u32: ``places[number - 1]``."""
-    places: list[Place]
+    """u32: ``regions[number - 1]``."""
+    regions: list[Region]
 
 
 class _Addresses:
@@ -128,7 +128,7 @@ class Database:
         self._data = tree_size - self._nodes
         self._records = Records(self._buffer, tree_size + _SEPARATOR)
         self.ipv4_only: bool = metadata.ip_version == 4
-        """The file has no IPv6 prefix: IPv6 addresses have no place."""
+        """The file has no IPv6 prefix: IPv6 addresses have no region."""
         self._ipv4_top = 0
         if not self.ipv4_only:
             self._ipv4_top, _ = self._walk(0, 96)
@@ -176,7 +176,7 @@ class Database:
                 ways += [(self._child(record, side), depth + 1) for side in (1, 0)]
             elif record > self._nodes and record not in seen:
                 seen.add(record)
-                if self._place(record) != NOWHERE:
+                if self._region(record) != UNKNOWN_REGION:
                     return
         raise self._of_no_use()
 
@@ -202,12 +202,12 @@ class Database:
     ) -> None:
         self.close()
 
-    def find(self, address: IPv4Address | IPv6Address) -> Place:
+    def find(self, address: IPv4Address | IPv6Address) -> Region:
         """Country and continent of an address, as :meth:`prefixes` has them."""
         if isinstance(address, IPv6Address):
             if address.ipv4_mapped is None:
                 record, aliased = self._walk(int(address), 128)
-                return NOWHERE if self.ipv4_only or aliased else self._leaf(record)
+                return UNKNOWN_REGION if self.ipv4_only or aliased else self._leaf(record)
             address = address.ipv4_mapped
         record = self._ipv4_top
         for depth in range(32):
@@ -216,21 +216,21 @@ class Database:
             record = self._child(record, int(address) >> (31 - depth) & 1)
         return self._leaf(record)
 
-    def _leaf(self, record: int) -> Place:
+    def _leaf(self, record: int) -> Region:
         if record < self._nodes:
             raise self._broken("its search tree is deeper than an address is long")
-        return NOWHERE if record == self._nodes else self._place(record)
+        return UNKNOWN_REGION if record == self._nodes else self._region(record)
 
-    def _place(self, record: int) -> Place:
+    def _region(self, record: int) -> Region:
         if not self._nodes + _SEPARATOR <= record <= self._last_record:
             raise self._broken("its search tree leads out of the file")
         try:
-            return self._records.place(self._data + record)
+            return self._records.region(self._data + record)
         except BrokenRecordError as error:
             raise self._broken(f"a record cannot be read: {error}") from None
 
-    def prefixes(self, wanted: Wanted) -> Places:
-        """All prefixes whose place is ``wanted``; neighbours of one place are one prefix.
+    def prefixes(self, wanted: Wanted) -> RegionPrefixes:
+        """All prefixes whose region is ``wanted``; neighbours of one region are one prefix.
 
         Walks the tree a level at a time with numpy: 500,000 prefixes in 0.2 s, where maxminddb's own iterator
         takes 1.7 s.
@@ -239,18 +239,20 @@ class Database:
         trees = [_Tree(self._ipv4_top, 96, _MAPPED)]
         if not self.ipv4_only:
             trees.append(_Tree(0, 0, 0))
-        found: dict[int, Place] = {}
+        found: dict[int, Region] = {}
         for tree in trees:
             self._descend(tree, children, found)
-        if all(place == NOWHERE for place in found.values()):
+        if all(region == UNKNOWN_REGION for region in found.values()):
             raise self._of_no_use()
         del children
-        places = list(dict.fromkeys(place for place in found.values() if place != NOWHERE and wanted(*place)))
-        numbers = {place: number for number, place in enumerate(places, 1)}
+        regions = list(
+            dict.fromkeys(region for region in found.values() if region != UNKNOWN_REGION and wanted(*region))
+        )
+        numbers = {region: number for number, region in enumerate(regions, 1)}
         pointers = np.array(sorted(found), np.uint32)
         resolved = np.array([numbers.get(found[pointer], 0) for pointer in sorted(found)], np.int32)
         parts = [part for tree in trees for part in self._emit(tree, pointers, resolved)]
-        return _joined(parts, places)
+        return _joined(parts, regions)
 
     def _children(self) -> np.ndarray:
         """Both records of every node."""
@@ -272,11 +274,11 @@ class Database:
             children[:, 1] |= (rows[:, 3].astype(np.uint32) & 0xF) << 24
         return children
 
-    def _descend(self, tree: _Tree, children: np.ndarray, found: dict[int, Place]) -> None:
+    def _descend(self, tree: _Tree, children: np.ndarray, found: dict[int, Region]) -> None:
         """Fills the tree's levels and reads each record that is new."""
         records: np.ndarray = np.array([tree.top], np.uint32)
         addresses = _Addresses.one(tree.base)
-        self._read_places(records, found)
+        self._read_regions(records, found)
         visited = 0
         for depth in range(tree.depth, 128):
             inner = records < self._nodes
@@ -292,7 +294,7 @@ class Database:
                     addresses = addresses[inner].children(depth)
                 records[self._aliases(records, addresses, depth + 1)] = self._nodes
             tree.levels.append(records)
-            self._read_places(records, found)
+            self._read_regions(records, found)
         if (records < self._nodes).any():
             raise self._broken("its search tree is deeper than an address is long")
 
@@ -302,10 +304,10 @@ class Database:
             aliases |= (addresses.high == 0) & (addresses.low == _MAPPED)
         return aliases
 
-    def _read_places(self, records: np.ndarray, found: dict[int, Place]) -> None:
+    def _read_regions(self, records: np.ndarray, found: dict[int, Region]) -> None:
         for record in np.unique(records[records > self._nodes]).tolist():
             if record not in found:
-                found[record] = self._place(record)
+                found[record] = self._region(record)
 
     def _emit(
         self, tree: _Tree, pointers: np.ndarray, numbers: np.ndarray
@@ -315,9 +317,9 @@ class Database:
         resolved = self._resolve(levels, pointers, numbers)
         addresses = _Addresses.one(tree.base)
         indices: np.ndarray = np.zeros(1, np.intp)
-        for step, (records, places) in enumerate(zip(levels, resolved, strict=True)):
+        for step, (records, regions) in enumerate(zip(levels, resolved, strict=True)):
             depth = tree.depth + step
-            here = places[indices]
+            here = regions[indices]
             placed = here > 0
             if placed.any():
                 yield depth, addresses[placed].packed(), here[placed]
@@ -333,7 +335,7 @@ class Database:
     def _resolve(
         self, levels: list[np.ndarray], pointers: np.ndarray, numbers: np.ndarray
     ) -> list[np.ndarray]:
-        """Gives each record of each level the number of its place, 0 for none, _MIXED for several."""
+        """Gives each record of each level the number of its region, 0 for none, _MIXED for several."""
         resolved: list[np.ndarray] = []
         below: np.ndarray = np.zeros(0, np.int32)
         for records in reversed(levels):
@@ -348,7 +350,7 @@ class Database:
         return resolved[::-1]
 
 
-def _joined(parts: list[tuple[int, np.ndarray, np.ndarray]], places: list[Place]) -> Places:
+def _joined(parts: list[tuple[int, np.ndarray, np.ndarray]], regions: list[Region]) -> RegionPrefixes:
     mapped = np.frombuffer(IPv6Address(_MAPPED).packed, np.uint8).reshape(1, 16)
     lengths = [np.full(len(numbers), length, np.uint32) for length, _, numbers in parts]
     length = np.concatenate([*lengths, np.zeros(0, np.uint32)])
@@ -358,11 +360,11 @@ def _joined(parts: list[tuple[int, np.ndarray, np.ndarray]], places: list[Place]
         length = np.append(length, np.uint32(96))
         address = np.concatenate([address, mapped])
         number = np.append(number, np.uint32(0))
-    return Places(length, address, number, places)
+    return RegionPrefixes(length, address, number, regions)
 
 
 def _covers_ipv4(length: np.ndarray, address: np.ndarray) -> bool:
-    """Whether an IPv6 prefix lies over ::ffff:0:0/96, where IPv4 is, and IPv4 as a whole has no place."""
+    """Whether an IPv6 prefix lies over ::ffff:0:0/96, where IPv4 is, and IPv4 as a whole has no region."""
     whole = (length == 96) & (address[:, 10:12] == 0xFF).all(axis=1) & (address[:, :10] == 0).all(axis=1)
     if whole.any():
         return False
@@ -382,7 +384,7 @@ def _copied(path: Path, strict: bool) -> tuple[int, os.stat_result]:
             if not 0 < stat.st_size <= MAX_BYTES:
                 size = "empty" if not stat.st_size else f"larger than {MAX_BYTES >> 30} GiB"
                 raise DatabaseError(f"{path}: {size}; expected a MaxMind DB file (.mmdb)")
-            copy = os.memfd_create("places", os.MFD_CLOEXEC)
+            copy = os.memfd_create("regions", os.MFD_CLOEXEC)
             try:
                 while os.sendfile(copy, file.fileno(), None, _COPY):
                     pass

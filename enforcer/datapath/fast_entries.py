@@ -1,4 +1,4 @@
-"""What the fast path has learnt: the map `ways`, read where it lies while programs write into it."""
+"""Fast-path entries: the map `fast_buckets`, read in place (mmap) while programs write into it."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from enforcer.datapath.maps import Maps
 _IPV6_KIND = 0x80  # of bpf/maps.h
 
 
-class Learnt(NamedTuple):
-    """What a flow's ways have carried since they were learnt, both directions together."""
+class Carried(NamedTuple):
+    """What a flow's fast-path entries have carried since their creation, both directions together."""
 
     packets: int
     bytes: int
     good: bool
-    """Whether packets take one of them."""
+    """Whether one of them is valid."""
     idle: float | None
     """Seconds for which they have carried nothing, at least; None: never anything."""
 
 
-def by_flow(maps: Maps) -> dict[bytes, Learnt]:
-    """By the bytes of the flow's key; flows of which nothing is learnt are not there."""
+def by_flow(maps: Maps) -> dict[bytes, Carried]:
+    """By the bytes of the flow's key; flows without entries are not there."""
     rows = _rows(maps)
     now = jiffies()
-    # Later than its expiry a way has carried nothing.
+    # An expired entry carries nothing.
     idle = np.maximum(0, -_left(rows, now)) * TICK
     columns = (rows["packets"], rows["bytes"], _are_good(maps, rows, now), idle)
-    found: dict[bytes, Learnt] = {}
+    found: dict[bytes, Carried] = {}
     for key, packets, size, good, since in zip(
         _keys(maps, rows), *(column.tolist() for column in columns), strict=True
     ):
-        one = Learnt(packets, size, good, since if packets else None)
+        one = Carried(packets, size, good, since if packets else None)
         found[key] = _sum(found[key], one) if key in found else one
     return found
 
 
 def count_fast(maps: Maps) -> int:
-    """How many flows have a way that their packets take."""
+    """How many flows have a valid entry."""
     rows = _rows(maps)
     return len(set(_keys(maps, rows[_are_good(maps, rows, jiffies())])))
 
 
-def _sum(one: Learnt, other: Learnt) -> Learnt:
+def _sum(one: Carried, other: Carried) -> Carried:
     idle = [each.idle for each in (one, other) if each.idle is not None]
-    return Learnt(
+    return Carried(
         one.packets + other.packets,
         one.bytes + other.bytes,
         one.good or other.good,
@@ -57,14 +57,14 @@ def _sum(one: Learnt, other: Learnt) -> Learnt:
 
 
 def _rows(maps: Maps) -> np.ndarray:
-    """A copy of the elements in use. One that was written anew meanwhile may be missing."""
-    table = maps.ways
+    """A copy of the entries in use. One that is being rewritten may be missing."""
+    table = maps.fast_buckets
     size = table.info.entries * table.info.value_size
     with mmap.mmap(table.fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
-        every = np.frombuffer(memory, dtype=table.value)["way"].reshape(-1)
+        every = np.frombuffer(memory, dtype=table.value)["entry"].reshape(-1)
         used = np.flatnonzero(every["until"])
         rows = every[used]
-        # A writer makes the element invalid first and valid last.
+        # A writer makes the entry invalid first and valid last.
         rows = rows[(rows["until"] == every["until"][used]) & (rows["until"] != 0)]
         del every  # or the memory could not be let go
     return rows
@@ -76,8 +76,8 @@ def _left(rows: np.ndarray, now: int) -> np.ndarray:
 
 
 def _are_good(maps: Maps, rows: np.ndarray, now: int) -> np.ndarray:
-    """As is_good() of bpf/ways.h, and of the generation in force."""
-    fast = maps.fast.get(0)
+    """As is_valid() of bpf/fast_table.h, and of the generation in force."""
+    fast = maps.fast_path.get(0)
     if fast is None or not fast["generation"]:
         return np.zeros(len(rows), dtype=bool)
     left = _left(rows, now)

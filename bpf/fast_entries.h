@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Creation of fast-path entries, and their removal. The entry of the original direction is created in to_origin: a tag
+ * that the packet carries through the kernel (in_flight) tells how it arrived. The entry of the reply direction is
+ * created in to_client: how the reply arrived follows from the other entry.
+ */
+
+enum {
+	TAGS = 128,              /* packets on their way through the kernel at once, on one processor */
+	IN_FLIGHT_JIFFIES = 25,  /* that a packet may take through the kernel */
+	NEXT_HOP_TRIES = 8,
+	NEXT_HOP_OUTLIVES = 1,   /* lifetimes that a next hop is valid for beyond its entries */
+	MACS = 12,
+	EMPTY_ONES = 3,          /* from this packet of a TCP flow on, one without data may create an entry */
+};
+
+/* ns that a held FIN keeps its flow off the fast path, so that the answer is seen. Signed, as what it is compared with; an
+ * enumerator of this size would make all of its enum unsigned. */
+#define FIN_PATIENCE 5000000000LL
+
+/* A packet of a flow on its way through the kernel, by its tag. Tags are given in sequence on all processors, so that
+ * one which leaves on another than it came on finds nothing. */
+struct in_flight {
+	u32 tag;
+	u32 since;               /* jiffies */
+	u32 generation;
+	struct flow_key flow;
+	u32 sequence;
+	u32 ack;
+	u32 total;
+	u32 in;
+	struct traits traits;
+};
+BPF_PERCPU_ARRAY(in_flight, struct in_flight, TAGS);
+BPF_ARRAY(next_tag, u64, 1);
+
+/* Whether a flow's packets may take the fast path from now on. */
+static __always_inline bool is_offloadable(const struct flow *flow, const struct flow_key *tuple)
+{
+	/* Clocks of two processors may differ by a tick. */
+	if (flow->fins && (s64)(flow->last_seen - flow->fin_seen) < FIN_PATIENCE)
+		return false;
+	return flow->replied && !flow->closing && flow->reason != REASON_DNS &&
+	       (tuple->protocol == IPPROTO_UDP || flow->state == ESTABLISHED);
+}
+
+/* An entry that an acknowledgement without data creates fits no packet with data. Short connections end before it
+ * pays; a side that only acknowledges gets its entry from a later packet. */
+static __always_inline bool is_worth_offloading(const struct flow *flow, const struct packet *p, enum direction direction)
+{
+	return p->tuple.protocol == IPPROTO_UDP || p->payload || flow->packets[direction] >= EMPTY_ONES;
+}
+
+/* Tags the packet, so that to_origin creates an entry from what the kernel has made of it. */
+static __always_inline void track_in_flight(struct __sk_buff *skb, const struct flow *flow, const struct packet *p)
+{
+	struct fast_path *f = get_active_fast_path();
+	struct in_flight *one;
+	u64 *last;
+	u32 tag;
+	int index = 0;
+
+	if (!f || p->fragment || !is_offloadable(flow, &p->tuple) || !is_worth_offloading(flow, p, ORIGINAL))
+		return;
+	last = next_tag.lookup(&index);
+	if (!last)
+		return;
+	tag = 1 + __sync_fetch_and_add(last, 1) % (TAG_MARKED - 1);
+	index = tag % TAGS;
+	one = in_flight.lookup(&index);
+	if (!one)
+		return;
+	one->tag = tag;
+	one->since = bpf_jiffies64();
+	one->generation = f->generation;
+	one->flow = p->tuple;
+	one->sequence = p->seq;
+	one->ack = p->ack;
+	one->total = p->total;
+	one->in = skb->ifindex;
+	one->traits.tos = p->tos;
+	one->traits.hop_limit = p->hop_limit;
+	one->traits.mark = skb->mark;
+	one->traits.priority = skb->priority;
+	skb->tc_index = tag;
+}
+
+/* An answer on its way, by the port that it came to; a later one of the same may take its place. */
+struct arrival {
+	u32 port;
+	struct traits traits;
+};
+BPF_PERCPU_ARRAY(arrivals, struct arrival, TAGS);
+
+/* In from_origin: an answer goes the kernel's path. */
+static __always_inline void note_arrival(struct __sk_buff *skb, const struct fast_packet *g)
+{
+	int index = skb->tc_index % TAGS;
+	struct arrival *one = arrivals.lookup(&index);
+
+	if (!one)
+		return;
+	one->port = skb->tc_index;
+	one->traits.tos = g->tos;
+	one->traits.hop_limit = g->hop_limit;
+	one->traits.mark = skb->mark;
+	one->traits.priority = skb->priority;
+}
+
+/* In to_client: whether no other software has changed the answer since it arrived. */
+static __always_inline bool is_as_it_arrived(struct __sk_buff *skb, u32 family, const struct fast_packet *g, u32 port)
+{
+	int index = port % TAGS;
+	struct arrival *one = arrivals.lookup(&index);
+
+	return one && one->port == port && is_untouched(skb, family, g, &one->traits);
+}
+
+/* What was stored before is seen by others before anything is read after (a locked instruction). */
+static __always_inline void full_barrier(struct flow *flow)
+{
+	__sync_fetch_and_add(&flow->fast_packets[ORIGINAL], 0);
+}
+
+/* Removes an entry: its flow gets what it knew. False: there was none. */
+static __always_inline bool remove_entry(const struct fast_path *f, struct flow *flow, const struct flow_key *tuple, u32 bucket,
+					enum direction direction, struct entry_state *last)
+{
+	if (!delete_entry(bucket, tuple, direction, last))
+		return false;
+	add_counts(flow, last, direction);
+	/* How far a side has come tells a true reset from a forged one. */
+	bpf_spin_lock(&flow->lock);
+	if (before(flow->end[direction], last->end))
+		flow->end[direction] = last->end;
+	bpf_spin_unlock(&flow->lock);
+	return true;
+}
+
+/* The flow's packets take the kernel's path again. */
+static __always_inline void remove_entries(struct flow *flow, const struct flow_key *tuple)
+{
+	struct fast_path *f = get_fast_path();
+	struct entry_state last;
+	u16 port;
+
+	full_barrier(flow);
+	port = flow->egress_port;
+	if (!f || !port)
+		return;
+	flow->egress_port = 0;
+	full_barrier(flow);
+	remove_entry(f, flow, tuple, bucket_of_flow(f, tuple, flow->egress_address, port, ORIGINAL), ORIGINAL, &last);
+	remove_entry(f, flow, tuple, bucket_of_flow(f, tuple, flow->egress_address, port, REPLY), REPLY, &last);
+}
+
+/* A flow's packet as it leaves: translated. */
+struct egress_packet {
+	u32 family;
+	u32 slot;
+	u32 address[4];
+	u32 origin[4];
+	u16 port;
+	u16 origin_port;
+	u8 protocol;
+};
+
+static __always_inline bool is_offload_interface(u32 ifindex, enum role role)
+{
+	struct interface *interface = interfaces.lookup(&ifindex);
+
+	return interface && interface->role == role && interface->ethernet && !interface->filtered && !interface->unfit;
+}
+
+static __always_inline bool is_same_next_hop(const struct next_hop *a, const struct next_hop *b)
+{
+	return a->in == b->in && a->out == b->out && *(u32 *)&a->ethernet[0] == *(u32 *)&b->ethernet[0] &&
+	       *(u32 *)&a->ethernet[4] == *(u32 *)&b->ethernet[4] && *(u32 *)&a->ethernet[8] == *(u32 *)&b->ethernet[8];
+}
+
+/* The number of a next hop, which stays valid for longer than an entry created now; negative: there is no room. */
+static __always_inline int put_next_hop(const struct fast_path *f, const struct next_hop *next_hop, u32 now)
+{
+	u64 hash = mix(mix(mix(f->seed, (u64)next_hop->in << 32 | next_hop->out), *(u64 *)&next_hop->ethernet[0]),
+		       *(u32 *)&next_hop->ethernet[8]);
+	u32 until = now + f->lifetime * (1 + NEXT_HOP_OUTLIVES) ?: 1;
+	int i;
+
+	for (i = 0; i < NEXT_HOP_TRIES; i++) {
+		int index = (hash + i) % NEXT_HOPS;
+		struct next_hop *there = next_hops.lookup(&index);
+		struct bucket_lock *bucket_lock = bucket_lock_of(index);
+		bool mine = false;
+
+		if (!there || !bucket_lock)
+			return -1;
+		bpf_spin_lock(&bucket_lock->lock);
+		if (is_same_next_hop(there, next_hop)) {
+			mine = true;
+		} else if (!there->until || (s32)(there->until - now) <= 0) {
+			there->in = next_hop->in;
+			there->out = next_hop->out;
+			*(u64 *)&there->ethernet[0] = *(u64 *)&next_hop->ethernet[0];
+			*(u32 *)&there->ethernet[8] = *(u32 *)&next_hop->ethernet[8];
+			mine = true;
+		}
+		if (mine)
+			there->until = until;
+		bpf_spin_unlock(&bucket_lock->lock);
+		if (mine)
+			return index;
+	}
+	return -1;
+}
+
+/* True: the flow may still have entries, with this port. Ending a flow sets `closing`, and another port is set, before its
+ * entries are removed; creation re-checks both after inserting one. So no entry outlives its flow. */
+static __always_inline bool is_still_offloadable(const struct flow_key *tuple, u16 port)
+{
+	struct flow *flow = flows.lookup((void *)tuple);
+
+	return flow && is_offloadable(flow, tuple) && flow->egress_port == port;
+}
+
+/* A packet of the flow is leaving, translated: creates the entry of its direction. */
+static __always_inline void create_entry(struct __sk_buff *skb, const struct fast_path *f, const struct fast_packet *g, struct flow *flow,
+				  const struct flow_key *tuple, u16 port, u32 in, u32 generation,
+				  enum direction direction)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 now = bpf_jiffies64();
+	u32 bucket = bucket_of_flow(f, tuple, flow->egress_address, port, direction);
+	struct next_hop next_hop = { .in = in, .out = skb->ifindex };
+	struct entry_state last = {};
+	struct fast_entry entry = {};
+	int number;
+
+	if (data + MACS > end)
+		return;
+	*(u64 *)&next_hop.ethernet[0] = *(u64 *)data;
+	*(u32 *)&next_hop.ethernet[8] = *(u32 *)(data + 8);
+	number = put_next_hop(f, &next_hop, now);
+	if (number < 0)
+		return;
+	copy_address(entry.client, tuple->client);
+	copy_address(entry.origin, tuple->origin);
+	entry.client_port = tuple->client_port;
+	entry.origin_port = tuple->origin_port;
+	entry.egress_port = port;
+	entry.slot = flow->slot;
+	entry.until = now + f->lifetime ?: 1;
+	entry.generation = generation;
+	entry.next_hop = number;
+	entry.largest = g->segment > 0xffff ? 0 : g->segment;
+	entry.kind = kind_of(family_of(tuple->client), tuple->protocol);
+	entry.reason = direction == REPLY ? REASON_REPLY : flow->reason;
+	if (remove_entry(f, flow, tuple, bucket, direction, &last) && last.generation == entry.generation &&
+	    last.next_hop == entry.next_hop && last.largest > entry.largest)
+		entry.largest = last.largest;
+	entry.end = flow->end[direction];
+	advance(&entry.end, g->sequence, g->end);
+	insert_entry(f, bucket, tuple, &entry, direction, now);
+	full_barrier(flow);
+	if (!is_still_offloadable(tuple, port))
+		delete_entry(bucket, tuple, direction, &last);
+}
+
+/* conntrack has given the port to this flow: the flow that had it before has lost it there, and loses its entries. */
+static __always_inline void invalidate_port_owner(const struct fast_path *f, const struct egress_packet *d, const struct flow_key *but)
+{
+	int i, index = bucket_of(f, d->family, d->address, d->origin, d->port, d->origin_port, d->protocol);
+	struct bucket_lock *bucket_lock = bucket_lock_of(index);
+	struct fast_bucket *bucket;
+	struct flow_key other;
+	struct flow *owner;
+	bool found = false;
+
+	if (!bucket_lock || !bucket_lock->reply_entries)
+		return;
+	bucket = fast_buckets.lookup(&index);
+	if (!bucket)
+		return;
+	for (i = 0; i < BUCKET_ENTRIES; i++) {
+		struct fast_entry *entry = &bucket->entry[i];
+
+		if (entry->until && entry->reason == REASON_REPLY && entry->egress_port == d->port && entry->slot == (u16)d->slot &&
+		    entry->origin_port == d->origin_port && is_equal(entry->origin, d->origin) &&
+		    entry->kind == kind_of(d->family, d->protocol) &&
+		    (!but || entry->client_port != but->client_port || !is_equal(entry->client, but->client))) {
+			tuple_of(&other, entry);
+			found = true;
+			break;
+		}
+	}
+	if (!found)
+		return;
+	owner = flows.lookup(&other);
+	if (owner)
+		remove_entries(owner, &other);
+}
+
+static __always_inline bool parse_fast_any(struct __sk_buff *skb, u32 family, struct fast_packet *g)
+{
+	return family == IPV4 ? parse_fast(skb, IPV4, g) : parse_fast(skb, IPV6, g);
+}
+
+/* In to_origin: the kernel has made this of a packet in flight. */
+static __always_inline void create_original_entry(struct __sk_buff *skb, u32 family)
+{
+	u32 tag = skb->tc_index;
+	int index = tag % TAGS;
+	struct in_flight *from = in_flight.lookup(&index);
+	struct fast_path *f = get_active_fast_path();
+	struct fast_packet g = {};
+	const struct flow_key *tuple;
+	struct flow *flow;
+
+	if (!from || from->tag != tag || !f)
+		return;
+	from->tag = 0;
+	tuple = &from->flow;
+	if ((u32)bpf_jiffies64() - from->since > IN_FLIGHT_JIFFIES || family_of(tuple->client) != family ||
+	    !is_offload_interface(skb->ifindex, OUTSIDE) || !is_offload_interface(from->in, INSIDE) || !parse_fast_any(skb, family, &g))
+		return;
+	flow = flows.lookup((void *)tuple);
+	/* A connection tracking helper may have changed its contents: then each packet must meet it. */
+	if (!flow || !is_equal_in(family, g.to, tuple->origin) || !is_equal_in(family, g.from, flow->egress_address) ||
+	    g.to_port != tuple->origin_port || g.protocol != tuple->protocol || g.sequence != from->sequence ||
+	    g.ack != from->ack || g.total != from->total || !is_untouched(skb, family, &g, &from->traits))
+		return;
+	if (flow->egress_port != g.from_port) {
+		struct egress_packet d = {
+			.family = family,
+			.slot = flow->slot,
+			.port = g.from_port,
+			.origin_port = tuple->origin_port,
+			.protocol = tuple->protocol,
+		};
+
+		copy_address(d.address, flow->egress_address);
+		copy_address(d.origin, tuple->origin);
+		invalidate_port_owner(f, &d, tuple);
+		remove_entries(flow, tuple);
+		flow->egress_port = g.from_port;
+	}
+	create_entry(skb, f, &g, flow, tuple, g.from_port, from->in, from->generation, ORIGINAL);
+}
+
+/* False: where its ports are is not known. Without Ethernet there are no entries, and none is found. */
+static __always_inline bool parse_egress(struct __sk_buff *skb, u32 family, struct egress_packet *d)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	void *transport = data + ETH_HLEN + (family == IPV4 ? NETWORK4 : NETWORK6);
+
+	if (transport + sizeof(struct udphdr) > end)
+		return false;
+	if (family == IPV4) {
+		struct iphdr *ip = data + ETH_HLEN;
+
+		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET))
+			return false;
+		d->protocol = ip->protocol;
+		map_ipv4(d->address, ip->saddr);
+		map_ipv4(d->origin, ip->daddr);
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		d->protocol = ip->nexthdr;
+		copy_address(d->address, ip->saddr.in6_u.u6_addr32);
+		copy_address(d->origin, ip->daddr.in6_u.u6_addr32);
+	}
+	d->family = family;
+	d->port = *(u16 *)transport;
+	d->origin_port = *(u16 *)(transport + 2);
+	return d->protocol == IPPROTO_TCP || d->protocol == IPPROTO_UDP;
+}
+
+/* In to_origin: a packet of a flow that has not been answered. Answers to its port are for this flow alone; it may
+ * have been another's until now, whose entry conntrack has deleted by command or for want of room. */
+static __always_inline void claim_port(struct __sk_buff *skb, u32 family, u32 slot)
+{
+	struct egress_packet d = { .slot = slot };
+	struct fast_path *f = get_active_fast_path();
+
+	if (f && (family == IPV4 ? parse_egress(skb, IPV4, &d) : parse_egress(skb, IPV6, &d)))
+		invalidate_port_owner(f, &d, 0);
+}
+
+/* In to_client: an answer of this flow is leaving for its client. */
+static __always_inline void create_reply_entry(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+{
+	const struct flow_key *tuple = &p->tuple;
+	struct fast_path *f = get_active_fast_path();
+	u16 port = flow->egress_port;
+	struct fast_packet g = {};
+
+	if (f && port && skb->tc_index == port && is_offloadable(flow, tuple) && is_worth_offloading(flow, p, REPLY) &&
+	    is_offload_interface(skb->ingress_ifindex, OUTSIDE) && is_offload_interface(skb->ifindex, INSIDE) &&
+	    parse_fast_any(skb, p->family, &g) && is_as_it_arrived(skb, p->family, &g, port))
+		create_entry(skb, f, &g, flow, tuple, port, skb->ingress_ifindex, f->generation, REPLY);
+}

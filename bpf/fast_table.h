@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The table of fast-path entries: which bucket holds a tuple's entry, and how an entry is written while others read it.
+ *
+ * Readers hold no lock. A writer makes the entry invalid first (`until` 0) and valid last; a reader compares
+ * tuple and `until` once more after it has read the rest. Stores become visible in their order on the machines that
+ * this runs on; where they didn't, a packet could get the port of another flow.
+ */
+
+enum {
+	BUCKETS_SHIFT = 4,
+	PORTS_SHIFT = 5,
+};
+
+#define barrier() __asm__ volatile("" ::: "memory")
+
+static __always_inline u64 mix(u64 hash, u64 word)
+{
+	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ hash >> 32;
+}
+
+static __always_inline u64 pair(u32 a, u32 b)
+{
+	return (u64)a << 32 | b;
+}
+
+static __always_inline u8 kind_of(u32 family, u8 protocol)
+{
+	return family == IPV4 ? protocol : protocol | IPV6_KIND;
+}
+
+/* The number of a tuple's bucket, in network order throughout; `near` is the client, or the
+ * address that it has been given, `far` the origin. Sixteen buckets are a page of memory, and 32 ports in sequence share
+ * it: what a processor pays for many flows is as much the pages as the lines. */
+static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, const u32 *near, const u32 *far, u16 near_port,
+				  u16 far_port, u8 protocol)
+{
+	u32 port = be16(near_port);
+	u64 hash = mix(f->seed, pair(protocol, (port >> PORTS_SHIFT) << 16 | far_port));
+
+	hash = mix(hash, pair(near[3], far[3]));
+	if (family == IPV6) {
+		hash = mix(hash, pair(near[0], near[1]));
+		hash = mix(hash, pair(far[0], far[1]));
+		hash = mix(hash, pair(near[2], far[2]));
+	}
+	return (mix(hash, 0) >> 32 << BUCKETS_SHIFT | (port & ((1 << BUCKETS_SHIFT) - 1))) & (FAST_BUCKETS - 1);
+}
+
+/* Where in its bucket a tuple is looked for first: others of these ports are elsewhere. */
+static __always_inline u32 first_of(u16 near_port)
+{
+	return be16(near_port) >> BUCKETS_SHIFT & (BUCKET_ENTRIES - 1);
+}
+
+static __always_inline bool is_equal(const u32 *a, const u32 *b)
+{
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
+}
+
+/* Of one family; of IPv4 addresses the last word says it all. */
+static __always_inline bool is_equal_in(u32 family, const u32 *a, const u32 *b)
+{
+	return family == IPV4 ? a[3] == b[3] : is_equal(a, b);
+}
+
+static __always_inline u32 family_of(const u32 *address)
+{
+	return is_mapped(address) ? IPV4 : IPV6;
+}
+
+static __always_inline bool is_entry_of(const struct fast_entry *entry, const struct flow_key *tuple, enum direction direction)
+{
+	return entry->until && is_equal(entry->client, tuple->client) && is_equal(entry->origin, tuple->origin) &&
+	       entry->client_port == tuple->client_port && entry->origin_port == tuple->origin_port &&
+	       entry->kind == kind_of(family_of(tuple->client), tuple->protocol) && (entry->reason == REASON_REPLY) == (direction == REPLY);
+}
+
+/* The bucket of one direction of a flow; its egress address and port are known. */
+static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struct flow_key *tuple, const u32 *address,
+				       u16 egress_port, enum direction direction)
+{
+	u32 family = family_of(tuple->client);
+
+	if (direction == ORIGINAL)
+		return bucket_of(f, family, tuple->client, tuple->origin, tuple->client_port, tuple->origin_port,
+			      tuple->protocol);
+	return bucket_of(f, family, address, tuple->origin, egress_port, tuple->origin_port, tuple->protocol);
+}
+
+/* Whether an entry that expires at `until` is valid now; false for one so old that the clock has wrapped. An entry that is
+ * created twice within a jiffy is valid for one jiffy more. */
+static __always_inline bool is_valid(u32 until, u32 now, const struct fast_path *f)
+{
+	return until && until - now - 1 <= f->lifetime;
+}
+
+static __always_inline struct bucket_lock *bucket_lock_of(u32 number)
+{
+	int index = number & (FAST_BUCKETS - 1);
+
+	return bucket_locks.lookup(&index);
+}
+
+static __always_inline void tuple_of(struct flow_key *tuple, const struct fast_entry *entry)
+{
+	copy_address(tuple->client, entry->client);
+	copy_address(tuple->origin, entry->origin);
+	tuple->client_port = entry->client_port;
+	tuple->origin_port = entry->origin_port;
+	tuple->protocol = entry->kind & ~IPV6_KIND;
+	tuple->pad[0] = 0;
+	tuple->pad[1] = 0;
+	tuple->pad[2] = 0;
+}
+
+/* What an entry knows that its flow does not. */
+struct entry_state {
+	u32 packets;
+	u32 bytes;
+	u32 end;
+	u16 generation;
+	u16 next_hop;
+	u16 largest;
+};
+
+static __always_inline void copy_entry_state(struct entry_state *last, const struct fast_entry *entry)
+{
+	last->packets = entry->packets;
+	last->bytes = entry->bytes;
+	last->end = entry->end;
+	last->generation = entry->generation;
+	last->next_hop = entry->next_hop;
+	last->largest = entry->largest;
+}
+
+/* Adds an entry's packets to its flow. */
+static __always_inline void add_counts(struct flow *flow, const struct entry_state *last, enum direction direction)
+{
+	__sync_fetch_and_add(&flow->fast_packets[direction & 1], last->packets);
+	__sync_fetch_and_add(&flow->fast_bytes[direction & 1], last->bytes);
+}
+
+/* Under the bucket's lock. */
+static __always_inline void count_reply_entries(struct bucket_lock *bucket_lock, bool before, bool after)
+{
+	if (after && !before)
+		bucket_lock->reply_entries++;
+	if (before && !after && bucket_lock->reply_entries)
+		bucket_lock->reply_entries--;
+}
+
+/* Inserts an entry; the flow has none in this direction. Does nothing if the bucket is full of valid ones. */
+static __always_inline void insert_entry(const struct fast_path *f, u32 number, const struct flow_key *tuple, struct fast_entry *entry,
+				    enum direction direction, u32 now)
+{
+	u32 first = first_of(direction == ORIGINAL ? tuple->client_port : entry->egress_port);
+	int index = number;
+	struct fast_bucket *bucket = fast_buckets.lookup(&index);
+	struct bucket_lock *bucket_lock = bucket_lock_of(number);
+	struct entry_state last = {};
+	struct flow_key displaced = {};
+	enum direction side = ORIGINAL;
+	u32 until = entry->until;
+	struct flow *flow;
+	int i, at = -1;
+
+	if (!bucket || !bucket_lock)
+		return;
+	entry->until = 0;
+	bpf_spin_lock(&bucket_lock->lock);
+#pragma unroll
+	for (i = BUCKET_ENTRIES - 1; i >= 0; i--) {
+		struct fast_entry *there = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
+
+		if (!is_valid(there->until, now, f) || there->generation != f->generation)
+			at = first + i;
+	}
+#pragma unroll
+	for (i = 0; i < BUCKET_ENTRIES; i++)
+		/* Another processor has inserted it meanwhile. */
+		if (is_entry_of(&bucket->entry[i], tuple, direction))
+			at = i;
+	if (at >= 0) {
+		struct fast_entry *there = &bucket->entry[at & (BUCKET_ENTRIES - 1)];
+
+		side = there->reason == REASON_REPLY ? REPLY : ORIGINAL;
+		if (there->until && there->packets) {
+			tuple_of(&displaced, there);
+			copy_entry_state(&last, there);
+		}
+		/* A reader takes equal ones for the same. */
+		until += until == there->until;
+		count_reply_entries(bucket_lock, there->until && side == REPLY, direction == REPLY);
+		there->until = 0;
+		barrier();
+		*there = *entry;
+		barrier();
+		there->until = until;
+	}
+	bpf_spin_unlock(&bucket_lock->lock);
+	if (!last.packets)
+		return;
+	flow = flows.lookup(&displaced);
+	if (flow)
+		add_counts(flow, &last, side);
+}
+
+/* Deletes a flow's entry of one direction. True: there was one, and `last` is what it knew. */
+static __always_inline bool delete_entry(u32 number, const struct flow_key *tuple, enum direction direction,
+				     struct entry_state *last)
+{
+	int index = number;
+	struct fast_bucket *bucket = fast_buckets.lookup(&index);
+	struct bucket_lock *bucket_lock = bucket_lock_of(number);
+	bool found = false;
+	int i;
+
+	if (!bucket || !bucket_lock)
+		return false;
+	bpf_spin_lock(&bucket_lock->lock);
+	for (i = 0; i < BUCKET_ENTRIES; i++)
+		if (is_entry_of(&bucket->entry[i], tuple, direction)) {
+			copy_entry_state(last, &bucket->entry[i]);
+			bucket->entry[i].until = 0;
+			count_reply_entries(bucket_lock, direction == REPLY, false);
+			found = true;
+		}
+	bpf_spin_unlock(&bucket_lock->lock);
+	return found;
+}
