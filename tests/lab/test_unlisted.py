@@ -13,7 +13,7 @@ from truth import families, foretold, packets, running
 
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, ping, tcp_ask, udp_ask
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, Lab
 
@@ -22,20 +22,20 @@ NETWORK = {4: "198.18.2.0/24", 6: "2001:db8:a2::/64"}
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab, lab.config(interfaces=SIDES)) as gateway:
         yield gateway
 
 
 @pytest.fixture
-def moved(enforced: Gateway, family: int) -> Iterator[None]:
+def moved(enforced: LabGateway, family: int) -> Iterator[None]:
     """Origin 2 is reached by the second uplink."""
     move(enforced, family)
     yield
     enforced.lab.gw.ip(f"route del {NETWORK[family]}")
 
 
-def move(enforced: Gateway, family: int) -> None:
+def move(enforced: LabGateway, family: int) -> None:
     enforced.lab.gw.ip(f"route add {NETWORK[family]} via {CLIENT2[family]} dev in1")
 
 
@@ -46,7 +46,7 @@ def second_uplink(lab: Lab, family: int) -> Capture:
 
 
 @families
-def test_new_connections_are_dropped_by_name(enforced: Gateway, family: int, moved: None) -> None:
+def test_new_connections_are_dropped_by_name(enforced: LabGateway, family: int, moved: None) -> None:
     lab, before = enforced.lab, packets(enforced)["unlisted"]
     with second_uplink(lab, family) as seen:
         for ask in (tcp_ask, udp_ask):
@@ -76,7 +76,7 @@ def end_of(connection: Session | UdpFlow) -> OSError | None:
 
 
 @families
-def test_live_connections_are_refused(enforced: Gateway, family: int) -> None:
+def test_live_connections_are_refused(enforced: LabGateway, family: int) -> None:
     """A backup line takes over: what had an egress address has none there."""
     lab, before = enforced.lab, packets(enforced)["astray"]
     with Session(lab.client, ORIGIN2[family]) as session, UdpFlow(lab.client, ORIGIN2[family]) as flow:
@@ -96,7 +96,7 @@ def test_live_connections_are_refused(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_where_it_is_meant(enforced: Gateway, family: int) -> None:
+def test_where_it_is_meant(enforced: LabGateway, family: int) -> None:
     """An interface of `interfaces.other`: what leaves by it is none of ours, and so is what comes back."""
     lab, before = enforced.lab, packets(enforced)["other"]
     enforced.reload(lab.config(interfaces=SIDES | {"other": ["in1"]}))
