@@ -1,7 +1,7 @@
-"""What of the desired is there just now, written into the maps: interfaces, egress addresses, timeouts.
+"""Writes availability into the maps: interfaces, egress addresses, conntrack's timeouts.
 
-The daemon calls this at every change of addresses, routes and interfaces; the programs act on the next
-packet.
+The daemon calls this at every change of addresses, routes and links; the programs act on it from the next
+packet on.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ TIMEOUTS = (
     "tcp_close",
     "tcp_syn_sent2",  # no setting: two minutes
 )
-# A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
-# translation still holds. conntrack counts in jiffies of up to 10 ms.
+# Seconds added to conntrack's timeouts. A flow that ended before its conntrack entry would be decided again
+# while the former translation still applies. conntrack counts in jiffies of up to 10 ms.
 GRACE = 1.0
 
 
 class AddressSet:
-    """The addresses and ranges of some egress IPs, and the shared ones if wanted, for `in` (16 bytes)."""
+    """The addresses and ranges of egress IPs, and the shared addresses of ``shared``; `in` takes 16 bytes."""
 
     def __init__(self, egresses: Sequence[Egress], shared: Desired | None = None):
         single: list[IPAddress] = [egress.ipv4 for egress in egresses]
@@ -56,7 +56,7 @@ class AddressSet:
 
     @classmethod
     def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> AddressSet:
-        """Of addresses and ranges that no egress IP tells of."""
+        """From plain addresses and ranges."""
         made = cls(())
         made._take(single, ranges)
         return made
@@ -77,17 +77,17 @@ class AddressSet:
 
 @dataclass(frozen=True)
 class Availability:
-    """What there is at present of what is desired; pairs are (IPv4, IPv6)."""
+    """Which desired addresses and links exist at present; pairs are (IPv4, IPv6)."""
 
     egresses: dict[str, Pair]
-    """Which of this gateway's egress IPs are available, by name."""
+    """Availability of this gateway's egress IPs by name."""
     shared: Pair
-    """Whether the gateway has the shared addresses."""
+    """Whether the gateway holds the shared addresses."""
     links: LinkStatus
 
 
 def refresh(maps: Maps, wanted: Desired) -> Availability:
-    """Brings the maps up to date."""
+    """Updates the maps; returns what it found."""
     found = links.links()
     seen = roles.refresh(maps, wanted, found)
     held = addresses.held()
@@ -106,9 +106,9 @@ def refresh(maps: Maps, wanted: Desired) -> Availability:
 def _answered_for(
     wanted: Desired, held: Iterable[InterfaceAddress], ranges: Container[IPv6Network]
 ) -> list[IPv6Network]:
-    """What the gateway has and the kernel answers no neighbour solicitation for at an outside interface.
+    """On-link IPv6 networks that the gateway holds and the kernel answers no solicitation for (RFC 4861).
 
-    What the gateway does not have, another one may: an answer would take it from that one.
+    An answer for an address that this gateway does not hold would divert another gateway's traffic.
     """
     networks = [egress.ipv6 for egress in wanted.ours if egress.on_link and egress.ipv6 in ranges]
     holders = {name for name, interface in held if interface.ip == wanted.shared6}
@@ -126,7 +126,7 @@ def _write_egresses(egresses: Map, wanted: Desired, there: Availability) -> None
     source["mask"][0] = [ones, ones]
     source["local"][0] = 1
     source["available"][0] = there.shared
-    # A slot without an egress IP must match no address: prefix 0 under a full mask.
+    # A slot without an egress IP matches no address: prefix 0 under a full mask.
     source["mask"][1:] = ones
     for egress in wanted.egresses:
         slot = egress.slot
@@ -160,7 +160,7 @@ def _write_on_link(on_link: Map, networks: Iterable[IPv6Network]) -> None:
 
 
 def write_timeouts(maps: Maps) -> np.ndarray:
-    """conntrack's timeouts of this namespace, by state, in nanoseconds; what a flow may be idle."""
+    """Writes and returns the flows' idle timeouts in ns by state: conntrack's, plus GRACE."""
     seconds = sysctl.conntrack_timeouts()
     values = [seconds.get(name, 120.0) + GRACE for name in TIMEOUTS]
     rows = (np.array(values) * 1e9).astype(maps.timeouts.value)

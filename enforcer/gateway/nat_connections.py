@@ -1,4 +1,4 @@
-"""The connections that conntrack translates to egress addresses, told from others' and forgotten."""
+"""Recognises and deletes the conntrack entries that are translated to egress addresses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def is_untranslated(entry: conntrack.Entry) -> bool:
 
 
 def is_translated_to(entry: conntrack.Entry, some: availability.AddressSet) -> bool:
-    """A client's connection, or one that an origin has opened as a helper expected.
+    """Whether it is a client's connection, or one that an origin opened as a conntrack helper expected.
 
-    Others translate destinations, too (a published port of a container): such a connection is not ours.
+    A connection whose destination other software translates (a container's published port) is not.
     """
     opened_by_origin = entry.expected and entry.original.destination != entry.reply.source
     if opened_by_origin and entry.original.destination in some:
@@ -25,5 +25,5 @@ def is_translated_to(entry: conntrack.Entry, some: availability.AddressSet) -> b
 
 
 def delete_matching(chosen: Any) -> int:
-    """Deletes the connections that are chosen from conntrack."""
+    """Deletes the conntrack entries for which ``chosen`` is true; returns how many still existed."""
     return conntrack.delete_entries([entry for entry in conntrack.entries() if chosen(entry)])
