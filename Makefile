@@ -4,23 +4,23 @@ PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab lab-down test test-unit test-vm lint bench schema install clean
 
-help:  ## this list
+help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup:  ## install the Debian packages and the virtual environment that the rest needs
+setup:  ## install the Debian packages and the virtual environment that the other targets need
 	@scripts/setup.sh
 
-demo: setup  ## build a lab, drive every kind of traffic through a gateway, show what origins saw; leaves nothing
+demo: setup  ## build a lab, drive every kind of traffic through a gateway, show what origins saw, remove the lab
 	@$(PYTHON) -m lab.demo
 
-lab: setup  ## leave a lab standing to play in
+lab: setup  ## start a lab for experiments
 	@$(PYTHON) -m lab up
 
-lab-down: setup  ## take that lab away
+lab-down: setup  ## remove that lab
 	@$(PYTHON) -m lab down
 
 test: setup  ## all tests: unit, kernel, datapath, lab; two files at a time
-	# A process that crashes ends the run: xdist may wait for ever for the one in its place.
+	# A crashed process ends the run: xdist may wait forever for its replacement.
 	$(PYTHON) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test-unit: setup  ## the tests that need no network namespace
@@ -29,7 +29,7 @@ test-unit: setup  ## the tests that need no network namespace
 test-vm: setup  ## the BPF programs and the main kinds of traffic under Debian 12's 6.1 kernel, in a VM
 	@scripts/test-vm.sh
 
-lint: setup  ## ruff, mypy and the rule of imports
+lint: setup  ## ruff, mypy and the import rule
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy

@@ -209,14 +209,16 @@ int from_client(struct __sk_buff *skb)
 	return block(REASON_NOT_READY);
 }
 
-static __always_inline int store_verdict(struct __sk_buff *skb, const struct verdict *v)
+static __always_inline int store_verdict(struct verdict *v)
 {
-	return bpf_skb_store_bytes(skb, 0, v, sizeof(*v), 0);
+	int zero = 0;
+
+	return explained.update(&zero, v);
 }
 
 /*
  * explain: what from_client would do with this packet, decided by the same program, with nothing entered,
- * counted or sent. The verdict overwrites the packet's first bytes. cb[0] has its overrides.
+ * counted or sent. The verdict is written into the map `explained`. cb[0] has its overrides.
  */
 int explain(struct __sk_buff *skb)
 {
@@ -226,15 +228,15 @@ int explain(struct __sk_buff *skb)
 
 	v.reason = REASON_NOT_READY;
 	if (!s || !s->ready || !w)
-		return store_verdict(skb, &v);
+		return store_verdict(&v);
 	__builtin_memset(&w->packet, 0, sizeof(w->packet));
 	v.reason = parse(skb, &w->packet);
 	if (v.reason)
-		return store_verdict(skb, &v);
+		return store_verdict(&v);
 	skb->cb[0] = SCRATCH_EXPLAIN | skb->cb[0] << OVERRIDE_SHIFT;
 	stages.call(skb, DECIDE);
 	v.reason = REASON_NOT_READY;
-	return store_verdict(skb, &v);
+	return store_verdict(&v);
 }
 
 static __always_inline int answer(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
@@ -250,7 +252,7 @@ static __always_inline int answer(struct __sk_buff *skb, const struct settings *
 		if (refusal)
 			v->reason = refusal;
 	}
-	return store_verdict(skb, v);
+	return store_verdict(v);
 }
 
 /* Admits and creates a new flow; where a table is full, room is made once. Else the reason why it is not created. */

@@ -26,6 +26,7 @@ enum {
 	INTERFACES = 1024,
 	NEXT_HOPS = 65536,
 	ON_LINK_RANGES = SLOTS,
+	REASON_COUNTERS = 128,
 	NO_SLOT = 0xffffffff,
 };
 
@@ -336,12 +337,22 @@ BANKS(rules, "array", u32, struct rule, BPF_F_INNER_MAP);
 PINNED("array", int, u32, sets_taken, 4, 0);
 /* For explain: the rules that the client, and the host, match by the question's assumptions (enum override). */
 PINNED("array", int, struct rule_set, overrides, 2, 0);
+/* What becomes of a new flow; that of the latest question (explain). */
+struct verdict {
+	u32 reason;
+	u32 slot;
+	u32 policy;
+	u32 egress_address[4];
+	u32 active;              /* of the origin, before this flow */
+	u32 limit;
+};
+PINNED("array", int, struct verdict, explained, 1, 0);
 
 struct metrics {
 	u64 packets;
 	u64 flows;
 };
-PINNED("percpu_array", int, struct metrics, reasons, 128, 0);
+PINNED("percpu_array", int, struct metrics, reasons, REASON_COUNTERS, 0);
 /* What became of the tables: evicted flows, and by how much `recount` has corrected counts. */
 enum event { EVICTED_FLOWS, CORRECTED_ORIGINS, CORRECTED_CLIENTS, EVENTS };
 PINNED("array", int, u64, events, EVENTS, 0);

@@ -5,15 +5,6 @@
  * lowest number is the first in precedence. A dimension that no rule asks about costs no lookup.
  */
 
-struct verdict {
-	u32 reason;
-	u32 slot;
-	u32 policy;
-	u32 egress_address[4];
-	u32 active;              /* of the origin, before this flow */
-	u32 limit;
-};
-
 /* The BPF back end has no count of trailing zeros, and branches would multiply the verifier's paths: so
  * the bits below the lowest one are counted (Warren, Hacker's Delight, 5-1). */
 static __always_inline u32 lowest_bit(u64 word)

@@ -87,6 +87,10 @@ class NotInstalledError(EnforcerError):
     """Nothing is enforced on this gateway (no state to show or take away)."""
 
 
+class SourceError(EnforcerError):
+    """The installed C sources lack a definition that Python reads from them."""
+
+
 class LayoutError(EnforcerError):
     """Pinned maps are not of the layout that this version of the program uses."""
 

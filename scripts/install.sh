@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the daemon on this gateway: a virtual environment in /opt/enforcer, the command, the systemd unit, a
-# sample configuration and bash's completion. What stands in /etc/enforcer is not touched; nothing is started.
+# sample configuration and bash's completion. It changes no file in /etc/enforcer and starts nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 home=/opt/enforcer

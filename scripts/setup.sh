@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Installs what `make` needs on a bare Debian 12 machine: Debian packages, and a virtual environment with
-# the Python packages of setup.cfg. Called by every make target; with nothing to do it takes a few
+# the Python packages of setup.cfg. Every make target calls it; with nothing to do it takes a few
 # milliseconds.
 #
 #   scripts/setup.sh                    for the lab, the tests and the benchmark, in .venv
-#   scripts/setup.sh --vm               that and a virtual machine to test another kernel in
-#   scripts/setup.sh --gateway [DIR]    only what the daemon needs, in .venv; or installed for good in DIR
+#   scripts/setup.sh --vm               the same, and a virtual machine to test another kernel
+#   scripts/setup.sh --gateway [DIR]    only the daemon's requirements, in .venv, or installed in DIR
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONHOME PYTHONPATH
@@ -35,7 +35,7 @@ fail() {
   exit 1
 }
 
-# Runs a command whose output matters only if it fails: then its last complaint is told in one line.
+# Runs a command and discards its output; if it fails, prints its last message in one line.
 quietly() { # WHAT COMMAND…
   local what=$1 log complaint
   shift
@@ -47,7 +47,7 @@ quietly() { # WHAT COMMAND…
   rm -f "$log"
 }
 
-# Another apt may be at work, an unattended upgrade, say: waits for its locks, five minutes at most. apt's own
+# Waits up to five minutes for the locks of another apt (an unattended upgrade, for example). apt's own
 # option waits for dpkg's, and not for that of the lists of packages.
 patient_apt() {
   local said
@@ -60,7 +60,7 @@ patient_apt() {
   return 1
 }
 
-# One at a time: two makes at once would install into each other's environment.
+# Two makes at once would install into each other's environment: the second one waits.
 exec 9<"$0"
 flock 9
 
@@ -94,17 +94,17 @@ if ((${#missing[@]})); then
 fi
 
 # python3-bpfcc belongs to Debian's own interpreter, so the environment must be made by it, not by the
-# python3 that happens to be first on PATH; and made anew when that interpreter has become another.
+# first python3 on PATH; another version of that interpreter needs a new environment.
 if ! "$venv/bin/python" -c 'import bcc, pip' 2>/dev/null; then
   echo "setup: creating $venv"
   quietly 'creating the virtual environment' /usr/bin/python3 -m venv --clear --system-site-packages "$venv"
 fi
 echo "setup: installing the Python packages of setup.cfg"
 quietly 'pip install' "$venv/bin/python" -m pip install --disable-pip-version-check "${project[@]}"
-# What is not installed on a gateway is imported from here: lab/ and bench/, by any process of the environment.
+# lab/ and bench/ are not installed on a gateway: processes of the environment import them from here.
 if [[ ${project[0]} == --editable ]]; then
   echo "$PWD" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
 fi
-# Root runs it: nothing of a user's own site directory is imported (enforcer/control/interpreter.py).
+# Root runs it: it imports nothing from a user's own site directory (enforcer/control/interpreter.py).
 sed -i '1s|^#!.*/python[0-9.]*$|& -Ps|' "$venv/bin/enforcer"
 echo "$digest" >"$stamp"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs tests/vm under Debian's stock kernel (6.1 in Debian 12), the one that gateways run: in a virtual
-# machine, by software emulation if need be, as root on a copy-on-write view of this file system and without
+# Runs tests/vm under Debian's stock kernel (6.1 in Debian 12), which gateways run: in a virtual
+# machine, by software emulation if necessary, as root on a copy-on-write view of this file system and without
 # a network. Nothing of this machine changes: the kernel's package is unpacked into build/vm, not installed.
 #
 #   scripts/test-vm.sh [PYTEST ARGUMENT…]     default: tests/vm
@@ -23,7 +23,7 @@ fail() {
   exit 1
 }
 
-# As this file system is the guest's, it would look for us in a /tmp of its own.
+# The guest has this file system, but a /tmp of its own.
 case $PWD/ in /tmp/* | /run/*) skip "the guest has its own ${PWD%"${PWD#/*/}"}: clone the project elsewhere" ;; esac
 [[ $(uname -m) == x86_64 ]] || skip "the stock kernel of $(uname -m) has not been tried"
 scripts/setup.sh --vm
@@ -39,9 +39,9 @@ fetch_kernel() {
     rm -rf "$into"
     mkdir -p "$into"
     echo "test-vm: unpacking $package into ${into#"$PWD/"}" >&2
-    # Written by root here; apt's own user need not be able to.
+    # Root writes here; apt's own user may lack the permission.
     (cd "$into" && apt-get download -q -o APT::Sandbox::User=root "$package" >&2) || return 1
-    # Without what a machine without hardware has no use for: 300 of 400 MB.
+    # Leaves out drivers of real hardware: 300 of 400 MB.
     dpkg-deb --fsys-tarfile "$into"/*.deb | tar -x -C "$into" --exclude='*/drivers/gpu' --exclude='*/drivers/media' \
       --exclude='*/drivers/net/ethernet' --exclude='*/drivers/net/wireless' --exclude='*/drivers/infiniband' \
       --exclude='*/drivers/scsi' --exclude='*/drivers/staging' --exclude='*/drivers/usb' --exclude='*/sound' \
@@ -62,7 +62,7 @@ results=$(mktemp -d "$work/run-XXXXXX")
 machine=(--disable-kvm --memory 2G --cpus 2 "--qemu-opts=-fsdev local,id=cached,path=/,security_model=none,\
 readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=cached,mount_tag=cached")
 tests=("${@:-tests/vm}")
-# The guest cannot write byte code beside the sources, and compiling them anew there takes long.
+# The guest cannot write byte code beside the sources, and compiling them again there takes long.
 .venv/bin/python -m compileall -q enforcer tests
 
 printf '%q ' bash scripts/vm-inside.sh "$results" "${tests[@]}" >"$results/command"

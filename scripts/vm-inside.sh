@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The guest's part of scripts/test-vm.sh: a root with a cache, what a gateway's kernel has as modules, pytest.
+# The guest's part of scripts/test-vm.sh: a root file system with a cache, the modules of a gateway's kernel, pytest.
 #
 #   scripts/vm-inside.sh RESULTS PYTEST-ARGUMENT…
 set -uo pipefail
@@ -9,8 +9,8 @@ shift
 export PYTHONDONTWRITEBYTECODE=1
 export PATH=$repository/.venv/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-# The root that we were started on is the host's by 9p without a cache: each start of a program reads all
-# of it anew. The same by a mount with one makes everything five times faster.
+# The guest starts on the host's file system by 9p without a cache: each start of a program reads all of it
+# again. Another mount with a cache is five times faster.
 enter_cached_root() {
   local root=/run/cached directory
   mkdir -p $root

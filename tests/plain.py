@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
 
+from enforcer.datapath.settings import Settings
 from enforcer.gateway.desired import Desired
 
 PLAIN = Desired(
@@ -13,12 +14,14 @@ PLAIN = Desired(
     shared6=IPv6Address("2001:db8:ffff::1"),
     egresses=(),
     nearest=(),
-    mark_mask=0xFFFF,
-    limit=40000,
-    flows_per_client=512,
-    unanswered_per_client=256,
-    proxy_tcp=True,
-    proxy_udp=False,
+    settings=Settings(
+        mark_mask=0xFFFF,
+        limit=40000,
+        flows_per_client=512,
+        unanswered_per_client=256,
+        proxy_tcp=True,
+        proxy_udp=False,
+    ),
     flows=1024,
     origins=1024,
 )

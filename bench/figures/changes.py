@@ -20,7 +20,7 @@ from bench.rig.measure import Bench
 from enforcer.address import words
 from enforcer.control import protocol
 from enforcer.control.interpreter import PYTHON
-from enforcer.datapath.banks import BANK
+from enforcer.datapath import settings
 from enforcer.datapath.maps import Maps
 from enforcer.gateway.gateway import Gateway
 from enforcer.instance import Instance
@@ -243,7 +243,7 @@ def regions(bench: Bench) -> None:
             bench.say(f"{REGIONS}: {_PREFIXES:,} prefixes")
             daemon.write(documents.located(policies, large))
             took = daemon.run("reload")
-            bank = int(maps.settings.get(0)["bank"]) & BANK  # type: ignore[index]
+            bank = settings.read(maps).bank_number
             found = len(maps.inner("regions", bank).items()[0])
             if found < _PREFIXES:
                 raise LabError(f"{found:,} prefixes are in force, {_PREFIXES:,} were written")

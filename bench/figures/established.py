@@ -1,10 +1,10 @@
-"""What a packet of an established flow costs, the whole way through the gateway.
+"""The cost of a packet of an established flow, from one end of the gateway to the other.
 
-All flows go to one origin and have been answered before: only such a flow is learnt. A run is preceded by a
-packet of every flow that is not timed, so that all peers find the flows in their caches, and the enforcer has
-learnt all ways. What it has learnt is good for 4 s: then a packet of the flow goes the kernel's way again.
-That price is measured by itself, with all ways made stale, and the enforcer's figure has its share of it: the
-generator sends so many packets in those 4 s, of which one of each flow pays it.
+All flows go to one origin and have been answered: only such a flow has fast-path entries. Before each run,
+every flow sends a packet that is not timed, so that the flows are in the caches of all peers, and the
+enforcer has an entry for each. An entry is valid for 4 s; then a packet of the flow takes the slow path and
+renews it. A separate run with invalidated entries measures this cost, and the enforcer's figure includes
+its share: of the packets that the generator sends in 4 s, one of each flow takes the slow path.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _AT_ONCE = 2
 """Peers that have flows in conntrack's one hash table."""
 _ROUNDS = 2
 """Times the rounds of other figures, for UDP: these runs are short, and peers differ by little."""
-LEARNT, ANEW = "enforcer, ways learnt", "enforcer, ways learnt anew"
+VALID, RENEWED = "enforcer, entries valid", "enforcer, entries renewed"
 
 
 def stream_of(family: int, protocol: int, flows: int) -> Stream:
@@ -66,19 +66,19 @@ def stream_of(family: int, protocol: int, flows: int) -> Stream:
     )
 
 
-def steady(learnt: float, anew: float, flows: int) -> float:
-    """Nanoseconds a packet while a generator that knows no pause sends.
+def steady(valid: float, renewed: float, flows: int) -> float:
+    """Nanoseconds a packet while a generator sends without a pause.
 
-    In a way's life one packet of each flow is learnt from, and the others take the way.
+    In an entry's lifetime one packet of each flow renews it, and the others use it.
     """
     life = fast_path.LIFETIME * 1e9
-    packets = flows + (life - flows * anew) / learnt
+    packets = flows + (life - flows * renewed) / valid
     return life / packets
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A peer with its stream of established flows; ``stale``: nothing that was learnt is good any more."""
+    """A peer with its stream of established flows; ``stale``: all fast-path entries are invalid."""
 
     name: str
     peer: Peer
@@ -151,7 +151,7 @@ def established(bench: Bench) -> None:
 
 
 def _compare(bench: Bench, case: str, stream: Stream, peers: Sequence[Peer], rounds: int) -> list[Row]:
-    """The last row is the enforcer's, with the price of learning anew."""
+    """The last row is the enforcer's, including the cost of renewing entries."""
     subjects = []
     for peer in peers:
         if isinstance(peer, Limited):
@@ -159,10 +159,10 @@ def _compare(bench: Bench, case: str, stream: Stream, peers: Sequence[Peer], rou
         later = establish(bench.generator, peer, stream)
         if isinstance(peer, Limited):
             peer.restrict()
-        learns = isinstance(peer, Enforcer) and peer.name == Enforcer.name and stream.flows > 1
-        subjects.append(Subject(LEARNT if learns else peer.name, peer, later))
-        if learns:
-            subjects.append(Subject(ANEW, peer, later, stale=True))
+        has_entries = isinstance(peer, Enforcer) and peer.name == Enforcer.name and stream.flows > 1
+        subjects.append(Subject(VALID if has_entries else peer.name, peer, later))
+        if has_entries:
+            subjects.append(Subject(RENEWED, peer, later, stale=True))
     found = bench.interleave(subjects, lambda subject: measured(bench, subject), warm=False, rounds=rounds)
     for peer in peers:
         peer.reset()
@@ -171,8 +171,8 @@ def _compare(bench: Bench, case: str, stream: Stream, peers: Sequence[Peer], rou
         for subject, samples in zip(subjects, found, strict=True)
     ]
     if subjects[-1].stale:
-        learnt, anew = rows[-2:]
-        both = zip(learnt.samples, anew.samples, strict=True)
+        valid, renewed = rows[-2:]
+        both = zip(valid.samples, renewed.samples, strict=True)
         samples = tuple(
             Sample(steady(one.value, other.value, stream.flows), max(one.lost, other.lost))
             for one, other in both

@@ -14,6 +14,7 @@ from bench.report.results import Row, Sample, bound
 from bench.rig import documents, traffic_facts
 from bench.rig.measure import Bench
 from bench.rig.wire import Wire
+from enforcer.constants.bpf import State
 from enforcer.control.interpreter import PYTHON
 from enforcer.datapath import sweep
 from enforcer.datapath.maps import Maps
@@ -28,7 +29,6 @@ REST = "Daemon at rest with 1,000,000 flows"
 MILLION = 1_000_000
 _MAP_ENTRIES = 1_048_576
 _POLICIES = 1000
-_ESTABLISHED = 4  # enum state of bpf/maps.h
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SWEEP_COMES = 300.0
 _SWEEP_TAKES = 0.1  # seconds; one of a million flows takes more, and all else that the daemon does less
@@ -151,7 +151,7 @@ def fill(maps: Maps, count: int) -> None:
     keys["protocol"] = 6
     flows = np.zeros(count, dtype=maps.flows.value)
     flows["last_seen"] = flows["created"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    flows["state"] = flows["timeout"] = _ESTABLISHED
+    flows["state"] = flows["timeout"] = State.ESTABLISHED
     flows["counted"] = flows["replied"] = 1
     maps.flows.put_many(keys, flows)
 

@@ -82,7 +82,7 @@ def _bars(axes: Axes, rows: Sequence[Row], groups: dict[str, str], unit: str) ->
 
 def _established(axes: Axes, family: int, rows: Sequence[Row]) -> None:
     cases = {f"IPv{family} UDP, 1 flow": "1 flow", f"IPv{family} UDP, 40,000 flows": "40,000 flows"}
-    kept = [row for row in rows if row.subject not in (established.LEARNT, established.ANEW)]
+    kept = [row for row in rows if row.subject not in (established.VALID, established.RENEWED)]
     _bars(axes, kept, cases, "ns a packet")
 
 

@@ -102,11 +102,11 @@ def markdown(results: Results, pictures: Sequence[Picture] = ()) -> Iterator[str
     yield "# Measurements"
     yield ""
     yield "Written by `python -m bench --write` (`make bench` shows the same without writing)."
-    yield "Everything that is compared is measured in turn within every round. Medians of all rounds and"
-    yield "their range; of ratios that of those within a round. A generator inside the kernel feeds frames"
-    yield "into the gateway's inside interface, and they are counted where they leave: a run that lost any is"
-    yield "reported as lost. What each figure is, and what the time is spent on where one is missed:"
-    yield "[notes](notes.md)."
+    yield "Every round measures all compared peers in turn. The tables show medians and ranges of all"
+    yield "rounds; for ratios, those of the ratios within a round. A generator inside the kernel injects"
+    yield "frames at the gateway's inside interface and counts them behind the outside one; a run with lost"
+    yield "frames is reported as lost. [notes.md](notes.md) explains each figure, and where the time is"
+    yield "spent if one misses its target."
     yield ""
     yield from (f"- {name.replace('_', ' ')}: {value}" for name, value in results.machine.items())
     for name, reason in results.failures.items():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,27 @@ def _check_policies(draft: Draft) -> None:
             if family in fields:
                 owners.setdefault(fields[family], index)
     for index, fields in draft.policies.items():
-        if isinstance(fields.get("egress"), PolicyEgress):
-            _check_policy_egress(draft, ("policies", index, "egress"), fields["egress"], owners)
+        way, egress = ("policies", index, "egress"), fields.get("egress", "default")
+        if isinstance(egress, PolicyEgress):
+            _check_policy_egress(draft, way, egress, owners)
+        elif egress != "default":
+            _check_policy_egress_name(draft, way, egress)
+
+
+def _check_policy_egress_name(draft: Draft, way: Way, name: str) -> None:
+    known = [fields.get("name") for fields in draft.egress_ips.values()]
+    if name in known:
+        return
+    if name == "shared":
+        draft.fault(way, "is no egress IP", "`default` for the shared address")
+        return
+    with suppress(ValueError):
+        family = f"ipv{ip_interface(name).version}"
+        draft.fault(way, "is an address where a name stands", f'{{{family}: "{name}"}}')
+        return
+    if None not in known:
+        # Otherwise the entry that has this name may be the one that is reported already.
+        draft.fault(way, "is the name of no egress IP", nearest(name, ["default", *filter(None, known)]))
 
 
 def _check_policy_egress(draft: Draft, way: Way, egress: PolicyEgress, owners: dict[Any, int]) -> None:

@@ -311,13 +311,12 @@ PrivateNetwork = Annotated[
 Name = Annotated[
     str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
 ]
-EgressName = Annotated[
-    str,
-    PlainValidator(_egress_name),
-    WithJsonSchema(
-        {"type": "string", "pattern": f"^{_NAME.pattern}$", "not": {"enum": ["shared", "default"]}},
-    ),
-]
+_EGRESS_NAME = WithJsonSchema(
+    {"type": "string", "pattern": f"^{_NAME.pattern}$", "not": {"enum": ["shared", "default"]}}
+)
+EgressName = Annotated[str, PlainValidator(_egress_name), _EGRESS_NAME]
+NamedEgress = Annotated[str, _EGRESS_NAME]
+"""Text that is to be the name of an egress IP; what it may be is seen where all names are known."""
 Title = Annotated[
     str, PlainValidator(_title), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 128})
 ]

@@ -55,7 +55,7 @@ _EXPECTED = {
     "dict_type": "a group of keys",
     "model_type": "a group of keys",
     "model_attributes_type": "a group of keys",
-    "literal_error": "`default`, or the addresses of an egress IP, such as {ipv4: 203.0.113.10}",
+    "literal_error": "`default`, or the name or the addresses of an egress IP, such as {ipv4: 203.0.113.10}",
 }
 
 

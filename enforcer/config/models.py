@@ -29,6 +29,7 @@ from enforcer.config.fields import (
     Longitude,
     MarkMask,
     Name,
+    NamedEgress,
     PrimaryIPv4,
     PrivateNetwork,
     Range6,
@@ -186,7 +187,9 @@ class PolicyEgress(_Model):
 
 
 def _egress_kind(value: object) -> str:
-    return "egress" if isinstance(value, dict | PolicyEgress) else "default"
+    if isinstance(value, dict | PolicyEgress):
+        return "egress"
+    return "name" if isinstance(value, str) and value != "default" else "default"
 
 
 class Policy(_Model):
@@ -205,11 +208,13 @@ class Policy(_Model):
     device_posture: Expression = ""
     """Expression, usually about the posture checks that the client passed; absent: every device."""
     egress: Annotated[
-        Annotated[Literal["default"], Tag("default")] | Annotated[PolicyEgress, Tag("egress")],
+        Annotated[Literal["default"], Tag("default")]
+        | Annotated[NamedEgress, Tag("name")]
+        | Annotated[PolicyEgress, Tag("egress")],
         Discriminator(_egress_kind),
         BeforeValidator(lambda value: "default" if value is None else value),
     ] = "default"
-    """`default`, the shared address, or an egress IP named by its addresses."""
+    """`default`, the shared address, or an egress IP: its name, for both families, or its addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +242,15 @@ def owners(egress_ips: Iterable[EgressIP]) -> Owners:
 
 
 def resolve(policy: Policy, names: Owners) -> ResolvedEgress:
-    """Name the egress IPs behind a policy's addresses; KeyError for an address that nobody owns.
+    """Name a policy's egress IPs; KeyError for an address that no egress IP owns.
 
     A family whose address the policy leaves out leaves from the other family's egress IP.
     """
     egress = policy.egress
-    if not isinstance(egress, PolicyEgress):
+    if egress == "default":
         return ResolvedEgress(shared=True)
+    if isinstance(egress, str):
+        return ResolvedEgress(False, egress, egress)
     primary4 = names[egress.ipv4] if egress.ipv4 is not None else None
     primary6 = names[egress.ipv6] if egress.ipv6 is not None else None
     fallback = None
@@ -325,5 +332,5 @@ class Configuration(_Model):
         return tuple(sorted(self.policies, key=lambda policy: policy.precedence))
 
     def resolve(self, policy: Policy) -> ResolvedEgress:
-        """Name the egress IPs behind a policy's addresses; KeyError for an address that nobody owns."""
+        """Name a policy's egress IPs; KeyError for an address that no egress IP owns."""
         return resolve(policy, self._owners)

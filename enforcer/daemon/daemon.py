@@ -70,7 +70,7 @@ class Daemon:
             report(self._started(work), self._say)
             self._loop = stack.enter_context(closing(Loop(self._say)))
             self._compose(stack, watch, known)
-            self._take_up()
+            self._activate()
             handlers = {
                 "reload": self._reload,
                 "session load": self._load_sessions,
@@ -123,10 +123,10 @@ class Daemon:
             look=self._announcer.note,
         )
         self._feeds = stack.enter_context(closing(Feeds(loop, self._runtime, say)))
-        session_file = SessionFile(loop, self._jobs, self._runtime, say)
+        self._expiry = loop.timer(self._expire)
+        session_file = SessionFile(loop, self._jobs, self._runtime, say, expiry=self._expiry)
         files = Files(loop, self._runtime, session_file, self._reloader.again, say)
         self._files = stack.enter_context(closing(files))
-        loop.task("expiry", self._expire)
 
     def _ready(self, stack: ExitStack) -> None:
         location, count = self._runtime.config.get("location", "?"), len(self._runtime.wanted.ours)
@@ -134,14 +134,14 @@ class Daemon:
         notify("READY=1\nSTATUS=enforcing")
         stack.callback(notify, "STOPPING=1")
         if watchdog_interval():
-            self._loop.task("watchdog", _sign_of_life, 0.0)
+            self._loop.timer(_sign_of_life, 0.0)
 
-    def _take_up(self) -> None:
+    def _activate(self) -> None:
         """What is in force now, from availability to the files that the configuration names."""
         self._reconciler.refresh()
         self._fast_path.activate()
         self._announcer.activate()
-        self._loop.call("expiry", self._expire())
+        self._expiry.start(self._expire())
         self._files.activate()
         self._feeds.activate()
 
@@ -152,7 +152,7 @@ class Daemon:
         self._reconciler.catch_up()
         self._flow_sweeper.catch_up()
         self._runtime.activate()
-        self._take_up()
+        self._activate()
 
     # --- requests and signals
 
@@ -161,7 +161,7 @@ class Daemon:
 
     def _add_session(self, request: Mapping[str, Any], _: ControlConnection) -> dict[str, Any]:
         result = self._runtime.sessions.add(request)
-        self._loop.call("expiry")
+        self._expiry.start()
         return result
 
     def _load_sessions(self, request: Mapping[str, Any], caller: ControlConnection) -> dict[str, Any] | None:
@@ -176,7 +176,7 @@ class Daemon:
         return None
 
     def _loaded_sessions(self, work: WorkerProcess) -> dict[str, Any]:
-        self._loop.call("expiry")
+        self._expiry.start()
         try:
             return work.result()
         except EnforcerError as error:

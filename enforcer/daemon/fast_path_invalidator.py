@@ -19,8 +19,8 @@ class FastPathInvalidator:
         self._watch = watch
         self._runtime = runtime
         loop.watch(watch, self._on_events)
-        loop.task("relearn", self._relearn)
-        loop.task("listen", self._listen)
+        self._retry = loop.timer(self._relearn)
+        self._listening = loop.timer(self._listen)
 
     def activate(self) -> None:
         """On or off, as the configuration in force says: who was to change it may have been killed.
@@ -37,9 +37,9 @@ class FastPathInvalidator:
         if not self._watch.drain():
             return
         self._loop.unwatch(self._watch)
-        self._loop.call("listen", _REST)
+        self._listening.start(_REST)
         if not self._loop.guard(self._relearn):
-            self._loop.call("relearn", _REST)
+            self._retry.start(_REST)
 
     def _listen(self) -> None:
         self._loop.watch(self._watch, self._on_events)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from enforcer.daemon.loop import Loop
+from enforcer.daemon.loop import Loop, Timer
 from enforcer.daemon.runtime import Runtime
 from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.store import Store
@@ -72,7 +72,9 @@ class Feeds:
         self._runtime = runtime
         self._say = say
         self._open: dict[str, Feed] = {}
-        loop.task("feeds", self._tick, _TICK)
+        self._timers: dict[str, Timer] = {}
+        """What drains each again though it is not readable."""
+        loop.timer(self._tick, _TICK)
 
     def activate(self) -> None:
         """Opens, keeps and closes what the configuration in force wants. Raises what opening one raises."""
@@ -86,7 +88,7 @@ class Feeds:
                 self._open[name].use(runtime.store, runtime.tables, runtime.config)
             else:
                 self._open[name] = opener()
-                self._loop.task(f"drain {name}", partial(self._drain, name))
+                self._timers[name] = self._loop.timer(partial(self._drain, name))
                 self._loop.watch(self._open[name], partial(self._drain, name))
             # What came while the kernel was asked for something has been read, and is not readable any more.
             self._loop.guard(partial(self._drain, name))
@@ -103,13 +105,14 @@ class Feeds:
     def _close(self, name: str) -> None:
         if name in self._open:
             feed = self._open.pop(name)
+            self._timers.pop(name).cancel()
             self._loop.unwatch(feed)
             feed.close()
 
     def _drain(self, name: str) -> None:
-        after = self._open[name].drain() if name in self._open else None
+        after = self._open[name].drain()
         if after is not None:
-            self._loop.call(f"drain {name}", after)
+            self._timers[name].start(after)
 
     def _tick(self) -> float:
         due = [_TICK]

@@ -32,8 +32,8 @@ class Files:
         self._say = say
         self._watch = FileWatch()
         loop.watch(self._watch, lambda: self._changed(self._watch.drain()))
-        loop.task("look at files", self._look, _LOOK_EVERY)
-        loop.task("database", self._load_database)
+        loop.timer(self._look, _LOOK_EVERY)
+        self._database_settled = loop.timer(self._load_database)
 
     def activate(self) -> None:
         """Watches the files that the configuration in force names."""
@@ -55,7 +55,7 @@ class Files:
             self._session_file.load()
         if self._runtime.database in files:
             # A new database may come in several steps.
-            self._loop.call("database", SETTLE)
+            self._database_settled.start(SETTLE)
 
     def _load_database(self) -> None:
         database = self._runtime.database

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from enforcer.constants.bpf import State
 from enforcer.daemon.conntrack_zones import ConntrackZones
 from enforcer.daemon.fill_monitor import FillMonitor
 from enforcer.daemon.loop import Loop
@@ -25,8 +26,6 @@ _AT_LEAST = 1.0
 _ASK_UNANSWERED = 2000
 _ASK_IDLE = 250
 _TELL = 20_000
-# conntrack's names of the states of which it is told.
-_STATES = {sweep.ESTABLISHED: "ESTABLISHED", sweep.CLOSE: "CLOSE"}
 
 
 class FlowSweeper:
@@ -55,8 +54,7 @@ class FlowSweeper:
         self._recount = Recount()
         self._fill = FillMonitor(say)
         self._conntrack = ConntrackZones(say)
-        self._loop = loop
-        loop.task("sweep", self._sweep, _AT_LEAST)
+        self._next_sweep = loop.timer(self._sweep, _AT_LEAST)
 
     @property
     def warnings(self) -> list[str]:
@@ -66,7 +64,7 @@ class FlowSweeper:
     def catch_up(self) -> None:
         """A sweep that a reload put off comes before the next reload."""
         if self._put_off:
-            self._loop.call("sweep")
+            self._next_sweep.start()
 
     def _sweep(self) -> float:
         self._put_off = self._reloading()
@@ -117,5 +115,5 @@ class FlowSweeper:
             some = keys[:_TELL]
             if len(some):
                 timeout = round(self._timeouts()[state] / 1e9 - availability.GRACE)
-                self._conntrack.tell(some, _STATES[state], timeout)
+                self._conntrack.tell(some, State(state).name, timeout)
                 sweep.told(pins, some, state)

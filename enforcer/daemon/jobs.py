@@ -44,8 +44,8 @@ class Jobs:
         self._running: tuple[Job, WorkerProcess] | None = None
         self._ending = False
         self._listening: set[ControlConnection] = set()
-        loop.task("next job", self._next)
-        loop.task("watch job", self._look)
+        self._next_job = loop.timer(self._next)
+        self._next_look = loop.timer(self._look)
 
     @property
     def busy(self) -> bool:
@@ -75,14 +75,14 @@ class Jobs:
             for caller in job.callers:
                 self._listening.add(caller)
                 self._loop.watch(caller, partial(self._listen, job, caller))
-        self._loop.call("next job")
+        self._next_job.start()
 
     def end(self) -> None:
         """Nothing is begun any more, and what only prepares a change is not waited for."""
         self._ending = True
         if self._running is not None and self._running[1].prepares:
             self._running[1].kill("was ended with its daemon")
-        self._loop.call("next job")
+        self._next_job.start()
 
     def _listen(self, job: Job, caller: ControlConnection) -> None:
         if not caller.has_left():
@@ -111,7 +111,7 @@ class Jobs:
             if isinstance(begun, WorkerProcess):
                 self._running = job, begun
                 self._loop.watch(begun, self._read)
-                self._loop.call("watch job", _TICK)
+                self._next_look.start(_TICK)
             else:
                 self._answer(job, begun)
 
@@ -154,4 +154,4 @@ class Jobs:
         finally:
             self._answer(job, INTERRUPTED if job.revocable and work.interrupted else result)
             # What was put off has its turn first.
-            self._loop.call("next job")
+            self._next_job.start()

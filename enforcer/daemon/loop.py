@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import selectors
 import signal
 import socket
@@ -21,7 +22,7 @@ _ASIDE = 0.2
 _SILENCE = 60.0
 
 Task = Callable[[], float | None]
-"""Something that is due at times; returns in how many seconds again, or None: when it is called for."""
+"""What a timer calls; returns in how many seconds it is due again, or None: not before it is started."""
 
 
 class Readable(Protocol):
@@ -31,14 +32,29 @@ class Readable(Protocol):
         """The descriptor."""
 
 
+class Timer:
+    """One task of a loop, due once after each start."""
+
+    def __init__(self, due: dict[Timer, float], task: Task):
+        self._due = due
+        self.task = task
+
+    def start(self, after: float = 0.0) -> None:
+        """Makes it due in ``after`` seconds, and not when it was due before."""
+        self._due[self] = time.monotonic() + after
+
+    def cancel(self) -> None:
+        """Makes it due no more, if it was."""
+        self._due.pop(self, None)
+
+
 class Loop:
     """Calls what is ready. ``say`` hears of errors, which end nothing: what failed has another turn later."""
 
     def __init__(self, say: Callable[[str], None]):
         self._say = say
         self._selector = selectors.DefaultSelector()
-        self._tasks: dict[str, Task] = {}
-        self._due: dict[str, float] = {}
+        self._due: dict[Timer, float] = {}
         self._aside: dict[Readable, tuple[float, Callable[[], None]]] = {}
         self._said: dict[str, float] = {}
 
@@ -55,15 +71,12 @@ class Loop:
         if self._aside.pop(readable, None) is None:
             self._selector.unregister(readable)
 
-    def task(self, name: str, task: Task, after: float | None = None) -> None:
-        """Makes a task known by name; it is due after so many seconds, or when it is called for."""
-        self._tasks[name] = task
+    def timer(self, task: Task, after: float | None = None) -> Timer:
+        """A timer that calls ``task``; it is started if ``after``, in seconds, is given."""
+        timer = Timer(self._due, task)
         if after is not None:
-            self.call(name, after)
-
-    def call(self, name: str, after: float = 0.0) -> None:
-        """The task is due after so many seconds, and not when it was due before."""
-        self._due[name] = time.monotonic() + after
+            timer.start(after)
+        return timer
 
     def run(self, going: Callable[[], bool]) -> None:
         """Goes on as long as ``going`` says so."""
@@ -76,9 +89,10 @@ class Loop:
                 if until <= now:
                     del self._aside[readable]
                     self.guard(partial(self.watch, readable, act))
-            for name in sorted(self._due, key=self._due.__getitem__):
-                if self._due[name] <= now:
-                    self._do(name)
+            for timer in sorted(self._due, key=self._due.__getitem__):
+                # One that came before it may have cancelled or restarted it.
+                if self._due.get(timer, math.inf) <= now:
+                    self._expire(timer)
 
     def _wait(self) -> float | None:
         times = [*self._due.values(), *(until for until, _ in self._aside.values())]
@@ -94,16 +108,16 @@ class Loop:
             self._selector.unregister(key.fileobj)
             self._aside[cast(Readable, key.fileobj)] = (time.monotonic() + _ASIDE, key.data)
 
-    def _do(self, name: str) -> None:
-        del self._due[name]
+    def _expire(self, timer: Timer) -> None:
+        timer.cancel()
 
-        def task() -> None:
-            after = self._tasks[name]()
+        def act() -> None:
+            after = timer.task()
             if after is not None:
-                self.call(name, after)
+                timer.start(after)
 
-        if not self.guard(task):
-            self.call(name, _AGAIN)
+        if not self.guard(act):
+            timer.start(_AGAIN)
 
     def guard(self, act: Callable[[], object]) -> bool:
         """Whether it went well. An error is said, and the loop goes on: a fault of ours, too.

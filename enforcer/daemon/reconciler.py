@@ -75,7 +75,6 @@ class Reconciler:
         again: Callable[[], None],
         known: Mapping[str, int] = MappingProxyType({}),
     ):
-        self._loop = loop
         self._watch = watch
         self._runtime = runtime
         self._reloading = reloading
@@ -87,13 +86,14 @@ class Reconciler:
         self._last_seen = LastSeen(known)
         self._made_again: set[str] = set()
         self._news: set[str] = set()
+        self._write_table_after = 0.0
         self.timeouts = np.zeros(0)
         """conntrack's timeouts: nanoseconds by state."""
         loop.watch(watch, self._on_events)
-        loop.task("audit", self._audit, _AUDIT_EVERY)
-        loop.task("events", self._follow)
-        loop.task("hooks", self._look_at_hooks, _TICK)
-        loop.task("look again", self._look_again)
+        loop.timer(self._audit, _AUDIT_EVERY)
+        self._following = loop.timer(self._follow)
+        loop.timer(self._look_at_hooks, _TICK)
+        self._second_look = loop.timer(self._look_again)
 
     def refresh(self) -> None:
         """Availability into the maps; says what changed."""
@@ -128,11 +128,11 @@ class Reconciler:
                 self._say(f"{name} is no port of {taker} any more")
         self._seen = there.links
         if there.links.uncertain:
-            self._loop.call("look again", _TICK)
+            self._second_look.start(_TICK)
 
     def catch_up(self) -> None:
         """What the kernel has said has its turn next."""
-        self._loop.call("events")
+        self._following.start()
 
     def _put_back(self, *, distrust_table: bool = False) -> None:
         """Puts back what somebody took away of the table, the filters and the settings.
@@ -216,15 +216,26 @@ class Reconciler:
             self.catch_up()
 
     def _follow(self) -> None:
-        """Does what the events ask for; they are kept until it is done."""
+        """Does what the events ask for; they are kept until it is done.
+
+        A table that others may have changed is written anew once a tick at most, however often they change
+        nftables; one that is gone is put back at once.
+        """
         while self._news and not self._reloading():
             kinds = self._news
+            wait = self._write_table_after - time.monotonic() if NFT in kinds else 0.0
+            distrust = NFT in kinds and wait <= 0
             if kinds & {ROUTE, FILTER}:
                 self.refresh()
             try:
-                self._put_back(distrust_table=NFT in kinds)
+                self._put_back(distrust_table=distrust)
             except LockedError:
-                self._loop.call("events", _TICK)
+                self._following.start(_TICK)
                 return
-            # Writing a large table overflows the queue of events, which reads as a change by somebody else.
-            self._news = self._watch.drain() - {NFT} if NFT in kinds else set()
+            if distrust:
+                self._write_table_after = time.monotonic() + _TICK
+            if wait > 0:
+                self._news = {NFT}
+                self._loop.call("events", wait)
+                return
+            self._news = set()

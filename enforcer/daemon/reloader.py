@@ -48,13 +48,12 @@ class Reloader:
         self._runtime = runtime
         self._file = file
         self._say = say
-        self._take_up = activate
-        self._loop = loop
+        self._activate = activate
         self._half_done = False
         self._pause = _HEAL_AGAIN
-        loop.task("take up", self._again)
-        loop.task("room", self._look_for_room, _TICK)
-        loop.task("heal", self._heal)
+        self._activation = loop.timer(self._again)
+        self._next_look = loop.timer(self._look_for_room, _TICK)
+        self._healing = loop.timer(self._heal)
 
     @property
     def under_way(self) -> bool:
@@ -89,11 +88,11 @@ class Reloader:
     def _healed(self, work: WorkerProcess) -> dict[str, Any]:
         result = self._result(work)
         if self._half_done:
-            self._loop.call("heal", self._pause)
+            self._healing.start(self._pause)
             self._pause = min(2 * self._pause, _HEAL_SELDOM)
             return result
         self._pause = _HEAL_AGAIN
-        return self._taken_up(result)
+        return self._activated(result)
 
     def _begin(self, start: Callable[[], WorkerProcess]) -> WorkerProcess:
         with suppress(EnforcerError):
@@ -110,7 +109,7 @@ class Reloader:
             self._heal()
             hint = "A plan is half done; the daemon puts back what is in force: see `enforcer status`."
             return result | {"hint": hint}
-        return self._taken_up(result)
+        return self._activated(result)
 
     def _result(self, work: WorkerProcess) -> dict[str, Any]:
         try:
@@ -119,17 +118,17 @@ class Reloader:
             self._half_done = self._runtime.half_done
             what = "what is in force is put back" if self._half_done else "what was in force stays"
             self._say(f"reload failed, {what}: {error}")
-            self._loop.call("room", _PATIENCE)
+            self._next_look.start(_PATIENCE)
             return report_of(error)
         self._half_done = False
         report(result, self._say)
         return result
 
-    def _taken_up(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _activated(self, result: dict[str, Any]) -> dict[str, Any]:
         try:
-            self._take_up()  # after a failure, too: what there is to undo may have grown
+            self._activate()  # after a failure, too: what there is to undo may have grown
         except Exception:
-            self._loop.call("take up", _TICK)
+            self._activation.start(_TICK)
             raise
         finally:
             notify("READY=1")
@@ -139,7 +138,7 @@ class Reloader:
         if self._jobs.busy:
             return _TICK
         try:
-            self._take_up()
+            self._activate()
         except LostPinError:
             self.again()  # removed before they were held
             raise

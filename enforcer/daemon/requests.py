@@ -27,7 +27,7 @@ class Requests:
         self._callers: list[ControlConnection] = []
         self._server = listen(path)
         loop.watch(self._server, self._connect)
-        loop.task("late callers", self._hurry, _TICK)
+        loop.timer(self._hurry, _TICK)
 
     def close(self) -> None:
         """Hangs up; whoever waits for a job has left this list."""

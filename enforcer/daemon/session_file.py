@@ -13,7 +13,7 @@ from typing import Any
 from enforcer.control.protocol import report_of
 from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.jobs import Job, Jobs
-from enforcer.daemon.loop import Loop
+from enforcer.daemon.loop import Loop, Timer
 from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_manager import is_large, load_apart
 from enforcer.errors import EnforcerError
@@ -27,16 +27,18 @@ _LOAD = "session file"
 
 
 class SessionFile:
-    """The file in force, and its stamp when it was loaded."""
+    """The file in force, and its stamp when it was loaded. ``expiry`` ends sessions whose time is over."""
 
-    def __init__(self, loop: Loop, jobs: Jobs, runtime: Runtime, say: Callable[[str], None]):
-        self._loop = loop
+    def __init__(
+        self, loop: Loop, jobs: Jobs, runtime: Runtime, say: Callable[[str], None], *, expiry: Timer
+    ):
         self._jobs = jobs
         self._runtime = runtime
         self._say = say
         self._file: Path | None = None
         self._stamp: Stamp = None
-        loop.task("vanished", self._vanished)
+        self._expiry = expiry
+        self._vanishing = loop.timer(self._vanished)
 
     def activate(self) -> None:
         """Loads the file that the configuration in force names, if it is another one or has changed."""
@@ -57,7 +59,7 @@ class SessionFile:
             return
         self._stamp = stamp(file)
         if self._stamp is None:
-            self._loop.call("vanished", SETTLE)
+            self._vanishing.start(SETTLE)
         elif not self._jobs.waiting(_LOAD):  # what waits reads the file as it is then
             self._load(file)
 
@@ -92,7 +94,7 @@ class SessionFile:
 
     def _loaded(self, file: Path, result: dict[str, Any]) -> None:
         self._runtime.sessions.tell(file, result)
-        self._loop.call("expiry")
+        self._expiry.start()
 
     def _wrong(self, file: Path, error: EnforcerError) -> None:
         self._stamp = None  # a reload reads it again

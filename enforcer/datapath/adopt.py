@@ -6,25 +6,20 @@ the map knew (policy, counters, sequence numbers) begins at zero, and a field th
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from enforcer.address import IPNetwork, mapped
-from enforcer.kernel.conntrack import TCP_STATES, Entry
+from enforcer.constants import TCP, UDP
+from enforcer.constants.bpf import FlowFlag, State
+from enforcer.kernel.conntrack import Entry
 from enforcer.reasons import by_name
 
-# enum state of bpf/maps.h: UDP's two, then TCP's in conntrack's order, whose NONE is taken for SYN_SENT.
-_UDP_UNREPLIED, _UDP_STREAM, _SYN_SENT = 0, 1, 2
-_STATES = {"NONE": _SYN_SENT} | {name: number for number, name in enumerate(TCP_STATES[1:], _SYN_SENT)}
-_ESTABLISHED = _STATES["ESTABLISHED"]
 # What nf_conncount does not count (already_closed).
-_OVER = [_STATES[name] for name in ("TIME_WAIT", "CLOSE")]
-_CLOSING = [_STATES[name] for name in ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK")] + _OVER
-# enum flow_flag of bpf/maps.h.
-_ASSURED, _ENDED_BY_PEER = 1, 2
+_OVER = [State.TIME_WAIT, State.CLOSE]
+_CLOSING = [State.FIN_WAIT, State.CLOSE_WAIT, State.LAST_ACK, *_OVER]
 _SECOND = 10**9
 
 
@@ -67,7 +62,7 @@ def adopt(
     ours = [
         (entry, slot)
         for entry in entries
-        if entry.original.protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+        if entry.original.protocol in (TCP, UDP)
         and entry.original.source != entry.reply.destination
         and (slot := slots.of(entry.reply.destination)) is not None
     ]
@@ -91,21 +86,24 @@ def adopt(
     flows["egress_address"] = _words([entry.reply.destination for entry, _ in ours])
     flows["state"] = state
     # What was picked up midway and never answered lasts no longer than what is opening (flow.h, timeout_of).
-    flows["timeout"] = np.where((state == _ESTABLISHED) & ~replied, _SYN_SENT, state)
+    flows["timeout"] = np.where((state == State.ESTABLISHED) & ~replied, State.SYN_SENT, state)
     flows["replied"] = replied
     flows["counted"] = ~np.isin(state, _OVER)
     # Of a close that is under way conntrack does not say which side began it: its word is taken.
-    flows["flags"] = np.where(assured, _ASSURED, 0) | np.where(np.isin(state, _CLOSING), _ENDED_BY_PEER, 0)
+    closing = np.isin(state, _CLOSING)
+    flows["flags"] = np.where(assured, FlowFlag.ASSURED, 0) | np.where(closing, FlowFlag.ENDED_BY_PEER, 0)
     left = np.array([entry.timeout for entry, _ in ours], dtype=np.int64) * _SECOND
     seen = now - np.maximum(timeouts.astype(np.int64)[flows["timeout"]] - left, 0)
     flows["created"] = flows["last_seen"] = np.maximum(seen, 1)
     return Adopted(keys, flows)
 
 
-def _state(entry: Entry) -> int:
-    if entry.original.protocol == socket.IPPROTO_UDP:
-        return _UDP_STREAM if entry.assured else _UDP_UNREPLIED
-    return _STATES.get(entry.state, _ESTABLISHED)
+def _state(entry: Entry) -> State:
+    if entry.original.protocol == UDP:
+        return State.UDP_STREAM if entry.assured else State.UDP_UNREPLIED
+    if entry.state == "NONE":
+        return State.SYN_SENT
+    return State.__members__.get(entry.state, State.ESTABLISHED)  # conntrack's names are State's
 
 
 def _words(addresses: list[bytes]) -> np.ndarray:

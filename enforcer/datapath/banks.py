@@ -18,7 +18,8 @@ import numpy as np
 
 from enforcer.address import IPNetwork, mapped, words
 from enforcer.constants import MAPPED_NETWORK
-from enforcer.datapath import syscall
+from enforcer.constants.bpf import RULES, BankBits
+from enforcer.datapath import settings, syscall
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import KernelError
 from enforcer.policy.resolver import Bits
@@ -26,26 +27,23 @@ from enforcer.policy.resolver import Bits
 if TYPE_CHECKING:  # the language, and with it the parser, is not needed here
     from enforcer.policy.tables import MatchTables
 
-NO_SLOT = 0xFFFFFFFF
-RULES = 16384
 NUMBERS = 1 << 20
 """Numbers of profiles and of sets of names; 0 is that of nothing known."""
 
 ROOM = 4096
 """Sets of rules that can be added to a bank before it has to be made anew."""
 
-# enum bank_bits of bpf/maps.h, by the dimensions' names in the match tables
-BANK = 1
 _BANKS = 2
+# By the dimensions' names in the match tables.
 _USES = {
-    "source": 2,
-    "source_ports": 4,
-    "ports": 8,
-    "protocols": 16,
-    "source_region": 32,
-    "destination_region": 64,
-    "client": 128,
-    "host": 256,
+    "source": BankBits.USES_SOURCE,
+    "source_ports": BankBits.USES_SOURCE_PORT,
+    "ports": BankBits.USES_PORT,
+    "protocols": BankBits.USES_PROTOCOL,
+    "source_region": BankBits.USES_SOURCE_REGION,
+    "destination_region": BankBits.USES_DESTINATION_REGION,
+    "client": BankBits.USES_CLIENT,
+    "host": BankBits.USES_HOST,
 }
 _U32 = np.dtype("<u4")
 _PACKET = (
@@ -100,8 +98,8 @@ class Bank:
     @property
     def is_in_force(self) -> bool:
         """Whether packets are decided by these very tables."""
-        settings, inner = self._maps.settings.get(0), self._maps.rule_sets.get(self.number)
-        if settings is None or inner is None or int(settings["bank"]) & BANK != self.number:
+        inner = self._maps.rule_sets.get(self.number)
+        if inner is None or settings.read(self._maps).bank_number != self.number:
             return False
         return int(inner) == self._sets.info.id
 
@@ -171,16 +169,12 @@ def _count(maps: Maps, index: int) -> int:
 
 def wanted_room(maps: Maps) -> int:
     """How many sets of rules the bank in force had no room for."""
-    settings = maps.settings.get(0)
-    return _count(maps, _BANKS + (int(settings["bank"]) & BANK)) if settings is not None else 0
+    return _count(maps, _BANKS + settings.read(maps).bank_number)
 
 
 def is_crowded(maps: Maps) -> bool:
     """Whether the bank in force should be made anew, with more room."""
-    settings = maps.settings.get(0)
-    if settings is None:
-        return False
-    return wanted_room(maps) > 0 or Bank(maps, int(settings["bank"]) & BANK).room < ROOM // 4
+    return wanted_room(maps) > 0 or Bank(maps, settings.read(maps).bank_number).room < ROOM // 4
 
 
 def word(bank: int, tables: MatchTables) -> int:

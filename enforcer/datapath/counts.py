@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from enforcer.constants import MAPPED
+from enforcer.constants.bpf import FlowFlag, State
 
-_SYN_SENT, _ASSURED = 2, 1  # enum state and enum note of bpf/maps.h
 _MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 
 
@@ -57,7 +57,8 @@ def of_clients(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> Counts:
 
 def is_answered(flows: np.ndarray) -> np.ndarray:
     """As bpf/flow.h has it: of TCP, whether the handshake is complete."""
-    return np.where(flows["state"] < _SYN_SENT, flows["replied"] == 1, (flows["flags"] & _ASSURED) != 0)
+    assured = (flows["flags"] & FlowFlag.ASSURED) != 0
+    return np.where(flows["state"] < State.SYN_SENT, flows["replied"] == 1, assured)
 
 
 def merged(parts: list[Counts], kind: np.dtype, columns: int) -> Counts:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from enforcer.constants.bpf import IPV6_KIND
 from enforcer.datapath.jiffies import TICK, jiffies
 from enforcer.datapath.maps import Maps
-
-_IPV6_KIND = 0x80  # of bpf/maps.h
 
 
 class Carried(NamedTuple):
@@ -89,6 +88,6 @@ def _keys(maps: Maps, rows: np.ndarray) -> list[bytes]:
     keys = np.zeros(len(rows), dtype=maps.flows.key)
     for name in ("client", "origin", "client_port", "origin_port"):
         keys[name] = rows[name]
-    keys["protocol"] = rows["kind"] & ~np.uint8(_IPV6_KIND)
+    keys["protocol"] = rows["kind"] & ~np.uint8(IPV6_KIND)
     raw, size = keys.tobytes(), keys.itemsize
     return [raw[start : start + size] for start in range(0, len(raw), size)]

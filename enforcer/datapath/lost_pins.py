@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from enforcer.datapath.banks import BANK
+from enforcer.datapath import settings
 from enforcer.datapath.compiler import PROGRAMS
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import STAGES, Pins
@@ -20,12 +20,13 @@ def lost_maps(maps: Maps, layouts: Mapping[str, Any]) -> list[str]:
     if "settings" in lost:
         return lost
     try:
-        row = maps.settings.get(0)
+        found = settings.read(maps)
     except LostPinError:  # lost between the two looks
         return [*lost, "settings"]
-    if row is not None and row["ready"]:
-        bank = int(row["bank"]) & BANK
-        tables = [f"{name.removesuffix(_INNER)}_{bank}" for name in layouts if name.endswith(_INNER)]
+    if found.ready:
+        tables = [
+            f"{name.removesuffix(_INNER)}_{found.bank_number}" for name in layouts if name.endswith(_INNER)
+        ]
         lost += [name for name in tables if not (maps.directory / name).exists()]
     return lost
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from enforcer.constants.bpf import KEYS_AT, REAP_BATCH
 from enforcer.datapath import syscall
 from enforcer.datapath.programs import Pins
-
-BATCH = 16
-"""Elements that one run takes (REAP_BATCH)."""
-_KEYS_AT = 14
 
 
 def run_once(pins: Pins, program: str, mark: int) -> int:
     """Runs a pinned program that takes nothing but a mark; returns what it returned."""
     with pins.open(program) as fd:
         try:
-            return syscall.test_run(fd, bytes(_KEYS_AT), mark=mark)[0]
+            return syscall.test_run(fd, bytes(KEYS_AT), mark=mark)[0]
         except OSError as error:
             raise syscall.explain_error(error, f"running the program {program}") from error
 
@@ -28,8 +25,8 @@ def run_on(pins: Pins, program: str, elements: np.ndarray, mark: int = 0) -> int
     done = 0
     with pins.open(program) as fd:
         try:
-            for start in range(0, len(elements), BATCH):
-                data = bytes(_KEYS_AT) + elements[start : start + BATCH].tobytes()
+            for start in range(0, len(elements), REAP_BATCH):
+                data = bytes(KEYS_AT) + elements[start : start + REAP_BATCH].tobytes()
                 done += syscall.test_run(fd, data, mark=mark)[0]
         except OSError as error:
             raise syscall.explain_error(error, f"running the program {program}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from enforcer.constants.bpf import Stage
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map, lost_pin
 from enforcer.instance.trust import remove_tree
@@ -144,7 +145,7 @@ def load(
     stages = own.programs / STAGES
     try:
         compiled = compiler.compile_programs(own.maps, stages, flows, origins, progress=progress)
-        _link(stages, [compiled.programs[name] for name in ("decide", "expect")])
+        _link(stages, compiled.programs)
         for name, fd in compiled.programs.items():
             syscall.pin(fd, str(own.programs / name))
     except BaseException:
@@ -155,9 +156,9 @@ def load(
     return Loaded(compiled.layouts, own)
 
 
-def _link(stages: Path, programs: Sequence[int]) -> None:
-    """Makes programs the stages that others call, in the order of enum stage (bpf/egress.c)."""
+def _link(stages: Path, programs: Mapping[str, int]) -> None:
+    """Makes programs the stages that others call; a stage has its program's name."""
     table = syscall.get(str(stages))
-    for stage, program in enumerate(programs):
-        Map(table, np.dtype("<u4"), np.dtype("<u4"), "stages").put(stage, program)
+    for stage in Stage:
+        Map(table, np.dtype("<u4"), np.dtype("<u4"), "stages").put(stage, programs[stage.name.lower()])
     os.close(table)

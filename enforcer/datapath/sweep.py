@@ -11,22 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from enforcer.constants.bpf import KEPT_AT_ONCE, REAP_EVERY, REAP_UNKNOWN, FlowFlag, State
 from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.program_runs import run_on, run_once
 from enforcer.datapath.programs import Pins
 
-UNKNOWN = 1
-"""Mark of a run of `reap` for flows that conntrack doesn't know (REAP_UNKNOWN)."""
 # conntrack enters a connection when its first packet has left, microseconds after we do.
 _SETTLED = 2.0
 _QUIET = 5.0
 _FORGET_AFTER = 600.0
-_KEPT_AT_ONCE = 64  # KEPT_AT_ONCE of bpf/eviction.h
-EVERY = 2
-"""Mark of a run of `reap` that asks nothing (REAP_EVERY)."""
-ESTABLISHED, CLOSE = 4, 9
-"""States of a flow (enum state of bpf/maps.h)."""
-_TELL_CONNTRACK = 32  # enum note of bpf/maps.h
 
 
 @dataclass(frozen=True)
@@ -68,19 +61,19 @@ def sweep(
     total = reaped = 0
     nobody = np.empty(0, dtype=maps.flows.key)
     unanswered, idle, outlived = [nobody], [nobody], [nobody]
-    untold = {ESTABLISHED: [nobody], CLOSE: [nobody]}
+    untold = {State.ESTABLISHED: [nobody], State.CLOSE: [nobody]}
     limits = timeouts.astype(np.int64)
     for keys, flows in maps.flows.chunks():
         total += len(keys)
         look(keys, flows)
         silent = now - flows["last_seen"].astype(np.int64)
         expired = silent > limits[flows["timeout"]]
-        tell = (flows["flags"] & _TELL_CONNTRACK) != 0
+        tell = (flows["flags"] & FlowFlag.TELL_CONNTRACK) != 0
         for state, found in untold.items():
             found.append(keys[tell & ~expired & (flows["state"] == state)])
         if expired.any():
             reaped += reap(pins, keys[expired])
-            midway = (flows["state"] == ESTABLISHED) & (flows["replied"] == 0)
+            midway = (flows["state"] == State.ESTABLISHED) & (flows["replied"] == 0)
             outlived.append(keys[expired & (midway | tell)])
         counted = ~expired & (flows["counted"] == 1)
         created = flows["created"].astype(np.int64)
@@ -109,7 +102,7 @@ def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
 
     ``unknown``: conntrack doesn't know them, so being unanswered or silent for a second is enough.
     """
-    return run_on(pins, "reap", keys, UNKNOWN if unknown else 0)
+    return run_on(pins, "reap", keys, REAP_UNKNOWN if unknown else 0)
 
 
 def told(pins: Pins, keys: np.ndarray, state: int) -> int:
@@ -125,7 +118,7 @@ def flows_of(flows: Map, slots: set[int]) -> np.ndarray:
 
 def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
     """Deletes the flows of these slots, whatever their state; returns how many."""
-    return run_on(pins, "reap", flows_of(flows, slots), EVERY)
+    return run_on(pins, "reap", flows_of(flows, slots), REAP_EVERY)
 
 
 def keep_evictable(pins: Pins, most: int) -> None:
@@ -133,8 +126,8 @@ def keep_evictable(pins: Pins, most: int) -> None:
 
     The queue has ``most`` elements at most. What is new in it since the last time is all that this costs.
     """
-    for taken in range(0, most + 1, _KEPT_AT_ONCE):
-        if run_once(pins, "keep_evictable", mark=not taken) < _KEPT_AT_ONCE:
+    for taken in range(0, most + 1, KEPT_AT_ONCE):
+        if run_once(pins, "keep_evictable", mark=not taken) < KEPT_AT_ONCE:
             break
 
 

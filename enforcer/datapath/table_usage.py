@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from enforcer.constants.bpf import Event
 from enforcer.datapath.maps import Map, Maps
 
-# enum event of bpf/maps.h
-_EVICTED_FLOWS, _CORRECTED_ORIGINS, _CORRECTED_CLIENTS = range(3)
 _NEARLY = 0.95
 
 
@@ -30,14 +29,14 @@ def fill(table: Map) -> Fill:
 
 def evicted(maps: Maps) -> int:
     """Flows that have made room for others."""
-    return _event(maps, _EVICTED_FLOWS)
+    return _event(maps, Event.EVICTED_FLOWS)
 
 
 def corrected(maps: Maps) -> int:
     """By how much counters had drifted from the flows that they count (enforcer/datapath/recount.py)."""
-    return _event(maps, _CORRECTED_ORIGINS) + _event(maps, _CORRECTED_CLIENTS)
+    return _event(maps, Event.CORRECTED_ORIGINS) + _event(maps, Event.CORRECTED_CLIENTS)
 
 
-def _event(maps: Maps, number: int) -> int:
+def _event(maps: Maps, number: Event) -> int:
     found = maps.events.get(number)
     return 0 if found is None else int(found)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
 
+from enforcer.datapath.settings import Settings
 from enforcer.gateway.forwarding import Forwarding
 from enforcer.kernel.addresses import InterfaceAddress
 from enforcer.kernel.filters import Direction
@@ -31,17 +32,17 @@ class Actual:
     """Names of the maps and programs in force whose pins are missing."""
     tables: str = ""
     """Digest of the policy bank in force."""
-    settings: tuple[int, ...] = ()
-    """Settings in force, as `settings_of` gives them for the desired ones."""
-    our_addresses: frozenset[InterfaceAddress] = frozenset()
-    """Those of ``held`` that the enforcer added."""
+    settings: Settings | None = None
+    """Those in force; None: none, or their map is lost."""
+    our_addresses: frozenset[Held] = frozenset()
+    """Those of ``held`` that the enforcer put there."""
     our_ranges: frozenset[IPv6Network] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Listed name by present name, for links that were renamed after they got their role."""
     was: Mapping[str, str] = field(default_factory=dict)
-    """Original values of the sysctls that the enforcer has changed."""
+    """Sysctls as the enforcer found them, of those that it has changed."""
     noted_as: tuple[tuple[str, str], ...] = ()
-    """(present name, name in the undo list) of interfaces that were renamed after a sysctl was noted."""
+    """Interfaces by their present name, each with another one under which sysctls of it were noted."""
     forgotten: bool = False
     """Whether a lost state file held some of the original values."""
 

@@ -7,21 +7,19 @@ import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from enforcer.address import pack
-from enforcer.datapath import bpffs, carry, fast_path, lost_pins, programs, sweep
-from enforcer.datapath.banks import BANK
+from enforcer.datapath import bpffs, carry, fast_path, lost_pins, programs, settings, sweep
 from enforcer.datapath.maps import Maps
 from enforcer.errors import KernelError, LostPinError
 from enforcer.facts.store import Store
 from enforcer.gateway import adoption, attach, availability, undo_list
 from enforcer.gateway.desired import Desired, combined
 from enforcer.gateway.installed import Installed, layout_of, source_digest
-from enforcer.gateway.nat_connections import delete_matching, is_translated_to, is_untranslated
+from enforcer.gateway.nat_connections import clients, delete_matching, is_translated_to, is_untranslated
 from enforcer.gateway.operations import (
     AddAddress,
     AddRange,
@@ -38,10 +36,6 @@ from enforcer.gateway.operations import (
     SwitchFastPath,
     SwitchTables,
     TakeMulticast,
-)
-from enforcer.gateway.plan import (
-    SETTINGS,
-    settings_of,
 )
 from enforcer.gateway.state import OTHER_SIDE, State
 from enforcer.kernel import addresses, announce, conntrack, filters, links, nft, sysctl
@@ -266,8 +260,8 @@ class _Applier:
             raise KernelError("the policies are not loaded", "Reload: enforcer reload")
         maps = self._maps()
         availability.write_timeouts(maps)
-        current = maps.settings.get(0)
-        bank = 1 - (int(current["bank"]) & BANK) if current is not None and current["ready"] else 0
+        current = settings.read(maps)
+        bank = 1 - current.bank_number if current.ready else 0
         with Store(self.installed.instance.facts_file) as store:
             fresh = self.fresh_maps or self.old is not None
             switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)
@@ -279,23 +273,16 @@ class _Applier:
             if not self.carried:
                 carry.carry_over(self.old, maps, lambda: adoption.adopted(maps, self.wanted))
                 self.carried = True
-            settings = np.zeros((), dtype=maps.settings.value)
-            values = settings_of(self.wanted)
-            for name, value in zip(SETTINGS, values, strict=True):
-                settings[name] = value
-            settings["bank"] = switch.word
-            settings["ready"] = 1
             self.commit()
             try:
                 with store.change() as change:
                     switch.finish(change)
                     if fresh:
                         refill(maps, store)
-                    maps.settings.put(0, settings)
+                    settings.write(maps, replace(self.wanted.settings, bank=switch.word, ready=True))
             except BaseException:
-                # The store's transaction was rolled back to the former bank; so is the kernel.
-                if current is not None:
-                    maps.settings.put(0, current)
+                # The store is about the bank before, and so must the kernel be.
+                settings.write(maps, current)
                 raise
         # From here on the flows of removed slots are refused.
         availability.refresh(maps, self.wanted)
@@ -353,12 +340,15 @@ class _Applier:
         # Connections to an address that another egress IP has received stay.
         ours, stay = availability.AddressSet(gone), availability.AddressSet(self.wanted.ours, self.wanted)
 
-        def forget_gone(theirs: Container[conntrack.Tuple] = ()) -> None:
+        shared = [egress for egress in gone if egress.slot == self.wanted.shared.slot]
+
+        def forget_gone(flows: Container[conntrack.Tuple] = (), maps: Maps | None = None) -> None:
             delete_matching(
                 lambda entry: (
-                    entry.original in theirs
+                    entry.original in flows
                     or (is_translated_to(entry, ours) and not is_translated_to(entry, stay))
-                )
+                ),
+                clients(shared, flows, [self.serving], maps),
             )
 
         if self.pins is None:
@@ -366,7 +356,7 @@ class _Applier:
             return
         with self._maps() as maps:
             slots = {egress.slot for egress in gone}
-            forget_gone({conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)})
+            forget_gone({conntrack.Tuple.of(key) for key in sweep.flows_of(maps.flows, slots)}, maps)
             sweep.end_flows(maps.flows, self.pins, slots)
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:

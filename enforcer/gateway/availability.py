@@ -13,7 +13,8 @@ from ipaddress import IPv6Network
 import numpy as np
 
 from enforcer.address import IPAddress, mapped, mask_words, pack, words
-from enforcer.datapath.banks import NO_SLOT, prefix_of
+from enforcer.constants.bpf import FAMILIES, NEAREST_BUCKETS, NO_SLOT, TIMEOUTS, State
+from enforcer.datapath.banks import prefix_of
 from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import roles
 from enforcer.gateway.desired import Desired, Egress
@@ -23,25 +24,13 @@ from enforcer.kernel.addresses import InterfaceAddress
 from enforcer.policy.nearest import buckets
 
 Pair = tuple[bool, bool]
-BUCKETS = 1024
-_FAMILIES = 2
-
-# enum state of bpf/maps.h: conntrack's names of the timeouts by position.
-TIMEOUTS = (
-    "udp",
-    "udp_stream",
-    "tcp_syn_sent",
-    "tcp_syn_recv",
-    "tcp_established",
-    "tcp_fin_wait",
-    "tcp_close_wait",
-    "tcp_last_ack",
-    "tcp_time_wait",
-    "tcp_close",
-    "tcp_syn_sent2",  # no setting: two minutes
-)
-# Seconds added to conntrack's timeouts. A flow that ended before its conntrack entry would be decided again
-# while the former translation still applies. conntrack counts in jiffies of up to 10 ms.
+TIMEOUT_NAMES = {State.UDP_UNREPLIED: "udp", State.UDP_STREAM: "udp_stream"} | {
+    state: f"tcp_{state.name.lower()}" for state in State if state >= State.SYN_SENT
+}
+"""conntrack's names of the timeouts by state."""
+_TIMEOUT_OF_SYN_SENT2 = 120.0  # which no sysctl has
+# A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
+# translation still holds. conntrack counts in jiffies of up to 10 ms.
 GRACE = 1.0
 
 
@@ -140,12 +129,12 @@ def _write_egresses(egresses: Map, wanted: Desired, there: Availability) -> None
 
 def _write_nearest(nearest: Map, wanted: Desired, available: Mapping[str, Pair]) -> None:
     slots = {egress.name: egress.slot for egress in wanted.egresses}
-    rows = np.full((BUCKETS, _FAMILIES), NO_SLOT, dtype=nearest.value)
-    for family in range(_FAMILIES):
+    rows = np.full((NEAREST_BUCKETS, FAMILIES), NO_SLOT, dtype=nearest.value)
+    for family in range(FAMILIES):
         names = [name for name in wanted.nearest if available.get(name, (False, False))[family]]
         if names:
             chosen = np.array([slots[name] for name in names], dtype=nearest.value)
-            rows[:, family] = chosen[buckets(names, BUCKETS)]
+            rows[:, family] = chosen[buckets(names, NEAREST_BUCKETS)]
     nearest.put_many(np.arange(rows.size, dtype=nearest.key), rows.reshape(-1))
 
 
@@ -162,7 +151,8 @@ def _write_on_link(on_link: Map, networks: Iterable[IPv6Network]) -> None:
 def write_timeouts(maps: Maps) -> np.ndarray:
     """Writes and returns the flows' idle timeouts in ns by state: conntrack's, plus GRACE."""
     seconds = sysctl.conntrack_timeouts()
-    values = [seconds.get(name, 120.0) + GRACE for name in TIMEOUTS]
-    rows = (np.array(values) * 1e9).astype(maps.timeouts.value)
+    rows = np.zeros(TIMEOUTS, dtype=maps.timeouts.value)
+    for state, name in TIMEOUT_NAMES.items():
+        rows[state] = (seconds.get(name, _TIMEOUT_OF_SYN_SENT2) + GRACE) * 1e9
     maps.timeouts.put_many(np.arange(len(rows), dtype=maps.timeouts.key), rows)
     return rows

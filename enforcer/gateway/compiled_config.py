@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.config import SHARED, Configuration
-from enforcer.datapath.banks import NO_SLOT, Action
+from enforcer.constants.bpf import NO_SLOT
+from enforcer.datapath.banks import Action
 from enforcer.facts.regions import Database
 from enforcer.gateway.bank_switch import BankContents
 from enforcer.gateway.desired import Desired, desired, last_slot, tables_digest

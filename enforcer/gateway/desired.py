@@ -15,6 +15,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+from enforcer.datapath.settings import Settings
 from enforcer.facts.kernel_facts import FORMAT
 from enforcer.gateway import timers
 from enforcer.kernel.addresses import LOOPBACK, InterfaceAddress
@@ -48,13 +49,8 @@ class Desired:
     shared6: IPv6Address
     egresses: tuple[Egress, ...]
     nearest: tuple[str, ...]
-    """Names of the egress IPs at the nearest location that has any."""
-    mark_mask: int
-    limit: int
-    flows_per_client: int
-    unanswered_per_client: int
-    proxy_tcp: bool
-    proxy_udp: bool
+    """Names of the egress IPs at the location nearest to this one that has any."""
+    settings: Settings
     flows: int
     origins: int
     dns: Dns = ""
@@ -62,20 +58,11 @@ class Desired:
     fast_path: bool = True
     """Whether packets of established flows may bypass routing, conntrack and netfilter."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
-    """Values of conntrack's sysctls by name; forwarding is :mod:`enforcer.gateway.forwarding`'s."""
+    """Sysctls by name, forwarding excepted."""
     any_source: frozenset[str] = frozenset()
     """Inside interfaces without the check of a new flow's source (strict reverse-path filtering)."""
     other: tuple[str, ...] = ()
     """Interfaces by which clients' traffic may leave untranslated."""
-
-    @property
-    def mark_shift(self) -> int:
-        """Bits by which a mark value is shifted to lie under the mask."""
-        return (self.mark_mask & -self.mark_mask).bit_length() - 1
-
-    def mark(self, slot: int) -> int:
-        """The packet mark of a slot (bpf/egress.c, set_mark)."""
-        return (slot + 1) << self.mark_shift & self.mark_mask
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -121,14 +108,15 @@ class Desired:
         return [egress.ipv6 for egress in self.ours]
 
     def ruleset(self) -> Ruleset:
-        """The contents of the nftables table."""
-        source4 = {self.mark(0): self.shared4}
-        source6 = {self.mark(0): IPv6Network(self.shared6)}
+        """The nftables table's contents."""
+        mark = self.settings.mark
+        source4 = {mark(0): self.shared4}
+        source6 = {mark(0): IPv6Network(self.shared6)}
         for egress in self.ours:
-            source4[self.mark(egress.slot)] = egress.ipv4
-            source6[self.mark(egress.slot)] = egress.ipv6
+            source4[mark(egress.slot)] = egress.ipv4
+            source6[mark(egress.slot)] = egress.ipv6
         return Ruleset(
-            mark_mask=self.mark_mask,
+            mark_mask=self.settings.mark_mask,
             inside=self.inside,
             outside=self.outside,
             source4=source4,
@@ -148,7 +136,7 @@ def combined(leading: Desired, *others: Desired) -> Desired:
     """
     egresses = {egress.slot: egress for egress in leading.egresses}
     for other in others:
-        for egress in other.egresses if other.mark_mask == leading.mark_mask else ():
+        for egress in other.egresses if other.settings.mark_mask == leading.settings.mark_mask else ():
             known = egresses.get(egress.slot, egress)
             here, on_link = known.here or egress.here, known.on_link or egress.on_link
             egresses[egress.slot] = replace(known, here=here, on_link=on_link)
@@ -184,6 +172,7 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
     used = {egress.location for egress in egresses}
     # This location comes first: another one may have the same coordinates.
     closest = here if here in used else nearest(places[here], {name: places[name] for name in used})[0]
+    caps = per_client(config["limits"])
     return Desired(
         inside=tuple(config["interfaces"]["inside"]),
         outside=tuple(config["interfaces"]["outside"]),
@@ -191,17 +180,20 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         shared6=IPv6Address(config["shared"]["ipv6"]),
         egresses=egresses,
         nearest=tuple(sorted(egress.name for egress in egresses if egress.location == closest)),
-        mark_mask=config["mark_mask"],
-        limit=config["limits"]["connections_per_origin"],
-        **per_client(config["limits"]),
-        proxy_tcp=config["proxy"]["tcp"],
-        proxy_udp=config["proxy"]["udp"],
+        settings=Settings(
+            mark_mask=config["mark_mask"],
+            limit=config["limits"]["connections_per_origin"],
+            flows_per_client=caps["flows_per_client"],
+            unanswered_per_client=caps["unanswered_per_client"],
+            proxy_tcp=config["proxy"]["tcp"],
+            proxy_udp=config["proxy"]["udp"],
+        ),
         flows=config["limits"]["flows"],
         origins=config["limits"]["origins"],
         dns=_dns(config),
         # A state file of an earlier version lacks these keys.
         fast_path=config.get("fast_path", False),
-        sysctls=timers.settings(config["timers"]) if "timers" in config else {},
+        sysctls=timers.sysctls(config["timers"]) if "timers" in config else {},
         any_source=any_source(config),
         other=tuple(config["interfaces"].get("other", ())),
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from enforcer.address import IPAddress, IPNetwork, unpack
 from enforcer.constants import DNS_PORT, TCP
+from enforcer.constants.bpf import FAMILIES
 from enforcer.datapath.banks import Action
 from enforcer.datapath.maps import Maps
 from enforcer.facts.kernel_facts import rules_of_names
@@ -25,8 +26,6 @@ from enforcer.gateway.operations import (
 )
 from enforcer.policy.facts import region_facts
 from enforcer.policy.resolver import Bits
-
-_FAMILIES = 2
 
 
 @dataclass
@@ -56,7 +55,7 @@ class FlowImpact:
         self._hosts = dict(store.hosts()) if store and named else {}
         self._private = _by_length(compiled.contents.private)
         self._available = self._availability(operations)
-        self._nearest = [self._nearest_in(family) for family in range(_FAMILIES)]
+        self._nearest = [self._nearest_in(family) for family in range(FAMILIES)]
 
     def _availability(self, operations: Sequence[Operation]) -> set[tuple[int, int]]:
         """(slot, family) of the usable addresses: available, added by the operations, or new."""
@@ -117,7 +116,7 @@ class FlowImpact:
     def _outcome(self, client: bytes, origin: bytes, ports: np.ndarray, protocol: int) -> frozenset[int]:
         """The slots that a flow may get; empty: it would be refused."""
         wanted = self._compiled.wanted
-        proxied = wanted.proxy_tcp if protocol == TCP else wanted.proxy_udp
+        proxied = wanted.settings.proxy_tcp if protocol == TCP else wanted.settings.proxy_udp
         destination = _address(origin)
         family = 0 if destination.version == 4 else 1
         if not proxied or int(ports[1]) == DNS_PORT or self._is_private(destination):

@@ -40,22 +40,6 @@ HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
     ("inside", "ingress", "from_client"),
 )
 
-SETTINGS = (
-    "mark_mask",
-    "mark_shift",
-    "limit",
-    "flows_per_client",
-    "unanswered_per_client",
-    "proxy_tcp",
-    "proxy_udp",
-)
-"""The fields of struct settings that the configuration sets; ``Desired`` has attributes of the same names."""
-
-
-def settings_of(desired: Desired) -> tuple[int, ...]:
-    """The values of SETTINGS."""
-    return tuple(int(getattr(desired, name)) for name in SETTINGS)
-
 
 def plan(
     desired: Desired,
@@ -94,13 +78,13 @@ def _operations(
     yield from _unknown(actual, previous)
     if actual.table != until.digest():
         yield InstallTable(until, there, trusted=bool(actual.table) and not _widens(desired, previous))
-    # conntrack's sysctls exist once the nftables table is installed: the first one loads the module.
-    yield from _settings(desired.sysctls, actual)
+    # conntrack has its sysctls when its table is there: the first one loads it.
+    yield from _sysctls(desired.sysctls, actual)
     yield from _additions(desired, actual, restore)
     if not actual.programs:
         yield LoadPrograms(first=previous is None, lost=actual.lost)
-    # The maps hold interfaces and addresses too and must be filled before a program is attached.
-    in_force = actual.tables == tables and actual.settings == settings_of(desired)
+    # Interfaces and addresses are in the maps too, and must be there before a program is attached.
+    in_force = actual.tables == tables and actual.settings == desired.settings
     changed = previous is not None and replace(previous, fast_path=desired.fast_path) != desired
     if not actual.programs or not in_force or changed or unfinished is not None:
         yield SwitchTables()
@@ -125,7 +109,7 @@ def _tables(installed: Ruleset, wanted: Ruleset) -> Iterator[Operation]:
         yield InstallTable(wanted, there=True, trusted=True)
 
 
-def _settings(wanted: Mapping[str, str], actual: Actual) -> list[SetSysctl]:
+def _sysctls(wanted: Mapping[str, str], actual: Actual) -> list[SetSysctl]:
     return [SetSysctl(name, value) for name, value in wanted.items() if actual.sysctls.get(name) != value]
 
 

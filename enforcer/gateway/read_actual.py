@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from enforcer.datapath.banks import BANK, is_crowded
+from enforcer.datapath import settings
+from enforcer.datapath.banks import is_crowded
+from enforcer.datapath.settings import Settings
 from enforcer.errors import EnforcerError
 from enforcer.facts.store import Store
 from enforcer.gateway import attach, forwarding, roles, undo_list
 from enforcer.gateway.actual import Actual
 from enforcer.gateway.desired import Desired
 from enforcer.gateway.installed import Installed, layout_of, source_digest
-from enforcer.gateway.plan import (
-    HOOKS,
-    SETTINGS,
-)
+from enforcer.gateway.plan import HOOKS
 from enforcer.gateway.state import LOST
 from enforcer.kernel import addresses, links, nft, sysctl
 from enforcer.kernel.filters import Direction
@@ -24,8 +23,8 @@ def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) 
     """Reads the kernel's state. With ``upgrade``, programs compiled from other sources count as missing."""
     found = links.links()
     noted = installed.state.undo if installed.state else []
-    # If two entries name one sysctl, the first has the original value.
-    was = {entry["name"]: entry["was"] for entry in reversed(undo_list.settings(noted, found))}
+    # Should two be about one setting, the first says how it was.
+    was = {entry["name"]: entry["was"] for entry in reversed(undo_list.sysctls(noted, found))}
     return Actual(
         links=found,
         held=frozenset(addresses.held() - addresses.wrong_scope(own={wanted.shared4})),
@@ -35,8 +34,8 @@ def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) 
         renamed=renamed(installed, found),
         table=nft.installed(),
         hooks=_hooks(installed, found),
-        # Some may not exist: interfaces disappear, and conntrack's sysctls come with its module.
-        sysctls=sysctl.found([*wanted.sysctls, *forwarding.settings(wanted, found), *was]),
+        # Interfaces go, and conntrack's sysctls are not there before it is loaded.
+        sysctls=sysctl.found([*wanted.sysctls, *forwarding.sysctls(wanted, found), *was]),
         was=was,
         noted_as=undo_list.noted_as(noted, found),
         forgotten=LOST in noted,
@@ -95,21 +94,18 @@ def _tables(installed: Installed) -> str:
         return ""
     try:
         with installed.maps() as maps, Store(installed.instance.facts_file, create=False) as store:
-            settings = maps.settings.get(0)
-            fits = settings is not None and store.bank == int(settings["bank"]) & BANK
+            fits = store.bank == settings.read(maps).bank_number
             return installed.state.tables if fits and not is_crowded(maps) else ""
     except EnforcerError:
         return ""
 
 
-def _settings(installed: Installed) -> tuple[int, ...]:
+def _settings(installed: Installed) -> Settings | None:
     if installed.state is None or not installed.state.layouts:
-        return ()
+        return None
     try:
         with installed.maps() as maps:
-            row = maps.settings.get(0)
+            found = settings.read(maps)
     except EnforcerError:
-        return ()
-    if row is None or not row["ready"] or not set(SETTINGS) <= set(row.dtype.names or ()):
-        return ()  # an earlier version has fewer
-    return tuple(int(row[name]) for name in SETTINGS)
+        return None
+    return found if found.ready else None

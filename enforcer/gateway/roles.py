@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from enforcer.constants.bpf import Role, Unfit
 from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import attach
 from enforcer.gateway.desired import Desired
@@ -23,9 +24,7 @@ from enforcer.kernel import nft_ingress
 from enforcer.kernel.links import Link, below
 from enforcer.kernel.nft_ingress import Devices
 
-INSIDE, OUTSIDE, OTHER = 1, 2, 3  # enum role of bpf/maps.h
-RENAMED, TAKEN = 1, 2  # enum unfit
-# Kinds of links that send with their own MAC address through their lower interface.
+# They send with MAC addresses of their own through the interface that they lie on.
 _WITH_A_MAC = ("macvlan", "macvtap")
 
 
@@ -86,7 +85,7 @@ def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> LinkStatu
     renamed = find_renamed(interfaces, wanted, found)
     for link in renamed:
         row = before[link.index].copy()
-        _set(row, "unfit", RENAMED)
+        _set(row, "unfit", Unfit.RENAMED)
         rows[link.index] = row
     for index in before.keys() - rows.keys():
         interfaces.delete(index)
@@ -143,7 +142,8 @@ def _listed(
 ) -> dict[str, np.ndarray]:
     ports = {port.name for port in find_taken(wanted, found)}
     rows = {}
-    for role, names in ((INSIDE, wanted.inside), (OUTSIDE, wanted.outside), (OTHER, wanted.other)):
+    sides = {Role.INSIDE: wanted.inside, Role.OUTSIDE: wanted.outside, Role.OTHER: wanted.other}
+    for role, names in sides.items():
         for name in names:
             if name not in found:
                 continue
@@ -154,7 +154,7 @@ def _listed(
                 ("ethernet", bool(found[name].header)),
                 ("any_source", name in wanted.any_source),
                 ("filtered", name in filtered),
-                ("unfit", TAKEN if name in ports else 0),
+                ("unfit", Unfit.TAKEN if name in ports else Unfit.FIT),
                 ("name", list(name.encode().ljust(16, b"\0"))),
             ):
                 _set(row, field, value)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from enforcer.constants.bpf import SLOTS
 from enforcer.datapath.programs import IN_FORCE
 from enforcer.errors import KernelError, LaterVersionError, PrivilegeError
 from enforcer.instance import trust
@@ -21,7 +22,7 @@ from enforcer.policy.rules import MAX_POLICIES
 
 FORMAT = 1
 _LARGEST = 1 << 28
-LAST_SLOT = 16383
+LAST_SLOT = SLOTS - 1
 LAST_POLICY = MAX_POLICIES
 LOST = {"kind": "lost"}
 """Entry of the undo list: the entries of before are lost with their state file."""

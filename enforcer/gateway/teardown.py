@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
+from enforcer.datapath import sweep
 from enforcer.errors import BusyError, EnforcerError, KernelError, PrivilegeError
 from enforcer.gateway import attach, availability, repin, undo_list
+from enforcer.gateway.desired import Desired
 from enforcer.gateway.installed import Installed
-from enforcer.gateway.nat_connections import delete_matching, is_translated_to
+from enforcer.gateway.nat_connections import clients, delete_matching, is_translated_to
 from enforcer.gateway.state import LOST, State
 from enforcer.instance import Instance
-from enforcer.kernel import addresses, filters, links, nft, sysctl
+from enforcer.kernel import addresses, conntrack, filters, links, nft, sysctl
 
 DAEMON_PATIENCE = 15.0
 """Seconds that a daemon gets to complete the work under way."""
@@ -81,7 +84,7 @@ def remove_everything(installed: Installed) -> list[str]:
 
     # Forwarding first: where it was off before, nothing is forwarded unfiltered by the next steps.
     found = links.links()
-    for entry in reversed(undo_list.settings(state.undo, found)):
+    for entry in reversed(undo_list.sysctls(state.undo, found)):
         step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
     for name, link in found.items():
         for direction in ("ingress", "egress"):
@@ -98,10 +101,7 @@ def remove_everything(installed: Installed) -> list[str]:
     step("removed local ranges", lambda: addresses.remove_ranges(addresses.ranges(ours=True)))
     # The table comes after the addresses: it keeps the gateway's own services unreachable at them.
     step("removed nftables table inet enforcer", nft.remove)
-    step(
-        "deleted translated connections from conntrack",
-        lambda: delete_matching(lambda entry: any(is_translated_to(entry, some) for some in ours)),
-    )
+    step("forgot translated connections", lambda: _delete_connections(installed, ours))
     if installed.pins is not None:
         step("removed programs and maps", installed.pins.remove)
     if LOST in state.undo or (installed.state is None and done):
@@ -117,9 +117,32 @@ def remove_everything(installed: Installed) -> list[str]:
     return done
 
 
+def _known(installed: Installed) -> list[Desired]:
+    """What is in force, and the other side of a plan that was not completed."""
+    return [each for each in (installed.previous, installed.unfinished) if each is not None]
+
+
+def _delete_connections(installed: Installed, ours: list[availability.AddressSet]) -> int:
+    """Ends clients' connections, not those that other software translates to the shared address."""
+    known = _known(installed)
+    shared = [each.shared for each in known]
+
+    def chosen(entry: conntrack.Entry) -> bool:
+        return any(is_translated_to(entry, some) for some in ours)
+
+    if installed.pins is None or installed.state is None:
+        return delete_matching(chosen, clients(shared, (), known, None))
+    with installed.maps() as maps:
+        flows: set[conntrack.Tuple] = set()
+        with suppress(EnforcerError):  # the map is lost: routes tell
+            keys = sweep.flows_of(maps.flows, {each.slot for each in shared})
+            flows = {conntrack.Tuple.of(key) for key in keys}
+        return delete_matching(chosen, clients(shared, flows, known, maps))
+
+
 def _own_addresses(installed: Installed) -> list[availability.AddressSet]:
-    """The addresses that connections were translated to; without a state file, those that we added."""
-    known = [each for each in (installed.previous, installed.unfinished) if each is not None]
+    """The addresses that connections were translated to, with the state lost: those that are held."""
+    known = _known(installed)
     if known:
         return [availability.AddressSet(each.ours, each) for each in known]
     held = [interface.ip for _, interface in addresses.held(ours=True)]

@@ -54,8 +54,8 @@ def fresh(entries: Iterable[Entry], more: Iterable[Entry], found: Links) -> list
     return [entry for entry in more if _what(entry) not in noted]
 
 
-def settings(entries: Iterable[Entry], found: Links) -> list[Entry]:
-    """The entries of sysctls, with the present names."""
+def sysctls(entries: Iterable[Entry], found: Links) -> list[Entry]:
+    """The entries of sysctls, under the present names."""
     return [entry for entry in at_present(entries, found) if entry["kind"] == "sysctl"]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from enforcer.address import IPAddress, unpack
 from enforcer.constants import ICMP, ICMPV6, TCP, UDP
+from enforcer.constants.bpf import Override
 from enforcer.datapath import syscall
 from enforcer.datapath.banks import rule_sets
 from enforcer.errors import UsageError
@@ -32,22 +33,8 @@ from enforcer.policy.facts import Connection, Facts
 from enforcer.reasons import by_name, reason_of
 
 _SYN = 2
-# enum override of bpf/policy.h
-_OVERRIDE_CLIENT, _OVERRIDE_HOST = 1, 2
 # Known of every client with a session, even if empty.
 _NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
-
-# struct verdict of bpf/policy.h
-_VERDICT = np.dtype(
-    [
-        ("reason", "<u4"),
-        ("slot", "<u4"),
-        ("policy", "<u4"),
-        ("egress_address", "<u4", 4),
-        ("active", "<u4"),
-        ("limit", "<u4"),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -130,6 +117,7 @@ def _ask(
 ) -> tuple[str, Any]:
     """What the loaded program says, and of which interface: the first at which the source is believed."""
     spoofed = by_name()["spoofed"].number
+    verdicts = reader.maps.explained
     arrivals = _arrivals(reader, question)
     answers = []
     fd = reader.pins.program("explain")
@@ -137,9 +125,11 @@ def _ask(
         with _supposing(reader, known, supposed, client) as control:
             for link in arrivals:
                 frame = _packet(question, link)
-                _, data, _ = syscall.test_run(fd, frame, ifindex=link.index, control=control)
-                answers.append((link.name, np.frombuffer(data, dtype=_VERDICT, count=1)[0]))
-                if answers[-1][1]["reason"] != spoofed:
+                syscall.test_run(fd, frame, ifindex=link.index, control=control)
+                verdict = verdicts.get(0)
+                assert verdict is not None  # an array has all its elements
+                answers.append((link.name, verdict))
+                if verdict["reason"] != spoofed:
                     return answers[-1]
     except OSError as error:
         raise syscall.explain_error(error, "running the program explain") from error
@@ -152,7 +142,8 @@ def _ask(
 def _supposing(reader: GatewayReader, known: FactsReader, supposed: Supposed, client: Facts) -> Iterator[int]:
     """Puts the rules of what is supposed where the program looks for them.
 
-    One question at a time: there is one place for what it supposes, and one a processor for its packet.
+    One question at a time: there is one place for what it supposes and for its verdict, and one a processor
+    for its packet.
     """
     with known.store.change():  # no bank is switched meanwhile
         if supposed.email is None and supposed.host is None:
@@ -161,7 +152,8 @@ def _supposing(reader: GatewayReader, known: FactsReader, supposed: Supposed, cl
         in_force = KernelFacts(reader.maps, known.store)
         rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
         reader.maps.overrides.put_many(np.arange(2), rule_sets(rules, reader.maps.overrides.value))
-        yield (supposed.email is not None) * _OVERRIDE_CLIENT | (supposed.host is not None) * _OVERRIDE_HOST
+        client_bit = Override.OVERRIDE_CLIENT if supposed.email is not None else 0
+        yield client_bit | (Override.OVERRIDE_HOST if supposed.host is not None else 0)
 
 
 def _connection(question: Question) -> Connection:
@@ -214,15 +206,13 @@ def _packet(question: Question, link: Link) -> bytes:
     By hand: importing scapy would take longer than all the rest of the command.
     """
     ports = struct.pack("!HH", question.source_port, question.destination_port)
-    # Long enough for the verdict, which comes back in the packet's place.
-    room = bytes(64)
     if question.protocol == "tcp":
-        number, transport = TCP, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, _SYN, 65535, 0, 0) + room
+        number, transport = TCP, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, _SYN, 65535, 0, 0)
     elif question.protocol == "udp":
-        number, transport = UDP, ports + struct.pack("!HH", 8 + len(room), 0) + room
+        number, transport = UDP, ports + struct.pack("!HH", 8, 0)
     else:
         number, echo = (ICMP, 8) if question.source.version == 4 else (ICMPV6, 128)
-        transport = struct.pack("!BBHHH", echo, 0, 0, 1, 1) + room
+        transport = struct.pack("!BBHHH", echo, 0, 0, 1, 1)
     addresses = question.source.packed + question.destination.packed
     if question.source.version == 4:
         kind, header = 0x0800, struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(transport), 0, 0, 64, number, 0)

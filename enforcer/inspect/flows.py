@@ -7,13 +7,13 @@ from typing import Any
 
 from enforcer.address import of_bytes, port, unpack
 from enforcer.constants import PROTOCOL_NAMES
+from enforcer.constants.bpf import State
 from enforcer.datapath import fast_entries
 from enforcer.gateway.reader import GatewayReader
 from enforcer.kernel import conntrack
 
 Row = dict[str, Any]
-# enum state of bpf/maps.h: UDP's two, then TCP's in conntrack's order.
-STATES = ("REPLIED", "ASSURED", *conntrack.TCP_STATES[1:])
+_UDP_STATES = {State.UDP_UNREPLIED: "REPLIED", State.UDP_STREAM: "ASSURED"}
 _NOTHING = fast_entries.Carried(0, 0, good=False, idle=None)
 
 
@@ -95,5 +95,7 @@ def _translation(
 
 def _state(flow: Any) -> str:
     """conntrack's word: TCP's state, of UDP whether it was answered, and is a stream."""
-    number = int(flow["state"])
-    return STATES[number] if number or flow["replied"] else "UNREPLIED"
+    state = State(int(flow["state"]))
+    if state == State.UDP_UNREPLIED and not flow["replied"]:
+        return "UNREPLIED"
+    return _UDP_STATES.get(state, state.name)

@@ -35,6 +35,9 @@ def missing(config: Config, policy: str | None, version: int) -> tuple[str | Non
     if policy is None:
         return None, f"no policy matches, and no egress IP of the nearest location has its IPv{version} here"
     wanted = next((each["egress"] for each in config["policies"] if each["name"] == policy), None)
+    named = next((each for each in config["egress_ips"] if each["name"] == wanted), None)
+    if named is not None:
+        return named["name"], _cause(config, named, family)
     if not isinstance(wanted, Mapping):
         return None, f"the configuration has changed meanwhile, and with it policy {policy}"
     # A policy that names one family's address means the other's of the same egress IP.

@@ -41,8 +41,8 @@ def policies(reader: GatewayReader) -> list[Row]:
 
 
 def _primary(egress: Any, names: dict[str | None, str]) -> str:
-    if not isinstance(egress, dict):
-        return "default"
+    if isinstance(egress, str):
+        return egress
     chosen = [names[egress[field]] for field in ("ipv4", "ipv6") if egress[field] is not None]
     return " / ".join(dict.fromkeys(chosen))
 

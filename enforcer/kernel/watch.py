@@ -1,7 +1,8 @@
 """Events of this network namespace's links, addresses, routes, forwarding, filters and nftables, as words.
 
-Only the standard library. Events are hints to look again: their contents are not kept, and a queue that
-overflowed is reported as every event.
+Only the standard library. Events are hints to look again: their contents are not kept. A queue of rtnetlink's
+that overflowed is reported as every event. One of nftables' is if other software has committed anything
+meanwhile: a large table that this process writes overflows it, too.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import socket
 from collections.abc import Callable
 from typing import Self
 
+from enforcer.errors import EnforcerError
 from enforcer.kernel import events, netlink
 from enforcer.kernel.events import Event
+from enforcer.kernel.nft import generations
+from enforcer.kernel.nft.protocol import NEWGEN
 
 ROUTE, FILTER, NFT = "route", "filter", "nft"
 ROUTES = {ROUTE, FILTER}
@@ -22,7 +26,6 @@ TRAFFIC_CONTROL_KINDS = range(36, 48)  # RTM_NEWQDISC to RTM_GETTFILTER
 ROUTE_KINDS = (24, 25)  # RTM_NEWROUTE, RTM_DELROUTE
 RTM_TABLE, RT_TABLE_LOCAL = 4, 255  # where struct rtmsg has the table, and the table's number
 NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_NEWGEN = 15
 # NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN: some chains look at packets as they arrive.
 CHAIN_KINDS = (2, 3, 5)
 NFPROTO_INET = 1
@@ -48,6 +51,8 @@ class Watch:
         self._table = table.encode()
         self._route = events.subscribe(netlink.NETLINK_ROUTE, GROUPS, RECEIVE_BUFFER)
         self._nft = events.subscribe(netlink.NETLINK_NETFILTER, (events.NFTABLES,), RECEIVE_BUFFER)
+        self._generation = generations.generation()
+        self._own_commits = generations.OWN.count
         self._poll = select.epoll()
         for source in (self._route, self._nft):
             self._poll.register(source, select.EPOLLIN)
@@ -70,7 +75,25 @@ class Watch:
 
     def drain(self) -> set[str]:
         """What has happened since the last call; never waits."""
-        return _drain(self._route, self._of_route, ROUTES) | _drain(self._nft, self._of_nft, {NFT})
+        route, overflowed = _drain(self._route, self._of_route)
+        return route | (ROUTES if overflowed else set()) | self._drain_nft()
+
+    def _drain_nft(self) -> set[str]:
+        """What others have changed; after an overflow all of it, if they have committed anything.
+
+        The generation is read when the queue is empty: what overflows it later is reported again. A commit
+        between that and the reading may be reported twice, and none is missed.
+        """
+        before = self._generation
+        own, self._own_commits = generations.OWN.count - self._own_commits, generations.OWN.count
+        found, overflowed = _drain(self._nft, self._of_nft)
+        if not overflowed:
+            return found
+        try:
+            self._generation = generations.generation()
+        except EnforcerError:
+            return {NFT, FILTER}
+        return found if generations.since(before, self._generation) == own else {NFT, FILTER}
 
     @staticmethod
     def _of_route(event: Event) -> str | None:
@@ -81,7 +104,12 @@ class Watch:
 
     def _of_nft(self, event: Event) -> str | None:
         kind, port, payload = event
-        if kind >> 8 != NFNL_SUBSYS_NFTABLES or kind & 0xFF == NFT_MSG_NEWGEN or netlink.is_own_port(port):
+        if kind == NEWGEN:
+            said = generations.generation_in(payload)
+            if said is not None and generations.since(self._generation, said) > 0:
+                self._generation = said
+            return None
+        if kind >> 8 != NFNL_SUBSYS_NFTABLES or netlink.is_own_port(port):
             return None
         table = netlink.attributes(payload, 4).get(NFTA_TABLE, b"").rstrip(b"\0")
         if payload[0] == NFPROTO_INET and table == self._table:
@@ -89,13 +117,15 @@ class Watch:
         return FILTER if kind & 0xFF in CHAIN_KINDS else None
 
 
-def _drain(source: socket.socket, meaning: Callable[[Event], str | None], every: set[str]) -> set[str]:
+def _drain(source: socket.socket, meaning: Callable[[Event], str | None]) -> tuple[set[str], bool]:
+    """What the events mean, and whether there was no room for some of them."""
     found: set[str] = set()
+    overflowed = False
     for event in events.received(source):
         if event is None:
-            found |= every
+            overflowed = True
             continue
         word = meaning(event)
         if word is not None:
             found.add(word)
-    return found
+    return found, overflowed

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from enforcer.constants.bpf import POLICIES, RULES
 from enforcer.policy import predicate, sets
 from enforcer.policy.expression import (
     AddressIn,
@@ -27,10 +28,10 @@ from enforcer.policy.expression import (
 from enforcer.policy.facts import dimension
 from enforcer.policy.predicate import FALSE, TRUE, Literal, Predicate
 
-MAX_RULES = 16384
+MAX_RULES: Final = RULES
 """Rules of all enabled policies together: the width of the kernel's bit sets."""
 
-MAX_POLICIES = 16383
+MAX_POLICIES: Final = POLICIES - 1
 """Policies of a file, the disabled ones too: each has a number of its own in the kernel."""
 
 # Entries of sets (prefixes, ranges) that one expression may make the compiler look at: about two seconds.

@@ -160,12 +160,11 @@ class Program:
 class Tallies:
     """The counters of reasons, read in one system call."""
 
-    COUNT = 128
-
     def __init__(self, fd: int):
         cpus = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition("-")[2]
-        self._values = np.zeros((self.COUNT, int(cpus) + 1, 2), dtype="<u8")
-        self._keys = np.zeros(self.COUNT, dtype="<u4")
+        self._count = syscall.map_info(fd).entries
+        self._values = np.zeros((self._count, int(cpus) + 1, 2), dtype="<u8")
+        self._keys = np.zeros(self._count, dtype="<u4")
         self._cursor = ctypes.create_string_buffer(16)
         self.fd = fd
 
@@ -173,7 +172,7 @@ class Tallies:
         """(packets, flows) by reason."""
         where = [int(array.ctypes.data) for array in (self._keys, self._values)]
         attributes = np.array([0, ctypes.addressof(self._cursor), *where, 0, 0, 0], dtype="<u8").view("<u4")
-        attributes[8], attributes[9] = self.COUNT, self.fd
+        attributes[8], attributes[9] = self._count, self.fd
         try:
             syscall.call(syscall.MAP_LOOKUP_BATCH, attributes.tobytes())
         except OSError as error:

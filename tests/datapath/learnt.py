@@ -10,15 +10,17 @@ from ipaddress import ip_address
 import numpy as np
 
 from enforcer.address import pack
+from enforcer.constants import TCP
 from enforcer.datapath import fast_path
+from enforcer.reasons import by_name
 
 from . import frames as made
 from .box import CLIENT, CLIENT_MAC, MAC, ORIGIN, ROUTER_MAC, Box
 from .frames import Ends, Packet
 from .wire import _ADDRESS, _NEIGHBOUR, ACK, SYN, Wire, _mac
 
-TCP, UDP = 6, 17
-REPLY = 50  # the reason that entries for replies carry (bpf/reasons.h)
+REPLY = by_name()["reply"].number
+"""The reason that entries for replies carry."""
 LARGEST = 1500
 _PACKET_VNET_HDR = 15  # linux/if_packet.h
 PLAIN = bytes(10)

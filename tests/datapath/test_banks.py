@@ -10,7 +10,8 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from enforcer.config import load
-from enforcer.datapath.banks import BANK, ROOM, Bank, FullTableError, is_crowded, with_private
+from enforcer.datapath import settings
+from enforcer.datapath.banks import ROOM, Bank, FullTableError, is_crowded, with_private
 from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.rows import COMMAND, NewSession
 from enforcer.facts.store import Store
@@ -27,9 +28,7 @@ IPV4, IPV6 = IPv6Network("::ffff:0:0/96"), IPv6Network("::/0")
 
 
 def in_force(box: Box) -> int:
-    settings = box.maps.settings.get(0)
-    assert settings is not None
-    return int(settings["bank"]) & BANK
+    return settings.read(box.maps).bank_number
 
 
 def test_processes_add_sets_without_a_clash(box: Box) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network, summarize_address_range
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,9 @@ import pytest
 from mixes import PRIVATE, Rule, World, packet, policy, world
 
 from enforcer.address import IPAddress, IPNetwork, mapped, pack
-from enforcer.datapath.banks import NO_SLOT, Action
+from enforcer.constants.bpf import NO_SLOT
+from enforcer.datapath import settings
+from enforcer.datapath.banks import Action
 from enforcer.facts.kernel_facts import KernelFacts, refill
 from enforcer.facts.regions import Region, RegionPrefixes
 from enforcer.facts.rows import ANYBODY, COMMAND, Learnt, NewSession
@@ -116,10 +119,7 @@ class Classifier:
         return switch.word
 
     def switch(self, word: int) -> None:
-        row = self.box.maps.settings.get(0)
-        assert row is not None
-        row["bank"] = word
-        self.box.maps.settings.put(0, row)
+        settings.write(self.box.maps, replace(settings.read(self.box.maps), bank=word))
 
     def put(
         self,
@@ -129,8 +129,7 @@ class Classifier:
         world: World = NOBODY,
     ) -> None:
         """Puts policies in force; of what is known of clients and hosts one half before, the other after."""
-        row = self.box.maps.settings.get(0)
-        assert row is not None
+        bank = settings.read(self.box.maps).bank_number
         sessions, names = rows_of(world)
         with self.store.change() as change:
             gone = change.remove_sessions(row.client for row in list(self.store.sessions()))
@@ -141,7 +140,7 @@ class Classifier:
         for host, _ in forgotten.hosts:
             self.box.maps.hosts.delete(np.frombuffer(b"".join(host), dtype=self.box.maps.hosts.key)[0])
         assert len(early[0].clients) == len(sessions[::2])
-        self.switch(self.write(1 - (int(row["bank"]) & 1), tables, actions, private, world))
+        self.switch(self.write(1 - bank, tables, actions, private, world))
         refill(self.box.maps, self.store)
         in_force = KernelFacts(self.box.maps, self.store)
         with self.store.change() as change:
@@ -158,8 +157,9 @@ class Classifier:
             head = struct.pack(">IHBB", 6 << 28, 20, packet.protocol, 64)
         frame = self.heads[packet.src.version] + head + packet.src.packed + packet.dst.packed + body
         self.program(frame)
-        reason, slot, policy = struct.unpack("=III", self.program.head(12))
-        return Verdict(self.names[reason], slot, policy)
+        verdict = self.box.maps.explained.get(0)
+        assert verdict is not None
+        return Verdict(self.names[int(verdict["reason"])], int(verdict["slot"]), int(verdict["policy"]))
 
 
 @pytest.fixture
@@ -322,9 +322,7 @@ def test_the_only_rule_of_many_that_matches(box: Box, classifier: Classifier, on
 def test_banks_switch_at_once(box: Box, classifier: Classifier) -> None:
     """While another process switches to and fro, every answer is wholly of one bank."""
     slot = box.slot("lax-2")
-    row = box.maps.settings.get(0)
-    assert row is not None
-    bank = int(row["bank"]) & 1
+    bank = settings.read(box.maps).bank_number
     everything = compile_tables([Rule("all", 1, "")])
     some = compile_tables([Rule("none", 1, "net.dst.port == 1"), Rule("all", 2, 'net.protocol == "tcp"')])
     new = classifier.write(1 - bank, everything, [Action(1, (slot, slot), (NO_SLOT, NO_SLOT))], [], NOBODY)
@@ -349,29 +347,23 @@ def test_banks_switch_at_once(box: Box, classifier: Classifier) -> None:
 
 def test_proxied_protocols(box: Box, classifier: Classifier) -> None:
     classifier.put(compile_tables([Rule("all", 1, "")]), [Action(1, (0, 0), (NO_SLOT, NO_SLOT))], [])
-    kept = box.maps.settings.get(0)
-    assert kept is not None
+    kept = settings.read(box.maps)
     try:
         for field, protocol, reason in (("proxy_tcp", 6, "tcp-off"), ("proxy_udp", 17, "udp-off")):
-            row = np.copy(kept)
-            row[field] = 0
-            box.maps.settings.put(0, row)
+            settings.write(box.maps, replace(kept, **{field: False}))
             for source, destination in (("10.1.0.2", "198.18.1.10"), ("fd01::2", "2001:db8:a1::10")):
                 packet = Connection(ip_address(source), ip_address(destination), 1, 443, protocol)
                 assert classifier.ask(packet) == (reason, 0, 0)
                 assert classifier.ask(packet._replace(protocol=23 - protocol))[0] == "default"
     finally:
-        box.maps.settings.put(0, kept)
+        settings.write(box.maps, kept)
 
 
 def test_nothing_is_decided_before_the_tables_are_filled(box: Box, classifier: Classifier) -> None:
-    kept = box.maps.settings.get(0)
-    assert kept is not None
-    row = np.copy(kept)
-    row["ready"] = 0
+    kept = settings.read(box.maps)
     try:
-        box.maps.settings.put(0, row)
+        settings.write(box.maps, replace(kept, ready=False))
         packet = Connection(ip_address("10.1.0.2"), ip_address("198.18.1.10"), 1, 443, 6)
         assert classifier.ask(packet)[0] == "not-ready"
     finally:
-        box.maps.settings.put(0, kept)
+        settings.write(box.maps, kept)

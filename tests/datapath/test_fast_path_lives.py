@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from enforcer.constants import TCP
 from enforcer.datapath import sweep
 from lab.configuration import Document
 
 from . import box as boxes
 from .box import Box
 from .frames import ACK, Packet
-from .learnt import TCP, Learnt, OffloadWire
+from .learnt import Learnt, OffloadWire
 from .wire import FIN, RST, SYN
 
 ROW = ("state", "timeout", "counted")

@@ -18,12 +18,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from enforcer.constants import TCP, UDP
 from lab.configuration import Document
 
 from . import box as boxes
 from .box import Box, run
 from .frames import ACK, SHORTEST, Packet, frames, is_eligible, length, subtract16
-from .learnt import LARGEST, TCP, UDP, Learnt, OffloadWire, Outcome
+from .learnt import LARGEST, Learnt, OffloadWire, Outcome
 from .watcher import Watcher
 from .wire import checksum
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 
+from enforcer.constants.bpf import State
+
 from .box import Box
 from .test_fins import BACKWARDS, DATA, Pair
 from .test_tcp_states import flow_of, states
 from .wire import ACK, FIN, PSH, RST, Wire
 
 AHEAD = 5000
-_CLOSE = 9  # enum state of bpf/maps.h
 
 
 @BACKWARDS
@@ -25,9 +26,9 @@ def test_an_established_connection_stays(box: Box, wire: Wire, family: int, back
     pair.say(len(DATA) + AHEAD, 0, RST)
     theirs, ours, counted, _ = states(box, pair.connection)
     assert (theirs, ours, counted) == ("ESTABLISHED", "ESTABLISHED", 1)
-    assert flow_of(box, pair.connection)["timeout"] == _CLOSE
+    assert flow_of(box, pair.connection)["timeout"] == State.CLOSE
     pair.reply(0, len(DATA), ACK)
-    assert flow_of(box, pair.connection)["timeout"] != _CLOSE
+    assert flow_of(box, pair.connection)["timeout"] != State.CLOSE
 
 
 @BACKWARDS

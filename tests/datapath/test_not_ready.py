@@ -10,6 +10,8 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, Ether
 
+from enforcer.datapath import settings
+
 from .box import BLOCKED, CLIENT, CLIENT_MAC, MAC, NO_FILTER, ORIGIN, Box
 
 GATEWAY = {4: "10.1.0.1", 6: "fd01::1"}
@@ -17,11 +19,10 @@ GATEWAY = {4: "10.1.0.1", 6: "fd01::1"}
 
 @pytest.fixture(autouse=True)
 def not_ready(box: Box) -> Iterator[None]:
-    settings = box.maps.settings.get(0)
-    assert settings is not None
-    box.maps.settings.put(0, np.zeros_like(settings))
+    kept = settings.read(box.maps)
+    box.maps.settings.put(0, np.zeros((), dtype=box.maps.settings.value))
     yield
-    box.maps.settings.put(0, settings)
+    settings.write(box.maps, kept)
 
 
 def frame(packet: object) -> bytes:

@@ -8,8 +8,8 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
+from enforcer.constants.bpf import State
 from enforcer.datapath.recount import Recount
-from enforcer.kernel.conntrack import TCP_STATES
 
 from .box import CLIENT, MAC, NO_FILTER, ORIGIN, Box
 from .test_tcp_states import flow_of
@@ -94,4 +94,4 @@ def test_flows_that_user_space_entered_are_followed(box: Box, wire: Wire, family
     assert connection.answer(500, 101, SYN | ACK)
     assert connection.send(101, 501, ACK)
     flow = flow_of(box, connection)
-    assert flow is not None and flow["identity"] and TCP_STATES[int(flow["state"]) - 1] == "ESTABLISHED"
+    assert flow is not None and flow["identity"] and flow["state"] == State.ESTABLISHED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,8 +54,10 @@ def frame(family: int, source: str, layer: Packet | None = None, interface: str 
 def reason_of(gateway: Box, data: bytes, interface: str = "in0") -> str:
     """The one reason that was counted; what explain says of the same packet is the same."""
     explain = gateway.program("explain", interface)
-    explain(data + bytes(64))
-    explained = reasons()[struct.unpack("=I", explain.head(4))[0]].name
+    explain(data)
+    verdict = gateway.maps.explained.get(0)
+    assert verdict is not None
+    explained = reasons()[int(verdict["reason"])].name
     program = gateway.program("from_client", interface)
     with gateway.counted() as counted:
         returned = program(data)

@@ -13,13 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from enforcer.kernel.conntrack import TCP_STATES
+from enforcer.constants.bpf import State
 
 from .box import Box
 from .wire import ACK, FIN, PSH, RST, SYN, URG, Connection, Wire
 
-# enum state of bpf/maps.h by the names of conntrack.
-STATES = ("UDP", "UDP_STREAM", *TCP_STATES[1:])
 _ports = itertools.count(10000)
 SEQUENCES = 400
 TRANSITORY = 240
@@ -46,7 +44,7 @@ def states(box: Box, connection: Connection) -> tuple[str | None, str | None, in
     timeout = box.maps.timeouts.get(int(flow["timeout"])) if flow is not None else 0
     return (
         entry.state if entry else None,
-        STATES[int(flow["state"])] if flow is not None else None,
+        State(int(flow["state"])).name if flow is not None else None,
         int(flow["counted"]) if flow is not None else 0,
         (entry.timeout if entry else 0, int(timeout) // 10**9),
     )

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Network
 
 import pytest
 
-from enforcer.kernel import addresses, nft
+from enforcer.errors import KernelError
+from enforcer.kernel import addresses, events, nft
+from enforcer.kernel import watch as watching
+from enforcer.kernel.nft import generations
 from enforcer.kernel.nft.ruleset import Ruleset
 from enforcer.kernel.watch import Watch
 
@@ -103,3 +106,92 @@ def test_an_overflow_is_every_event(watch: Watch) -> None:
     addresses.add([("out0", IPv4Interface((0x0A000000 + number, 32))) for number in range(3000)])
     assert watch.drain() == {"route", "filter"}
     assert watch.drain() == set()
+
+
+LARGE = Ruleset(
+    *(0xFFFF, ("in0",), ("out0",)),
+    source4={number: IPv4Address(0xCB007100 + number) for number in range(1, 200)},
+    source6={number: IPv6Network((number << 64, 64)) for number in range(1, 200)},
+)
+
+
+@pytest.fixture
+def narrow(netns: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """Its queue is too small for the events of one large table."""
+    monkeypatch.setattr(watching, "RECEIVE_BUFFER", 1)
+    with Watch() as opened:
+        yield opened
+
+
+def overflows(watch: Watch) -> bool:
+    """Whether there was no room for events; discards them."""
+    return None in list(events.received(watch._nft))
+
+
+def test_our_own_large_table_overflows_the_queue(narrow: Watch) -> None:
+    nft.apply(LARGE)
+    assert overflows(narrow)
+
+
+def test_an_overflow_by_our_own_table_is_no_news(narrow: Watch) -> None:
+    for _ in range(3):
+        nft.apply(LARGE)
+        assert narrow.drain() == set()
+    nft.apply(LARGE)
+    nft.apply(LARGE)
+    nft.remove()
+    assert narrow.drain() == set()
+    assert narrow.drain() == set()
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "nft flush chain inet enforcer forward",
+        "nft add element inet enforcer dedicated4 '{ 203.0.113.9 }'",
+        "nft flush map inet enforcer source6",
+        "nft add table inet other",  # what it was is lost
+    ],
+)
+def test_a_change_of_others_beside_an_overflow_by_our_own(narrow: Watch, before: bool, command: str) -> None:
+    nft.apply(LARGE)
+    nft.apply(LARGE)
+    narrow.drain()
+    if before:
+        nft.apply(LARGE)  # then there is no room for others' events
+    run(command)
+    nft.apply(LARGE)
+    assert narrow.drain() == {"nft", "filter"}
+    assert narrow.drain() == set()
+    nft.apply(LARGE)
+    assert narrow.drain() == set()
+
+
+def test_refused_transactions_count_as_none(narrow: Watch) -> None:
+    before = generations.generation()
+    with pytest.raises(KernelError):
+        nft.apply(Ruleset(0xFFFF, ("in0" * 10,), ("out0",)))
+    assert not nft.remove()
+    assert generations.generation() == before
+    nft.apply(LARGE)
+    assert generations.since(before, generations.generation()) == 1
+    assert narrow.drain() == set()
+
+
+def test_the_generation_that_cannot_be_read(narrow: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    nft.apply(LARGE)
+
+    def refuse() -> int:
+        raise KernelError("the kernel is busy")
+
+    monkeypatch.setattr(generations, "generation", refuse)
+    assert narrow.drain() == {"nft", "filter"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "commits"),
+    [(1, 1, 0), (1, 4, 3), (4, 1, -3), (0xFFFFFFFF, 1, 2), (1, 0xFFFFFFFF, -2)],
+)
+def test_generations_begin_again(before: int, now: int, commits: int) -> None:
+    assert generations.since(before, now) == commits

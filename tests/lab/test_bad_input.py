@@ -67,6 +67,7 @@ WRONG: dict[str, tuple[Edit, str, str]] = {
         "ipv4_fallback: 203.0.113.99",
         "no egress IP",
     ),
+    "name of no egress IP": (policy(egress="lax-9"), "egress: lax-9", "no egress IP"),
     "IPv6 in an IPv4 field": (policy(egress={"ipv4": LAX1[6]}), f"ipv4: {LAX1[6]}", "IPv4"),
     "equal precedences": (policy(precedence=10), "precedence: 10", "precedence"),
     "limit too high": (top(limits={"connections_per_origin": 64513}), "64513", "64,512"),

@@ -11,17 +11,20 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import pytest
 from test_bad_input import NOBODY
 from truth import counted, families, packets, running, wait_for
 
-from enforcer.kernel import netlink
+from enforcer.address import of_bytes, pack
+from enforcer.kernel import conntrack, netlink
+from enforcer.kernel.marking import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
 from enforcer.kernel.nft import protocol
 from enforcer.kernel.nft_marks import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from lab.capture import Capture
-from lab.clients import family_of, ping, tcp_ask, udp_ask
+from lab.clients import Session, family_of, ping, tcp_ask, udp_ask
 from lab.configuration import LAX2
 from lab.gateway import LabGateway
 from lab.netns import Namespace
@@ -267,3 +270,63 @@ def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: LabGateway) -> Non
     finally:
         for rule in ("not fwmark 0xca6c", "fwmark 0x4000/0x4000", "fwmark 0x2/0xffff"):
             gw.ip(f"rule del {rule} lookup 200")
+
+
+# --- connections that other software translates to the shared address
+
+
+@contextlib.contextmanager
+def open_on_both_sides(lab: Lab, family: int) -> Iterator[Session]:
+    """TCP and ICMP from the shared address, of a client and of the network in no list; its TCP is given."""
+    with contextlib.ExitStack() as stack:
+        for namespace in (lab.client, lab.client2):
+            namespace.run("ping", "-c1", "-W2", ORIGIN1[family])
+            session = stack.enter_context(Session(namespace, ORIGIN1[family]))
+            assert session.seen.address == SHARED[family]
+        yield session
+
+
+def translated_to_shared(lab: Lab, family: int) -> set[tuple[str, int]]:
+    """Source and protocol of the connections in conntrack that leave from the shared address."""
+    entries = lab.gw.call(lambda: list(conntrack.entries()))
+    shared = pack(ip_address(SHARED[family]))
+    return {
+        (str(of_bytes(entry.original.source)), entry.original.protocol)
+        for entry in entries
+        if entry.reply.destination == shared != entry.original.source
+    }
+
+
+def both_protocols(family: int, address: str) -> set[tuple[str, int]]:
+    return {(address, socket.IPPROTO_TCP), (address, PING[family])}
+
+
+PING = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
+REST = [{"name": "rest", "precedence": 1, "egress": "default"}]
+
+
+@families
+def test_down_ends_clients_connections_alone(enforced: Gateway, family: int) -> None:
+    lab = enforced.lab
+    enforced.reload(lab.config(interfaces=INTERFACES, policies=REST))
+    with open_on_both_sides(lab, family) as theirs:
+        found = translated_to_shared(lab, family)
+        assert found == both_protocols(family, CLIENT[family]) | both_protocols(family, CLIENT2[family])
+        enforced.down()
+        assert translated_to_shared(lab, family) == both_protocols(family, CLIENT2[family])
+        assert theirs.ask() == theirs.seen
+    enforced.start()
+
+
+@families
+def test_another_shared_address_ends_clients_connections_alone(enforced: Gateway, family: int) -> None:
+    lab = enforced.lab
+    enforced.reload(lab.config(interfaces=INTERFACES, policies=REST))
+    other = {"ipv4": "198.51.100.77", "ipv6": "2001:db8:ffff::77"}
+    with open_on_both_sides(lab, family) as theirs:
+        enforced.reload(lab.config(interfaces=INTERFACES, policies=REST, shared=other))
+        try:
+            assert translated_to_shared(lab, family) == both_protocols(family, CLIENT2[family])
+            assert theirs.ask() == theirs.seen
+        finally:
+            enforced.reload(lab.config(interfaces=INTERFACES, policies=[]))

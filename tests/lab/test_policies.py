@@ -158,6 +158,28 @@ def test_a_broken_database_changes_nothing(enforced: LabGateway, regions: Path, 
         assert tcp_ask(enforced.lab.client, ORIGIN1[family]).address == leaves_from(LAX2, family)
 
 
+@families
+def test_an_egress_ip_by_its_name(enforced: Gateway, family: int) -> None:
+    """Both families leave from it, and without it there is no fallback."""
+    lab = enforced.lab
+    use(
+        enforced,
+        policy("near", 1, "lax-2", traffic="net.dst.port == 9000"),
+        policy("far", 2, "nyc-1", traffic="net.dst.port == 80"),
+    )
+    question = ("--src", CLIENT[family], "--dst", ORIGIN1[family], "--protocol", "tcp", "--dport")
+    said = enforced.json("explain", *question, "9000")
+    assert seen(lab, ORIGIN1[family]) == leaves_from(LAX2, family, CLIENT[family]) == said["source_ip"]
+    assert (said["policy"], said["egress"]) == ("near", "lax-2")
+    with pytest.raises(ConnectionRefusedError):
+        Session(lab.client, ORIGIN1[family], 80)
+    said = enforced.json("explain", *question, "80")
+    assert (said["reason"], said["egress"]) == ("unavailable", "nyc-1")
+    assert "nyc-1 is at nyc" in said["description"]
+    rows = {row["name"]: (row["egress"], row["fallback"]) for row in enforced.json("policies")}
+    assert rows == {"near": ("lax-2", None), "far": ("nyc-1", None), "rest": ("default", None)}
+
+
 # --- explain
 
 

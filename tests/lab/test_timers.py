@@ -15,8 +15,8 @@ from truth import families, look, running, wait_for
 from versions import program_copy, use_copy
 
 from enforcer.config.models import Timers
-from enforcer.gateway.availability import GRACE, TIMEOUTS
-from enforcer.gateway.timers import REFRESH, settings
+from enforcer.gateway.availability import GRACE, TIMEOUT_NAMES
+from enforcer.gateway.timers import REFRESH, sysctls
 from lab.clients import UdpFlow, family_of, ping
 from lab.gateway import LabGateway
 from lab.load import Hammer, Holders
@@ -35,11 +35,11 @@ def enforced(lab: Lab) -> Iterator[LabGateway]:
         yield gateway
 
 
-def in_force(gateway: LabGateway, timers: dict[str, int]) -> dict[str, str]:
-    """What conntrack has of the settings for these timers."""
+def in_force(gateway: Gateway, timers: dict[str, int]) -> dict[str, str]:
+    """What conntrack has of the sysctls for these timers."""
 
     def read() -> dict[str, str]:
-        return {name: (Path("/proc/sys") / name).read_text().strip() for name in settings(timers)}
+        return {name: (Path("/proc/sys") / name).read_text().strip() for name in sysctls(timers)}
 
     return gateway.lab.gw.call(read)
 
@@ -49,7 +49,7 @@ def idle_times(gateway: LabGateway) -> dict[str, int]:
 
     def read(source: Any) -> dict[str, int]:
         _, rows = source.maps.timeouts.items()
-        return {name: int(row) // 10**9 for name, row in zip(TIMEOUTS, rows, strict=True)}
+        return {name: int(row) // 10**9 for name, row in zip(TIMEOUT_NAMES.values(), rows, strict=True)}
 
     return look(gateway, read)
 
@@ -57,11 +57,11 @@ def idle_times(gateway: LabGateway) -> dict[str, int]:
 def expected(timers: dict[str, int]) -> dict[str, int]:
     """The same as the file's timers want it."""
     found = {"tcp_syn_sent2": 120 + int(GRACE)}  # conntrack has no setting for it
-    for path, value in settings(timers).items():
+    for path, value in sysctls(timers).items():
         name = path.rpartition("nf_conntrack_")[2]
         protocol, _, state = name.partition("_timeout")
         found[protocol + state] = int(value) + int(GRACE)
-    return {name: found[name] for name in TIMEOUTS}
+    return {name: found[name] for name in TIMEOUT_NAMES.values()}
 
 
 def left(lab: Lab, family: int, protocol: str, state: str = "") -> int:
@@ -154,22 +154,22 @@ def test_closed_connections_hold_their_port_for_a_minute(enforced: LabGateway, f
 @pytest.mark.rfc5382_req5a
 @pytest.mark.rfc5508_req2a
 @pytest.mark.rfc7857_2_1
-def test_the_files_timers_are_conntracks_and_ours(enforced: LabGateway) -> None:
-    assert in_force(enforced, DEFAULTS) == settings(DEFAULTS)
+def test_the_files_timers_are_conntracks_and_ours(enforced: Gateway) -> None:
+    assert in_force(enforced, DEFAULTS) == sysctls(DEFAULTS)
     assert idle_times(enforced) == expected(DEFAULTS)
     timers = {name: seconds + 60 * number for number, (name, seconds) in enumerate(DEFAULTS.items(), 1)}
     try:
         said = enforced.reload(enforced.lab.config(timers=timers))
         assert f"set {CONNTRACK}udp_timeout = {timers['udp'] + REFRESH}" in said.splitlines()
-        assert in_force(enforced, timers) == settings(timers)
+        assert in_force(enforced, timers) == sysctls(timers)
         assert idle_times(enforced) == expected(timers)
         one = DEFAULTS | {"udp": 120}
         said = enforced.reload(enforced.lab.config(timers={"udp": 120}))
-        assert in_force(enforced, one) == settings(one)
+        assert in_force(enforced, one) == sysctls(one)
         assert idle_times(enforced) == expected(one)
     finally:
         enforced.reload(enforced.lab.config())
-    assert in_force(enforced, DEFAULTS) == settings(DEFAULTS)
+    assert in_force(enforced, DEFAULTS) == sysctls(DEFAULTS)
 
 
 @pytest.mark.rfc4787_req5
@@ -189,7 +189,7 @@ def test_timers_below_the_rfcs_minima_are_refused_with_their_line(enforced: LabG
                 (said,) = [text for text in refused.stderr.splitlines() if f"timers.{name}:" in text]
                 assert said.startswith(f"{enforced.config}:{line}:")
                 assert f"{seconds} is too short; expected {seconds + 1:,} seconds at least (RFC " in said
-        assert in_force(enforced, DEFAULTS) == settings(DEFAULTS)
+        assert in_force(enforced, DEFAULTS) == sysctls(DEFAULTS)
     finally:
         enforced.reload(enforced.lab.config())
 
@@ -200,7 +200,7 @@ def test_a_timer_that_somebody_changed_is_put_back(enforced: LabGateway) -> None
     said = len(enforced.said())
     gw.sysctls({f"{CONNTRACK}udp_timeout": 10, f"{CONNTRACK}tcp_be_liberal": 0})
     gw.ip("addr add 192.0.2.1/32 dev lo", "addr del 192.0.2.1/32 dev lo")
-    wait_for(lambda: in_force(enforced, DEFAULTS) == settings(DEFAULTS), "the timer put back")
+    wait_for(lambda: in_force(enforced, DEFAULTS) == sysctls(DEFAULTS), "the timer put back")
     wait_for(lambda: idle_times(enforced) == expected(DEFAULTS), "the idle times put back")
     for line in (f"{CONNTRACK}udp_timeout = 305", f"{CONNTRACK}tcp_be_liberal = 1"):
         assert f"put back: set {line}" in enforced.said()[said:]
@@ -227,7 +227,7 @@ def test_no_event_is_needed_for_that(apart: LabGateway, tmp_path: Path) -> None:
     use_copy(apart, program_copy(tmp_path, often))
     apart.start()
     apart.lab.gw.sysctls({f"{CONNTRACK}icmp_timeout": 10})
-    wait_for(lambda: in_force(apart, DEFAULTS) == settings(DEFAULTS), "the timer put back")
+    wait_for(lambda: in_force(apart, DEFAULTS) == sysctls(DEFAULTS), "the timer put back")
     assert f"put back: set {CONNTRACK}icmp_timeout = 60" in apart.said()
 
 
@@ -238,7 +238,7 @@ def test_down_puts_timers_back_as_they_were_found(apart: LabGateway, end: str) -
     gw.sysctls({f"{CONNTRACK}udp_timeout": 77, f"{CONNTRACK}tcp_timeout_fin_wait": 7445})
     before = snapshot(gw)
     apart.start()
-    assert in_force(apart, DEFAULTS) == settings(DEFAULTS)
+    assert in_force(apart, DEFAULTS) == sysctls(DEFAULTS)
     apart.reload(apart.lab.config(timers={"udp": 400, "tcp_time_wait": 90, "tcp_established": 8000}))
     gw.sysctls({f"{CONNTRACK}udp_timeout": 11})
     apart.reload()

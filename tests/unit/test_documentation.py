@@ -54,3 +54,21 @@ def test_the_rooms_are_those_of_the_tree() -> None:
         for package in (ROOT / top).rglob("__init__.py")
     }
     assert rooms() == tree
+
+
+def test_where_to_look_names_what_is_there() -> None:
+    """In the answers, each path is followed to its file, and the names before it occur there."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    section = text[text.index("\n## Where to look\n") : text.index("\n## Glossary\n")]
+    answers = [row.split(" | ")[1] for row in section.splitlines() if row.startswith("| ") and "`" in row]
+    assert len(answers) > 10
+    for answer in answers:
+        names: list[str] = []
+        for word in re.findall(r"`([^`]+)`", answer):
+            if "/" not in word:
+                names.append(word)
+                continue
+            content = (ROOT / word).read_text()
+            assert [name for name in names if not re.search(rf"\b{name}\b", content)] == [], word
+            names = []
+        assert not names, answer

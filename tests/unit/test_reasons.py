@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from enforcer.constants.bpf import REASON_COUNTERS
 from enforcer.reasons import by_name, reasons
-
-COUNTERS = 128  # entries of the map `reasons` in bpf/maps.h
 
 
 def test_every_line_is_read() -> None:
@@ -22,8 +21,8 @@ def test_numbers_fit_the_map_and_order_the_verdicts() -> None:
     """
     bounds = {"dedicated": (1, 20), "shared": (1, 20), "refused": (20, 30), "untouched": (40, 70)}
     for number, reason in reasons().items():
-        assert number == reason.number < COUNTERS
-        first, last = bounds.get(reason.verdict, (30, 40)) if number < 70 else (70, COUNTERS)
+        assert number == reason.number < REASON_COUNTERS
+        first, last = bounds.get(reason.verdict, (30, 40)) if number < 70 else (70, REASON_COUNTERS)
         assert first <= number < last, reason
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from enforcer.errors import EnforcerError
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import ACK, REQUEST, Channel, Message, Refusal
+from enforcer.kernel.nft.generations import OWN
 from enforcer.kernel.nft.protocol import (
     DELTABLE,
     GETOBJ,
@@ -54,12 +55,19 @@ def apply(ruleset: Ruleset, counters: Mapping[str, tuple[int, int]] | None = Non
     with Channel(netlink.NETLINK_NETFILTER, operation) as channel:
         start = _counters(channel) if counters is None else counters
         messages = _batch(contents.build(TABLE, comment, ruleset, start))
-        refused = channel.transact(messages)
+        refused = _commit(channel, messages)
         if _lacks_queue(messages, refused):
             messages = _batch(contents.build(TABLE, comment, ruleset, start, compat=True))
-            refused = channel.transact(messages)
+            refused = _commit(channel, messages)
     if refused:
         raise _refusal(operation, messages, refused)
+
+
+def _commit(channel: Channel, messages: list[Message]) -> list[Refusal]:
+    """Send a transaction; returns what was refused, and then nothing has changed."""
+    refused = channel.transact(messages)
+    OWN.count += not refused
+    return refused
 
 
 def _lacks_queue(messages: list[Message], refused: list[Refusal]) -> bool:
@@ -78,7 +86,7 @@ def remove() -> bool:
         if _table(channel) is None:
             return False
         messages = _batch([Message(DELTABLE, REQUEST, NFGEN + _name(NFTA_TABLE_NAME, TABLE))])
-        refused = channel.transact(messages)
+        refused = _commit(channel, messages)
     if refused:
         raise _refusal(operation, messages, refused)
     return True

@@ -34,6 +34,7 @@ def test_the_sample_is_accepted_without_warnings(sample: Configuration) -> None:
         "office web",
         "payroll",
         "trial",
+        "partners",
         "rest",
     ]
 
@@ -65,6 +66,7 @@ def test_the_schema_accepts_the_sample_and_refuses_what_is_wrong() -> None:
         ("dns", {"when_down": "hold"}),
         ("colour", "red"),
         ("policies", [{"name": "a", "precedence": 1, "egress": "shared"}]),
+        ("policies", [{"name": "a", "precedence": 1, "egress": 5}]),
         ("policies", [{"name": "a", "precedence": 1, "egress": {"ip": "203.0.113.10"}}]),
     ]:
         assert not validator.is_valid({**data, key: value}), key
@@ -88,6 +90,7 @@ def test_models_are_frozen(sample: Configuration) -> None:
     [
         ("default", (True, None, None, None)),
         (None, (True, None, None, None)),
+        ("nyc-1", (False, "nyc-1", "nyc-1", None)),
         ({"ipv4": "203.0.113.10"}, (False, "lax-1", "lax-1", None)),
         ({"ipv6": "2001:db8:1::/64"}, (False, "lax-1", "lax-1", None)),
         ({"ipv4": "203.0.113.10", "ipv6": "2001:db8:3::/64"}, (False, "lax-1", "nyc-1", None)),

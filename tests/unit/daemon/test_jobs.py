@@ -39,7 +39,7 @@ class Machine:
         self.directory = directory
         self.jobs = Jobs(loop)
         self.log: list[str] = []
-        self.loop.task("tick", lambda: 0.02, 0.0)
+        self.loop.timer(lambda: 0.02, 0.0)
 
     def work(self, number: int) -> WorkerProcess:
         self.log.append(f"begin {number}")
@@ -78,10 +78,10 @@ def test_one_after_another(machine: Machine) -> None:
 
 def test_what_was_put_off_has_its_turn_between_two(machine: Machine) -> None:
     def finish_and_call(work: WorkerProcess) -> dict[str, Any]:
-        machine.loop.call("put off")
+        put_off.start()
         return machine.finish(work)
 
-    machine.loop.task("put off", lambda: machine.log.append(f"put off, runs: {machine.jobs.runs('job')}"))
+    put_off = machine.loop.timer(lambda: machine.log.append(f"put off, runs: {machine.jobs.runs('job')}"))
     for number in range(2):
         machine.jobs.add(Job("job", lambda number=number: machine.work(number), finish_and_call))
     machine.run()
@@ -188,7 +188,7 @@ def test_what_is_under_way_ends_if_it_can(
     def go_away() -> None:
         here.shutdown(socket.SHUT_WR)
 
-    machine.loop.task("go away", go_away, 2.0)
+    machine.loop.timer(go_away, 2.0)
     machine.run()
     answer = json.loads(here.makefile().readline())
     assert (answer == INTERRUPTED) is not ignores

@@ -33,7 +33,7 @@ class Machine:
     def run(self, seconds: float, going: Callable[[], bool] = lambda: True) -> None:
         """For so long, or until ``going`` says no."""
         end = time.monotonic() + seconds
-        self.loop.task("end", lambda: None, seconds)
+        self.loop.timer(lambda: None, seconds)
         self.loop.run(lambda: time.monotonic() < end and going())
 
 
@@ -54,8 +54,8 @@ def failing(error: Exception, calls: list[str]) -> Callable[[], None]:
 @pytest.mark.parametrize("error", [KernelError("no"), OSError("no"), ValueError("no"), AssertionError("no")])
 def test_an_error_ends_nothing(machine: Machine, error: Exception) -> None:
     done: list[str] = []
-    machine.loop.task("wrong", failing(error, done), 0.0)
-    machine.loop.task("right", lambda: done.append("right"), 0.1)
+    machine.loop.timer(failing(error, done), 0.0)
+    machine.loop.timer(lambda: done.append("right"), 0.1)
     machine.run(0.3)
     assert done == ["failed", "right"]
     assert len(machine.said) == 1
@@ -64,7 +64,7 @@ def test_an_error_ends_nothing(machine: Machine, error: Exception) -> None:
 
 def test_a_task_that_failed_is_due_again(machine: Machine) -> None:
     calls: list[str] = []
-    machine.loop.task("wrong", failing(KernelError("no"), calls), 0.0)
+    machine.loop.timer(failing(KernelError("no"), calls), 0.0)
     machine.run(1.3)
     assert calls == ["failed"] * 2
     assert machine.said == ["error: no"]  # the same is not said twice
@@ -81,7 +81,7 @@ def test_a_source_that_fails_holds_up_no_task(machine: Machine) -> None:
         calls.append("tick")
         return 0.05
 
-    machine.loop.task("tick", tick, 0.05)
+    machine.loop.timer(tick, 0.05)
     machine.run(0.5)
     assert calls.count("tick") >= 7
     assert 2 <= calls.count("failed") <= 4
@@ -109,22 +109,37 @@ def test_what_was_closed_is_not_read(machine: Machine) -> None:
 
 def test_tasks_come_in_the_order_in_which_they_are_due(machine: Machine) -> None:
     done: list[str] = []
-    for name in ("c", "a", "b"):
-        machine.loop.task(name, lambda name=name: done.append(name))
+    timers = {name: machine.loop.timer(lambda name=name: done.append(name)) for name in ("c", "a", "b")}
     for name in ("a", "b", "c"):
-        machine.loop.call(name)
+        timers[name].start()
     machine.run(0.1)
     assert done == ["a", "b", "c"]
 
 
-def test_a_call_moves_what_is_due(machine: Machine) -> None:
+def test_a_start_moves_what_is_due(machine: Machine) -> None:
     done: list[float] = []
     start = time.monotonic()
-    machine.loop.task("late", lambda: done.append(time.monotonic() - start), 0.1)
-    machine.loop.call("late", 0.3)
+    late = machine.loop.timer(lambda: done.append(time.monotonic() - start), 0.1)
+    late.start(0.3)
     machine.run(0.5)
     assert len(done) == 1
     assert done[0] >= 0.3
+
+
+def test_a_cancelled_timer_is_not_due(machine: Machine) -> None:
+    """Not even if it was due at once, and is cancelled by a timer that was due before it."""
+    done: list[str] = []
+    late = machine.loop.timer(lambda: done.append("late"), 0.05)
+    late.cancel()
+    late.cancel()
+    second = machine.loop.timer(lambda: done.append("second"))
+    machine.loop.timer(second.cancel, 0.0)
+    second.start()
+    machine.run(0.2)
+    assert done == []
+    second.start()
+    machine.run(0.1)
+    assert done == ["second"]
 
 
 def test_what_nobody_reads_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ def path(tmp_path: Path, said: list[str]) -> Iterator[Path]:
     """The socket of a loop that runs in a thread."""
     ending = threading.Event()
     with closing(Loop(said.append)) as loop:
-        loop.task("end", lambda: 0.02, 0.0)
+        loop.timer(lambda: 0.02, 0.0)
         handlers = {"echo": lambda request, _: dict(request), "wrong": wrong}
         with closing(Requests(loop, tmp_path / "control", handlers)):
             thread = threading.Thread(target=loop.run, args=(lambda: not ending.is_set(),))
@@ -79,7 +79,7 @@ def test_another_user_is_not_heard(said: list[str]) -> None:
                     code = code if code > 1 else 0
             finally:
                 os._exit(code)
-        loop.task("end", lambda: 0.02, 0.0)
+        loop.timer(lambda: 0.02, 0.0)
         ended: list[int] = []
 
         def goes_on() -> bool:

@@ -37,9 +37,14 @@ class Machine:
         )
         monkeypatch.setattr(session_manager, "SMALL", 10)
         monkeypatch.setattr(session_file, "load_apart", self._load_apart)
-        self.watched = SessionFile(loop, self.jobs, cast(Any, self.runtime), self.said.append)
-        loop.task("expiry", lambda: None)
-        loop.task("tick", lambda: 0.02, 0.0)
+        self.watched = SessionFile(
+            loop,
+            self.jobs,
+            cast(Any, self.runtime),
+            self.said.append,
+            expiry=loop.timer(lambda: None),
+        )
+        loop.timer(lambda: 0.02, 0.0)
         self.result = directory / "result"
         self.result.write_text(json.dumps(LOADED))
 

@@ -9,6 +9,8 @@ import pytest
 from layouts import FLOW_KEY
 
 from enforcer.address import pack
+from enforcer.constants import ICMP, TCP, UDP
+from enforcer.constants.bpf import FlowFlag, State
 from enforcer.datapath.adopt import Adopted, Slots, adopt
 from enforcer.kernel.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, Entry, Tuple
 from enforcer.reasons import by_name
@@ -43,9 +45,8 @@ SLOTS = Slots(
 )
 NOW = 1_000 * 10**9
 TIMEOUTS = (np.arange(1, 12) * 100 * 10**9).astype("<u8")
-TCP, UDP, ICMP = 6, 17, 1
 BOTH = IPS_SEEN_REPLY | IPS_ASSURED
-ESTABLISHED, SYN_SENT = 4, 2
+ESTABLISHED, SYN_SENT = State.ESTABLISHED, State.SYN_SENT
 
 
 def entry(
@@ -106,26 +107,27 @@ def test_what_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "number", "counted", "ended"),
+    ("state", "kept", "counted", "ended"),
     [
-        ("NONE", 2, 1, False),
-        ("SYN_SENT", 2, 1, False),
-        ("SYN_RECV", 3, 1, False),
-        ("ESTABLISHED", 4, 1, False),
-        ("FIN_WAIT", 5, 1, True),
-        ("CLOSE_WAIT", 6, 1, True),
-        ("LAST_ACK", 7, 1, True),
-        ("TIME_WAIT", 8, 0, True),
-        ("CLOSE", 9, 0, True),
-        ("SYN_SENT2", 10, 1, False),
+        ("NONE", State.SYN_SENT, 1, False),
+        ("SYN_SENT", State.SYN_SENT, 1, False),
+        ("SYN_RECV", State.SYN_RECV, 1, False),
+        ("ESTABLISHED", State.ESTABLISHED, 1, False),
+        ("FIN_WAIT", State.FIN_WAIT, 1, True),
+        ("CLOSE_WAIT", State.CLOSE_WAIT, 1, True),
+        ("LAST_ACK", State.LAST_ACK, 1, True),
+        ("TIME_WAIT", State.TIME_WAIT, 0, True),
+        ("CLOSE", State.CLOSE, 0, True),
+        ("SYN_SENT2", State.SYN_SENT2, 1, False),
+        ("a later version's", State.ESTABLISHED, 1, False),
     ],
 )
 def test_tcp_states_are_conntracks_and_count_as_it_counts(
-    state: str, number: int, counted: int, ended: bool
+    state: str, kept: State, counted: int, ended: bool
 ) -> None:
     (flow,) = adopted(entry("203.0.113.10", state=state)).flows
-    assert (flow["state"], flow["timeout"], flow["counted"]) == (number, number, counted)
-    assert bool(flow["flags"] & 2) is ended
+    assert (flow["state"], flow["timeout"], flow["counted"]) == (kept, kept, counted)
+    assert bool(flow["flags"] & FlowFlag.ENDED_BY_PEER) is ended
 
 
 @pytest.mark.parametrize(
@@ -133,10 +135,10 @@ def test_tcp_states_are_conntracks_and_count_as_it_counts(
     [
         (TCP, 0, ESTABLISHED, SYN_SENT, 0, 0),
         (TCP, IPS_SEEN_REPLY, ESTABLISHED, ESTABLISHED, 1, 0),
-        (TCP, BOTH, ESTABLISHED, ESTABLISHED, 1, 1),
-        (UDP, 0, 0, 0, 0, 0),
-        (UDP, IPS_SEEN_REPLY, 0, 0, 1, 0),
-        (UDP, BOTH, 1, 1, 1, 1),
+        (TCP, BOTH, ESTABLISHED, ESTABLISHED, 1, FlowFlag.ASSURED),
+        (UDP, 0, State.UDP_UNREPLIED, State.UDP_UNREPLIED, 0, 0),
+        (UDP, IPS_SEEN_REPLY, State.UDP_UNREPLIED, State.UDP_UNREPLIED, 1, 0),
+        (UDP, BOTH, State.UDP_STREAM, State.UDP_STREAM, 1, FlowFlag.ASSURED),
     ],
 )
 def test_whether_it_was_answered(

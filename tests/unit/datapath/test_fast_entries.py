@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 from layouts import FLOW_KEY
 
+from enforcer.constants import TCP
+from enforcer.constants.bpf import IPV6_KIND
 from enforcer.datapath import fast_entries, fast_path, syscall
 from enforcer.datapath.fast_entries import Carried
 from enforcer.datapath.jiffies import TICK, jiffies
 from enforcer.datapath.maps import Map
+from enforcer.reasons import by_name
 
 MMAPABLE = 1024
 BUCKETS = 64
-TCP, IPV6 = 6, 0x80
-REPLY = 50
+REPLY = by_name()["reply"].number
 U32 = np.dtype("<u4")
 ENTRY = np.dtype(
     [
@@ -67,7 +69,7 @@ def key(row: dict[str, Any]) -> bytes:
     made = np.zeros(1, dtype=FLOW_KEY)
     for name in ("client", "origin", "client_port", "origin_port"):
         made[name] = row[name]
-    made["protocol"] = row["kind"] & ~IPV6
+    made["protocol"] = row["kind"] & ~IPV6_KIND
     return made.tobytes()
 
 
@@ -92,7 +94,7 @@ def test_the_kernels_clock() -> None:
 
 def test_entries_by_flow(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
-    four, six, one = flow(1), flow(2, TCP | IPV6), flow(3)
+    four, six, one = flow(1), flow(2, TCP | IPV6_KIND), flow(3)
     learn(
         maps,
         four | {"packets": 3, "bytes": 300},

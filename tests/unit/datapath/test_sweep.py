@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from enforcer.constants.bpf import FlowFlag, State
 from enforcer.datapath import sweep
 
 FLOW = np.dtype(
@@ -24,8 +25,8 @@ FLOW = np.dtype(
         ("pad", "u1", 3),
     ]
 )
-ESTABLISHED, FIN_WAIT, CLOSE = 4, 5, 9
-ASSURED, TELL = 1, 1 | 32
+ESTABLISHED, FIN_WAIT, CLOSE = State.ESTABLISHED, State.FIN_WAIT, State.CLOSE
+ASSURED, TELL = FlowFlag.ASSURED, FlowFlag.ASSURED | FlowFlag.TELL_CONNTRACK
 TIMEOUTS = (np.array([10, 100, 5]) * 1e9).astype("<u8")
 
 

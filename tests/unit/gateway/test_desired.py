@@ -93,13 +93,13 @@ def test_dns_is_looked_at_for_policies_about_names(
 
 def test_marks_are_slots_under_the_mask() -> None:
     wanted = desired(config("nyc", "nyc"), {"e1": 1})
-    assert (wanted.mark(0), wanted.mark(1)) == (0x100, 0x200)
-    assert last_slot(wanted.mark_mask) == 253
-    assert wanted.mark(253) == 0xFE00
+    assert (wanted.settings.mark(0), wanted.settings.mark(1)) == (0x100, 0x200)
+    assert last_slot(wanted.settings.mark_mask) == 253
+    assert wanted.settings.mark(253) == 0xFE00
     assert wanted.ruleset().source4.keys() == {0x100, 0x200}
 
 
-def test_timers_are_settings_of_conntrack() -> None:
+def test_timers_are_sysctls_of_conntrack() -> None:
     """Those of flows that may be fast are longer by what conntrack may not have seen of them."""
     content = {**config("nyc", "nyc"), "timers": Timers().model_dump(), "fast_path": True}
     wanted = desired(content, {"e1": 1})
@@ -151,7 +151,7 @@ def test_what_serves_two_configurations() -> None:
     assert both.outside == ("out0",)
     assert {egress.name: egress.here for egress in both.egresses} == {"e1": True, "e2": False, "e3": True}
     assert str(both.shared4) == "198.51.100.1"
-    assert both.ruleset().source4.keys() == {both.mark(slot) for slot in (0, 1, 3)}
+    assert both.ruleset().source4.keys() == {both.settings.mark(slot) for slot in (0, 1, 3)}
 
 
 def test_marks_of_another_mask_are_not_mixed() -> None:

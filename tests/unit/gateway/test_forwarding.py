@@ -1,4 +1,4 @@
-"""Which settings forwarding takes, for whom the table is closed, and that others' are left alone."""
+"""Which sysctls forwarding takes, for whom the table is closed, and that others' are left alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enforcer.gateway.forwarding import (
     accept_ra,
     accept_redirects,
     forwards,
-    settings,
+    sysctls,
 )
 
 INTERFACES = ("lo", "in0", "in1", "out0", "ra0")
@@ -25,8 +25,8 @@ families = pytest.mark.parametrize("family", [4, 6])
 
 
 def kernel(*on: str, off: Iterable[str] = ()) -> dict[str, str]:
-    """A kernel's settings as it begins, but for these."""
-    found = dict.fromkeys(settings(WIDER, INTERFACES), "0")
+    """A kernel's sysctls as it begins, but for these."""
+    found = dict.fromkeys(sysctls(WIDER, INTERFACES), "0")
     believed = {name: "1" for name in found if name.endswith(("accept_ra", "accept_redirects"))}
     return found | believed | dict.fromkeys(on, "1") | dict.fromkeys(off, "0")
 
@@ -36,7 +36,7 @@ def everything_on(family: int) -> list[str]:
 
 
 def written(found: Forwarding, steps: Iterable[tuple[str, str]]) -> Forwarding:
-    """What becomes of the settings; each has to be one that is there and another value."""
+    """What becomes of the sysctls; each has to be one that is there and another value."""
     now, was = dict(found.now), dict(found.was)
     for name, value in steps:
         assert now[name] != value
@@ -88,7 +88,7 @@ def test_an_interface_that_is_made_again(family: int) -> None:
     begun = {forwards(family, "out0"): "0", accept_ra("out0"): "1", accept_redirects("out0"): "1"}
     again = Forwarding({**after.now, **begun}, after.was)
     steps = list(again.switch_on(PLAIN, INTERFACES))
-    # Both settings of the other family, whose flag it has kept here.
+    # Both sysctls of the other family, whose flag it has kept here.
     assert steps.index((forwards(family, "out0"), "1")) > steps.index((accept_ra("out0"), "2"))
     assert written(again, steps).now == after.now
     assert again.with_forward_drops(PLAIN.ruleset()) == after.with_forward_drops(PLAIN.ruleset())
@@ -105,10 +105,10 @@ def test_an_interface_that_is_not_there() -> None:
 
 
 def called(found: Forwarding, before: str, after: str) -> Forwarding:
-    """An interface has another name now, which its settings go with."""
+    """An interface has another name now, which its sysctls go with."""
 
-    def moved(settings: Mapping[str, str]) -> dict[str, str]:
-        return {name.replace(f"/{before}/", f"/{after}/"): value for name, value in settings.items()}
+    def moved(sysctls: Mapping[str, str]) -> dict[str, str]:
+        return {name.replace(f"/{before}/", f"/{after}/"): value for name, value in sysctls.items()}
 
     return replace(found, now=moved(found.now), was=moved(found.was), noted_as=((after, before),))
 

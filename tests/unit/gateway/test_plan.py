@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from plain import PLAIN
 from somelinks import some_links
 
+from enforcer.datapath.settings import Settings
 from enforcer.gateway.actual import Actual
 from enforcer.gateway.desired import Desired, Egress
 from enforcer.gateway.forwarding import DEFAULT, FOR_ALL, accept_ra, accept_redirects, forwards
@@ -36,7 +37,6 @@ from enforcer.gateway.operations import (
 from enforcer.gateway.plan import (
     HOOKS,
     plan,
-    settings_of,
 )
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
@@ -77,12 +77,14 @@ def wanted(draw: st.DrawFn) -> Desired:
         shared6=IPv6Address(draw(st.sampled_from(("2001:db8:ffff::1", "2001:db8:ffff::2")))),
         egresses=egresses,
         nearest=(),
-        mark_mask=draw(st.sampled_from((0xFFFF, 0xFF0000))),
-        limit=draw(st.integers(1, 3)),
-        flows_per_client=512,
-        unanswered_per_client=draw(st.integers(1, 3)),
-        proxy_tcp=draw(st.booleans()),
-        proxy_udp=draw(st.booleans()),
+        settings=Settings(
+            mark_mask=draw(st.sampled_from((0xFFFF, 0xFF0000))),
+            limit=draw(st.integers(1, 3)),
+            flows_per_client=512,
+            unanswered_per_client=draw(st.integers(1, 3)),
+            proxy_tcp=draw(st.booleans()),
+            proxy_udp=draw(st.booleans()),
+        ),
         flows=1024,
         origins=1024,
         fast_path=draw(st.booleans()),
@@ -142,7 +144,7 @@ def carry_out(actual: Actual, operation: Operation, desired: Desired, tables: st
             first = max(actual.programs.values(), default=0) + 1
             return replace(actual, programs={name: first + i for i, name in enumerate(PROGRAMS)})
         case SwitchTables():
-            return replace(actual, tables=tables, settings=settings_of(desired))
+            return replace(actual, tables=tables, settings=desired.settings)
         case Attach(interface, direction, program):
             assert interface in actual.links
             made = {(interface, direction): actual.programs[program]}
@@ -279,7 +281,7 @@ def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
     switch = positions(operations, SwitchTables)
     assume(change.previous is not None)
     assert change.previous is not None
-    same_mask = change.previous.mark_mask == change.desired.mark_mask
+    same_mask = change.previous.settings.mark_mask == change.desired.settings.mark_mask
     for number in positions(operations, RemoveAddress, RemoveRange, EndFlows, Detach):
         assert not switch or switch[0] < number
     for number in positions(operations, InstallTable):
@@ -288,9 +290,9 @@ def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
         slots = set(operation.ruleset.source4)
         before_switch = bool(switch) and number < switch[0]
         if not before_switch or same_mask:
-            assert slots >= {change.desired.mark(slot) for slot in change.desired.by_slot}
+            assert slots >= {change.desired.settings.mark(slot) for slot in change.desired.by_slot}
         if before_switch:
-            assert slots >= {change.previous.mark(slot) for slot in change.previous.by_slot}
+            assert slots >= {change.previous.settings.mark(slot) for slot in change.previous.by_slot}
     if switch:
         for number in positions(operations, AddAddress, AddRange):
             assert number < switch[0]

@@ -31,7 +31,7 @@ from enforcer.gateway.plan import (
 
 from ..datapath.test_adopt import FLOW, SLOTS, TIMEOUTS, entry
 
-WANTED = replace(PLAIN, proxy_udp=True, limit=1)
+WANTED = replace(PLAIN, settings=replace(PLAIN.settings, proxy_udp=True, limit=1))
 HOOKED = {
     ("in0", "ingress"): 1,
     ("in0", "egress"): 2,

@@ -43,7 +43,7 @@ def test_a_renamed_link() -> None:
         "wan0",
         "wan0",
     ]
-    assert undo_list.settings(entries, found) == undo_list.at_present(entries, found)[:2]
+    assert undo_list.sysctls(entries, found) == undo_list.at_present(entries, found)[:2]
     assert undo_list.noted_as(entries, found) == (("wan0", "out0"),)
     assert undo_list.of(entries, "clsact", found["wan0"]) == [entries[2]]
     assert undo_list.fresh(entries, noted(found, "wan0", was="1"), found) == []

@@ -32,6 +32,8 @@ CONFIG: dict[str, Any] = {
             "egress": {"ipv4": None, "ipv4_fallback": "203.0.113.10", "ipv6": "2001:db8:2::/64"},
         },
         {"name": "shared", "egress": "default"},
+        {"name": "by name", "egress": "lax-2"},
+        {"name": "far by name", "egress": "nyc-1"},
         {"name": "six", "egress": {"ipv4": None, "ipv4_fallback": None, "ipv6": "2001:db8:1::/64"}},
     ],
 }
@@ -77,6 +79,9 @@ def test_what_the_program_calls_local(
             "nyc-1",
             "nyc-1 is at nyc, this gateway at lax; fallback: 2001:db8:1::/64 of lax-1 is not among the local",
         ),
+        ("by name", 4, "lax-2", "203.0.113.11 of lax-2 is on no interface"),
+        ("by name", 6, "lax-2", "2001:db8:3::/64 of lax-2 is not among the local routes"),
+        ("far by name", 6, "nyc-1", "nyc-1 is at nyc, this gateway at lax"),
         (None, 6, None, "no policy matches"),
         # Between the program's answer and this question the file has another policy of that name, or none.
         ("shared", 4, None, "the configuration has changed meanwhile, and with it policy shared"),

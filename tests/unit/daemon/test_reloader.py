@@ -51,8 +51,10 @@ class Machine:
         self.tables = SimpleNamespace(fits=True)
         self.runtime = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
         runtime = cast(Any, self.runtime)
-        self.reloader = Reloader(loop, self.jobs, runtime, Path("f"), say=said.append, activate=self._take_up)
-        loop.task("tick", lambda: 0.02, 0.0)
+        self.reloader = Reloader(
+            loop, self.jobs, runtime, Path("f"), say=said.append, activate=self._activate
+        )
+        loop.timer(lambda: 0.02, 0.0)
 
     def _start(self, file: Path | None) -> WorkerProcess:
         self.begun += 1
@@ -60,7 +62,7 @@ class Machine:
         self._file.write_text("" if self.lost else json.dumps(self.result))
         return WorkerProcess("json.tool", str(self._file))
 
-    def _take_up(self) -> None:
+    def _activate(self) -> None:
         if self.failures:
             self.failures -= 1
             raise KernelError("busy")
@@ -95,7 +97,7 @@ def test_many_ask_while_one_runs(machine: Machine) -> None:
     assert machine.said == ["switch"] * 2
 
 
-def test_a_failure_is_answered_and_its_leftovers_are_taken_up(machine: Machine) -> None:
+def test_a_failure_is_answered_and_its_leftovers_are_activated(machine: Machine) -> None:
     machine.result = {"error": "wrong file", "hint": None, "exit_code": 2}
     waiting = machine.ask()
     machine.run()
@@ -104,7 +106,7 @@ def test_a_failure_is_answered_and_its_leftovers_are_taken_up(machine: Machine) 
     assert machine.said == ["reload failed, what was in force stays: wrong file"]
 
 
-def test_what_could_not_be_taken_up_is_tried_again(machine: Machine) -> None:
+def test_what_could_not_be_activated_is_tried_again(machine: Machine) -> None:
     machine.failures = 2
     waiting = machine.ask()
     machine.run(10, lambda: machine.taken == 0)

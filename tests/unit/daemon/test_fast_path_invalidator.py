@@ -61,8 +61,9 @@ class Machine:
 
     def run(self, seconds: float, going: Callable[[], bool] = lambda: True) -> None:
         end = time.monotonic() + seconds
-        self.loop.task("tick", lambda: 0.01, 0.0)
+        tick = self.loop.timer(lambda: 0.01, 0.0)
         self.loop.run(lambda: time.monotonic() < end and going())
+        tick.cancel()
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_events_without_end(machine: Machine) -> None:
         machine.events.happen()
         return 0.005
 
-    machine.loop.task("flood", tick, 0.0)
+    machine.loop.timer(tick, 0.0)
     machine.run(1.05)
     assert 2 <= len(machine.done) <= 11
     pauses = [after - before for before, after in zip(machine.done, machine.done[1:], strict=False)]

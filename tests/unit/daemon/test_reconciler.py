@@ -72,8 +72,9 @@ class Machine(Reconciler):
 
     def run(self, seconds: float, going: Callable[[], bool] = lambda: True) -> None:
         end = time.monotonic() + seconds
-        self.loop.task("tick", lambda: 0.02, 0.0)
+        tick = self.loop.timer(lambda: 0.02, 0.0)
         self.loop.run(lambda: time.monotonic() < end and going())
+        tick.cancel()
 
 
 @pytest.fixture
@@ -96,6 +97,48 @@ def test_an_event(machine: Machine, events: Events, kind: str, done: list[str]) 
     events.happen(kind)
     machine.run(0.1)
     assert machine.done == done
+
+
+def test_a_table_that_others_change_all_the_time_is_written_once_a_tick(
+    machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is gone is put back each time."""
+    monkeypatch.setattr(reconciler, "_TICK", 0.3)
+    machine.loop.task("hooks", lambda: None)
+    end = time.monotonic() + 1.0
+
+    def change() -> float:
+        events.happen(NFT)
+        return 0.02
+
+    machine.loop.task("others", change, 0.0)
+    machine.run(1.0)
+    assert 2 <= machine.done.count("put back the table") <= 1 + (time.monotonic() - end + 1.0) / 0.3
+    assert machine.done.count("put back") > 8
+    machine.loop.task("others", lambda: None)
+    machine.run(0.4)
+    assert machine.done[-1] == "put back the table"
+    machine.done.clear()
+    machine.run(0.4)
+    assert machine.done == []
+
+
+def test_a_change_while_the_table_is_written_is_not_lost(
+    machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "_TICK", 0.2)
+    machine.loop.task("hooks", lambda: None)
+    write = machine._put_back
+
+    def put_back(*, distrust_table: bool = False) -> None:
+        write(distrust_table=distrust_table)
+        if len(machine.done) == 1:
+            events.happen(NFT)
+
+    monkeypatch.setattr(machine, "_put_back", put_back)
+    events.happen(NFT)
+    machine.run(0.5)
+    assert machine.done == ["put back the table", "put back", "put back the table"]
 
 
 def test_an_event_whose_work_failed_is_not_lost(machine: Machine, events: Events) -> None:
@@ -129,6 +172,7 @@ def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(availability, "refresh", refresh)
     monkeypatch.setattr(availability, "write_timeouts", lambda _: np.zeros(0))
     monkeypatch.setattr(reconciler, "_TICK", 0.05)
+    monkeypatch.setattr(Reconciler, "_look_at_hooks", lambda _: None)
     with closing(Loop(print)) as loop:
         machine = Reconciler(
             loop,
@@ -138,11 +182,10 @@ def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch
             say=print,
             again=lambda: None,
         )
-        loop.task("hooks", lambda: None)
         reloading = True
         machine.refresh()
         end = time.monotonic() + 0.3
-        loop.task("tick", lambda: 0.02, 0.0)
+        loop.timer(lambda: 0.02, 0.0)
         loop.run(lambda: time.monotonic() < end)
         assert len(looked) == 1
         reloading = False
@@ -165,10 +208,10 @@ def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> N
     with closing(Loop(print)) as loop:
         sweeper = Swept(loop, cast(Any, None), lambda: reloading, cast(Any, None), print)
         for _ in range(2):
-            loop.call("sweep")
+            sweeper._next_sweep.start()
             reloading = True
             turns = iter([True, False])
-            loop.task("tick", lambda: 0.01, 0.0)
+            loop.timer(lambda: 0.01, 0.0)
             loop.run(lambda turns=turns: next(turns))
             reloading = False
             sweeper.catch_up()

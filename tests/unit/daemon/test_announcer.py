@@ -19,7 +19,7 @@ from enforcer.daemon.loop import Loop
 from enforcer.errors import KernelError
 from enforcer.kernel.announce import Address
 
-from .test_relearning import Events
+from .test_fast_path_invalidator import Events
 
 FLOW = np.dtype([("slot", "<u4"), ("egress_address", "<u4", (4,))])
 ON_LINK, ROUTED = 1, 2
@@ -51,6 +51,7 @@ class Machine:
             SimpleNamespace(slot=ON_LINK, on_link=True, ipv6=IPv6Network("2001:db8:9::/64")),
             SimpleNamespace(slot=ROUTED, on_link=False, ipv6=IPv6Network("2001:db8:1::/64")),
         ]
+        self.held = {egress.ipv6 for egress in ours}
         self.wanted = SimpleNamespace(ours=ours, outside=("out0", "out1"))
         maps = SimpleNamespace(flows=SimpleNamespace(chunks=lambda: [(None, self.flows)]))
         runtime = cast(Any, SimpleNamespace(maps=maps, wanted=self.wanted))
@@ -66,8 +67,9 @@ class Machine:
         """What is announced in this time."""
         self.told = []
         end = time.monotonic() + seconds
-        self.loop.task("tick", lambda: 0.01, 0.0)
+        tick = self.loop.timer(lambda: 0.01, 0.0)
         self.loop.run(lambda: time.monotonic() < end)
+        tick.cancel()
         return self.told
 
 
@@ -87,6 +89,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     with closing(LinkWatch()) as arrivals, closing(Loop(print)) as loop:
         machine = Machine(loop, arrivals)
         monkeypatch.setattr(announcer.announce, "announce", machine.announce)
+        monkeypatch.setattr(announcer.addresses, "ranges", lambda: machine.held)
         monkeypatch.setattr(announcer.announce, "settled", lambda name: HELD if name == "out0" else [])
         machine.announcer.activate()
         yield machine
@@ -146,6 +149,42 @@ def test_a_range_that_is_new_is_another_gateways(machine: Machine) -> None:
     machine.wanted.ours[1].on_link = True
     machine.announcer.activate()
     assert sorted(sources(machine, 0.2)) == ["2001:db8:1::2", "2001:db8:9::2"]
+
+
+OTHER = IPv6Network("2001:db8:a::/64")
+
+
+def test_a_range_that_was_removed(machine: Machine) -> None:
+    """Another gateway may have it; live flows keep their source when their egress IP gets another range."""
+    machine.run(0.6)
+    machine.held.add(OTHER)
+    machine.wanted.ours[0].ipv6 = OTHER
+    machine.announcer.activate()
+    machine.flows = flows((ON_LINK, "2001:db8:9::2"), (ON_LINK, "2001:db8:a::2"))
+    assert sources(machine, 0.2) == ["2001:db8:a::2"]
+
+
+def test_a_range_that_is_removed_before_its_turn(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcer, "_AT_ONCE", 1)
+    machine.run(0.6)
+    known = flows(*((ON_LINK, f"2001:db8:9::{number:x}") for number in range(1, 21)))
+    machine.announcer.note(known, known)
+    assert 0 < len(sources(machine, 0.1)) < 10
+    machine.held.add(OTHER)
+    machine.wanted.ours[0].ipv6 = OTHER
+    machine.announcer.activate()
+    assert sources(machine, 1.5) == []
+
+
+def test_a_range_that_other_software_removes(machine: Machine) -> None:
+    """It is announced when the gateway has it again."""
+    machine.run(0.6)
+    (range_,) = [egress.ipv6 for egress in machine.wanted.ours if egress.on_link]
+    machine.held.remove(range_)
+    machine.flows = flows((ON_LINK, "2001:db8:9::2"))
+    assert sources(machine, 0.2) == []
+    machine.held.add(range_)
+    assert sources(machine, 0.2) == ["2001:db8:9::2"]
 
 
 def test_a_source_without_flows_is_news_when_it_is_back(
