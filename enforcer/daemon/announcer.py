@@ -43,7 +43,7 @@ _MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 class Announcer:
     """``arrivals`` tells of interfaces; :meth:`note` is to be given flows, by sweeps for one."""
 
-    def __init__(self, loop: Loop, arrivals: Arrivals, runtime: Runtime):
+    def __init__(self, loop: Loop, arrivals: LinkWatch, runtime: Runtime):
         self._arrivals = arrivals
         self._runtime = runtime
         self._arrived = set(arrivals.up)

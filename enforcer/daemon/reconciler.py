@@ -236,6 +236,6 @@ class Reconciler:
                 self._write_table_after = time.monotonic() + _TICK
             if wait > 0:
                 self._news = {NFT}
-                self._loop.call("events", wait)
+                self._following.start(wait)
                 return
             self._news = set()

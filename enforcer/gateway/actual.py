@@ -33,16 +33,16 @@ class Actual:
     tables: str = ""
     """Digest of the policy bank in force."""
     settings: Settings | None = None
-    """Those in force; None: none, or their map is lost."""
-    our_addresses: frozenset[Held] = frozenset()
-    """Those of ``held`` that the enforcer put there."""
+    """The settings in force; None: none are, or their map is lost."""
+    our_addresses: frozenset[InterfaceAddress] = frozenset()
+    """Those of ``held`` that the enforcer added."""
     our_ranges: frozenset[IPv6Network] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Listed name by present name, for links that were renamed after they got their role."""
     was: Mapping[str, str] = field(default_factory=dict)
-    """Sysctls as the enforcer found them, of those that it has changed."""
+    """Original values of the sysctls that the enforcer has changed."""
     noted_as: tuple[tuple[str, str], ...] = ()
-    """Interfaces by their present name, each with another one under which sysctls of it were noted."""
+    """(present name, name in the undo list) of interfaces that were renamed after a sysctl was noted."""
     forgotten: bool = False
     """Whether a lost state file held some of the original values."""
 

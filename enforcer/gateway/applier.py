@@ -1,5 +1,4 @@
-"""Executes a plan: its operations in order; changes to undo are noted in the state file before they are
-made."""
+"""Executes a plan: its operations in order, each noted in the undo list before it changes anything."""
 
 from __future__ import annotations
 
@@ -281,7 +280,7 @@ class _Applier:
                         refill(maps, store)
                     settings.write(maps, replace(self.wanted.settings, bank=switch.word, ready=True))
             except BaseException:
-                # The store is about the bank before, and so must the kernel be.
+                # The store's transaction was rolled back to the former bank; so is the kernel.
                 settings.write(maps, current)
                 raise
         # From here on the flows of removed slots are refused.

@@ -27,10 +27,10 @@ Pair = tuple[bool, bool]
 TIMEOUT_NAMES = {State.UDP_UNREPLIED: "udp", State.UDP_STREAM: "udp_stream"} | {
     state: f"tcp_{state.name.lower()}" for state in State if state >= State.SYN_SENT
 }
-"""conntrack's names of the timeouts by state."""
-_TIMEOUT_OF_SYN_SENT2 = 120.0  # which no sysctl has
-# A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
-# translation still holds. conntrack counts in jiffies of up to 10 ms.
+"""Names of conntrack's timeouts by flow state."""
+_TIMEOUT_OF_SYN_SENT2 = 120.0  # seconds; conntrack has no sysctl for it
+# Seconds added to conntrack's timeouts. A flow that ended before its conntrack entry would be decided again
+# while the former translation still applies. conntrack counts in jiffies of up to 10 ms.
 GRACE = 1.0
 
 

@@ -49,7 +49,7 @@ class Desired:
     shared6: IPv6Address
     egresses: tuple[Egress, ...]
     nearest: tuple[str, ...]
-    """Names of the egress IPs at the location nearest to this one that has any."""
+    """Names of the egress IPs at the nearest location that has any."""
     settings: Settings
     flows: int
     origins: int
@@ -108,7 +108,7 @@ class Desired:
         return [egress.ipv6 for egress in self.ours]
 
     def ruleset(self) -> Ruleset:
-        """The nftables table's contents."""
+        """The contents of the nftables table."""
         mark = self.settings.mark
         source4 = {mark(0): self.shared4}
         source6 = {mark(0): IPv6Network(self.shared6)}

@@ -31,31 +31,31 @@ from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.nft.ruleset import Ruleset
 
 FOR_ALL = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-"""The sysctls' names by family."""
+"""Names of the sysctls that forward for all interfaces, by family."""
 DEFAULT = "default"
 """In place of an interface's name: the setting that new interfaces start with."""
 
 Sysctls = Iterator[tuple[str, str]]
-"""Names and values to write, in this order."""
+"""(name, value) of sysctls to write, in order."""
 
 
 def forwards(family: int, interface: str) -> str:
-    """The sysctl's name."""
+    """The name of an interface's forwarding sysctl."""
     return f"net/ipv{family}/conf/{interface}/forwarding"
 
 
 def accept_ra(interface: str) -> str:
-    """The sysctl's name: with 1 only a host believes router advertisements, with 2 a router does, too."""
+    """The sysctl's name: 1 accepts router advertisements on a host interface, 2 on a router interface too."""
     return f"net/ipv6/conf/{interface}/accept_ra"
 
 
 def accept_redirects(interface: str) -> str:
-    """The sysctl's name. A router believes no redirects (RFC 1812, 5.2.7.2); Linux's does, by default."""
+    """The sysctl's name. A router ignores redirects (RFC 1812, 5.2.7.2); Linux accepts them by default."""
     return f"net/ipv4/conf/{interface}/accept_redirects"
 
 
 def sysctls(desired: Desired, interfaces: Iterable[str]) -> list[str]:
-    """Names of the sysctls that are looked at; an interface need not have all of them."""
+    """Names of the sysctls that the decisions depend on; an interface may lack some."""
     interfaces = list(interfaces)
     names = [*FOR_ALL.values(), *map(accept_redirects, desired.listed), *map(accept_ra, interfaces)]
     return names + [forwards(family, name) for family in FOR_ALL for name in [*interfaces, DEFAULT]]
@@ -63,7 +63,7 @@ def sysctls(desired: Desired, interfaces: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Forwarding:
-    """The sysctls by name: as they are, and as the enforcer found those that it has changed."""
+    """Sysctls by name: present values (``now``) and original values of the changed ones (``was``)."""
 
     now: Mapping[str, str]
     was: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Forwarding:
         )
 
     def switch_off(self, desired: Desired, before: Iterable[Desired], interfaces: Iterable[str]) -> Sysctls:
-        """What is put back although the enforcer stays: an interface is in no list any more."""
+        """Restores the settings of interfaces that are no longer listed."""
         listed = self._called(desired.listed)
         gone = dict.fromkeys(
             name for each in before for name in self._called(each.listed) if name not in listed
@@ -116,7 +116,7 @@ class Forwarding:
                 yield name, "1"
 
     def switch_on(self, desired: Desired, interfaces: Iterable[str]) -> Sysctls:
-        """What is switched on, IPv6 first."""
+        """Switches forwarding on, IPv6 first."""
         if self.is_ours(6):
             yield from self._switch_on6(desired, interfaces)
         if self.is_ours(4):

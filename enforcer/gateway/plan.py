@@ -78,12 +78,12 @@ def _operations(
     yield from _unknown(actual, previous)
     if actual.table != until.digest():
         yield InstallTable(until, there, trusted=bool(actual.table) and not _widens(desired, previous))
-    # conntrack has its sysctls when its table is there: the first one loads it.
+    # conntrack's sysctls exist once the nftables table is installed: the first one loads the module.
     yield from _sysctls(desired.sysctls, actual)
     yield from _additions(desired, actual, restore)
     if not actual.programs:
         yield LoadPrograms(first=previous is None, lost=actual.lost)
-    # Interfaces and addresses are in the maps too, and must be there before a program is attached.
+    # The maps hold interfaces and addresses too and must be filled before a program is attached.
     in_force = actual.tables == tables and actual.settings == desired.settings
     changed = previous is not None and replace(previous, fast_path=desired.fast_path) != desired
     if not actual.programs or not in_force or changed or unfinished is not None:
@@ -179,7 +179,7 @@ def _unknown(actual: Actual, previous: Desired | None) -> Iterator[Operation]:
 
 def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
     if previous is None:
-        return  # _unknown detaches them
+        return  # _unknown detaches them detaches them
     # A renamed link keeps its programs.
     stay = {*desired.inside, *desired.outside, *desired.still_listed(actual.renamed)}
     for name, direction in actual.hooks:

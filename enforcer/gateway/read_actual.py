@@ -23,7 +23,7 @@ def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) 
     """Reads the kernel's state. With ``upgrade``, programs compiled from other sources count as missing."""
     found = links.links()
     noted = installed.state.undo if installed.state else []
-    # Should two be about one setting, the first says how it was.
+    # If two entries name one sysctl, the first has the original value.
     was = {entry["name"]: entry["was"] for entry in reversed(undo_list.sysctls(noted, found))}
     return Actual(
         links=found,
@@ -34,7 +34,7 @@ def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) 
         renamed=renamed(installed, found),
         table=nft.installed(),
         hooks=_hooks(installed, found),
-        # Interfaces go, and conntrack's sysctls are not there before it is loaded.
+        # Some may not exist: interfaces disappear, and conntrack's sysctls come with its module.
         sysctls=sysctl.found([*wanted.sysctls, *forwarding.sysctls(wanted, found), *was]),
         was=was,
         noted_as=undo_list.noted_as(noted, found),

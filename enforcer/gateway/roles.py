@@ -24,7 +24,7 @@ from enforcer.kernel import nft_ingress
 from enforcer.kernel.links import Link, below
 from enforcer.kernel.nft_ingress import Devices
 
-# They send with MAC addresses of their own through the interface that they lie on.
+# Kinds of links that send with their own MAC address through their lower interface.
 _WITH_A_MAC = ("macvlan", "macvtap")
 
 

@@ -118,7 +118,7 @@ def remove_everything(installed: Installed) -> list[str]:
 
 
 def _known(installed: Installed) -> list[Desired]:
-    """What is in force, and the other side of a plan that was not completed."""
+    """The desired state in force and that of an interrupted plan's other side."""
     return [each for each in (installed.previous, installed.unfinished) if each is not None]
 
 
@@ -134,14 +134,14 @@ def _delete_connections(installed: Installed, ours: list[availability.AddressSet
         return delete_matching(chosen, clients(shared, (), known, None))
     with installed.maps() as maps:
         flows: set[conntrack.Tuple] = set()
-        with suppress(EnforcerError):  # the map is lost: routes tell
+        with suppress(EnforcerError):  # the map is lost: routes decide
             keys = sweep.flows_of(maps.flows, {each.slot for each in shared})
             flows = {conntrack.Tuple.of(key) for key in keys}
         return delete_matching(chosen, clients(shared, flows, known, maps))
 
 
 def _own_addresses(installed: Installed) -> list[availability.AddressSet]:
-    """The addresses that connections were translated to, with the state lost: those that are held."""
+    """The addresses that connections were translated to; without a state file, those that we added."""
     known = _known(installed)
     if known:
         return [availability.AddressSet(each.ours, each) for each in known]

@@ -55,7 +55,7 @@ def fresh(entries: Iterable[Entry], more: Iterable[Entry], found: Links) -> list
 
 
 def sysctls(entries: Iterable[Entry], found: Links) -> list[Entry]:
-    """The entries of sysctls, under the present names."""
+    """The entries of sysctls with the present names of their links."""
     return [entry for entry in at_present(entries, found) if entry["kind"] == "sysctl"]
 
 

@@ -33,7 +33,7 @@ def read(name: str) -> str:
 
 
 def exists(name: str) -> bool:
-    """Whether the kernel has the setting here; an interface's sysctls go with it."""
+    """Whether the sysctl exists; an interface's sysctls disappear with it."""
     return _path(name).exists()
 
 

@@ -19,7 +19,6 @@ from truth import counted, families, packets, running, wait_for
 
 from enforcer.address import of_bytes, pack
 from enforcer.kernel import conntrack, netlink
-from enforcer.kernel.marking import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
 from enforcer.kernel.nft import protocol
 from enforcer.kernel.nft_marks import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
@@ -306,7 +305,7 @@ REST = [{"name": "rest", "precedence": 1, "egress": "default"}]
 
 
 @families
-def test_down_ends_clients_connections_alone(enforced: Gateway, family: int) -> None:
+def test_down_ends_clients_connections_alone(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     enforced.reload(lab.config(interfaces=INTERFACES, policies=REST))
     with open_on_both_sides(lab, family) as theirs:
@@ -319,7 +318,7 @@ def test_down_ends_clients_connections_alone(enforced: Gateway, family: int) -> 
 
 
 @families
-def test_another_shared_address_ends_clients_connections_alone(enforced: Gateway, family: int) -> None:
+def test_another_shared_address_ends_clients_connections_alone(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     enforced.reload(lab.config(interfaces=INTERFACES, policies=REST))
     other = {"ipv4": "198.51.100.77", "ipv6": "2001:db8:ffff::77"}

@@ -159,7 +159,7 @@ def test_a_broken_database_changes_nothing(enforced: LabGateway, regions: Path, 
 
 
 @families
-def test_an_egress_ip_by_its_name(enforced: Gateway, family: int) -> None:
+def test_an_egress_ip_by_its_name(enforced: LabGateway, family: int) -> None:
     """Both families leave from it, and without it there is no fallback."""
     lab = enforced.lab
     use(

@@ -35,7 +35,7 @@ def enforced(lab: Lab) -> Iterator[LabGateway]:
         yield gateway
 
 
-def in_force(gateway: Gateway, timers: dict[str, int]) -> dict[str, str]:
+def in_force(gateway: LabGateway, timers: dict[str, int]) -> dict[str, str]:
     """What conntrack has of the sysctls for these timers."""
 
     def read() -> dict[str, str]:
@@ -154,7 +154,7 @@ def test_closed_connections_hold_their_port_for_a_minute(enforced: LabGateway, f
 @pytest.mark.rfc5382_req5a
 @pytest.mark.rfc5508_req2a
 @pytest.mark.rfc7857_2_1
-def test_the_files_timers_are_conntracks_and_ours(enforced: Gateway) -> None:
+def test_the_files_timers_are_conntracks_and_ours(enforced: LabGateway) -> None:
     assert in_force(enforced, DEFAULTS) == sysctls(DEFAULTS)
     assert idle_times(enforced) == expected(DEFAULTS)
     timers = {name: seconds + 60 * number for number, (name, seconds) in enumerate(DEFAULTS.items(), 1)}
