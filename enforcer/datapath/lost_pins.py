@@ -1,4 +1,4 @@
-"""Which pins of what is in force are gone: removed, or their file system is out of reach."""
+"""Finds lost pins of the maps and programs in force: removed, or in an unreachable file system."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _INNER = "_inner"
 
 
 def lost_maps(maps: Maps, layouts: Mapping[str, Any]) -> list[str]:
-    """Names of the maps that are not pinned, and of the tables of the policy bank in force."""
+    """Names of the maps, and of the tables of the policy bank in force, that are not pinned."""
     lost = [name for name in layouts if not name.endswith(_INNER) and not (maps.directory / name).exists()]
     if "settings" in lost:
         return lost
     try:
         found = settings.read(maps)
-    except LostPinError:  # lost between the two looks
+    except LostPinError:  # lost since the check above
         return [*lost, "settings"]
     if found.ready:
         tables = [
@@ -32,5 +32,5 @@ def lost_maps(maps: Maps, layouts: Mapping[str, Any]) -> list[str]:
 
 
 def lost_programs(pins: Pins) -> list[str]:
-    """Names of the programs that are not pinned, and of the table by which they call each other."""
+    """Names of the programs that are not pinned, and STAGES if the tail call table is not."""
     return [name for name in (*PROGRAMS, STAGES) if not (pins.programs / name).exists()]

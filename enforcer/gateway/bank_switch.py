@@ -64,8 +64,8 @@ class BankSwitch:
             contents.tables,
             contents.actions,
             contents.private,
-            places=regions.table,
-            place_rules=_rules(contents.tables, regions.regions),
+            regions=regions.table,
+            region_rules=_rules(contents.tables, regions.regions),
             room=banks.ROOM + 2 * len({*by_profile, *by_names}) + 2 * banks.wanted_room(maps),
         )
         self._number = bank

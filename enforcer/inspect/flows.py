@@ -14,7 +14,7 @@ from enforcer.kernel import conntrack
 
 Row = dict[str, Any]
 _UDP_STATES = {State.UDP_UNREPLIED: "REPLIED", State.UDP_STREAM: "ASSURED"}
-_NOTHING = fast_entries.Carried(0, 0, good=False, idle=None)
+_NOTHING = fast_entries.EntryUse(0, 0, valid=False, idle=None)
 
 
 def flows(reader: GatewayReader) -> list[Row]:
@@ -63,7 +63,7 @@ def flows(reader: GatewayReader) -> list[Row]:
                     "source_port": source_port,
                     "policy": reader.policy_names.get(int(flow["policy"])),
                     "state": _state(flow),
-                    "path": "fast" if fast.good else "kernel",
+                    "path": "fast" if fast.valid else "kernel",
                     "packets": kernel_packets + fast_packets,
                     "bytes": int(flow["bytes"].sum() + flow["fast_bytes"].sum()) + fast.bytes,
                     "age": round((now - int(flow["created"])) / 1e9, 3),
