@@ -206,8 +206,8 @@ def write(
     known = {bits: number for number, bits in enumerate(tables.sets)}
     resolvers = tables.resolvers
     by_region = [(resolvers["source_region"].unknown, resolvers["destination_region"].unknown), *region_rules]
-    nobody, nameless = resolvers["client"].unknown, resolvers["host"].unknown
-    for bits in (*(bits for pair in by_region for bits in pair), nobody, nameless):
+    no_session, no_names = resolvers["client"].unknown, resolvers["host"].unknown
+    for bits in (*(bits for pair in by_region for bits in pair), no_session, no_names):
         known.setdefault(bits, len(known))
 
     source = np.zeros(len(tables.source), dtype=prefix)
@@ -239,8 +239,8 @@ def write(
         "rules": _indexed(actions_array),
         "region_sets": _indexed(region_sets),
         "rule_sets": _indexed(rule_sets(list(known), types["rule_sets"][1])),
-        "profile_sets": _indexed(np.array([known[nobody]], dtype=_U32)),
-        "name_sets": _indexed(np.array([known[nameless]], dtype=_U32)),
+        "profile_sets": _indexed(np.array([known[no_session]], dtype=_U32)),
+        "name_sets": _indexed(np.array([known[no_names]], dtype=_U32)),
     }
     entries = {
         "rule_sets": len(known) + room,

@@ -61,9 +61,9 @@ def sweep(
     began = time.monotonic()
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     total = reaped = 0
-    nobody = np.empty(0, dtype=maps.flows.key)
-    unanswered, idle, outlived = [nobody], [nobody], [nobody]
-    untold = {State.ESTABLISHED: [nobody], State.CLOSE: [nobody]}
+    no_keys = np.empty(0, dtype=maps.flows.key)
+    unanswered, idle, outlived = [no_keys], [no_keys], [no_keys]
+    untold = {State.ESTABLISHED: [no_keys], State.CLOSE: [no_keys]}
     limits = timeouts.astype(np.int64)
     for keys, flows in maps.flows.chunks():
         total += len(keys)
