@@ -70,6 +70,9 @@ class Machine(Reconciler):
             raise KernelError("the kernel is busy")
         self.done.append("put back the table" if distrust_table else "put back")
 
+    def _look_at_hooks(self) -> None:
+        """The hooks are there."""
+
     def run(self, seconds: float, going: Callable[[], bool] = lambda: True) -> None:
         end = time.monotonic() + seconds
         tick = self.loop.timer(lambda: 0.02, 0.0)
@@ -104,18 +107,17 @@ def test_a_table_that_others_change_all_the_time_is_written_once_a_tick(
 ) -> None:
     """One that is gone is put back each time."""
     monkeypatch.setattr(reconciler, "_TICK", 0.3)
-    machine.loop.task("hooks", lambda: None)
     end = time.monotonic() + 1.0
 
     def change() -> float:
         events.happen(NFT)
         return 0.02
 
-    machine.loop.task("others", change, 0.0)
+    others = machine.loop.timer(change, 0.0)
     machine.run(1.0)
     assert 2 <= machine.done.count("put back the table") <= 1 + (time.monotonic() - end + 1.0) / 0.3
     assert machine.done.count("put back") > 8
-    machine.loop.task("others", lambda: None)
+    others.cancel()
     machine.run(0.4)
     assert machine.done[-1] == "put back the table"
     machine.done.clear()
@@ -127,7 +129,6 @@ def test_a_change_while_the_table_is_written_is_not_lost(
     machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconciler, "_TICK", 0.2)
-    machine.loop.task("hooks", lambda: None)
     write = machine._put_back
 
     def put_back(*, distrust_table: bool = False) -> None:
