@@ -1,4 +1,4 @@
-"""`enforcer reload`."""
+"""The command `enforcer reload`: makes the daemon apply its file again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enforcer.cli.app import Command, Settings
 @click.command("reload", cls=Command)
 @click.pass_obj
 def command(settings: Settings) -> None:
-    """Have the daemon read its file again; waits, and prints what changed."""
+    """Make the daemon apply its file again; waits and prints the changes."""
     from enforcer.control import protocol
 
     result = protocol.ask(protocol.daemon_of(settings.instance), "reload")

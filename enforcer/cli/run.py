@@ -1,4 +1,4 @@
-"""`enforcer run`."""
+"""The command `enforcer run`: the daemon."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from enforcer.cli.app import Command, Settings
 @click.command("run", cls=Command)
 @click.pass_obj
 def command(settings: Settings) -> None:
-    """The daemon, in the foreground: apply the file, then keep it so.
+    """Run the daemon: apply the file, then keep the kernel in that state.
 
-    SIGHUP reads the file again. SIGTERM ends the daemon and leaves enforcement in place.
+    It stays in the foreground. SIGHUP applies the file again. SIGTERM ends the daemon and leaves enforcement in
+    place.
     """
     from enforcer.control import worker
 
@@ -27,6 +28,6 @@ def command(settings: Settings) -> None:
 
 
 def _say(line: str) -> None:
-    """What nobody can read any more must not end the daemon, nor a path that is no UTF-8."""
+    """Prints a line; a closed stdout or a path that is not UTF-8 must not end the daemon."""
     with suppress(OSError):
         click.echo(line.encode(errors="backslashreplace"))

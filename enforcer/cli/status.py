@@ -1,4 +1,4 @@
-"""`enforcer status`."""
+"""The command `enforcer status`: a summary of the gateway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATES = {
 @json_option
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
-    """One look at the whole gateway."""
+    """Show a summary of the whole gateway."""
     from enforcer.inspect.status import status
 
     found = status(settings.instance)
@@ -72,7 +72,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _tables(tables: dict[str, Any]) -> str:
-    """Which are full, and what has happened to them."""
+    """Full tables, evicted flows and corrected counters."""
     full = [
         f"{name} full, {number(row['used'])} of {number(row['size'])}"
         for name, row in tables.items()

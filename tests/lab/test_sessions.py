@@ -154,7 +154,7 @@ def test_sessions_by_command(lab: Lab, gateway: LabGateway, sessions: Path, fami
     assert gateway.run("session", "add", client, *options).stdout == f"added a session for {client}\n"
     # Nothing said is no wish to know nothing.
     said = gateway.run("session", "add", client, "--ttl", "60", check=False)
-    assert said.returncode == 2 and "nothing says who the client is" in said.stderr
+    assert said.returncode == 2 and "no fact of the client is given" in said.stderr
     assert [row["client"] for row in gateway.json("sessions")].count(client) == 1
     assert leaves_from(seen(lab, family), LAX1)
     (row,) = gateway.json("sessions")

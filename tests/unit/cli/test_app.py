@@ -278,8 +278,8 @@ def test_ctrl_c_ends_down_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("down")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
-        "error: interrupted: some of it may be taken away already",
-        "`enforcer down` takes away the rest, `enforcer run` puts all back.",
+        "error: interrupted: some of it may be removed already",
+        "`enforcer down` removes the rest, `enforcer run` installs everything again.",
     ]
 
 
