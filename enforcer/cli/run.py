@@ -14,7 +14,7 @@ from enforcer.cli.app import Command, Settings
 def command(settings: Settings) -> None:
     """Run the daemon: apply the file, then keep the kernel in that state.
 
-    It stays in the foreground. SIGHUP applies the file again. SIGTERM ends the daemon and leaves enforcement in
+    It stays in the foreground. SIGHUP applies the file again. SIGTERM ends the daemon; enforcement stays in
     place.
     """
     from enforcer.control import worker
