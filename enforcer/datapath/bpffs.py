@@ -19,7 +19,7 @@ from enforcer.errors import KernelError, UntrustedError
 from enforcer.instance import trust
 
 _BPF_FS_MAGIC = 0xCAFE4A11
-_PLACES = ("/sys/fs/bpf", "/run/enforcer/bpf")
+_MOUNT_POINTS = ("/sys/fs/bpf", "/run/enforcer/bpf")
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,9 +51,9 @@ def _held(path: str) -> Path:
 
 def find_bpffs() -> Path | None:
     """The path of a writable bpffs that all processes of the machine share, or None."""
-    for place in _PLACES:
+    for mount_point in _MOUNT_POINTS:
         for process in _processes():
-            path = place if process == "self" else f"/proc/{process}/root{place}"
+            path = mount_point if process == "self" else f"/proc/{process}/root{mount_point}"
             if _is_bpffs(path) and os.access(path, os.W_OK):
                 return Path(path) if process in ("self", "1") else _held(path)
     return None
@@ -66,8 +66,8 @@ def mount_bpffs() -> Path:
         return found
     ourselves, first, *above = _processes()
     message = ""
-    for place in _PLACES:
-        command = f"mkdir -p {place} 2>/dev/null; exec mount -t bpf -o mode=700 bpf {place}"
+    for mount_point in _MOUNT_POINTS:
+        command = f"mkdir -p {mount_point} 2>/dev/null; exec mount -t bpf -o mode=700 bpf {mount_point}"
         for process in (first, *reversed(above), ourselves):
             done = subprocess.run(
                 ["nsenter", f"--mount=/proc/{process}/ns/mnt", "sh", "-c", command],

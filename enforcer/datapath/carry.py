@@ -59,8 +59,8 @@ def _find(old: Maps | None, name: str) -> Map | None:
     return found
 
 
-def _chunks(source: Map | None) -> Iterable[Rows]:
-    return () if source is None else source.chunks()
+def _chunks(table: Map | None) -> Iterable[Rows]:
+    return () if table is None else table.chunks()
 
 
 def _enter(flows: Iterable[Rows], new: Maps) -> None:

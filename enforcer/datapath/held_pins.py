@@ -58,7 +58,7 @@ class HeldObjects:
         Another map or program at a path is replaced; another link stays if the held one has ended. Raises
         KernelError, PrivilegeError.
         """
-        mended = []
+        repinned = []
         try:
             for name, held in list(self._objects.items()):
                 path = directory / name
@@ -73,11 +73,11 @@ class HeldObjects:
                     path.parent.mkdir(exist_ok=True)
                     path.unlink(missing_ok=True)
                     syscall.pin(held.fd, str(path))
-                    mended.append(str(name))
+                    repinned.append(str(name))
                 self._objects[name] = _Object(held.fd, held.id, _pin_of(path) or held.pin)
         except OSError as error:
             raise syscall.explain_error(error, f"pinning in {directory} again what was lost") from error
-        return mended
+        return repinned
 
     def open(self, name: Path) -> int:
         """A new descriptor of the object pinned at this path, to be closed. Raises KeyError."""
@@ -108,10 +108,10 @@ class HeldPins(Pins):
 
     def repin(self) -> list[str]:
         """Pins again what lost its pin (:meth:`HeldObjects.repin`)."""
-        mended = self.held.repin(self.directory)
-        if mended:
+        repinned = self.held.repin(self.directory)
+        if repinned:
             self.show_in_force()
-        return mended
+        return repinned
 
 
 def _close(objects: Iterable[_Object]) -> None:

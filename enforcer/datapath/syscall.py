@@ -158,8 +158,8 @@ def test_run(
 
     ``ifindex`` is the packet's ingress interface, ``control`` is its cb[0].
     """
-    source = ctypes.create_string_buffer(data, len(data))
-    target = ctypes.create_string_buffer(len(data) + 256)
+    packet_in = ctypes.create_string_buffer(data, len(data))
+    packet_out = ctypes.create_string_buffer(len(data) + 256)
     context = bytearray(192)  # struct __sk_buff: mark at 8, ifindex at 40, cb at 48
     struct.pack_into("<I", context, 8, mark)
     struct.pack_into("<I", context, 40, ifindex)
@@ -168,10 +168,10 @@ def test_run(
     attributes = bytearray(_ATTRIBUTE_SIZE)
     struct.pack_into(
         "<IIIIQQIIIIQQ", attributes, 0,
-        fd, 0, len(data), len(target), address(source), address(target),
+        fd, 0, len(data), len(packet_out), address(packet_in), address(packet_out),
         repeat, 0, len(context), 0, address(context_in), 0,
     )  # fmt: skip
     call(PROG_TEST_RUN, attributes)
     result, _, size = struct.unpack_from("<III", attributes, 4)
     (duration,) = struct.unpack_from("<I", attributes, 36)
-    return result, target.raw[:size], duration
+    return result, packet_out.raw[:size], duration

@@ -16,7 +16,7 @@ def attached(pins: Pins | None, interfaces: Iterable[int]) -> dict[tuple[int, Di
     wanted = set(interfaces)
     found: dict[tuple[int, Direction], int] = {}
     if pins is not None and tcx.supported():
-        found = {place: program for place, program in tcx.attached(pins.links).items() if place[0] in wanted}
+        found = {hook: program for hook, program in tcx.attached(pins.links).items() if hook[0] in wanted}
     for interface in wanted:
         for one in filters.attached(interface):
             if one.ours:

@@ -110,19 +110,19 @@ def _write_egresses(egresses: Map, wanted: Desired, there: Availability) -> None
     _, current = egresses.items()
     rows = np.zeros_like(current)
     ones = mask_words(128)
-    source = rows["address"]
-    source["prefix"][0] = [words(wanted.shared4), words(wanted.shared6)]
-    source["mask"][0] = [ones, ones]
-    source["local"][0] = 1
-    source["available"][0] = there.shared
+    address = rows["address"]
+    address["prefix"][0] = [words(wanted.shared4), words(wanted.shared6)]
+    address["mask"][0] = [ones, ones]
+    address["local"][0] = 1
+    address["available"][0] = there.shared
     # A slot without an egress IP matches no address: prefix 0 under a full mask.
-    source["mask"][1:] = ones
+    address["mask"][1:] = ones
     for egress in wanted.egresses:
         slot = egress.slot
-        source["prefix"][slot] = [words(egress.ipv4), words(egress.ipv6.network_address)]
-        source["mask"][slot] = [ones, mask_words(egress.ipv6.prefixlen)]
-        source["local"][slot] = int(egress.here)
-        source["available"][slot] = there.egresses.get(egress.name, (False, False))
+        address["prefix"][slot] = [words(egress.ipv4), words(egress.ipv6.network_address)]
+        address["mask"][slot] = [ones, mask_words(egress.ipv6.prefixlen)]
+        address["local"][slot] = int(egress.here)
+        address["available"][slot] = there.egresses.get(egress.name, (False, False))
     changed = np.flatnonzero(rows != current).astype(egresses.key)
     egresses.put_many(changed, rows[changed])
 

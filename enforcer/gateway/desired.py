@@ -168,10 +168,10 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         )
         for entry in config["egress_ips"]
     )
-    places = {name: SimpleNamespace(**location) for name, location in config["locations"].items()}
+    locations = {name: SimpleNamespace(**location) for name, location in config["locations"].items()}
     used = {egress.location for egress in egresses}
     # This location comes first: another one may have the same coordinates.
-    closest = here if here in used else nearest(places[here], {name: places[name] for name in used})[0]
+    closest = here if here in used else nearest(locations[here], {name: locations[name] for name in used})[0]
     caps = per_client(config["limits"])
     return Desired(
         inside=tuple(config["interfaces"]["inside"]),
