@@ -21,6 +21,6 @@ def command(settings: Settings) -> None:
 
     flows = invalidate_entries(settings.instance)
     if flows is None:
-        click.echo("the fast path is off: nothing was learnt")
+        click.echo("the fast path is off: it has no entries")
     else:
         click.echo(f"invalidated the fast-path entries of {number(flows)} flows")

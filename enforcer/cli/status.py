@@ -36,7 +36,7 @@ def _half_done(found: dict[str, Any]) -> str:
     plan = found["half_done"]
     if plan["under_way"]:
         return f"half done: under way since {plan['since']} (pid {plan['pid']})"
-    healed = "the daemon puts back what is in force" if found["daemon_pid"] else "enforcer run, enforcer down"
+    healed = "the daemon restores what is in force" if found["daemon_pid"] else "enforcer run, enforcer down"
     return f"half done since {plan['since']}: its process (pid {plan['pid']}) did not complete it; {healed}"
 
 
@@ -80,7 +80,7 @@ def _tables(tables: dict[str, Any]) -> str:
     ]
     parts = full or ["none is full"]
     if tables.get("evicted"):
-        parts.append(f"{number(tables['evicted'])} flows made room")
+        parts.append(f"{number(tables['evicted'])} flows evicted")
     if tables.get("corrected"):
         parts.append(f"counters corrected by {number(tables['corrected'])}")
     return "; ".join(parts)

@@ -91,7 +91,7 @@ class WorkerProcess:
         limit = _STILL_CHANGING if self.changing else _STILL_PREPARING
         if self._still > limit or self._busy > _BUSY:
             seconds = limit if self._still > limit else _BUSY
-            self.kill(f"did not go on for {seconds:.0f} s and was ended ({self._step})")
+            self.kill(f"made no progress for {seconds:.0f} s and was killed ({self._step})")
         return True
 
     def kill(self, fault: str) -> None:

@@ -35,7 +35,7 @@ def collect(subject: str, look: Callable[[], Iterable[str]]) -> list[str]:
         return list(look())
     except EnforcerError as error:
         hint = f" ({error.hint})" if error.hint else ""
-        return [f"{subject} could not be looked for: {error.message}{hint}"]
+        return [f"{subject} could not be checked: {error.message}{hint}"]
 
 
 def unlisted_among(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:

@@ -57,7 +57,7 @@ def test_stopped_the_process_is_ended_by_the_daemon(
             live.check(effect)
             check_new(lab, (SHARED, LAX3), effect)
             _, error = reload.communicate(timeout=60)
-        assert "did not go on for 5 s" in error
+        assert "made no progress for 5 s" in error
         assert reload.returncode == 1
         enforced.healed()
         live.check(f"healed, {effect}")

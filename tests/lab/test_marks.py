@@ -165,7 +165,7 @@ def test_check_without_the_right_to_read_nftables(enforced: LabGateway, family: 
     with ruled(lab.gw, family, "fwmark 0x10/0xff"):
         done = lab.gw.run(*NOBODY, *check)
     assert "valid" in done.stdout
-    (said,) = [line for line in done.stderr.splitlines() if "could not be looked for" in line]
+    (said,) = [line for line in done.stderr.splitlines() if "could not be checked" in line]
     assert "rules of policy routing by marks of others" in said and "CAP_NET_ADMIN" in said
 
 
@@ -202,7 +202,7 @@ def never_quiet(gw: Namespace) -> Iterator[None]:
 def test_nftables_that_is_never_quiet(enforced: LabGateway) -> None:
     """A reload that was carried out is no failure, `status` shows the rest, and the daemon goes on."""
     lab, said = enforced.lab, len(enforced.said())
-    unread = "rules of policy routing by marks of others could not be looked for"
+    unread = "rules of policy routing by marks of others could not be checked"
     with ruled(lab.gw, 4, "fwmark 0x10/0xff"), never_quiet(lab.gw):
         wait_for(lambda: any(unread in line for line in enforced.json("status")["warnings"]))
         enforced.reload()

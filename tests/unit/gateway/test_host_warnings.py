@@ -51,8 +51,8 @@ def test_what_cannot_be_looked_at_is_one_warning(
     monkeypatch.setattr(arp, "unanswered", lambda _: ["no ARP"])
     first, second, third = kernel_warnings(0xFF, ["out0"])
     assert (first, third) == ("a rule", "no ARP")
-    subject = "rules of policy routing by marks of others could not be looked for"
+    subject = "rules of policy routing by marks of others could not be checked"
     assert second == f"{subject}: {error.message} ({error.hint})"
     monkeypatch.setattr(links, "links", fail)
     (said,) = unlisted_interfaces(["out0"])
-    assert said.startswith(f"interfaces in no list could not be looked for: {error.message}")
+    assert said.startswith(f"interfaces in no list could not be checked: {error.message}")
