@@ -29,11 +29,12 @@ test-unit: setup  ## the tests that need no network namespace
 test-vm: setup  ## the BPF programs and the main kinds of traffic under Debian 12's 6.1 kernel, in a VM
 	@scripts/test-vm.sh
 
-lint: setup  ## ruff, mypy and the import rule
+lint: setup  ## ruff, mypy, the import rule and clang-format
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/clang-format --dry-run --Werror bpf/*.h bpf/*.c
 
 bench: setup  ## speed and memory against plain nftables, as ratios measured in one run
 	@$(PYTHON) -m bench

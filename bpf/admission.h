@@ -5,7 +5,8 @@
  */
 
 /* Counts a new flow. 0, or the reason of the refusal, and then nothing is counted. */
-static __always_inline int admit(const struct flow_key *tuple, const u32 *address, u32 slot, const struct settings *s, u64 now)
+static __always_inline int admit(const struct flow_key *tuple, const __be32 *address, u32 slot,
+				 const struct settings *s, u64 now)
 {
 	int reason = count_client(tuple, 1, s, now);
 
@@ -18,7 +19,7 @@ static __always_inline int admit(const struct flow_key *tuple, const u32 *addres
 }
 
 /* Gives back what was counted for a flow. `unanswered`: 1 or 0. `never_was`: it could not be created. */
-static __always_inline void release(const struct flow_key *tuple, const u32 *address, u32 unanswered, bool never_was)
+static __always_inline void release(const struct flow_key *tuple, const __be32 *address, u32 unanswered, bool never_was)
 {
 	uncount_client(tuple, 1, unanswered);
 	uncount_origin(tuple, address, never_was);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What each client takes of the tables, so that one client cannot take the room of all (RFC 6888, REQ-4). */
 
-static __always_inline void client_prefix_of(struct client_key *key, const u32 *client)
+static __always_inline void client_prefix_of(struct client_key *key, const __be32 *client)
 {
 	bool ipv4 = is_mapped(client);
 
@@ -24,10 +24,10 @@ static __always_inline int client_refusal(const struct client_prefix *client, co
 static __always_inline int count_client(const struct flow_key *tuple, u32 unanswered, const struct settings *s, u64 now)
 {
 	struct client_key key;
-	int try, reason = 0;
+	int attempt, reason = 0;
 
 	client_prefix_of(&key, tuple->client);
-	for (try = 0; try < 2; try++) {
+	for (attempt = 0; attempt < 2; attempt++) {
 		struct client_prefix *client = client_prefixes.lookup(&key);
 		bool deleting;
 

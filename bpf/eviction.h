@@ -7,8 +7,8 @@
  */
 
 enum {
-	TRIES = 16,              /* elements looked at for a new flow */
-	KEPT_AT_ONCE = 64,       /* flows that a run of keep_evictable looks at */
+	TRIES = 16,        /* elements looked at for a new flow */
+	KEPT_AT_ONCE = 64, /* flows that a run of keep_evictable looks at */
 };
 
 /* Under the flow's lock. Of a flow with fast-path entries these would have to be removed; a flow that is over soon has none. A question of DNS is
@@ -34,7 +34,7 @@ static __always_inline bool evict_flow(const struct flow_key *tuple, struct orig
 		ended = begin_deletion(flow);
 	bpf_spin_unlock(&flow->lock);
 	if (ended)
-		finish_flow(flow, tuple, ended);
+		end_flow(flow, tuple, ended);
 	return ended;
 }
 

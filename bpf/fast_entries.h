@@ -6,12 +6,12 @@
  */
 
 enum {
-	TAGS = 128,              /* packets on their way through the kernel at once, on one processor */
-	IN_FLIGHT_JIFFIES = 25,  /* that a packet may take through the kernel */
+	TAGS = 128,             /* packets on their way through the kernel at once, on one processor */
+	IN_FLIGHT_JIFFIES = 25, /* that a packet may take through the kernel */
 	NEXT_HOP_TRIES = 8,
-	NEXT_HOP_OUTLIVES = 1,   /* lifetimes that a next hop is valid for beyond its entries */
+	NEXT_HOP_OUTLIVES = 1, /* lifetimes that a next hop is valid for beyond its entries */
 	MACS = 12,
-	EMPTY_ONES = 3,          /* from this packet of a TCP flow on, one without data may create an entry */
+	EMPTY_ONES = 3, /* from this packet of a TCP flow on, one without data may create an entry */
 };
 
 /* ns that a held FIN keeps its flow off the fast path, so that the answer is seen. Signed, as what it is compared with; an
@@ -22,7 +22,7 @@ enum {
  * one which leaves on another than it came on finds nothing. */
 struct in_flight {
 	u32 tag;
-	u32 since;               /* jiffies */
+	u32 since; /* jiffies */
 	u32 generation;
 	struct flow_key flow;
 	u32 sequence;
@@ -46,7 +46,8 @@ static __always_inline bool is_offloadable(const struct flow *flow, const struct
 
 /* An entry that an acknowledgement without data creates fits no packet with data. Short connections end before it
  * pays; a side that only acknowledges gets its entry from a later packet. */
-static __always_inline bool is_worth_offloading(const struct flow *flow, const struct packet *p, enum direction direction)
+static __always_inline bool is_worth_offloading(const struct flow *flow, const struct packet *p,
+						enum direction direction)
 {
 	return p->tuple.protocol == IPPROTO_UDP || p->payload || flow->packets[direction] >= EMPTY_ONES;
 }
@@ -113,7 +114,7 @@ static __always_inline bool is_as_it_arrived(struct __sk_buff *skb, u32 family, 
 	int index = port % TAGS;
 	struct arrival *one = arrivals.lookup(&index);
 
-	return one && one->port == port && is_untouched(skb, family, g, &one->traits);
+	return one && one->port == port && is_unchanged(skb, family, g, &one->traits);
 }
 
 /* What was stored before is seen by others before anything is read after (a locked instruction). */
@@ -123,8 +124,8 @@ static __always_inline void full_barrier(struct flow *flow)
 }
 
 /* Removes an entry: its flow gets what it knew. False: there was none. */
-static __always_inline bool remove_entry(const struct fast_path *f, struct flow *flow, const struct flow_key *tuple, u32 bucket,
-					enum direction direction, struct entry_state *last)
+static __always_inline bool remove_entry(const struct fast_path *f, struct flow *flow, const struct flow_key *tuple,
+					 u32 bucket, enum direction direction, struct entry_state *last)
 {
 	if (!delete_entry(bucket, tuple, direction, last))
 		return false;
@@ -142,7 +143,7 @@ static __always_inline void remove_entries(struct flow *flow, const struct flow_
 {
 	struct fast_path *f = get_fast_path();
 	struct entry_state last;
-	u16 port;
+	__be16 port;
 
 	full_barrier(flow);
 	port = flow->egress_port;
@@ -158,10 +159,10 @@ static __always_inline void remove_entries(struct flow *flow, const struct flow_
 struct egress_packet {
 	u32 family;
 	u32 slot;
-	u32 address[4];
-	u32 origin[4];
-	u16 port;
-	u16 origin_port;
+	__be32 address[4];
+	__be32 origin[4];
+	__be16 port;
+	__be16 origin_port;
 	u8 protocol;
 };
 
@@ -215,7 +216,7 @@ static __always_inline int put_next_hop(const struct fast_path *f, const struct 
 
 /* True: the flow may still have entries, with this port. Ending a flow sets `closing`, and another port is set, before its
  * entries are removed; creation re-checks both after inserting one. So no entry outlives its flow. */
-static __always_inline bool is_still_offloadable(const struct flow_key *tuple, u16 port)
+static __always_inline bool is_still_offloadable(const struct flow_key *tuple, __be16 port)
 {
 	struct flow *flow = flows.lookup((void *)tuple);
 
@@ -223,9 +224,9 @@ static __always_inline bool is_still_offloadable(const struct flow_key *tuple, u
 }
 
 /* A packet of the flow is leaving, translated: creates the entry of its direction. */
-static __always_inline void create_entry(struct __sk_buff *skb, const struct fast_path *f, const struct fast_packet *g, struct flow *flow,
-				  const struct flow_key *tuple, u16 port, u32 in, u32 generation,
-				  enum direction direction)
+static __always_inline void create_entry(struct __sk_buff *skb, const struct fast_path *f, const struct fast_packet *g,
+					 struct flow *flow, const struct flow_key *tuple, __be16 port, u32 in,
+					 u32 generation, enum direction direction)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 now = bpf_jiffies64();
@@ -266,7 +267,8 @@ static __always_inline void create_entry(struct __sk_buff *skb, const struct fas
 }
 
 /* conntrack has given the port to this flow: the flow that had it before has lost it there, and loses its entries. */
-static __always_inline void invalidate_port_owner(const struct fast_path *f, const struct egress_packet *d, const struct flow_key *but)
+static __always_inline void invalidate_port_owner(const struct fast_path *f, const struct egress_packet *d,
+						  const struct flow_key *but)
 {
 	int i, index = bucket_of(f, d->family, d->address, d->origin, d->port, d->origin_port, d->protocol);
 	struct bucket_lock *bucket_lock = bucket_lock_of(index);
@@ -283,9 +285,9 @@ static __always_inline void invalidate_port_owner(const struct fast_path *f, con
 	for (i = 0; i < BUCKET_ENTRIES; i++) {
 		struct fast_entry *entry = &bucket->entry[i];
 
-		if (entry->until && entry->reason == REASON_REPLY && entry->egress_port == d->port && entry->slot == (u16)d->slot &&
-		    entry->origin_port == d->origin_port && is_equal(entry->origin, d->origin) &&
-		    entry->kind == kind_of(d->family, d->protocol) &&
+		if (entry->until && entry->reason == REASON_REPLY && entry->egress_port == d->port &&
+		    entry->slot == (u16)d->slot && entry->origin_port == d->origin_port &&
+		    is_equal(entry->origin, d->origin) && entry->kind == kind_of(d->family, d->protocol) &&
 		    (!but || entry->client_port != but->client_port || !is_equal(entry->client, but->client))) {
 			tuple_of(&other, entry);
 			found = true;
@@ -320,13 +322,14 @@ static __always_inline void create_original_entry(struct __sk_buff *skb, u32 fam
 	from->tag = 0;
 	tuple = &from->flow;
 	if ((u32)bpf_jiffies64() - from->since > IN_FLIGHT_JIFFIES || family_of(tuple->client) != family ||
-	    !is_offload_interface(skb->ifindex, OUTSIDE) || !is_offload_interface(from->in, INSIDE) || !parse_fast_any(skb, family, &g))
+	    !is_offload_interface(skb->ifindex, OUTSIDE) || !is_offload_interface(from->in, INSIDE) ||
+	    !parse_fast_any(skb, family, &g))
 		return;
 	flow = flows.lookup((void *)tuple);
 	/* A connection tracking helper may have changed its contents: then each packet must meet it. */
 	if (!flow || !is_equal_in(family, g.to, tuple->origin) || !is_equal_in(family, g.from, flow->egress_address) ||
 	    g.to_port != tuple->origin_port || g.protocol != tuple->protocol || g.sequence != from->sequence ||
-	    g.ack != from->ack || g.total != from->total || !is_untouched(skb, family, &g, &from->traits))
+	    g.ack != from->ack || g.total != from->total || !is_unchanged(skb, family, &g, &from->traits))
 		return;
 	if (flow->egress_port != g.from_port) {
 		struct egress_packet d = {
@@ -391,7 +394,7 @@ static __always_inline void create_reply_entry(struct __sk_buff *skb, const stru
 {
 	const struct flow_key *tuple = &p->tuple;
 	struct fast_path *f = get_active_fast_path();
-	u16 port = flow->egress_port;
+	__be16 port = flow->egress_port;
 	struct fast_packet g = {};
 
 	if (f && port && skb->tc_index == port && is_offloadable(flow, tuple) && is_worth_offloading(flow, p, REPLY) &&

@@ -33,8 +33,8 @@ static __always_inline u8 kind_of(u32 family, u8 protocol)
 /* The number of a tuple's bucket, in network order throughout; `near` is the client, or the
  * address that it has been given, `far` the origin. Sixteen buckets are a page of memory, and 32 ports in sequence share
  * it: what a processor pays for many flows is as much the pages as the lines. */
-static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, const u32 *near, const u32 *far, u16 near_port,
-				  u16 far_port, u8 protocol)
+static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, const __be32 *near, const __be32 *far,
+				     __be16 near_port, __be16 far_port, u8 protocol)
 {
 	u32 port = be16(near_port);
 	u64 hash = mix(f->seed, pair(protocol, (port >> PORTS_SHIFT) << 16 | far_port));
@@ -49,43 +49,45 @@ static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, cons
 }
 
 /* Where in its bucket a tuple is looked for first: others of these ports are elsewhere. */
-static __always_inline u32 first_of(u16 near_port)
+static __always_inline u32 first_of(__be16 near_port)
 {
 	return be16(near_port) >> BUCKETS_SHIFT & (BUCKET_ENTRIES - 1);
 }
 
-static __always_inline bool is_equal(const u32 *a, const u32 *b)
+static __always_inline bool is_equal(const __be32 *a, const __be32 *b)
 {
 	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
 }
 
 /* Of one family; of IPv4 addresses the last word says it all. */
-static __always_inline bool is_equal_in(u32 family, const u32 *a, const u32 *b)
+static __always_inline bool is_equal_in(u32 family, const __be32 *a, const __be32 *b)
 {
 	return family == IPV4 ? a[3] == b[3] : is_equal(a, b);
 }
 
-static __always_inline u32 family_of(const u32 *address)
+static __always_inline u32 family_of(const __be32 *address)
 {
 	return is_mapped(address) ? IPV4 : IPV6;
 }
 
-static __always_inline bool is_entry_of(const struct fast_entry *entry, const struct flow_key *tuple, enum direction direction)
+static __always_inline bool is_entry_of(const struct fast_entry *entry, const struct flow_key *tuple,
+					enum direction direction)
 {
 	return entry->until && is_equal(entry->client, tuple->client) && is_equal(entry->origin, tuple->origin) &&
 	       entry->client_port == tuple->client_port && entry->origin_port == tuple->origin_port &&
-	       entry->kind == kind_of(family_of(tuple->client), tuple->protocol) && (entry->reason == REASON_REPLY) == (direction == REPLY);
+	       entry->kind == kind_of(family_of(tuple->client), tuple->protocol) &&
+	       (entry->reason == REASON_REPLY) == (direction == REPLY);
 }
 
 /* The bucket of one direction of a flow; its egress address and port are known. */
-static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struct flow_key *tuple, const u32 *address,
-				       u16 egress_port, enum direction direction)
+static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struct flow_key *tuple,
+					  const __be32 *address, __be16 egress_port, enum direction direction)
 {
 	u32 family = family_of(tuple->client);
 
 	if (direction == ORIGINAL)
 		return bucket_of(f, family, tuple->client, tuple->origin, tuple->client_port, tuple->origin_port,
-			      tuple->protocol);
+				 tuple->protocol);
 	return bucket_of(f, family, address, tuple->origin, egress_port, tuple->origin_port, tuple->protocol);
 }
 
@@ -151,9 +153,31 @@ static __always_inline void count_reply_entries(struct bucket_lock *bucket_lock,
 		bucket_lock->reply_entries--;
 }
 
+/* Under the bucket's lock: where in it this direction of the flow may be written, at `first` if that is free; negative:
+ * all entries are valid and others'. */
+static __always_inline int find_room(const struct fast_path *f, const struct fast_bucket *bucket,
+				     const struct flow_key *tuple, enum direction direction, u32 first, u32 now)
+{
+	int i, at = -1;
+
+#pragma unroll
+	for (i = BUCKET_ENTRIES - 1; i >= 0; i--) {
+		const struct fast_entry *there = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
+
+		if (!is_valid(there->until, now, f) || there->generation != f->generation)
+			at = first + i;
+	}
+#pragma unroll
+	for (i = 0; i < BUCKET_ENTRIES; i++)
+		/* Another processor has inserted it meanwhile. */
+		if (is_entry_of(&bucket->entry[i], tuple, direction))
+			at = i;
+	return at;
+}
+
 /* Inserts an entry; the flow has none in this direction. Does nothing if the bucket is full of valid ones. */
-static __always_inline void insert_entry(const struct fast_path *f, u32 number, const struct flow_key *tuple, struct fast_entry *entry,
-				    enum direction direction, u32 now)
+static __always_inline void insert_entry(const struct fast_path *f, u32 number, const struct flow_key *tuple,
+					 struct fast_entry *entry, enum direction direction, u32 now)
 {
 	u32 first = first_of(direction == ORIGINAL ? tuple->client_port : entry->egress_port);
 	int index = number;
@@ -164,24 +188,13 @@ static __always_inline void insert_entry(const struct fast_path *f, u32 number, 
 	enum direction side = ORIGINAL;
 	u32 until = entry->until;
 	struct flow *flow;
-	int i, at = -1;
+	int at;
 
 	if (!bucket || !bucket_lock)
 		return;
 	entry->until = 0;
 	bpf_spin_lock(&bucket_lock->lock);
-#pragma unroll
-	for (i = BUCKET_ENTRIES - 1; i >= 0; i--) {
-		struct fast_entry *there = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
-
-		if (!is_valid(there->until, now, f) || there->generation != f->generation)
-			at = first + i;
-	}
-#pragma unroll
-	for (i = 0; i < BUCKET_ENTRIES; i++)
-		/* Another processor has inserted it meanwhile. */
-		if (is_entry_of(&bucket->entry[i], tuple, direction))
-			at = i;
+	at = find_room(f, bucket, tuple, direction, first, now);
 	if (at >= 0) {
 		struct fast_entry *there = &bucket->entry[at & (BUCKET_ENTRIES - 1)];
 
@@ -190,7 +203,7 @@ static __always_inline void insert_entry(const struct fast_path *f, u32 number, 
 			tuple_of(&displaced, there);
 			copy_entry_state(&last, there);
 		}
-		/* A reader takes equal ones for the same. */
+		/* A reader takes two entries with equal `until` for the same. */
 		until += until == there->until;
 		count_reply_entries(bucket_lock, there->until && side == REPLY, direction == REPLY);
 		there->until = 0;
@@ -209,7 +222,7 @@ static __always_inline void insert_entry(const struct fast_path *f, u32 number, 
 
 /* Deletes a flow's entry of one direction. True: there was one, and `last` is what it knew. */
 static __always_inline bool delete_entry(u32 number, const struct flow_key *tuple, enum direction direction,
-				     struct entry_state *last)
+					 struct entry_state *last)
 {
 	int index = number;
 	struct fast_bucket *bucket = fast_buckets.lookup(&index);

@@ -12,16 +12,13 @@
  */
 
 enum {
-	TAG_REDIRECTED = 0xffff, /* tc_index of a packet that has been rewritten and redirected here */
-	TAG_FIRST_PACKET = 0xfffe, /* of a flow's that has not been answered */
-	TAG_MARKED = 0xfffd,     /* of any other that from_client has marked and that creates no entry */
-	MOST_BYTES = 1 << 30,    /* after which an entry is created again, before its counter overflows */
-	TTL_DECREASED = 0xfffe,  /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
+	MOST_BYTES = 1 << 30,   /* after which an entry is created again, before its counter overflows */
+	TTL_DECREASED = 0xfffe, /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
 	IP_VERSION_AND_LENGTH = 0x45,
 	NETWORK4 = sizeof(struct iphdr),
 	NETWORK6 = sizeof(struct ipv6hdr),
-	CHECK_TCP = 16,          /* offsets of the checksum */
+	CHECK_TCP = 16, /* offsets of the checksum */
 	CHECK_UDP = 6,
 };
 
@@ -52,14 +49,14 @@ static __always_inline u32 fold16(u64 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-static __always_inline u64 sum_address(const u32 *a, u32 family)
+static __always_inline u64 sum_address(const __be32 *a, u32 family)
 {
 	return family == IPV4 ? a[3] : (u64)a[0] + a[1] + a[2] + a[3];
 }
 
 /* What the fast path leaves as it is, or sets as the kernel by itself would. */
 struct traits {
-	u32 tos;                 /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
+	u32 tos; /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
 	u32 mark;
 	u32 priority;
 	u32 hop_limit;
@@ -67,29 +64,29 @@ struct traits {
 
 /* What the fast path must know of a packet, all of it within the first bytes. */
 struct fast_packet {
-	u32 from[4];
-	u32 to[4];
-	u16 from_port;
-	u16 to_port;
+	__be32 from[4];
+	__be32 to[4];
+	__be16 from_port;
+	__be16 to_port;
 	u8 protocol;
 	u8 hop_limit;
-	u16 check;               /* the transport's checksum */
-	u32 tos;                 /* as struct traits has it */
+	u16 check; /* the transport's checksum */
+	u32 tos;   /* as struct traits has it */
 	u32 total;
 	u32 gso_size;
-	u32 segment;             /* bytes from the network header on, of one segment */
+	u32 segment; /* bytes from the network header on, of one segment */
 	u32 sequence;
 	u32 ack;
-	u32 end;                 /* TCP: the sequence number after the segment */
+	u32 end; /* TCP: the sequence number after the segment */
 };
 
 /* Both ports, the translated one and the slot: a word that is read at once. */
 union numbers {
 	u64 word;
 	struct {
-		u16 client_port;
-		u16 origin_port;
-		u16 egress_port;
+		__be16 client_port;
+		__be16 origin_port;
+		__be16 egress_port;
 		u16 slot;
 	};
 };
@@ -115,21 +112,14 @@ static __always_inline void trim_padding(struct __sk_buff *skb, u32 family)
 		bpf_skb_change_tail(skb, ETH_HLEN + total, 0);
 }
 
-/* False: nothing for the fast path. */
-static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct fast_packet *g)
+/* False: a fragment, with options, or with a hop limit that the kernel answers. */
+static __always_inline bool parse_fast_ip(void *network, u32 family, struct fast_packet *g)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
-	void *transport = data + ETH_HLEN + network;
-	u32 header = sizeof(struct udphdr);
-
-	g->gso_size = skb->gso_size;
-	if (transport + sizeof(struct udphdr) > end)
-		return false;
 	if (family == IPV4) {
-		struct iphdr *ip = data + ETH_HLEN;
+		struct iphdr *ip = network;
 
-		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET) || ip->ttl <= 1)
+		if (*(u8 *)ip != IP_VERSION_AND_LENGTH || ip->frag_off & be16(IP_MORE_FRAGMENTS | IP_OFFSET) ||
+		    ip->ttl <= 1)
 			return false;
 		g->tos = ip->tos;
 		g->hop_limit = ip->ttl;
@@ -138,7 +128,7 @@ static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct
 		g->from[3] = ip->saddr;
 		g->to[3] = ip->daddr;
 	} else {
-		struct ipv6hdr *ip = data + ETH_HLEN;
+		struct ipv6hdr *ip = network;
 
 		if (*(u8 *)ip >> 4 != 6 || ip->hop_limit <= 1)
 			return false;
@@ -149,39 +139,65 @@ static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct
 		copy_address(g->from, ip->saddr.in6_u.u6_addr32);
 		copy_address(g->to, ip->daddr.in6_u.u6_addr32);
 	}
+	return true;
+}
+
+/* The TCP header's length in bytes, or 0: a segment that opens or ends its connection, or none that is whole. */
+static __always_inline u32 parse_fast_tcp(struct tcphdr *tcp, void *end, u32 network, struct fast_packet *g)
+{
+	u32 header;
+	u8 flags;
+
+	if ((void *)(tcp + 1) > end)
+		return 0;
+	flags = *((u8 *)tcp + 13);
+	header = tcp->doff * 4;
+	if ((flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK || header < sizeof(*tcp) ||
+	    network + header > g->total)
+		return 0;
+	g->sequence = be32(tcp->seq);
+	g->ack = be32(tcp->ack_seq);
+	g->end = g->sequence + g->total - network - header;
+	g->check = tcp->check;
+	return header;
+}
+
+/* The UDP header's length in bytes, or 0. The inner headers of a tunnel's segments are not known here. */
+static __always_inline u32 parse_fast_udp(struct udphdr *udp, u32 family, u32 network, struct fast_packet *g)
+{
+	if (network + be16(udp->len) != g->total || (family == IPV6 && !udp->check) || g->gso_size)
+		return 0;
+	g->sequence = 0;
+	g->ack = 0;
+	g->end = 0;
+	g->check = udp->check;
+	return sizeof(*udp);
+}
+
+/* False: the packet is not for the fast path. */
+static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct fast_packet *g)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
+	void *transport = data + ETH_HLEN + network;
+	u32 header;
+
+	g->gso_size = skb->gso_size;
+	if (transport + sizeof(struct udphdr) > end || !parse_fast_ip(data + ETH_HLEN, family, g))
+		return false;
 	/* Neither padded nor cut short, nor too long for the field (BIG TCP). */
 	if (skb->len != ETH_HLEN + g->total)
 		return false;
 	g->from_port = *(u16 *)transport;
 	g->to_port = *(u16 *)(transport + 2);
-	if (g->protocol == IPPROTO_TCP) {
-		struct tcphdr *tcp = transport;
-		u8 flags;
-
-		if (transport + sizeof(*tcp) > end)
-			return false;
-		flags = *(u8 *)(transport + 13);
-		header = tcp->doff * 4;
-		if ((flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK || header < sizeof(*tcp) ||
-		    network + header > g->total)
-			return false;
-		g->sequence = be32(tcp->seq);
-		g->ack = be32(tcp->ack_seq);
-		g->end = g->sequence + g->total - network - header;
-		g->check = tcp->check;
-	} else if (g->protocol == IPPROTO_UDP) {
-		struct udphdr *udp = transport;
-
-		/* A tunnel's segments have inner headers, which nothing tells here. */
-		if (network + be16(udp->len) != g->total || (family == IPV6 && !udp->check) || g->gso_size)
-			return false;
-		g->sequence = 0;
-		g->ack = 0;
-		g->end = 0;
-		g->check = udp->check;
-	} else {
+	if (g->protocol == IPPROTO_TCP)
+		header = parse_fast_tcp(transport, end, network, g);
+	else if (g->protocol == IPPROTO_UDP)
+		header = parse_fast_udp(transport, family, network, g);
+	else
 		return false;
-	}
+	if (!header)
+		return false;
 	g->segment = g->gso_size ? network + header + g->gso_size : g->total;
 	return true;
 }
@@ -193,29 +209,78 @@ static __always_inline u32 priority_of(u32 family, u32 tos, u32 before)
 }
 
 /* Whether a packet that arrived with these traits leaves with those that ip_forward or ip6_forward gives it. */
-static __always_inline bool is_untouched(const struct __sk_buff *skb, u32 family, const struct fast_packet *g,
+static __always_inline bool is_unchanged(const struct __sk_buff *skb, u32 family, const struct fast_packet *g,
 					 const struct traits *before)
 {
 	return g->tos == before->tos && g->hop_limit + 1 == before->hop_limit && skb->mark == before->mark &&
 	       skb->priority == priority_of(family, before->tos, before->priority);
 }
 
+/* The IP header as the kernel forwards it: its source (to the origin) or destination becomes `address`. */
+static __always_inline void rewrite_ip(struct __sk_buff *skb, void *network, u32 family, enum direction direction,
+				       const struct fast_packet *g, const __be32 *address, u32 address_change)
+{
+	if (family == IPV4) {
+		struct iphdr *ip = network;
+
+		ip->ttl--;
+		ip->check = ~fold16((u16)~ip->check + address_change + TTL_DECREASED);
+		if (direction == ORIGINAL)
+			ip->saddr = address[3];
+		else
+			ip->daddr = address[3];
+		skb->priority = priority_of(IPV4, g->tos, 0);
+	} else {
+		struct ipv6hdr *ip = network;
+
+		ip->hop_limit--;
+		if (direction == ORIGINAL)
+			copy_address(ip->saddr.in6_u.u6_addr32, address);
+		else
+			copy_address(ip->daddr.in6_u.u6_addr32, address);
+	}
+}
+
+/*
+ * Updates a TCP or UDP checksum at `check`, which is `check_at` bytes into the packet, by the changes of address and
+ * port. `pseudo` is the sum of the pseudo header before the change. Where the sender left the checksum to the device
+ * (CHECKSUM_PARTIAL), the field holds that sum; a program cannot see CHECKSUM_PARTIAL, but another number is a checksum.
+ */
+static __always_inline void update_checksum(struct __sk_buff *skb, u32 family, const struct fast_packet *g, u16 *check,
+					    u32 check_at, u32 address_change, u32 port_change, u64 pseudo)
+{
+	bool tcp = g->protocol == IPPROTO_TCP;
+
+	if (!g->gso_size && g->check != fold16(pseudo)) {
+		u32 sum = fold16((u16)~g->check + address_change + port_change);
+
+		sum = (u16)~sum;
+		*check = !tcp && !sum ? 0xffff : sum;
+		/* For a device that has summed up the whole packet (CHECKSUM_COMPLETE). IPv4's own checksum makes
+		 * up for its header's change. */
+		bpf_csum_update(skb, family == IPV4 ? (u16)~address_change : HOPS_DECREASED);
+		return;
+	}
+	bpf_l4_csum_replace(skb, check_at, 0, address_change, BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0));
+	bpf_l4_csum_replace(skb, check_at, 0, port_change, tcp ? 0 : BPF_F_MARK_MANGLED_0);
+}
+
 /* Rewrites the packet as the kernel would: its source (to the origin) or destination becomes `address`, `port`. */
-static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction, const struct fast_packet *g,
-				    const struct next_hop *next_hop, const u32 *address, u16 port)
+static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum direction direction,
+				    const struct fast_packet *g, const struct next_hop *next_hop, const __be32 *address,
+				    __be16 port)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 network = family == IPV4 ? NETWORK4 : NETWORK6;
 	void *transport = data + ETH_HLEN + network;
-	bool tcp = g->protocol == IPPROTO_TCP;
-	u16 before_port = direction == ORIGINAL ? g->from_port : g->to_port;
+	__be16 before_port = direction == ORIGINAL ? g->from_port : g->to_port;
 	u64 before_sum = sum_address(direction == ORIGINAL ? g->from : g->to, family);
 	u64 other_sum = sum_address(direction == ORIGINAL ? g->to : g->from, family);
-	u32 address_change, port_change, check_at, sum;
+	u32 address_change, port_change, check_at;
 	u16 *check;
 
-	/* One question, for the verifier of Linux 6.1 forgets the answer. */
-	if (tcp) {
+	/* Both in one branch: the verifier of Linux 6.1 does not connect the results of two. */
+	if (g->protocol == IPPROTO_TCP) {
 		check = transport + CHECK_TCP;
 		check_at = ETH_HLEN + network + CHECK_TCP;
 	} else {
@@ -230,47 +295,16 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	*(u32 *)(data + 4) = *(u32 *)&next_hop->ethernet[4];
 	*(u32 *)(data + 8) = *(u32 *)&next_hop->ethernet[8];
 	*(u16 *)(transport + (direction == ORIGINAL ? 0 : 2)) = port;
-	if (family == IPV4) {
-		struct iphdr *ip = data + ETH_HLEN;
-
-		ip->ttl--;
-		ip->check = ~fold16((u16)~ip->check + address_change + TTL_DECREASED);
-		if (direction == ORIGINAL)
-			ip->saddr = address[3];
-		else
-			ip->daddr = address[3];
-		skb->priority = priority_of(IPV4, g->tos, 0);
-	} else {
-		struct ipv6hdr *ip = data + ETH_HLEN;
-
-		ip->hop_limit--;
-		if (direction == ORIGINAL)
-			copy_address(ip->saddr.in6_u.u6_addr32, address);
-		else
-			copy_address(ip->daddr.in6_u.u6_addr32, address);
-	}
-	if (!tcp && !g->check)
-		return true;  /* UDP without a checksum (RFC 768) */
-	/* Where the sender left the checksum to the device (CHECKSUM_PARTIAL), the field holds the sum of the
-	 * pseudo header. A program can't see that, but where it holds another number it is a checksum. */
-	if (!g->gso_size &&
-	    g->check != fold16(before_sum + other_sum + be16(g->protocol) + be16(g->total - network))) {
-		sum = fold16((u16)~g->check + address_change + port_change);
-		sum = (u16)~sum;
-		*check = !tcp && !sum ? 0xffff : sum;
-		/* For a device that has summed up the whole packet (CHECKSUM_COMPLETE). IPv4's own checksum makes
-		 * up for its header's change. */
-		bpf_csum_update(skb, family == IPV4 ? (u16)~address_change : HOPS_DECREASED);
-		return true;
-	}
-	bpf_l4_csum_replace(skb, check_at, 0, address_change, BPF_F_PSEUDO_HDR | (tcp ? 0 : BPF_F_MARK_MANGLED_0));
-	bpf_l4_csum_replace(skb, check_at, 0, port_change, tcp ? 0 : BPF_F_MARK_MANGLED_0);
+	rewrite_ip(skb, data + ETH_HLEN, family, direction, g, address, address_change);
+	if (g->protocol == IPPROTO_TCP || g->check /* RFC 768: 0 is none */)
+		update_checksum(skb, family, g, check, check_at, address_change, port_change,
+				before_sum + other_sum + be16(g->protocol) + be16(g->total - network));
 	return true;
 }
 
 /* Whether the entry is the packet's. Whether the packet is addressed to the egress address is compared later. */
-static __always_inline bool entry_matches(const struct fast_entry *entry, u32 family, enum direction direction, const struct fast_packet *g,
-				  union numbers *numbers)
+static __always_inline bool entry_matches(const struct fast_entry *entry, u32 family, enum direction direction,
+					  const struct fast_packet *g, union numbers *numbers)
 {
 	numbers->word = *(volatile u64 *)&entry->client_port;
 	if (entry->kind != kind_of(family, g->protocol) || (entry->reason == REASON_REPLY) != (direction == REPLY))
@@ -282,18 +316,68 @@ static __always_inline bool entry_matches(const struct fast_entry *entry, u32 fa
 	       is_equal_in(family, entry->origin, g->from);
 }
 
+static __always_inline void count_fast_packet(const struct __sk_buff *skb, struct fast_entry *entry,
+					      const struct fast_packet *g)
+{
+	advance(&entry->end, g->sequence, g->end);
+	entry->packets += skb->gso_segs ?: 1;
+	entry->bytes += g->total;
+	count(entry->reason, 0);
+}
+
+/* The packet's entry, with its numbers read at once; or null. */
+static __always_inline struct fast_entry *find_entry(const struct fast_path *f, u32 family, enum direction direction,
+						     const struct fast_packet *g, union numbers *n)
+{
+	struct fast_bucket *bucket;
+	struct fast_entry *entry;
+	int i, index;
+	u32 first;
+
+	index = direction == ORIGINAL ? bucket_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol)
+				      : bucket_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
+	bucket = fast_buckets.lookup(&index);
+	if (!bucket)
+		return 0;
+	first = first_of(direction == ORIGINAL ? g->from_port : g->to_port);
+	for (i = 0; i < BUCKET_ENTRIES; i++) {
+		entry = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
+		if (entry_matches(entry, family, direction, g, n))
+			return entry;
+	}
+	return 0;
+}
+
+static __always_inline bool is_usable(const struct fast_entry *entry, u32 until, const struct fast_path *f,
+				      const struct fast_packet *g)
+{
+	return is_valid(until, bpf_jiffies64(), f) && entry->generation == (u16)f->generation &&
+	       g->segment <= entry->largest && entry->bytes <= MOST_BYTES;
+}
+
+/* The entry's client, and the egress address that it has; of IPv4 addresses the last word alone. False: there is none. */
+static __always_inline bool read_addresses(const struct fast_entry *entry, u32 slot, u32 family, __be32 *client,
+					   __be32 *address)
+{
+	if (family == IPV4)
+		client[3] = entry->client[3];
+	else
+		copy_address(client, entry->client);
+	return egress_address_of(slot, family, client, address, family == IPV4 ? 3 : 0);
+}
+
 /* 0: the packet must take the kernel's path. Else what the program returns. */
-static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction, struct fast_packet *g)
+static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction,
+					    struct fast_packet *g)
 {
 	struct settings *s = get_settings();
 	struct fast_path *f = get_active_fast_path();
-	struct fast_bucket *bucket;
 	struct fast_entry *entry;
 	struct next_hop *next_hop;
 	union numbers n;
-	u32 address[4], client[4];
-	u32 until, first;
-	int i, index;
+	__be32 address[4], client[4];
+	u32 until;
+	int index;
 
 	if (!f || !s)
 		return 0;
@@ -303,32 +387,18 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	/* A reply entry is created from an answer that carries the port to which it came. */
 	if (direction == REPLY && g->to_port != TAG_REDIRECTED)
 		skb->tc_index = g->to_port;
-	index = direction == ORIGINAL ? bucket_of(f, family, g->from, g->to, g->from_port, g->to_port, g->protocol) :
-					bucket_of(f, family, g->to, g->from, g->to_port, g->from_port, g->protocol);
-	bucket = fast_buckets.lookup(&index);
-	if (!bucket)
-		return 0;
-	first = first_of(direction == ORIGINAL ? g->from_port : g->to_port);
-	for (i = 0; i < BUCKET_ENTRIES; i++) {
-		entry = &bucket->entry[(first + i) & (BUCKET_ENTRIES - 1)];
-		if (entry_matches(entry, family, direction, g, &n))
-			break;
-	}
-	if (i == BUCKET_ENTRIES)
+	entry = find_entry(f, family, direction, g, &n);
+	if (!entry)
 		return 0;
 	until = *(volatile u32 *)&entry->until;
-	if (!is_valid(until, bpf_jiffies64(), f) || entry->generation != (u16)f->generation ||
-	    g->segment > entry->largest || entry->bytes > MOST_BYTES)
+	if (!is_usable(entry, until, f, g))
 		return 0;
 	index = entry->next_hop;
 	next_hop = next_hops.lookup(&index);
 	if (!next_hop || next_hop->in != skb->ifindex)
 		return 0;
-	if (family == IPV4)
-		client[3] = entry->client[3];
-	else
-		copy_address(client, entry->client);
-	if (!egress_address_of(n.slot, family, client, address, family == IPV4 ? 3 : 0) || (direction == REPLY && !is_equal_in(family, address, g->to)))
+	if (!read_addresses(entry, n.slot, family, client, address) ||
+	    (direction == REPLY && !is_equal_in(family, address, g->to)))
 		return 0;
 	/* Another processor may have written another flow's entry here meanwhile. */
 	if (*(volatile u64 *)&entry->client_port != n.word || *(volatile u32 *)&entry->until != until)
@@ -336,10 +406,7 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	if (!rewrite(skb, family, direction, g, next_hop, direction == ORIGINAL ? address : client,
 		     direction == ORIGINAL ? n.egress_port : n.client_port))
 		return 0;
-	advance(&entry->end, g->sequence, g->end);
-	entry->packets += skb->gso_segs ?: 1;
-	entry->bytes += g->total;
-	count(entry->reason, 0);
+	count_fast_packet(skb, entry, g);
 	set_mark(skb, s, direction == ORIGINAL ? n.slot + 1 : 0);
 	skb->tc_index = TAG_REDIRECTED;
 	return bpf_redirect(next_hop->out, 0);

@@ -7,9 +7,9 @@
  */
 
 enum {
-	STREAM_AFTER = 2000000000,   /* ns after which an answered UDP flow is a stream */
+	STREAM_AFTER = 2000000000, /* ns after which an answered UDP flow is a stream */
 	BOTH_SIDES = 1 << ORIGINAL | 1 << REPLY,
-	A_CUT_FIN = 4,               /* in flow.fins, by direction: the FIN came in a first fragment */
+	A_CUT_FIN = 4, /* in flow.fins, by direction: the FIN came in a first fragment */
 	LARGEST_SEGMENT = 65535,
 };
 
@@ -50,13 +50,13 @@ static __always_inline bool reopens(const struct flow *flow, const struct packet
 }
 
 /* The next states by the present one, of which SYN_SENT is the first: the rows of tcp_conntracks. */
-#define ROW(ss, sr, es, fw, cw, la, tw, cl, s2)                                                       \
+#define ROW(ss, sr, es, fw, cw, la, tw, cl, s2)                                                              \
 	((u64)(ss) | (u64)(sr) << 4 | (u64)(es) << 8 | (u64)(fw) << 12 | (u64)(cw) << 16 | (u64)(la) << 20 | \
 	 (u64)(tw) << 24 | (u64)(cl) << 28 | (u64)(s2) << 32)
 
 enum {
-	IGNORED = 14,                /* conntrack lets it through and remembers it */
-	INVALID = 15,                /* conntrack has nothing to do with it: it is dropped behind us */
+	IGNORED = 14, /* conntrack lets it through and remembers it */
+	INVALID = 15, /* conntrack has nothing to do with it: it is dropped behind us */
 };
 
 static __always_inline u32 next_state(u32 state, u32 segment, enum direction direction)
@@ -66,39 +66,38 @@ static __always_inline u32 next_state(u32 state, u32 segment, enum direction dir
 	if (state < SYN_SENT)
 		return INVALID;
 	if (segment == A_SYN)
-		row = direction == ORIGINAL ?
-		      ROW(SYN_SENT, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, SYN_SENT2) :
-		      ROW(SYN_SENT2, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID, SYN_SENT2);
+		row = direction == ORIGINAL
+			      ? ROW(SYN_SENT, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, SYN_SENT2)
+			      : ROW(SYN_SENT2, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID,
+				    SYN_SENT2);
 	else if (segment == A_SYN_ACK)
-		row = direction == ORIGINAL ?
-		      ROW(INVALID, SYN_RECV, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID, SYN_RECV) :
-		      ROW(SYN_RECV, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, SYN_RECV);
+		row = direction == ORIGINAL
+			      ? ROW(INVALID, SYN_RECV, INVALID, INVALID, INVALID, INVALID, INVALID, INVALID, SYN_RECV)
+			      : ROW(SYN_RECV, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, SYN_RECV);
 	else if (segment == A_FIN)
 		row = ROW(INVALID, FIN_WAIT, FIN_WAIT, LAST_ACK, LAST_ACK, LAST_ACK, TIME_WAIT, CLOSE, INVALID);
 	else if (segment == AN_ACK)
-		row = direction == ORIGINAL ?
-		      ROW(INVALID, ESTABLISHED, ESTABLISHED, CLOSE_WAIT, CLOSE_WAIT, TIME_WAIT, TIME_WAIT,
-			  CLOSE, INVALID) :
-		      ROW(IGNORED, SYN_RECV, ESTABLISHED, CLOSE_WAIT, CLOSE_WAIT, TIME_WAIT, TIME_WAIT,
-			  CLOSE, IGNORED);
+		row = direction == ORIGINAL ? ROW(INVALID, ESTABLISHED, ESTABLISHED, CLOSE_WAIT, CLOSE_WAIT, TIME_WAIT,
+						  TIME_WAIT, CLOSE, INVALID)
+					    : ROW(IGNORED, SYN_RECV, ESTABLISHED, CLOSE_WAIT, CLOSE_WAIT, TIME_WAIT,
+						  TIME_WAIT, CLOSE, IGNORED);
 	else
-		row = segment == A_RESET ? ROW(CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE) :
-					   ~0ULL;
+		row = segment == A_RESET ? ROW(CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE, CLOSE) : ~0ULL;
 	return row >> (state - SYN_SENT) * 4 & 15;
 }
 
 /* What one segment does to its flow beyond its state. */
 enum fate {
-	STAYS,                       /* nothing, not even its idle time begins anew */
+	STAYS, /* nothing, not even its idle time begins anew */
 	MOVES,
-	DIES,                        /* conntrack forgets it at once */
-	GOES_ON,                     /* both sides have sent after a reset, and this is the client's turn again */
+	DIES,    /* conntrack forgets it at once */
+	GOES_ON, /* both sides have sent after a reset, and this is the client's turn again */
 };
 
 struct segment {
 	u32 kind;
 	u32 direction;
-	u32 end;                     /* sequence number after it */
+	u32 end; /* sequence number after it */
 };
 
 static __always_inline bool follows(const struct flow *flow, u32 kind, u32 direction)
@@ -174,8 +173,8 @@ static __always_inline void confirm_fin(struct flow *flow, const struct packet *
 
 /* How conntrack sees a reset. */
 enum reset {
-	CHALLENGED,                  /* the state stays, until the peer has answered */
-	CHECKED,                     /* believed if its acknowledgement can be true */
+	CHALLENGED, /* the state stays, until the peer has answered */
+	CHECKED,    /* believed if its acknowledgement can be true */
 	BELIEVED,
 };
 
@@ -279,6 +278,72 @@ static __always_inline void close_by_reset(struct flow *flow, u32 state)
 		flow->flags |= TELL_CONNTRACK;
 }
 
+/* The hosts have opened a new connection with the SYN that was ignored. */
+static __always_inline bool answers_ignored_syn(const struct flow *flow, const struct packet *p,
+						const struct segment *s)
+{
+	return s->kind == A_SYN_ACK && follows(flow, A_SYN, ORIGINAL) && p->ack == flow->last_end;
+}
+
+static __always_inline void restart_numbers(struct flow *flow)
+{
+	flow->end[ORIGINAL] = flow->last_end;
+	flow->seen_sides = 1 << ORIGINAL;
+	flow->has_acked = 0;
+	flow->gaps = 0;
+	flow->fins = 0;
+	flow->flags &= ~CHALLENGING;
+}
+
+/* The state after the segment, a reset's judgement aside; INVALID: the segment changes no state. A FIN that is held
+ * counts as an ACK until then. */
+static __always_inline u32 state_after(struct flow *flow, const struct packet *p, struct segment *s, u64 now)
+{
+	u32 state = flow->state;
+	u32 next = next_state(state, s->kind, s->direction);
+
+	if (next == INVALID)
+		return INVALID;
+	if (next == IGNORED) {
+		if (!answers_ignored_syn(flow, p, s)) {
+			remember_ignored(flow, p, s);
+			return INVALID;
+		}
+		next = SYN_RECV;
+		restart_numbers(flow);
+	}
+	if (state == LAST_ACK && s->kind == AN_ACK && follows(flow, A_SYN, !s->direction) &&
+	    flow->flags & CHALLENGING) {
+		flow->flags &= ~CHALLENGING;
+		return INVALID;
+	}
+	if (s->kind == A_FIN && !is_in_place(flow, p, s)) {
+		hold_fin(flow, p, s, now);
+		s->kind = AN_ACK;
+		next = state;
+	}
+	if (next == SYN_SENT2)
+		flow->flags |= SIMULTANEOUS;
+	if (next == SYN_RECV && s->kind == AN_ACK && flow->flags & SIMULTANEOUS)
+		next = ESTABLISHED;
+	return next;
+}
+
+/* Whether the segment ends the connection. A client could send an end that only the gateway sees: only an origin's
+ * segment, or a reset that the origin must believe (`exact`), ends a count before its timeout. */
+static __always_inline void note_end_of_connection(struct flow *flow, const struct segment *s, u32 state, bool exact)
+{
+	bool closed = s->kind == A_RESET && flow->state == CLOSE;
+
+	if ((s->direction == REPLY && s->kind == A_FIN) ||
+	    (closed && (s->direction == REPLY || !was_established(state) || exact)))
+		flow->flags |= ENDED_BY_PEER;
+	if (closed && state >= ESTABLISHED && state <= LAST_ACK)
+		close_by_reset(flow, state);
+	else if (flow->flags & TRANSITORY && s->kind == AN_ACK)
+		flow->spoken |= 1 << (s->direction & 1);
+}
+
 static __always_inline enum fate track_tcp(struct flow *flow, const struct packet *p, enum direction direction, u64 now)
 {
 	struct segment s = { .kind = segment_of(p->tcp_flags), .direction = direction };
@@ -286,41 +351,13 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	bool exact = false;
 	u32 state, next;
 
+	s.end = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
 	if (s.kind != NOTHING)
 		confirm_fin(flow, p, direction);
 	state = flow->state;
-	next = next_state(state, s.kind, direction);
-	s.end = p->seq + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
+	next = state_after(flow, p, &s, now);
 	if (next == INVALID)
 		return STAYS;
-	if (next == IGNORED) {
-		/* In truth they have opened a new connection, with the SYN that was ignored. */
-		if (s.kind != A_SYN_ACK || !follows(flow, A_SYN, ORIGINAL) || p->ack != flow->last_end) {
-			remember_ignored(flow, p, &s);
-			return STAYS;
-		}
-		next = SYN_RECV;
-		flow->end[ORIGINAL] = flow->last_end;
-		flow->seen_sides = 1 << ORIGINAL;
-		flow->has_acked = 0;
-		flow->gaps = 0;
-		flow->fins = 0;
-		flow->flags &= ~CHALLENGING;
-	}
-	if (state == LAST_ACK && s.kind == AN_ACK && follows(flow, A_SYN, !direction) &&
-	    flow->flags & CHALLENGING) {
-		flow->flags &= ~CHALLENGING;
-		return STAYS;
-	}
-	if (s.kind == A_FIN && !is_in_place(flow, p, &s)) {
-		hold_fin(flow, p, &s, now);
-		s.kind = AN_ACK;
-		next = state;
-	}
-	if (next == SYN_SENT2)
-		flow->flags |= SIMULTANEOUS;
-	if (next == SYN_RECV && s.kind == AN_ACK && flow->flags & SIMULTANEOUS)
-		next = ESTABLISHED;
 	if (s.kind == A_RESET) {
 		exact = is_exact(flow, p, direction);
 		reset = judge_reset(flow, p, direction);
@@ -332,19 +369,11 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	flow->last = s.kind;
 	flow->last_direction = direction;
 	flow->state = next;
-	/* A client could end its connection for us alone. It takes the origin to end a count before its time, or a
-	 * reset that the origin must believe. */
-	if ((direction == REPLY && s.kind == A_FIN) ||
-	    (s.kind == A_RESET && next == CLOSE && (direction == REPLY || !was_established(state) || exact)))
-		flow->flags |= ENDED_BY_PEER;
-	if (s.kind == A_RESET && next == CLOSE && state >= ESTABLISHED && state <= LAST_ACK)
-		close_by_reset(flow, state);
-	else if (flow->flags & TRANSITORY && s.kind == AN_ACK)
-		flow->spoken |= 1 << (direction & 1);
+	note_end_of_connection(flow, &s, state, exact);
 	if (!flow->replied) {
 		if (s.kind == A_RESET)
 			return DIES;
-		/* A client that goes on asking doesn't keep its entry. */
+		/* A client that repeats its SYN does not keep its entry. */
 		if (s.kind == A_SYN && state == SYN_SENT)
 			return STAYS;
 	}
@@ -359,9 +388,11 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 static __always_inline u64 identity_of(const struct flow_key *tuple)
 {
 	u64 ports = pair(tuple->client_port, tuple->origin_port) ^ (u64)tuple->protocol << 16;
-	u64 identity = mix(mix(ports, pair(tuple->client[3], tuple->origin[3])), pair(tuple->client[0], tuple->origin[0]));
+	u64 identity =
+		mix(mix(ports, pair(tuple->client[3], tuple->origin[3])), pair(tuple->client[0], tuple->origin[0]));
 
-	identity = mix(mix(identity, pair(tuple->client[1], tuple->origin[1])), pair(tuple->client[2], tuple->origin[2]));
+	identity =
+		mix(mix(identity, pair(tuple->client[1], tuple->origin[1])), pair(tuple->client[2], tuple->origin[2]));
 	return identity ?: 1;
 }
 
@@ -383,12 +414,12 @@ static __always_inline bool is_answered(const struct flow *flow)
 }
 
 enum {
-	UNANSWERED = 1,              /* so the client's count of unanswered flows goes down, too */
-	GONE = 2,                    /* the flow has been deleted since it was looked up, or a new one takes its place */
-	COUNTED = 4,                 /* it was counted until now, and is to be released by the caller */
-	DELETED = 8,                 /* it is to leave the map: the same */
-	ANSWERED = 16,               /* by this packet (is_answered) */
-	RETURNS = 32,                /* both sides have gone on after a reset: it is to be admitted again */
+	UNANSWERED = 1, /* so the client's count of unanswered flows goes down, too */
+	GONE = 2,       /* the flow has been deleted since it was looked up, or a new one takes its place */
+	COUNTED = 4,    /* it was counted until now, and is to be released by the caller */
+	DELETED = 8,    /* it is to leave the map: the same */
+	ANSWERED = 16,  /* by this packet (is_answered) */
+	RETURNS = 32,   /* both sides have gone on after a reset: it is to be admitted again */
 };
 
 /* Under the flow's lock: nothing is counted for the flow any more. */
@@ -400,7 +431,7 @@ static __always_inline u32 uncount(struct flow *flow)
 	return ended | !is_answered(flow);
 }
 
-/* Under the flow's lock. DELETED is said once, and the flow must not be used after finish_flow. */
+/* Under the flow's lock. DELETED is said once, and the flow must not be used after end_flow. */
 static __always_inline u32 begin_deletion(struct flow *flow)
 {
 	flow->closing = 1;
@@ -409,9 +440,9 @@ static __always_inline u32 begin_deletion(struct flow *flow)
 }
 
 /* After the lock: what `ended` says is done. */
-static __always_inline void finish_flow(struct flow *flow, const struct flow_key *tuple, u32 ended)
+static __always_inline void end_flow(struct flow *flow, const struct flow_key *tuple, u32 ended)
 {
-	u32 address[4];
+	__be32 address[4];
 
 	copy_address(address, flow->egress_address);
 	if (ended & DELETED)
@@ -421,7 +452,8 @@ static __always_inline void finish_flow(struct flow *flow, const struct flow_key
 }
 
 /* What one more packet means for its flow. COUNTED, DELETED and ANSWERED are said once. */
-static __always_inline u32 track(struct flow *flow, const struct packet *p, enum direction direction, u64 identity, u64 now)
+static __always_inline u32 track(struct flow *flow, const struct packet *p, enum direction direction, u64 identity,
+				 u64 now)
 {
 	enum fate fate = MOVES;
 	u32 result = 0;
@@ -463,8 +495,8 @@ unlock:
 
 /* Both sides have gone on after a reset (RFC 6146, 3.5.2.2: from TRANS back to ESTABLISHED). 0, or the reason why the
  * flow cannot come back: others have taken its room. */
-static __always_inline int return_flow(struct flow *flow, const struct flow_key *tuple, u64 identity, const struct settings *s,
-				       u64 now)
+static __always_inline int return_flow(struct flow *flow, const struct flow_key *tuple, u64 identity,
+				       const struct settings *s, u64 now)
 {
 	bool counted = flow->counted, returned = false, answered = false;
 	int reason = counted ? 0 : admit(tuple, flow->egress_address, flow->slot, s, now);
@@ -517,7 +549,7 @@ static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow,
 	}
 	result = track(flow, p, direction, identity, now);
 	if (result & (COUNTED | DELETED))
-		finish_flow(flow, &p->tuple, result);
+		end_flow(flow, &p->tuple, result);
 	if (result & (GONE | DELETED))
 		return result;
 	if (result & COUNTED)

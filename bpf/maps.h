@@ -13,8 +13,8 @@
 	BPF_TABLE_PINNED(type, key, value, name, entries, PIN_DIRECTORY "/" #name, flags)
 
 enum {
-	SLOTS = 16384,           /* egress IPs; slot 0 is the shared addresses */
-	POLICIES = 16384,        /* policy ids; id 0 is "no policy" */
+	SLOTS = 16384,    /* egress IPs; slot 0 is the shared addresses */
+	POLICIES = 16384, /* policy ids; id 0 is "no policy" */
 	RULES = 16384,
 	RULE_WORDS = RULES / 64,
 	SUMMARY_WORDS = RULE_WORDS / 64,
@@ -22,7 +22,7 @@ enum {
 	HOSTS = 1048576,
 	NEAREST_BUCKETS = 1024,
 	CLIENTS = 65536,
-	CLIENT_PREFIXES = FLOWS / 4,  /* clients that live flows are counted for; those of more are not */
+	CLIENT_PREFIXES = FLOWS / 4, /* clients that live flows are counted for; those of more are not */
 	INTERFACES = 1024,
 	NEXT_HOPS = 65536,
 	ON_LINK_RANGES = SLOTS,
@@ -37,10 +37,10 @@ enum family { IPV4, IPV6, FAMILIES };
  * is all ones; for an IPv6 range the client's host bits select the address (nft_nat.c,
  * nft_nat_setup_netmap, does the same to the packet). */
 struct egress_address {
-	u32 prefix[4];
-	u32 mask[4];
-	u32 local;               /* belongs to this gateway */
-	u32 available;           /* and holds it just now */
+	__be32 prefix[4];
+	__be32 mask[4];
+	u32 local;     /* belongs to this gateway */
+	u32 available; /* and holds it just now */
 };
 
 struct egress {
@@ -49,7 +49,7 @@ struct egress {
 PINNED("array", int, struct egress, egresses, SLOTS, 0);
 
 enum bank_bits {
-	BANK = 1,                /* its number; the others skip a look-up that no rule needs */
+	BANK = 1, /* its number; the others skip a look-up that no rule needs */
 	USES_SOURCE = 2,
 	USES_SOURCE_PORT = 4,
 	USES_PORT = 8,
@@ -62,13 +62,13 @@ enum bank_bits {
 struct settings {
 	u32 mark_mask;
 	u32 mark_shift;
-	u32 limit;               /* connections per (egress address, protocol, origin address, origin port) */
-	u32 bank;                /* which of the two policy banks is in force, and what its rules ask about: enum bank_bits */
+	u32 limit; /* connections per (egress address, protocol, origin address, origin port) */
+	u32 bank;  /* which of the two policy banks is in force, and what its rules ask about: enum bank_bits */
 	u32 proxy_tcp;
 	u32 proxy_udp;
-	u32 flows_per_client;    /* live flows of one client prefix */
-	u32 unanswered_per_client;   /* those of them that no origin has answered */
-	u32 ready;               /* 0: the tables are not filled, nothing may leave */
+	u32 flows_per_client;      /* live flows of one client prefix */
+	u32 unanswered_per_client; /* those of them that no origin has answered */
+	u32 ready;                 /* 0: the tables are not filled, nothing may leave */
 };
 PINNED("array", int, struct settings, settings, 1, 0);
 
@@ -76,18 +76,18 @@ enum role { NO_ROLE, INSIDE, OUTSIDE, OTHER };
 enum unfit { FIT, RENAMED, TAKEN };
 struct interface {
 	u32 role;
-	u8 mac[6];               /* what a neighbour solicitation is answered with */
-	u16 ethernet;            /* 1: frames carry an Ethernet header */
-	u32 any_source;          /* 1: sources need not lead back here */
-	u32 filtered;            /* 1: others look at packets as they arrive, which what is fast would pass by */
-	u32 unfit;               /* enum unfit: it had its role under another name, or is a port; what is egress does not pass */
-	u8 name[16];             /* as the file lists it */
+	u8 mac[6];      /* what a neighbour solicitation is answered with */
+	u16 ethernet;   /* 1: frames carry an Ethernet header */
+	u32 any_source; /* 1: sources need not lead back here */
+	u32 filtered;   /* 1: others look at packets as they arrive, which what is fast would pass by */
+	u32 unfit;      /* enum unfit: it had its role under another name, or is a port; what is egress does not pass */
+	u8 name[16];    /* as the file lists it */
 };
 PINNED("hash", u32, struct interface, interfaces, INTERFACES, 0);
 
 /* The MAC addresses with which interfaces on top of one send frames through it (macvlan). */
 struct carried_key {
-	u32 ifindex;             /* of the lower one */
+	u32 ifindex; /* of the lower one */
 	u8 mac[6];
 	u16 pad;
 };
@@ -95,10 +95,10 @@ PINNED("hash", struct carried_key, u32, carried, INTERFACES, 0);
 
 /* One connection, by its original tuple. */
 struct flow_key {
-	u32 client[4];
-	u32 origin[4];
-	u16 client_port;
-	u16 origin_port;
+	__be32 client[4];
+	__be32 origin[4];
+	__be16 client_port;
+	__be16 origin_port;
 	u8 protocol;
 	u8 pad[3];
 };
@@ -122,12 +122,13 @@ enum state {
 enum segment_kind { NOTHING, A_SYN, A_SYN_ACK, A_FIN, AN_ACK, A_RESET };
 
 enum flow_flag {
-	ASSURED = 1,             /* TCP: established, and answered (IPS_ASSURED) */
-	ENDED_BY_PEER = 2,       /* the origin has sent a FIN or a reset, or a client's reset was in its place */
-	SIMULTANEOUS = 4,        /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
-	CHALLENGING = 8,         /* the next ACK may answer a SYN, not a FIN (IP_CT_EXP_CHALLENGE_ACK) */
-	TRANSITORY = 16,         /* a reset has closed what was established (RFC 6146, 3.5.2.2, "TRANS") */
-	TELL_CONNTRACK = 32,     /* conntrack can't know this state, for the fast path hid packets from it: a sweep tells it */
+	ASSURED = 1,       /* TCP: established, and answered (IPS_ASSURED) */
+	ENDED_BY_PEER = 2, /* the origin has sent a FIN or a reset, or a client's reset was in its place */
+	SIMULTANEOUS = 4,  /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
+	CHALLENGING = 8,   /* the next ACK may answer a SYN, not a FIN (IP_CT_EXP_CHALLENGE_ACK) */
+	TRANSITORY = 16,   /* a reset has closed what was established (RFC 6146, 3.5.2.2, "TRANS") */
+	TELL_CONNTRACK =
+		32, /* conntrack can't know this state, for the fast path hid packets from it: a sweep tells it */
 };
 
 /*
@@ -136,39 +137,39 @@ enum flow_flag {
  * `deleting` have said that it is still this flow (is_current).
  */
 struct flow {
-	struct bpf_spin_lock lock;  /* guards everything but the counters */
+	struct bpf_spin_lock lock; /* guards everything but the counters */
 	u32 slot;
 	u32 policy;
 	u32 reason;
-	u32 egress_address[4];
+	__be32 egress_address[4];
 	u64 created;
 	u64 last_seen;
-	u64 packets[2];          /* by direction */
+	u64 packets[2]; /* by direction */
 	u64 bytes[2];
-	u32 end[2];              /* highest sequence number + 1 that this side sent without a gap */
-	u32 acked[2];            /* highest acknowledgement that this side sent */
-	u32 last_ack;            /* of the last plain ACK, or of a segment that conntrack ignored since: */
+	u32 end[2];   /* highest sequence number + 1 that this side sent without a gap */
+	u32 acked[2]; /* highest acknowledgement that this side sent */
+	u32 last_ack; /* of the last plain ACK, or of a segment that conntrack ignored since: */
 	u32 last_end;
-	u8 last;                 /* enum segment_kind of the last segment that wasn't INVALID */
+	u8 last; /* enum segment_kind of the last segment that wasn't INVALID */
 	u8 last_direction;
-	u8 seen_sides;           /* bit per direction: end[] is valid */
-	u8 has_acked;            /* bit per direction: acked[] is valid */
-	u8 flags;                /* ASSURED, … */
+	u8 seen_sides; /* bit per direction: end[] is valid */
+	u8 has_acked;  /* bit per direction: acked[] is valid */
+	u8 flags;      /* ASSURED, … */
 	u8 state;
-	u8 timeout;              /* the state whose timeout it has */
-	u8 counted;              /* 1: the counters of its origin and its client include this flow */
-	u8 replied;              /* 1: the origin has said something */
-	u8 closing;              /* 1: a SYN, FIN or RST is being followed, no fast-path entry may be created */
-	u16 egress_port;         /* after translation; 0: the flow has no fast-path entries */
-	u8 spoken;               /* bit per direction: this side has sent after the reset (TRANSITORY) */
-	u8 gaps;                 /* bit per direction: a segment has come that does not follow on end[] */
-	u8 fins;                 /* two bits per direction: a FIN has come that does not follow on end[]; A_CUT_FIN; its own end: */
+	u8 timeout;         /* the state whose timeout it has */
+	u8 counted;         /* 1: the counters of its origin and its client include this flow */
+	u8 replied;         /* 1: the origin has said something */
+	u8 closing;         /* 1: a SYN, FIN or RST is being followed, no fast-path entry may be created */
+	__be16 egress_port; /* after translation; 0: the flow has no fast-path entries */
+	u8 spoken;          /* bit per direction: this side has sent after the reset (TRANSITORY) */
+	u8 gaps;            /* bit per direction: a segment has come that does not follow on end[] */
+	u8 fins; /* two bits per direction: a FIN has come that does not follow on end[]; A_CUT_FIN; its own end: */
 	u32 fin_end[2];
-	u64 fin_seen;            /* when the last of them came */
-	u64 fast_packets[2];     /* of fast-path entries that are gone; live entries have counters of their own */
+	u64 fin_seen;        /* when the last of them came */
+	u64 fast_packets[2]; /* of fast-path entries that are gone; live entries have counters of their own */
 	u64 fast_bytes[2];
-	u64 identity;            /* of the tuple (identity_of); 0: user space entered the flow, the next packet sets it */
-	u64 deleting;            /* 1: its counts are given back, it is about to leave the map. Last, as it is copied last */
+	u64 identity; /* of the tuple (identity_of); 0: user space entered the flow, the next packet sets it */
+	u64 deleting; /* 1: its counts are given back, it is about to leave the map. Last, as it is copied last */
 };
 PINNED("hash", struct flow_key, struct flow, flows, FLOWS, 0);
 /* The flows in the order in which they were created: where room is looked for when a table is full. */
@@ -184,20 +185,20 @@ enum {
 };
 
 struct fast_entry {
-	u32 client[4];
-	u32 origin[4];
-	u16 client_port;
-	u16 origin_port;
-	u16 egress_port;         /* after translation; the address follows from the slot and the client's */
+	__be32 client[4];
+	__be32 origin[4];
+	__be16 client_port;
+	__be16 origin_port;
+	__be16 egress_port; /* after translation; the address follows from the slot and the client's */
 	u16 slot;
-	u32 until;               /* jiffies; from then on packets take the kernel's path, until one of them renews the entry */
-	u16 generation;          /* valid while it equals that of struct fast_path */
+	u32 until;      /* jiffies; from then on packets take the kernel's path, until one of them renews the entry */
+	u16 generation; /* valid while it equals that of struct fast_path */
 	u16 next_hop;
-	u16 largest;             /* bytes from the network header on that have passed: of a GSO packet, a segment's */
-	u8 kind;                 /* protocol, and IPV6_KIND */
-	u8 reason;               /* REPLY: for packets of the origin, else for those of the client */
-	u32 end;                 /* TCP: as the flow's end[]; newer */
-	u32 packets;             /* since the entry was created */
+	u16 largest; /* bytes from the network header on that have passed: of a GSO packet, a segment's */
+	u8 kind;     /* protocol, and IPV6_KIND */
+	u8 reason;   /* REPLY: for packets of the origin, else for those of the client */
+	u32 end;     /* TCP: as the flow's end[]; newer */
+	u32 packets; /* since the entry was created */
 	u32 bytes;
 };
 
@@ -211,8 +212,8 @@ PINNED("array", int, struct fast_bucket, fast_buckets, FAST_BUCKETS, BPF_F_MMAPA
 struct next_hop {
 	u32 in;
 	u32 out;
-	u8 ethernet[12];         /* destination, source */
-	u32 until;               /* jiffies: later than that of any entry which names this next hop */
+	u8 ethernet[12]; /* destination, source */
+	u32 until;       /* jiffies: later than that of any entry which names this next hop */
 };
 PINNED("array", int, struct next_hop, next_hops, NEXT_HOPS, 0);
 
@@ -220,23 +221,23 @@ PINNED("array", int, struct next_hop, next_hops, NEXT_HOPS, 0);
  * for replies tells whether the bucket, whose memory is rarely in a cache, need be read at all. */
 struct bucket_lock {
 	struct bpf_spin_lock lock;
-	u32 reply_entries;       /* how many of the bucket's entries are for replies */
+	u32 reply_entries; /* how many of the bucket's entries are for replies */
 };
 PINNED("array", int, struct bucket_lock, bucket_locks, FAST_BUCKETS, 0);
 
 struct fast_path {
-	u32 generation;          /* 16 bits; another one invalidates all entries; 0: the fast path is off */
-	u32 lifetime;            /* jiffies for which an entry is valid */
-	u64 seed;                /* of the hash: which tuples share a bucket must not be predictable */
-	u32 last_generation;     /* user space's: the generation before it was switched off */
+	u32 generation;      /* 16 bits; another one invalidates all entries; 0: the fast path is off */
+	u32 lifetime;        /* jiffies for which an entry is valid */
+	u64 seed;            /* of the hash: which tuples share a bucket must not be predictable */
+	u32 last_generation; /* user space's: the generation before it was switched off */
 };
 PINNED("array", int, struct fast_path, fast_path, 1, 0);
 
 /* The domain in which egress ports must be unique, and the key of the limit. */
 struct origin_key {
-	u32 egress_address[4];
-	u32 origin[4];
-	u16 origin_port;
+	__be32 egress_address[4];
+	__be32 origin[4];
+	__be16 origin_port;
 	u8 protocol;
 	u8 pad;
 };
@@ -246,7 +247,7 @@ struct origin {
 	u32 active;
 	u32 peak;
 	u32 slot;
-	u32 deleting;            /* 1: about to leave the map, look it up again */
+	u32 deleting; /* 1: about to leave the map, look it up again */
 	u32 pad;
 	u64 total;
 	u64 refused;
@@ -257,15 +258,15 @@ PINNED("hash", struct origin_key, struct origin, origins, ORIGINS, 0);
 BPF_QUEUESTACK_PINNED("queue", unused_origins, struct origin_key, ORIGINS, 0, PIN_DIRECTORY "/unused_origins");
 
 struct client_key {
-	u32 client[4];           /* an address, or a prefix whose other words are 0 */
+	__be32 client[4]; /* an address, or a prefix whose other words are 0 */
 };
 
 /* What one client takes of the tables. A client is an IPv4 address or an IPv6 /64, all of which one host may use. */
 struct client_prefix {
 	struct bpf_spin_lock lock;
-	u32 flows;               /* live ones */
+	u32 flows; /* live ones */
 	u32 unanswered;
-	u32 deleting;            /* as an origin's */
+	u32 deleting; /* as an origin's */
 	u64 total;
 	u64 refused;
 	u64 used;
@@ -275,11 +276,11 @@ PINNED("hash", struct client_key, struct client_prefix, client_prefixes, CLIENT_
 /* Which egress a client without a matching policy stays on. Losing an entry costs nothing but this
  * stickiness, so it may be an LRU; flows and origins may not. */
 PINNED("lru_hash", struct client_key, u32, clients, CLIENTS, 0);
-PINNED("array", int, u32, nearest, NEAREST_BUCKETS * 2, 0);   /* bucket * FAMILIES + family → slot */
+PINNED("array", int, u32, nearest, NEAREST_BUCKETS * 2, 0); /* bucket * FAMILIES + family → slot */
 
 struct prefix_key {
 	u32 length;
-	u32 address[4];
+	__be32 address[4];
 };
 PINNED("lpm_trie", struct prefix_key, u32, on_link, ON_LINK_RANGES, BPF_F_NO_PREALLOC);
 
@@ -287,8 +288,8 @@ PINNED("lpm_trie", struct prefix_key, u32, on_link, ON_LINK_RANGES, BPF_F_NO_PRE
  * equal for policies (a profile, a set of names). 0 is "nothing is known". */
 PINNED("hash", struct client_key, u32, sessions, SESSIONS, BPF_F_NO_PREALLOC);
 struct host_key {
-	u32 client[4];           /* all zero: whichever client */
-	u32 address[4];
+	__be32 client[4]; /* all zero: whichever client */
+	__be32 address[4];
 };
 PINNED("hash", struct host_key, u32, hosts, HOSTS, BPF_F_NO_PREALLOC);
 
@@ -303,16 +304,16 @@ struct region_sets {
 	u32 destination;
 };
 struct rule_set {
-	u64 summary[SUMMARY_WORDS];  /* bit w of all: words[w] is not 0 */
+	u64 summary[SUMMARY_WORDS]; /* bit w of all: words[w] is not 0 */
 	u64 words[RULE_WORDS];
 };
 struct rule {
 	u32 policy;
 	u32 slot[FAMILIES];
-	u32 fallback[FAMILIES];  /* NO_SLOT: refuse */
+	u32 fallback[FAMILIES]; /* NO_SLOT: refuse */
 };
-#define BANKS(name, type, key, value, flags)                              \
-	BPF_F_TABLE(type, key, value, name##_inner, 1, flags);            \
+#define BANKS(name, type, key, value, flags)                   \
+	BPF_F_TABLE(type, key, value, name##_inner, 1, flags); \
 	PINNED("array_of_maps$" #name "_inner", int, u32, name, 2, 0)
 
 /* Before Linux 6.2 an inner map must resemble its prototype in having BTF or not, if its value is a
@@ -342,8 +343,8 @@ struct verdict {
 	u32 reason;
 	u32 slot;
 	u32 policy;
-	u32 egress_address[4];
-	u32 active;              /* of the origin, before this flow */
+	__be32 egress_address[4];
+	u32 active; /* of the origin, before this flow */
 	u32 limit;
 };
 PINNED("array", int, struct verdict, explained, 1, 0);

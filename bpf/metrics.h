@@ -26,3 +26,13 @@ static __always_inline void count_event(enum event event, u32 times)
 	if (sum)
 		__sync_fetch_and_add(sum, times);
 }
+
+static __always_inline void count_policy_hit(u32 policy, u64 now)
+{
+	struct hits *hits = policy_hits.lookup(&policy);
+
+	if (hits) {
+		__sync_fetch_and_add(&hits->flows, 1);
+		hits->last = now;
+	}
+}

@@ -16,7 +16,7 @@ struct advertisement {
 	u8 code;
 	u16 checksum;
 	u32 flags;
-	u32 target[4];
+	__be32 target[4];
 	u8 option;
 	u8 option_length;
 	u8 mac[6];
@@ -26,7 +26,7 @@ enum {
 	MESSAGE = sizeof(struct advertisement) - sizeof(struct ipv6hdr),
 };
 
-static __always_inline bool is_on_link(const u32 *target)
+static __always_inline bool is_on_link(const __be32 *target)
 {
 	struct prefix_key key = { .length = 128 };
 
@@ -43,7 +43,7 @@ static __always_inline u16 fold(s64 sum)
 }
 
 struct pseudo_header {
-	u32 source[4], destination[4], length, next;
+	__be32 source[4], destination[4], length, next;
 };
 
 /* A solicitation's checksum (RFC 4861, 7.1.1). It carries up to two options of eight bytes: the sender's
@@ -77,6 +77,33 @@ static __always_inline bool is_intact(struct __sk_buff *skb, const struct ipv6hd
 	return fold(bpf_csum_diff(0, 0, message, sizeof(message), sum)) == 0;
 }
 
+/* The frame goes back to its sender; without one (duplicate address detection) to all nodes, ff02::1 (7.2.4), whose
+ * Ethernet address is built from 33:33:ff:… that the solicitation came to (RFC 2464, 7). */
+static __always_inline void turn_back(struct ethhdr *ethernet, __be32 *destination, const struct ipv6hdr *ip,
+				      bool unspecified)
+{
+	if (unspecified) {
+		destination[0] = be32(0xff020000);
+		destination[3] = be32(1);
+		ethernet->h_dest[2] = 0;
+		ethernet->h_dest[3] = 0;
+		ethernet->h_dest[4] = 0;
+		ethernet->h_dest[5] = 1;
+	} else {
+		copy_address(destination, ip->saddr.in6_u.u6_addr32);
+		__builtin_memcpy(ethernet->h_dest, ethernet->h_source, 6);
+	}
+}
+
+static __always_inline u16 checksum_of(const struct advertisement *a, const struct pseudo_header *pseudo)
+{
+	s64 sum = bpf_csum_diff(0, 0, (void *)pseudo, sizeof(*pseudo), 0);
+	u32 message[MESSAGE / 4];
+
+	__builtin_memcpy(message, &a->type, MESSAGE);
+	return fold(bpf_csum_diff(0, 0, message, MESSAGE, sum));
+}
+
 /* True: the packet has become the answer, and goes back where it came from. */
 static __always_inline bool answer_solicitation(struct __sk_buff *skb, const struct interface *interface)
 {
@@ -95,41 +122,22 @@ static __always_inline bool answer_solicitation(struct __sk_buff *skb, const str
 	if (!interface->ethernet || !is_on_link(a.target) || !is_intact(skb, &a.ip) ||
 	    bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) < 0)
 		return false;
-
 	copy_address(pseudo.source, a.target);
-	unspecified = !(a.ip.saddr.in6_u.u6_addr32[0] | a.ip.saddr.in6_u.u6_addr32[1] |
-			a.ip.saddr.in6_u.u6_addr32[2] | a.ip.saddr.in6_u.u6_addr32[3]);
-	if (unspecified) {
-		/* Duplicate address detection: the answer goes to all nodes, ff02::1 (7.2.4). Its Ethernet
-		 * address is built from 33:33:ff:… that the solicitation came to (RFC 2464, 7). */
-		pseudo.destination[0] = be32(0xff020000);
-		pseudo.destination[3] = be32(1);
-		ethernet.h_dest[2] = 0;
-		ethernet.h_dest[3] = 0;
-		ethernet.h_dest[4] = 0;
-		ethernet.h_dest[5] = 1;
-	} else {
-		copy_address(pseudo.destination, a.ip.saddr.in6_u.u6_addr32);
-		__builtin_memcpy(ethernet.h_dest, ethernet.h_source, 6);
-	}
+	unspecified = !(a.ip.saddr.in6_u.u6_addr32[0] | a.ip.saddr.in6_u.u6_addr32[1] | a.ip.saddr.in6_u.u6_addr32[2] |
+			a.ip.saddr.in6_u.u6_addr32[3]);
+	turn_back(&ethernet, pseudo.destination, &a.ip, unspecified);
 	__builtin_memcpy(ethernet.h_source, interface->mac, 6);
 	copy_address(a.ip.saddr.in6_u.u6_addr32, pseudo.source);
 	copy_address(a.ip.daddr.in6_u.u6_addr32, pseudo.destination);
 	a.ip.payload_len = be16(MESSAGE);
 	a.type = ND_ADVERT;
 	a.checksum = 0;
-	/* Router, and override; solicited unless nobody is named to have asked. */
+	/* Router, and override; solicited unless the solicitation has no sender. */
 	a.flags = unspecified ? be32(0xa0000000) : be32(0xe0000000);
 	a.option = ND_TARGET_LL_ADDR;
 	a.option_length = 1;
 	__builtin_memcpy(a.mac, interface->mac, 6);
-
-	s64 sum = bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0);
-	u32 message[MESSAGE / 4];
-
-	__builtin_memcpy(message, &a.type, MESSAGE);
-	sum = bpf_csum_diff(0, 0, message, MESSAGE, sum);
-	a.checksum = fold(sum);
+	a.checksum = checksum_of(&a, &pseudo);
 	return bpf_skb_change_tail(skb, sizeof(ethernet) + sizeof(a), 0) == 0 &&
 	       bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0) == 0 &&
 	       bpf_skb_store_bytes(skb, sizeof(ethernet), &a, sizeof(a), 0) == 0;

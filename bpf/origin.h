@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The exact count of live flows of each origin: per (egress address, protocol, origin address, port). */
 
-static __always_inline void origin_key_of(struct origin_key *key, const struct flow_key *tuple,
-					  const u32 *address)
+static __always_inline void origin_key_of(struct origin_key *key, const struct flow_key *tuple, const __be32 *address)
 {
 	copy_address(key->egress_address, address);
 	copy_address(key->origin, tuple->origin);
@@ -24,14 +23,15 @@ static __always_inline struct origin *get_origin(struct origin_key *key, u32 slo
 }
 
 /* Raises the counter. 0, or the reason of the refusal. */
-static __always_inline int count_origin(const struct flow_key *tuple, const u32 *address, u32 slot, u32 limit, u64 now)
+static __always_inline int count_origin(const struct flow_key *tuple, const __be32 *address, u32 slot, u32 limit,
+					u64 now)
 {
 	struct origin_key key;
-	int try, result;
+	int attempt, result;
 
 	origin_key_of(&key, tuple, address);
 	/* An entry that is being deleted is looked up again; it is gone in a moment. */
-	for (try = 0; try < 2; try++) {
+	for (attempt = 0; attempt < 2; attempt++) {
 		struct origin *origin = get_origin(&key, slot, now);
 
 		if (!origin)
@@ -58,7 +58,7 @@ static __always_inline int count_origin(const struct flow_key *tuple, const u32 
 }
 
 /* Lowers the counter. `never_was`: the flow was admitted, but could not be entered. */
-static __always_inline void uncount_origin(const struct flow_key *tuple, const u32 *address, bool never_was)
+static __always_inline void uncount_origin(const struct flow_key *tuple, const __be32 *address, bool never_was)
 {
 	struct origin_key key;
 	struct origin *origin;
@@ -98,7 +98,7 @@ static __always_inline bool forget_origin(struct origin_key *key)
 	return gone;
 }
 
-static __always_inline u32 active_at(const struct flow_key *tuple, const u32 *address)
+static __always_inline u32 active_at(const struct flow_key *tuple, const __be32 *address)
 {
 	struct origin_key key;
 	struct origin *origin;

@@ -8,19 +8,20 @@
 #include <linux/udp.h>
 #include <linux/if_packet.h>
 
+/* Host to network order, and back. */
 #define be16(x) __builtin_bswap16(x)
 #define be32(x) __builtin_bswap32(x)
 
 enum {
-	PULL = 192,              /* bytes made linear when a header is not */
-	EXTENSION_HEADERS = 6,   /* IPv6 extension headers followed; a chain of more is malformed */
+	PULL = 192,            /* bytes made linear when a header is not */
+	EXTENSION_HEADERS = 6, /* IPv6 extension headers followed; a chain of more is malformed */
 	IP_DONT_FRAGMENT = 0x4000,
 	CLASS_AND_LABEL = 0x0fffffff, /* of IPv6's first word */
 	IP_MORE_FRAGMENTS = 0x2000,
 	IP_OFFSET = 0x1fff,
 	IP6_OFFSET = 0xfff8,
 	IP6_MORE = 1,
-	VLAN_NUMBER = 0xfff,     /* in a tag's control information (IEEE 802.1Q, 9.6) */
+	VLAN_NUMBER = 0xfff, /* in a tag's control information (IEEE 802.1Q, 9.6) */
 	ICMP_DEST_UNREACH = 3,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,
@@ -35,23 +36,23 @@ enum {
 	NEXTHDR_FRAGMENT = 44,
 	NEXTHDR_AUTH = 51,
 	NEXTHDR_DEST = 60,
-	MAPPED = 0xffff0000,     /* third word of ::ffff:a.b.c.d as loaded on a little-endian machine */
+	MAPPED = 0xffff0000, /* third word of ::ffff:a.b.c.d as loaded on a little-endian machine */
 };
 
 struct packet {
 	struct flow_key tuple;
-	u32 family;              /* IPV4 or IPV6 */
-	u32 tos;                 /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
-	u32 total;               /* length from the network header on, by the IP header */
-	u32 transport;           /* offset of the transport header from the network header */
+	u32 family;    /* IPV4 or IPV6 */
+	u32 tos;       /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
+	u32 total;     /* length from the network header on, by the IP header */
+	u32 transport; /* offset of the transport header from the network header */
 	u8 hop_limit;
 	u8 dont_fragment;
-	u8 fragment;             /* any fragment */
-	u8 later_fragment;       /* one without the transport header */
+	u8 fragment;       /* any fragment */
+	u8 later_fragment; /* one without the transport header */
 	u8 icmp_type;
 	u8 tcp_flags;
-	u32 payload;             /* bytes of TCP payload */
-	u32 seq;                 /* host order */
+	u32 payload; /* bytes of TCP payload */
+	u32 seq;     /* host order */
 	u32 ack;
 };
 
@@ -97,7 +98,7 @@ static __always_inline bool is_cut(struct __sk_buff *skb, const struct packet *p
 	return p->total > skb->wire_len;
 }
 
-static __always_inline void map_ipv4(u32 *address, u32 ipv4)
+static __always_inline void map_ipv4(__be32 *address, __be32 ipv4)
 {
 	address[0] = 0;
 	address[1] = 0;
@@ -106,17 +107,28 @@ static __always_inline void map_ipv4(u32 *address, u32 ipv4)
 }
 
 /* Such an address never is on the wire (RFC 4291, 2.5.5.2), and would pass for an IPv4 one here. */
-static __always_inline bool is_mapped(const u32 *address)
+static __always_inline bool is_mapped(const __be32 *address)
 {
 	return !address[0] && !address[1] && address[2] == MAPPED;
 }
 
-static __always_inline void copy_address(u32 *to, const u32 *from)
+static __always_inline void copy_address(__be32 *to, const __be32 *from)
 {
 	to[0] = from[0];
 	to[1] = from[1];
 	to[2] = from[2];
 	to[3] = from[3];
+}
+
+/* Of an answer's addresses and ports as they are in its header. */
+static __always_inline void invert_tuple(struct flow_key *tuple)
+{
+	struct flow_key reply = *tuple;
+
+	copy_address(tuple->client, reply.origin);
+	copy_address(tuple->origin, reply.client);
+	tuple->client_port = reply.origin_port;
+	tuple->origin_port = reply.client_port;
 }
 
 static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
@@ -176,8 +188,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	copy_address(p->tuple.origin, ip.daddr.in6_u.u6_addr32);
 	if (is_mapped(p->tuple.client) || is_mapped(p->tuple.origin))
 		return REASON_MALFORMED;
-	p->total = be16(ip.payload_len) ? sizeof(ip) + be16(ip.payload_len) :
-					  total_length(skb, 0) ?: sizeof(ip);
+	p->total = be16(ip.payload_len) ? sizeof(ip) + be16(ip.payload_len) : total_length(skb, 0) ?: sizeof(ip);
 	next = ip.nexthdr;
 	for (i = 0; i < EXTENSION_HEADERS && is_extension(next) && !p->later_fragment; i++) {
 		u8 header[8];

@@ -25,7 +25,7 @@ static __always_inline bool is_available(u32 slot, u32 family)
 }
 
 /* The address of egress `slot` for this client, from its word `first` on; false if the slot has none here. */
-static __always_inline bool egress_address_of(u32 slot, u32 family, const u32 *client, u32 *address, int first)
+static __always_inline bool egress_address_of(u32 slot, u32 family, const __be32 *client, __be32 *address, int first)
 {
 	struct egress *egress = egresses.lookup(&slot);
 	struct egress_address *a;
@@ -61,7 +61,7 @@ enum override { OVERRIDE_CLIENT = 1, OVERRIDE_HOST = 2 };
  * nothing in their intersection. */
 struct matches {
 	const struct rule_set *of[MATCHES];
-	u32 missing;             /* a set that should be there is not */
+	u32 missing; /* a set that should be there is not */
 };
 
 static __always_inline void intersect(struct matches *m, int dimension, void *sets, const u32 *number)
@@ -79,7 +79,7 @@ static __always_inline u32 *lookup(void *map, const void *key)
 	return map ? bpf_map_lookup_elem(map, key) : 0;
 }
 
-static __always_inline u32 region_of(void *regions, const u32 *address)
+static __always_inline u32 region_of(void *regions, const __be32 *address)
 {
 	struct prefix_key key = { .length = 128 };
 	u32 *region;
@@ -163,7 +163,7 @@ static __always_inline void intersect_override(struct matches *m, int dimension,
 }
 
 static __always_inline void intersect_facts(struct matches *m, u32 uses, u32 bank, void *sets, const struct packet *p,
-				       u32 overridden)
+					    u32 overridden)
 {
 	u32 key;
 
@@ -292,8 +292,8 @@ static __always_inline void match(u32 uses, u32 bank, const struct packet *p, co
 		resolve_egress(rule, p, v);
 }
 
-static __always_inline void choose(const struct settings *s, const struct packet *p, struct verdict *v,
-				   bool stay, u32 overridden)
+static __always_inline void choose(const struct settings *s, const struct packet *p, struct verdict *v, bool stay,
+				   u32 overridden)
 {
 	/* Read once: all look-ups are of one generation. */
 	u32 uses = *(volatile const u32 *)&s->bank;
@@ -332,11 +332,11 @@ static __always_inline void choose(const struct settings *s, const struct packet
 }
 
 /* Slot, source address and reason of a new flow. Refused and blocked reasons have no source. */
-static __always_inline void classify(const struct settings *s, const struct packet *p, struct verdict *v,
-				     bool stay, u32 overridden)
+static __always_inline void classify(const struct settings *s, const struct packet *p, struct verdict *v, bool stay,
+				     u32 overridden)
 {
 	choose(s, p, v, stay, overridden);
-	if (v->reason >= REASON_LIMIT)
+	if (!is_egress(v->reason))
 		return;
 	if (!egress_address_of(v->slot, p->family, p->tuple.client, v->egress_address, 0))
 		v->reason = REASON_UNAVAILABLE;

@@ -10,6 +10,8 @@
  *
  * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF; UNLISTED and INBOUND by both.
  */
+/* One line a reason. */
+/* clang-format off */
 REASON(1, POLICY, dedicated, "a policy names this egress IP")
 REASON(2, FALLBACK, dedicated, "the policy's primary egress IP is unavailable, its fallback is used")
 REASON(3, NEAREST, dedicated, "no policy matches: the nearest dedicated egress IP")
@@ -60,3 +62,4 @@ REASON(73, INBOUND, blocked, "a connection opened from outside towards an inside
 REASON(74, UNTRANSLATABLE, blocked, "its mark names no egress address")
 REASON(75, ASTRAY, refused, "of a live flow, and would now leave by an interface that is not outside")
 REASON(76, NOT_FORWARDED, blocked, "from or to an interface that is in none of the file's lists, for which forwarding was off")
+/* clang-format on */

@@ -2,9 +2,9 @@
 /* Only what leaves by an outside interface is egress: the kernel's own routing says where it goes. */
 
 enum {
-	LOOPBACK = 1,            /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
-	SKIP_NEIGHBOUR = 4,      /* BPF_FIB_LOOKUP_SKIP_NEIGH, since Linux 6.3 */
-	WITH_MARK = 32,          /* BPF_FIB_LOOKUP_MARK, since Linux 6.10 */
+	LOOPBACK = 1,       /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
+	SKIP_NEIGHBOUR = 4, /* BPF_FIB_LOOKUP_SKIP_NEIGH, since Linux 6.3 */
+	WITH_MARK = 32,     /* BPF_FIB_LOOKUP_MARK, since Linux 6.10 */
 };
 
 /* Which interface a packet would leave by, with this mark; its next hop's link-layer address is of no interest. */
@@ -46,64 +46,76 @@ static __always_inline int reason_unfit(const struct interface *interface)
 	return interface->unfit == TAKEN ? REASON_TAKEN : REASON_RENAMED;
 }
 
+/* The FIB's question for a packet with this tuple that arrives by the interface `ifindex`. */
+static __always_inline void fill_question(struct bpf_fib_lookup *fib, const struct flow_key *tuple, u32 family,
+					  u32 ifindex)
+{
+	fib->ifindex = ifindex;
+	fib->l4_protocol = tuple->protocol;
+	fib->sport = tuple->client_port;
+	fib->dport = tuple->origin_port;
+	if (family == IPV4) {
+		fib->family = 2 /* AF_INET */;
+		fib->ipv4_src = tuple->client[3];
+		fib->ipv4_dst = tuple->origin[3];
+	} else {
+		fib->family = 10 /* AF_INET6 */;
+		copy_address(fib->ipv6_src, tuple->client);
+		copy_address(fib->ipv6_dst, tuple->origin);
+	}
+}
+
+/* Whether the FIB has named an interface. It names none for FRAG_NEEDED if it was asked with a length. */
+static __always_inline bool is_routed(long result)
+{
+	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||
+	       result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
+}
+
 /*
- * 0: the packet will leave by the outside interface `*leaves_by`. Else the reason why it is not ours to decide. Marks of
- * others that it has by now are asked with; what sets them later, as nftables does, is not foreseen.
+ * 0: the packet will leave by the outside interface `*leaves_by`. Else the reason why it is not egress. The FIB is asked
+ * with the marks of others that the packet has by now; marks that rules set later, as nftables does, are not foreseen.
  */
 static __always_inline int route(struct __sk_buff *skb, const struct packet *p, u32 *leaves_by)
 {
 	struct bpf_fib_lookup fib = {};
 	struct interface *out;
-	u32 ifindex;
 	bool too_big;
 	long result;
 
 	if (!is_unicast(p))
 		return REASON_LOCAL;
-	fib.ifindex = skb->ifindex;
-	fib.l4_protocol = p->tuple.protocol;
-	fib.sport = p->tuple.client_port;
-	fib.dport = p->tuple.origin_port;
+	fill_question(&fib, &p->tuple, p->family, skb->ifindex);
+	if (p->family == IPV4)
+		fib.tos = p->tos;
+	else
+		fib.flowinfo = p->tos;
 	/* A GSO packet is cut to the MTU later; 0 leaves the check to its segments' size. */
 	fib.tot_len = skb->gso_segs > 1 ? 0 : p->total;
-	if (p->family == IPV4) {
-		fib.family = 2 /* AF_INET */;
-		fib.tos = p->tos;
-		fib.ipv4_src = p->tuple.client[3];
-		fib.ipv4_dst = p->tuple.origin[3];
-	} else {
-		fib.family = 10 /* AF_INET6 */;
-		fib.flowinfo = p->tos;
-		copy_address(fib.ipv6_src, p->tuple.client);
-		copy_address(fib.ipv6_dst, p->tuple.origin);
-	}
 	result = look_up_route(skb, &fib, skb->mark);
 	too_big = result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 	if (too_big) {
-		/* Then no interface has been named. */
 		fib.ifindex = skb->ifindex;
 		fib.tot_len = 0;
 		result = look_up_route(skb, &fib, skb->mark);
 	}
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return REASON_LOCAL;
-	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH &&
-	    result != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+	if (!is_routed(result))
 		return REASON_UNROUTED;
-	ifindex = fib.ifindex;
-	out = interfaces.lookup(&ifindex);
+	*leaves_by = fib.ifindex;
+	out = interfaces.lookup(leaves_by);
 	if (!out)
 		return REASON_UNLISTED;
 	if (out->role != OUTSIDE)
 		return out->role == INSIDE ? REASON_INSIDE : REASON_OTHER;
 	if (out->unfit)
 		return reason_unfit(out);
-	/* What the kernel will not forward must not be admitted: conntrack never gets to know of it. */
+	/* conntrack does not see what the kernel will not forward, so it must not be admitted. */
 	if (p->hop_limit <= 1)
 		return REASON_TTL;
 	if (too_big && p->dont_fragment && !p->fragment && !is_reassembled(skb, p))
 		return REASON_TOO_BIG;
-	*leaves_by = ifindex;
 	return 0;
 }
 
@@ -116,30 +128,18 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 static __always_inline bool leads_back(struct __sk_buff *skb, const struct packet *p, u32 outside)
 {
 	struct bpf_fib_lookup fib = {};
+	struct flow_key answer = p->tuple;
 	long result;
 
-	fib.ifindex = outside;
-	fib.l4_protocol = p->tuple.protocol;
-	fib.sport = p->tuple.origin_port;
-	fib.dport = p->tuple.client_port;
-	if (p->family == IPV4) {
-		fib.family = 2 /* AF_INET */;
-		fib.ipv4_src = p->tuple.origin[3];
-		fib.ipv4_dst = p->tuple.client[3];
-	} else {
-		fib.family = 10 /* AF_INET6 */;
-		copy_address(fib.ipv6_src, p->tuple.origin);
-		copy_address(fib.ipv6_dst, p->tuple.client);
-	}
+	invert_tuple(&answer);
+	fill_question(&fib, &answer, p->family, outside);
 	result = look_up_route(skb, &fib, 0);
 	if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) {
 		/* An uplink that takes router advertisements may have IPv6 forwarding off: then as the kernel asks. */
 		fib.ifindex = LOOPBACK;
 		result = look_up_route(skb, &fib, 0);
 	}
-	/* Without tot_len, FRAG_NEEDED names the interface, too. */
-	return (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||
-		result == BPF_FIB_LKUP_RET_FRAG_NEEDED) && fib.ifindex == skb->ifindex;
+	return is_routed(result) && fib.ifindex == skb->ifindex;
 }
 
 /* 0, or the reason why a packet that route() lets through has come by the wrong interface. */

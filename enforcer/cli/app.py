@@ -68,8 +68,8 @@ def _fail(ctx: click.Context, error: EnforcerError) -> NoReturn:
     ctx.exit(error.exit_code)
 
 
-class Settings:
-    """The global options."""
+class GlobalOptions:
+    """The global options; `instance` is the gateway that they name."""
 
     def __init__(self, netns: str | None, file: Path):
         self.netns = netns
@@ -102,7 +102,7 @@ def entry(ctx: click.Context, netns: str | None, file: Path) -> None:
 
     `run` is the daemon. The nouns show what is enforced, with or without a daemon; each takes --json.
     """
-    ctx.obj = Settings(netns, file.absolute())
+    ctx.obj = GlobalOptions(netns, file.absolute())
     if netns is not None and not ctx.resilient_parsing:
         from enforcer.kernel.namespace import enter
 

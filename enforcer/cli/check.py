@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 
 
 @click.command("check", cls=Command)
 @click.pass_obj
-def command(settings: Settings) -> None:
-    """Validate the file; changes nothing. Exit code 2 if it has faults."""
+def command(options: GlobalOptions) -> None:
+    """Validate the file; touches nothing. Exit code 2 if anything is wrong."""
     from enforcer.gateway.preview import check_file, config_warnings
 
-    config = check_file(settings.file)
+    config = check_file(options.file)
     for warning in config_warnings(config):
         click.echo(f"warning: {warning}", err=True)
     click.echo(
-        f"{settings.file}: valid; location {config.location}, {len(config.egress_ips)} egress IPs, "
+        f"{options.file}: valid; location {config.location}, {len(config.egress_ips)} egress IPs, "
         f"{len(config.policies)} policies"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table
 
 COLUMNS = (Column("what", "What"), Right("number", "Number", number), Column("meaning", "Meaning"))
@@ -13,11 +13,11 @@ COLUMNS = (Column("what", "What"), Right("number", "Number", number), Column("me
 @click.command("dns", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show counters of the clients' DNS questions and answers."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """What became of clients' questions to DNS and of the answers, since the daemon began to learn names."""
     from enforcer.inspect.dns import dns
 
-    rows = dns(settings.instance)
+    rows = dns(options.instance)
     if as_json:
         print_json(rows)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.errors import EnforcerError, LaterVersionError
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @click.command("down", cls=Command)
 @click.pass_obj
-def command(settings: Settings) -> None:
-    """Remove everything that was ever installed; ends the daemon first."""
+def command(options: GlobalOptions) -> None:
+    """Take away everything that was ever installed; ends the daemon first."""
     try:
-        done = _tear_down(settings.instance)
+        done = _tear_down(options.instance)
     except KeyboardInterrupt:
         raise EnforcerError(
             "interrupted: some of it may be removed already",

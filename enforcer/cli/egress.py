@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import (
     Column,
     Right,
@@ -31,12 +31,12 @@ COLUMNS = (
 @click.command("egress", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show the dedicated egress IPs, their availability and utilisation."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """The dedicated egress IPs: whether they are there, and how full they are."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.egress import egress
 
-    rows = egress(GatewayReader(settings.instance))
+    rows = egress(GatewayReader(options.instance))
     if as_json:
         print_json(rows)
     else:

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table
-
-EPHEMERAL_PORT = 49152  # RFC 6335, 6: the first dynamic port
+from enforcer.constants import EPHEMERAL_PORT
 
 
 class Address(click.ParamType):
@@ -61,7 +60,7 @@ TRACE = (
 @json_option
 @click.pass_obj
 def command(
-    settings: Settings,
+    options: GlobalOptions,
     *,
     src: Any,
     sport: int,
@@ -85,7 +84,7 @@ def command(
     if dport is None and protocol != "icmp":
         raise click.UsageError(f"--dport is needed for {protocol}")
     question = Question(src, dst, protocol, sport, dport or 0, interface)
-    found = explain(GatewayReader(settings.instance), question, Supposed(email, host), trace=trace)
+    found = explain(GatewayReader(options.instance), question, Supposed(email, host), trace=trace)
     if as_json:
         print_json(found)
         return

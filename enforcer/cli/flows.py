@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import (
     Column,
     Right,
@@ -39,12 +39,12 @@ COLUMNS = (
 @click.command("flows", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show the connections with egress and translation, youngest first."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """The connections, each with its way out; the youngest first."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.flows import flows
 
-    rows = flows(GatewayReader(settings.instance))
+    rows = flows(GatewayReader(options.instance))
     if as_json:
         print_json(rows)
     else:

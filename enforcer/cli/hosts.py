@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import Column, Right, duration, json_option, print_json, print_table
 
 COLUMNS = (
@@ -18,12 +18,12 @@ COLUMNS = (
 @click.command("hosts", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show names learnt from DNS answers, for net.fqdn.* in policies."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """The names of addresses that were learnt from DNS answers, for net.fqdn.* in policies."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.hosts import hosts
 
-    rows = hosts(GatewayReader(settings.instance))
+    rows = hosts(GatewayReader(options.instance))
     if as_json:
         print_json(rows)
     else:

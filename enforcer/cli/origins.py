@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import Column, Right, json_option, number, percent, print_json, print_table
 
 COLUMNS = (
@@ -26,12 +26,12 @@ COLUMNS = (
 @click.command("origins", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show the live connections by egress address and origin."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """Live connections per egress address and origin, against the limit."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.origins import origins
 
-    rows = origins(GatewayReader(settings.instance))
+    rows = origins(GatewayReader(options.instance))
     if as_json:
         print_json(rows)
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ MOST_CLIENTS = 10
 @click.command("plan", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show what applying the file would do; changes nothing.
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """What applying the file now would do; does nothing.
 
     Lists the operations, the added, removed and changed policies and lists, and the number of live flows by
     client that would get another egress IP if reopened. Live flows keep their egress IP.
     """
     from enforcer.gateway.preview import preview_file
 
-    preview = preview_file(settings.file)
+    preview = preview_file(options.file)
     for warning in preview.warnings:
         click.echo(f"warning: {warning}", err=True)
     rows = [_row(operation, preview) for operation in preview.operations]

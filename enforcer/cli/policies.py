@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import (
     Column,
     Right,
@@ -31,12 +31,12 @@ COLUMNS = (
 @click.command("policies", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show the policies in force, in ascending precedence."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """The policies in force, in the order in which they are tried."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.policies import policies
 
-    rows = policies(GatewayReader(settings.instance))
+    rows = policies(GatewayReader(options.instance))
     if as_json:
         print_json(rows)
     else:

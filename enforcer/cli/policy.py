@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from enforcer.cli.app import Command, Settings, Subject
+from enforcer.cli.app import Command, GlobalOptions, Subject
 from enforcer.cli.output import Column, Right, json_option, print_json, print_table
 
 FAILED = (
@@ -53,8 +53,8 @@ def test(ctx: click.Context, file: Path, as_json: bool) -> None:
     """
     from enforcer.inspect.expectations import judge_file
 
-    settings: Settings = ctx.obj
-    rows = judge_file(settings.file, file)
+    options: GlobalOptions = ctx.obj
+    rows = judge_file(options.file, file)
     failed = [row for row in rows if not row["ok"]]
     if as_json:
         print_json({"expectations": len(rows), "failed": len(failed), "results": rows})

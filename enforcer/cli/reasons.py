@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import Column, Right, json_option, number, print_json, print_table
 
 COLUMNS = (
@@ -19,12 +19,12 @@ COLUMNS = (
 @click.command("reasons", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show packets and flows by the reason of their outcome."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """What became of everything seen, by reason."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.reasons import reasons
 
-    rows = reasons(GatewayReader(settings.instance))
+    rows = reasons(GatewayReader(options.instance))
     if as_json:
         print_json(rows)
     else:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import number
 
 
 @click.command("relearn", cls=Command)
 @click.pass_obj
-def command(settings: Settings) -> None:
-    """Invalidate all fast-path entries.
+def command(options: GlobalOptions) -> None:
+    """Forget what the fast path has learnt.
 
     Connections continue: their next packets take the kernel's path, which creates new entries. The daemon
     does
@@ -19,7 +19,7 @@ def command(settings: Settings) -> None:
     """
     from enforcer.gateway.invalidate_fast_path import invalidate_entries
 
-    flows = invalidate_entries(settings.instance)
+    flows = invalidate_entries(options.instance)
     if flows is None:
         click.echo("the fast path is off: it has no entries")
     else:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 
 
 @click.command("reload", cls=Command)
 @click.pass_obj
-def command(settings: Settings) -> None:
-    """Make the daemon apply its file again; waits and prints the changes."""
+def command(options: GlobalOptions) -> None:
+    """Have the daemon read its file again; waits, and prints what changed."""
     from enforcer.control import protocol
 
-    result = protocol.ask(protocol.daemon_of(settings.instance), "reload")
+    result = protocol.ask(protocol.daemon_of(options.instance), "reload")
     for warning in result["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     for operation in result["operations"]:

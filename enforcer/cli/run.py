@@ -6,25 +6,25 @@ from contextlib import suppress
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 
 
 @click.command("run", cls=Command)
 @click.pass_obj
-def command(settings: Settings) -> None:
-    """Run the daemon: apply the file, then keep the kernel in that state.
+def command(options: GlobalOptions) -> None:
+    """The daemon, in the foreground: apply the file, then keep it so.
 
     It stays in the foreground. SIGHUP applies the file again. SIGTERM ends the daemon; enforcement stays in
     place.
     """
     from enforcer.control import worker
 
-    instance = settings.instance
+    instance = options.instance
     with instance.daemon_lock():
-        process = worker.start(settings.file, worker.START)
+        process = worker.start(options.file, worker.START)
         from enforcer.daemon import Daemon
 
-        Daemon(instance, settings.file, _say).run(process)
+        Daemon(instance, options.file, _say).run(process)
 
 
 def _say(line: str) -> None:

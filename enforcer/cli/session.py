@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from enforcer.cli.app import Settings, Subject
+from enforcer.cli.app import GlobalOptions, Subject
 from enforcer.errors import ConfigError, EnforcerError, Fault
 
 GROUP_KEYS = ("id", "name", "email")
@@ -92,7 +92,7 @@ def command() -> None:
 )
 @click.pass_obj
 def add(
-    settings: Settings,
+    options: GlobalOptions,
     *,
     client: str,
     groups: tuple[dict[str, str], ...],
@@ -116,7 +116,7 @@ def add(
             "no fact of the client is given: give --email, --group or another one; "
             f"`enforcer session remove {client}` ends a session"
         )
-    result = protocol.ask(protocol.daemon_of(settings.instance), "session add", session=content)
+    result = protocol.ask(protocol.daemon_of(options.instance), "session add", session=content)
     click.echo(f"replaced the session of {client}" if result["replaced"] else f"added a session for {client}")
 
 
@@ -138,7 +138,7 @@ def remove(ctx: click.Context, clients: tuple[str, ...]) -> None:
 @command.command("load")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.pass_obj
-def load(settings: Settings, file: Path) -> None:
+def load(options: GlobalOptions, file: Path) -> None:
     """Add or replace the sessions of FILE (- for stdin): JSON Lines, one session a line.
 
     All or none: none if the file has faults, or if Ctrl-C comes before the first session is in force. Clients
@@ -150,7 +150,7 @@ def load(settings: Settings, file: Path) -> None:
     from enforcer.control import protocol
     from enforcer.instance import trust
 
-    instance = settings.instance
+    instance = options.instance
     socket = protocol.daemon_of(instance)
     name = "standard input" if str(file) == "-" else str(file)
     # A copy: the unit hides /home and /tmp from the daemon, and a file may change while it is read.

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import Column, json_option, print_json, print_table
 
 
@@ -41,11 +41,11 @@ COLUMNS = (
 @click.command("sessions", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show the clients' sessions, of the watched file and of commands."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """Who the clients are: the sessions in force, from the watched file or from commands."""
     from enforcer.inspect.sessions import sessions
 
-    rows = list(sessions(settings.instance))
+    rows = list(sessions(options.instance))
     if as_json:
         print_json(rows)
     else:

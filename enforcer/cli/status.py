@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from enforcer.cli.app import Command, Settings
+from enforcer.cli.app import Command, GlobalOptions
 from enforcer.cli.output import json_option, number, print_json
 
 STATES = {
@@ -20,11 +20,11 @@ STATES = {
 @click.command("status", cls=Command)
 @json_option
 @click.pass_obj
-def command(settings: Settings, as_json: bool) -> None:
-    """Show a summary of the whole gateway."""
+def command(options: GlobalOptions, as_json: bool) -> None:
+    """One look at the whole gateway."""
     from enforcer.inspect.status import status
 
-    found = status(settings.instance)
+    found = status(options.instance)
     if as_json:
         print_json(found)
         return

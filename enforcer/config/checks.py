@@ -16,6 +16,7 @@ from enforcer.config.expressions import check_expressions
 from enforcer.config.fields import UNSPECIFIED
 from enforcer.config.messages import listed, nearest
 from enforcer.config.models import Configuration, PolicyEgress
+from enforcer.constants import TCP, UDP
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
 from enforcer.policy.rules import MAX_POLICIES
@@ -321,7 +322,7 @@ def warnings(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, 
 def _hidden(draft: Draft, configuration: Configuration) -> Iterator[tuple[Way, str]]:
     """Name the policies that never apply, and which ones apply instead."""
     proxy, policies = configuration.proxy, configuration.policies
-    protocols = [number for number, on in ((6, proxy.tcp), (17, proxy.udp)) if on]
+    protocols = [number for number, on in ((TCP, proxy.tcp), (UDP, proxy.udp)) if on]
     index = {policy.name: position for position, policy in enumerate(policies)}
     asked = decidable(protocols, configuration.private_networks)
     for one in hidden(policies, configuration.named_lists, asked, configuration.tables):

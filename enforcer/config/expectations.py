@@ -30,14 +30,13 @@ from enforcer.config import document, messages
 from enforcer.config.document import Document, Way
 from enforcer.config.fields import Title, type_name
 from enforcer.config.models import Configuration
-from enforcer.constants import ICMP, ICMPV6, TCP, UDP
+from enforcer.constants import EPHEMERAL_PORT, ICMP, ICMPV6, TCP, UDP
 from enforcer.errors import ConfigError, Fault
 from enforcer.policy import values
 from enforcer.policy.decision import REASONS, SHARED
 from enforcer.policy.error import WrongValueError
 from enforcer.policy.facts import NOTHING, Connection, Facts, host_facts, region_facts
 
-EPHEMERAL_PORT = 49152  # RFC 6335, 6: the first dynamic port
 NEAREST, REFUSED, DEFAULT = "nearest", "refused", "default"
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
 

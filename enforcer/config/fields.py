@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from enforcer.constants import MAPPED_NETWORK
+from enforcer.constants import IFNAMSIZ, MAPPED_NETWORK
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.policy.language import MAX_LENGTH
 
@@ -32,7 +32,6 @@ _NEVER_A_SOURCE6 = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_IFNAMSIZ = 16
 _WEEK = 604800
 
 
@@ -178,7 +177,7 @@ def _interface(value: object) -> str:
     right = "the name of a network interface, 15 bytes at most, such as eth0"
     if not isinstance(value, str):
         raise _wrong(f"is {type_name(value)}", f'{right} (quote it: "{value}")')
-    if not value or value in (".", "..") or len(value.encode()) >= _IFNAMSIZ or re.search(r"[\s/:]", value):
+    if not value or value in (".", "..") or len(value.encode()) >= IFNAMSIZ or re.search(r"[\s/:]", value):
         raise _wrong("is no valid interface name", right)
     if value == LOOPBACK:
         raise _wrong("is the loopback interface", "an interface that forwards traffic")
@@ -323,7 +322,7 @@ Title = Annotated[
 InterfaceName = Annotated[
     str,
     PlainValidator(_interface),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": _IFNAMSIZ - 1, "pattern": r"^[^\s/:]+$"}),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": IFNAMSIZ - 1, "pattern": r"^[^\s/:]+$"}),
 ]
 Country = Annotated[
     str, PlainValidator(_country), WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$"})

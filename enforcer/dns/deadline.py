@@ -21,7 +21,8 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from enforcer.kernel import nfqueue
+from enforcer.kernel import queue
+from enforcer.kernel.nft import protocol
 
 DEADLINE = 0.3
 """Seconds that an answer is held at least before it is let go here; at most it is two intervals more."""
@@ -56,7 +57,7 @@ class Overdue:
 def run(number: int, netlink: socket.socket, daemon: socket.socket) -> None:
     """Until the daemon ends; then everything that is held has its verdict at once."""
     overdue = Overdue()
-    verdict = nfqueue.ACCEPT
+    verdict = protocol.ACCEPT
     beat = 0.0
     poll = select.poll()
     poll.register(daemon, select.POLLIN)
@@ -68,7 +69,7 @@ def run(number: int, netlink: socket.socket, daemon: socket.socket) -> None:
                 if not said:
                     _let_go(netlink, number, verdict, nfqueue.state(listing.fileno(), number)[1])
                     return
-                verdict = nfqueue.ACCEPT if said[-1:] == PASS else nfqueue.DROP
+                verdict = protocol.ACCEPT if said[-1:] == PASS else protocol.DROP
             now = time.monotonic()
             held, last = nfqueue.state(listing.fileno(), number)
             late = overdue.look(held, last, now)

@@ -22,7 +22,7 @@ from enforcer.dns import packet
 from enforcer.dns.alive import Alive
 from enforcer.dns.counts import COUNTS
 from enforcer.dns.fair import FairQueue, TimeBudget
-from enforcer.dns.reader import Answer, Reader, settings
+from enforcer.dns.reader import Answer, Reader, learning_config
 from enforcer.dns.recent import RecentAnswers
 from enforcer.dns.watchdog import Watchdog
 from enforcer.errors import BusyError, EnforcerError, KernelError
@@ -108,7 +108,7 @@ class Learner:
         self._tables = tables
         self._say = say
         self._alive = alive
-        self._reader = Reader(settings(config))
+        self._reader = Reader(learning_config(config))
         self.counts = self._reader.counts
         self._recent = RecentAnswers()
         self._waiting: FairQueue[_Held] = FairQueue()
@@ -117,7 +117,7 @@ class Learner:
         self._look = 0.0
         self._round: _Round | None = None
         self._refused: tuple[float, EnforcerError] | None = None
-        passes = self._reader.settings.fail_open
+        passes = self._reader.config.fail_open
         with ExitStack() as stack:
             # Questions first: an answer that is held must have its question.
             self._log = Log(DNS_QUEUE)
@@ -148,9 +148,9 @@ class Learner:
         self._store, self._tables = store, tables
         self._recent = RecentAnswers()
         self._round = self._refused = None
-        before = self._reader.settings.fail_open
-        self._reader.configure(settings(config))
-        passes = self._reader.settings.fail_open
+        before = self._reader.config.fail_open
+        self._reader.configure(learning_config(config))
+        passes = self._reader.config.fail_open
         if passes != before:
             self._queue.fail_open(passes)
             self._watchdog.fail_open(passes)
@@ -195,7 +195,7 @@ class Learner:
             if not self._waiting.put(client, _Held(held, client, cost), cost):
                 self.counts["answer-backlog"] += 1
                 over.append(held.number)
-        if self._reader.settings.fail_open:
+        if self._reader.config.fail_open:
             self._queue.accept(over)
         else:
             self._queue.drop(over)
@@ -231,7 +231,7 @@ class Learner:
         for answer in answers:
             self.counts["learnt"] += 1
             self.counts["addresses"] += len(answer.addresses)
-        new = self._recent.new(answers, min(_SLACK, self._reader.settings.grace / 2))
+        new = self._recent.new(answers, min(_SLACK, self._reader.config.grace / 2))
         if new:
             self._store_names(new)
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from enforcer.constants import MAPPED, TCP, UDP
 
-FIN, SYN, RST = 1, 2, 4
-
 # Hop-by-hop options, routing, destination options: 8-byte units, the first not counted.
 _EXTENSIONS = {0, 43, 60}
 _EXTENSIONS_AT_MOST = 8

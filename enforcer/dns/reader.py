@@ -36,7 +36,7 @@ _UNUSABLE: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = [
 ]
 
 
-class Settings(NamedTuple):
+class LearningConfig(NamedTuple):
     """What of the configuration matters here."""
 
     resolvers: frozenset[bytes] = frozenset()
@@ -50,13 +50,13 @@ class Settings(NamedTuple):
     """IPv6 egress ranges, which are the gateway's too."""
 
 
-def settings(config: Mapping[str, Any]) -> Settings:
+def learning_config(config: Mapping[str, Any]) -> LearningConfig:
     """From the JSON form of a Configuration."""
     dns = config.get("dns", {})
     own = [config["shared"]["ipv4"], config["shared"]["ipv6"]]
     here = [egress for egress in config["egress_ips"] if egress["location"] == config["location"]]
     own += [egress["ipv4"] for egress in here]
-    return Settings(
+    return LearningConfig(
         resolvers=frozenset(pack(ipaddress.ip_address(one)) for one in dns.get("resolvers", ())),
         fail_open=dns.get("when_down", "pass") == "pass",
         grace=float(dns.get("grace", 30)),
@@ -84,16 +84,16 @@ class Answer(NamedTuple):
 class Reader:
     """Packets → what is to be learnt; keeps the questions and the TCP streams, and counts."""
 
-    def __init__(self, wanted: Settings) -> None:
+    def __init__(self, wanted: LearningConfig) -> None:
         self.counts: Counter[str] = Counter()
         self.questions = Questions(self.counts)
         self._asking = Streams(self.counts)
         self._answering = Streams(self.counts)
         self.configure(wanted)
 
-    def configure(self, wanted: Settings) -> None:
-        """Other settings; questions and streams stay."""
-        self.settings = wanted
+    def configure(self, wanted: LearningConfig) -> None:
+        """Another configuration; questions and streams stay."""
+        self.config = wanted
         self._prefixes = [
             *(_prefix(network, "unusable") for network in _UNUSABLE),
             *(_prefix(network, "own") for network in wanted.ranges),
@@ -139,7 +139,7 @@ class Reader:
         return found
 
     def _believed(self, resolver: bytes) -> bool:
-        return not self.settings.resolvers or resolver in self.settings.resolvers
+        return not self.config.resolvers or resolver in self.config.resolvers
 
     @staticmethod
     def _messages(packet: Packet, client: bytes, streams: Streams, now: float) -> list[bytes]:
@@ -198,11 +198,11 @@ class Reader:
             return None
         self.counts["addresses-over"] += max(0, len(usable) - ADDRESSES_AT_MOST)
         first = tuple(sorted(usable[:ADDRESSES_AT_MOST]))
-        return Answer(client, name, first, time_of_day + found.ttl + self.settings.grace)
+        return Answer(client, name, first, time_of_day + found.ttl + self.config.grace)
 
     def _reason(self, packed: bytes) -> str | None:
         """Why an address is not worth learning."""
-        if packed in self.settings.own:
+        if packed in self.config.own:
             return "own"
         address = int.from_bytes(packed, "big")
         return next((reason for mask, network, reason in self._prefixes if address & mask == network), None)

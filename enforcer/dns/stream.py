@@ -11,7 +11,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from enforcer.dns.packet import FIN, RST, SYN, Packet
+from enforcer.constants import FIN, RST, SYN
+from enforcer.dns.packet import Packet
 
 STREAMS = 4096
 """Directions of connections that are followed; the one silent for longest makes room."""

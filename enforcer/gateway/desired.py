@@ -20,7 +20,7 @@ from enforcer.facts.kernel_facts import FORMAT
 from enforcer.gateway import timers
 from enforcer.kernel.addresses import LOOPBACK, InterfaceAddress
 from enforcer.kernel.nft.ruleset import Dns, Ruleset
-from enforcer.policy.nearest import nearest
+from enforcer.policy.nearest import nearest_of
 
 UNANSWERED_PER_CLIENT = 4096
 """Default of `limits.unanswered_per_client`: 17 new flows a second that each expire after 240 s."""
@@ -169,9 +169,7 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         for entry in config["egress_ips"]
     )
     locations = {name: SimpleNamespace(**location) for name, location in config["locations"].items()}
-    used = {egress.location for egress in egresses}
-    # This location comes first: another one may have the same coordinates.
-    closest = here if here in used else nearest(locations[here], {name: locations[name] for name in used})[0]
+    closest = nearest_of({egress.location for egress in egresses}, here, locations)
     caps = per_client(config["limits"])
     return Desired(
         inside=tuple(config["interfaces"]["inside"]),

@@ -19,11 +19,12 @@ from enforcer.constants import TCP, UDP
 from enforcer.facts import session
 from enforcer.facts.records import UNKNOWN_REGION
 from enforcer.facts.regions import Database
-from enforcer.policy.decision import REASONS, SHARED, Decision, decide_all
+from enforcer.policy.decision import SHARED, Decision, decide_all
 from enforcer.policy.facts import Connection, Facts
 from enforcer.policy.language import Lists
 from enforcer.policy.reference import trace
 from enforcer.policy.values import protocol_name
+from enforcer.reasons import by_name
 
 Row = dict[str, Any]
 
@@ -72,7 +73,7 @@ def judge(config: Configuration, expectations: Iterable[Expectation], find: Find
             "ok": not failures,
             "failures": failures,
             "reason": decision.reason,
-            "description": REASONS[decision.reason],
+            "description": by_name()[decision.reason].description,
             "policy": decision.policy,
             "primary": decision.primary,
             "fallback": decision.fallback,
@@ -104,7 +105,8 @@ def _differences(config: Configuration, expected: Expectation, found: Decision) 
     if expected.checks_policy and expected.policy != found.policy:
         yield f"policy: expected {_policy(expected.policy)}, found {_policy(found.policy)} ({found.reason})"
     if expected.reason is not None and expected.reason != found.reason:
-        yield f"reason: expected {expected.reason}, found {found.reason} ({REASONS[found.reason]})"
+        said = by_name()[found.reason].description
+        yield f"reason: expected {expected.reason}, found {found.reason} ({said})"
     if expected.egress is not None and not _leaves(expected.egress, found):
         yield f"egress: expected {expected.egress}, found {_egress(found)}{_elsewhere(config, found)}"
 

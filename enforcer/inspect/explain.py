@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from enforcer.address import IPAddress, unpack
-from enforcer.constants import ICMP, ICMPV6, TCP, UDP
+from enforcer.constants import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, SYN, TCP, UDP
 from enforcer.constants.bpf import Override
 from enforcer.datapath import syscall
 from enforcer.datapath.banks import rule_sets
@@ -32,8 +32,7 @@ from enforcer.kernel.links import Link
 from enforcer.policy.facts import Connection, Facts
 from enforcer.reasons import by_name, reason_of
 
-_SYN = 2
-# Facts that every session has, even if empty.
+# Known of every client with a session, even if empty.
 _NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
 
 
@@ -207,7 +206,7 @@ def _packet(question: Question, link: Link) -> bytes:
     """
     ports = struct.pack("!HH", question.source_port, question.destination_port)
     if question.protocol == "tcp":
-        number, transport = TCP, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, _SYN, 65535, 0, 0)
+        number, transport = TCP, ports + struct.pack("!IIBBHHH", 0, 0, 5 << 4, SYN, 65535, 0, 0)
     elif question.protocol == "udp":
         number, transport = UDP, ports + struct.pack("!HH", 8, 0)
     else:
@@ -215,7 +214,7 @@ def _packet(question: Question, link: Link) -> bytes:
         transport = struct.pack("!BBHHH", echo, 0, 0, 1, 1)
     addresses = question.source.packed + question.destination.packed
     if question.source.version == 4:
-        kind, header = 0x0800, struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(transport), 0, 0, 64, number, 0)
+        kind, header = ETH_P_IP, struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(transport), 0, 0, 64, number, 0)
     else:
-        kind, header = 0x86DD, struct.pack("!IHBB", 6 << 28, len(transport), number, 64)
+        kind, header = ETH_P_IPV6, struct.pack("!IHBB", 6 << 28, len(transport), number, 64)
     return link.mac + bytes(6) + struct.pack("!H", kind) + header + addresses + transport

@@ -34,7 +34,7 @@ RTA_DST, RTA_OIF = 1, 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 RT_TABLE_LOCAL, RTN_LOCAL, RTPROT_KERNEL = 255, 2, 2
 ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, interface index
-ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
+ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths, TOS, table, protocol, scope, type, flags
 
 _INTERFACES: dict[int, type[Interface]] = {socket.AF_INET: IPv4Interface, socket.AF_INET6: IPv6Interface}
 

@@ -12,12 +12,12 @@ import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
-from enforcer.constants import ICMPV6
+from enforcer.constants import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMPV6
 from enforcer.kernel import netlink
-from enforcer.kernel.addresses import IFA_F_DADFAILED, all_entries
+from enforcer.kernel.addresses import IFA_F_DADFAILED, listed
+from enforcer.kernel.links import ARPHRD_ETHER
 
-ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
-ARPHRD_ETHER, ARP_REQUEST = 1, 1
+ARP_REQUEST = 1
 BROADCAST = b"\xff" * 6
 NEIGHBOUR_ADVERTISEMENT, ROUTER_FLAG, OVERRIDE_FLAG = 136, 0x80000000, 0x20000000
 TARGET_LINK_LAYER_ADDRESS = 2

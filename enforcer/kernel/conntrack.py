@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from enforcer.constants import MAPPED
+from enforcer.constants import ICMP, ICMPV6, MAPPED, TCP
 from enforcer.kernel import netlink, sysctl
 from enforcer.kernel.netlink import ACK, NETLINK_NETFILTER, REQUEST, Channel, Message
 
@@ -34,7 +34,7 @@ CTA_ZONE = 18
 CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_TUPLE_ZONE = 1, 2, 3
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 # Identifier, type and code.
-ICMP_ATTRIBUTES = {socket.IPPROTO_ICMP: (4, 5, 6), socket.IPPROTO_ICMPV6: (7, 8, 9)}
+ICMP_ATTRIBUTES = {ICMP: (4, 5, 6), ICMPV6: (7, 8, 9)}
 CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE = 1, 1
 
 # include/uapi/linux/netfilter/nf_conntrack_common.h, enum ip_conntrack_status
@@ -265,7 +265,7 @@ def _entry(message: bytes) -> Entry:
     rest = netlink.attributes(message, offset)
     timeout, mark, status = rest.get(CTA_TIMEOUT), rest.get(CTA_MARK), rest.get(CTA_STATUS)
     state = ""
-    if original.protocol == socket.IPPROTO_TCP and CTA_PROTOINFO in rest:
+    if original.protocol == TCP and CTA_PROTOINFO in rest:
         tcp = netlink.attributes(netlink.attributes(rest[CTA_PROTOINFO]).get(CTA_PROTOINFO_TCP, b""))
         number = tcp.get(CTA_PROTOINFO_TCP_STATE, b"\0")[0]
         state = TCP_STATES[number] if number < len(TCP_STATES) else str(number)

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import REQUEST
-from enforcer.kernel.packet_socket import PacketSocket, parse, request
+from enforcer.kernel.nft.protocol import ACCEPT, DROP
+from enforcer.kernel.packets import PacketSocket, parse, request
 
 _SUBSYSTEM = 3 << 8
 PACKET, VERDICT, CONFIG, VERDICT_BATCH = (_SUBSYSTEM | kind for kind in range(4))
@@ -31,7 +32,6 @@ NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_PAYLOAD, NFQA_CAP_LEN = 1, 2, 10, 13
 NFQA_CFG_CMD, NFQA_CFG_PARAMS, NFQA_CFG_QUEUE_MAXLEN, NFQA_CFG_MASK, NFQA_CFG_FLAGS = 1, 2, 3, 4, 5
 NFQNL_CFG_CMD_BIND, NFQNL_COPY_PACKET = 1, 2
 FAIL_OPEN, GSO = 1, 4
-DROP, ACCEPT = 0, 1
 
 LENGTH = 1024
 """Packets held at most; one client's rate (DNS_BURST, DNS_RATE) does not fill it between two readings."""

@@ -23,15 +23,18 @@ from enforcer.kernel.nft_ingress import (
     NFTA_CHAIN_HOOK,
     NFTA_HOOK_HOOKNUM,
 )
+from enforcer.kernel.netlink import Channel
+from enforcer.kernel.nft import protocol
+from enforcer.kernel.nft.protocol import META_MARK, NFTA_RULE_CHAIN
 
 # include/uapi/linux/netfilter/nf_tables.h, nf_tables_compat.h; prerouting, or a device's ingress, by family
 GETRULE = protocol.SUBSYSTEM | 7
 ARRIVAL = {2: (0,), 10: (0,), protocol.NFPROTO_INET: (0, 5), NFPROTO_NETDEV: (0,)}
 FAMILIES = {2: "ip", 10: "ip6", protocol.NFPROTO_INET: "inet", NFPROTO_NETDEV: "netdev"}
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 1, 3
-NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_RULE_TABLE, NFTA_RULE_EXPRESSIONS = 1, 4
 NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
-NFTA_META_DREG, NFTA_META_KEY, NFTA_META_SREG, META_MARK = 1, 2, 3, 3
+NFTA_META_DREG, NFTA_META_KEY, NFTA_META_SREG = 1, 2, 3
 NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA, NFTA_DATA_VALUE, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN = (
     1,
     2,

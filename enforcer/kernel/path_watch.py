@@ -14,14 +14,14 @@ from typing import Self
 from enforcer.kernel import events, netlink
 from enforcer.kernel.events import Event
 from enforcer.kernel.netlink import Channel
+from enforcer.kernel.nft.protocol import NEWGEN
 
-# include/uapi/linux/neighbour.h, rtnetlink.h, netfilter/nf_tables.h
+# include/uapi/linux/neighbour.h, rtnetlink.h
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NDA_DST, NDA_LLADDR = 1, 2
 NTF_PROXY, NUD_FAILED = 8, 0x20
 NEIGHBOUR = struct.Struct("=BxxxiHBx")  # struct ndmsg: family, interface, state, flags
-AF_BRIDGE = 7  # forwarding entries of bridges, reported to the same group
-NEWGEN = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN: a transaction's last message
+AF_BRIDGE = 7  # what bridges learn is told to the same group
 
 GROUPS = (
     *(events.LINK, events.TRAFFIC_CONTROL, events.NEXT_HOP, events.IPV4_NETCONF, events.IPV6_NETCONF),

@@ -8,14 +8,8 @@ from collections.abc import Sequence
 
 from enforcer.constants import MAPPED
 from enforcer.kernel import netlink
+from enforcer.kernel.addresses import ROUTE, RTA_DST, RTA_OIF, RTM_GETROUTE
 from enforcer.kernel.netlink import NETLINK_ROUTE, REQUEST, Channel, Message
-
-# include/uapi/linux/rtnetlink.h
-RTM_GETROUTE = 26
-RTA_DST, RTA_OIF = 1, 4
-_ROUTE = struct.Struct(
-    "=BBBBBBBBI"
-)  # struct rtmsg: family, lengths, TOS, table, protocol, scope, type, flags
 
 
 def interfaces_to(addresses: Sequence[bytes]) -> list[int | None]:
@@ -29,9 +23,9 @@ def _request(address: bytes) -> bytes:
     family, raw = socket.AF_INET6, address
     if address.startswith(MAPPED):
         family, raw = socket.AF_INET, address[12:]
-    return _ROUTE.pack(family, 8 * len(raw), 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, raw)
+    return ROUTE.pack(family, 8 * len(raw), 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, raw)
 
 
 def _interface(answer: bytes) -> int | None:
-    found = netlink.attributes(answer, _ROUTE.size).get(RTA_OIF)
+    found = netlink.attributes(answer, ROUTE.size).get(RTA_OIF)
     return None if found is None else int(struct.unpack("=I", found)[0])

@@ -14,22 +14,21 @@ from typing import Self
 
 from enforcer.errors import EnforcerError
 from enforcer.kernel import events, netlink
+from enforcer.kernel.addresses import RT_TABLE_LOCAL, RTM_DELROUTE, RTM_NEWROUTE
 from enforcer.kernel.events import Event
 from enforcer.kernel.nft import generations
-from enforcer.kernel.nft.protocol import NEWGEN
+from enforcer.kernel.nft.protocol import NEWGEN, NFPROTO_INET, SUBSYSTEM
 
 ROUTE, FILTER, NFT = "route", "filter", "nft"
 ROUTES = {ROUTE, FILTER}
 
 # include/uapi/linux/rtnetlink.h, netfilter/nfnetlink.h, netfilter/nf_tables.h
 TRAFFIC_CONTROL_KINDS = range(36, 48)  # RTM_NEWQDISC to RTM_GETTFILTER
-ROUTE_KINDS = (24, 25)  # RTM_NEWROUTE, RTM_DELROUTE
-RTM_TABLE, RT_TABLE_LOCAL = 4, 255  # offset of the table in struct rtmsg, and the local table's number
-NFNL_SUBSYS_NFTABLES = 10
-# NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN: the chain may be at the ingress hook.
+ROUTE_KINDS = (RTM_NEWROUTE, RTM_DELROUTE)
+RTM_TABLE = 4  # where struct rtmsg has the table
+# NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN: some chains look at packets as they arrive.
 CHAIN_KINDS = (2, 3, 5)
-NFPROTO_INET = 1
-NFTA_TABLE = 1  # the table's name, in messages about every kind of nftables object
+NFTA_TABLE = 1  # the table's name, in the messages of all kinds of nftables objects
 GROUPS = (
     *(events.LINK, events.TRAFFIC_CONTROL, events.IPV4_ADDRESS, events.IPV6_ADDRESS, events.IPV6_ROUTE),
     *(events.IPV4_NETCONF, events.IPV6_NETCONF),
@@ -108,7 +107,7 @@ class Watch:
             if said is not None and generations.since(self._generation, said) > 0:
                 self._generation = said
             return None
-        if kind >> 8 != NFNL_SUBSYS_NFTABLES or netlink.is_own_port(port):
+        if kind & ~0xFF != SUBSYSTEM or netlink.is_own_port(port):
             return None
         table = netlink.attributes(payload, 4).get(NFTA_TABLE, b"").rstrip(b"\0")
         if payload[0] == NFPROTO_INET and table == self._table:

@@ -14,27 +14,17 @@ from typing import Any, Protocol
 from enforcer.constants import DNS_PORT, ICMP, ICMPV6, TCP, UDP
 from enforcer.policy.facts import Connection
 from enforcer.policy.language import NO_LISTS, Lists
-from enforcer.policy.nearest import Coordinates, nearest
+from enforcer.policy.nearest import Coordinates, nearest_of
 from enforcer.policy.reference import decide
 
 SHARED = "shared"
 """The shared address, where an egress IP's name could stand."""
 
-REASONS = {
-    "policy": "a policy names this egress IP",
-    "fallback": "the policy's primary egress IP is unavailable, its fallback is used",
-    "nearest": "no policy matches: the nearest dedicated egress IP",
-    "default": "a policy says egress: default",
-    "fallback-shared": "the policy's primary egress IP is unavailable, its fallback is the shared address",
-    "dns": "DNS is always shared",
-    "icmp": "ICMP and ICMPv6 are always shared",
-    "tunnel": "the destination is a private network",
-    "tcp-off": "TCP is not proxied here",
-    "udp-off": "UDP is not proxied here",
-    "protocol": "neither TCP, UDP nor ICMP: not proxied",
-    "unavailable": "the egress IP is unavailable, and no fallback is available",
-}
-"""The reasons of bpf/reasons.h that a decision can have."""
+REASONS = (
+    *("policy", "fallback", "nearest", "default", "fallback-shared"),
+    *("dns", "icmp", "tunnel", "tcp-off", "udp-off", "protocol", "unavailable"),
+)
+"""Names of the reasons (bpf/reasons.h) that a decision can have."""
 
 
 class Resolved(Protocol):
@@ -157,8 +147,5 @@ def _exempt(config: Configured, connection: Connection) -> str | None:
 def nearest_egresses(config: Configured) -> list[str]:
     """Name the egress IPs at the location nearest to the gateway that has any; a client gets one of them."""
     used = {each.location for each in config.egress_ips}
-    here = config.location
-    if here not in used:
-        locations = {name: config.locations[name] for name in used}
-        here = nearest(config.locations[config.location], locations)[0]
-    return sorted(each.name for each in config.egress_ips if each.location == here)
+    closest = nearest_of(used, config.location, config.locations)
+    return sorted(each.name for each in config.egress_ips if each.location == closest)

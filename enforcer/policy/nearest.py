@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2s
 from typing import Protocol
 
@@ -37,6 +37,13 @@ def distance(here: Coordinates, there: Coordinates) -> float:
 def nearest(here: Coordinates, candidates: Mapping[str, Coordinates]) -> list[str]:
     """Name the candidates from the nearest to the farthest; equally far ones by name."""
     return sorted(candidates, key=lambda name: (distance(here, candidates[name]), name))
+
+
+def nearest_of(used: Collection[str], here: str, locations: Mapping[str, Coordinates]) -> str:
+    """Name the location of ``used`` that is nearest to ``here``, one of all ``locations`` by name."""
+    if here in used:  # another location may have the same coordinates
+        return here
+    return nearest(locations[here], {name: locations[name] for name in used})[0]
 
 
 def buckets(names: Sequence[str], count: int) -> list[int]:

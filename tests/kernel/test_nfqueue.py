@@ -13,6 +13,7 @@ from ipaddress import IPv6Network
 
 import pytest
 
+from enforcer.constants import SYN
 from enforcer.dns import packet
 from enforcer.errors import BusyError
 from enforcer.kernel import addresses, nft
@@ -191,10 +192,10 @@ def test_tcp(resolver: Lab, held: Queue, copies: Log, family: int, local: bool) 
                 client.send(b"question")
                 assert accepted.recv(100) == b"question"
                 accepted.sendall(bytes(size))
-        assert seen[0].flags & packet.SYN
+        assert seen[0].flags & SYN
         assert sum(len(one.payload) for one in seen) == size
         asked = [one for one in map(packet.parse, copies.receive(1000)) if one is not None]
-        assert asked[0].flags & packet.SYN
+        assert asked[0].flags & SYN
         assert b"".join(one.payload for one in asked) == b"question"
 
 

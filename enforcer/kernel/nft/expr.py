@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from enforcer.constants import IFNAMSIZ
 from enforcer.kernel.nft import wire
 from enforcer.kernel.nft.protocol import (
     CT_DESTINATION,
@@ -17,7 +18,6 @@ from enforcer.kernel.nft.protocol import (
     DROP,
     DYNSET_UPDATE,
     EQUAL,
-    IFNAMSIZ,
     LIMIT_OVER,
     LIMIT_PACKETS,
     META_NFPROTO,

@@ -47,7 +47,7 @@ from typing import Any
 
 from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_set_msg, nft_table_msg
 
-from enforcer.constants import DNS_PORT, TCP, UDP
+from enforcer.constants import DNS_PORT, IFNAMSIZ, TCP, UDP
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import APPEND, CREATE, REQUEST, Message
 from enforcer.kernel.nft import expr, wire
@@ -62,7 +62,6 @@ from enforcer.kernel.nft.protocol import (
     FORWARD,
     GOTO,
     HOST_ORDER,
-    IFNAMSIZ,
     INPUT,
     JUMP,
     META_IIF,

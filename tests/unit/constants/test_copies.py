@@ -1,4 +1,4 @@
-"""Python has no copy of a number that C defines: it is read from bpf/ (enforcer/constants/)."""
+"""What is defined once has no copy in Python: numbers of C and of standards, the reasons' texts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ OTHERS = {
     ("enforcer/datapath/tcx.py", "_LOOPBACK"): "LOOPBACK_IFINDEX of the kernel",
 }
 """Names of C's that stand for something else in these files."""
+
+
+UNRELATED = {"ALL", "AT_ONCE", "FORMAT"}
+"""Names that modules of the package give to numbers of their own."""
 
 
 def assigned(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -98,3 +102,26 @@ def test_python_has_no_copy() -> None:
         for copy in copies(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
     ]
     assert not found, "read them from C (enforcer/constants/bpf.py):\n" + "\n".join(found)
+
+
+def modules() -> list[tuple[str, str]]:
+    """The modules of the package, each with its text."""
+    paths = sorted((ROOT / "enforcer").rglob("*.py"))
+    return [(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in paths]
+
+
+def test_no_two_modules_define_one_number() -> None:
+    """A name of a standard's or of the kernel's has its number in one module."""
+    places: dict[tuple[str, int], list[str]] = {}
+    for path, text in modules():
+        for name, value in {(name.lstrip("_"), value) for name, value in assigned(ast.parse(text))}:
+            if name.isupper() and name not in UNRELATED:
+                places.setdefault((name, value), []).append(path)
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert not twice
+
+
+def test_no_module_repeats_a_reason_s_text() -> None:
+    texts = [reason.description for reason in reasons().values() if len(reason.description) > 12]
+    found = [(path, text) for path, content in modules() for text in texts if f'"{text}"' in content]
+    assert not found

@@ -26,7 +26,7 @@ from enforcer.dns.alive import Alive, destinations
 from enforcer.dns.counts import COUNTS
 from enforcer.dns.fair import BURST, SHARE
 from enforcer.dns.learner import Learner
-from enforcer.dns.reader import Answer, Reader, settings
+from enforcer.dns.reader import Answer, Reader, learning_config
 from enforcer.dns.recent import RecentAnswers
 from enforcer.errors import BusyError, KernelError
 from enforcer.facts import names as learnt_names
@@ -74,7 +74,7 @@ class Wire:
     """A client and a resolver before a reader."""
 
     def __init__(self, **dns: Any) -> None:
-        self.reader = Reader(settings({**CONFIG, "dns": {**CONFIG["dns"], **dns}}))
+        self.reader = Reader(learning_config({**CONFIG, "dns": {**CONFIG["dns"], **dns}}))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -246,7 +246,7 @@ def test_strange_questions() -> None:
 
 
 def test_tcp_pipelined_answered_out_of_order_and_in_pieces() -> None:
-    reader = Reader(settings(CONFIG))
+    reader = Reader(learning_config(CONFIG))
 
     def framed(*messages: dns.message.Message) -> bytes:
         wires = [message.to_wire() for message in messages]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enforcer.constants import TCP
-from enforcer.dns.packet import FIN, RST, SYN, Packet
+from enforcer.constants import FIN, RST, SYN, TCP
+from enforcer.dns.packet import Packet
 from enforcer.dns.stream import AHEAD, EARLY, OVERHEAD, SILENCE, TOTAL, Streams
 
 KEY = "a connection"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enforcer.config import Location
-from enforcer.policy.nearest import buckets, distance, nearest
+from enforcer.policy.nearest import buckets, distance, nearest, nearest_of
 
 
 def place(latitude: float, longitude: float) -> Location:
@@ -35,6 +35,13 @@ def test_the_nearest_comes_first_and_equals_by_name() -> None:
     assert nearest(LAX, candidates) == ["lax", "aaa", "nyc", "lon"]
     assert nearest(LON, candidates) == ["lon", "aaa", "nyc", "lax"]
     assert nearest(LON, {}) == []
+
+
+def test_the_nearest_location_that_is_used() -> None:
+    locations = {"lon": LON, "nyc": NYC, "lax": LAX, "aaa": LAX}
+    assert nearest_of({"lon", "nyc"}, "lax", locations) == "nyc"
+    assert nearest_of({"lax", "aaa"}, "lax", locations) == "lax"
+    assert nearest_of({"aaa", "lon"}, "lax", locations) == "aaa"
 
 
 NAMES = st.lists(st.text("abc-0123", min_size=1, max_size=6), min_size=2, max_size=12, unique=True)

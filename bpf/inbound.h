@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Packets from outside that belong to no known flow, and those that come by an interface that is unfit. */
+
+/*
+ * Whether conntrack has translated the packet's destination: it came to another port than its client's, which nearly
+ * all answers do. A packet that an origin addresses to a client itself has not been translated. The nftables table
+ * stops such a packet too, while it knows the interface's name.
+ */
+static __always_inline bool is_translated(const struct __sk_buff *skb, const struct packet *p)
+{
+	return skb->tc_index && skb->tc_index != p->tuple.client_port;
+}
+
+/*
+ * A packet to a client that belongs to no known flow. from_origin has cleared our mark, so a mark is the nftables
+ * table's (chain `expected`): conntrack takes the packet for the opening of a connection that a helper expects.
+ */
+static __always_inline int pass_unknown(struct __sk_buff *skb, const struct packet *p)
+{
+	struct settings *s = get_settings();
+	struct scratch *w = get_scratch(SCRATCH_PACKET);
+	u32 ifindex = skb->ingress_ifindex;
+	struct interface *in = interfaces.lookup(&ifindex);
+
+	if (!s || !w || !in || in->role != OUTSIDE)
+		return PASS;
+	if (!our_mark(skb, s))
+		return is_translated(skb, p) ? PASS : block(REASON_INBOUND);
+	w->packet = *p;
+	w->now = bpf_ktime_get_coarse_ns();
+	stages.call(skb, EXPECT);
+	return block(REASON_NOT_READY);
+}
+
+/* The nftables table knows outside interfaces by name and would let pass what arrives by one that is unfit. */
+static __always_inline int block_by_unfit(struct __sk_buff *skb, const struct interface *interface,
+					  const struct packet *p, int reason)
+{
+	if (reason == REASON_NOT_IP)
+		return PASS;
+	if (reason == REASON_MALFORMED || reason == REASON_TINY_FRAGMENT)
+		return block(reason);
+	return block_forwarded(skb, p, reason_unfit(interface));
+}
