@@ -69,7 +69,7 @@ def _fail(ctx: click.Context, error: EnforcerError) -> NoReturn:
 
 
 class GlobalOptions:
-    """The global options; `instance` is the gateway that they name."""
+    """The global options."""
 
     def __init__(self, netns: str | None, file: Path):
         self.netns = netns

@@ -14,7 +14,7 @@ COLUMNS = (Column("what", "What"), Right("number", "Number", number), Column("me
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """What became of clients' questions to DNS and of the answers, since the daemon began to learn names."""
+    """Show counters of the clients' DNS questions and answers."""
     from enforcer.inspect.dns import dns
 
     rows = dns(options.instance)

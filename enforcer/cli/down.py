@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command("down", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """Take away everything that was ever installed; ends the daemon first."""
+    """Remove everything that was ever installed; ends the daemon first."""
     try:
         done = _tear_down(options.instance)
     except KeyboardInterrupt:

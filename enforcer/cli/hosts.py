@@ -19,7 +19,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """The names of addresses that were learnt from DNS answers, for net.fqdn.* in policies."""
+    """Show names learnt from DNS answers, for net.fqdn.* in policies."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.hosts import hosts
 

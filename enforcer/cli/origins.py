@@ -27,7 +27,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """Live connections per egress address and origin, against the limit."""
+    """Show the live connections by egress address and origin."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.origins import origins
 

@@ -23,7 +23,7 @@ MOST_CLIENTS = 10
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """What applying the file now would do; does nothing.
+    """Show what applying the file would do; changes nothing.
 
     Lists the operations, the added, removed and changed policies and lists, and the number of live flows by
     client that would get another egress IP if reopened. Live flows keep their egress IP.

@@ -11,7 +11,7 @@ from enforcer.cli.output import number
 @click.command("relearn", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """Forget what the fast path has learnt.
+    """Invalidate all fast-path entries.
 
     Connections continue: their next packets take the kernel's path, which creates new entries. The daemon
     does

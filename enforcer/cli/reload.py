@@ -10,7 +10,7 @@ from enforcer.cli.app import Command, GlobalOptions
 @click.command("reload", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """Have the daemon read its file again; waits, and prints what changed."""
+    """Make the daemon apply its file again; waits and prints the changes."""
     from enforcer.control import protocol
 
     result = protocol.ask(protocol.daemon_of(options.instance), "reload")

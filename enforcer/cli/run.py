@@ -12,7 +12,7 @@ from enforcer.cli.app import Command, GlobalOptions
 @click.command("run", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """The daemon, in the foreground: apply the file, then keep it so.
+    """Run the daemon: apply the file, then keep the kernel in that state.
 
     It stays in the foreground. SIGHUP applies the file again. SIGTERM ends the daemon; enforcement stays in
     place.

@@ -42,7 +42,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """Who the clients are: the sessions in force, from the watched file or from commands."""
+    """Show the clients' sessions, from the watched file and from commands."""
     from enforcer.inspect.sessions import sessions
 
     rows = list(sessions(options.instance))

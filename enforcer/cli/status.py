@@ -21,7 +21,7 @@ STATES = {
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """One look at the whole gateway."""
+    """Show a summary of the whole gateway."""
     from enforcer.inspect.status import status
 
     found = status(options.instance)

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from enforcer.kernel import queue
+from enforcer.kernel import nfqueue
 from enforcer.kernel.nft import protocol
 
 DEADLINE = 0.3

@@ -179,7 +179,7 @@ def _unknown(actual: Actual, previous: Desired | None) -> Iterator[Operation]:
 
 def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
     if previous is None:
-        return  # _unknown detaches them detaches them
+        return  # _unknown detaches them
     # A renamed link keeps its programs.
     stay = {*desired.inside, *desired.outside, *desired.still_listed(actual.renamed)}
     for name, direction in actual.hooks:

@@ -32,7 +32,7 @@ from enforcer.kernel.links import Link
 from enforcer.policy.facts import Connection, Facts
 from enforcer.reasons import by_name, reason_of
 
-# Known of every client with a session, even if empty.
+# Facts that every session has, even if empty.
 _NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
 
 

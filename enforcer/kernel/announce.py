@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from enforcer.constants import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMPV6
 from enforcer.kernel import netlink
-from enforcer.kernel.addresses import IFA_F_DADFAILED, listed
+from enforcer.kernel.addresses import IFA_F_DADFAILED, all_entries
 from enforcer.kernel.links import ARPHRD_ETHER
 
 ARP_REQUEST = 1

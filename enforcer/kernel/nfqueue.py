@@ -24,7 +24,7 @@ from typing import NamedTuple
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import REQUEST
 from enforcer.kernel.nft.protocol import ACCEPT, DROP
-from enforcer.kernel.packets import PacketSocket, parse, request
+from enforcer.kernel.packet_socket import PacketSocket, parse, request
 
 _SUBSYSTEM = 3 << 8
 PACKET, VERDICT, CONFIG, VERDICT_BATCH = (_SUBSYSTEM | kind for kind in range(4))

@@ -16,6 +16,7 @@ from pathlib import Path
 from enforcer.kernel import netlink, nft
 from enforcer.kernel.netlink import Channel
 from enforcer.kernel.nft import protocol
+from enforcer.kernel.nft.protocol import META_MARK, NFTA_RULE_CHAIN
 from enforcer.kernel.nft_ingress import (
     GETCHAIN,
     NFPROTO_NETDEV,
@@ -23,9 +24,6 @@ from enforcer.kernel.nft_ingress import (
     NFTA_CHAIN_HOOK,
     NFTA_HOOK_HOOKNUM,
 )
-from enforcer.kernel.netlink import Channel
-from enforcer.kernel.nft import protocol
-from enforcer.kernel.nft.protocol import META_MARK, NFTA_RULE_CHAIN
 
 # include/uapi/linux/netfilter/nf_tables.h, nf_tables_compat.h; prerouting, or a device's ingress, by family
 GETRULE = protocol.SUBSYSTEM | 7

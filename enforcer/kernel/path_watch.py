@@ -21,7 +21,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NDA_DST, NDA_LLADDR = 1, 2
 NTF_PROXY, NUD_FAILED = 8, 0x20
 NEIGHBOUR = struct.Struct("=BxxxiHBx")  # struct ndmsg: family, interface, state, flags
-AF_BRIDGE = 7  # what bridges learn is told to the same group
+AF_BRIDGE = 7  # forwarding entries of bridges, reported to the same group
 
 GROUPS = (
     *(events.LINK, events.TRAFFIC_CONTROL, events.NEXT_HOP, events.IPV4_NETCONF, events.IPV6_NETCONF),

@@ -26,9 +26,9 @@ ROUTES = {ROUTE, FILTER}
 TRAFFIC_CONTROL_KINDS = range(36, 48)  # RTM_NEWQDISC to RTM_GETTFILTER
 ROUTE_KINDS = (RTM_NEWROUTE, RTM_DELROUTE)
 RTM_TABLE = 4  # where struct rtmsg has the table
-# NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN: some chains look at packets as they arrive.
+# NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN: the chain may be at the ingress hook.
 CHAIN_KINDS = (2, 3, 5)
-NFTA_TABLE = 1  # the table's name, in the messages of all kinds of nftables objects
+NFTA_TABLE = 1  # the table's name, in messages about every kind of nftables object
 GROUPS = (
     *(events.LINK, events.TRAFFIC_CONTROL, events.IPV4_ADDRESS, events.IPV6_ADDRESS, events.IPV6_ROUTE),
     *(events.IPV4_NETCONF, events.IPV6_NETCONF),
