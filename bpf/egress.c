@@ -173,7 +173,7 @@ int to_origin(struct __sk_buff *skb)
 	in = interfaces.lookup(&ifindex);
 	if (!(in && in->role == INSIDE) && !(s && ifindex && is_marked_by_us(skb, s)))
 		return PASS;
-	return is_carried(skb) ? PASS : block(REASON_LEAK);
+	return is_upper_frame(skb) ? PASS : block(REASON_LEAK);
 }
 
 int from_origin(struct __sk_buff *skb)
@@ -245,7 +245,8 @@ int to_client(struct __sk_buff *skb)
 	return PASS;
 }
 
-/* What an origin opens, as a conntrack helper expects, is a flow of the egress IP that the mark names. */
+/* A packet to a client that the nftables table has marked: the opening of a connection that a conntrack helper expects,
+ * which becomes a flow of the egress IP that the mark names, or an untranslated answer. */
 int expect(struct __sk_buff *skb)
 {
 	struct settings *s = get_settings();
@@ -258,6 +259,8 @@ int expect(struct __sk_buff *skb)
 	if (!s || !w)
 		return block(REASON_NOT_READY);
 	p = &w->packet;
+	if (our_mark(skb, s) == s->mark_mask)
+		return pass_untranslated(skb, s, p);
 	v.slot = slot_of_mark(skb, s);
 	v.reason = v.slot ? REASON_EXPECTED : REASON_EXPECTED_SHARED;
 	set_mark(skb, s, 0);

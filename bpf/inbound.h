@@ -12,8 +12,21 @@ static __always_inline bool is_translated(const struct __sk_buff *skb, const str
 }
 
 /*
+ * An untranslated answer that came by an outside interface. It passes if the packets that it answers leave by an
+ * interface of interfaces.other; the same answer of a connection between others may be a stranger's.
+ */
+static __always_inline int pass_untranslated(struct __sk_buff *skb, const struct settings *s, const struct packet *p)
+{
+	u32 outside;
+
+	set_mark(skb, s, 0);
+	return route(skb, p, &outside) == REASON_OTHER ? PASS : block(REASON_INBOUND);
+}
+
+/*
  * A packet to a client that belongs to no known flow. from_origin has cleared our mark, so a mark is the nftables
- * table's (chain `expected`): conntrack takes the packet for the opening of a connection that a helper expects.
+ * table's: conntrack takes the packet for the opening of a connection that a helper expects (chain `expected`), or, with
+ * the mark of a refusal, for an untranslated answer (chain `entering`).
  */
 static __always_inline int pass_unknown(struct __sk_buff *skb, const struct packet *p)
 {

@@ -40,11 +40,11 @@ static __always_inline bool has_egress_address(struct __sk_buff *skb, const stru
 
 /* A frame of an interface on top of this one, where it has been looked at: of a VLAN, a PPPoE session, MACsec or, by its
  * MAC address, a macvlan. */
-static __always_inline bool is_carried(struct __sk_buff *skb)
+static __always_inline bool is_upper_frame(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ifindex;
 	struct interface *out = interfaces.lookup(&ifindex);
-	struct carried_key key = { .ifindex = ifindex };
+	struct upper_mac_key key = { .ifindex = ifindex };
 
 	if (!out || !out->ethernet)
 		return false;
@@ -58,7 +58,7 @@ static __always_inline bool is_carried(struct __sk_buff *skb)
 	if (is_tagged(skb))
 		return true;
 	return bpf_skb_load_bytes(skb, ETH_ALEN /* the source is second */, key.mac, sizeof(key.mac)) == 0 &&
-	       carried.lookup(&key);
+	       upper_macs.lookup(&key);
 }
 
 /*

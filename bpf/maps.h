@@ -86,12 +86,12 @@ struct interface {
 PINNED("hash", u32, struct interface, interfaces, INTERFACES, 0);
 
 /* The MAC addresses with which interfaces on top of one send frames through it (macvlan). */
-struct carried_key {
+struct upper_mac_key {
 	u32 ifindex; /* of the lower one */
 	u8 mac[6];
 	u16 pad;
 };
-PINNED("hash", struct carried_key, u32, carried, INTERFACES, 0);
+PINNED("hash", struct upper_mac_key, u32, upper_macs, INTERFACES, 0);
 
 /* One connection, by its original tuple. */
 struct flow_key {

@@ -1,4 +1,4 @@
-"""A network namespace by name: run programs in it, make sockets in it, set it up.
+"""A network namespace by name: make it, run programs in it, make sockets in it, set it up.
 
 Entering is setns(CLONE_NEWNET) alone. ``ip netns exec`` would also give the program a /sys of its own,
 where the BPF file system's pins are not to be seen.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +43,11 @@ def execute(
         said = (done.stderr or done.stdout).strip()
         raise LabError(f"{' '.join(argv)}: exit code {done.returncode}: {said}")
     return done
+
+
+def run(line: str) -> str:
+    """Run a line of the shell in the caller's own namespace and return its output; LabError if it failed."""
+    return execute(["sh", "-c", line]).stdout
 
 
 class Namespace:
@@ -110,6 +116,45 @@ class Namespace:
     def cookie(self) -> int:
         """The kernel's number for this namespace, never used twice while the machine runs."""
         return self.call(namespace.netns_cookie)
+
+
+def create(*namespaces: Namespace) -> None:
+    """Make namespaces; nothing else of the lab, the tests or the benchmark makes one."""
+    execute(["ip", "-batch", "-"], "".join(f"netns add {namespace.name}\n" for namespace in namespaces))
+
+
+def delete(*namespaces: Namespace) -> None:
+    """Take away those that are there."""
+    gone = "".join(f"netns del {namespace.name}\n" for namespace in namespaces if namespace.exists)
+    if gone:
+        execute(["ip", "-force", "-batch", "-"], gone)
+
+
+@contextmanager
+def temporary(*namespaces: Namespace) -> Iterator[None]:
+    """Have namespaces for as long as the block runs."""
+    try:
+        create(*namespaces)
+        yield
+    finally:
+        delete(*namespaces)
+
+
+@contextmanager
+def inside(name: str) -> Iterator[None]:
+    """Have the calling thread in a namespace, by its name or a path; it comes back in any case."""
+    back = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        namespace.enter(name)
+        yield
+    finally:
+        namespace.enter(f"/proc/self/fd/{back}")
+        os.close(back)
+
+
+def veth(name: str, near: Namespace, peer: str, far: Namespace) -> str:
+    """A line of ip(8): two veth interfaces, made where they belong. The root namespace never sees one."""
+    return f"link add {name} netns {near.name} type veth peer name {peer} netns {far.name}"
 
 
 def processes_in(namespaces: Iterable[Namespace]) -> list[int]:

@@ -31,7 +31,7 @@ from enforcer.instance.trust import remove_tree
 from enforcer.kernel.namespace import RUN_NETNS
 from lab import configuration
 from lab.configuration import Document
-from lab.netns import LabError, Namespace, execute, processes_in
+from lab.netns import LabError, Namespace, create, delete, execute, processes_in, veth
 
 ROLES = ("client", "client2", "gw", "net", "origin1", "origin2", "resolver", "private")
 ROUTERS = ("gw", "net")
@@ -139,9 +139,7 @@ class Lab:
             _end(list(self.namespaces.values()))
             if self.gw.exists:
                 self._remove_traces()
-            gone = [namespace.name for namespace in self.namespaces.values() if namespace.exists]
-            if gone:
-                execute(["ip", "-force", "-batch", "-"], "".join(f"netns del {name}\n" for name in gone))
+            delete(*self.namespaces.values())
             shutil.rmtree(self.directory, ignore_errors=True)
             with contextlib.suppress(OSError):
                 STATE.rmdir()
@@ -170,10 +168,7 @@ class Lab:
 
     def _build(self) -> None:
         self.directory.mkdir(parents=True)
-        execute(
-            ["ip", "-batch", "-"],
-            "".join(f"netns add {namespace.name}\n" for namespace in self.namespaces.values()),
-        )
+        create(*self.namespaces.values())
         for role, namespace in self.namespaces.items():
             namespace.sysctls(
                 _SETTINGS | (_ROUTER if role in ROUTERS else _HOST) | (_TALKATIVE if role != "gw" else {})
@@ -199,11 +194,7 @@ class Lab:
         self.gw.ip(*_UPLINK)
 
     def _pair(self, role: str, name: str, peer_role: str, peer_name: str) -> str:
-        """Made where its ends belong: the root namespace never sees one."""
-        return (
-            f"link add {name} netns {self.namespaces[role].name} type veth "
-            f"peer name {peer_name} netns {self.namespaces[peer_role].name}"
-        )
+        return veth(name, self.namespaces[role], peer_name, self.namespaces[peer_role])
 
     def _links(self) -> Iterator[str]:
         """Each pair of interfaces."""

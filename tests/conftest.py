@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,7 +20,16 @@ settings.load_profile("untimed")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+# Processes of a run find tests/compiled/bcc before BCC, and in this directory what others have compiled.
+_COMPILED = "ENFORCER_TEST_COMPILED"
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if _COMPILED not in os.environ:  # of workers it is the controller's
+        os.environ[_COMPILED] = tempfile.mkdtemp(prefix="enforcer-compiled-")
+        paths = [str(Path(__file__).parent / "compiled"), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_COMPILED)))
     for mark, (rfc, number) in KEYWORDS.items():
         config.addinivalue_line("markers", f"{mark}: RFC {rfc}, {label(rfc, number)}")
 

@@ -18,7 +18,7 @@ from bench.rig.measure import Bench, entered
 from bench.rig.peers import Enforcer, FullyRandomSnat, Peer
 from bench.rig.programs import Programs
 from bench.rig.wire import FAR_MAC, NEAR_MAC, PREFIX, Wire, remove
-from lab.netns import Namespace, execute
+from lab.netns import Namespace, create
 
 CLIENT = {4: "10.0.1.2", 6: "fd00:1::2"}
 ORIGIN = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}
@@ -50,7 +50,7 @@ class Hosts(Wire):
         remove([self.gateway, self.client, self.origin])
 
     def _build(self) -> None:
-        execute(["ip", "netns", "add", self.client.name])
+        create(self.client)
         super()._build()
         self.client.sysctls(_HOST)
         self.origin.sysctls(_ORIGIN)

@@ -28,7 +28,7 @@ from enforcer.datapath.bpffs import directory, find_bpffs
 from enforcer.instance import Instance
 from enforcer.kernel import filters
 from enforcer.kernel.namespace import RUN_NETNS
-from lab.netns import Namespace, execute, processes_in
+from lab.netns import Namespace, create, delete, processes_in
 
 PREFIX = "bench"
 INSIDE_INDEX = 2
@@ -69,8 +69,7 @@ class Wire:
         remove([self.gateway, self.ends])
 
     def _build(self) -> None:
-        for namespace in (self.gateway, self.ends):
-            execute(["ip", "netns", "add", namespace.name])
+        create(self.gateway, self.ends)
         self.ends.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
         self.gateway.sysctls(_GATEWAY)
         for near, mac, index, ours, our_mac in (
@@ -141,7 +140,7 @@ def remove(namespaces: list[Namespace]) -> None:
         shutil.rmtree(instance.directory, ignore_errors=True)
         if bpffs is not None:
             shutil.rmtree(directory(bpffs, instance.cookie), ignore_errors=True)
-        execute(["ip", "netns", "del", namespace.name], check=False)
+        delete(namespace)
 
 
 def stale() -> Iterator[Namespace]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import keyword
+import logging
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from enforcer import __version__
+from enforcer.control import log
 from enforcer.control.protocol import ReportedError
 from enforcer.errors import ConfigError, EnforcerError
 
@@ -62,9 +64,10 @@ class Subject(Command, click.Group):
 def _fail(ctx: click.Context, error: EnforcerError) -> NoReturn:
     # Faults of a file begin with file and line, also those that the daemon reports.
     located = isinstance(error, ConfigError | ReportedError) and error.exit_code == ConfigError.exit_code
-    click.echo(error.message if located else f"error: {error.message}", err=True)
-    if error.hint:
-        click.echo(error.hint, err=True)
+    text = error.message if located else f"error: {error.message}"
+    for line in filter(None, (text, error.hint)):
+        # Of `run` and `reload` as systemd runs them, stderr is the journal.
+        click.echo(log.prefixed(line, logging.ERROR), err=True)
     ctx.exit(error.exit_code)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from enforcer.cli.app import Command, GlobalOptions
@@ -11,12 +13,13 @@ from enforcer.cli.app import Command, GlobalOptions
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
     """Make the daemon apply its file again; waits and prints the changes."""
-    from enforcer.control import protocol
+    from enforcer.control import log, protocol
 
     result = protocol.ask(protocol.daemon_of(options.instance), "reload")
     for warning in result["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
-    for operation in result["operations"]:
-        click.echo(operation)
-    if not result["operations"]:
+        click.echo(log.prefixed(f"warning: {warning}", logging.WARNING), err=True)
+    lines = [*(f"restored: {operation}" for operation in result.get("restored", ())), *result["operations"]]
+    for line in lines:
+        click.echo(line)
+    if not lines:
         click.echo("nothing changed")

@@ -22,12 +22,14 @@ def command(options: GlobalOptions) -> None:
     instance = options.instance
     with instance.daemon_lock():
         process = worker.start(options.file, worker.START)
+        from enforcer.control import log
         from enforcer.daemon import Daemon
 
-        Daemon(instance, options.file, _say).run(process)
+        log.configure()
+        Daemon(instance, options.file, _print_ready).run(process)
 
 
-def _say(line: str) -> None:
-    """Prints a line; a closed stdout or a path that is not UTF-8 must not end the daemon."""
+def _print_ready(line: str) -> None:
+    """Prints to stdout, which may have no reader any more: that must not end the daemon."""
     with suppress(OSError):
         click.echo(line.encode(errors="backslashreplace"))

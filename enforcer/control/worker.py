@@ -18,7 +18,12 @@ from enforcer.control import protocol
 from enforcer.control.interpreter import PYTHON
 from enforcer.errors import EnforcerError
 
+STATE_FORMAT = 2
+"""The state file's format. In format 1 maps and fields have other names (enforcer/datapath/former_names.py):
+a version of format 1 refuses format 2 instead of losing flows."""
 AGAIN, START, PROGRESS = "--again", "--start", "--progress"
+READS = f"--reads={STATE_FORMAT}"
+"""What the daemon that starts a process can read; the process may be of a later version, after an upgrade."""
 CHANGING = "changing"
 """The progress line after which the process changes the gateway, under the change lock."""
 
@@ -171,9 +176,9 @@ def _processor_time(pid: int) -> int:
 
 def start(file: Path, *options: str) -> WorkerProcess:
     """Starts to apply the file."""
-    return WorkerProcess("enforcer.workers.apply", str(file), PROGRESS, *options)
+    return WorkerProcess("enforcer.workers.apply", str(file), PROGRESS, READS, *options)
 
 
 def start_again() -> WorkerProcess:
     """Starts to apply the configuration in force again, or to complete or revert an interrupted plan."""
-    return WorkerProcess("enforcer.workers.apply", AGAIN, PROGRESS)
+    return WorkerProcess("enforcer.workers.apply", AGAIN, PROGRESS, READS)

@@ -1,8 +1,8 @@
-"""The daemon: applies the file, then keeps it so. Never in a packet's way.
+"""The daemon: applies the file and keeps the kernel so. It is never in a packet's path.
 
-One thread, one loop (loop.py): signals, the control socket, events of the kernel and of files, sessions'
-expiry, and a sweep now and then. What needs the compiler or the configuration's models runs in a process of
-its own (enforcer/workers/apply.py), as does what would take long; the loop goes on meanwhile.
+One thread runs one loop (loop.py): signals, the control socket, events of the kernel and of files, expiry of
+sessions, sweeps. Work that takes long, or needs the compiler or the configuration's models, runs in worker
+processes (enforcer/workers/), and the loop continues meanwhile.
 """
 
 from enforcer.daemon.daemon import Daemon

@@ -1,9 +1,9 @@
-"""Neighbours on the outside are told where our addresses are, before they find out by themselves.
+"""Announces the gateway's addresses to neighbours on the outside: gratuitous ARP, unsolicited advertisements.
 
-One that knew an address at another MAC address keeps to that until it doubts it, which takes 15 to 45
-seconds, and some more to give it up (RFC 4861, 7.3). So it is told when an interface comes up or changes its
-MAC address. Of a range that is on-link (``on_link: true``) nothing tells which addresses the neighbours knew
-at the gateway that had it before: each is announced when its first flow is seen.
+A neighbour that has an address in its cache with another MAC address uses that for 15 to 45 seconds, and
+needs some more seconds to discard it (RFC 4861, 7.3). So the addresses are announced when an interface comes
+up or changes its MAC address. Of an on-link range (``on_link: true``) the gateway does not know which
+addresses are in neighbours' caches: it announces each when it sees the address's first flow.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from enforcer.kernel import addresses, announce
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.link_watch import LinkWatch
 
-# Seconds: a switch may not forward yet on a port that has just come up, and a frame can be lost.
+# Seconds until each repetition: a switch may not forward yet on a port that has come up, and frames get lost.
 _REPEATED_AFTER = (1.0, 2.0)
-# For so many seconds after a change, in which neighbours have used what they knew or given it up, flows are
-# looked at more often than by sweeps: before a connection's second attempt, a second after its first one.
+# For this many seconds after a change, until neighbours' caches have expired, the announcer reads all flows
+# every _OFTEN seconds: more often than sweeps do, and before a connection's second SYN, one second after its
+# first.
 _WINDOW = 60.0
 _OFTEN = 0.25
-# But each look is followed by a rest of so many times what it took.
+# After each reading it pauses for this many times the reading's duration.
 _REST = 4
-# Announcements in one go, and seconds between goes.
+# Announcements in one batch, and seconds between batches.
 _AT_ONCE = 500
 _PAUSE = 0.05
+# Addresses in the queue, at most.
 _MOST = 1 << 16
-# An address without a flow for so many seconds is announced again with its next one.
+# Seconds without a flow after which an address is announced again with its next flow.
 _FORGET_AFTER = 600.0
 _MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 
 
 class Announcer:
-    """``arrivals`` tells of interfaces; :meth:`note` is to be given flows, by sweeps for one."""
+    """``arrivals`` reports interfaces; :meth:`note` gets flows, also from sweeps."""
 
     def __init__(self, loop: Loop, arrivals: LinkWatch, runtime: Runtime):
         self._arrivals = arrivals
@@ -51,43 +53,44 @@ class Announcer:
         self._until = 0.0
         self._slots: dict[int, IPv6Network] = {}
         self._ranges = AddressSet(())
-        self._told: dict[bytes, float] = {}
-        """Sources of flows, and when each was last seen."""
+        self._announced: dict[bytes, float] = {}
+        """Egress addresses of flows, and when a flow of each was last seen."""
         self._queue: dict[bytes, None] = {}
+        """Addresses to announce, in order."""
         loop.watch(arrivals, self._on_events)
         self._announcement = loop.timer(self._announce, 0.0)
-        self._next_sources = loop.timer(self._announce_sources)
-        self._next_look = loop.timer(self._look)
+        self._next_batch = loop.timer(self._announce_batch)
+        self._next_reading = loop.timer(self._read_flows)
 
     def activate(self) -> None:
-        """What is in force: to the neighbours, a range that is on-link since now is another gateway's."""
+        """Takes the configuration in force. A range that is newly on-link may be in caches of neighbours."""
         slots = {egress.slot: egress.ipv6 for egress in self._runtime.wanted.ours if egress.on_link}
         if slots != self._slots:
             self._slots = dict(slots)
             self._ranges = AddressSet.of((), slots.values())
-            self._begin_again()
+            self._restart_window()
 
     def note(self, _: np.ndarray, flows: np.ndarray) -> None:
-        """Announces the sources of these flows that are on-link and have not been.
+        """Announces those egress addresses of the flows that are on-link and were not announced yet.
 
-        A live flow keeps its source when its egress IP gets another range, and another gateway may have the
-        old one.
+        A live flow keeps its address when its egress IP gets another range. Another gateway may have the
+        former range, so its addresses are not announced.
         """
         if not self._slots:
             return
-        sources = flows["egress_address"][np.isin(flows["slot"], list(self._slots))]
-        sources = sources[(sources[:, :3] != _MAPPED).any(axis=1)]
-        packed, now = sources.tobytes(), time.monotonic()
-        for source in {packed[at : at + 16] for at in range(0, len(packed), 16)}:
-            if source not in self._ranges:
+        found = flows["egress_address"][np.isin(flows["slot"], list(self._slots))]
+        found = found[(found[:, :3] != _MAPPED).any(axis=1)]
+        packed, now = found.tobytes(), time.monotonic()
+        for address in {packed[at : at + 16] for at in range(0, len(packed), 16)}:
+            if address not in self._ranges:
                 continue
-            if now - self._told.get(source, -_FORGET_AFTER) >= _FORGET_AFTER:
+            if now - self._announced.get(address, -_FORGET_AFTER) >= _FORGET_AFTER:
                 if len(self._queue) >= _MOST:
-                    continue  # the next look finds it again
-                self._queue[source] = None
-            self._told[source] = now
+                    continue  # the next reading finds it again
+                self._queue[address] = None
+            self._announced[address] = now
         if self._queue:
-            self._next_sources.start()
+            self._next_batch.start()
 
     def _on_events(self) -> None:
         arrived = self._arrivals.drain().intersection(self._runtime.wanted.outside)
@@ -97,23 +100,23 @@ class Announcer:
             self._announcement.start()
 
     def _announce(self) -> float | None:
-        """What the interfaces that have arrived hold, and all that is on-link, some times."""
+        """Announces the addresses of interfaces that have arrived, and restarts the window; repeats that."""
         wanted = self._runtime.wanted
         apart = [address for address in announce.settled(LOOPBACK) if address == wanted.shared6]
         for name in self._arrived.intersection(wanted.outside):
-            self._tell(name, announce.settled(name) + apart)
-        self._begin_again()
+            self._send(name, announce.settled(name) + apart)
+        self._restart_window()
         if self._repeats:
             return self._repeats.pop(0)
         self._arrived.clear()
         return None
 
-    def _begin_again(self) -> None:
-        self._told.clear()
+    def _restart_window(self) -> None:
+        self._announced.clear()
         self._until = time.monotonic() + _WINDOW
-        self._next_look.start()
+        self._next_reading.start()
 
-    def _look(self) -> float | None:
+    def _read_flows(self) -> float | None:
         began = time.monotonic()
         if not self._slots or began > self._until:
             return None
@@ -121,22 +124,24 @@ class Announcer:
             self.note(keys, flows)
         return max(_OFTEN, _REST * (time.monotonic() - began))
 
-    def _announce_sources(self) -> float | None:
+    def _announce_batch(self) -> float | None:
         now = time.monotonic()
-        some = [source for source, _ in zip(self._queue, range(_AT_ONCE), strict=False)]
+        batch = [address for address, _ in zip(self._queue, range(_AT_ONCE), strict=False)]
         held = AddressSet.of((), addresses.ranges() & set(self._slots.values()))
-        for source in some:
-            del self._queue[source]
-            if source not in held:
-                self._told.pop(source, None)  # a look finds it again when the gateway has its range
+        for address in batch:
+            del self._queue[address]
+            if address not in held:
+                self._announced.pop(address, None)  # a reading finds it again when the gateway has its range
         for name in self._arrivals.up.intersection(self._runtime.wanted.outside):
-            self._tell(name, [IPv6Address(source) for source in some if source in held])
+            self._send(name, [IPv6Address(address) for address in batch if address in held])
         if self._queue:
             return _PAUSE
-        self._told = {source: seen for source, seen in self._told.items() if now - seen < _FORGET_AFTER}
+        self._announced = {
+            address: seen for address, seen in self._announced.items() if now - seen < _FORGET_AFTER
+        }
         return None
 
     @staticmethod
-    def _tell(name: str, some: list[announce.Address]) -> None:
-        with suppress(EnforcerError):  # it has gone down; when it is back it is told again
-            announce.announce(name, some)
+    def _send(name: str, batch: list[announce.Address]) -> None:
+        with suppress(EnforcerError):  # the interface is down; its next arrival repeats the announcement
+            announce.announce(name, batch)

@@ -1,78 +1,80 @@
-"""What conntrack knows of our flows, in whatever zone, and when it is not believed.
+"""Finds flows in conntrack's zones, and decides when a lookup that fails is not trusted.
 
 Rules of other software may put connections into zones (`ct zone set`, iptables' CT target, Open vSwitch),
-and a flow does not say in which its entry is. What is not found in the known zones is looked for in those of
-a sample of conntrack's entries.
+and a flow does not tell in which zone its entry is. A flow that is in none of the known zones is looked up in
+the zones of a sample of conntrack's entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from enforcer.kernel import conntrack
 
-# Entries whose zones are looked at when a flow was not found, at some 4 µs each.
+_log = logging.getLogger(__name__)
+
+# Entries that a sample reads when a flow was not found, at about 4 µs each.
 _SAMPLE = 2000
-# Zones that are looked in, at some 10 µs for each flow that is in none of those before.
+# Zones in which flows are looked up, at about 10 µs for each flow and zone.
 MOST_ZONES = 16
-# Fewer flows that conntrack does not know are believed to be gone, whatever their share.
+# If fewer flows than this are not found, they are gone, whatever their share of the sample is.
 MANY = 16
 
 
 class ConntrackZones:
-    """``say`` hears when conntrack is no longer believed, and when it is again."""
+    """The zones in use. Logs when conntrack's answer is no longer trusted, and when it is again."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self._say = say
+    def __init__(self) -> None:
         self._zones: list[int] = []
-        self._hidden = ""
-        """Why conntrack is not believed."""
+        self._distrust = ""
+        """Why conntrack's answer is not trusted; empty if it is."""
         self._crowded = False
-        """Whether there are more zones than are looked in."""
+        """Whether there are more zones than MOST_ZONES."""
 
     @property
     def warnings(self) -> list[str]:
-        """What an administrator should know."""
-        return [self._hidden] if self._hidden else []
+        """Warnings for `status`."""
+        return [self._distrust] if self._distrust else []
 
     def gone(self, unanswered: np.ndarray, idle: np.ndarray, flows: int) -> np.ndarray:
-        """Those of these flows, by their keys, that conntrack does not have; none while it is not believed.
+        """The keys of those flows that conntrack does not have; none while its answer is not trusted.
 
-        ``unanswered`` may never have become connections: another firewall drops them behind us. Each of
-        the ``idle`` has been one, so if most of them seem to be gone although conntrack has entries enough
-        for all ``flows``, they may be where they are not found; so may any while there are more zones than
-        are looked in.
+        ``unanswered`` and ``idle`` are keys; ``flows`` is the number of all flows. An unanswered flow may
+        never have become a connection, if a later hook drops it. An idle flow has been one. So if most idle
+        flows are not found although conntrack has entries enough for all ``flows``, their entries may be in a
+        zone that is not looked in; so may any entry while there are more than MOST_ZONES zones.
         """
         asked = np.concatenate([unanswered, idle])
         missing = self._missing([conntrack.Tuple.of(key) for key in asked])
         idle_ones = sum(position >= len(unanswered) for position in missing)
-        if self._hidden:
+        if self._distrust:
             if self._is_clear(idle_ones, len(idle), flows):
-                self._hidden = ""
-                self._say("conntrack finds the connections that it is asked about, and is believed")
+                self._distrust = ""
+                _log.info("conntrack finds the connections of flows again: its answer is trusted")
         else:
             self._doubt(self._why(len(missing), idle_ones, len(idle), flows), len(missing), len(asked))
-        return asked[:0] if self._hidden else asked[missing]
+        return asked[:0] if self._distrust else asked[missing]
 
     def forget(self, keys: Sequence[np.ndarray]) -> None:
-        """Has conntrack forget these flows."""
+        """Deletes these flows' entries from conntrack."""
         conntrack.delete([conntrack.Tuple.of(key) for key in keys], [0, *self._zones])
 
     def tell(self, keys: np.ndarray, state: str, timeout: int) -> None:
-        """Tells conntrack of these flows' state, to be forgotten after so many seconds."""
+        """Sets the TCP state of these flows' entries in conntrack, and their timeout in seconds."""
         originals = [conntrack.Tuple.of(key) for key in keys]
         conntrack.set_tcp_state(originals, state, timeout, [0, *self._zones])
 
     def _missing(self, originals: list[conntrack.Tuple]) -> list[int]:
         missing = conntrack.missing(originals, [0, *self._zones]) if originals else []
-        if not missing and not self._hidden:
+        if not missing and not self._distrust:
             return missing
         seen = conntrack.zones(_SAMPLE)
         self._crowded = len(seen) > MOST_ZONES
         fresh = [zone for zone in seen if zone not in self._zones]
-        # The newest first: zones that are not used any more are the first to be forgotten.
+        # The newest first: the list loses the zones that were seen longest ago.
         self._zones = [*fresh, *self._zones][:MOST_ZONES]
         tried = fresh[:MOST_ZONES]
         if not missing or not tried:
@@ -81,7 +83,7 @@ class ConntrackZones:
         return [missing[position] for position in still]
 
     def _why(self, missing: int, idle_ones: int, idle: int, flows: int) -> str:
-        """Why those that are missing are not believed to be gone; empty: they are."""
+        """Why a flow that is missing may not be gone; empty if it is gone."""
         if missing and self._crowded:
             return f"it has connections in more than {MOST_ZONES} zones"
         if idle_ones >= MANY and 2 * idle_ones > idle and conntrack.fill()[0] >= flows:
@@ -93,8 +95,8 @@ class ConntrackZones:
 
     def _doubt(self, why: str, missing: int, asked: int) -> None:
         if why:
-            self._hidden = (
-                f"conntrack does not find {missing} of {asked} connections, and is not believed: what it may "
-                f"have forgotten is counted until it is idle ({why})"
+            self._distrust = (
+                f"conntrack does not find {missing} of {asked} connections, and its answer is not trusted: "
+                f"flows without an entry stay counted until they are idle ({why})"
             )
-            self._say(self._hidden)
+            _log.warning(self._distrust)

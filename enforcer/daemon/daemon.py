@@ -1,7 +1,8 @@
-"""One gateway's daemon: what it consists of, and who tells whom."""
+"""One gateway's daemon: makes its parts, connects them, and handles requests and signals."""
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.control import worker as applying
+from enforcer.control.log import NOTICE
 from enforcer.control.protocol import ControlConnection, report_of
 from enforcer.control.worker import LostError, WorkerProcess
 from enforcer.daemon.announcer import Announcer
@@ -24,7 +26,7 @@ from enforcer.daemon.flow_sweeper import FlowSweeper
 from enforcer.daemon.jobs import Job, Jobs
 from enforcer.daemon.loop import Loop, signals
 from enforcer.daemon.reconciler import Reconciler
-from enforcer.daemon.reloader import Reloader, report
+from enforcer.daemon.reloader import Reloader, log_report
 from enforcer.daemon.requests import Requests
 from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_file import SessionFile
@@ -38,37 +40,40 @@ from enforcer.kernel.links import links
 from enforcer.kernel.path_watch import PathWatch
 from enforcer.kernel.watch import Watch
 
+_log = logging.getLogger(__name__)
+
+# Attempts to apply the file at the start, if the process that applies it is lost.
 _ATTEMPTS = 3
 
 
-def _sign_of_life() -> float | None:
+def _notify_watchdog() -> float | None:
     notify("WATCHDOG=1")
     return watchdog_interval()
 
 
 class Daemon:
-    """``say`` receives lines for the person or the journal."""
+    """``on_ready`` gets the ready line; all other lines go to the log."""
 
-    def __init__(self, instance: Instance, file: Path, say: Callable[[str], None]):
+    def __init__(self, instance: Instance, file: Path, on_ready: Callable[[str], None]):
         self._instance = instance
         self._file = file
-        self._say = say
+        self._on_ready = on_ready
         self._running = True
 
     def run(self, work: WorkerProcess) -> None:
-        """Until SIGTERM or SIGINT, under the daemon's lock, which the caller holds.
+        """Runs until SIGTERM or SIGINT, under the daemon's lock, which the caller holds.
 
         ``work`` applies the file (enforcer/control/worker.py). Raises its error.
         """
-        # Each hook is a descriptor (datapath/held_pins.py), and there may be hundreds of interfaces.
+        # Each hook holds a descriptor (datapath/held_pins.py), and there may be hundreds of interfaces.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with ExitStack() as stack:
             watch = stack.enter_context(Watch())
             known = {name: link.index for name, link in links().items()}
             wake = stack.enter_context(signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-            report(self._started(work), self._say)
-            self._loop = stack.enter_context(closing(Loop(self._say)))
+            log_report(self._started(work))
+            self._loop = stack.enter_context(closing(Loop()))
             self._compose(stack, watch, known)
             self._activate()
             handlers = {
@@ -82,34 +87,31 @@ class Daemon:
             stack.enter_context(closing(Requests(self._loop, self._instance.control_socket, handlers)))
             self._loop.watch(wake, lambda: self._on_signals(wake))
             self._ready(stack)
-            # What is under way is waited for: half a reload would be found by nobody.
+            # Waits for the running job: nothing would complete half a reload.
             self._loop.run(lambda: self._running or self._jobs.busy)
-        self._say("ended; enforcement goes on without the daemon (enforcer down takes it away)")
+        _log.log(NOTICE, "ended; enforcement continues without the daemon (enforcer down removes it)")
 
     def _started(self, work: WorkerProcess) -> dict[str, Any]:
-        """What the process gave that applied the file. One that was lost half-way is replaced."""
+        """The result of the process that applies the file. A process that is lost half-way is replaced."""
         for _ in range(_ATTEMPTS - 1):
             try:
                 return work.wait()
             except LostError as error:
-                self._say(f"{error}: once more")
+                _log.warning(f"{error}; trying again")
                 work = applying.start(self._file, applying.START)
         return work.wait()
 
     def _compose(self, stack: ExitStack, watch: Watch, known: Mapping[str, int]) -> None:
-        loop, say = self._loop, self._say
+        loop = self._loop
         self._jobs = Jobs(loop)
-        self._runtime = stack.enter_context(closing(Runtime(self._instance, say)))
-        self._reloader = Reloader(
-            loop, self._jobs, self._runtime, self._file, say=say, activate=self._after_reload
-        )
+        self._runtime = stack.enter_context(closing(Runtime(self._instance)))
+        self._reloader = Reloader(loop, self._jobs, self._runtime, self._file, activate=self._after_reload)
         self._reconciler = Reconciler(
             loop,
             watch,
             self._runtime,
             lambda: self._reloader.half_done,
-            say=say,
-            again=self._reloader.again,
+            reapply=self._reloader.reapply,
             known=known,
         )
         self._fast_path = FastPathInvalidator(loop, stack.enter_context(PathWatch()), self._runtime)
@@ -119,25 +121,24 @@ class Daemon:
             self._runtime,
             lambda: self._reloader.under_way,
             lambda: self._reconciler.timeouts,
-            say,
             look=self._announcer.note,
         )
-        self._feeds = stack.enter_context(closing(Feeds(loop, self._runtime, say)))
+        self._feeds = stack.enter_context(closing(Feeds(loop, self._runtime)))
         self._expiry = loop.timer(self._expire)
-        session_file = SessionFile(loop, self._jobs, self._runtime, say, expiry=self._expiry)
-        files = Files(loop, self._runtime, session_file, self._reloader.again, say)
+        session_file = SessionFile(loop, self._jobs, self._runtime, expiry=self._expiry)
+        files = Files(loop, self._runtime, session_file, self._reloader.reapply)
         self._files = stack.enter_context(closing(files))
 
     def _ready(self, stack: ExitStack) -> None:
         location, count = self._runtime.config.get("location", "?"), len(self._runtime.wanted.ours)
-        self._say(f"ready: location {location}, {count} egress IPs, pid {os.getpid()}")
+        self._on_ready(f"ready: location {location}, {count} egress IPs, pid {os.getpid()}")
         notify("READY=1\nSTATUS=enforcing")
         stack.callback(notify, "STOPPING=1")
         if watchdog_interval():
-            self._loop.timer(_sign_of_life, 0.0)
+            self._loop.timer(_notify_watchdog, 0.0)
 
     def _activate(self) -> None:
-        """What is in force now, from availability to the files that the configuration names."""
+        """Has each part read the configuration in force now."""
         self._reconciler.refresh()
         self._fast_path.activate()
         self._announcer.activate()

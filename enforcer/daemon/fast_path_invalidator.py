@@ -1,4 +1,4 @@
-"""What the fast path has learnt is forgotten as soon as the kernel says that it may be true no more."""
+"""Invalidates all fast-path entries as soon as a kernel event says that a path may have changed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enforcer.daemon.runtime import Runtime
 from enforcer.datapath import fast_path
 from enforcer.kernel.path_watch import PathWatch
 
-# Where events come without end, flows take the kernel's way once in so many seconds.
+# Seconds between invalidations: a flood of events makes flows use the kernel's path no more often.
 _REST = 0.1
 
 
 class FastPathInvalidator:
-    """Also while a process changes the gateway: that one's changes are known to itself, others' are not."""
+    """Acts also while a process changes the gateway: other software may change paths at the same time."""
 
     def __init__(self, loop: Loop, watch: PathWatch, runtime: Runtime):
         self._loop = loop
@@ -23,9 +23,9 @@ class FastPathInvalidator:
         self._listening = loop.timer(self._listen)
 
     def activate(self) -> None:
-        """On or off, as the configuration in force says: who was to change it may have been killed.
+        """Switches the fast path on or off as the configuration in force says, and invalidates all entries.
 
-        What was learnt is stale in any case: nobody has watched over these maps before.
+        The process that was to switch it may have been killed, and no event was read before for these maps.
         """
         fast_path.set_enabled(self._runtime.maps, on=self._runtime.wanted.fast_path)
 
@@ -33,7 +33,7 @@ class FastPathInvalidator:
         fast_path.invalidate(self._runtime.maps)
 
     def _on_events(self) -> None:
-        """At once for the first event; the next ones wait unread."""
+        """Invalidates at once for the first event; later ones stay unread for _REST seconds."""
         if not self._watch.drain():
             return
         self._loop.unwatch(self._watch)

@@ -1,7 +1,8 @@
-"""What else the loop serves, where the configuration asks for it: the learner of names."""
+"""Feeds: readers of external data that fill facts if a configuration needs them: names from DNS answers."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -11,76 +12,74 @@ from enforcer.daemon.runtime import Runtime
 from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.store import Store
 
+_log = logging.getLogger(__name__)
+
 _TICK = 1.0
 
 
 class Feed(Protocol):
-    """Something that is readable now and then, with a tick at least once a second.
-
-    What is wanted of a configuration is kept over a reload (``use``); what is no more is closed.
-    """
+    """An open feed. It stays open over a reload that still needs it, and is closed otherwise."""
 
     def fileno(self) -> int:
-        """Readable when :meth:`drain` has something to do."""
+        """Descriptor that is readable when :meth:`drain` has something to do."""
 
     def drain(self) -> float | None:
-        """Do it; never waits. Returns in how many seconds to come again though nothing is readable, if so."""
+        """Reads and handles what has arrived, without blocking.
+
+        Returns the seconds until the next call if it is to come although nothing is readable, else None.
+        """
 
     def tick(self) -> float:
-        """What time brings; returns in how many seconds to come again."""
+        """Does what is due; returns the seconds until the next call, which comes within one second."""
 
     def use(self, store: Store, tables: KernelFacts, config: Mapping[str, Any]) -> None:
-        """Another configuration is in force."""
+        """Takes the configuration that is in force now."""
 
     def report(self) -> dict[str, Any]:
-        """What it has to tell."""
+        """Counters and state for `enforcer dns`, as JSON values."""
 
     def close(self) -> None:
-        """The end."""
+        """Closes the feed."""
 
 
-class Maker(Protocol):
-    """Makes a feed if what is enforced asks for it, else None."""
-
-    def __call__(self, runtime: Runtime, say: Callable[[str], None]) -> Callable[[], Feed] | None:
-        """What opens the feed."""
+Maker = Callable[[Runtime], Callable[[], Feed] | None]
+"""Returns what opens a feed if the configuration in force needs it, else None."""
 
 
-def _names(runtime: Runtime, say: Callable[[str], None]) -> Callable[[], Feed] | None:
-    """What learns names from DNS answers, if a policy asks for names."""
+def _names(runtime: Runtime) -> Callable[[], Feed] | None:
+    """Opens the learner of names from DNS answers, if a policy uses names."""
     if not runtime.wanted.dns:
         return None
-    # The library of DNS is for those who need it.
+    # Imports the DNS library only where it is needed.
     from enforcer.dns.alive import Alive, destinations
     from enforcer.dns.learner import Learner
 
     def alive() -> Alive:
         return destinations(runtime.maps.flows)
 
-    return lambda: Learner(runtime.store, runtime.tables, runtime.config, say=say, alive=alive)
+    return lambda: Learner(runtime.store, runtime.tables, runtime.config, say=_log.warning, alive=alive)
 
 
 FEEDS: dict[str, Maker] = {"names": _names}
-"""Makers by name. A maker gives what opens the feed, which is called only if it isn't open."""
+"""Makers by name."""
 
 
 class Feeds:
-    """Those that are open."""
+    """The open feeds."""
 
-    def __init__(self, loop: Loop, runtime: Runtime, say: Callable[[str], None]):
+    def __init__(self, loop: Loop, runtime: Runtime):
         self._loop = loop
         self._runtime = runtime
-        self._say = say
         self._open: dict[str, Feed] = {}
         self._timers: dict[str, Timer] = {}
         """What drains each again though it is not readable."""
         loop.timer(self._tick, _TICK)
 
     def activate(self) -> None:
-        """Opens, keeps and closes what the configuration in force wants. Raises what opening one raises."""
+        """Opens and closes feeds as the configuration in force needs them. Raises what opening one raises."""
         runtime = self._runtime
         for name, maker in FEEDS.items():
-            opener = maker(runtime, self._say)
+            opener = maker(runtime)
             if opener is None:
                 self._close(name)
                 continue
@@ -90,11 +89,11 @@ class Feeds:
                 self._open[name] = opener()
                 self._timers[name] = self._loop.timer(partial(self._drain, name))
                 self._loop.watch(self._open[name], partial(self._drain, name))
-            # What came while the kernel was asked for something has been read, and is not readable any more.
+            # Opening or switching a feed may have read messages, so its descriptor does not become readable.
             self._loop.guard(partial(self._drain, name))
 
     def report(self, name: str) -> dict[str, Any]:
-        """What a feed has to tell; nothing if it isn't open."""
+        """The report of a feed; empty if it is not open."""
         return self._open[name].report() if name in self._open else {}
 
     def close(self) -> None:

@@ -1,21 +1,25 @@
-"""The files that the configuration names: watched, and taken up when they change."""
+"""Watches the files that the configuration names, and loads them when they change."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from enforcer.control.log import NOTICE
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_file import SETTLE, SessionFile
 from enforcer.kernel.file_watch import FileWatch, stamp
 
-# Files are looked at so often besides their events.
+_log = logging.getLogger(__name__)
+
+# Seconds between looks at the files: inotify does not report changes on every file system.
 _LOOK_EVERY = 5.0
 
 
 class Files:
-    """The session file, which is loaded by itself, and the database of places, which takes a ``reload``."""
+    """The session file, which loads on its own, and the GeoIP database, which takes a ``reload``."""
 
     def __init__(
         self,
@@ -23,13 +27,11 @@ class Files:
         runtime: Runtime,
         session_file: SessionFile,
         reload: Callable[[], None],
-        say: Callable[[str], None],
     ):
         self._loop = loop
         self._runtime = runtime
         self._session_file = session_file
         self._reload = reload
-        self._say = say
         self._watch = FileWatch()
         loop.watch(self._watch, lambda: self._changed(self._watch.drain()))
         loop.timer(self._look, _LOOK_EVERY)
@@ -54,7 +56,7 @@ class Files:
         if self._runtime.session_file in files:
             self._session_file.load()
         if self._runtime.database in files:
-            # A new database may come in several steps.
+            # A program may write a new database in several steps.
             self._database_settled.start(SETTLE)
 
     def _load_database(self) -> None:
@@ -62,7 +64,7 @@ class Files:
         if database is None:
             return
         if stamp(database) is None:
-            self._say(f"{database} is gone: places stay as they are until it is there again")
+            _log.warning(f"{database} is gone: its former content stays in force until it is there again")
             return
-        self._say(f"{database} has changed: reloading")
+        _log.log(NOTICE, f"{database} has changed: reloading")
         self._reload()

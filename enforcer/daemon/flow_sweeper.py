@@ -1,7 +1,8 @@
-"""Sweeps: flows that are over are reaped, and origins without flows forgotten."""
+"""Sweeps: removes flows that have ended, and origins and client prefixes without flows."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 
@@ -19,19 +20,23 @@ from enforcer.datapath.table_usage import Fill
 from enforcer.gateway import availability
 from enforcer.kernel import conntrack
 
-# A sweep takes a share of one core: it waits for this many times what the last one took.
+_log = logging.getLogger(__name__)
+
+# A sweep may use one percent of a core: the next one follows after this many times its duration.
 _REST = 100
+# Seconds between sweeps, at least.
 _AT_LEAST = 1.0
-# How many flows a sweep asks conntrack about, or tells it of, at some 10 µs each.
+# The number of flows that a sweep looks up in conntrack, or whose state it sets there, at about 10 µs each.
 _ASK_UNANSWERED = 2000
 _ASK_IDLE = 250
 _TELL = 20_000
 
 
 class FlowSweeper:
-    """``timeouts`` gives conntrack's timeouts; while ``reloading`` nothing is swept.
+    """Sweeps at intervals, but not while ``reloading()`` is true.
 
-    ``look`` is given the keys and values of all flows that a sweep reads.
+    ``timeouts`` returns conntrack's timeouts. ``look`` gets the keys and values of all flows that a sweep
+    reads.
     """
 
     def __init__(
@@ -40,43 +45,43 @@ class FlowSweeper:
         runtime: Runtime,
         reloading: Callable[[], bool],
         timeouts: Callable[[], np.ndarray],
-        say: Callable[[str], None],
         *,
         look: Callable[[np.ndarray, np.ndarray], None] = lambda keys, flows: None,
     ):
         self._runtime = runtime
         self._reloading = reloading
         self._timeouts = timeouts
-        self._say = say
         self._look = look
         self._asked_since = 0.0
-        self._put_off = False
+        self._delayed = False
         self._recount = Recount()
-        self._fill = FillMonitor(say)
-        self._conntrack = ConntrackZones(say)
+        self._fill = FillMonitor()
+        self._conntrack = ConntrackZones()
         self._next_sweep = loop.timer(self._sweep, _AT_LEAST)
 
     @property
     def warnings(self) -> list[str]:
-        """What an administrator should know of conntrack and our flows."""
+        """Warnings for `status` about conntrack and the flows."""
         return self._conntrack.warnings
 
     def catch_up(self) -> None:
-        """A sweep that a reload put off comes before the next reload."""
-        if self._put_off:
+        """Starts a sweep that a reload has delayed, so that it comes before the next reload."""
+        if self._delayed:
             self._next_sweep.start()
 
     def _sweep(self) -> float:
-        self._put_off = self._reloading()
-        if self._put_off:
+        self._delayed = self._reloading()
+        if self._delayed:
             return _AT_LEAST
         began = time.monotonic()
         self._reap()
         return max(_AT_LEAST, _REST * (time.monotonic() - began))
 
     def _reap(self) -> None:
-        """Reaps idle flows, and those that conntrack doesn't have: never had (dropped behind us, no port
-        free) or no more (deleted by somebody, or when its table was full).
+        """Removes idle flows and flows without a conntrack entry.
+
+        conntrack never had an entry if a later hook dropped the packet or no port was free; it has none any
+        more if `conntrack -D` deleted it or its table was full.
         """
         maps, pins = self._runtime.maps, self._runtime.pins
         began = time.monotonic()
@@ -84,10 +89,11 @@ class FlowSweeper:
         found = sweep.sweep(maps, pins, self._timeouts(), self._asked_since, _ASK_IDLE, look=self._look_at)
         corrected = self._recount.finish(maps, pins)
         if corrected:
-            self._say(f"corrected {corrected} counters that had drifted from the flows they count")
+            _log.warning(f"corrected {corrected} counters that differed from the number of flows they count")
         unanswered = sweep.some(found.unanswered, _ASK_UNANSWERED)
         sweep.reap(pins, self._conntrack.gone(unanswered, found.idle, found.flows), unknown=True)
-        # They would hold their ports for hours. One that has spoken just now is still there.
+        # Their conntrack entries would hold the ports for hours. A flow that has had a packet meanwhile is
+        # still in the map.
         over = [key for key in found.outlived if maps.flows.get(key) is None]
         if over:
             self._conntrack.forget(over)
@@ -110,7 +116,7 @@ class FlowSweeper:
         self._look(keys, flows)
 
     def _tell(self, pins: Pins, untold: Mapping[int, np.ndarray]) -> None:
-        """Tells conntrack of states that it cannot know, or their ports would stay taken for hours."""
+        """Sets states in conntrack of which it has seen no packet; else their ports stay taken for hours."""
         for state, keys in untold.items():
             some = keys[:_TELL]
             if len(some):

@@ -1,4 +1,4 @@
-"""Work in processes of its own, one at a time, and the answers to those who wait for it."""
+"""Jobs, each a worker process: runs one at a time and answers the requests that asked for it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from enforcer.errors import EnforcerError, KernelError
 
 _TICK = 0.5
 INTERRUPTED = report_of(EnforcerError("interrupted: nothing has changed"))
-"""The answer to a caller that has taken its request back in time."""
+"""The answer to a caller that has withdrawn its request before anything changed."""
 
 
 @dataclass(eq=False)
 class Job:
-    """Work to begin when its turn comes, and who waits for its result."""
+    """A worker process to start when the jobs before it are done, and the callers that wait for it."""
 
     name: str
     begin: Callable[[], WorkerProcess | dict[str, Any]]
-    """A result instead of work: there is nothing to do any more."""
+    """Starts the process; returns a result instead if there is nothing to do any more."""
     finish: Callable[[WorkerProcess], dict[str, Any]]
-    """Gives the answer; an error is the answer too, and is said by the loop."""
+    """Returns the answer. An error that it raises is the answer too, and the loop logs it."""
     callers: list[ControlConnection] = field(default_factory=list)
     urgent: bool = False
-    """Comes before all others, and is begun although the daemon is about to end."""
+    """Whether the job comes before all others, and begins although the daemon is about to end."""
     revocable: bool = False
-    """Is left undone if its caller goes away before anything has changed."""
+    """Whether the job is dropped if its caller hangs up before anything has changed."""
 
 
 class Jobs:
@@ -53,7 +53,7 @@ class Jobs:
         return self._running is not None or bool(self._queue)
 
     def runs(self, name: str) -> bool:
-        """Whether a job of this name runs just now."""
+        """Whether a job of this name is running."""
         return self._running is not None and self._running[0].name == name
 
     @property
@@ -66,7 +66,7 @@ class Jobs:
         return next((job for job in self._queue if job.name == name), None)
 
     def add(self, job: Job) -> None:
-        """Does it after what is under way."""
+        """Queues a job."""
         if job.urgent:
             self._queue.appendleft(job)
         else:
@@ -78,7 +78,7 @@ class Jobs:
         self._next_job.start()
 
     def end(self) -> None:
-        """Nothing is begun any more, and what only prepares a change is not waited for."""
+        """Begins no further job but urgent ones, and kills a process that has changed nothing yet."""
         self._ending = True
         if self._running is not None and self._running[1].prepares:
             self._running[1].kill("was ended with its daemon")
@@ -135,7 +135,7 @@ class Jobs:
             self._finish(*self._running)
 
     def _look(self) -> float | None:
-        """A process that hangs is ended, and one that cannot be ended is not waited for."""
+        """Kills a process that hangs; does not wait for one that cannot be killed."""
         if self._running is None:
             return None
         if not self._running[1].look():
@@ -153,5 +153,5 @@ class Jobs:
             raise
         finally:
             self._answer(job, INTERRUPTED if job.revocable and work.interrupted else result)
-            # What was put off has its turn first.
+            # Timers that were started meanwhile are due before the next job.
             self._next_job.start()

@@ -1,7 +1,8 @@
-"""A loop in one thread over what is readable and what is due; it knows nothing of gateways."""
+"""A loop in one thread: it calls handlers of readable descriptors and of timers that are due."""
 
 from __future__ import annotations
 
+import logging
 import math
 import selectors
 import signal
@@ -14,11 +15,13 @@ from typing import Protocol, cast
 
 from enforcer.errors import EnforcerError
 
-# A task that failed is due again, and a descriptor whose handler failed is watched again, after so many
-# seconds.
-_AGAIN = 1.0
+_log = logging.getLogger(__name__)
+
+# Seconds after which a task that failed is due again.
+_RETRY_AFTER = 1.0
+# Seconds for which a descriptor is not watched after its handler failed.
 _ASIDE = 0.2
-# The same error is said again after so many seconds.
+# Seconds after which the same error is logged again.
 _SILENCE = 60.0
 
 Task = Callable[[], float | None]
@@ -26,7 +29,7 @@ Task = Callable[[], float | None]
 
 
 class Readable(Protocol):
-    """Anything with a descriptor."""
+    """An object with a descriptor."""
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -44,30 +47,30 @@ class Timer:
         self._due[self] = time.monotonic() + after
 
     def cancel(self) -> None:
-        """Makes it due no more, if it was."""
+        """Makes it not due; allowed at any time."""
         self._due.pop(self, None)
 
 
 class Loop:
-    """Calls what is ready. ``say`` hears of errors, which end nothing: what failed has another turn later."""
+    """Descriptors and timers. An error of a handler is logged and ends nothing; the loop calls it again."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self._say = say
+    def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._due: dict[Timer, float] = {}
         self._aside: dict[Readable, tuple[float, Callable[[], None]]] = {}
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
+        """Errors of the last _SILENCE seconds, by the time of their line."""
 
     def close(self) -> None:
-        """The end; nothing that is watched is closed."""
+        """Ends the loop; closes none of the descriptors that it watches."""
         self._selector.close()
 
     def watch(self, readable: Readable, act: Callable[[], None]) -> None:
-        """Calls ``act``, which must not wait, whenever the readable is readable."""
+        """Calls ``act``, which must not block, whenever the descriptor is readable."""
         self._selector.register(readable, selectors.EVENT_READ, act)
 
     def unwatch(self, readable: Readable) -> None:
-        """Before the readable is closed."""
+        """Stops watching; to be called before the descriptor is closed."""
         if self._aside.pop(readable, None) is None:
             self._selector.unregister(readable)
 
@@ -79,7 +82,7 @@ class Loop:
         return timer
 
     def run(self, going: Callable[[], bool]) -> None:
-        """Goes on as long as ``going`` says so."""
+        """Runs while ``going()`` is true."""
         while going():
             for key, _ in self._selector.select(self._wait()):
                 if self._is_watched(key):
@@ -90,7 +93,7 @@ class Loop:
                     del self._aside[readable]
                     self.guard(partial(self.watch, readable, act))
             for timer in sorted(self._due, key=self._due.__getitem__):
-                # One that came before it may have cancelled or restarted it.
+                # A timer before it in this round may have cancelled or restarted it.
                 if self._due.get(timer, math.inf) <= now:
                     self._expire(timer)
 
@@ -99,12 +102,12 @@ class Loop:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _is_watched(self, key: selectors.SelectorKey) -> bool:
-        """Not any more, if what had its turn before it has closed it."""
+        """False if a handler before it in this round has closed it."""
         return self._selector.get_map().get(key.fd) is key
 
     def _read(self, key: selectors.SelectorKey) -> None:
         if not self.guard(key.data) and self._is_watched(key):
-            # It is still readable, and would fail at once.
+            # It is still readable, and its handler would fail again at once.
             self._selector.unregister(key.fileobj)
             self._aside[cast(Readable, key.fileobj)] = (time.monotonic() + _ASIDE, key.data)
 
@@ -117,34 +120,35 @@ class Loop:
                 timer.start(after)
 
         if not self.guard(act):
-            timer.start(_AGAIN)
+            timer.start(_RETRY_AFTER)
 
     def guard(self, act: Callable[[], object]) -> bool:
-        """Whether it went well. An error is said, and the loop goes on: a fault of ours, too.
+        """Calls ``act``; whether it raised nothing. Logs any error, also one that is a bug of the daemon.
 
-        Without a daemon idle flows stay counted and sessions don't end: worse than one task undone.
+        A daemon that ended would leave idle flows counted and sessions unexpired, which is worse than one
+        task that is not done.
         """
         try:
             act()
         except (EnforcerError, OSError) as error:
             self._complain(f"error: {error}")
         except Exception:
-            self._complain(f"error in the daemon itself, which goes on:\n{traceback.format_exc().rstrip()}")
+            self._complain(f"error in the daemon itself, which continues:\n{traceback.format_exc().rstrip()}")
         else:
             return True
         return False
 
     def _complain(self, text: str) -> None:
-        """Once a minute if it is the same every time."""
+        """Logs an error; the same one once in _SILENCE seconds."""
         now = time.monotonic()
-        self._said = {said: since for said, since in self._said.items() if now - since < _SILENCE}
-        if text not in self._said:
-            self._said[text] = now
-            self._say(text)
+        self._logged = {line: since for line, since in self._logged.items() if now - since < _SILENCE}
+        if text not in self._logged:
+            self._logged[text] = now
+            _log.error(text)
 
 
 class signals:
-    """Some signals as bytes on a socket, for a loop; a context manager that gives the socket."""
+    """Context manager: a socket on which the given signals arrive as bytes, each its number."""
 
     def __init__(self, *numbers: signal.Signals):
         self._numbers = numbers

@@ -1,7 +1,8 @@
-"""Keeping it so: availability follows the kernel's events, and what somebody took away is put back."""
+"""Reconciles the kernel with the configuration in force: follows its events, restores what others remove."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -25,19 +26,22 @@ from enforcer.gateway.plan import (
 from enforcer.gateway.roles import LinkStatus
 from enforcer.kernel.watch import FILTER, NFT, ROUTE, Watch
 
+_log = logging.getLogger(__name__)
+
+# Seconds between looks at what no event reports.
 _AUDIT_EVERY = 60.0
-# While a process changes the gateway: look again after so many seconds.
+# Seconds between looks at hooks, and until the next attempt while a process changes the gateway.
 _TICK = 1.0
-# An attempt to begin again that failed is repeated after so many seconds.
-_REST = 60.0
-# Seconds that the loop waits for a process that is about to say that it changes the gateway, or just did.
-_PATIENCE = 0.2
+# Seconds between two requests to apply the configuration in force again.
+_REAPPLY_EVERY = 60.0
+# Seconds for which the loop waits for the change lock: a process may hold it that has not reported so yet.
+_LOCK_PATIENCE = 0.2
 
 
 class LastSeen:
-    """The last link of each name, by its index: tells a link that was made again from one that was renamed.
+    """The index of the last link of each name: tells a link that was made again from one that was renamed.
 
-    ``indexes`` are those of all links by name at the start.
+    ``indexes`` are the indexes of all links by name at the start.
     """
 
     def __init__(self, indexes: Mapping[str, int]):
@@ -45,7 +49,7 @@ class LastSeen:
         self._gone: set[str] = set()
 
     def made_again(self, listed: Iterable[str], indexes: Mapping[str, int]) -> set[str]:
-        """The listed names whose link is another one now, or was gone meanwhile; remembers ``indexes``."""
+        """The listed names whose link is another one than at the last call, or was gone since."""
         listed = set(listed)
         again = {
             name
@@ -59,9 +63,10 @@ class LastSeen:
 
 
 class Reconciler:
-    """``reloading`` tells whether a process changes the gateway or heals it, which is then left alone.
+    """Changes nothing while ``reloading()`` is true: a process changes the gateway or heals it.
 
-    ``known`` are the indexes of all links by name before what is in force was applied.
+    ``reapply`` has a process apply the configuration in force again. ``known`` are the indexes of all links
+    by name before the configuration in force was applied.
     """
 
     def __init__(
@@ -71,16 +76,14 @@ class Reconciler:
         runtime: Runtime,
         reloading: Callable[[], bool],
         *,
-        say: Callable[[str], None],
-        again: Callable[[], None],
+        reapply: Callable[[], None],
         known: Mapping[str, int] = MappingProxyType({}),
     ):
         self._watch = watch
         self._runtime = runtime
         self._reloading = reloading
-        self._say = say
-        self._again = again
-        self._again_after = 0.0
+        self._reapply = reapply
+        self._reapply_after = 0.0
         self._available: dict[str, tuple[bool, bool]] = {}
         self._seen = LinkStatus({}, frozenset())
         self._last_seen = LastSeen(known)
@@ -96,7 +99,7 @@ class Reconciler:
         self._second_look = loop.timer(self._look_again)
 
     def refresh(self) -> None:
-        """Availability into the maps; says what changed."""
+        """Writes availability into the maps; logs what changed."""
         maps, wanted = self._runtime.maps, self._runtime.wanted
         self.timeouts = availability.write_timeouts(maps)
         there = availability.refresh(maps, wanted)
@@ -106,7 +109,7 @@ class Reconciler:
             if there.links.indexes.get(link.listed) == link.index
         }
         again = self._last_seen.made_again((*wanted.inside, *wanted.outside), there.links.indexes)
-        # A link that is made again has lost what we had put on it; one that was renamed still has it.
+        # A link that was made again has lost its filters and sysctls; one that was renamed still has them.
         self._made_again |= again - back
         now = {f"egress {name}": pair for name, pair in there.egresses.items()}
         now["the shared address"] = there.shared
@@ -115,77 +118,77 @@ class Reconciler:
                 state = {(True, True): "available", (False, False): "unavailable"}.get(
                     (ipv4, ipv6), "IPv4 unavailable" if ipv6 else "IPv6 unavailable"
                 )
-                self._say(f"{name}: {state}")
+                _log.log(logging.INFO if ipv4 and ipv6 else logging.WARNING, f"{name}: {state}")
         self._available = now
         for link in there.links.renamed - self._seen.renamed:
-            self._say(str(link))
+            _log.warning(str(link))
         for name in sorted(back):
-            self._say(f"{name} has its name back")
+            _log.info(f"{name} has its name back")
         for port in there.links.taken - self._seen.taken:
-            self._say(str(port))
+            _log.warning(str(port))
         for name, taker in self._seen.taken - there.links.taken:
             if name not in {port.name for port in there.links.taken}:
-                self._say(f"{name} is no port of {taker} any more")
+                _log.info(f"{name} is no port of {taker} any more")
         self._seen = there.links
         if there.links.uncertain:
             self._second_look.start(_TICK)
 
     def catch_up(self) -> None:
-        """What the kernel has said has its turn next."""
+        """Handles the events that arrived during a reload next."""
         self._following.start()
 
-    def _put_back(self, *, distrust_table: bool = False) -> None:
-        """Puts back what somebody took away of the table, the filters and the settings.
+    def _restore(self, *, distrust_table: bool = False) -> None:
+        """Restores what other software removed of the table, the filters and the sysctls.
 
-        The table's digest doesn't tell of rules that somebody changed: ``distrust_table`` writes it anew.
+        The table's digest does not show rules that other software changed: ``distrust_table`` rewrites it.
         """
         gateway, wanted = self._runtime.gateway, self._runtime.wanted
         assert gateway.state is not None
-        with suppress(EnforcerError):  # said once a second by _look_at_hooks
+        with suppress(EnforcerError):  # _look_at_hooks logs it
             self._runtime.restore()
-        with self._runtime.instance.change_lock(_PATIENCE):
+        with self._runtime.instance.change_lock(_LOCK_PATIENCE):
             if not gateway.is_current():
                 raise LockedError("another process has changed this gateway")
             state = gateway.state
-            # Newer sources on the disk are for the next start, in a process of its own.
+            # Newer sources on the disk take effect with the next start or reload, in another process.
             actual = gateway.actual(wanted, upgrade=False)
-            # A bank without room is for a reload, too.
+            # A bank without room needs a reload, too.
             actual = replace(actual, tables=state.tables)
             if distrust_table and actual.table is not None:
                 actual = replace(actual, table="")
             operations = plan(wanted, actual, wanted, state.tables, restore=self._made_again)
             if any(isinstance(operation, LoadPrograms | SwitchTables) for operation in operations):
-                self._begin_again(*gateway.lost())
-                # What closes the gateway needs no pins.
+                self._request_reapply(*gateway.lost())
+                # The table, which closes the gateway, needs no pins.
                 operations = [operation for operation in operations if isinstance(operation, InstallTable)]
             if operations:
                 gateway.apply(operations, wanted, None, state)
                 for operation in operations:
-                    self._say(f"put back: {operation}")
+                    _log.warning(f"restored: {operation}")
                 self._runtime.hold()
-                # Read meanwhile, they may be those of whom it is put back from.
+                # An earlier read may have returned the values that other software had set.
                 self.timeouts = availability.write_timeouts(self._runtime.maps)
             self._made_again = set()
 
     def _audit(self) -> float:
-        """What no event tells: kernel settings, conntrack's timeouts."""
+        """Checks what no event reports: sysctls, conntrack's timeouts."""
         if self._reloading():
             return _TICK
         with suppress(LockedError):
-            self._put_back()
+            self._restore()
             self.refresh()
             return _AUDIT_EVERY
         return _TICK
 
     def _look_again(self) -> float | None:
-        """What could not be read because it changed meanwhile."""
+        """Reads again what changed while it was read."""
         if self._reloading():
             return _TICK
         self.refresh()
         return None
 
     def _look_at_hooks(self) -> float:
-        """Nothing tells of a program that is taken off its hook, nor of a pin or file that is removed."""
+        """Checks hooks, pins and files, whose removal no event reports."""
         if self._reloading():
             return _TICK
         with suppress(LockedError):
@@ -193,22 +196,22 @@ class Reconciler:
         gateway, wanted = self._runtime.gateway, self._runtime.wanted
         lost = gateway.lost()
         if lost:
-            self._begin_again(*lost)
+            self._request_reapply(*lost)
         elif not gateway.hooked(wanted):
             with suppress(LockedError):
-                self._put_back()
+                self._restore()
         else:
-            self._again_after = 0.0
+            self._reapply_after = 0.0
         return _TICK
 
-    def _begin_again(self, *lost: str) -> None:
-        """What is held here cannot mend it: programs and maps are made by a process of their own."""
+    def _request_reapply(self, *lost: str) -> None:
+        """Has the configuration in force applied again: only a worker process can make programs and maps."""
         now = time.monotonic()
-        if now >= self._again_after:
-            self._again_after = now + _REST
+        if now >= self._reapply_after:
+            self._reapply_after = now + _REAPPLY_EVERY
             names = ", ".join(lost) or "settings"
-            self._say(f"the configuration in force is applied again; lost: {names}")
-            self._again()
+            _log.warning(f"the configuration in force is applied again; lost: {names}")
+            self._reapply()
 
     def _on_events(self) -> None:
         self._news |= self._watch.drain()
@@ -216,10 +219,10 @@ class Reconciler:
             self.catch_up()
 
     def _follow(self) -> None:
-        """Does what the events ask for; they are kept until it is done.
+        """Handles the kinds of events that have arrived; they are kept until that has succeeded.
 
-        A table that others may have changed is written anew once a tick at most, however often they change
-        nftables; one that is gone is put back at once.
+        A table that other software may have changed is rewritten once in _TICK seconds at most, however often
+        other software changes nftables; a table that is gone is restored at once.
         """
         while self._news and not self._reloading():
             kinds = self._news
@@ -228,7 +231,7 @@ class Reconciler:
             if kinds & {ROUTE, FILTER}:
                 self.refresh()
             try:
-                self._put_back(distrust_table=distrust)
+                self._restore(distrust_table=distrust)
             except LockedError:
                 self._following.start(_TICK)
                 return

@@ -1,11 +1,12 @@
-"""Reloads, each by a process of its own: of the file when somebody asks, else of what is in force already.
+"""Reloads by worker processes: applies the file on request, or the configuration in force again.
 
-The latter is for tables that run full and for a new database of places: a file that somebody is just writing
-must not come into force by that.
+The daemon itself only asks for the latter, for tables without room and for a new GeoIP database: so no
+unfinished edit of the file comes into force without a request.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.control import worker
+from enforcer.control.log import NOTICE
 from enforcer.control.protocol import ControlConnection, report_of
 from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.jobs import Job, Jobs
@@ -23,16 +25,18 @@ from enforcer.daemon.systemd import notify
 from enforcer.datapath.banks import is_crowded
 from enforcer.errors import EnforcerError, LostPinError
 
+_log = logging.getLogger(__name__)
+
 _TICK = 1.0
-# After a reload that failed or did not help, the tables ask for one again in so many seconds.
-_PATIENCE = 60.0
-_RELOAD, _AGAIN, _HEAL = "reload", "again", "heal"
-# After an attempt to heal that failed the next comes in so many seconds, and then in twice as many.
+# Seconds until tables without room cause another reload, if the last one failed or did not help.
+_ROOM_AGAIN = 60.0
+_RELOAD, _REAPPLY, _HEAL = "reload", "reapply", "heal"
+# Seconds until the next attempt to heal; they double with each failure, up to the second number.
 _HEAL_AGAIN, _HEAL_SELDOM = 1.0, 60.0
 
 
 class Reloader:
-    """``activate`` is called when a process has changed the gateway, and again in a while if it fails."""
+    """Calls ``activate`` after a process has changed the gateway, and again if it fails."""
 
     def __init__(
         self,
@@ -41,32 +45,30 @@ class Reloader:
         runtime: Runtime,
         file: Path,
         *,
-        say: Callable[[str], None],
         activate: Callable[[], None],
     ):
         self._jobs = jobs
         self._runtime = runtime
         self._file = file
-        self._say = say
         self._activate = activate
         self._half_done = False
         self._pause = _HEAL_AGAIN
-        self._activation = loop.timer(self._again)
+        self._activation = loop.timer(self._activate_again)
         self._next_look = loop.timer(self._look_for_room, _TICK)
         self._healing = loop.timer(self._heal)
 
     @property
     def under_way(self) -> bool:
-        """Whether a process changes the gateway at this moment: what is known here is of before."""
+        """Whether a process changes the gateway at this moment, so that the daemon's state is out of date."""
         return self._jobs.changing
 
     @property
     def half_done(self) -> bool:
-        """The same, or one has ended half-way: another is going to put back what is in force."""
+        """Whether a process changes the gateway, or has left a plan incomplete that another one will heal."""
         return self._jobs.changing or self._half_done
 
     def ask(self, caller: ControlConnection | None = None) -> None:
-        """Has the file applied, after what is under way; ``caller`` gets the result."""
+        """Has the file applied, after the jobs before it; ``caller`` gets the result."""
         callers = [] if caller is None else [caller]
         waiting = self._jobs.waiting(_RELOAD)
         if waiting is not None:
@@ -75,13 +77,13 @@ class Reloader:
             begin = partial(self._begin, partial(worker.start, self._file))
             self._jobs.add(Job(_RELOAD, begin, self._finish, callers))
 
-    def again(self) -> None:
-        """Has the configuration in force applied once more."""
-        if not self._jobs.waiting(_RELOAD) and not self._jobs.waiting(_AGAIN):
-            self._jobs.add(Job(_AGAIN, partial(self._begin, worker.start_again), self._finish))
+    def reapply(self) -> None:
+        """Has the configuration in force applied again."""
+        if not self._jobs.waiting(_RELOAD) and not self._jobs.waiting(_REAPPLY):
+            self._jobs.add(Job(_REAPPLY, partial(self._begin, worker.start_again), self._finish))
 
     def _heal(self) -> None:
-        """Has what is in force put back, before anything else."""
+        """Has the configuration in force restored, before any other job."""
         if not self._jobs.waiting(_HEAL) and not self._jobs.runs(_HEAL):
             self._jobs.add(Job(_HEAL, partial(self._begin, worker.start_again), self._healed, urgent=True))
 
@@ -96,7 +98,7 @@ class Reloader:
 
     def _begin(self, start: Callable[[], WorkerProcess]) -> WorkerProcess:
         with suppress(EnforcerError):
-            # The process looks for pins and files; it says itself what it lacks.
+            # The process needs pins and files; it reports itself which ones it lacks.
             self._runtime.restore()
         began = time.monotonic_ns() // 1000
         work = start()
@@ -107,7 +109,7 @@ class Reloader:
         result = self._result(work)
         if self._half_done:
             self._heal()
-            hint = "A plan is half done; the daemon puts back what is in force: see `enforcer status`."
+            hint = "A plan is half done; the daemon restores what was in force: see `enforcer status`."
             return result | {"hint": hint}
         return self._activated(result)
 
@@ -116,17 +118,17 @@ class Reloader:
             result = work.result()
         except EnforcerError as error:
             self._half_done = self._runtime.half_done
-            what = "what is in force is put back" if self._half_done else "what was in force stays"
-            self._say(f"reload failed, {what}: {error}")
-            self._next_look.start(_PATIENCE)
+            what = "is restored" if self._half_done else "stays"
+            _log.error(f"reload failed, the configuration in force {what}: {error}")
+            self._next_look.start(_ROOM_AGAIN)
             return report_of(error)
         self._half_done = False
-        report(result, self._say)
+        log_report(result)
         return result
 
     def _activated(self, result: dict[str, Any]) -> dict[str, Any]:
         try:
-            self._activate()  # after a failure, too: what there is to undo may have grown
+            self._activate()  # after a failure, too: the undo list may be longer
         except Exception:
             self._activation.start(_TICK)
             raise
@@ -134,15 +136,15 @@ class Reloader:
             notify("READY=1")
         return result
 
-    def _again(self) -> float | None:
+    def _activate_again(self) -> float | None:
         if self._jobs.busy:
             return _TICK
         try:
             self._activate()
         except LostPinError:
-            self.again()  # removed before they were held
+            self.reapply()  # removed before the daemon had opened them
             raise
-        self._say("what is in force has been taken up now")
+        _log.info("the daemon has read the configuration in force now")
         return None
 
     def _look_for_room(self) -> float:
@@ -150,19 +152,23 @@ class Reloader:
             return _TICK
         try:
             crowded = is_crowded(self._runtime.maps)
-        except LostPinError:  # the table's pin, which Reconciler makes again
+        except LostPinError:  # Reconciler pins the map again
             return _TICK
         if crowded:
-            self._say("the policy tables have little room left: they are made anew")
-            self.again()
+            _log.log(NOTICE, "the policy tables have little room left: they are rebuilt")
+            self.reapply()
         elif not self._runtime.tables.fits:
-            self._say("the policy tables are not those that the facts are about: they are made anew")
-            self.again()
-            return _PATIENCE  # if that did not help, neither would asking more often
+            _log.warning("the policy tables do not match the facts: they are rebuilt")
+            self.reapply()
+            return _ROOM_AGAIN  # if one reload does not help, more of them do not either
         return _TICK
 
 
-def report(result: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Says what a process that applied the file has done."""
-    for line in [*(f"warning: {text}" for text in result["warnings"]), *result["operations"]]:
-        say(line)
+def log_report(result: Mapping[str, Any]) -> None:
+    """Logs what a process that applied a configuration has reported (enforcer/workers/apply.py)."""
+    for text in result["warnings"]:
+        _log.warning(f"warning: {text}")
+    for text in result.get("restored", ()):
+        _log.warning(f"restored: {text}")
+    for text in result["operations"]:
+        _log.info(text)

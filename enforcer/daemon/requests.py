@@ -1,4 +1,4 @@
-"""Requests on the control socket: read as they come, handled by name."""
+"""The control socket: reads requests as they arrive and calls the handler of each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from enforcer.daemon.loop import Loop
 from enforcer.errors import EnforcerError
 
 Handler = Callable[[Mapping[str, Any], ControlConnection], dict[str, Any] | None]
-"""The answer to a request, or None if the caller gets it later. Raises EnforcerError."""
+"""Returns the answer to a request, or None if the caller gets it later. Raises EnforcerError."""
 FAILED = {"error": "the daemon failed", "hint": "See its log.", "exit_code": 1}
-"""The answer where an unexpected error was met."""
+"""The answer after an unexpected error."""
 _TICK = 1.0
 
 
@@ -27,10 +27,10 @@ class Requests:
         self._callers: list[ControlConnection] = []
         self._server = listen(path)
         loop.watch(self._server, self._connect)
-        loop.timer(self._hurry, _TICK)
+        loop.timer(self._close_late, _TICK)
 
     def close(self) -> None:
-        """Hangs up; whoever waits for a job has left this list."""
+        """Closes the socket and the connections without a request; jobs own the others."""
         for caller in list(self._callers):
             self._hang_up(caller)
         self._loop.unwatch(self._server)
@@ -66,7 +66,7 @@ class Requests:
             raise EnforcerError(f"unknown request {name!r}", "Daemon and command are of different versions.")
         return self._handlers[name](request, caller)
 
-    def _hurry(self) -> float:
+    def _close_late(self) -> float:
         for caller in [caller for caller in self._callers if caller.late]:
             self._hang_up(caller)
         return _TICK

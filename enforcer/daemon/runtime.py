@@ -1,9 +1,10 @@
-"""What is enforced just now, as the daemon knows it: taken up at the start and after each reload."""
+"""The gateway in force, as the daemon holds it: state, maps, pins, facts."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.state import State
 from enforcer.instance import Instance, not_installed
 
-# A mount that was refused is tried again after so many seconds.
-_PATIENCE = 60.0
-# Seconds that the loop waits for a process that is changing the gateway.
+_log = logging.getLogger(__name__)
+
+# Seconds after which a mount that was refused is tried again.
+_MOUNT_AGAIN = 60.0
+# Seconds for which the loop waits for the change lock.
 _LOCK_PATIENCE = 0.2
 
 
 class Runtime:
-    """The gateway's state, its maps and its facts. Raises EnforcerError; closed with :meth:`close`."""
+    """Raises EnforcerError; to be closed."""
 
     gateway: Gateway
     wanted: Desired
@@ -36,12 +39,11 @@ class Runtime:
     pins: HeldPins
     _recorded: tuple[int, ...]
 
-    def __init__(self, instance: Instance, say: Callable[[str], None]):
+    def __init__(self, instance: Instance):
         self.instance = instance
         self.store = Store(instance.facts_file)
         self._held = HeldObjects()
         self._mount_after = 0.0
-        self._say = say
         try:
             self._use(*self._found())
             self.mend()
@@ -61,20 +63,20 @@ class Runtime:
 
     @property
     def database(self) -> Path | None:
-        """The database of places that the configuration names."""
+        """The GeoIP database that the configuration names."""
         return _path(self.config.get("geoip", {}).get("database"))
 
     @property
     def half_done(self) -> bool:
-        """Whether a plan was not completed: what is in force is to be put back."""
+        """Whether a process left a plan incomplete, so that the configuration in force must be restored."""
         state = State.load(self.instance.state_file)
         return state is not None and state.half_done is not None
 
     def activate(self) -> None:
-        """What another process has put in force. After an error all is as before, for another try."""
+        """Reads what another process has put in force. After an error nothing has changed here."""
         gateway, wanted, maps = self._found()
         if self.maps.sessions.info.id != maps.sessions.info.id or self.store.undone:
-            # Other maps: what changed between their filling and now is in the old ones.
+            # Facts that changed since the other process filled these maps are in the former maps only.
             with self.store.change():
                 refill(maps, self.store)
             self.store.undone = 0
@@ -83,58 +85,58 @@ class Runtime:
         before.close()
 
     def after(self, error: EnforcerError) -> None:
-        """A process that loaded sessions failed; a file that is wrong has changed nothing."""
+        """Corrects the maps after a process that loads sessions failed; a ConfigError has changed nothing."""
         if error.exit_code != ConfigError.exit_code:
             self.mend()
 
     def mend(self) -> None:
-        """Makes the maps what the store says: a process may have ended between writing these and it."""
+        """Writes the store's facts into the maps: a process may have ended between writing the two."""
         with self.store.change():
             refill(self.maps, self.store)
 
     def close(self) -> None:
-        """Ends the connection to the store, and holds no pinned object any more."""
+        """Closes the store and the descriptors of pinned objects."""
         self.store.close()
         self._held.close()
 
     def restore(self) -> None:
-        """Restores the files by which commands and other processes find the gateway.
+        """Restores the state file, the facts and the pins, by which other processes find the gateway.
 
-        Pins, the state file and the facts; what is in force is held here and goes on meanwhile. Not while a
-        process changes the gateway. Raises EnforcerError: what is lost stays lost for now.
+        The daemon holds the objects themselves, so enforcement continues meanwhile. Not to be called while a
+        process changes the gateway. Raises EnforcerError: then a later call has to restore the rest.
         """
         recorded = _identity(self.instance.state_file)
         if recorded != self._recorded:
             with self.instance.change_lock(_LOCK_PATIENCE):
                 if self.gateway.state is not None and State.load(self.instance.state_file) is None:
                     self.gateway.save(self.gateway.state)
-                    self._say("put back: the state file")
+                    _log.warning("restored: the state file")
             self._recorded = recorded
         if self.store.restore():
-            self._say("put back: the facts")
+            _log.warning("restored: the facts")
         self._mend_pins()
 
     def _mend_pins(self) -> None:
-        """Pins again what is not pinned any more, in the BPF file system that is found now."""
+        """Pins objects again whose pin is gone, in the BPF file system that is mounted now."""
         mount = bpffs.find_bpffs() or self._mount()
         pins = self.gateway.pins_at(mount)
         if pins.directory != self.pins.directory:
-            self._say(f"the pins are in another file system now: {mount}")
+            _log.warning(f"the pins are in another BPF file system now: {mount}")
             self.pins = self.gateway.pins = HeldPins(pins.directory, pins.loaded, pins.shared, self._held)
             self.maps.directory = pins.maps
         mended = self.pins.repin()
         if mended:
-            self._say(f"put back: the pins {abridged(mended)}")
+            _log.warning(f"restored: the pins {abridged(mended)}")
 
     def hold(self) -> None:
-        """Holds what is pinned now: the daemon itself has attached something."""
+        """Opens the objects that are pinned now, after the daemon itself has attached programs."""
         self.pins.hold()
 
     def _mount(self) -> Path:
-        """A new BPF file system, if it is allowed; asked for once in a while."""
+        """Mounts a BPF file system, with one attempt in _MOUNT_AGAIN seconds."""
         now = time.monotonic()
         if now >= self._mount_after:
-            self._mount_after = now + _PATIENCE
+            self._mount_after = now + _MOUNT_AGAIN
             try:
                 return bpffs.mount_bpffs()
             except KernelError as error:
@@ -153,20 +155,19 @@ class Runtime:
 
     def _use(self, gateway: Gateway, wanted: Desired, maps: Maps) -> None:
         assert gateway.pins is not None and gateway.state is not None  # or there would be no maps
-        for name in gateway.state.layouts:
-            if not name.endswith("_inner"):
-                getattr(maps, name)  # opened: no path is needed any more
+        for name in maps.names():
+            getattr(maps, name)  # opens it, so that its path is not needed later
         pins = HeldPins(gateway.pins.directory, gateway.pins.loaded, gateway.pins.shared, self._held)
         pins.hold()
         self.pins = gateway.pins = pins
         self._recorded = _identity(self.instance.state_file)
         self.gateway, self.wanted, self.maps = gateway, wanted, maps
         self.tables = KernelFacts(maps, self.store)
-        self.sessions = SessionManager(self.store, self.tables, maps, self._say)
+        self.sessions = SessionManager(self.store, self.tables, maps)
 
 
 def _identity(file: Path) -> tuple[int, ...]:
-    """Another one whenever the file is another, or is written to; nothing if there is none."""
+    """Changes whenever the file is replaced or written to; empty if there is none."""
     try:
         found = file.stat()
     except FileNotFoundError:

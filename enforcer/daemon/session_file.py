@@ -1,15 +1,17 @@
-"""The watched session file: loaded when it changes, by the daemon itself or by a process of its own.
+"""The watched session file: loads it when it changes, in the daemon or, if it is large, in a worker process.
 
-One load at a time, and none while a reload runs that might put other maps or another file in force: sessions
-that came into maps of before, or of a file that nobody watches any more, would be nobody's to end.
+One load runs at a time, and none while a reload runs, which may put other maps or another file in force:
+sessions that a load put into the former maps, or that it read from a file that is no longer watched, would
+never end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
+from enforcer.control.log import NOTICE
 from enforcer.control.protocol import report_of
 from enforcer.control.worker import WorkerProcess
 from enforcer.daemon.jobs import Job, Jobs
@@ -20,8 +22,10 @@ from enforcer.errors import EnforcerError
 from enforcer.facts.rows import FILE
 from enforcer.kernel.file_watch import Stamp, stamp
 
+_log = logging.getLogger(__name__)
+
 SETTLE = 1.0
-"""Tools that replace a file may take the old one away first: seconds until the new one is there."""
+"""Seconds that a tool which replaces a file may need between removing the old one and writing the new one."""
 
 _LOAD = "session file"
 
@@ -29,12 +33,9 @@ _LOAD = "session file"
 class SessionFile:
     """The file in force, and its stamp when it was loaded. ``expiry`` ends sessions whose time is over."""
 
-    def __init__(
-        self, loop: Loop, jobs: Jobs, runtime: Runtime, say: Callable[[str], None], *, expiry: Timer
-    ):
+    def __init__(self, loop: Loop, jobs: Jobs, runtime: Runtime, *, expiry: Timer):
         self._jobs = jobs
         self._runtime = runtime
-        self._say = say
         self._file: Path | None = None
         self._stamp: Stamp = None
         self._expiry = expiry
@@ -46,26 +47,26 @@ class SessionFile:
         if file is None:
             ended = self._runtime.sessions.forget_file()
             if ended:
-                self._say(f"no session file is configured any more: {ended:,} sessions ended")
+                _log.log(NOTICE, f"no session file is configured any more: {ended:,} sessions ended")
             self._file, self._stamp = None, None
         elif file != self._file or stamp(file) != self._stamp:
             self._file = file
             self.load()
 
     def load(self) -> None:
-        """The file has changed."""
+        """Loads the file, which has changed."""
         file = self._file
         if file is None:
             return
         self._stamp = stamp(file)
         if self._stamp is None:
             self._vanishing.start(SETTLE)
-        elif not self._jobs.waiting(_LOAD):  # what waits reads the file as it is then
+        elif not self._jobs.waiting(_LOAD):  # a job that waits reads the file when it begins
             self._load(file)
 
     def _load(self, file: Path) -> None:
         try:
-            # What an older content says must not come after what a newer one does.
+            # Of two loads the one of the newer content must end last.
             if self._jobs.runs(_LOAD) or is_large(file, str(file)):
                 self._jobs.add(Job(_LOAD, self._begin, self._finish))
             else:
@@ -74,7 +75,7 @@ class SessionFile:
             self._wrong(file, error)
 
     def _begin(self) -> WorkerProcess | dict[str, Any]:
-        """At its turn: a reload may have come before, with another file or none."""
+        """Begins the job; a reload before it may have named another file or none."""
         if self._file is None:
             return {}
         self._stamp = stamp(self._file)
@@ -82,7 +83,7 @@ class SessionFile:
 
     def _finish(self, work: WorkerProcess) -> dict[str, Any]:
         file = self._file
-        assert file is not None  # no reload comes in between
+        assert file is not None  # no reload runs at the same time
         try:
             result = work.result()
         except EnforcerError as error:
@@ -93,14 +94,13 @@ class SessionFile:
         return result
 
     def _loaded(self, file: Path, result: dict[str, Any]) -> None:
-        self._runtime.sessions.tell(file, result)
+        self._runtime.sessions.log_loaded(file, result)
         self._expiry.start()
 
     def _wrong(self, file: Path, error: EnforcerError) -> None:
-        self._stamp = None  # a reload reads it again
-        self._say(f"the sessions of {file} were not loaded, those in force stay:")
-        self._say(str(error))
+        self._stamp = None  # so that a reload reads it again
+        _log.error(f"the sessions of {file} were not loaded, those in force stay:\n{error}")
 
     def _vanished(self) -> None:
         if self._file is not None and stamp(self._file) is None:
-            self._say(f"{self._file} is not there: its sessions stay as they are until it is")
+            _log.warning(f"{self._file} is not there: its sessions stay as they are until it is")

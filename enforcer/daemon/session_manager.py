@@ -1,17 +1,19 @@
-"""The daemon's side of sessions: commands, the watched file, expiry.
+"""Sessions of clients: sets and ends them by command, by the watched file, and when they expire.
 
-Who names a client first does not matter, but where: the file owns the addresses that it names. A command for
-one of them is refused, and a session that a command had set becomes the file's once the file names its
-client. What the file no longer names ends. A file that is gone or wrong changes nothing.
+The file owns the client addresses that it names. A command for one of them is refused, and a session that a
+command has set becomes the file's as soon as the file names its client. A session that the file no longer
+names ends. A file that is missing or invalid changes nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from enforcer.control.log import NOTICE
 from enforcer.control.worker import WorkerProcess
 from enforcer.datapath.maps import Maps
 from enforcer.errors import ConfigError, EnforcerError, UsageError
@@ -20,42 +22,43 @@ from enforcer.facts.kernel_facts import KernelFacts
 from enforcer.facts.rows import COMMAND, FILE
 from enforcer.facts.store import Store, stored
 
+_log = logging.getLogger(__name__)
+
 SMALL = 1 << 20
-"""A file of fewer bytes is loaded by the daemon itself, at once."""
-# Sessions that are ended before the loop has its turn again.
+"""The daemon itself loads a file of fewer bytes, at once."""
+# Sessions that one call of expire() ends, so that the loop is not held up.
 _AT_ONCE = 1000
-# The clock may be set: the next expiry is asked for again after so many seconds.
+# Seconds between two looks at the next expiry: the clock may be set meanwhile.
 _PATIENCE = 5.0
 
 
 def is_large(path: Path, name: str) -> bool:
-    """Whether a file is better loaded by a process of its own. Raises ConfigError, UsageError."""
+    """Whether a worker process is to load the file. Raises ConfigError, UsageError."""
     try:
         return path.stat().st_size >= SMALL
     except OSError as error:
         raise ConfigError([session.Fault(name, 0, f"cannot be read: {error.strerror}")]) from error
-    except ValueError as error:  # a NUL, or what is no text of the file system's
+    except ValueError as error:  # a NUL, or text that no file name can have
         raise UsageError(f"{name!r} cannot be a file: {error}") from error
 
 
 def load_apart(path: Path, name: str, origin: str, now: float | None = None) -> WorkerProcess:
-    """Begins to load a file; ``ttl`` counts from ``now``, or from the file's last change."""
+    """Starts a worker process that loads the file; ``ttl`` counts from ``now`` or the file's last change."""
     return WorkerProcess(
         "enforcer.workers.load_sessions", str(path), origin, name, *([] if now is None else [repr(now)])
     )
 
 
 class SessionManager:
-    """Who has a session: changed here, in the store and in the kernel's maps alike."""
+    """Changes sessions in the store and in the kernel's maps alike."""
 
-    def __init__(self, store: Store, tables: KernelFacts, maps: Maps, say: Callable[[str], None]):
+    def __init__(self, store: Store, tables: KernelFacts, maps: Maps):
         self._store = store
         self._tables = tables
         self._room = maps.sessions.info.entries
-        self._say = say
 
     def expire(self) -> float:
-        """Ends some of the sessions whose time is over; returns in how many seconds to come again."""
+        """Ends sessions that have expired, _AT_ONCE at most; returns the seconds until the next call."""
         now = time.time()
         expiry = self._store.next_session_expiry()
         if expiry is not None and expiry <= now:
@@ -65,7 +68,7 @@ class SessionManager:
         return _PATIENCE if expiry is None else min(_PATIENCE, expiry - now)
 
     def add(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """`session add`: ``session`` is one in its JSON form."""
+        """Handles `session add`: ``session`` of the request is a session in its JSON form."""
         found, problems = session.read(request.get("session"), time.time())
         if found is None:
             raise UsageError("\n".join(problems))
@@ -81,7 +84,7 @@ class SessionManager:
         return {"replaced": before is not None}
 
     def remove(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """`session remove`: those of ``clients`` that have a session; ``missing`` are the others."""
+        """Handles `session remove`; ``missing`` of the answer are ``clients`` that have no session."""
         texts = request.get("clients")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UsageError("`clients` is not a list of addresses")
@@ -105,21 +108,21 @@ class SessionManager:
         return {"removed": len(gone), "missing": missing}
 
     def load(self, path: Path, name: str, origin: str) -> dict[str, Any]:
-        """Loads a file, which takes long if it is large. Raises EnforcerError; ``name`` is for faults."""
+        """Loads a file in this process. ``name`` stands for it in messages. Raises EnforcerError."""
         now = None if origin == FILE else time.time()
         rows = [(row.client, stored(row.facts), row.expires) for row in session.read_file(path, now, name)]
         return loading.report(loading.load(self._store, self._tables, rows, origin, self._room))
 
     def forget_file(self) -> int:
-        """No file is watched any more: its sessions end; returns how many."""
+        """Ends the sessions of the watched file, which is watched no more; returns their number."""
         clients = self._store.clients_of_file()
         loading.remove(self._store, self._tables, clients)
         return len(clients)
 
-    def tell(self, path: Path, loaded: Mapping[str, Any]) -> None:
-        """Says what loading the watched file has changed."""
+    def log_loaded(self, path: Path, loaded: Mapping[str, Any]) -> None:
+        """Logs what loading the watched file has changed."""
         changed, removed = loaded["changed"], loaded["removed"]
-        self._say(f"sessions of {path}: {loaded['sessions']:,}, changed {changed:,}, ended {removed:,}")
+        _log.info(f"sessions of {path}: {loaded['sessions']:,}, changed {changed:,}, ended {removed:,}")
         if loaded["taken_over"]:
             some = loading.named([session.client_of(text) for text in loaded["taken_over"]])
-            self._say(f"sessions set by command are the file's now: {some}")
+            _log.log(NOTICE, f"sessions set by command belong to the file now: {some}")

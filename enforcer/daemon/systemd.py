@@ -1,4 +1,4 @@
-"""What systemd is told, and what it asks for: sd_notify(3), sd_watchdog_enabled(3)."""
+"""Talks to systemd: sends notifications (sd_notify(3)), reads the watchdog's interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def notify(message: str) -> None:
-    """Tells systemd (sd_notify(3)), if it started us."""
+    """Sends a notification to systemd, if systemd started this process."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -17,6 +17,6 @@ def notify(message: str) -> None:
 
 
 def watchdog_interval() -> float | None:
-    """Seconds between two signs of life that systemd asks for: half its limit."""
+    """Seconds between two notifications for systemd's watchdog: half its limit (sd_watchdog_enabled(3))."""
     microseconds = os.environ.get("WATCHDOG_USEC")
     return int(microseconds) / 2e6 if microseconds else None

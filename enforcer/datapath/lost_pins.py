@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from enforcer.datapath import settings
 from enforcer.datapath.compiler import PROGRAMS
 from enforcer.datapath.maps import Maps
 from enforcer.datapath.programs import STAGES, Pins
 from enforcer.errors import LostPinError
 
-_INNER = "_inner"
 
-
-def lost_maps(maps: Maps, layouts: Mapping[str, Any]) -> list[str]:
+def lost_maps(maps: Maps) -> list[str]:
     """Names of the maps, and of the tables of the policy bank in force, that are not pinned."""
-    lost = [name for name in layouts if not name.endswith(_INNER) and not (maps.directory / name).exists()]
+    lost = [name for name in maps.names() if not maps.pin(name).exists()]
     if "settings" in lost:
         return lost
     try:
@@ -24,10 +19,8 @@ def lost_maps(maps: Maps, layouts: Mapping[str, Any]) -> list[str]:
     except LostPinError:  # lost since the check above
         return [*lost, "settings"]
     if found.ready:
-        tables = [
-            f"{name.removesuffix(_INNER)}_{found.bank_number}" for name in layouts if name.endswith(_INNER)
-        ]
-        lost += [name for name in tables if not (maps.directory / name).exists()]
+        bank = found.bank_number
+        lost += [f"{name}_{bank}" for name in maps.tables() if not maps.pin(name, bank).exists()]
     return lost
 
 

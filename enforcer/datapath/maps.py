@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from enforcer.datapath import layout, syscall
+from enforcer.datapath import former_names, layout, syscall
 from enforcer.errors import LayoutError, LostPinError
 
 _CHUNK = 65536
@@ -152,11 +152,15 @@ class Map:
 
 
 class Maps:
-    """A gateway's maps as attributes, opened on first use."""
+    """A gateway's maps by name, opened when they are first used.
+
+    Maps and fields of an earlier version have the names of this one here, and keep theirs in the file system.
+    """
 
     def __init__(self, directory: Path, layouts: dict[str, Any]):
         self.directory = directory
-        self._layouts = layouts
+        self._layouts = former_names.described(layouts)
+        self._pinned = {former_names.present(name): name for name in layouts}
         self._open: dict[str, Map] = {}
 
     def __enter__(self) -> Self:
@@ -170,13 +174,29 @@ class Maps:
             raise AttributeError(name)
         if name not in self._open:
             try:
-                fd = syscall.get(str(self.directory / name))
+                fd = syscall.get(str(self.pin(name)))
             except OSError as error:
                 if error.errno == errno.ENOENT:
+                    if self._layouts:
+                        self.layout(name)  # LayoutError: not lost, an earlier version has none
                     raise lost_pin(f"the map {name}") from error
                 raise syscall.explain_error(error, f"opening the map {name}") from error
             self._open[name] = Map(fd, *self.layout(name), name)
         return self._open[name]
+
+    def names(self) -> list[str]:
+        """The maps that are pinned, without the tables of policy banks."""
+        return [name for name in self._layouts if not name.endswith(former_names.INNER)]
+
+    def tables(self) -> list[str]:
+        """The maps that hold a table for each policy bank."""
+        inner = former_names.INNER
+        return [name.removesuffix(inner) for name in self._layouts if name.endswith(inner)]
+
+    def pin(self, name: str, bank: int | None = None) -> Path:
+        """Where a map is pinned, or one policy bank's table."""
+        pinned = self._pinned.get(name, name)
+        return self.directory / (pinned if bank is None else f"{pinned}_{bank}")
 
     def __contains__(self, name: str) -> bool:
         """Whether the programs in force have a map of this name; earlier versions may lack it."""
@@ -186,7 +206,7 @@ class Maps:
         """A bank's present inner map; a rebuilt bank has another one. Closed when it is garbage collected."""
         pinned = f"{name}_{bank}"
         try:
-            fd = syscall.get(str(self.directory / pinned))
+            fd = syscall.get(str(self.pin(name, bank)))
         except FileNotFoundError as error:
             raise lost_pin(f"the map {pinned}") from error
         except OSError as error:
@@ -197,7 +217,7 @@ class Maps:
 
     def pin_inner(self, name: str, bank: int, fd: int) -> None:
         """Pins a bank's inner map in place of the former one."""
-        path = self.directory / f"{name}_{bank}"
+        path = self.pin(name, bank)
         path.unlink(missing_ok=True)
         try:
             syscall.pin(fd, str(path))
@@ -208,7 +228,8 @@ class Maps:
         """The key and value types of a map. Raises LayoutError if the programs in force lack it."""
         if name not in self._layouts:
             raise LayoutError(
-                f"the programs in force have no map {name}", "An upgrade brings it: enforcer reload"
+                f"the programs in force are of an earlier version and have no map {name}",
+                "The daemon upgrades them when it starts: systemctl restart enforcer",
             )
         described = self._layouts[name]
         return layout.dtype(described["key"]), layout.dtype(described["value"])

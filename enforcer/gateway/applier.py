@@ -15,7 +15,7 @@ from enforcer.datapath import bpffs, carry, fast_path, lost_pins, programs, sett
 from enforcer.datapath.maps import Maps
 from enforcer.errors import KernelError, LostPinError
 from enforcer.facts.store import Store
-from enforcer.gateway import adoption, attach, availability, undo_list
+from enforcer.gateway import adoption, attach, availability, roles, undo_list
 from enforcer.gateway.desired import Desired, combined
 from enforcer.gateway.installed import Installed, layout_of, source_digest
 from enforcer.gateway.nat_connections import clients, delete_matching, is_translated_to, is_untranslated
@@ -225,12 +225,12 @@ class _Applier:
             old is None
             or before is None
             or before.layout != self.state.layout
-            or bool(lost_pins.lost_maps(old, before.layouts))
+            or bool(lost_pins.lost_maps(old))
         )
         if self.fresh_maps:
             self.old, self.carried = old, False
         elif old is not None:
-            _check_maps(old, self.state)
+            _check_maps(old)
         bpffs.create(self.pins.directory)
         loaded = programs.load(
             self.pins,
@@ -267,6 +267,9 @@ class _Applier:
             # Fast-path entries hold a slot's address: none may be valid while slots change their address.
             # complete() switches the fast path on again.
             fast_path.set_enabled(maps, on=False)
+            if not self.carried and self.old is not None:
+                with suppress(LostPinError):
+                    roles.carry_over(self.old.interfaces, maps.interfaces, self.serving)
             # The former state is served until the switch.
             availability.refresh(maps, self.serving)
             if not self.carried:
@@ -369,9 +372,8 @@ class _Applier:
             sysctl.write_alone(operation.name, operation.value)
 
 
-def _check_maps(maps: Maps, state: State) -> None:
+def _check_maps(maps: Maps) -> None:
     """Compares each pinned map with its description (LayoutError): BCC opens a pinned map unchecked."""
-    for name in state.layouts:
-        if not name.endswith("_inner"):
-            getattr(maps, name)
+    for name in maps.names():
+        getattr(maps, name)
     maps.close()

@@ -77,7 +77,7 @@ class Installed:
         if self.state is None or self.pins is None or not self.state.layouts:
             return []
         with self.maps() as maps:
-            return lost_pins.lost_maps(maps, self.state.layouts) + lost_pins.lost_programs(self.pins)
+            return lost_pins.lost_maps(maps) + lost_pins.lost_programs(self.pins)
 
     def revert_to(self, before: State) -> None:
         """Makes ``before`` the state in force again; another plan then brings the kernel to it."""

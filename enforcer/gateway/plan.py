@@ -162,8 +162,10 @@ def _additions(desired: Desired, actual: Actual, restore: Container[str] | None)
 
 
 def _attachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    renamed = desired.still_listed(actual.renamed)
     for role, direction, program in HOOKS:
-        for name in getattr(desired, role):
+        listed = getattr(desired, role)
+        for name in (*listed, *(now for now, before in renamed.items() if before in listed)):
             if name not in actual.links:
                 continue
             wanted = actual.programs.get(program)

@@ -52,7 +52,7 @@ def renamed(installed: Installed, found: Mapping[str, links.Link]) -> dict[str, 
         return {}
     try:
         with installed.maps() as maps:
-            return roles.former_names(maps.interfaces, found)
+            return roles.former_names(maps.interfaces, installed.previous, found)
     except EnforcerError:
         return {}
 

@@ -21,7 +21,7 @@ from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import attach
 from enforcer.gateway.desired import Desired
 from enforcer.kernel import nft_ingress
-from enforcer.kernel.links import Link, below
+from enforcer.kernel.links import Link, below, links
 from enforcer.kernel.nft_ingress import Devices
 
 # Kinds of links that send with their own MAC address through their lower interface.
@@ -91,23 +91,48 @@ def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> LinkStatu
         interfaces.delete(index)
     for index, row in rows.items():
         interfaces.put(index, row)
-    if "carried" in maps:
-        _write_carried(maps.carried, found)
+    if "upper_macs" in maps:
+        _write_upper_macs(maps.upper_macs, found)
     indexes = {name: link.index for name, link in found.items()}
     return LinkStatus(indexes, renamed, find_taken(wanted, found), uncertain=chains is None)
 
 
 def find_renamed(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> frozenset[RenamedLink]:
     """The inside and outside links that were renamed after they got their role."""
-    renamed = wanted.still_listed(former_names(interfaces, found))
+    renamed = wanted.still_listed(former_names(interfaces, wanted, found))
     return frozenset(RenamedLink(found[now].index, now, listed) for now, listed in renamed.items())
 
 
-def former_names(interfaces: Map, found: Mapping[str, Link]) -> dict[str, str]:
-    """Listed name by present name, for links that were renamed after they got their role."""
+def former_names(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> dict[str, str]:
+    """The names by which links got their role, by the present ones, where these differ.
+
+    An earlier version's map has no names. A link in it that is unlisted now had one of the names of its role
+    that no link in it has now: the first one, in the order of indexes.
+    """
     rows = by_index(interfaces)
-    names = {name: name_of(rows[link.index]) for name, link in found.items() if link.index in rows}
+    there = {name: rows[link.index] for name, link in found.items() if link.index in rows}
+    if "name" in (interfaces.value.names or ()):
+        names = {name: name_of(row) for name, row in there.items()}
+    else:
+        left = {
+            role: [name for name in listed if name not in there] for role, listed in _by_role(wanted).items()
+        }
+        unlisted = sorted(there.keys() - set(wanted.listed), key=lambda name: found[name].index)
+        pairs = ((name, left.get(Role(int(there[name]["role"])), [])) for name in unlisted)
+        names = {name: those.pop(0) for name, those in pairs if those}
     return {now: before for now, before in names.items() if now != before}
+
+
+def carry_over(old: Map, new: Map, wanted: Desired) -> None:
+    """Enters renamed links into a new map, so that they keep their role and their former name."""
+    found = links()
+    rows = by_index(old)
+    for now, before in wanted.still_listed(former_names(old, wanted, found)).items():
+        row = np.zeros((), dtype=new.value)
+        for field in old.value.names or ():
+            _set(row, field, rows[found[now].index][field])
+        _set(row, "name", _padded(before))
+        new.put(found[now].index, row)
 
 
 def find_taken(wanted: Desired, found: Mapping[str, Link]) -> frozenset[TakenLink]:
@@ -142,8 +167,7 @@ def _listed(
 ) -> dict[str, np.ndarray]:
     ports = {port.name for port in find_taken(wanted, found)}
     rows = {}
-    sides = {Role.INSIDE: wanted.inside, Role.OUTSIDE: wanted.outside, Role.OTHER: wanted.other}
-    for role, names in sides.items():
+    for role, names in _by_role(wanted).items():
         for name in names:
             if name not in found:
                 continue
@@ -155,11 +179,19 @@ def _listed(
                 ("any_source", name in wanted.any_source),
                 ("filtered", name in filtered),
                 ("unfit", Unfit.TAKEN if name in ports else Unfit.FIT),
-                ("name", list(name.encode().ljust(16, b"\0"))),
+                ("name", _padded(name)),
             ):
                 _set(row, field, value)
             rows[name] = row
     return rows
+
+
+def _by_role(wanted: Desired) -> dict[Role, tuple[str, ...]]:
+    return {Role.INSIDE: wanted.inside, Role.OUTSIDE: wanted.outside, Role.OTHER: wanted.other}
+
+
+def _padded(name: str) -> list[int]:
+    return list(name.encode().ljust(16, b"\0"))
 
 
 def _set(row: np.ndarray, field: str, value: object) -> None:
@@ -168,18 +200,18 @@ def _set(row: np.ndarray, field: str, value: object) -> None:
         row[field] = value
 
 
-def _write_carried(carried: Map, found: Mapping[str, Link]) -> None:
+def _write_upper_macs(upper_macs: Map, found: Mapping[str, Link]) -> None:
     """Writes (lower interface, MAC address) of macvlans; one with the lower link's address is left out."""
     upper = [link for link in found.values() if link.kind in _WITH_A_MAC]
     senders = {
         (lower.index, link.mac) for link in upper for lower in below(link, found) if link.mac != lower.mac
     }
-    keys = np.zeros(len(senders), dtype=carried.key)
+    keys = np.zeros(len(senders), dtype=upper_macs.key)
     for key, (index, mac) in zip(keys, sorted(senders), strict=True):
         key["ifindex"], key["mac"] = index, list(mac)
     wanted = {key.tobytes() for key in keys}
-    for key in carried.items()[0]:
+    for key in upper_macs.items()[0]:
         if key.tobytes() not in wanted:
-            carried.delete(key)
+            upper_macs.delete(key)
     for key in keys:
-        carried.put(key, 1)
+        upper_macs.put(key, 1)

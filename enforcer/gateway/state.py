@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.constants.bpf import SLOTS
+from enforcer.control.worker import STATE_FORMAT
 from enforcer.datapath.programs import IN_FORCE
 from enforcer.errors import KernelError, LaterVersionError, PrivilegeError
 from enforcer.instance import trust
 from enforcer.instance.trust import NotRegularError
 from enforcer.policy.rules import MAX_POLICIES
 
-FORMAT = 1
+FORMAT = STATE_FORMAT
+_READABLE = (1, FORMAT)
 _LARGEST = 1 << 28
 LAST_SLOT = SLOTS - 1
 LAST_POLICY = MAX_POLICIES
@@ -72,6 +74,7 @@ class State:
     """The plan under way or interrupted: since, pid, operations, and its other side (OTHER_SIDE): the state
     to put in force, or after the switch the former one."""
     format: int = FORMAT
+    """What the file was read as; it is written in this version's."""
 
     @property
     def foreign(self) -> list[str]:
@@ -86,7 +89,7 @@ class State:
         """Replaces the file atomically."""
         new = path.with_suffix(".new")
         # Written at every switch: not copied first (asdict) and not indented, for speed.
-        new.write_text(json.dumps(vars(self), sort_keys=True))
+        new.write_text(json.dumps({**vars(self), "format": FORMAT}, sort_keys=True))
         new.rename(path)
 
     @classmethod
@@ -102,7 +105,7 @@ class State:
                 f"{path} is of format {content['format']}, this version reads format {FORMAT}",
                 "Use that version. Or begin again with this one: enforcer down, then enforcer run",
             )
-        if content.get("format") != FORMAT or not _is_sound(content):
+        if content.get("format") not in _READABLE or not _is_sound(content):
             return None
         if content.get("layout"):
             content.setdefault("maps", f"maps-{content['layout'][:16]}")  # the name in earlier versions
@@ -138,7 +141,7 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         # strict=False: Instance.directory has been checked.
         content = json.loads(trust.read_file(path, _LARGEST, strict=False))
-    except (FileNotFoundError, NotRegularError, ValueError):
+    except (FileNotFoundError, NotRegularError, ValueError, RecursionError):
         return {}  # a pipe or device, which would block, counts as lost
     except PermissionError as error:
         raise PrivilegeError(f"cannot read {path}", "Run as root.") from error

@@ -1,11 +1,11 @@
 """Applies a configuration file to the gateway of this network namespace.
 
-It is a process (`python -m enforcer.workers.apply FILE`), so that BCC and pydantic, 200 MB, leave memory with
-it. --start: the daemon starts, so the nftables table is rewritten whatever its digest, since nothing watched
-it. --again instead of a file applies the configuration in force again. The result is one JSON document on
-stdout: {"operations": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}; with --progress,
-lines
-that begin with "#" come before it (enforcer/control/worker.py).
+Run as a process of its own (`python -m enforcer.workers.apply FILE`), which ends when it is done: with it go
+the compiler and the validating library, 200 MB that a daemon at rest has no use for. --start: no daemon
+watched before, so the nftables table is written again, whatever it claims to hold. --again, instead of a
+file: the configuration in force is applied once more. The result is one JSON document on stdout:
+{"operations": […], "restored": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}; with
+--progress, lines that begin with "#" come before it (enforcer/control/worker.py).
 
 Steps that may take long or block (reading the file and what it names, compiling policies) come before the
 change lock is taken. A plan that a killed process left unfinished is healed first.
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.config import Configuration
+from enforcer.control import log
 from enforcer.control.protocol import report_of
-from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, START
+from enforcer.control.worker import AGAIN, CHANGING, PROGRESS, READS, START
 from enforcer.errors import EnforcerError, KernelError, LockedError
 from enforcer.gateway.compiled_config import PreparedConfig, compile_prepared
 from enforcer.gateway.gateway import Gateway
@@ -34,7 +35,7 @@ from enforcer.gateway.plan import (
 )
 from enforcer.gateway.preview import check_file, config_warnings, planned
 from enforcer.gateway.repin import ensure_reachable
-from enforcer.gateway.state import LOST, State
+from enforcer.gateway.state import FORMAT, LOST, State
 from enforcer.instance import Instance, not_installed
 from enforcer.kernel import nft
 from enforcer.kernel.namespace import netns_cookie
@@ -54,7 +55,7 @@ def apply_file(
     with _changing(progress) as gateway:
         healed = _heal_first(gateway, progress)
         done = _apply(gateway, prepared, progress, distrust_table=start)
-        return {**done, "operations": healed + done["operations"]}
+        return {**done, "restored": healed}
 
 
 def apply_again(*, progress: Progress = lambda _: None) -> dict[str, list[str]]:
@@ -72,7 +73,7 @@ def apply_again(*, progress: Progress = lambda _: None) -> dict[str, list[str]]:
         if gateway.state is None or gateway.state.config != content:
             raise LockedError("another configuration was put in force meanwhile", "See `enforcer status`.")
         if gateway.state.half_done is not None:
-            return {"operations": _heal(gateway, prepared, progress), "warnings": []}
+            return {"operations": [], "restored": _heal(gateway, prepared, progress), "warnings": []}
         return _apply(gateway, prepared, progress)
 
 
@@ -130,6 +131,7 @@ def _apply(
         raise
     return {
         "operations": [str(operation) for operation in operations],
+        "restored": [],
         "warnings": config_warnings(prepared.config),
     }
 
@@ -171,7 +173,17 @@ def _heal(gateway: Gateway, prepared: PreparedConfig, progress: Progress) -> lis
         compiled.wanted, actual, gateway.previous, compiled.state.tables, unfinished=gateway.unfinished
     )
     gateway.apply(operations, compiled.wanted, compiled.contents, compiled.state, progress=progress)
-    return [f"put back: {operation}" for operation in operations]
+    return [str(operation) for operation in operations]
+
+
+def _refuse_earlier_daemon() -> None:
+    """Until it is restarted after an upgrade of the package: it cannot read what this version writes."""
+    state = State.load(Instance(netns_cookie()).state_file)
+    if state is not None and state.format < FORMAT:
+        raise EnforcerError(
+            "the daemon that runs is of an earlier version and cannot take part in an upgrade",
+            "Restart it, connections go on: systemctl restart enforcer",
+        )
 
 
 def _say(line: str) -> None:
@@ -185,8 +197,11 @@ def main(arguments: list[str]) -> int:
     # Ignored, because the parent waits and an unfinished plan is worse than a late end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    log.configure()
     progress = _say if PROGRESS in arguments else lambda _: None
     try:
+        if READS not in arguments:
+            _refuse_earlier_daemon()
         if arguments[0] == AGAIN:
             result: dict[str, Any] = dict(apply_again(progress=progress))
         else:

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import marshal
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from enforcer.control import log
 from enforcer.control.protocol import report_of
 from enforcer.errors import EnforcerError, KernelError
 from enforcer.facts import loading, session
 from enforcer.facts.session import Lines
 from enforcer.facts.store import Store, stored
+
+_log = logging.getLogger(__name__)
 
 _MOST_READERS = 4
 _AT_LEAST = 1 << 20
@@ -89,7 +92,7 @@ def _forked(task: Callable[[], bytes]) -> tuple[int, int]:
     except BrokenPipeError:
         pass  # the parent was interrupted
     except BaseException:
-        traceback.print_exc()
+        _log.exception("unexpected error")
     finally:
         os._exit(code)
 
@@ -117,6 +120,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
 def main(arguments: list[str]) -> int:
     """The entry point; arguments: FILE ORIGIN NAME [NOW]."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log.configure()
     # Objects live until the end: collecting garbage would find none.
     gc.disable()
     file, origin, name = arguments[:3]

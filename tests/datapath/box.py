@@ -36,6 +36,7 @@ from enforcer.kernel import namespace
 from enforcer.reasons import by_name, reasons
 from lab import configuration
 from lab.configuration import Document
+from lab.netns import Namespace, inside, temporary
 
 CLIENT = {4: "10.1.0.2", 6: "fd01::2"}
 ORIGIN = {4: "198.18.1.10", 6: "2001:db8:a1::10"}
@@ -62,11 +63,6 @@ def document(**changes: object) -> Document:
             **changes,
         },
     )
-
-
-def run(command: str) -> None:
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
 class _Context(ctypes.Structure):
@@ -274,19 +270,7 @@ def _differing(counted: counts.Counts, table: Map, *names: str) -> list[str]:
     ]
 
 
-@contextmanager
-def inside(path: str) -> Iterator[None]:
-    """The calling thread, in a network namespace; it comes back in any case."""
-    back = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        namespace.enter(path)
-        yield
-    finally:
-        namespace.enter(f"/proc/self/fd/{back}")
-        os.close(back)
-
-
-def _wire() -> None:
+def _wire(gateway: Namespace) -> None:
     lines = ["link set lo up"]
     for near, far in FAR.items():
         lines.append(f"link add {near} address {MAC[near]} type veth peer name {far}")
@@ -301,14 +285,11 @@ def _wire() -> None:
         lines.append(f"neigh add {CLIENT[family]} lladdr {CLIENT_MAC} dev in0 nud permanent")
         lines.append(f"neigh add {ROUTER[family]} lladdr {ROUTER_MAC} dev out0 nud permanent")
         lines.append(f"route add default via {ROUTER[family]}")
-    run("sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.accept_ra=0")
-    run("sysctl -qw net.ipv4.conf.default.rp_filter=0 net.ipv4.conf.all.rp_filter=0")
-    done = subprocess.run(
-        ["ip", "-batch", "-"], input="\n".join(lines), text=True, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    for far in FAR.values():
-        run(f"sysctl -qw net.ipv6.conf.{far}.disable_ipv6=1")
+    settings = {"ipv6.conf.default.accept_dad": 0, "ipv6.conf.default.accept_ra": 0}
+    settings |= {"ipv4.conf.default.rp_filter": 0, "ipv4.conf.all.rp_filter": 0}
+    gateway.sysctls({f"net.{name}": value for name, value in settings.items()})
+    gateway.ip(*lines)
+    gateway.sysctls({f"net.ipv6.conf.{far}.disable_ipv6": 1 for far in FAR.values()})
 
 
 @contextmanager
@@ -316,10 +297,10 @@ def new_box(config: Document) -> Iterator[Box]:
     """A gateway with this configuration in force; everything of it is gone afterwards."""
     name = f"datapath-{os.getpid()}-{next(_number)}"
     directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
-    run(f"ip netns add {name}")
+    gateway = Namespace(name)
     try:
-        with inside(name):
-            _wire()
+        with temporary(gateway), inside(name):
+            _wire(gateway)
             box = Box(name, directory)
             try:
                 box.apply(config)
@@ -328,7 +309,6 @@ def new_box(config: Document) -> Iterator[Box]:
                 tear_down(box.instance)
                 shutil.rmtree(box.instance.directory, ignore_errors=True)
     finally:
-        run(f"ip netns del {name}")
         shutil.rmtree(directory)
 
 

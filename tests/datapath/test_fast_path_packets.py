@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from enforcer.constants import TCP, UDP
 from lab.configuration import Document
+from lab.netns import run
 
 from . import box as boxes
-from .box import Box, run
+from .box import Box
 from .frames import ACK, SHORTEST, Packet, frames, is_eligible, length, subtract16
 from .learnt import LARGEST, Learnt, OffloadWire, Outcome
 from .watcher import Watcher

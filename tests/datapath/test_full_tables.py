@@ -15,8 +15,9 @@ from scapy.layers.l2 import Ether
 from enforcer.datapath import sweep
 from enforcer.datapath.program_runs import run_on
 from lab.configuration import Document
+from lab.netns import run
 
-from .box import CLIENT, CLIENT_MAC, MAC, NO_FILTER, ORIGIN, REFUSED, Box, run
+from .box import CLIENT, CLIENT_MAC, MAC, NO_FILTER, ORIGIN, REFUSED, Box
 from .box import document as plain_document
 
 FLOWS = ORIGINS = 1024

@@ -15,8 +15,9 @@ from scapy.packet import Packet, Raw
 
 from enforcer.gateway import availability
 from lab.configuration import LAX1, LAX2, NYC1
+from lab.netns import run
 
-from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, ROUTER_MAC, Box, run
+from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, ROUTER_MAC, Box
 from .wire import SYN, Connection, Wire
 
 SHARED = {4: "198.51.100.1", 6: "2001:db8:ffff::1"}

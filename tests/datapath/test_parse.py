@@ -18,7 +18,9 @@ from scapy.layers.l2 import ARP, GRE, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
-from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, Box, run
+from lab.netns import run
+
+from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, Box
 from .wire import Wire
 
 PORT = {"sport": 40000, "dport": 443}

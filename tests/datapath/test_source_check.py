@@ -14,8 +14,9 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 from enforcer.reasons import reasons
+from lab.netns import run
 
-from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, Box, run
+from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, Box
 from .box import document as plain_document
 from .wire import Wire
 

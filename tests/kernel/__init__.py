@@ -1,0 +1,1 @@
+"""Tests in network namespaces that hold no enforcer, in the rooms of the tree."""

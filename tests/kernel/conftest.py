@@ -8,48 +8,25 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
 
-from enforcer.kernel import namespace
+from lab.netns import Namespace, inside, temporary, veth
 
 _NUMBER = itertools.count()
 
 
-def run(command: str) -> str:
-    """Run in the process's current namespace; the command's output."""
-    done = subprocess.run(command, shell=True, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-@contextmanager
-def inside(name: str) -> Iterator[None]:
-    back = os.open("/proc/self/ns/net", os.O_RDONLY)
-    try:
-        namespace.enter(name)
-        yield
-    finally:
-        namespace.enter(f"/proc/self/fd/{back}")
-        os.close(back)
-
-
 @contextmanager
 def new_namespace(role: str) -> Iterator[str]:
-    name = f"kernel-{os.getpid()}-{next(_NUMBER)}-{role}"
-    run(f"ip netns add {name}")
-    try:
-        run(f"ip -n {name} link set lo up")
-        with inside(name):
-            # Addresses are usable at once, link-local ones too.
-            run("sysctl -qw net.ipv6.conf.default.accept_dad=0")
-        yield name
-    finally:
-        run(f"ip netns del {name}")
+    made = Namespace(f"kernel-{os.getpid()}-{next(_NUMBER)}-{role}")
+    with temporary(made):
+        made.ip("link set lo up")
+        # Addresses are usable at once, link-local ones too.
+        made.sysctl("net.ipv6.conf.default.accept_dad", 0)
+        yield made.name
 
 
 class Lab:
@@ -60,22 +37,17 @@ class Lab:
 
     def __init__(self, client: str, gateway: str, origin: str) -> None:
         self.client, self.gateway, self.origin = client, gateway, origin
-        run(f"ip -n {gateway} link add in0 type veth peer name eth0 netns {client}")
-        run(f"ip -n {gateway} link add out0 type veth peer name eth0 netns {origin}")
-        for ns, device, four, six in (
-            (gateway, "in0", "10.1.0.1/24", "fd01::1/64"),
-            (gateway, "out0", "10.2.0.1/24", "fd02::1/64"),
-            (client, "eth0", "10.1.0.2/24", "fd01::2/64"),
-            (origin, "eth0", "10.2.0.2/24", "fd02::2/64"),
-        ):
-            run(f"ip -n {ns} addr add {four} dev {device}")
-            run(f"ip -n {ns} addr add {six} dev {device} nodad")
-            run(f"ip -n {ns} link set {device} up")
-        for ns, net in ((client, 1), (origin, 2)):
-            run(f"ip -n {ns} route add default via 10.{net}.0.1")
-            run(f"ip -n {ns} route add default via fd0{net}::1")
-        with inside(gateway):
-            run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        router = Namespace(gateway)
+        router.sysctls({"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
+        for net, (device, host) in enumerate((("in0", Namespace(client)), ("out0", Namespace(origin))), 1):
+            router.ip(veth(device, router, "eth0", host))
+            for end, name, number in ((router, device, 1), (host, "eth0", 2)):
+                end.ip(
+                    f"addr add 10.{net}.0.{number}/24 dev {name}",
+                    f"addr add fd0{net}::{number}/64 dev {name} nodad",
+                    f"link set {name} up",
+                )
+            host.ip(f"route add default via 10.{net}.0.1", f"route add default via fd0{net}::1")
 
     def open(self, where: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
         with inside(where):

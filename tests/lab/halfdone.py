@@ -275,7 +275,7 @@ def kill_at_every_effect(lab: Lab, enforced: Enforced, knocking: Knocking, limit
             with pytest.raises(ReportedError, match="was killed by signal 9"):
                 enforced.reload()
             assert enforced.interrupted, when
-            half = "what is in force is put back" in gateway.said()[said:]
+            half = "the configuration in force is restored" in gateway.said()[said:]
             assert half is (number > 0), when
             check_new(lab, (SHARED, LAX3), when)
             live.check(when)

@@ -66,7 +66,7 @@ def half_done(content: dict[str, Any]) -> None:
 
 def another_format(content: dict[str, Any]) -> None:
     unknown_keys(content)
-    content |= {"format": 2, "config": {"everything": "is different"}, "half_done": {"phase": 3}}
+    content |= {"format": 3, "config": {"everything": "is different"}, "half_done": {"phase": 3}}
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def test_another_format_is_one_message(lab: Lab, services: Services, gateway: La
             assert (done.returncode, done.stdout) == (1, ""), command
             assert done.stderr.splitlines() == [
                 "error: this gateway's state was written by a later version of the enforcer (9.1): "
-                f"{state_file(lab)} is of format 2, this version reads format 1",
+                f"{state_file(lab)} is of format 3, this version reads format 2",
                 "Use that version. Or begin again with this one: enforcer down, then enforcer run",
             ], command
         assert state_file(lab).read_text() == content
@@ -153,3 +153,24 @@ def test_down_ends_the_later_versions_daemon(lab: Lab, gateway: LabGateway) -> N
     assert said[0] == f"ended the daemon (pid {pid})"
     assert gateway.process is not None and gateway.process.wait(20) == 0
     assert difference(before, snapshot(lab.gw)) == ""
+
+
+def test_bytes_that_are_no_state(lab: Lab, services: Services, gateway: LabGateway) -> None:
+    """Every command reports that in one message; the daemon and `down` work without the file."""
+    content = bytes(range(256))
+    gateway.start()
+    gateway.stop()
+    state_file(lab).write_bytes(content)
+    for command in (*(arguments(noun) for noun in NOUNS if noun not in ("dns", "plan")), ("reload",)):
+        done = gateway.run(*command, check=False)
+        assert (done.returncode, done.stdout) == (1, ""), command
+        assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr, command
+    gateway.run("plan")
+    gateway.start()
+    assert gateway.json("status")["state"] == "running"
+    assert tcp_ask(lab.client, ORIGIN1[4]).address == leaves_from(LAX1, 4)
+    gateway.stop()
+    state_file(lab).write_bytes(content)
+    done = gateway.run("down")
+    assert "removed nftables table inet enforcer" in done.stdout and "Traceback" not in done.stderr
+    assert not state_file(lab).exists()

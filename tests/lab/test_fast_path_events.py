@@ -25,7 +25,7 @@ from enforcer.inspect.status import status as view_status
 from lab.capture import Capture
 from lab.configuration import LAX1
 from lab.gateway import LabGateway
-from lab.netns import Namespace, execute
+from lab.netns import Namespace, execute, veth
 from lab.topology import GATEWAY, HOSTS, ORIGIN1, ORIGIN2, SHARED, Lab
 
 # In each family and direction: a gigabyte in all for what a gateway has to bear in such a transfer.
@@ -311,13 +311,12 @@ def test_an_outside_interface_is_deleted_and_made_again(gateway: LabGateway) -> 
                 *(f"route add {TO_ORIGIN2[family]} via {NEXT1[family]}" for family in (4, 6)),
             )
         ends(lambda: arrived(lab.net, "gw0"), "gw0")
-        wait_for(lambda: "put back: attach to_origin to out1 egress" in gateway.said()[said:])
+        wait_for(lambda: "restored: attach to_origin to out1 egress" in gateway.said()[said:])
         on_fast_path(gateway, pair)
 
 
 def _pair(lab: Lab, role: str, name: str, peer: str, peer_name: str) -> list[str]:
-    near, far = lab.namespaces[role].name, lab.namespaces[peer].name
-    return [f"link add {name} netns {near} type veth peer name {peer_name} netns {far}"]
+    return [veth(name, lab.namespaces[role], peer_name, lab.namespaces[peer])]
 
 
 def test_an_inside_interface_is_deleted_and_made_again(gateway: LabGateway) -> None:
@@ -338,7 +337,7 @@ def test_an_inside_interface_is_deleted_and_made_again(gateway: LabGateway) -> N
                 f"route add default via {GATEWAY[4]}",
                 f"route add default via {GATEWAY[6]}",
             )
-        wait_for(lambda: "put back: attach from_client to in0 ingress" in gateway.said()[said:])
+        wait_for(lambda: "restored: attach from_client to in0 ingress" in gateway.said()[said:])
         on_fast_path(gateway, pair)
 
 

@@ -130,7 +130,7 @@ def test_a_process_that_hangs_before_it_changes_anything_holds_up_nothing(
     with reloading(gateway) as reload:
         wait_for(lambda: enforced.interrupted, "stopped")
         lab.gw.run("nft", "delete", "table", "inet", "enforcer")
-        wait_for(lambda: "put back: install nftables table" in gateway.said(), "put back")
+        wait_for(lambda: "restored: install nftables table" in gateway.said(), "put back")
         assert enforced.status()["half_done"] is None
         gateway.run("down")
         assert "was ended with its daemon" in reload.communicate(timeout=60)[1]

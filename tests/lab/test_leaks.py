@@ -295,7 +295,7 @@ def test_nothing_leaks_while_others_break_something(
         for command in SABOTAGE:
             said = len(gateway.said())
             sabotage(lab.gw, command)
-            assert eventually(lambda said=said: "put back" in gateway.said()[said:]), (
+            assert eventually(lambda said=said: "restored" in gateway.said()[said:]), (
                 command,
                 gateway.said(),
             )

@@ -382,7 +382,7 @@ def test_an_interface_that_comes_back_is_enforced_again(
     lab.client2.ip(*topology._client(2))
     assert eventually(lambda: nothing_to_do(gateway)), gateway.said()
     check_client2(lab)
-    assert "put back: attach from_client to in1 ingress" in gateway.said()
+    assert "restored: attach from_client to in1 ingress" in gateway.said()
 
 
 def check_client2(lab: Lab) -> None:
@@ -403,7 +403,7 @@ def test_what_others_take_away_is_put_back(lab: Lab, services: Services, gateway
         ):
             said = len(gateway.said())
             sabotage(lab.gw, line)
-            assert eventually(lambda said=said: "put back" in gateway.said()[said:]), (
+            assert eventually(lambda said=said: "restored" in gateway.said()[said:]), (
                 line,
                 gateway.said(),
             )
@@ -424,7 +424,7 @@ def test_newer_sources_on_the_disk_wait_for_the_next_start(
     with living(lab) as live:
         said = len(gateway.said())
         sabotage(lab.gw, "unhook in0 ingress")
-        assert eventually(lambda: "put back: attach from_client" in gateway.said()[said:]), gateway.said()
+        assert eventually(lambda: "restored: attach from_client" in gateway.said()[said:]), gateway.said()
         assert "upgrade" not in gateway.said()[said:]
         assert gateway.json("status")["versions"]["programs"] == loaded
         live.check("newer sources on the disk")
@@ -487,7 +487,7 @@ def test_systemd_is_told(lab: Lab, gateway: LabGateway, tmp_path: Path) -> None:
         assert [row["name"] for row in gateway.json("policies")][-1] == "rest"
         assert gateway.stop() == 0
         assert wait_for(listener, b"STOPPING=1")
-    assert "ended; enforcement goes on" in gateway.said()
+    assert "ended; enforcement continues" in gateway.said()
 
 
 def wait_for(listener: socket.socket, start: bytes) -> bytes:
@@ -519,7 +519,9 @@ def test_a_wrong_file_changes_nothing_on_reload(lab: Lab, services: Services, ga
         assert difference(before, snapshot(lab.gw)) == ""
         live.check("reload of wrong files")
         os.kill(gateway.pid, signal.SIGHUP)
-        assert eventually(lambda: gateway.said().count("reload failed, what was in force stays") == 4)
+        assert eventually(
+            lambda: gateway.said().count("reload failed, the configuration in force stays") == 4
+        )
         gateway.write(lab.config())
         assert gateway.run("reload").stdout == "nothing changed\n"
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from ontop import on_top, passes
 from truth import dedicated, egresses, families, foretold, leaves_from, look, packets, running, wait_for
+from versions import program_copy
 
 from enforcer.control import protocol as control
 from enforcer.inspect.warnings import warnings
@@ -177,6 +180,52 @@ def test_renamed_while_no_daemon_runs(enforced: LabGateway, family: int, before:
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
 
 
+def another_layout(bpf: Path) -> None:
+    """The same fields; any other text of maps.h has maps made anew."""
+    maps = bpf / "maps.h"
+    maps.write_text(maps.read_text() + "/* another version */\n")
+
+
+def without_names(bpf: Path) -> None:
+    """A layout in which the map of interfaces has no names yet."""
+    maps = bpf / "maps.h"
+    text, changed = re.subn(r"\tu8 name\[16\];[^\n]*\n", "", maps.read_text())
+    assert changed == 1
+    maps.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("layout", "before", "after"), [(another_layout, "out0", "wan0"), (without_names, "in0", "lan0")]
+)
+def test_renamed_before_an_upgrade(
+    lab: Lab, services: Services, tmp_path: Path, layout: Callable[[Path], None], before: str, after: str
+) -> None:
+    """The maps are made anew: the link keeps its role and its former name."""
+    with running(lab, version=program_copy(tmp_path, layout)) as gateway, leaving(lab) as wire:
+        assert "dedicated" in {
+            foretold(gateway, ORIGIN1[family], "tcp", 9000)["verdict"] for family in (4, 6)
+        }
+        gateway.kill()
+        # The file is refused without an interface of that name.
+        lab.gw.ip(f"link set {before} name {after}", f"link add {before} type veth peer name far9")
+        try:
+            gateway.enforcer = gateway.enforcer[4:]
+            gateway.argv = [*gateway.enforcer, "run"]
+            gateway.start()
+            assert any(f"{before} is called {after} now" in line for line in look(gateway, warnings))
+            for family in (4, 6):
+                assert asked(lab, family) == ["silence", "silence"]
+                ping(lab.client, ORIGIN1[family], CLIENT[family])
+                said = foretold(gateway, ORIGIN1[family], "tcp", 9000)
+                assert said["verdict"] == "blocked", said
+        finally:
+            lab.gw.ip(f"link del {before}", f"link set {after} name {before}")
+        wait_for(lambda: f"{before} has its name back" in gateway.said())
+        for family in (4, 6):
+            wait_for(lambda family=family: asked(lab, family) == [leaves_from(LAX1, family)] * 2)
+    assert not raw(wire)
+
+
 @contextlib.contextmanager
 def a_port(lab: Lab, name: str) -> Iterator[None]:
     """An interface is a bridge's port: the kernel takes what comes by it for the bridge's."""
@@ -258,7 +307,7 @@ def put_back(gateway: LabGateway) -> None:
     """The daemon puts back what it misses: the table, which is taken away here."""
     said = gateway.said()
     gateway.lab.gw.run("nft", "delete", "table", "inet", "enforcer")
-    wait_for(lambda: "put back: install nftables table" in gateway.said().removeprefix(said))
+    wait_for(lambda: "restored: install nftables table" in gateway.said().removeprefix(said))
     # Answered when that is over: what happens while the table is written is taken for the daemon's own.
     control.ask(Instance(gateway.lab.gw.cookie()).control_socket, "warnings")
 

@@ -126,7 +126,7 @@ def test_a_daemon_pins_again_what_it_holds(lab: Lab, services: Services, gateway
             log = Log(gateway)
             lose(directory(lab), pattern)
             live.check(f"{pattern} lost")
-            log.wait_for("put back: the pins")
+            log.wait_for("restored: the pins")
             assert whole(gateway), pattern
             live.check(pattern)
         check_all(lab, gateway)
@@ -148,7 +148,7 @@ def test_a_daemon_writes_the_state_file_again(lab: Lab, services: Services, gate
             file.unlink()
         else:
             file.write_bytes(content)
-        log.wait_for("put back: the state file")
+        log.wait_for("restored: the state file")
         assert file.read_text() == before
     check_all(lab, gateway)
 
@@ -159,7 +159,7 @@ def test_a_daemon_writes_the_facts_again(lab: Lab, services: Services, gateway: 
     before = gateway.json("sessions")
     log = Log(gateway)
     lose(state_directory(lab), "facts.db*")
-    log.wait_for("put back: the facts")
+    log.wait_for("restored: the facts")
     assert gateway.json("sessions") == before
     gateway.run("session", "add", "fd00:1::2", "--email", "ann@example.com")
     gateway.reload(otherwise(lab.config()))
@@ -405,7 +405,7 @@ def test_a_daemon_pins_in_the_file_system_that_is_there_now(
     with nothing_unplanned(lab), living(lab) as live:
         log = Log(apart)
         change(mounts)
-        log.wait_for("put back: the pins")
+        log.wait_for("restored: the pins")
         assert whole(apart)
         live.check("another file system")
         apart.reload(otherwise(lab.config()))
@@ -415,7 +415,7 @@ def test_a_daemon_pins_in_the_file_system_that_is_there_now(
         if change is Mounts.mount:
             log = Log(apart)
             mounts.unmount()
-            log.wait_for("put back: the pins")
+            log.wait_for("restored: the pins")
             live.check("the first one again")
             assert whole(apart)
         apart.reload(lab.config())
@@ -502,7 +502,7 @@ def test_a_daemon_without_file_system_goes_on(
         assert any(origin.address in NOBODY.values() for origin in tracked(lab))
         wait_for(lambda: not set(tracked(lab)) - held, "unanswered flows swept")
         mounts.mount()
-        log.wait_for("put back: the pins")
+        log.wait_for("restored: the pins")
         assert whole(confined)
         live.check("mounted again")
         confined.reload(otherwise(lab.config()))

@@ -36,4 +36,4 @@ def test_more_zones_than_are_looked_in(lab: Lab, services: Services, family: int
         with Session(lab.client, ORIGIN2[family]):  # in no zone
             wait_for(lambda: not gateway.json("status")["warnings"], "the end of the doubt")
         said = gateway.said()[before:]
-        assert said.count("conntrack does not find") == said.count("is believed") == 1
+        assert said.count("conntrack does not find") == said.count("is trusted") == 1

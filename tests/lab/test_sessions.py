@@ -264,7 +264,7 @@ def test_the_file_owns_the_addresses_that_it_names(lab: Lab, gateway: LabGateway
     assert leaves_from(seen(lab, 4), LAX2)
     replace(sessions, lines({"client": CLIENT[4], "email": "ann@corp.example"}))
     until(lambda: leaves_from(seen(lab, 4), LAX1), 5)
-    eventual(gateway, f"sessions set by command are the file's now: {CLIENT[4]}\n")
+    eventual(gateway, f"sessions set by command belong to the file now: {CLIENT[4]}\n")
     refused = f"error: the session of {CLIENT[4]} came from the watched file, which commands do not override"
     bulk = sessions.with_name("bulk")
     bulk.write_text(lines({"client": CLIENT[6]}, {"client": CLIENT[4]}))
@@ -459,7 +459,7 @@ def test_more_kinds_of_clients_than_there_was_room_for(lab: Lab, gateway: LabGat
     entries.append({"client": CLIENT[4], "groups": [{"name": "team 7"}, {"name": "team 8"}]})
     replace(sessions, lines(*entries))
     until(lambda: is_from(lab, 4, LAX1), 60)
-    assert "the policy tables have little room left: they are made anew" in gateway.said()
+    assert "the policy tables have little room left: they are rebuilt" in gateway.said()
 
 
 def _member(number: int) -> str:

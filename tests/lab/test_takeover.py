@@ -14,7 +14,7 @@ from truth import leaves_from, running
 from enforcer.kernel import links
 from lab.clients import tcp_ask
 from lab.configuration import LAX1
-from lab.netns import Namespace, execute
+from lab.netns import Namespace, create
 from lab.services import Services
 from lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
@@ -34,7 +34,7 @@ def pair(lab: Lab, services: Services) -> Iterator[tuple[Lab, Lab]]:
     """The lab as the first gateway has it, and as the standby does; their router is behind a switch."""
     standby = copy.copy(lab)
     standby.gw = lab.namespaces["standby"] = Namespace(f"{lab.prefix}-standby")
-    execute(["ip", "netns", "add", standby.gw.name])
+    create(standby.gw)
     standby.gw.sysctls({f"net.ipv6.conf.{name}.accept_dad": 0 for name in ("all", "default")})
     lab.net.ip(
         "link set gw0 down",

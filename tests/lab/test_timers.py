@@ -203,15 +203,15 @@ def test_a_timer_that_somebody_changed_is_put_back(enforced: LabGateway) -> None
     wait_for(lambda: in_force(enforced, DEFAULTS) == sysctls(DEFAULTS), "the timer put back")
     wait_for(lambda: idle_times(enforced) == expected(DEFAULTS), "the idle times put back")
     for line in (f"{CONNTRACK}udp_timeout = 305", f"{CONNTRACK}tcp_be_liberal = 1"):
-        assert f"put back: set {line}" in enforced.said()[said:]
+        assert f"restored: set {line}" in enforced.said()[said:]
 
 
 def often(bpf: Path) -> None:
     """A version that looks every second instead of every minute."""
-    keeping = bpf.parent / "daemon" / "keeping.py"
-    text = keeping.read_text()
+    reconciler = bpf.parent / "daemon" / "reconciler.py"
+    text = reconciler.read_text()
     assert text.count("_AUDIT_EVERY = 60.0") == 1
-    keeping.write_text(text.replace("_AUDIT_EVERY = 60.0", "_AUDIT_EVERY = 1.0"))
+    reconciler.write_text(text.replace("_AUDIT_EVERY = 60.0", "_AUDIT_EVERY = 1.0"))
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_no_event_is_needed_for_that(apart: LabGateway, tmp_path: Path) -> None:
     apart.start()
     apart.lab.gw.sysctls({f"{CONNTRACK}icmp_timeout": 10})
     wait_for(lambda: in_force(apart, DEFAULTS) == sysctls(DEFAULTS), "the timer put back")
-    assert f"put back: set {CONNTRACK}icmp_timeout = 60" in apart.said()
+    assert f"restored: set {CONNTRACK}icmp_timeout = 60" in apart.said()
 
 
 @pytest.mark.parametrize("end", ["down", "kill -9"])

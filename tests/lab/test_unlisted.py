@@ -5,17 +5,20 @@ The second network, behind in1, is the second uplink here: client2 stands where 
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Iterator
 
 import pytest
-from truth import families, foretold, packets, running
+from truth import families, foretold, packets, running, wait_for
 
 from lab.capture import Capture
-from lab.clients import Session, UdpFlow, ping, tcp_ask, udp_ask
+from lab.clients import Session, UdpFlow, family_of, ping, tcp_ask, udp_ask
 from lab.gateway import LabGateway
+from lab.netns import Namespace
 from lab.services import Services
-from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, Lab
+from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
 
 SIDES = {"inside": ["in0"], "outside": ["out0"]}
 NETWORK = {4: "198.18.2.0/24", 6: "2001:db8:a2::/64"}
@@ -113,3 +116,65 @@ def test_where_it_is_meant(enforced: LabGateway, family: int) -> None:
     finally:
         lab.gw.ip(f"route del {NETWORK[family]}")
         enforced.reload(lab.config(interfaces=SIDES))
+
+
+UPLINK = {4: ("192.168.77.1", "192.168.77.2", 30), 6: ("fd77::1", "fd77::2", 64)}
+
+
+@contextlib.contextmanager
+def one_way(enforced: LabGateway, family: int) -> Iterator[None]:
+    """The second uplink leads to origin 2, whose answers come back by the outside interface."""
+    lab, (near, far, length) = enforced.lab, UPLINK[family]
+    lab.client2.ip(f"link add up0 type veth peer name up0 netns {lab.origin2.name}")
+    nodad = "nodad" if family == 6 else ""
+    lab.client2.ip(f"addr add {near}/{length} dev up0 {nodad}", "link set up0 up")
+    lab.origin2.ip(f"addr add {far}/{length} dev up0 {nodad}", "link set up0 up")
+    lab.client2.ip(f"route add {ORIGIN2[family]} via {far} dev up0")
+    lab.net.ip(f"route add {CLIENT[family]} via {SHARED[family]} dev gw0")
+    lab.client2.sysctls({"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
+    enforced.reload(lab.config(interfaces=SIDES | {"other": ["in1"]}))
+    move(enforced, family)
+    try:
+        yield
+    finally:
+        lab.gw.run("ip", "route", "flush", "exact", NETWORK[family], "dev", "in1", check=False)
+        enforced.reload(lab.config(interfaces=SIDES))
+        lab.client2.sysctls({"net.ipv4.ip_forward": 0, "net.ipv6.conf.all.forwarding": 0})
+        lab.client2.ip("link del up0")
+        lab.net.ip(f"route del {CLIENT[family]}")
+
+
+@families
+def test_answers_that_come_back_by_the_outside_interface(enforced: LabGateway, family: int) -> None:
+    """Asymmetric routing: they pass untranslated while routes lead to an interface of `interfaces.other`."""
+    lab, before = enforced.lab, packets(enforced)["inbound"]
+    with one_way(enforced, family), Session(lab.client, ORIGIN2[family]) as session:
+        assert session.seen.address == CLIENT[family]
+        assert session.ask() == session.seen
+        with (
+            socket_at(lab.client, CLIENT[family]) as client,
+            socket_at(lab.origin2, ORIGIN2[family]) as origin,
+        ):
+            client.sendto(b"?", origin.getsockname())
+            asked, address = origin.recvfrom(10)
+            assert (asked, address) == (b"?", client.getsockname())
+            origin.sendto(b"!", address)
+            assert client.recv(10) == b"!"
+            assert packets(enforced)["inbound"] == before
+            with socket_at(lab.origin2, ORIGIN2[family]) as stranger:  # conntrack does not know it
+                stranger.sendto(b"stranger", address)
+            wait_for(lambda: packets(enforced)["inbound"] == before + 1, "the stranger's packet dropped")
+            # conntrack knows this one, but a connection that leaves elsewhere has no such answers.
+            lab.gw.ip(f"route del {NETWORK[family]}")
+            origin.sendto(b"late", address)
+            wait_for(lambda: packets(enforced)["inbound"] == before + 2, "the late answer dropped")
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(10)
+
+
+def socket_at(namespace: Namespace, address: str) -> socket.socket:
+    opened = namespace.socket(family_of(address), socket.SOCK_DGRAM)
+    opened.settimeout(5)
+    opened.bind((address, 0))
+    return opened

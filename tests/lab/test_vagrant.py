@@ -14,7 +14,7 @@ import pytest
 
 from lab import configuration
 from lab.clients import Session, curl, dig, ping, tcp_ask, udp_ask, url
-from lab.netns import Namespace, execute, processes_in
+from lab.netns import Namespace, create, delete, execute, processes_in
 from lab.program import Program
 from lab.topology import CLIENT, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SERVERS
 
@@ -38,8 +38,8 @@ def machines(machine: None) -> Iterator[dict[str, Namespace]]:
     behind = [Namespace(f"{PREFIX}-{role}") for role in SERVERS]
     mac = macs()
     try:
+        create(*made.values())
         for namespace in made.values():
-            execute(["ip", "netns", "add", namespace.name])
             namespace.ip("link set lo up")
             namespace.sysctl("net.ipv6.conf.default.accept_dad", 0)
         made["gateway"].ip(
@@ -55,7 +55,7 @@ def machines(machine: None) -> Iterator[dict[str, Namespace]]:
         for namespace in (*made.values(), *behind):
             if namespace.exists:
                 assert processes_in([namespace]) == []
-                execute(["ip", "netns", "del", namespace.name])
+                delete(namespace)
 
 
 @pytest.fixture(scope="module")

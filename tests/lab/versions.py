@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +24,17 @@ def program_copy(target: Path, edit: Callable[[Path], None]) -> Path:
     return target
 
 
+def version_at(commit: str, target: Path) -> Path:
+    """The program as it was at a commit of this repository, whose history has to be there."""
+    repository = Path(__file__).parents[2]
+    archive = ["git", "-c", "safe.directory=*", "-C", str(repository), "archive", commit, "enforcer", "bpf"]
+    done = subprocess.run(archive, capture_output=True, check=False)
+    assert done.returncode == 0, f"no history of {repository} up to {commit}: {done.stderr.decode()}"
+    subprocess.run(["tar", "-x", "-C", str(target)], input=done.stdout, check=True)
+    (target / "bpf").rename(target / "enforcer" / "bpf")
+    return target
+
+
 def impatient(target: Path) -> Path:
     """A version that takes any timer: no test waits for the RFCs' minutes. Its BPF programs are the same."""
 
@@ -36,6 +49,7 @@ def impatient(target: Path) -> Path:
 
 def use_copy(gateway: LabGateway, place: Path) -> None:
     """Have the gateway's daemon and commands run from that copy."""
-    prefix = ["env", "-C", str(place), f"PYTHONPATH={place}"]
+    paths = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH")]))
+    prefix = ["env", "-C", str(place), f"PYTHONPATH={paths}"]
     gateway.enforcer = [*prefix, *gateway.enforcer]
     gateway.argv = [*gateway.enforcer, "run"]

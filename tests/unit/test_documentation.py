@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -72,3 +73,35 @@ def test_where_to_look_names_what_is_there() -> None:
             assert [name for name in names if not re.search(rf"\b{name}\b", content)] == [], word
             names = []
         assert not names, answer
+
+
+def tested() -> dict[str, list[str]]:
+    """The tests of each module, as CONTRIBUTING lists them."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    found = {}
+    for place, modules, tests in re.findall(r"^\| (\S+/) ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE):
+        for module in modules.split():
+            path = f"{place}{module}" if place == "bpf/" else f"{place}{module}.py"
+            assert path not in found, f"{path} has two rows"
+            found[path] = tests.split()
+    return found
+
+
+def defines(path: Path) -> bool:
+    """Whether a module has functions or classes of its own."""
+    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.parse(path.read_text()).body)
+
+
+def test_every_module_has_its_tests() -> None:
+    modules = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "enforcer").rglob("*.py")
+        if not path.name.startswith("__") or defines(path)
+    }
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "bpf").glob("*.[ch]")}
+    assert tested().keys() == modules | sources
+
+
+def test_the_tests_of_a_module_are_there() -> None:
+    named = {path for paths in tested().values() for path in paths}
+    assert {path for path in named if not (ROOT / "tests" / path).is_file()} == set()

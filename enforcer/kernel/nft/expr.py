@@ -15,11 +15,14 @@ from enforcer.kernel.nft.protocol import (
     CT_DESTINATION,
     CT_DIRECTION,
     CT_STATE,
+    CT_STATUS,
     DROP,
     DYNSET_UPDATE,
     EQUAL,
+    IPS_SRC_NAT,
     LIMIT_OVER,
     LIMIT_PACKETS,
+    META_MARK,
     META_NFPROTO,
     NFT_OBJECT_COUNTER,
     NOT_EQUAL,
@@ -70,6 +73,11 @@ def masked(mask: bytes) -> Expression:
 def meta(key: int, value: bytes) -> list[Expression]:
     """Matches packets with this value of a "meta" key."""
     return [load("meta", key), compare(EQUAL, value)]
+
+
+def set_mark() -> Expression:
+    """The packet's mark becomes what register 1 has."""
+    return expression("meta", NFTA_META_KEY=META_MARK, NFTA_META_SREG=REG_1)
 
 
 def family(protocol: int) -> list[Expression]:
@@ -127,6 +135,11 @@ def direction(direction: int) -> list[Expression]:
     return [load("ct", CT_DIRECTION), compare(EQUAL, bytes([direction]))]
 
 
+def source_untranslated() -> list[Expression]:
+    """Of a connection whose source conntrack does not translate."""
+    return [load("ct", CT_STATUS), masked(wire.host32(IPS_SRC_NAT)), compare(EQUAL, bytes(4))]
+
+
 def port(offset: int) -> Expression:
     """Loads the source port (offset 0) or the destination port (2)."""
     return expression(
@@ -166,6 +179,11 @@ def over_rate(rates: str) -> Expression:
         NFTA_DYNSET_SREG_KEY=REG_1,
         NFTA_DYNSET_EXPR=limit,
     )
+
+
+def constant(value: bytes) -> Expression:
+    """This value in register 1."""
+    return expression("immediate", NFTA_IMMEDIATE_DREG=REG_1, NFTA_IMMEDIATE_DATA=_data(value))
 
 
 def verdict(code: int, chain: str | None = None) -> Expression:

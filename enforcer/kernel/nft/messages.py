@@ -267,6 +267,8 @@ class _Table:
         yield self._rule(
             "entering", *expr.state(STATE_NEW | STATE_RELATED | unknown), expr.verdict(GOTO, "expected")
         )
+        if self._ruleset.other:
+            yield self._mark_untranslated()
         yield from self._expected(STATE_NEW | unknown)
         marked = [*self._mark(NOT_EQUAL, 0), *self._from_inside()]
         yield self._rule("forward", *marked, expr.verdict(GOTO, "astray"))
@@ -303,6 +305,20 @@ class _Table:
                 yield self._rule("forward", *expr.family(NFPROTO_IPV6), *stays, expr.verdict(ACCEPT))
             yield self._rule("forward", *expr.family(NFPROTO_IPV6), *stay)
 
+    def _mark_untranslated(self) -> Message:
+        """An untranslated answer may be one to what left by an `other` interface; to_client asks the routes.
+
+        Its mark is that of a refusal, which no packet from outside has. One with a mark of others gets none.
+        """
+        answer = [*expr.direction(REPLY), *expr.source_untranslated(), *self._marks_of_others(EQUAL)]
+        refused = expr.constant(wire.host32(self._ruleset.mark_mask))
+        return self._rule("entering", *answer, refused, expr.set_mark())
+
+    def _marks_of_others(self, comparison: int) -> list[Expression]:
+        """Whether bits that are not ours are all zero, or with NOT_EQUAL some are not."""
+        others = wire.host32(~self._ruleset.mark_mask & 0xFFFFFFFF)
+        return [expr.load("meta", META_MARK), expr.masked(others), expr.compare(comparison, bytes(4))]
+
     def _expected(self, unexpected: int) -> Iterator[Message]:
         """Marks the first packet of a connection that a helper expects with the mark of its egress IP.
 
@@ -310,12 +326,8 @@ class _Table:
         mark of ours.
         """
         yield self._rule("expected", *expr.state(unexpected), *expr.count_and_drop("inbound"))
-        others = [
-            expr.load("meta", META_MARK),
-            expr.masked(wire.host32(~self._ruleset.mark_mask & 0xFFFFFFFF)),
-        ]
-        yield self._rule("expected", *others, expr.compare(NOT_EQUAL, bytes(4)), expr.verdict(ACCEPT))
-        mark = expr.expression("meta", NFTA_META_KEY=META_MARK, NFTA_META_SREG=REG_1)
+        yield self._rule("expected", *self._marks_of_others(NOT_EQUAL), expr.verdict(ACCEPT))
+        mark = expr.set_mark()
         for protocol in (TCP, UDP):  # other packets are ICMP errors
             about = expr.meta(META_L4PROTO, bytes([protocol]))
             to = [expr.ct_destination(NFPROTO_IPV4), expr.lookup("egress4", REG_1), mark]

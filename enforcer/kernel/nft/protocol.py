@@ -27,7 +27,8 @@ NFPROTO_IPV4, NFPROTO_IPV6 = 2, 10
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4
 META_MARK, META_IIF, META_OIF, META_IIFNAME, META_OIFNAME = 3, 4, 5, 6, 7
 META_NFPROTO, META_L4PROTO = 15, 16
-CT_STATE, CT_DIRECTION = 0, 1
+CT_STATE, CT_DIRECTION, CT_STATUS = 0, 1, 2
+IPS_SRC_NAT = 1 << 4  # include/uapi/linux/netfilter/nf_conntrack_common.h
 ORIGINAL, REPLY = 0, 1
 STATE_INVALID, STATE_RELATED, STATE_NEW, STATE_UNTRACKED = 1, 4, 8, 64
 # The original direction's destination address, as conntrack knows it (Linux 4.17).

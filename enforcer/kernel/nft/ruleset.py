@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Network
 from typing import Literal
 
 # Part of every digest: raised when chains or rules change, so that an upgrade rebuilds the table.
-LAYOUT = 8
+LAYOUT = 9
 
 DNS_QUEUE = 0xE935
 """Number of the NFQUEUE that holds DNS answers and of the NFLOG group that copies questions.

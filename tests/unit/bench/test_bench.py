@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -26,19 +24,13 @@ from bench.figures.web import requests
 from bench.report import plots, report
 from bench.report.results import Claim, Results, Row, Sample, bound, ratio, rotated
 from bench.rig import documents, rulesets, traffic_facts
-from bench.rig.answering import establish
 from bench.rig.generator import (
     ACK,
     FIRST_CLIENT,
     FIRST_ORIGIN,
-    STAMPED_PORT,
-    Generator,
     Stream,
     parts,
 )
-from bench.rig.hosts import ORIGIN, Hosts
-from bench.rig.peers import Connlimit, Count, Floor, Limited, Peer, Snat
-from bench.rig.programs import Programs
 from bench.rig.wire import INSIDE_MAC, NEAR_MAC, OUTSIDE_MAC
 from enforcer.address import pack
 from enforcer.config import Configuration
@@ -273,14 +265,6 @@ def test_questions_and_answers_are_dns(name: int, kind: str, address: str) -> No
     assert [item.to_text() for item in answer.answer[0]] == [address]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
-@pytest.mark.parametrize("ruleset", [rulesets.chain, rulesets.maps])
-def test_rulesets_are_taken_by_nft(ruleset: Callable[[int], str]) -> None:
-    command = ["unshare", "--net", "nft", "-f", "-"]
-    done = subprocess.run(command, input=ruleset(200), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_stream_of_few_flows_begins_anew() -> None:
     assert Stream(4, UDP, origins=16, flows=4096).capacity == 4096
 
@@ -370,73 +354,3 @@ Transfer/sec:      0.93MB
     assert requests(said.replace("  Socket errors: connect 0, read 3, write 0, timeout 1\n", "")).lost == 0
     with pytest.raises(LabError, match="unable to connect"):
         requests("unable to connect to 198.51.100.254:http Connection refused\n")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
-def test_every_packet_that_is_generated_arrives_and_is_told_apart() -> None:
-    with Programs() as programs:
-        generator = Generator(programs, 0)
-        for kind in (Floor, Peer, Snat):
-            with kind(programs) as peer:
-                for family in (4, 6):
-                    for protocol in (UDP, TCP):
-                        run = generator.send(peer.wire, Stream(family, protocol), 1000)
-                        assert peer.delivered(run) == run.sent == 1000, (kind, family, protocol)
-                        assert run.translated == (1000 if kind is Snat else 0)
-                        assert run.each > 0
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
-def test_flows_are_answered_by_their_origins() -> None:
-    with Programs() as programs, Snat(programs) as peer:
-        generator = Generator(programs, 0)
-        for family in (4, 6):
-            for protocol in (UDP, TCP):
-                stream = stream_of(family, protocol, 200)
-                later = establish(generator, peer, stream)
-                assert peer.delivered(generator.send(peer.wire, later, 400)) == 400
-                known_flows = peer.wire.gateway.run("conntrack", "-L", "-f", f"ipv{family}").stdout
-                assert known_flows.count("[ASSURED]" if protocol == TCP else "src=") >= 200
-                assert "SYN_" not in known_flows
-                assert "UNREPLIED" not in known_flows
-                peer.reset()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
-def test_a_stream_within_another_is_stamped() -> None:
-    with Programs() as programs, Peer(programs) as peer:
-        generator = Generator(programs, 0)
-        for family in (4, 6):
-            stamped = Stream(family, UDP, clients=1, origins=1, flows=1, origin_port=STAMPED_PORT)
-            run, delays = generator.delays(
-                peer.wire,
-                lambda family=family, stamped=stamped: generator.send(  # type: ignore[misc]
-                    peer.wire, Stream(family, TCP), 1300, within=(stamped, 13)
-                ),
-            )
-            assert (run.untranslated, len(delays)) == (1300, 100)
-            assert 0 < delays.max() < 1e9
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
-@pytest.mark.parametrize("kind", [Count, Connlimit])
-def test_peers_that_limit_do(kind: type[Limited]) -> None:
-    with Programs() as programs, kind(programs, 100) as peer:
-        generator = Generator(programs, 0)
-        for family in (4, 6):
-            stream = Stream(family, TCP, origins=1, one_source=True)
-            assert generator.send(peer.wire, stream, 300).translated == 100
-            peer.relax()
-            assert generator.send(peer.wire, stream, 300, start=300).translated == 300
-            peer.restrict()
-            peer.reset()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
-def test_hosts_reach_each_other_through_the_gateway() -> None:
-    with Programs() as programs, Snat(programs) as peer:
-        peer.wire.__exit__()
-        hosts = peer.wire = Hosts("hosts", programs)
-        with peer:
-            for address in ORIGIN.values():
-                hosts.client.run("ping", "-c1", "-W2", address)

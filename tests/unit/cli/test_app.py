@@ -243,6 +243,12 @@ class Answering:
     [
         ({"operations": ["switch"], "warnings": ["one city"]}, 0, "switch\n", "warning: one city\n"),
         ({"operations": [], "warnings": []}, 0, "nothing changed\n", ""),
+        (
+            {"operations": ["switch"], "restored": ["attach it"], "warnings": []},
+            0,
+            "restored: attach it\nswitch\n",
+            "",
+        ),
         ({"error": "e.yaml:1: wrong", "hint": None, "exit_code": 2}, 2, "", "e.yaml:1: wrong\n"),
         ({"error": "busy", "hint": "wait", "exit_code": 1}, 1, "", "error: busy\nwait\n"),
     ],

@@ -86,7 +86,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setattr(announcer, "_REPEATED_AFTER", (0.2, 0.2))
     monkeypatch.setattr(announcer, "_OFTEN", 0.02)
     monkeypatch.setattr(announcer, "_REST", 0)
-    with closing(LinkWatch()) as arrivals, closing(Loop(print)) as loop:
+    with closing(LinkWatch()) as arrivals, closing(Loop()) as loop:
         machine = Machine(loop, arrivals)
         monkeypatch.setattr(announcer.announce, "announce", machine.announce)
         monkeypatch.setattr(announcer.addresses, "ranges", lambda: machine.held)

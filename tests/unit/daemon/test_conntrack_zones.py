@@ -1,4 +1,4 @@
-"""When conntrack is believed that flows are gone."""
+"""ConntrackZones: when a flow that conntrack does not find is gone."""
 
 from __future__ import annotations
 
@@ -49,13 +49,8 @@ class Kernel:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
 def tracked(said: list[str]) -> ConntrackZones:
-    return ConntrackZones(said.append)
+    return ConntrackZones()
 
 
 def use(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> Kernel:

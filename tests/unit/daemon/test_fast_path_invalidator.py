@@ -68,7 +68,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    with closing(Events()) as events, closing(Loop(print)) as loop:
+    with closing(Events()) as events, closing(Loop()) as loop:
         made = Machine(loop, events)
         monkeypatch.setattr(fast_path_invalidator.fast_path, "invalidate", made.relearn)
         yield made

@@ -49,7 +49,7 @@ class Something:
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    with closing(Loop(lambda _: None)) as opened:
+    with closing(Loop()) as opened:
         yield opened
 
 
@@ -57,7 +57,7 @@ def test_drained_once_and_due_when_it_says_so(loop: Loop, monkeypatch: pytest.Mo
     one = Something()
     monkeypatch.setattr(feeds, "FEEDS", {"one": lambda *_: lambda: one})
     runtime: Any = SimpleNamespace(store=None, tables=None, config={})
-    with closing(Feeds(loop, runtime, lambda _: None)) as opened:
+    with closing(Feeds(loop, runtime)) as opened:
         opened.activate()
         assert one.calls == ["drain"]  # what it raises is said, and ends nothing
         opened.activate()
@@ -73,7 +73,7 @@ def test_it_comes_again_for_what_is_not_readable(loop: Loop, monkeypatch: pytest
     one.again = [0.0, 0.01, None]
     monkeypatch.setattr(feeds, "FEEDS", {"one": lambda *_: lambda: one})
     runtime: Any = SimpleNamespace(store=None, tables=None, config={})
-    with closing(Feeds(loop, runtime, lambda _: None)) as opened:
+    with closing(Feeds(loop, runtime)) as opened:
         opened.activate()
         deadline = time.monotonic() + 10
         loop.run(lambda: bool(one.again) and time.monotonic() < deadline)

@@ -63,9 +63,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    said: list[str] = []
-    with closing(Loop(said.append)) as loop:
+def machine(said: list[str], tmp_path: Path) -> Iterator[Machine]:
+    with closing(Loop()) as loop:
         yield Machine(loop, said, tmp_path)
 
 
@@ -93,14 +92,14 @@ def no_process() -> WorkerProcess:
 
 
 @pytest.mark.parametrize(
-    ("begin", "answer", "said"),
+    ("begin", "answer", "line"),
     [
         (no_process, "no process can be started: Resource temporarily unavailable", "no process"),
         (lambda: cast(dict[str, WorkerProcess], {})["x"], "the daemon failed", "KeyError"),
     ],
 )
 def test_a_job_that_cannot_begin(
-    machine: Machine, begin: Callable[[], WorkerProcess], answer: str, said: str
+    machine: Machine, begin: Callable[[], WorkerProcess], answer: str, line: str
 ) -> None:
     """Its callers hear of it, and those behind it have their turn."""
     wrong = machine.add(begin)
@@ -108,7 +107,7 @@ def test_a_job_that_cannot_begin(
     machine.run()
     assert [one["error"] for one in wrong.answers] == [answer]
     assert right.answers == [{"number": 1}]
-    assert said in machine.said[0]
+    assert line in machine.said[0]
     assert not machine.jobs.runs("job")
 
 

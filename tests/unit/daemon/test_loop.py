@@ -18,11 +18,11 @@ from enforcer.errors import KernelError
 
 
 class Machine:
-    """A loop, what it said, and pairs of sockets that are closed in the end."""
+    """A loop, what it logged, and pairs of sockets that are closed in the end."""
 
-    def __init__(self, stack: ExitStack):
-        self.said: list[str] = []
-        self.loop = Loop(self.said.append)
+    def __init__(self, stack: ExitStack, said: list[str]):
+        self.said = said
+        self.loop = Loop()
         self.stack = stack
         stack.callback(self.loop.close)
 
@@ -38,9 +38,9 @@ class Machine:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
+def machine(said: list[str]) -> Iterator[Machine]:
     with ExitStack() as stack:
-        yield Machine(stack)
+        yield Machine(stack, said)
 
 
 def failing(error: Exception, calls: list[str]) -> Callable[[], None]:
@@ -142,10 +142,10 @@ def test_a_cancelled_timer_is_not_due(machine: Machine) -> None:
     assert done == ["second"]
 
 
-def test_what_nobody_reads_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    run._say(os.fsdecode(b"/etc/\xff.yaml"))
+def test_a_stdout_without_a_reader_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    run._print_ready(os.fsdecode(b"/etc/\xff.yaml"))
     assert capfd.readouterr().out == "/etc/\\udcff.yaml\n"
-    code = "from enforcer.cli import run; run._say('x'); run._say('y')"
+    code = "from enforcer.cli import run; run._print_ready('x'); run._print_ready('y')"
     read, write = os.pipe()
     os.close(read)
     try:

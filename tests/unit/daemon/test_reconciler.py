@@ -23,6 +23,8 @@ from enforcer.gateway.availability import Availability
 from enforcer.gateway.roles import LinkStatus, RenamedLink
 from enforcer.kernel.watch import FILTER, NFT, ROUTE
 
+from .conftest import Lines
+
 
 class Events:
     """Stands for the kernel's events: readable as long as there are some."""
@@ -50,28 +52,26 @@ class Events:
 
 
 class Machine(Reconciler):
-    """``done`` has what was done; ``failures`` is how often putting back fails yet."""
+    """``done`` has what was done; ``failures`` is how often restoring fails yet."""
 
     def __init__(self, loop: Loop, events: Events) -> None:
         self.done: list[str] = []
         self.failures = 0
         self.reload = False
         self.loop = loop
-        super().__init__(
-            loop, cast(Any, events), cast(Any, None), lambda: self.reload, say=print, again=lambda: None
-        )
+        super().__init__(loop, cast(Any, events), cast(Any, None), lambda: self.reload, reapply=lambda: None)
 
     def refresh(self) -> None:
         self.done.append("refresh")
 
-    def _put_back(self, *, distrust_table: bool = False) -> None:
+    def _restore(self, *, distrust_table: bool = False) -> None:
         if self.failures:
             self.failures -= 1
             raise KernelError("the kernel is busy")
-        self.done.append("put back the table" if distrust_table else "put back")
+        self.done.append("restore the table" if distrust_table else "restore")
 
-    def _look_at_hooks(self) -> None:
-        """The hooks are there."""
+    def _look_at_hooks(self) -> float:
+        return 60.0
 
     def run(self, seconds: float, going: Callable[[], bool] = lambda: True) -> None:
         end = time.monotonic() + seconds
@@ -88,13 +88,13 @@ def events() -> Iterator[Events]:
 
 @pytest.fixture
 def machine(events: Events) -> Iterator[Machine]:
-    with closing(Loop(print)) as loop:
+    with closing(Loop()) as loop:
         yield Machine(loop, events)
 
 
 @pytest.mark.parametrize(
     ("kind", "done"),
-    [(ROUTE, ["refresh", "put back"]), (FILTER, ["refresh", "put back"]), (NFT, ["put back the table"])],
+    [(ROUTE, ["refresh", "restore"]), (FILTER, ["refresh", "restore"]), (NFT, ["restore the table"])],
 )
 def test_an_event(machine: Machine, events: Events, kind: str, done: list[str]) -> None:
     events.happen(kind)
@@ -105,7 +105,7 @@ def test_an_event(machine: Machine, events: Events, kind: str, done: list[str]) 
 def test_a_table_that_others_change_all_the_time_is_written_once_a_tick(
     machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is gone is put back each time."""
+    """One that is gone is restored each time."""
     monkeypatch.setattr(reconciler, "_TICK", 0.3)
     end = time.monotonic() + 1.0
 
@@ -115,11 +115,11 @@ def test_a_table_that_others_change_all_the_time_is_written_once_a_tick(
 
     others = machine.loop.timer(change, 0.0)
     machine.run(1.0)
-    assert 2 <= machine.done.count("put back the table") <= 1 + (time.monotonic() - end + 1.0) / 0.3
-    assert machine.done.count("put back") > 8
+    assert 2 <= machine.done.count("restore the table") <= 1 + (time.monotonic() - end + 1.0) / 0.3
+    assert machine.done.count("restore") > 8
     others.cancel()
     machine.run(0.4)
-    assert machine.done[-1] == "put back the table"
+    assert machine.done[-1] == "restore the table"
     machine.done.clear()
     machine.run(0.4)
     assert machine.done == []
@@ -129,24 +129,24 @@ def test_a_change_while_the_table_is_written_is_not_lost(
     machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconciler, "_TICK", 0.2)
-    write = machine._put_back
+    write = machine._restore
 
-    def put_back(*, distrust_table: bool = False) -> None:
+    def restore(*, distrust_table: bool = False) -> None:
         write(distrust_table=distrust_table)
         if len(machine.done) == 1:
             events.happen(NFT)
 
-    monkeypatch.setattr(machine, "_put_back", put_back)
+    monkeypatch.setattr(machine, "_restore", restore)
     events.happen(NFT)
     machine.run(0.5)
-    assert machine.done == ["put back the table", "put back", "put back the table"]
+    assert machine.done == ["restore the table", "restore", "restore the table"]
 
 
 def test_an_event_whose_work_failed_is_not_lost(machine: Machine, events: Events) -> None:
     machine.failures = 1
     events.happen(NFT)
     machine.run(5, lambda: not machine.done)
-    assert machine.done == ["put back the table"]
+    assert machine.done == ["restore the table"]
 
 
 def test_events_of_a_reload_come_after_it(machine: Machine, events: Events) -> None:
@@ -158,7 +158,7 @@ def test_events_of_a_reload_come_after_it(machine: Machine, events: Events) -> N
     machine.reload = False
     machine.catch_up()
     machine.run(0.1)
-    assert machine.done == ["refresh", "put back the table"]
+    assert machine.done == ["refresh", "restore the table"]
 
 
 def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch, events: Events) -> None:
@@ -174,14 +174,13 @@ def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(availability, "write_timeouts", lambda _: np.zeros(0))
     monkeypatch.setattr(reconciler, "_TICK", 0.05)
     monkeypatch.setattr(Reconciler, "_look_at_hooks", lambda _: None)
-    with closing(Loop(print)) as loop:
+    with closing(Loop()) as loop:
         machine = Reconciler(
             loop,
             cast(Any, events),
             cast(Any, SimpleNamespace(maps=None, wanted=PLAIN)),
             lambda: len(looked) == 1 and reloading,
-            say=print,
-            again=lambda: None,
+            reapply=lambda: None,
         )
         reloading = True
         machine.refresh()
@@ -206,8 +205,8 @@ def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> N
         def _reap(self) -> None:
             swept.append(reloading)
 
-    with closing(Loop(print)) as loop:
-        sweeper = Swept(loop, cast(Any, None), lambda: reloading, cast(Any, None), print)
+    with closing(Loop()) as loop:
+        sweeper = Swept(loop, cast(Any, None), lambda: reloading, cast(Any, None))
         for _ in range(2):
             sweeper._next_sweep.start()
             reloading = True
@@ -274,9 +273,8 @@ def test_a_link_that_comes_into_the_file_is_known_from_before() -> None:
     assert seen.made_again((*LISTED, "out1"), START | {"out1": 6}) == set()
 
 
-def test_what_is_said_of_a_renamed_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That it has its name back is said if that very link has it."""
-    said: list[str] = []
+def test_what_is_logged_of_a_renamed_link(monkeypatch: pytest.MonkeyPatch, lines: Lines) -> None:
+    """The log says that a link has its name back only if that very link has it."""
     renamed = RenamedLink(3, "wan0", "out0")
     looks = iter(
         [
@@ -296,16 +294,40 @@ def test_what_is_said_of_a_renamed_link(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(availability, "refresh", lambda *_: next(there))
     monkeypatch.setattr(availability, "write_timeouts", lambda _: None)
     runtime = SimpleNamespace(maps=None, wanted=PLAIN)
-    with closing(Loop(print)) as loop, closing(Events()) as events:
+    with closing(Loop()) as loop, closing(Events()) as events:
         made = Reconciler(
             *(loop, cast(Any, events), cast(Any, runtime), lambda: False),
-            say=said.append,
-            again=lambda: None,
+            reapply=lambda: None,
             known=START,
         )
         for _ in range(10):
             made.refresh()
     now = "out0 is called wan0 now"
-    assert [line.partition(":")[0] for line in said] == [
+    assert [line.partition(":")[0] for line in lines.said] == [
         *(now, "out0 is called wan1 now", now, now, now, "out0 has its name back"),
+    ]
+    assert lines.levels == ["WARNING"] * 5 + ["INFO"]
+
+
+def test_levels_of_availability(monkeypatch: pytest.MonkeyPatch, lines: Lines) -> None:
+    """What becomes unavailable, in either family, is a warning; what is available again is none."""
+    looks = iter([(True, True), (True, False), (False, False), (False, True), (True, True)])
+    monkeypatch.setattr(
+        availability,
+        "refresh",
+        lambda *_: Availability({"lax-1": next(looks)}, (True, True), LinkStatus(START, frozenset())),
+    )
+    monkeypatch.setattr(availability, "write_timeouts", lambda _: None)
+    runtime = SimpleNamespace(maps=None, wanted=PLAIN)
+    with closing(Loop()) as loop, closing(Events()) as events:
+        made = Reconciler(
+            loop, cast(Any, events), cast(Any, runtime), lambda: False, reapply=lambda: None, known=START
+        )
+        for _ in range(5):
+            made.refresh()
+    assert list(zip(lines.levels, lines.said, strict=True)) == [
+        ("WARNING", "egress lax-1: IPv6 unavailable"),
+        ("WARNING", "egress lax-1: unavailable"),
+        ("WARNING", "egress lax-1: IPv4 unavailable"),
+        ("INFO", "egress lax-1: available"),
     ]

@@ -18,8 +18,10 @@ from enforcer.control.worker import WorkerProcess
 from enforcer.daemon import reloader
 from enforcer.daemon.jobs import Jobs
 from enforcer.daemon.loop import Loop
-from enforcer.daemon.reloader import Reloader
+from enforcer.daemon.reloader import Reloader, log_report
 from enforcer.errors import KernelError
+
+from .conftest import Lines
 
 
 class Waiting:
@@ -51,9 +53,7 @@ class Machine:
         self.tables = SimpleNamespace(fits=True)
         self.runtime = SimpleNamespace(maps=None, tables=self.tables, half_done=False, restore=lambda: None)
         runtime = cast(Any, self.runtime)
-        self.reloader = Reloader(
-            loop, self.jobs, runtime, Path("f"), say=said.append, activate=self._activate
-        )
+        self.reloader = Reloader(loop, self.jobs, runtime, Path("f"), activate=self._activate)
         loop.timer(lambda: 0.02, 0.0)
 
     def _start(self, file: Path | None) -> WorkerProcess:
@@ -79,9 +79,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    said: list[str] = []
-    with closing(Loop(said.append)) as loop:
+def machine(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    with closing(Loop()) as loop:
         yield Machine(loop, said, tmp_path, monkeypatch)
 
 
@@ -103,7 +102,7 @@ def test_a_failure_is_answered_and_its_leftovers_are_activated(machine: Machine)
     machine.run()
     assert waiting.answers == [machine.result]
     assert machine.taken == 1
-    assert machine.said == ["reload failed, what was in force stays: wrong file"]
+    assert machine.said == ["reload failed, the configuration in force stays: wrong file"]
 
 
 def test_what_could_not_be_activated_is_tried_again(machine: Machine) -> None:
@@ -112,7 +111,7 @@ def test_what_could_not_be_activated_is_tried_again(machine: Machine) -> None:
     machine.run(10, lambda: machine.taken == 0)
     assert [one["error"] for one in waiting.answers] == ["busy"]
     assert machine.begun == 1
-    assert machine.said == ["switch", "error: busy", "what is in force has been taken up now"]
+    assert machine.said == ["switch", "error: busy", "the daemon has read the configuration in force now"]
 
 
 def test_tables_without_room_ask_for_a_reload(machine: Machine) -> None:
@@ -129,7 +128,7 @@ def test_tables_without_room_and_a_wrong_file_do_not_reload_all_the_time(machine
     machine.result = {"error": "wrong file", "hint": None, "exit_code": 2}
     machine.run(3, lambda: True)
     assert machine.begun == 1
-    assert machine.said.count("reload failed, what was in force stays: wrong file") == 1
+    assert machine.said.count("reload failed, the configuration in force stays: wrong file") == 1
 
 
 def test_tables_that_the_facts_are_not_about_are_made_anew_once(machine: Machine) -> None:
@@ -141,7 +140,7 @@ def test_tables_that_the_facts_are_not_about_are_made_anew_once(machine: Machine
 def test_who_asks_for_the_file_does_not_get_what_was_in_force(machine: Machine) -> None:
     machine.ask()
     machine.run(going=lambda: not machine.jobs.runs("reload"))
-    machine.reloader.again()
+    machine.reloader.reapply()
     waiting = machine.ask()
     machine.run()
     assert machine.files == [Path("f"), None, Path("f")]
@@ -161,7 +160,7 @@ def test_what_was_lost_half_way_is_healed_before_anything_else(machine: Machine)
     assert machine.reloader.half_done
     assert machine.taken == 0
     machine.lost, machine.runtime.half_done = False, False
-    machine.result = {"operations": ["put back: it"], "warnings": []}
+    machine.result = {"operations": [], "restored": ["it"], "warnings": []}
     machine.run()
     assert machine.files == [Path("f"), None, Path("f")]
     assert machine.taken == 2
@@ -190,3 +189,14 @@ def test_the_end_comes_after_healing(machine: Machine) -> None:
     machine.jobs.end()
     machine.run()
     assert machine.files == [Path("f"), None]
+
+
+def test_lines_of_a_worker_keep_their_level(lines: Lines) -> None:
+    log_report({"operations": ["switch"], "restored": ["attach it"], "warnings": ["one city"]})
+    assert list(zip(lines.levels, lines.said, strict=True)) == [
+        ("WARNING", "warning: one city"),
+        ("WARNING", "restored: attach it"),
+        ("INFO", "switch"),
+    ]
+    log_report({"operations": ["switch"], "warnings": []})  # of an earlier version
+    assert lines.said[3:] == ["switch"]

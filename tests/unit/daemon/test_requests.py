@@ -30,15 +30,10 @@ def wrong(request: Mapping[str, Any], caller: ControlConnection) -> dict[str, An
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
 def path(tmp_path: Path, said: list[str]) -> Iterator[Path]:
     """The socket of a loop that runs in a thread."""
     ending = threading.Event()
-    with closing(Loop(said.append)) as loop:
+    with closing(Loop()) as loop:
         loop.timer(lambda: 0.02, 0.0)
         handlers = {"echo": lambda request, _: dict(request), "wrong": wrong}
         with closing(Requests(loop, tmp_path / "control", handlers)):
@@ -60,7 +55,7 @@ def test_another_user_is_not_heard(said: list[str]) -> None:
     """Even where directory and socket are open to it; root is heard meanwhile."""
     with (
         tempfile.TemporaryDirectory(prefix="control-") as place,
-        closing(Loop(said.append)) as loop,
+        closing(Loop()) as loop,
         closing(Requests(loop, Path(place, "control"), {"echo": lambda request, _: dict(request)})),
     ):
         Path(place).chmod(0o755)

@@ -24,16 +24,16 @@ LOADED = {"sessions": 1, "changed": 1, "replaced": 0, "removed": 0, "taken_over"
 class Machine:
     """``loads`` has the content of each load, with the way that it was loaded."""
 
-    def __init__(self, loop: Loop, directory: Path, monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, loop: Loop, said: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch):
         self.loop = loop
         self.jobs = Jobs(loop)
         self.loads: list[tuple[str, str]] = []
-        self.said: list[str] = []
+        self.said = said
         self.file = directory / "sessions"
         self.ended = 0
         self.runtime = SimpleNamespace(
             session_file=self.file,
-            sessions=SimpleNamespace(load=self._load, forget_file=self._forget, tell=lambda *_: None),
+            sessions=SimpleNamespace(load=self._load, forget_file=self._forget, log_loaded=lambda *_: None),
         )
         monkeypatch.setattr(session_manager, "SMALL", 10)
         monkeypatch.setattr(session_file, "load_apart", self._load_apart)
@@ -41,7 +41,6 @@ class Machine:
             loop,
             self.jobs,
             cast(Any, self.runtime),
-            self.said.append,
             expiry=loop.timer(lambda: None),
         )
         loop.timer(lambda: 0.02, 0.0)
@@ -78,9 +77,9 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    with closing(Loop(print)) as loop:
-        made = Machine(loop, tmp_path, monkeypatch)
+def machine(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    with closing(Loop()) as loop:
+        made = Machine(loop, said, tmp_path, monkeypatch)
         made.file.write_text("first")
         made.watched.activate()
         assert made.loads.pop() == ("daemon", "first")

@@ -52,6 +52,18 @@ def test_private_ipv4_networks_lie_among_mapped_prefixes() -> None:
     ]
 
 
+def test_a_private_network_of_ipv6_holds_no_ipv4() -> None:
+    """However short its prefix: ::ffff:0:0/96 are IPv4's addresses."""
+    destination = [(IPv6Network("::/0"), 1), (IPv6Network("::ffff:0:0/96"), 2)]
+    for network in ("::/0", "::/16"):
+        merged = {prefix: flag for prefix, _, flag in with_private(destination, [ip_network(network)])}
+        assert merged == {IPv6Network("::ffff:0:0/96"): 0, IPv6Network("::/0"): int(network == "::/0")} | {
+            IPv6Network(network): 1
+        }
+    everything = [ip_network("::/0"), ip_network("0.0.0.0/0")]
+    assert {flag for _, _, flag in with_private(destination, everything)} == {1}
+
+
 def test_a_prefix_within_a_private_network_keeps_its_set() -> None:
     destination = [(IPv6Network("::/0"), 1), (IPv6Network("fd00::/16"), 2)]
     merged = {network: rest for network, *rest in with_private(destination, [IPv6Network("fd00::/8")])}

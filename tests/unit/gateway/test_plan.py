@@ -432,6 +432,20 @@ def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
     ]
 
 
+def test_a_renamed_link_gets_new_programs() -> None:
+    desired = desired_with(1)
+    actual = apply(clean(), plan(desired, clean(), None, "x"), desired, "x")
+    elsewhere = after_a_rename(actual, "out0", "wan0")
+    elsewhere = replace(elsewhere, table=elsewhere.completed(desired.ruleset()).digest())
+    newer = replace(elsewhere, programs={name: number + 100 for name, number in actual.programs.items()})
+    attached = [one for one in plan(desired, newer, desired, "x", restore=()) if isinstance(one, Attach)]
+    assert {(one.interface, one.program) for one in attached} >= {
+        ("wan0", "to_origin"),
+        ("wan0", "from_origin"),
+    }
+    assert not {one.interface for one in attached} - newer.links.keys()
+
+
 @given(changes(), st.sampled_from(INTERFACES))
 def test_a_renamed_link_that_leaves_the_file(change: Change, name: str) -> None:
     """Nothing of ours stays on it, and what was held by it is held by the first outside interface."""

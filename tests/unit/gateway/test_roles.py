@@ -10,6 +10,7 @@ import pytest
 from plain import PLAIN
 from somelinks import some_links
 
+from enforcer.constants.bpf import Role
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map
 from enforcer.gateway import attach, roles
@@ -79,3 +80,47 @@ def test_a_link_that_appears_meanwhile(maps: Maps, chains: list[Devices | None])
     assert filtered(maps) == {"in0": True, "out0": True}
     roles.refresh(maps, PLAIN, LINKS)
     assert filtered(maps) == {"in0": False, "out0": False}
+
+
+# --- former names, in the map of a version that had none there
+
+WITHOUT_NAMES = np.dtype([(name, ROW.fields[name][0]) for name in ROW.names[:-1]])  # type: ignore[index]
+
+
+@pytest.fixture
+def old_map() -> Iterator[Map]:
+    try:
+        fd = syscall.create_map(syscall.HASH, 4, WITHOUT_NAMES.itemsize, 8, 0)
+    except OSError as error:
+        pytest.skip(f"maps cannot be made here: {error}")
+    yield Map(fd, np.dtype("<u4"), WITHOUT_NAMES, "interfaces")
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("present", "former"),
+    [
+        ({2: "in0", 3: "out0"}, {}),
+        ({2: "in0", 3: "wan0"}, {"wan0": "out0"}),
+        ({2: "lan0", 3: "wan0"}, {"lan0": "in0", "wan0": "out0"}),
+        ({2: "in0", 3: "wan0", 9: "out0"}, {"wan0": "out0"}),  # another link has the name
+        ({2: "out0", 3: "in0"}, {}),  # both are listed, each as what it is called
+        ({3: "out0"}, {}),
+    ],
+)
+def test_names_before_the_map_had_them(
+    monkeypatch: pytest.MonkeyPatch, maps: Maps, old_map: Map, present: dict[int, str], former: dict[str, str]
+) -> None:
+    for index, role in ((2, Role.INSIDE), (3, Role.OUTSIDE)):
+        row = np.zeros((), dtype=WITHOUT_NAMES)
+        row["role"] = role
+        old_map.put(index, row)
+    found = some_links(**{name: {"index": index} for index, name in present.items()})
+    assert roles.former_names(old_map, PLAIN, found) == former
+    monkeypatch.setattr(roles, "links", lambda: found)
+    roles.carry_over(old_map, maps.interfaces, PLAIN)
+    rows = roles.by_index(maps.interfaces)
+    assert {found[now].index: before for now, before in former.items()} == {
+        index: roles.name_of(row) for index, row in rows.items()
+    }
+    assert all(row["role"] == {2: Role.INSIDE, 3: Role.OUTSIDE}[index] for index, row in rows.items())

@@ -7,8 +7,7 @@ import pytest
 from enforcer.kernel import links as kernel_links
 from enforcer.kernel import netlink
 from enforcer.kernel.links import links
-
-from .conftest import run
+from lab.netns import run
 
 
 def test_the_ports_of_a_bridge(netns: str) -> None:

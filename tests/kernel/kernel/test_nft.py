@@ -28,8 +28,9 @@ from enforcer.kernel.nft.ruleset import (
     Dns,
     Ruleset,
 )
+from lab.netns import inside, run
 
-from .conftest import Lab, inside, run
+from ..conftest import Lab
 
 BANK4, NEAR4, SHARED4 = (IPv4Address(f"203.0.113.{n}") for n in (10, 11, 1))
 BANK6, NEAR6, SHARED6 = (IPv6Network(n) for n in ("2001:db8:1::/64", "2001:db8:2::/64", "2001:db8:f::1/128"))

@@ -12,8 +12,7 @@ import pytest
 
 from enforcer.errors import BusyError, KernelError
 from enforcer.kernel import filters
-
-from .conftest import run
+from lab.netns import run
 
 NR_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 SCHED_CLS = 3

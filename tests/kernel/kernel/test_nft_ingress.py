@@ -20,8 +20,7 @@ from enforcer.kernel.nft_ingress import (
     Devices,
 )
 from enforcer.kernel.nft_marks import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
-
-from .conftest import run
+from lab.netns import run
 
 # include/uapi/linux/netfilter/nf_tables.h
 NEWCHAIN, NFTA_HOOK_PRIORITY, NFTA_CHAIN_TYPE = protocol.SUBSYSTEM | 3, 2, 7
@@ -96,6 +95,36 @@ def test_a_prefix_of_linux_6_16() -> None:
     devices = hook(netlink.attribute(NFTA_DEVICE_NAME, b"eth"), netlink.attribute(NFTA_DEVICE_NAME, b"in0\0"))
     assert "eth7" in devices and "in0" in devices
     assert "in01" not in devices and "out0" not in devices
+
+
+def chain(family: int, number: int, *devices: bytes) -> bytes:
+    """What the kernel tells of a chain, without the message's header."""
+    hook = netlink.attribute(NFTA_HOOK_HOOKNUM, struct.pack(">I", number)) + netlink.nested(
+        NFTA_HOOK_DEVS, *devices
+    )
+    names = netlink.attribute(NFTA_CHAIN_TABLE, b"t\0") + netlink.attribute(NFTA_CHAIN_NAME, b"c\0")
+    return struct.pack(">BBH", family, 0, 0) + names + netlink.nested(NFTA_CHAIN_HOOK, hook)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize(
+    "prefix",
+    [netlink.attribute(NFTA_DEVICE_NAME, b"eth"), netlink.attribute(NFTA_DEVICE_PREFIX, b"eth\0")],
+    ids=["6.16", "6.17"],
+)
+def test_messages_of_chains_with_a_prefix(
+    monkeypatch: pytest.MonkeyPatch, family: int, prefix: bytes
+) -> None:
+    """Chains of other hooks, and of families without devices, are none of these."""
+    named = netlink.attribute(NFTA_DEVICE_NAME, b"in0\0")
+    egress = netlink.attribute(NFTA_DEVICE_NAME, b"out0\0")
+    told = [
+        chain(family, NUMBERS[family], prefix, named),
+        chain(family, 1, egress),
+        chain(protocol.NFPROTO_IPV4, NUMBERS[family], egress),
+    ]
+    monkeypatch.setattr(Channel, "dump", lambda *_: iter(told))
+    assert found("eth0", "eth7", "eth", "et", "in0", "in01", "out0") == {"eth0", "eth7", "eth", "in0"}
 
 
 def test_a_list_of_devices_that_makes_no_sense_has_an_end() -> None:

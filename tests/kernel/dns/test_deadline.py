@@ -17,8 +17,8 @@ from enforcer.kernel import nfqueue
 from enforcer.kernel.nfqueue import Queue
 from enforcer.kernel.nft.ruleset import DNS_QUEUE, Dns
 
-from .conftest import Lab
-from .test_nfqueue import Conversation, install, nothing, wait_for
+from ..conftest import Lab
+from ..kernel.test_nfqueue import Conversation, install, nothing, wait_for
 
 LONG = 1.0
 """Seconds in which an answer must have come: twice what is promised, on a busy machine."""

@@ -13,9 +13,9 @@ from enforcer.datapath.programs import Pins
 from enforcer.errors import KernelError
 from enforcer.gateway import attach
 from enforcer.kernel import filters
+from lab.netns import run
 
-from .conftest import run
-from .test_filters import load
+from ..kernel.test_filters import load
 
 needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TCX (Linux 6.6)")
 DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")

@@ -7,8 +7,9 @@ import pytest
 
 from enforcer.errors import KernelError, PrivilegeError, UsageError
 from enforcer.kernel import namespace, sysctl
+from lab.netns import inside, run
 
-from .conftest import inside, new_namespace, run
+from ..conftest import new_namespace
 
 MOUNTS = Path("/proc/self/ns/mnt")
 

@@ -8,8 +8,7 @@ import pytest
 
 from enforcer.kernel import announce
 from enforcer.kernel.link_watch import LinkWatch
-
-from .conftest import run
+from lab.netns import run
 
 
 @pytest.fixture

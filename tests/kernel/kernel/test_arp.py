@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 from ipaddress import IPv4Interface
+from pathlib import Path
 
 import pytest
 
 from enforcer.kernel import addresses, arp
+from lab.netns import inside, run
 
-from .conftest import Lab, inside, run
+from ..conftest import Lab
 
 
 @pytest.mark.parametrize("value", range(9))
@@ -27,3 +29,28 @@ def test_what_is_said_is_what_the_kernel_does(lab: Lab, name: str, value: int) -
 
 def test_an_interface_that_is_not_there(netns: str) -> None:
     assert arp.unanswered("nope") == []
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_an_interface_that_goes_while_its_setting_is_read(
+    netns: str, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    """Before its setting is opened, or before it is read."""
+    run("ip link add out0 type veth peer name far0")
+    run("sysctl -qw net.ipv4.conf.out0.arp_ignore=8")
+    assert arp.unanswered("out0")
+    read = Path.read_text
+
+    def read_late(path: Path) -> str:
+        if "out0" not in path.parts:
+            return read(path)
+        if not opened:
+            run("ip link del out0")
+            return read(path)
+        with path.open() as source:
+            run("ip link del out0")
+            return source.read()
+
+    monkeypatch.setattr(Path, "read_text", read_late)
+    assert arp.unanswered("out0") == []
+    assert not Path("/proc/sys/net/ipv4/conf/out0").exists()

@@ -5,8 +5,7 @@ from ipaddress import ip_address
 
 from enforcer.address import pack
 from enforcer.kernel.routes import interfaces_to
-
-from .conftest import run
+from lab.netns import run
 
 
 def test_which_interface_leads_to_an_address(netns: str) -> None:

@@ -12,8 +12,9 @@ from enforcer.kernel import watch as watching
 from enforcer.kernel.nft import generations
 from enforcer.kernel.nft.ruleset import Ruleset
 from enforcer.kernel.watch import Watch
+from lab.netns import run
 
-from .conftest import new_namespace, run
+from ..conftest import new_namespace
 
 
 @pytest.fixture

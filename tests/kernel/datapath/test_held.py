@@ -15,9 +15,9 @@ from enforcer.datapath.held_pins import HeldObjects
 from enforcer.datapath.programs import Pins
 from enforcer.errors import PrivilegeError
 from enforcer.gateway import attach
+from lab.netns import run
 
-from .conftest import run
-from .test_filters import load
+from ..kernel.test_filters import load
 
 needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TCX (Linux 6.6)")
 DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")

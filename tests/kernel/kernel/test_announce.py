@@ -10,8 +10,9 @@ from scapy.layers.l2 import ARP, Ether
 
 from enforcer.errors import KernelError
 from enforcer.kernel import announce, links
+from lab.netns import inside, run
 
-from .conftest import Lab, inside, run
+from ..conftest import Lab
 
 ETH_P_ALL = 3
 

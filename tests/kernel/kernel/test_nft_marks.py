@@ -6,8 +6,7 @@ import pytest
 
 from enforcer.kernel import ip_rules, nft_marks
 from enforcer.kernel.nft_marks import Setter
-
-from .conftest import run
+from lab.netns import run
 
 MASK = 0x7FFF0000
 ARRIVING = "{ type filter hook prerouting priority -150; }"

@@ -22,8 +22,9 @@ from enforcer.kernel.path_watch import (
     Neighbours,
     PathWatch,
 )
+from lab.netns import run
 
-from .conftest import new_namespace, run
+from ..conftest import new_namespace
 
 ROUTER = {socket.AF_INET: "192.0.2.2", socket.AF_INET6: "2001:db8::2"}
 A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"

@@ -21,8 +21,9 @@ from enforcer.kernel.nflog import Log
 from enforcer.kernel.nfqueue import Queue
 from enforcer.kernel.nft import expr
 from enforcer.kernel.nft.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DNS_QUEUE, Dns
+from lab.netns import inside, run
 
-from .conftest import Lab, inside, run
+from ..conftest import Lab
 from .test_nft import ruleset
 
 SOON, PATIENCE = 0.15, 5.0

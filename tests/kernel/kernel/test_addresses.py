@@ -9,8 +9,7 @@ import pytest
 
 from enforcer.errors import KernelError
 from enforcer.kernel import addresses, links
-
-from .conftest import run
+from lab.netns import run
 
 FOUR, SIX = IPv4Interface("203.0.113.10/32"), IPv6Interface("2001:db8:f::1/128")
 RANGE = IPv6Network("2001:db8:1::/64")

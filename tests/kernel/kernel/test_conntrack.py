@@ -9,8 +9,7 @@ import pytest
 
 from enforcer.kernel import conntrack
 from enforcer.kernel.conntrack import Entry, Tuple
-
-from .conftest import run
+from lab.netns import run
 
 LOOPBACK: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 

@@ -1,0 +1,1 @@
+"""Tests of enforcer/datapath/ in network namespaces."""

@@ -1,0 +1,1 @@
+"""Tests of enforcer/dns/ in network namespaces."""

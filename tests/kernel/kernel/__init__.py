@@ -1,0 +1,1 @@
+"""Tests of enforcer/kernel/ in network namespaces."""
