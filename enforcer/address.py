@@ -1,4 +1,4 @@
-"""Addresses as the maps hold them: 16 bytes, IPv4 in its mapped form (RFC 4291, 2.5.5.2)."""
+"""Addresses in the maps' form: 16 bytes, IPv4 mapped to IPv6 (RFC 4291, 2.5.5.2)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unpack(stored: Any) -> IPAddress:
 
 
 def of_bytes(raw: bytes) -> IPAddress:
-    """The address of :func:`pack`'s 16 bytes."""
+    """The address of 16 bytes from :func:`pack`."""
     return ipaddress.IPv4Address(raw[12:]) if raw[:12] == MAPPED else ipaddress.IPv6Address(raw)
 
 

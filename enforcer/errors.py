@@ -1,7 +1,7 @@
-"""The one tree of errors that a user can meet.
+"""The exception classes of all errors that commands report.
 
-Errors of lower libraries are mapped to these at the border (BCC's bare ``Exception``, pyroute2's
-``NetlinkError``, ``OSError`` of bpf(2)), so that a command shows one message which says what to do.
+Errors of libraries are mapped to these where they enter (BCC's bare ``Exception``, pyroute2's
+``NetlinkError``, ``OSError`` of bpf(2)), so that a command shows one message that says what to do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Thing = TypeVar("Thing")
 
 
 class EnforcerError(Exception):
-    """Anything that a command reports and exits for; ``exit_code`` is the process's."""
+    """An error that a command reports; ``exit_code`` is the exit code of the process."""
 
     exit_code = 1
 
@@ -30,7 +30,7 @@ class EnforcerError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong in a configuration file.
+    """One fault in a configuration file.
 
     ``line`` and ``column`` count from 1; ``line`` 0 is the file as a whole.
     """
@@ -48,7 +48,7 @@ class Fault:
 
 
 class ConfigError(EnforcerError):
-    """The configuration file is wrong; every fault found, in the order of the file."""
+    """A configuration file has faults; all of them, in the file's order."""
 
     exit_code = 2
 
@@ -58,13 +58,13 @@ class ConfigError(EnforcerError):
 
 
 class UsageError(EnforcerError):
-    """The command was called in a way that cannot work."""
+    """A command was called with wrong or inconsistent arguments."""
 
     exit_code = 2
 
 
 class PrivilegeError(EnforcerError):
-    """The caller lacks a capability that the operation needs."""
+    """The process lacks a capability that the operation needs."""
 
 
 class KernelError(EnforcerError):
@@ -72,19 +72,19 @@ class KernelError(EnforcerError):
 
 
 class LostPinError(KernelError):
-    """A map or program in force cannot be reached: its pin was removed, or is in another file system."""
+    """A map or program in force is unreachable: its pin was removed or is in another file system."""
 
 
 class BusyError(EnforcerError):
-    """Another process is this gateway's daemon, or changes the gateway just now."""
+    """Another process holds what the operation needs: a lock, a queue's number, a filter's priority."""
 
 
 class LockedError(EnforcerError):
-    """Another process changes the gateway at this moment."""
+    """Another process holds the change lock."""
 
 
 class NotInstalledError(EnforcerError):
-    """Nothing is enforced on this gateway (no state to show or take away)."""
+    """Nothing is enforced on this gateway."""
 
 
 class SourceError(EnforcerError):
@@ -92,19 +92,19 @@ class SourceError(EnforcerError):
 
 
 class LayoutError(EnforcerError):
-    """Pinned maps are not of the layout that this version of the program uses."""
+    """A pinned map does not have the layout that this version uses."""
 
 
 class LaterVersionError(EnforcerError):
-    """The gateway's state was written by a later version, in a way that this one cannot read."""
+    """A later version wrote the gateway's state in a format that this version cannot read."""
 
 
 class UntrustedError(EnforcerError):
-    """A file or directory that another user may have prepared; nothing of it was used or changed."""
+    """Another user may have prepared a file or directory; it was neither used nor changed."""
 
 
 def abridged(things: Collection[Thing], shown: int = 3, text: Callable[[Thing], object] = str) -> str:
-    """The first ``shown`` of some things, each as ``text`` gives it, and how many more there are."""
+    """The first ``shown`` things, each formatted by ``text``, and the number of further ones."""
     more = len(things) - shown
     return ", ".join(str(text(thing)) for thing in islice(things, shown)) + (
         f" and {more:,} more" if more > 0 else ""

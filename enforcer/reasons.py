@@ -1,4 +1,4 @@
-"""The reasons of bpf/reasons.h, read from it: one list for C and for Python."""
+"""The reasons of packets' outcomes, read from bpf/reasons.h: one list for C and Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LINE = re.compile(r'^REASON\((\d+), (\w+), (\w+), "([^"]*)"\)', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Reason:
-    """One way that a packet can end.
+    """A reason of a packet's outcome.
 
     ``verdict`` is dedicated, shared, refused, blocked or untouched.
     """
@@ -25,7 +25,7 @@ class Reason:
 
 @cache
 def reasons() -> dict[int, Reason]:
-    """All reasons by number; names are in the form that commands show (``tiny-fragment``)."""
+    """All reasons by number; names have the form that commands show (``tiny-fragment``)."""
     text = files("enforcer.bpf").joinpath("reasons.h").read_text()
     return {
         int(number): Reason(int(number), name.lower().replace("_", "-"), verdict, description)
@@ -34,7 +34,7 @@ def reasons() -> dict[int, Reason]:
 
 
 def reason_of(number: int) -> Reason:
-    """The reason of this number, whatever version of the programs counted it."""
+    """The reason of this number; an unknown one of a later version gets a placeholder."""
     unknown = Reason(number, f"reason-{number}", "unknown", "what a later version of the enforcer knows")
     return reasons().get(number, unknown)
 

@@ -9,7 +9,7 @@ import click
 from enforcer.control.interpreter import PYTHON
 from enforcer.errors import EnforcerError
 from lab import features
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import LabError
 from lab.services import Services
 from lab.topology import CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, Lab
@@ -34,7 +34,7 @@ def up(prefix: str, bare: bool) -> None:
     lab = Lab(prefix).up()
     try:
         Services(lab).start()
-        gateway = Gateway(lab)
+        gateway = LabGateway(lab)
         if not bare:
             gateway.start()
     except BaseException:
@@ -50,7 +50,7 @@ def down(prefix: str) -> None:
     Lab(prefix).down()
 
 
-def guide(lab: Lab, gateway: Gateway) -> str:
+def guide(lab: Lab, gateway: LabGateway) -> str:
     """How to play in a standing lab."""
     enforcer = " ".join(gateway.enforcer)
     state = f"runs (pid {gateway.pid})." if gateway.alive else f"is not started:\n  {enforcer} run"

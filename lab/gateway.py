@@ -15,7 +15,7 @@ from lab.program import Program
 from lab.topology import Lab
 
 
-class Gateway(Program):
+class LabGateway(Program):
     """``start()`` runs the daemon and waits for its ready line; every command is run as a user would."""
 
     def __init__(self, lab: Lab, config: Document | str | None = None):
@@ -37,7 +37,7 @@ class Gateway(Program):
         """Started outside: the daemon enters the namespace itself."""
         return self.argv
 
-    def launch(self) -> Gateway:
+    def launch(self) -> LabGateway:
         """Start the daemon without waiting."""
         self._said_before = len(self.said())
         return super().launch()

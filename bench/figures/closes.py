@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.report.results import Claim, Row, Sample
 from bench.rig import documents
 from bench.rig.measure import Bench
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import Hammer, Holders
 from lab.netns import LabError, Namespace
 from lab.topology import CLIENT, ORIGIN1, Lab, stale_labs
@@ -55,7 +55,7 @@ def closes(bench: Bench) -> None:
     with Lab(f"lab{os.getpid()}-closes") as lab, ExitStack() as stack:
         limits = {"connections_per_origin": LIVE + 4 * _AT_ONCE}
         document = lab.config(limits=limits, policies=[documents.everything()])
-        gateway = Gateway(lab, document)
+        gateway = LabGateway(lab, document)
         stack.callback(gateway.run, "down", check=False)
         stack.callback(gateway.stop)
         gateway.start()

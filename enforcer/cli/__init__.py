@@ -1,4 +1,4 @@
-"""The click commands: one module a command; a command prints only what the library returns."""
+"""The click commands: one module per command; they print what the library returns."""
 
 from enforcer.cli.app import main
 

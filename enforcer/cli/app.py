@@ -1,4 +1,4 @@
-"""The command itself: global options, commands loaded when they are called, errors as messages."""
+"""The `enforcer` command: global options, lazily imported subcommands, errors as messages."""
 
 from __future__ import annotations
 
@@ -25,23 +25,22 @@ OTHERS = ("policy", "import", "completion")
 
 
 class Commands(click.Group):
-    """Imports a command's module when it is used: `status` need not load what `run` needs."""
+    """Imports a command's module on use: `status` does not load the imports of `run`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Verbs, then nouns, in the order of the documentation."""
         return [*VERBS, *NOUNS, *OTHERS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        # `import` is a word of Python's.
+        # `import` is a Python keyword, so its module is import_.
         module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
         found: click.Command = importlib.import_module(f"enforcer.cli.{module}").command
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """What changes something is listed apart from what only looks."""
+        """Lists commands that change something apart from those that only show."""
         for title, names in (("Verbs change", VERBS), ("Nouns show", NOUNS), ("Other", OTHERS)):
             commands = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(title):
@@ -52,7 +51,6 @@ class Command(click.Command):
     """A command whose errors are messages on stderr and an exit code, never a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs it."""
         try:
             return super().invoke(ctx)
         except EnforcerError as error:
@@ -60,11 +58,11 @@ class Command(click.Command):
 
 
 class Subject(Command, click.Group):
-    """Several commands under one word."""
+    """A group of subcommands."""
 
 
 def _fail(ctx: click.Context, error: EnforcerError) -> NoReturn:
-    # Each fault of a file begins with its place, also if the daemon found it.
+    # Faults of a file begin with file and line, also those that the daemon reports.
     located = isinstance(error, ConfigError | ReportedError) and error.exit_code == ConfigError.exit_code
     text = error.message if located else f"error: {error.message}"
     for line in filter(None, (text, error.hint)):
@@ -74,7 +72,7 @@ def _fail(ctx: click.Context, error: EnforcerError) -> NoReturn:
 
 
 class GlobalOptions:
-    """The global options; `instance` is the gateway that they name."""
+    """The global options."""
 
     def __init__(self, netns: str | None, file: Path):
         self.netns = netns
@@ -103,9 +101,9 @@ class GlobalOptions:
 @click.version_option(__version__)
 @click.pass_context
 def entry(ctx: click.Context, netns: str | None, file: Path) -> None:
-    """Dedicated egress IPs on a Linux gateway, enforced in the kernel's path.
+    """Dedicated egress IPs on a Linux gateway, enforced in the kernel's packet path.
 
-    `run` is the daemon. The nouns show what is enforced, with or without it; each takes --json.
+    `run` is the daemon. The nouns show what is enforced, with or without a daemon; each takes --json.
     """
     ctx.obj = GlobalOptions(netns, file.absolute())
     if netns is not None and not ctx.resilient_parsing:

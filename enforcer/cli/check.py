@@ -1,4 +1,4 @@
-"""`enforcer check`."""
+"""The command `enforcer check`: validates the configuration file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enforcer.cli.app import Command, GlobalOptions
 @click.command("check", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """Validate the file; touches nothing. Exit code 2 if anything is wrong."""
+    """Validate the file; changes nothing. Exit code 2 if it has faults."""
     from enforcer.gateway.preview import check_file, config_warnings
 
     config = check_file(options.file)

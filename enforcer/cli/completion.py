@@ -1,4 +1,4 @@
-"""`enforcer completion`."""
+"""The command `enforcer completion`: prints a shell's completion script."""
 
 from __future__ import annotations
 

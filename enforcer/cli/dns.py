@@ -1,4 +1,4 @@
-"""`enforcer dns`."""
+"""The command `enforcer dns`: the learner's counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = (Column("what", "What"), Right("number", "Number", number), Column("me
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """What became of clients' questions to DNS and of the answers, since the daemon began to learn names."""
+    """Show counters of the clients' DNS questions and answers."""
     from enforcer.inspect.dns import dns
 
     rows = dns(options.instance)
@@ -22,5 +22,5 @@ def command(options: GlobalOptions, as_json: bool) -> None:
         print_json(rows)
     else:
         print_table(
-            rows, COLUMNS, "Nothing is learnt: no policy asks for names, or nobody has asked a resolver."
+            rows, COLUMNS, "Nothing is learnt: no policy uses host names, or no client has asked a resolver."
         )

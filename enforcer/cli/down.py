@@ -1,4 +1,4 @@
-"""`enforcer down`."""
+"""The command `enforcer down`: removes everything that was installed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 @click.command("down", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """Take away everything that was ever installed; ends the daemon first."""
+    """Remove everything that was ever installed; ends the daemon first."""
     try:
         done = _tear_down(options.instance)
     except KeyboardInterrupt:
         raise EnforcerError(
-            "interrupted: some of it may be taken away already",
-            "`enforcer down` takes away the rest, `enforcer run` puts all back.",
+            "interrupted: some of it may be removed already",
+            "`enforcer down` removes the rest, `enforcer run` installs everything again.",
         ) from None
     for line in done:
         click.echo(line)
 
 
 def _tear_down(instance: Instance) -> list[str]:
-    """Also of a gateway that a later version enforces, whose state may say less to this one."""
+    """Removes everything, also what a later version installed, as far as this one understands its state."""
     from enforcer.gateway import state, teardown
 
     file, daemon = instance.state_file, instance.daemon_pid()
@@ -40,7 +40,7 @@ def _tear_down(instance: Instance) -> list[str]:
     except LaterVersionError:
         done = []
         if daemon is not None:
-            # It would write its own state again.
+            # A running daemon would write its own state again.
             with suppress(LaterVersionError):
                 teardown.tear_down(instance)
             done.append(f"ended the daemon (pid {daemon})")

@@ -1,4 +1,4 @@
-"""`enforcer egress`."""
+"""The command `enforcer egress`: the dedicated egress IPs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """The dedicated egress IPs: whether they are there, and how full they are."""
+    """Show the dedicated egress IPs, their availability and utilisation."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.egress import egress
 

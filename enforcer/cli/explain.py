@@ -1,4 +1,4 @@
-"""`enforcer explain`."""
+"""The command `enforcer explain`: the verdict about a connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class Address(click.ParamType):
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """From text."""
         try:
             return ipaddress.ip_address(value)
         except ValueError:
@@ -26,12 +25,11 @@ class Address(click.ParamType):
 
 
 class Host(click.ParamType):
-    """A host's name, as policies compare it."""
+    """A host name in the form that policies compare: lower case, no final dot."""
 
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """From text: lower case, no final dot."""
         name = str(value).lower().rstrip(".")
         if not name or not name.isascii() or any(not label for label in name.split(".")):
             self.fail(f"{value!r} is not a host's name (in ASCII: xn--… for others)", param, ctx)
@@ -55,9 +53,9 @@ TRACE = (
 @click.option("--dst", type=Address(), required=True, help="The origin's address.")
 @click.option("--protocol", type=click.Choice(["tcp", "udp", "icmp"]), required=True)
 @click.option("--dport", type=port, help="The origin's port; needed for tcp and udp.")
-@click.option("--interface", help="The inside interface that it arrives by; default: where --src is.")
-@click.option("--email", help="Suppose that the client has the session of this person.")
-@click.option("--host", type=Host(), help="Suppose that the origin's address was learnt as this name's.")
+@click.option("--interface", help="The inside interface that it arrives by; default: the one towards --src.")
+@click.option("--email", help="Assume that the client has the session with this e-mail address.")
+@click.option("--host", type=Host(), help="Assume that the origin's address was learnt for this name.")
 @click.option("--trace", is_flag=True, help="Show every policy in order, with the selector that failed.")
 @json_option
 @click.pass_obj
@@ -75,7 +73,7 @@ def command(
     trace: bool,
     as_json: bool,
 ) -> None:
-    """What would become of a connection, asked of the loaded program; nothing is sent.
+    """Show how the loaded program decides about a connection; sends nothing.
 
     \b
     enforcer explain --src 10.0.1.2 --dst 198.51.100.7 --protocol tcp --dport 443 --trace

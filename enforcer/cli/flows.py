@@ -1,4 +1,4 @@
-"""`enforcer flows`."""
+"""The command `enforcer flows`: the connections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """The connections, each with its way out; the youngest first."""
+    """Show the connections with egress and translation, youngest first."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.flows import flows
 

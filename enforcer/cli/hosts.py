@@ -1,4 +1,4 @@
-"""`enforcer hosts`."""
+"""The command `enforcer hosts`: names learnt from DNS answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """The names of addresses that were learnt from DNS answers, for net.fqdn.* in policies."""
+    """Show names learnt from DNS answers, for net.fqdn.* in policies."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.hosts import hosts
 
@@ -28,5 +28,5 @@ def command(options: GlobalOptions, as_json: bool) -> None:
         print_json(rows)
     else:
         print_table(
-            rows, COLUMNS, "No names are known: no policy asks for them, or nobody has asked a resolver."
+            rows, COLUMNS, "No names are known: no policy uses host names, or no client has asked a resolver."
         )

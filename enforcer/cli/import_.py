@@ -1,4 +1,4 @@
-"""`enforcer import`."""
+"""The command `enforcer import`: converts other products' rules to policies."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from enforcer.cli.output import json_option, print_json
 @json_option
 @click.pass_context
 def cloudflare(ctx: click.Context, file: Path, as_json: bool) -> None:
-    """Make policies of the egress rules in FILE, JSON of Cloudflare's Gateway rules API; `-` is stdin.
+    """Convert the egress rules in FILE, JSON of Cloudflare's Gateway rules API, to policies; `-` is stdin.
 
     \b
     curl -H "Authorization: Bearer $TOKEN" \\
       https://api.cloudflare.com/client/v4/accounts/$ACCOUNT/gateway/rules > rules.json
     enforcer import cloudflare rules.json > policies.yaml
 
-    The YAML goes to stdout. What could not be carried over, and what the configuration file needs besides
-    (egress IPs, lists), is named on stderr, a line for each. A rule whose expression is refused is kept as
-    a comment.
+    The YAML goes to stdout. stderr names, one per line, what could not be converted and what the
+    configuration
+    file needs besides (egress IPs, lists). A rule whose expression is refused is kept as a comment.
 
-    Exit code 0: every egress rule was carried over as it was; rules of other kinds are only named. 1: one
-    was left out or changed. 2: FILE cannot be read.
+    Exit code 0: every egress rule was converted unchanged; rules of other kinds are only named. 1: a rule was
+    left out or changed. 2: FILE cannot be read.
     """
     from enforcer.config import cloudflare as rules
     from enforcer.config.cloudflare_yaml import render
@@ -62,4 +62,4 @@ def cloudflare(ctx: click.Context, file: Path, as_json: bool) -> None:
     ctx.exit(0 if imported.complete else 1)
 
 
-command = Subject("import", help="Make policies of other products' rules.", commands=[cloudflare])
+command = Subject("import", help="Convert other products' rules to policies.", commands=[cloudflare])

@@ -1,4 +1,4 @@
-"""`enforcer origins`."""
+"""The command `enforcer origins`: live connections by origin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """Live connections per egress address and origin, against the limit."""
+    """Show the live connections by egress address and origin."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.origins import origins
 

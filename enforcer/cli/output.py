@@ -1,4 +1,4 @@
-"""How a command shows rows: a table for people, JSON for programs."""
+"""Output of rows: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON doc
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: a row's field, its heading, and how a value is written."""
+    """A table column: a row's field, the heading, the formatter of values, and the alignment."""
 
     field: str
     heading: str
@@ -26,7 +26,7 @@ class Column:
 
 
 def print_json(document: Any) -> None:
-    """One document, nothing else; a list has a line for each row, which is written ten times as fast."""
+    """Prints one JSON document; a list has one line per row, which is ten times as fast as indenting."""
     if isinstance(document, list) and document:
         click.echo("[\n" + ",\n".join(map(json.dumps, document)) + "\n]")
     else:
@@ -34,7 +34,7 @@ def print_json(document: Any) -> None:
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], columns: Iterable[Column], empty: str) -> None:
-    """A table, or the sentence ``empty`` where there is nothing to show."""
+    """Prints a table, or the sentence ``empty`` if there are no rows."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -48,7 +48,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Iterable[Column], em
     for column in columns:
         table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
     for row in rows:
-        # Text: what stands in brackets, such as an IPv6 address, is not markup.
+        # Text, so that brackets, as around an IPv6 address, are not markup.
         table.add_row(
             *(
                 Text("-" if row[column.field] is None else column.write(row[column.field]))
@@ -56,7 +56,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Iterable[Column], em
             )
         )
     console = Console()
-    # A pipe has no width: nothing is cut or folded for it.
+    # In a pipe nothing is truncated or folded.
     if not console.is_terminal:
         console = Console(width=_ENDLESS)
     console.print(table)
@@ -82,7 +82,7 @@ def size(value: float) -> str:
 
 
 def duration(value: float) -> str:
-    """Seconds, as people say them."""
+    """Seconds as "1.5 s", "2:03", "1:02:03" or "3 d 4 h"."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, seconds = divmod(int(value), 60)

@@ -1,4 +1,4 @@
-"""`enforcer plan`."""
+"""The command `enforcer plan`: what applying the file would do."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MOST_CLIENTS = 10
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """What applying the file now would do; does nothing.
+    """Show what applying the file would do; changes nothing.
 
-    The operations, the policies and lists that are added, removed or changed, and how many live flows of
-    which clients would get another egress IP if reopened. Live flows keep the one they have.
+    Lists the operations, the added, removed and changed policies and lists, and the number of live flows by
+    client that would get another egress IP if reopened. Live flows keep their egress IP.
     """
     from enforcer.gateway.preview import preview_file
 
@@ -49,7 +49,7 @@ def command(options: GlobalOptions, as_json: bool) -> None:
 
 
 def _row(operation: Operation, preview: Preview) -> dict[str, Any]:
-    """An operation; that which puts policies in force has what they change."""
+    """An operation's row; the switch of policies has the changes and the affected flows."""
     from enforcer.gateway.operations import (
         SwitchTables,
     )

@@ -1,4 +1,4 @@
-"""`enforcer policies`."""
+"""The command `enforcer policies`: the policies in force."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """The policies in force, in the order in which they are tried."""
+    """Show the policies in force, in ascending precedence."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.policies import policies
 

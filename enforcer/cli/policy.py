@@ -1,4 +1,4 @@
-"""`enforcer policy`."""
+"""The command `enforcer policy`: tests policies against expectations."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ TRACE = (
 @json_option
 @click.pass_context
 def test(ctx: click.Context, file: Path, as_json: bool) -> None:
-    """Judge the expectations in FILE against the configuration's policies.
+    """Compare the expectations in FILE with the configuration's policies.
 
-    Needs neither root nor a gateway: for a check before a file is applied.
+    Needs neither root nor a gateway, so a file can be checked before it is applied.
 
     \b
     enforcer --config enforcer.yaml policy test expectations.yaml
@@ -49,8 +49,7 @@ def test(ctx: click.Context, file: Path, as_json: bool) -> None:
     `expect` names the policy (null: none matches), the egress (an egress IP by name or address, shared,
     nearest, refused) or the reason. docs/policy-test.md has all keys.
 
-    Exit code 0: all hold. 1: one fails; it is shown with what became of every policy. 2: one of the files
-    is wrong.
+    Exit code 0: all hold. 1: one fails; it is shown with the outcome of every policy. 2: a file has faults.
     """
     from enforcer.inspect.expectations import judge_file
 
@@ -73,4 +72,4 @@ def test(ctx: click.Context, file: Path, as_json: bool) -> None:
     ctx.exit(1 if failed else 0)
 
 
-command = Subject("policy", help="Try policies out: a table of expectations against them.", commands=[test])
+command = Subject("policy", help="Test policies against a table of expectations.", commands=[test])

@@ -1,4 +1,4 @@
-"""`enforcer reasons`."""
+"""The command `enforcer reasons`: outcomes by reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """What became of everything seen, by reason."""
+    """Show packets and flows by the reason of their outcome."""
     from enforcer.gateway.reader import GatewayReader
     from enforcer.inspect.reasons import reasons
 

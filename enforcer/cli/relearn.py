@@ -1,4 +1,4 @@
-"""`enforcer relearn`."""
+"""The command `enforcer relearn`: invalidates the fast-path entries."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from enforcer.cli.output import number
 @click.command("relearn", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """Forget what the fast path has learnt.
+    """Invalidate all fast-path entries.
 
-    Every connection goes on: its next packets go the kernel's way, and are learnt from. The daemon does the
-    same when a route, a link, an address, a neighbour or the nftables rules change.
+    Connections continue: their next packets take the kernel's path, which creates new entries. The daemon
+    does
+    the same when a route, a link, an address, a neighbour or an nftables rule changes.
     """
     from enforcer.gateway.invalidate_fast_path import invalidate_entries
 
     flows = invalidate_entries(options.instance)
     if flows is None:
-        click.echo("the fast path is off: nothing was learnt")
+        click.echo("the fast path is off: it has no entries")
     else:
         click.echo(f"invalidated the fast-path entries of {number(flows)} flows")

@@ -1,4 +1,4 @@
-"""`enforcer reload`."""
+"""The command `enforcer reload`: makes the daemon apply its file again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enforcer.cli.app import Command, GlobalOptions
 @click.command("reload", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """Have the daemon read its file again; waits, and prints what changed."""
+    """Make the daemon apply its file again; waits and prints the changes."""
     from enforcer.control import log, protocol
 
     result = protocol.ask(protocol.daemon_of(options.instance), "reload")

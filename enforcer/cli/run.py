@@ -1,4 +1,4 @@
-"""`enforcer run`."""
+"""The command `enforcer run`: the daemon."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from enforcer.cli.app import Command, GlobalOptions
 @click.command("run", cls=Command)
 @click.pass_obj
 def command(options: GlobalOptions) -> None:
-    """The daemon, in the foreground: apply the file, then keep it so.
+    """Run the daemon: apply the file, then keep the kernel in that state.
 
-    SIGHUP reads the file again. SIGTERM ends the daemon and leaves enforcement in place.
+    It stays in the foreground. SIGHUP applies the file again. SIGTERM ends the daemon; enforcement stays in
+    place.
     """
     from enforcer.control import worker
 

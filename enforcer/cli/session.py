@@ -1,4 +1,4 @@
-"""`enforcer session add`, `remove` and `load`."""
+"""The commands `enforcer session add`, `remove` and `load`: set clients' sessions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class GroupType(click.ParamType):
     name = "group"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """From text."""
         if not value.startswith(tuple(f"{key}=" for key in GROUP_KEYS)):
             return {"name": value}
         group: dict[str, str] = {}
@@ -40,7 +39,6 @@ class Attribute(click.ParamType):
     name = "attribute"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """From text."""
         key, found, text = value.partition("=")
         if not found or not key:
             self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
@@ -56,7 +54,7 @@ def _attributes(pairs: tuple[tuple[str, str], ...]) -> dict[str, str | list[str]
 
 @click.group("session", cls=Subject)
 def command() -> None:
-    """Set who a client is: add or remove sessions, one by one or from a file.
+    """Set the identity of clients by adding or removing sessions.
 
     The daemon does it. Sessions of the watched file (`sessions.file` of the configuration) are changed there:
     a command that names one of their clients is refused, and a session set by command becomes the file's when
@@ -88,8 +86,10 @@ def command() -> None:
 )
 @click.option("--vnet", metavar="ID", help="The virtual network's id.")
 @click.option("--proxy-endpoint", metavar="NAME", help="The proxy endpoint that the client uses.")
-@click.option("--ttl", type=float, metavar="SECONDS", help="End the session after so long.")
-@click.option("--expires", metavar="TIME", help="End the session then (RFC 3339: 2030-12-31T23:59:59Z).")
+@click.option("--ttl", type=float, metavar="SECONDS", help="End the session after this time.")
+@click.option(
+    "--expires", metavar="TIME", help="End the session at this time (RFC 3339: 2030-12-31T23:59:59Z)."
+)
 @click.pass_obj
 def add(
     options: GlobalOptions,
@@ -101,7 +101,7 @@ def add(
     vnet: str | None,
     **single: Any,
 ) -> None:
-    """Give the address CLIENT a session; one that it has is replaced.
+    """Give the address CLIENT a session; replaces an existing one.
 
     \b
     enforcer session add 10.0.1.2 --email ann@corp.example --group staff --ttl 28800
@@ -113,7 +113,7 @@ def add(
     content = {key: value for key, value in session.items() if value is not None and value not in ([], {})}
     if not content.keys() - {"client", "ttl", "expires"}:
         raise click.UsageError(
-            "nothing says who the client is: give --email, --group or another fact; "
+            "no fact of the client is given: give --email, --group or another one; "
             f"`enforcer session remove {client}` ends a session"
         )
     result = protocol.ask(protocol.daemon_of(options.instance), "session add", session=content)
@@ -124,7 +124,7 @@ def add(
 @click.argument("clients", metavar="CLIENT...", nargs=-1, required=True)
 @click.pass_context
 def remove(ctx: click.Context, clients: tuple[str, ...]) -> None:
-    """End sessions; exit code 1 if one of the clients has none."""
+    """End the sessions of clients; exit code 1 if one of them has none."""
     from enforcer.control import protocol
 
     result = protocol.ask(protocol.daemon_of(ctx.obj.instance), "session remove", clients=list(clients))
@@ -141,8 +141,8 @@ def remove(ctx: click.Context, clients: tuple[str, ...]) -> None:
 def load(options: GlobalOptions, file: Path) -> None:
     """Add or replace the sessions of FILE (- for stdin): JSON Lines, one session a line.
 
-    All or none: none if something is wrong with the file, or if Ctrl-C comes before the first is in force.
-    Clients that it does not name keep their sessions.
+    All or none: none if the file has faults, or if Ctrl-C comes before the first session is in force. Clients
+    that FILE does not name keep their sessions.
 
     \b
     {"client": "10.0.1.2", "email": "ann@corp.example", "groups": [{"name": "staff"}], "ttl": 28800}
@@ -153,7 +153,7 @@ def load(options: GlobalOptions, file: Path) -> None:
     instance = options.instance
     socket = protocol.daemon_of(instance)
     name = "standard input" if str(file) == "-" else str(file)
-    # A copy: systemd keeps /home and /tmp from the daemon, and a file may change while it is read.
+    # A copy: the unit hides /home and /tmp from the daemon, and a file may change while it is read.
     with tempfile.NamedTemporaryFile(dir=instance.directory, prefix="sessions-") as copy:
         try:
             with os.fdopen(0 if str(file) == "-" else trust.open_file(file), "rb") as source:

@@ -1,4 +1,4 @@
-"""`enforcer sessions`."""
+"""The command `enforcer sessions`: the clients' sessions."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ COLUMNS = (
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """Who the clients are: the sessions in force, from the watched file or from commands."""
+    """Show the clients' sessions, from the watched file and from commands."""
     from enforcer.inspect.sessions import sessions
 
     rows = list(sessions(options.instance))
     if as_json:
         print_json(rows)
     else:
-        print_table(rows, COLUMNS, "There are no sessions: policies that ask who a client is match nobody.")
+        print_table(rows, COLUMNS, "There are no sessions: policies with identity selectors match no client.")

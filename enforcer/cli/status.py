@@ -1,4 +1,4 @@
-"""`enforcer status`."""
+"""The command `enforcer status`: a summary of the gateway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATES = {
 @json_option
 @click.pass_obj
 def command(options: GlobalOptions, as_json: bool) -> None:
-    """One look at the whole gateway."""
+    """Show a summary of the whole gateway."""
     from enforcer.inspect.status import status
 
     found = status(options.instance)
@@ -36,7 +36,7 @@ def _half_done(found: dict[str, Any]) -> str:
     plan = found["half_done"]
     if plan["under_way"]:
         return f"half done: under way since {plan['since']} (pid {plan['pid']})"
-    healed = "the daemon puts back what is in force" if found["daemon_pid"] else "enforcer run, enforcer down"
+    healed = "the daemon restores what is in force" if found["daemon_pid"] else "enforcer run, enforcer down"
     return f"half done since {plan['since']}: its process (pid {plan['pid']}) did not complete it; {healed}"
 
 
@@ -72,7 +72,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _tables(tables: dict[str, Any]) -> str:
-    """Which are full, and what has happened to them."""
+    """Full tables, evicted flows and corrected counters."""
     full = [
         f"{name} full, {number(row['used'])} of {number(row['size'])}"
         for name, row in tables.items()
@@ -80,7 +80,7 @@ def _tables(tables: dict[str, Any]) -> str:
     ]
     parts = full or ["none is full"]
     if tables.get("evicted"):
-        parts.append(f"{number(tables['evicted'])} flows made room")
+        parts.append(f"{number(tables['evicted'])} flows evicted")
     if tables.get("corrected"):
         parts.append(f"counters corrected by {number(tables['corrected'])}")
     return "; ".join(parts)

@@ -1,1 +1,1 @@
-"""The daemon's socket, and work in processes of its own."""
+"""The daemon's control socket, worker processes, and how they are started."""

@@ -1,7 +1,7 @@
-"""The command line of the enforcer's Python processes.
+"""The interpreter's command line for the enforcer's processes.
 
-Neither the current directory (-P) nor the user's site directory (-s) is on sys.path: a file json.py there
-would otherwise run with root's rights.
+-P and -s keep the current directory and the user's site directory off sys.path: a file json.py there would
+otherwise run with root's privileges.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The daemon's control socket: one JSON request a connection, one JSON answer.
+"""The daemon's control socket: one JSON request and one JSON answer per connection.
 
 A request is an object on one line: ``{"request": NAME, …}``. Only root and the daemon's own user may connect:
-the socket lies in a private directory, and the peer's user is checked as well (SO_PEERCRED). The daemon reads
-a request as it comes and never waits for one.
+the socket is in a private directory, and the daemon checks the peer's user (SO_PEERCRED). The daemon reads
+requests without blocking.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PATIENCE = 60.0
 QUESTIONS = frozenset({"warnings", "dns"})
 """Requests that change nothing."""
 LARGEST_REQUEST = 1 << 20
-# Seconds that a caller has for its request.
+# Seconds within which a client must send its request.
 _HURRY = 2.0
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
-# Where no answer tells.
+# Hint of errors without an answer.
 _HINT = "`enforcer status` and `enforcer sessions` show what came of it, its log says more."
 
 
@@ -38,7 +38,7 @@ class ReportedError(EnforcerError):
 
 
 def report_of(error: EnforcerError) -> dict[str, Any]:
-    """An error as a JSON answer."""
+    """An error in the form of a JSON answer."""
     return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
@@ -53,7 +53,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def accept(server: socket.socket) -> socket.socket | None:
-    """The next connection; None if it was another user's, and has been closed."""
+    """The next connection; None if another user's was closed."""
     connection, _ = server.accept()
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     _, user, _ = _UCRED.unpack(credentials)
@@ -64,7 +64,7 @@ def accept(server: socket.socket) -> socket.socket | None:
 
 
 class ControlConnection:
-    """One connection to the daemon: its request as it comes in, then the answer."""
+    """The daemon's side of a connection: receives a request in parts, then answers it."""
 
     def __init__(self, connection: socket.socket):
         self._connection = connection
@@ -73,16 +73,16 @@ class ControlConnection:
         self._deadline = time.monotonic() + _HURRY
 
     def fileno(self) -> int:
-        """Readable when :meth:`receive` has something to do."""
+        """Readable when :meth:`receive` can proceed."""
         return self._connection.fileno()
 
     @property
     def late(self) -> bool:
-        """Whether the time for a request is over."""
+        """Whether the time for the request has expired."""
         return time.monotonic() > self._deadline
 
     def receive(self) -> dict[str, Any] | None:
-        """The request, as soon as it is there; an empty one stands for what makes no sense, or has no end."""
+        """The complete request, or None yet; an empty one if it is malformed, too long or incomplete."""
         try:
             data = self._connection.recv(1 << 16)
         except BlockingIOError:
@@ -93,7 +93,7 @@ class ControlConnection:
         if data and b"\n" not in data and len(self._received) <= LARGEST_REQUEST:
             return None
         if b"\n" not in self._received:
-            return {}  # interrupted while it asked
+            return {}  # the client ended while sending
         try:
             request = json.loads(self._received)
         except (ValueError, RecursionError):
@@ -101,7 +101,7 @@ class ControlConnection:
         return request if isinstance(request, dict) else {}
 
     def has_left(self) -> bool:
-        """Whether the caller of a request that was received does not want it any more."""
+        """Whether the client has hung up after its request, which revokes it."""
         try:
             return not self._connection.recv(1 << 16)
         except BlockingIOError:
@@ -110,7 +110,7 @@ class ControlConnection:
             return True
 
     def answer(self, result: dict[str, Any]) -> None:
-        """Answers and hangs up; a caller that went away misses it."""
+        """Sends the answer and hangs up; errors are ignored, since the client may have ended."""
         try:
             self._connection.settimeout(5.0)
             self._connection.sendall(json.dumps(result).encode() + b"\n")
@@ -133,11 +133,11 @@ def daemon_of(instance: Instance) -> Path:
 def ask(
     path: Path, request: str, *, patience: float = PATIENCE, revocable: bool = False, **content: Any
 ) -> dict[str, Any]:
-    """The daemon's answer, within ``patience`` seconds. Raises ReportedError with the daemon's error.
+    """The daemon's answer within ``patience`` seconds. Raises ReportedError with the daemon's error.
 
-    Ctrl-C does not end what the daemon was asked for, and the error says so; a question lets it through.
-    A ``revocable`` request is taken back by it: the answer says whether it was too late for that. A second
-    Ctrl-C does not wait for the answer.
+    Ctrl-C does not end a request that changes something, and the error says so; it ends QUESTIONS. It revokes
+    a ``revocable`` request: the answer shows whether that was too late. A second Ctrl-C does not wait for the
+    answer.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(patience)
@@ -160,16 +160,16 @@ def ask(
 
 
 def _answer(connection: socket.socket, request: str, patience: float, revocable: bool) -> bytes:
-    """The daemon's answer to a request that it was sent. A revocable one is taken back by hanging up, too."""
+    """Reads the answer to a sent request. Hanging up revokes a revocable one too."""
     try:
-        with connection.makefile("rb") as source:
+        with connection.makefile("rb") as answers:
             try:
-                return source.readline()
+                return answers.readline()
             except KeyboardInterrupt:
                 if not revocable:
                     raise
                 connection.shutdown(socket.SHUT_WR)
-                return source.readline()
+                return answers.readline()
     except KeyboardInterrupt:
         if request in QUESTIONS:
             raise

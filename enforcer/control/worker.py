@@ -1,6 +1,6 @@
-"""A process of its own that does one thing (enforcer/workers/): start it, watch over it, take its result.
+"""Starts a worker process (enforcer/workers/), supervises it and takes its result.
 
-Imports next to nothing, so that `run` can start the process first and load the rest meanwhile.
+It imports little, so that `run` can start the process first and import the rest meanwhile.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ AGAIN, START, PROGRESS = "--again", "--start", "--progress"
 READS = f"--reads={STATE_FORMAT}"
 """What the daemon that starts a process can read; the process may be of a later version, after an upgrade."""
 CHANGING = "changing"
-"""The line of progress after which the process changes the gateway, under the change lock."""
+"""The progress line after which the process changes the gateway, under the change lock."""
 
-# A process hangs if it neither says anything nor uses its processor for so many seconds: stopped, or waiting
-# for a file on a server that is gone. Preparing may wait for such a server for a while.
+# A process hangs if it neither reports progress nor uses CPU time for so many seconds: it is stopped, or
+# waits
+# for a file of an unreachable server. Preparing may wait for such a server for a while.
 _STILL_PREPARING = 20.0
 _STILL_CHANGING = 5.0
-# One that computes without end is given so many seconds between two lines.
+# Seconds of CPU use without a progress line after which a process counts as looping.
 _BUSY = 120.0
-# One that does not end although it was killed waits in the kernel, and is not waited for.
+# Seconds to wait for a killed process; one that blocks in the kernel does not end.
 _UNKILLABLE = 5.0
 _LOOK = 0.5
-# What a suspended machine slept through counts for no more than this.
+# Upper bound of a counted interval: a suspended machine must not count as a hung process.
 _LONGEST_LOOK = 1.0
 
 
 class LostError(EnforcerError):
-    """A process ended without a result: it was killed, or hung and was ended by its daemon."""
+    """A worker process ended without a result: it was killed, or it hung and the daemon killed it."""
 
 
 class WorkerProcess:
-    """A module run as a process: what it says on stdout is read as it comes.
+    """A module run as a process, whose stdout is read without blocking.
 
-    Lines that begin with "#" tell of its progress, the rest is one JSON document.
+    Lines that begin with "#" report progress, the rest is one JSON document.
     """
 
     def __init__(self, module: str, *arguments: str):
         self.module = module
         self.changing = False
-        """Whether it has begun to change the gateway."""
+        """Whether the process has begun to change the gateway."""
         self._said = b""
         self._step = "start"
         self._fault = ""
@@ -64,25 +65,25 @@ class WorkerProcess:
 
     @property
     def prepares(self) -> bool:
-        """Whether it is going to change the gateway and has not begun yet."""
+        """Whether the process will change the gateway but has not begun."""
         return _applies(self.module) and not self.changing
 
     def fileno(self) -> int:
-        """Readable when :meth:`ended` has something to do."""
+        """Readable when :meth:`ended` can proceed."""
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
     def ended(self) -> bool:
-        """Reads some; whether the process has said all it has to say."""
+        """Reads some output; True at its end."""
         data = os.read(self.fileno(), 1 << 16)
         self._said += data
         self._take_progress()
         return not data
 
     def look(self) -> bool:
-        """Whether it goes on; called at least once a second. One that hangs is killed.
+        """Checks for progress and kills a process that hangs; to be called at least once a second.
 
-        False: it was killed and does not even end by that, so that nothing more is to be expected of it.
+        False: it was killed and does not end; it is not to be waited for.
         """
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, _LONGEST_LOOK), now
@@ -95,26 +96,26 @@ class WorkerProcess:
         limit = _STILL_CHANGING if self.changing else _STILL_PREPARING
         if self._still > limit or self._busy > _BUSY:
             seconds = limit if self._still > limit else _BUSY
-            self.kill(f"did not go on for {seconds:.0f} s and was ended ({self._step})")
+            self.kill(f"made no progress for {seconds:.0f} s and was killed ({self._step})")
         return True
 
     def kill(self, fault: str) -> None:
-        """Ends the process; ``fault`` is what its result says."""
+        """Kills the process; ``fault`` becomes the message of its result."""
         self._fault = fault
         self._still = 0.0
         self._process.kill()
 
     def interrupt(self) -> None:
-        """Asks the process to end, which it does if it has not begun to change anything."""
+        """Asks the process to end (SIGTERM), which it does if it has not begun to change anything."""
         self._process.terminate()
 
     @property
     def interrupted(self) -> bool:
-        """Whether it has ended by that."""
+        """Whether the process ended by that signal."""
         return self._process.returncode == -signal.SIGTERM
 
     def result(self) -> dict[str, Any]:
-        """The end; what the process gave. Raises ReportedError with the process's error, LostError."""
+        """The result of the ended process. Raises ReportedError with the process's error, LostError."""
         if self._fault and self.look() and self._process.poll() is None:
             self._wait_killed()
         if not self._fault:
@@ -129,7 +130,7 @@ class WorkerProcess:
         return result
 
     def wait(self) -> dict[str, Any]:
-        """As :meth:`result`, but waits for it: as long as the process goes on."""
+        """Waits for the end of the process, as long as it makes progress; then as :meth:`result`."""
         while self.look():
             if select.select([self], [], [], _LOOK)[0] and self.ended():
                 break
@@ -142,7 +143,7 @@ class WorkerProcess:
             return
 
     def _take_progress(self) -> None:
-        """Takes whole lines of progress out of what was said."""
+        """Removes complete progress lines from the output."""
         while self._said.startswith(b"#") and b"\n" in self._said:
             line, _, self._said = self._said.partition(b"\n")
             self._step = line[1:].strip().decode(errors="replace")
@@ -165,7 +166,7 @@ def _applies(module: str) -> bool:
 
 
 def _processor_time(pid: int) -> int:
-    """What a process has used of its processors, in clock ticks (proc(5), utime and stime)."""
+    """A process's CPU time in clock ticks (proc(5), utime and stime); -1 if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -174,10 +175,10 @@ def _processor_time(pid: int) -> int:
 
 
 def start(file: Path, *options: str) -> WorkerProcess:
-    """Begins to apply the file."""
+    """Starts to apply the file."""
     return WorkerProcess("enforcer.workers.apply", str(file), PROGRESS, READS, *options)
 
 
 def start_again() -> WorkerProcess:
-    """Begins to apply the configuration in force once more, and to heal what is half done."""
+    """Starts to apply the configuration in force again, or to complete or revert an interrupted plan."""
     return WorkerProcess("enforcer.workers.apply", AGAIN, PROGRESS, READS)

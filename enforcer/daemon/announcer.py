@@ -21,7 +21,7 @@ from enforcer.errors import EnforcerError
 from enforcer.gateway.availability import AddressSet
 from enforcer.kernel import addresses, announce
 from enforcer.kernel.addresses import LOOPBACK
-from enforcer.kernel.arrivals import Arrivals
+from enforcer.kernel.link_watch import LinkWatch
 
 # Seconds until each repetition: a switch may not forward yet on a port that has come up, and frames get lost.
 _REPEATED_AFTER = (1.0, 2.0)
@@ -45,7 +45,7 @@ _MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 class Announcer:
     """``arrivals`` reports interfaces; :meth:`note` gets flows, also from sweeps."""
 
-    def __init__(self, loop: Loop, arrivals: Arrivals, runtime: Runtime):
+    def __init__(self, loop: Loop, arrivals: LinkWatch, runtime: Runtime):
         self._arrivals = arrivals
         self._runtime = runtime
         self._arrived = set(arrivals.up)

@@ -35,9 +35,9 @@ from enforcer.daemon.systemd import notify, watchdog_interval
 from enforcer.errors import EnforcerError, UsageError
 from enforcer.facts.rows import COMMAND
 from enforcer.instance import Instance
-from enforcer.kernel.arrivals import Arrivals
+from enforcer.kernel.link_watch import LinkWatch
 from enforcer.kernel.links import links
-from enforcer.kernel.path import PathWatch
+from enforcer.kernel.path_watch import PathWatch
 from enforcer.kernel.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Daemon:
             known=known,
         )
         self._fast_path = FastPathInvalidator(loop, stack.enter_context(PathWatch()), self._runtime)
-        self._announcer = Announcer(loop, stack.enter_context(Arrivals()), self._runtime)
+        self._announcer = Announcer(loop, stack.enter_context(LinkWatch()), self._runtime)
         self._flow_sweeper = FlowSweeper(
             loop,
             self._runtime,

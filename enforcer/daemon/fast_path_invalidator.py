@@ -5,7 +5,7 @@ from __future__ import annotations
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
 from enforcer.datapath import fast_path
-from enforcer.kernel.path import PathWatch
+from enforcer.kernel.path_watch import PathWatch
 
 # Seconds between invalidations: a flood of events makes flows use the kernel's path no more often.
 _REST = 0.1

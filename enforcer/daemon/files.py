@@ -10,7 +10,7 @@ from enforcer.control.log import NOTICE
 from enforcer.daemon.loop import Loop
 from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_file import SETTLE, SessionFile
-from enforcer.kernel.files import FileWatch, stamp
+from enforcer.kernel.file_watch import FileWatch, stamp
 
 _log = logging.getLogger(__name__)
 

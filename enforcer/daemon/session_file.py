@@ -20,7 +20,7 @@ from enforcer.daemon.runtime import Runtime
 from enforcer.daemon.session_manager import is_large, load_apart
 from enforcer.errors import EnforcerError
 from enforcer.facts.rows import FILE
-from enforcer.kernel.files import Stamp, stamp
+from enforcer.kernel.file_watch import Stamp, stamp
 
 _log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The kernel programs: compile, load, pin, attach, and typed views of their maps."""
+"""The BPF programs: compiling, loading, pinning and attaching them, and typed access to their maps."""

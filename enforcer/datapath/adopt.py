@@ -1,7 +1,7 @@
-"""Flows made of conntrack's entries, for when the flow map is lost and connections live on.
+"""Builds rows of the flow map from conntrack entries, after the flow map was lost.
 
-conntrack knows what an established connection must keep: its egress address, and that it counts. What only
-the map knew (policy, counters, sequence numbers) begins at zero, and a field that is not named here is zero.
+conntrack has what a live connection must keep: its egress address and state. Policy, counters and sequence
+numbers, which only the map had, start at zero, like every field that is not set here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from enforcer.constants.bpf import FlowFlag, State
 from enforcer.kernel.conntrack import Entry
 from enforcer.reasons import by_name
 
-# What nf_conncount does not count (already_closed).
+# States that nf_conncount does not count (already_closed).
 _OVER = [State.TIME_WAIT, State.CLOSE]
 _CLOSING = [State.FIN_WAIT, State.CLOSE_WAIT, State.LAST_ACK, *_OVER]
 _SECOND = 10**9
 
 
 class Slots:
-    """Which slot an egress or shared address belongs to."""
+    """Look-up of the slot of an egress or shared address."""
 
     def __init__(self, networks: Mapping[IPNetwork, int]):
         by_length: dict[int, dict[int, int]] = {}
@@ -35,7 +35,7 @@ class Slots:
         self._by_length = sorted(by_length.items(), key=lambda item: item[0])
 
     def of(self, address: bytes) -> int | None:
-        """The slot of 16 bytes, or None."""
+        """The slot of a 16-byte address, or None."""
         value = int.from_bytes(address, "big")
         for shift, slots in self._by_length:
             slot = slots.get(value >> shift)
@@ -54,10 +54,11 @@ class Adopted(NamedTuple):
 def adopt(
     entries: Iterable[Entry], slots: Slots, types: tuple[np.dtype, np.dtype], timeouts: np.ndarray, now: int
 ) -> Adopted:
-    """The TCP and UDP connections that are translated to one of ``slots``, as flows.
+    """The TCP and UDP connections translated to an address in ``slots``, as flows.
 
-    ``types`` are the flow map's. ``timeouts`` are nanoseconds by state, and ``now`` is CLOCK_MONOTONIC's: a
-    flow is idle for as long as lets it be forgotten when conntrack forgets the connection.
+    ``types`` are the flow map's (key, value). ``timeouts`` are nanoseconds by state, ``now`` is nanoseconds
+    of
+    CLOCK_MONOTONIC: a flow's last packet is dated so that it expires together with the conntrack entry.
     """
     ours = [
         (entry, slot)
@@ -85,11 +86,11 @@ def adopt(
     flows["reason"] = np.where(flows["slot"] > 0, dedicated, shared)
     flows["egress_address"] = _words([entry.reply.destination for entry, _ in ours])
     flows["state"] = state
-    # What was picked up midway and never answered lasts no longer than what is opening (flow.h, timeout_of).
+    # A connection picked up midway and never answered has the timeout of an opening one (flow.h, timeout_of).
     flows["timeout"] = np.where((state == State.ESTABLISHED) & ~replied, State.SYN_SENT, state)
     flows["replied"] = replied
     flows["counted"] = ~np.isin(state, _OVER)
-    # Of a close that is under way conntrack does not say which side began it: its word is taken.
+    # conntrack does not record which side began to close: the flow's state is conntrack's.
     closing = np.isin(state, _CLOSING)
     flows["flags"] = np.where(assured, FlowFlag.ASSURED, 0) | np.where(closing, FlowFlag.ENDED_BY_PEER, 0)
     left = np.array([entry.timeout for entry, _ in ours], dtype=np.int64) * _SECOND

@@ -1,8 +1,9 @@
-"""Policies in the kernel: two banks of match tables, of which one is in force.
+"""Policy banks: two sets of match tables in the kernel, of which one is in force.
 
-The bank that is not in force gets new inner maps, then one write of the settings switches. A packet reads the
-bank's number once, so it never sees half of two generations. What a bank says of clients and hosts goes
-on changing while it is in force: sets of rules are added to it, never changed.
+The other bank gets new inner maps, then one write of the map `settings` switches the banks. A packet reads
+the
+bank's number once, so it never sees a mixture. While a bank is in force, rule sets for new clients and hosts
+are added to it; existing sets never change.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ if TYPE_CHECKING:  # the language, and with it the parser, is not needed here
     from enforcer.policy.tables import MatchTables
 
 NUMBERS = 1 << 20
-"""Numbers of profiles and of sets of names; 0 is that of nothing known."""
+"""Number of profile numbers and of name set numbers; 0 means that nothing is known."""
 
 ROOM = 4096
-"""Sets of rules that can be added to a bank before it has to be made anew."""
+"""Rule sets that can be added to a bank before it has to be rebuilt."""
 
 _BANKS = 2
 # By the dimensions' names in the match tables.
@@ -58,11 +59,11 @@ _KNOWN = ("region_sets", "profile_sets", "name_sets", "rule_sets")
 
 
 class FullTableError(KernelError):
-    """A table of the policies has no room."""
+    """A policy table is full."""
 
 
 class Action(NamedTuple):
-    """What a policy's rules lead to: its id, and per family (IPv4, IPv6) primary and fallback slot."""
+    """The action of a policy's rules: policy id, and (IPv4, IPv6) primary and fallback slots."""
 
     policy: int
     slot: tuple[int, int]
@@ -70,7 +71,7 @@ class Action(NamedTuple):
 
 
 class RegionTable(NamedTuple):
-    """The region of each prefix: rows of ``length`` (u32), ``address`` (16 u8) and ``region`` (u32)."""
+    """Prefixes and their regions, as columns: ``length`` (u32), ``address`` (16 u8), ``region`` (u32)."""
 
     length: np.ndarray
     address: np.ndarray
@@ -81,9 +82,10 @@ NO_REGIONS = RegionTable(np.zeros(0, _U32), np.zeros((0, 16), np.uint8), np.zero
 
 
 class Bank:
-    """A bank that was filled: what may still be added to it.
+    """A filled bank, to which rule sets can be added.
 
-    Sets of rules are known by their digests. Processes add to a bank, each in its own store transaction.
+    Rule sets are identified by digest. Several processes may add to a bank, each within a transaction of the
+    store.
     """
 
     def __init__(self, maps: Maps, number: int):
@@ -97,7 +99,7 @@ class Bank:
 
     @property
     def is_in_force(self) -> bool:
-        """Whether packets are decided by these very tables."""
+        """Whether packets are decided by exactly these tables."""
         inner = self._maps.rule_sets.get(self.number)
         if inner is None or settings.read(self._maps).bank_number != self.number:
             return False
@@ -109,24 +111,24 @@ class Bank:
 
     @property
     def room(self) -> int:
-        """How many sets of rules can be added yet."""
+        """Number of rule sets that can still be added."""
         return self._sets.info.entries - self._taken
 
     def put_profiles(self, numbers: Sequence[int], rules: Sequence[Bits]) -> None:
-        """Says which rules match the clients of each profile; FullTableError."""
+        """Sets the rules that match the clients of each profile. Raises FullTableError."""
         self._put(self._profiles, numbers, rules)
 
     def put_names(self, numbers: Sequence[int], rules: Sequence[Bits]) -> None:
-        """Says which rules match each set of names; FullTableError."""
+        """Sets the rules that match each name set. Raises FullTableError."""
         self._put(self._names, numbers, rules)
 
     def _put(self, table: Map, numbers: Sequence[int], rules: Sequence[Bits]) -> None:
-        if len(numbers) and table.info.entries > 1:  # else no rule asks
+        if len(numbers) and table.info.entries > 1:  # one entry: no rule uses this dimension
             sets = np.array(self.numbers_of(rules), dtype=_U32)
             table.put_many(np.array(numbers, dtype=_U32), sets)
 
     def numbers_of(self, rules: Sequence[Bits]) -> list[int]:
-        """The numbers of sets of rules; those that the bank has not are added. FullTableError."""
+        """The numbers of rule sets; missing ones are added. Raises FullTableError."""
         self._catch_up()
         digests = {bits: _digest(bits.to_bytes(RULES // 8, "little")) for bits in dict.fromkeys(rules)}
         new = [bits for bits, digest in digests.items() if digest not in self._known]
@@ -137,7 +139,7 @@ class Bank:
                 self._maps.sets_taken.put(_BANKS + self.number, len(new))
                 raise FullTableError(
                     f"{len(new):,} more sets of rules are needed, {room:,} have room in the policy tables",
-                    "The daemon makes them anew with more room; try again then (see its log).",
+                    "The daemon rebuilds them with more room; try again then (see its log).",
                 )
             keys = np.arange(first, first + len(new), dtype=_U32)
             self._sets.put_many(keys, rule_sets(new, self._sets.value))
@@ -147,7 +149,7 @@ class Bank:
         return [self._known[digests[bits]] for bits in rules]
 
     def _catch_up(self) -> None:
-        """Learns the sets that are there already."""
+        """Reads the digests of sets that other processes have added."""
         taken = self._taken
         if taken == self._read:
             return
@@ -168,12 +170,12 @@ def _count(maps: Maps, index: int) -> int:
 
 
 def wanted_room(maps: Maps) -> int:
-    """How many sets of rules the bank in force had no room for."""
+    """Number of rule sets that the bank in force had no room for."""
     return _count(maps, _BANKS + settings.read(maps).bank_number)
 
 
 def is_crowded(maps: Maps) -> bool:
-    """Whether the bank in force should be made anew, with more room."""
+    """Whether the bank in force should be rebuilt with more room."""
     return wanted_room(maps) > 0 or Bank(maps, settings.read(maps).bank_number).room < ROOM // 4
 
 
@@ -193,19 +195,19 @@ def write(
     region_rules: Sequence[tuple[Bits, Bits]] = (),
     room: int = ROOM,
 ) -> Bank:
-    """Fills ``bank`` (0 or 1), which must not be in force. ``actions`` are by the tables' policy index.
+    """Fills ``bank`` (0 or 1), which must not be in force. ``actions`` has the tables' policy indexes.
 
-    ``regions`` can be the bank from which the table of addresses is taken as it is. ``region_rules`` are the
-    rules by source and by destination of each region from number 1 on. ``room`` is for sets of rules that
-    profiles and sets of names will need.
+    ``regions`` is a table, or the number of the bank whose table is reused. ``region_rules`` are the rules by
+    source and by destination of each region from number 1 on. ``room`` is the number of rule sets to reserve
+    for profiles and name sets.
     """
     types = {name: maps.layout(f"{name}_inner") for name in (*_PACKET, *_KNOWN)}
     prefix = types["source_prefixes"][0]
     known = {bits: number for number, bits in enumerate(tables.sets)}
     resolvers = tables.resolvers
     by_region = [(resolvers["source_region"].unknown, resolvers["destination_region"].unknown), *region_rules]
-    nobody, nameless = resolvers["client"].unknown, resolvers["host"].unknown
-    for bits in (*(bits for pair in by_region for bits in pair), nobody, nameless):
+    no_session, no_names = resolvers["client"].unknown, resolvers["host"].unknown
+    for bits in (*(bits for pair in by_region for bits in pair), no_session, no_names):
         known.setdefault(bits, len(known))
 
     source = np.zeros(len(tables.source), dtype=prefix)
@@ -237,8 +239,8 @@ def write(
         "rules": _indexed(actions_array),
         "region_sets": _indexed(region_sets),
         "rule_sets": _indexed(rule_sets(list(known), types["rule_sets"][1])),
-        "profile_sets": _indexed(np.array([known[nobody]], dtype=_U32)),
-        "name_sets": _indexed(np.array([known[nameless]], dtype=_U32)),
+        "profile_sets": _indexed(np.array([known[no_session]], dtype=_U32)),
+        "name_sets": _indexed(np.array([known[no_names]], dtype=_U32)),
     }
     entries = {
         "rule_sets": len(known) + room,
@@ -256,7 +258,7 @@ def write(
 
 
 def _regions(maps: Maps, regions: RegionTable | int) -> int:
-    """A table of addresses: a new one, or that of a bank."""
+    """The file descriptor of a region table: a new one, or that of a bank."""
     if isinstance(regions, int):
         there = maps.inner("regions", regions)
         return os.dup(there.fd)
@@ -282,12 +284,12 @@ def _inner(name: str, key: np.dtype, value: np.dtype, entries: int) -> int:
 
 
 def _install(maps: Maps, bank: int, made: dict[str, int]) -> None:
-    """Takes the inner maps over, and pins them for those who add to them or read them later.
+    """Puts the inner maps into the bank and pins them for processes that add to them or read them.
 
-    Each replacement waits for RCU (map_update_elem of a map of maps), some 10 ms: all wait together.
+    Each replacement waits for RCU (map_update_elem of a map of maps), some 10 ms: threads wait together.
     """
     for name in made:
-        getattr(maps, name)  # opened by one thread
+        getattr(maps, name)  # opened before the threads start
     with ThreadPoolExecutor(len(made)) as pool:
         list(pool.map(lambda name: getattr(maps, name).put(bank, made[name]), made))
     for name, fd in made.items():
@@ -313,7 +315,7 @@ def _fill_prefixes(keys: np.ndarray, networks: list[IPv6Network]) -> None:
 
 
 def rule_sets(sets: Sequence[Bits], value: np.dtype) -> np.ndarray:
-    """Bit sets as ``struct rule_set``: 64-bit words, and a summary of which are not zero."""
+    """Bit sets as ``struct rule_set``: 64-bit words, and a summary bit for each word that is not zero."""
     packed = b"".join(bits.to_bytes(RULES // 8, "little") for bits in sets)
     result = np.zeros(len(sets), dtype=value)
     result["words"] = np.frombuffer(packed, dtype="<u8").reshape(len(sets), RULES // 64)
@@ -325,12 +327,12 @@ def rule_sets(sets: Sequence[Bits], value: np.dtype) -> np.ndarray:
 def with_private(
     destination: Sequence[tuple[IPv6Network, int]], private: Iterable[IPNetwork]
 ) -> list[tuple[IPv6Network, int, int]]:
-    """(prefix, set, 1 if it lies in a private network), for one longest-prefix match of both."""
+    """(prefix, set, 1 within a private network), so that one longest-prefix match answers both."""
     sets = dict(destination)
     flagged = {mapped(network) for network in private}
     result: list[tuple[IPv6Network, int, int]] = []
     above: list[tuple[IPv6Network, int, int]] = []
-    # Sorted by address, then shorter first, a prefix follows all those that contain it.
+    # Sorted by address, then by length, a prefix follows all prefixes that contain it.
     for network in sorted({*sets, *flagged}, key=lambda one: (int(one.network_address), one.prefixlen)):
         while above and not network.subnet_of(above[-1][0]):
             above.pop()
@@ -344,7 +346,7 @@ def with_private(
 
 
 def prefix_of(network: IPNetwork, prefix: np.dtype) -> np.ndarray:
-    """A key of a longest-prefix-match trie."""
+    """The key of an LPM trie."""
     wide = mapped(network)
     key = np.zeros((), dtype=prefix)
     key["length"] = wide.prefixlen

@@ -1,9 +1,9 @@
-"""Where a gateway's programs and maps are pinned.
+"""Finds or mounts the BPF file system, and names the directory of a gateway's pins in it.
 
-One directory per network namespace, named by the namespace's cookie, which the kernel never uses
-twice before it is booted again. A bpffs is an instance of its own wherever it is mounted, and
-``ip netns exec`` hides the machine's: so the mount namespaces of process 1 (which a container may forbid to
-enter) and of the processes above us are asked as well.
+Each network namespace has a directory named by the namespace's cookie, which is unique until the next boot.
+Each mount of a bpffs is a separate instance, and ``ip netns exec`` hides the machine's: so the mount
+namespaces
+of process 1 (which a container may deny) and of the parent processes are searched too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from enforcer.errors import KernelError, UntrustedError
 from enforcer.instance import trust
 
 _BPF_FS_MAGIC = 0xCAFE4A11
-_PLACES = ("/sys/fs/bpf", "/run/enforcer/bpf")
+_MOUNT_POINTS = ("/sys/fs/bpf", "/run/enforcer/bpf")
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,14 +30,14 @@ def _is_bpffs(path: str) -> bool:
 
 
 def _processes() -> Iterator[str]:
-    """Whose mount namespace may be the machine's: ourselves, process 1, our ancestors from the nearest up."""
+    """Processes whose mount namespace may be the machine's: self, process 1, then the ancestors upwards."""
     yield "self"
     yield "1"
     pid = os.getppid()
     while pid > 1:
         yield str(pid)
         try:
-            # proc(5): the parent's id is the second field after the name, which may hold anything.
+            # proc(5): the parent's id is the second field after the name, which may contain any character.
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             return
@@ -45,29 +45,29 @@ def _processes() -> Iterator[str]:
 
 @cache
 def _held(path: str) -> Path:
-    """A path that stays good when the process by which we got there has ended."""
+    """A path that stays valid after the process whose /proc entry led there has ended."""
     return Path(f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
 
 
 def find_bpffs() -> Path | None:
-    """A bpffs that every process of the machine can reach, or None."""
-    for place in _PLACES:
+    """The path of a writable bpffs that all processes of the machine share, or None."""
+    for mount_point in _MOUNT_POINTS:
         for process in _processes():
-            path = place if process == "self" else f"/proc/{process}/root{place}"
+            path = mount_point if process == "self" else f"/proc/{process}/root{mount_point}"
             if _is_bpffs(path) and os.access(path, os.W_OK):
                 return Path(path) if process in ("self", "1") else _held(path)
     return None
 
 
 def mount_bpffs() -> Path:
-    """As find_bpffs, but mounts one if there is none, in the mount namespace furthest out that lets us."""
+    """The path of find_bpffs; mounts a bpffs in the outermost permitted mount namespace if needed."""
     found = find_bpffs()
     if found:
         return found
     ourselves, first, *above = _processes()
     message = ""
-    for place in _PLACES:
-        command = f"mkdir -p {place} 2>/dev/null; exec mount -t bpf -o mode=700 bpf {place}"
+    for mount_point in _MOUNT_POINTS:
+        command = f"mkdir -p {mount_point} 2>/dev/null; exec mount -t bpf -o mode=700 bpf {mount_point}"
         for process in (first, *reversed(above), ourselves):
             done = subprocess.run(
                 ["nsenter", f"--mount=/proc/{process}/ns/mnt", "sh", "-c", command],
@@ -88,7 +88,7 @@ def mount_bpffs() -> Path:
 
 
 def directory(bpffs: Path, cookie: int) -> Path:
-    """The private directory of one gateway's pins. Raises UntrustedError if others could have prepared it."""
+    """The directory of one gateway's pins. Raises UntrustedError if another user could have prepared it."""
     ours = bpffs / "enforcer"
     private = ours / f"{cookie:x}"
     try:
@@ -101,6 +101,6 @@ def directory(bpffs: Path, cookie: int) -> Path:
 
 
 def create(private: Path) -> None:
-    """Makes the directory of a gateway's pins. Raises UntrustedError if another user was first."""
+    """Creates the directory of a gateway's pins. Raises UntrustedError if another user created it."""
     trust.make_directory(private.parent)
     trust.make_directory(private)

@@ -1,7 +1,7 @@
-"""What of a gateway's maps goes into new ones: after a change of layout or size, and after a loss.
+"""Carries the contents of former maps over into new ones, after a change of layout or size or a loss.
 
-Flows come from the maps before, or where these are lost from conntrack (enforcer/datapath/adopt.py). Origins
-and clients get the counts that the flows add up to, whatever the maps before say of them.
+Flows come from the former map, or from conntrack if it is lost (enforcer/datapath/adopt.py). Origins and
+clients get the counts that the flows add up to, whatever the former maps say.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from enforcer.datapath.counts import Counts
 from enforcer.datapath.maps import Map, Maps
 from enforcer.errors import LayoutError, LostPinError
 
-# Maps that are copied; the rest, flows and counts aside, is written before the programs are attached.
+# Maps that are copied. All others except flows and counts are written before the programs are attached.
 _COPIED = ("clients", "policy_hits", "reasons", "events")
 Rows = tuple[np.ndarray, np.ndarray]
 
 
 def carry_over(old: Maps | None, new: Maps, adopted: Callable[[], Rows]) -> None:
-    """Copies what there is of ``old``, field by field by name. ``adopted`` gives the flows if it has none."""
+    """Copies the maps of ``old`` field by field. ``adopted`` provides the flows if ``old`` has none."""
     for name in _COPIED:
         target = getattr(new, name)
         for keys, values in _chunks(_find(old, name)):
@@ -33,10 +33,10 @@ def carry_over(old: Maps | None, new: Maps, adopted: Callable[[], Rows]) -> None
 
 
 def catch_up(old: Maps, new: Maps) -> int:
-    """Copies flows that were opened on the old maps since, while programs were exchanged; returns how many.
+    """Copies flows that the former programs opened while programs were replaced; returns how many.
 
-    The new maps are in use. A count that a program changes at this very moment may be wrong until the next
-    sweeps have counted again (enforcer/datapath/recount.py).
+    The new maps are in use: a count that a program changes at the same moment may be wrong until the next
+    sweeps correct it (enforcer/datapath/recount.py).
     """
     flows = _find(old, "flows")
     if flows is None:
@@ -49,7 +49,7 @@ def catch_up(old: Maps, new: Maps) -> int:
 
 
 def _find(old: Maps | None, name: str) -> Map | None:
-    """A map, unless its pin is lost, or an earlier version had none."""
+    """A map; None if its pin is lost or an earlier version lacks the map."""
     if old is None:
         return None
     try:
@@ -59,12 +59,12 @@ def _find(old: Maps | None, name: str) -> Map | None:
     return found
 
 
-def _chunks(source: Map | None) -> Iterable[Rows]:
-    return () if source is None else source.chunks()
+def _chunks(table: Map | None) -> Iterable[Rows]:
+    return () if table is None else table.chunks()
 
 
 def _enter(flows: Iterable[Rows], new: Maps) -> None:
-    """Enters flows, which change while they are read, and counts them for their origins and clients."""
+    """Writes flows, which change while they are read, and counts them for their origins and clients."""
     by_origin: list[Counts] = []
     by_client: list[Counts] = []
     slots: dict[bytes, int] = {}
@@ -91,7 +91,7 @@ def _add_origins(origins: Map, counted: Counts, slots: Mapping[bytes, int]) -> N
 
 
 def _add_clients(client_prefixes: Map, counted: Counts) -> None:
-    # Of clients for which there is no room nothing is counted (bpf/client.h, count_client).
+    # Clients for which the map has no room are not counted (bpf/client.h, count_client).
     fit = int(client_prefixes.info.entries)
     keys, numbers = counted.keys[:fit], counted.numbers[:fit]
     rows = _rows(client_prefixes, keys)
@@ -101,7 +101,7 @@ def _add_clients(client_prefixes: Map, counted: Counts) -> None:
 
 
 def _rows(table: Map, keys: np.ndarray) -> np.ndarray:
-    """The values of these keys as they are, used now; zero where there are none."""
+    """The present values of these keys, or zeros; ``used`` is set to now."""
     there = {key.tobytes(): row for key, row in zip(*table.items(), strict=True)}
     rows = np.zeros(len(keys), dtype=table.value)
     for position, key in enumerate(keys):
@@ -112,7 +112,7 @@ def _rows(table: Map, keys: np.ndarray) -> np.ndarray:
 
 
 def _carry_origins(old: Iterable[Rows], new: Map) -> None:
-    """What else was counted for each origin; how many of its flows are live has been written."""
+    """Copies the other counters of each origin; ``active`` has been written already."""
     live = {key.tobytes(): int(row["active"]) for key, row in zip(*new.items(), strict=True)}
     for keys, values in old:
         carried, rows = _converted(keys, new.key), _converted(values, new.value)

@@ -1,6 +1,6 @@
-"""BCC, in this module only: the C sources to loaded programs and pinned maps.
+"""Compiles and loads the C sources with BCC, which only this module imports.
 
-A process that has used BCC holds some 150 MB of compiler, so this runs in a child that ends.
+BCC keeps some 150 MB of compiler in memory, so this runs in a child process that ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from enforcer.errors import KernelError, PrivilegeError
 
-# Maps that only the programs open.
+# Maps that only the programs use.
 _PRIVATE = ("scratch", "stages", "in_flight", "arrivals", "next_tag", "oldest_flows", "unused_origins")
 PROGRAMS = (
     "from_client",
@@ -44,7 +44,7 @@ _UAPI = Path("/usr/include")
 
 @dataclass(frozen=True)
 class Compiled:
-    """Loaded programs by name (file descriptors) and BCC's descriptions of maps and inner values."""
+    """File descriptors of the loaded programs by name, and BCC's descriptions of the maps."""
 
     programs: dict[str, int]
     layouts: dict[str, dict[str, Any]]
@@ -57,7 +57,7 @@ def fast_buckets(flows: int) -> int:
 
 
 def _one_text(root: Path) -> str:
-    """egress.c with our own headers put in place: BCC rewrites map accesses in the main file alone."""
+    """egress.c with our headers inlined: BCC rewrites map accesses only in the main file."""
 
     def put_in(match: re.Match[str]) -> str:
         name = match.group(1)
@@ -75,7 +75,7 @@ def _one_text(root: Path) -> str:
 
 
 def _uapi_flags() -> list[str]:
-    """Where the kernel's UAPI headers are; bpf/include stands in for the rest of a kernel's tree."""
+    """Include paths of the kernel's UAPI headers; bpf/include replaces the rest of a kernel tree."""
     if not (_UAPI / "linux/bpf.h").exists():
         raise KernelError(
             "the kernel's UAPI headers are missing", "Install them: apt-get install linux-libc-dev"
@@ -85,7 +85,7 @@ def _uapi_flags() -> list[str]:
 
 @contextmanager
 def _captured_stderr() -> Iterator[list[str]]:
-    """clang and the verifier write to file descriptor 2; their words belong into our error."""
+    """Collects what clang and the verifier write to file descriptor 2, for our error."""
     said: list[str] = []
     sys.stderr.flush()
     kept = os.dup(2)
@@ -101,7 +101,7 @@ def _captured_stderr() -> Iterator[list[str]]:
 
 
 def _fail(what: str, said: list[str], error: Exception) -> KernelError | PrivilegeError:
-    """One line that says what is wrong; of the compiler's or the verifier's words only the telling ones."""
+    """One message: the first compiler error, or the verifier's last five lines."""
     text = "".join(said).strip() or str(error)
     if "Operation not permitted" in f"{text} {error}":
         return PrivilegeError(
@@ -123,11 +123,11 @@ def compile_programs(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Compiled:
-    """Compiles and loads every program; maps pinned in ``pin_directory`` are used, others are made there.
+    """Compiles and loads every program; maps pinned in ``pin_directory`` are reused, others created there.
 
-    ``stages`` is where the table of tail calls is pinned; without a pin the kernel would empty it.
-    ``progress`` hears of each program before the verifier looks at it, which takes seconds for large ones.
-    Raises KernelError with the compiler's or the verifier's words, PrivilegeError.
+    ``stages`` is the pin of the tail call table, which the kernel would empty without a pin. ``progress`` is
+    called before each program is verified, which takes seconds for large ones. Raises KernelError with the
+    compiler's or the verifier's text, and PrivilegeError.
     """
     root = Path(str(files("enforcer.bpf")))
     flags = [
@@ -168,7 +168,7 @@ def compile_text(
                 programs[name] = module.load_func(name, getattr(BPF, kind)).fd
         except KernelError:
             raise
-        except Exception as error:  # BCC raises nothing better
+        except Exception as error:  # BCC raises bare Exceptions
             failure = error
         else:
             return Compiled(programs, _describe(module, lib), module)
@@ -177,7 +177,7 @@ def compile_text(
 
 def _describe(module: Any, lib: Any) -> dict[str, dict[str, Any]]:
     layouts = {}
-    # BCC declares neither, and without a declaration ctypes passes 32 bits of a pointer.
+    # BCC does not declare these; without a declaration ctypes truncates pointers to 32 bits.
     lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
     lib.bpf_num_tables.restype = ctypes.c_size_t
     lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

@@ -1,6 +1,6 @@
-"""What the flows add up to: by origin, and by client prefix.
+"""Counts flows by origin and by client prefix.
 
-The sweep compares it with the kernel's counters, and new maps are filled with it when they take over flows.
+The sweep compares the counts with the kernel's counters; new maps that receive flows get them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _MAPPED = np.frombuffer(MAPPED, dtype="<u4")
 
 
 class Counts(NamedTuple):
-    """Different keys, and a row of numbers for each."""
+    """Distinct keys, and a row of numbers for each."""
 
     keys: np.ndarray
     numbers: np.ndarray
-    """One row a key: of origins (live flows), of clients (live flows, unanswered ones)."""
+    """One row per key: (live flows) for origins, (live flows, unanswered flows) for clients."""
 
 
 def origin_keys(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> np.ndarray:
-    """The keys of the flows' origins; ``kind`` is the type of the keys of the map `origins`."""
+    """The origin of each flow; ``kind`` is the key type of the map `origins`."""
     own = np.zeros(len(keys), dtype=kind)
     own["egress_address"], own["origin"] = flows["egress_address"], keys["origin"]
     own["origin_port"], own["protocol"] = keys["origin_port"], keys["protocol"]
@@ -32,7 +32,7 @@ def origin_keys(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> np.ndarr
 
 
 def client_keys(keys: np.ndarray, kind: np.dtype) -> np.ndarray:
-    """The keys of the flows' client prefixes: an IPv4 address, or an IPv6 /64 (bpf/client.h)."""
+    """The client prefix of each flow: an IPv4 address or an IPv6 /64 (bpf/client.h)."""
     own = np.zeros(len(keys), dtype=kind)
     client = keys["client"].copy()
     ipv4 = (client[:, :3] == _MAPPED).all(axis=1)
@@ -42,13 +42,13 @@ def client_keys(keys: np.ndarray, kind: np.dtype) -> np.ndarray:
 
 
 def of_origins(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> Counts:
-    """The live flows of each origin that has any."""
+    """The number of live flows of each origin that has any."""
     live = flows["counted"] == 1
     return _summed(origin_keys(keys[live], flows[live], kind), np.ones((int(live.sum()), 1), dtype=np.int64))
 
 
 def of_clients(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> Counts:
-    """The live flows of each client prefix that has any, and those of them without an answer."""
+    """The numbers of live and of unanswered flows of each client prefix that has live ones."""
     live = flows["counted"] == 1
     numbers = np.ones((int(live.sum()), 2), dtype=np.int64)
     numbers[:, 1] = ~is_answered(flows[live])
@@ -56,7 +56,7 @@ def of_clients(keys: np.ndarray, flows: np.ndarray, kind: np.dtype) -> Counts:
 
 
 def is_answered(flows: np.ndarray) -> np.ndarray:
-    """As bpf/flow.h has it: of TCP, whether the handshake is complete."""
+    """As in bpf/flow.h: a UDP flow has had an answer, a TCP flow has completed its handshake."""
     assured = (flows["flags"] & FlowFlag.ASSURED) != 0
     return np.where(flows["state"] < State.SYN_SENT, flows["replied"] == 1, assured)
 
@@ -77,15 +77,15 @@ def _summed(keys: np.ndarray, numbers: np.ndarray) -> Counts:
 
 _rng = np.random.default_rng()
 _SEED = _rng.integers(1, 2**63, dtype=np.uint64)
-# The finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014): one
-# multiplication leaves differences of high bits in high bits, where the next word could cancel them.
+# The finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). One
+# multiplication alone leaves differences of high bits in high bits, where the next word could cancel them.
 _MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def hashed(keys: np.ndarray) -> np.ndarray:
-    """64-bit numbers for keys: sorting these takes a tenth of the time that sorting structures takes.
+    """64-bit hashes of keys: sorting hashes takes a tenth of the time of sorting structures.
 
-    The probability that two of a million keys get the same is 3e-8, by a seed that each process draws.
+    The probability that two of a million keys collide is 3e-8; each process draws a random seed.
     """
     size = keys.dtype.itemsize
     padded = np.zeros((len(keys), -(-size // 8) * 8), dtype=np.uint8)

@@ -12,51 +12,51 @@ from enforcer.datapath.jiffies import TICK, jiffies
 from enforcer.datapath.maps import Maps
 
 
-class Carried(NamedTuple):
-    """What a flow's fast-path entries have carried since their creation, both directions together."""
+class EntryUse(NamedTuple):
+    """Traffic of a flow's fast-path entries since their creation, both directions together."""
 
     packets: int
     bytes: int
-    good: bool
-    """Whether one of them is valid."""
+    valid: bool
+    """Whether an entry is valid, so that packets take the fast path."""
     idle: float | None
-    """Seconds for which they have carried nothing, at least; None: never anything."""
+    """Lower bound of the seconds since the last packet; None: there was none."""
 
 
-def by_flow(maps: Maps) -> dict[bytes, Carried]:
-    """By the bytes of the flow's key; flows without entries are not there."""
+def by_flow(maps: Maps) -> dict[bytes, EntryUse]:
+    """The use of entries by the bytes of the flow's key; flows without entries are missing."""
     rows = _rows(maps)
     now = jiffies()
     # An expired entry carries nothing.
     idle = np.maximum(0, -_left(rows, now)) * TICK
-    columns = (rows["packets"], rows["bytes"], _are_good(maps, rows, now), idle)
-    found: dict[bytes, Carried] = {}
-    for key, packets, size, good, since in zip(
+    columns = (rows["packets"], rows["bytes"], _are_valid(maps, rows, now), idle)
+    found: dict[bytes, EntryUse] = {}
+    for key, packets, size, valid, since in zip(
         _keys(maps, rows), *(column.tolist() for column in columns), strict=True
     ):
-        one = Carried(packets, size, good, since if packets else None)
+        one = EntryUse(packets, size, valid, since if packets else None)
         found[key] = _sum(found[key], one) if key in found else one
     return found
 
 
 def count_fast(maps: Maps) -> int:
-    """How many flows have a valid entry."""
+    """The number of flows with a valid entry."""
     rows = _rows(maps)
-    return len(set(_keys(maps, rows[_are_good(maps, rows, jiffies())])))
+    return len(set(_keys(maps, rows[_are_valid(maps, rows, jiffies())])))
 
 
-def _sum(one: Carried, other: Carried) -> Carried:
+def _sum(one: EntryUse, other: EntryUse) -> EntryUse:
     idle = [each.idle for each in (one, other) if each.idle is not None]
-    return Carried(
+    return EntryUse(
         one.packets + other.packets,
         one.bytes + other.bytes,
-        one.good or other.good,
+        one.valid or other.valid,
         min(idle, default=None),
     )
 
 
 def _rows(maps: Maps) -> np.ndarray:
-    """A copy of the entries in use. One that is being rewritten may be missing."""
+    """A copy of the entries in use; an entry that is being rewritten may be missing."""
     table = maps.fast_buckets
     size = table.info.entries * table.info.value_size
     with mmap.mmap(table.fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
@@ -65,17 +65,17 @@ def _rows(maps: Maps) -> np.ndarray:
         rows = every[used]
         # A writer makes the entry invalid first and valid last.
         rows = rows[(rows["until"] == every["until"][used]) & (rows["until"] != 0)]
-        del every  # or the memory could not be let go
+        del every  # a reference would prevent unmapping
     return rows
 
 
 def _left(rows: np.ndarray, now: int) -> np.ndarray:
-    """Jiffies until they expire, on a clock that wraps."""
+    """Jiffies until each entry expires; jiffies wrap at 32 bits."""
     return (rows["until"] - np.uint32(now)).astype(np.int32)
 
 
-def _are_good(maps: Maps, rows: np.ndarray, now: int) -> np.ndarray:
-    """As is_valid() of bpf/fast_table.h, and of the generation in force."""
+def _are_valid(maps: Maps, rows: np.ndarray, now: int) -> np.ndarray:
+    """Mask of valid entries: as is_valid() of bpf/fast_table.h, and of the present generation."""
     fast = maps.fast_path.get(0)
     if fast is None or not fast["generation"]:
         return np.zeros(len(rows), dtype=bool)
@@ -84,7 +84,7 @@ def _are_good(maps: Maps, rows: np.ndarray, now: int) -> np.ndarray:
 
 
 def _keys(maps: Maps, rows: np.ndarray) -> list[bytes]:
-    """The keys of their flows."""
+    """The flow key of each entry, as bytes."""
     keys = np.zeros(len(rows), dtype=maps.flows.key)
     for name in ("client", "origin", "client_port", "origin_port"):
         keys[name] = rows[name]

@@ -1,4 +1,4 @@
-"""The fast path's switch: what was learnt is good for a while, if its generation is still the present one."""
+"""Switches the fast path on and off and invalidates its entries, by the generation in the map `fast_path`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from enforcer.datapath.maps import Maps
 from enforcer.errors import BusyError
 
 LIFETIME = 4.0
-"""Seconds that what was learnt is good for. Then a packet of the flow goes the kernel's way again, which
-refreshes conntrack's timers, the route and the neighbour."""
+"""Seconds for which an entry is valid. Then packets of the flow take the kernel's path until a new entry is
+created, which refreshes conntrack's timers, the route and the neighbour."""
 
 _GENERATIONS = 0xFFFF
-# A switch takes microseconds: a process that still holds the lock after so many seconds was stopped.
+# Seconds. Writing the map takes microseconds: a process that holds the lock for longer was stopped.
 _PATIENCE, _PAUSE = 1.0, 0.001
 
 
 def is_on(maps: Maps) -> bool:
-    """Whether anything is learnt and replayed just now."""
+    """Whether the fast path is on."""
     row = maps.fast_path.get(0)
     return row is not None and int(row["generation"]) != 0
 
 
 def set_enabled(maps: Maps, *, on: bool) -> None:
-    """Switches the fast path on or off; either makes all that was learnt stale at once."""
+    """Switches the fast path on or off; both invalidate all entries at once."""
     with _exclusive(maps):
         _start_generation(maps, on=on)
 
 
 def invalidate(maps: Maps) -> bool:
-    """Makes all that was learnt stale; false: the fast path is off, and stays so."""
+    """Invalidates all entries; False if the fast path is off."""
     with _exclusive(maps):
         on = is_on(maps)
         if on:
@@ -67,17 +67,17 @@ def _locked(directory: int) -> bool:
 
 @contextmanager
 def _exclusive(maps: Maps) -> Iterator[None]:
-    """The daemon relearns while another process switches: nobody may write what he read before that."""
+    """Locks the map `fast_path`, which the daemon and an applying process may write at the same time."""
     try:
         directory = os.open(maps.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:  # others are in force, nobody else opens these any more
+    except FileNotFoundError:  # other maps are in force; no other process opens these
         yield
         return
     deadline = time.monotonic() + _PATIENCE
     try:
         while not _locked(directory):
             if time.monotonic() > deadline:
-                raise BusyError("the fast path is being switched by a process that does not go on")
+                raise BusyError("the fast path is being switched by a process that hangs")
             time.sleep(_PAUSE)
         yield
     finally:

@@ -1,7 +1,8 @@
-"""Descriptors of all that is pinned, so that it lives on and can be pinned again when its pins are lost.
+"""Holds file descriptors of all pinned objects, which survive the loss of their pins and can be repinned.
 
-A link without pin and descriptor ends, and its program with it; so while a process holds these, removing pins
-or unmounting their file system takes nothing off its hook.
+A link without pin and descriptor is freed and its program detached. While a process holds descriptors,
+removing
+pins or unmounting their file system detaches nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from enforcer.datapath import bpffs, syscall
 from enforcer.datapath.programs import Pins
 
 LINKS = "links"
-"""The directory of those pins that are links."""
+"""Name of the directory with the pins of links."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,19 @@ class _Object:
     fd: int
     id: int
     pin: tuple[int, int]
-    """Device and inode of the pin that was last seen."""
+    """Device and inode of the last known pin."""
 
 
 class HeldObjects:
-    """What is pinned at some paths below a directory, by path relative to it."""
+    """Descriptors of pinned objects by path relative to the pin directory."""
 
     def __init__(self) -> None:
         self._objects: dict[Path, _Object] = {}
 
     def hold(self, directory: Path, parts: Iterable[Path]) -> None:
-        """Holds what is pinned in ``parts`` of the directory now, and lets go of what was held before.
+        """Opens what is pinned in the subdirectories ``parts`` and releases the former descriptors.
 
-        Raises KernelError, PrivilegeError; then what was held before still is.
+        Raises KernelError, PrivilegeError; the former descriptors are then kept.
         """
         fresh: dict[Path, _Object] = {}
         try:
@@ -52,12 +53,12 @@ class HeldObjects:
         self._objects = fresh
 
     def repin(self, directory: Path) -> list[str]:
-        """Pins below this directory again what is not pinned there any more; returns the paths.
+        """Pins held objects again whose pins are missing below this directory; returns the paths.
 
-        Another map or program in the place of one makes room for it; another link stays if the one that is
-        held has ended. Raises KernelError, PrivilegeError.
+        Another map or program at a path is replaced; another link stays if the held one has ended. Raises
+        KernelError, PrivilegeError.
         """
-        mended = []
+        repinned = []
         try:
             for name, held in list(self._objects.items()):
                 path = directory / name
@@ -72,25 +73,25 @@ class HeldObjects:
                     path.parent.mkdir(exist_ok=True)
                     path.unlink(missing_ok=True)
                     syscall.pin(held.fd, str(path))
-                    mended.append(str(name))
+                    repinned.append(str(name))
                 self._objects[name] = _Object(held.fd, held.id, _pin_of(path) or held.pin)
         except OSError as error:
             raise syscall.explain_error(error, f"pinning in {directory} again what was lost") from error
-        return mended
+        return repinned
 
     def open(self, name: Path) -> int:
-        """A descriptor of what was pinned there, to be closed. KeyError: nothing is held."""
+        """A new descriptor of the object pinned at this path, to be closed. Raises KeyError."""
         return os.dup(self._objects[name].fd)
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Closes all descriptors."""
         _close(self._objects.values())
         self._objects.clear()
 
 
 @dataclass(frozen=True)
 class HeldPins(Pins):
-    """Pins of which descriptors are held: a program can be run also while its pin is lost."""
+    """Pins with held descriptors: programs can be run while their pins are lost."""
 
     held: HeldObjects = field(default_factory=HeldObjects)
 
@@ -102,15 +103,15 @@ class HeldPins(Pins):
             return super().program(name)
 
     def hold(self) -> None:
-        """Holds what is pinned now (:meth:`HeldObjects.hold`)."""
+        """Holds what is pinned at present (:meth:`HeldObjects.hold`)."""
         self.held.hold(self.directory, [self.links, self.programs, self.maps])
 
     def repin(self) -> list[str]:
-        """Pins again what is not pinned any more (:meth:`HeldObjects.repin`)."""
-        mended = self.held.repin(self.directory)
-        if mended:
+        """Pins again what lost its pin (:meth:`HeldObjects.repin`)."""
+        repinned = self.held.repin(self.directory)
+        if repinned:
             self.show_in_force()
-        return mended
+        return repinned
 
 
 def _close(objects: Iterable[_Object]) -> None:
@@ -127,7 +128,7 @@ def _pin_of(path: Path) -> tuple[int, int] | None:
 
 
 def _open(path: Path) -> _Object | None:
-    """What is pinned at a path; None: it was removed meanwhile."""
+    """The object pinned at a path; None if the pin was removed meanwhile."""
     with suppress(FileNotFoundError):
         fd = syscall.get(str(path))
         return _Object(fd, syscall.object_id(fd), _pin_of(path) or (0, 0))
@@ -143,7 +144,7 @@ def _leads_to(path: Path, identifier: int) -> bool:
 
 
 def _is_over(fd: int, name: Path) -> bool:
-    """Whether it is a link that was detached, or whose interface is gone."""
+    """Whether it is a link that was detached or whose interface was removed."""
     if name.parts[0] != LINKS:
         return False
     _, interface, _ = syscall.link_info(fd)

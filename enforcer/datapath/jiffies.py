@@ -1,4 +1,5 @@
-"""The kernel's clock of ticks, by which what was learnt expires: no file or system call shows it."""
+"""Reads jiffies, the kernel's tick count, by which fast-path entries expire; no file or system call has
+it."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ _ETHERNET_HEADER = bytes(14)
 _CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
 
 TICK = time.clock_getres(_CLOCK_MONOTONIC_COARSE)
-"""Seconds from one jiffy to the next: that clock is as coarse as the tick."""
+"""Seconds per jiffy: the resolution of that clock is one tick."""
 
 
 def jiffies() -> int:
-    """The low 32 bits of bpf_jiffies64(), returned by a program of two instructions. Raises KernelError."""
+    """The low 32 bits of bpf_jiffies64(), read by a two-instruction program. Raises KernelError."""
     code = _INSTRUCTION.pack(_CALL, 0, 0, _JIFFIES64) + _INSTRUCTION.pack(_EXIT, 0, 0, 0)
     program, license_ = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
     where = syscall.address(program), syscall.address(license_)

@@ -1,7 +1,7 @@
-"""Structure layouts, as BCC describes them: C is their only definition.
+"""Converts BCC's descriptions of structures into numpy dtypes; C has the only definition of layouts.
 
-BCC's description of a map's key or value is nested JSON: ``[name, type]``, ``[name, type, [count]]`` or
-``[name, [fields…], "struct_packed"]`` (bcc/table.py reads the same). It becomes a numpy dtype here.
+BCC describes a map's key or value as nested JSON: ``[name, type]``, ``[name, type, [count]]`` or
+``[name, [fields…], "struct_packed"]`` (bcc/table.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _type(description: Any) -> np.dtype:
 
 
 def dtype(description: Any) -> np.dtype:
-    """The numpy type of one BCC description (parsed JSON)."""
+    """The numpy dtype of a BCC description (parsed JSON)."""
     if isinstance(description, str):
         return _type(description)
     fields: list[tuple[Any, ...]] = []

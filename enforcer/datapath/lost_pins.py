@@ -1,4 +1,4 @@
-"""Which pins of what is in force are gone: removed, or their file system is out of reach."""
+"""Finds lost pins of the maps and programs in force: removed, or in an unreachable file system."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from enforcer.errors import LostPinError
 
 
 def lost_maps(maps: Maps) -> list[str]:
-    """Names of the maps that are not pinned, and of the tables of the policy bank in force."""
+    """Names of the maps, and of the tables of the policy bank in force, that are not pinned."""
     lost = [name for name in maps.names() if not maps.pin(name).exists()]
     if "settings" in lost:
         return lost
     try:
         found = settings.read(maps)
-    except LostPinError:  # lost between the two looks
+    except LostPinError:  # lost since the check above
         return [*lost, "settings"]
     if found.ready:
         bank = found.bank_number
@@ -25,5 +25,5 @@ def lost_maps(maps: Maps) -> list[str]:
 
 
 def lost_programs(pins: Pins) -> list[str]:
-    """Names of the programs that are not pinned, and of the table by which they call each other."""
+    """Names of the programs that are not pinned, and STAGES if the tail call table is not."""
     return [name for name in (*PROGRAMS, STAGES) if not (pins.programs / name).exists()]

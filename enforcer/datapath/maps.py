@@ -1,4 +1,4 @@
-"""Typed views of pinned maps: numpy structures in and out, batches on raw bpf(2)."""
+"""Typed access to pinned maps: numpy structures, batch operations by bpf(2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from enforcer.datapath import former_names, layout, syscall
 from enforcer.errors import LayoutError, LostPinError
 
 _CHUNK = 65536
-# The kernel's cursor through a hash map is a u32 bucket number, through others the last key.
+# Bytes of a batch cursor: a u32 bucket number for hash maps, the last key for others.
 _CURSOR = 64
 _PINS_AGAIN = "A running daemon pins again within seconds, see its log; else start it: enforcer run"
 
@@ -27,17 +27,17 @@ def _pointer(array: np.ndarray) -> int:
 
 
 def lost_pin(what: str) -> LostPinError:
-    """The error of commands that find no pin where the state file says that there is one."""
+    """The error for a missing pin that the state file names."""
     return LostPinError(f"{what} is out of reach: its pin is lost", _PINS_AGAIN)
 
 
 def no_file_system() -> LostPinError:
-    """The same where no BPF file system is mounted."""
+    """The error for maps while no bpffs is mounted."""
     return LostPinError("the maps are out of reach: no BPF file system is mounted", _PINS_AGAIN)
 
 
 class Map:
-    """One map by file descriptor. Keys and values are numpy structures of the given types."""
+    """A map by file descriptor; keys and values are numpy structures of the given types."""
 
     def __init__(self, fd: int, key: np.dtype, value: np.dtype, name: str = "map"):
         self.fd = fd
@@ -54,7 +54,7 @@ class Map:
 
     @cached_property
     def _copies(self) -> int:
-        """How many values one look-up returns: per-CPU maps give one for each possible CPU."""
+        """Number of values per look-up: one for each possible CPU in per-CPU maps."""
         if self.info.kind != syscall.PERCPU_ARRAY:
             return 1
         last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition("-")[2]
@@ -64,7 +64,7 @@ class Map:
         return struct.pack("<IIQQQ", self.fd, 0, _pointer(key), _pointer(value), flags)
 
     def get(self, key: Any) -> np.ndarray | None:
-        """The value (a zero-dimensional array; of a per-CPU map an array of one per CPU), or None."""
+        """The value as a zero-dimensional array (per-CPU maps: one element per CPU), or None."""
         where = np.array(key, dtype=self.key)
         found = np.zeros(self._copies if self._copies > 1 else (), dtype=self.value)
         try:
@@ -109,9 +109,9 @@ class Map:
                 raise syscall.explain_error(error, f"writing {len(keys)} elements of {self.name}") from error
 
     def chunks(self, size: int = _CHUNK) -> Any:
-        """Everything, as pairs of arrays (keys, values) of up to ``size`` elements.
+        """All elements, as pairs of arrays (keys, values) of up to ``size`` elements.
 
-        An element written or deleted meanwhile may or may not be among them.
+        Elements written or deleted meanwhile may be included or not.
         """
         size = min(size, max(self.info.entries, 64))
         cursor = (ctypes.c_char * _CURSOR)()
@@ -199,11 +199,11 @@ class Maps:
         return self.directory / (pinned if bank is None else f"{pinned}_{bank}")
 
     def __contains__(self, name: str) -> bool:
-        """Whether the programs in force have a map of this name; an earlier version may lack it."""
+        """Whether the programs in force have a map of this name; earlier versions may lack it."""
         return name in self._layouts
 
     def inner(self, name: str, bank: int) -> Map:
-        """A policy bank's table as it is now: one made anew has another. Closed when it is let go."""
+        """A bank's present inner map; a rebuilt bank has another one. Closed when it is garbage collected."""
         pinned = f"{name}_{bank}"
         try:
             fd = syscall.get(str(self.pin(name, bank)))
@@ -216,7 +216,7 @@ class Maps:
         return opened
 
     def pin_inner(self, name: str, bank: int, fd: int) -> None:
-        """Pins a policy bank's table in the place of the one before."""
+        """Pins a bank's inner map in place of the former one."""
         path = self.pin(name, bank)
         path.unlink(missing_ok=True)
         try:
@@ -225,7 +225,7 @@ class Maps:
             raise syscall.explain_error(error, f"pinning the map {path.name}") from error
 
     def layout(self, name: str) -> tuple[np.dtype, np.dtype]:
-        """The types of a map's keys and values."""
+        """The key and value types of a map. Raises LayoutError if the programs in force lack it."""
         if name not in self._layouts:
             raise LayoutError(
                 f"the programs in force are of an earlier version and have no map {name}",
@@ -235,7 +235,7 @@ class Maps:
         return layout.dtype(described["key"]), layout.dtype(described["value"])
 
     def close(self) -> None:
-        """Closes what was opened."""
+        """Closes the opened maps."""
         for opened in self._open.values():
             os.close(opened.fd)
         self._open.clear()

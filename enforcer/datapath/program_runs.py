@@ -1,4 +1,4 @@
-"""The programs of bpf/sweep.h, run on any number of elements."""
+"""Runs the programs of bpf/sweep.h by BPF_PROG_TEST_RUN, on any number of elements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enforcer.datapath.programs import Pins
 
 
 def run_once(pins: Pins, program: str, mark: int) -> int:
-    """Runs a pinned program that takes nothing but a mark; returns what it returned."""
+    """Runs a pinned program whose only argument is the mark; returns its return value."""
     with pins.open(program) as fd:
         try:
             return syscall.test_run(fd, bytes(KEYS_AT), mark=mark)[0]
@@ -19,7 +19,7 @@ def run_once(pins: Pins, program: str, mark: int) -> int:
 
 
 def run_on(pins: Pins, program: str, elements: np.ndarray, mark: int = 0) -> int:
-    """Runs a pinned program on all elements, with this mark; returns the sum of what the runs returned."""
+    """Runs a pinned program on all elements with this mark; returns the sum of its return values."""
     if not len(elements):
         return 0
     done = 0

@@ -1,4 +1,4 @@
-"""A gateway's pinned programs and maps: load, upgrade, open, take away."""
+"""A gateway's pinned programs and maps: loading, upgrading, opening and unpinning them."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from enforcer.datapath.maps import Map, lost_pin
 from enforcer.instance.trust import remove_tree
 
 IN_FORCE = "programs"
-"""A link to the load in force, for people and their tools; the state file says which it is. Programs were
-pinned in a directory of this name before each load had one of its own."""
+"""Symbolic link to the directory of the load in force, for bpftool; the state file names that directory.
+Earlier versions pinned programs in a directory of this name."""
 STAGES = "stages"
 _LOAD, _MAPS = "load-", "maps-"
 
 
 @dataclass(frozen=True)
 class Pins:
-    """Where a gateway's programs and maps are pinned."""
+    """The paths of a gateway's pins."""
 
     directory: Path
     loaded: str = IN_FORCE
-    """The directory of one load: its programs and their table of tail calls, which no other load shares."""
+    """Name of the load's directory: its programs and their tail call table."""
     shared: str = ""
-    """The directory of its maps: loads of one layout share them until they are lost."""
+    """Name of the directory of its maps, which loads of one layout share."""
 
     @property
     def programs(self) -> Path:
-        """The programs of this load, by name."""
+        """The directory of this load's programs."""
         return self.directory / self.loaded
 
     @property
     def links(self) -> Path:
-        """The links that hold programs at interfaces (enforcer/datapath/tcx.py)."""
+        """The directory of the TCX links (enforcer/datapath/tcx.py)."""
         return self.directory / "links"
 
     @property
     def maps(self) -> Path:
-        """The maps of this load, by name."""
+        """The directory of this load's maps."""
         return self.directory / self.shared
 
     def program(self, name: str) -> int:
-        """A file descriptor of a pinned program."""
+        """A file descriptor of a pinned program. Raises LostPinError, KernelError, PrivilegeError."""
         try:
             return syscall.get(str(self.programs / name))
         except FileNotFoundError as error:
@@ -60,7 +60,7 @@ class Pins:
 
     @contextmanager
     def open(self, name: str) -> Iterator[int]:
-        """The same, closed afterwards."""
+        """A file descriptor of a pinned program, closed at the end of the block."""
         fd = self.program(name)
         try:
             yield fd
@@ -77,13 +77,13 @@ class Pins:
         return found
 
     def program_paths(self) -> list[Path]:
-        """Where each program is pinned."""
+        """The pins of the programs."""
         if not self.programs.is_dir():
             return []
         return [path for path in self.programs.iterdir() if path.name != STAGES]
 
     def show_in_force(self) -> None:
-        """Makes the link IN_FORCE lead to this load."""
+        """Points the symbolic link IN_FORCE to this load."""
         link, new = self.directory / IN_FORCE, self.directory / f"{IN_FORCE}-new"
         if self.loaded == IN_FORCE or (link.is_dir() and not link.is_symlink()):
             return
@@ -92,13 +92,13 @@ class Pins:
         new.rename(link)
 
     def remove(self) -> bool:
-        """Unpins everything; True if there was anything."""
+        """Unpins everything; False if nothing was pinned."""
         return remove_tree(self.directory)
 
     def remove_others(self) -> None:
-        """Unpins other loads and other maps. Not before this load is all that is attached.
+        """Unpins other loads and maps; to be called when only this load is attached.
 
-        Without a pin the kernel empties a table of tail calls, whatever still calls it.
+        The kernel empties a tail call table without a pin, even if a program still uses it.
         """
         if not self.directory.is_dir():
             return
@@ -109,13 +109,13 @@ class Pins:
 
 
 def layout_digest(definition: str, flows: int, origins: int) -> str:
-    """What a set of maps is known by: equal digests mean that programs can share the maps."""
+    """Digest of a set of maps: loads with equal digests can share the maps."""
     return hashlib.sha256(f"{definition} {flows} {origins}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded: the maps' layouts, and where the programs are pinned."""
+    """A finished load: the maps' layouts and the pins."""
 
     layouts: dict[str, Any]
     pins: Pins
@@ -129,12 +129,10 @@ def load(
     fresh_maps: bool,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Loaded:
-    """Compiles and loads the programs on the maps that are pinned, or on new ones, and pins both.
+    """Compiles and loads the programs on the pinned maps or on new ones, and pins both.
 
-    ``progress`` hears of each program.
-
-    Nothing is attached, and nothing that is pinned is replaced: programs that are attached already keep
-    running on their maps, and calling their own tails.
+    ``progress`` is called before each program. Nothing is attached and no pin is replaced: attached programs
+    keep their maps and tail calls.
     """
     from enforcer.datapath import compiler
 
@@ -157,7 +155,7 @@ def load(
 
 
 def _link(stages: Path, programs: Mapping[str, int]) -> None:
-    """Makes programs the stages that others call; a stage has its program's name."""
+    """Fills the tail call table: a stage has its program's name."""
     table = syscall.get(str(stages))
     for stage in Stage:
         Map(table, np.dtype("<u4"), np.dtype("<u4"), "stages").put(stage, programs[stage.name.lower()])

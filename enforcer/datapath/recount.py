@@ -1,13 +1,15 @@
-"""Counters against the flows that they count: what stays different is corrected.
+"""Compares counters with the flows that they count and corrects lasting differences.
 
-Admission and release are exact, so there should be nothing to correct. A counter that has drifted all the
-same would deny an origin its connections, or void a limit, for ever.
+Admission and release are exact, so nothing should need correction. A counter that drifted nevertheless would
+refuse an origin's connections, or void a limit, permanently.
 
-Flows are opened and closed while they are read, so a difference is not yet an error. Of a counter that was
-`a` before the reading and `b` after it, while `n` flows were admitted, `m = a + n - b` were released; and
-if `c` live flows were read, then between `c - n` and `c + m` were alive before. What lies outside these
-bounds is an error, whatever happened meanwhile. It is corrected when two sweeps in sequence prove it, since
-a flow is counted a moment before it is created.
+Flows are opened and closed while they are read, so a difference is not yet an error. If a counter was `a`
+before reading and `b` afterwards and `n` flows were admitted meanwhile, then `m = a + n - b` were released;
+and
+if `c` live flows were read, between `c - n` and `c + m` were alive before. A counter outside these bounds is
+wrong. It is corrected when two consecutive sweeps prove the error, because a flow is counted a moment before
+it
+is created.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from enforcer.datapath.program_runs import run_on
 from enforcer.datapath.programs import Pins
 
 Errors = dict[bytes, tuple[int, ...]]
-"""By how much counters are too high (or, negative, too low), by their key."""
+"""Excess of each counter (negative: deficit) by key."""
 
 
 class Look(NamedTuple):
@@ -31,20 +33,20 @@ class Look(NamedTuple):
 
     keys: np.ndarray
     numbers: np.ndarray
-    """A row for each key, a column for each counter."""
+    """One row per key, one column per counter."""
     admitted: np.ndarray
-    """How many flows were ever admitted."""
+    """Number of flows ever admitted, by key."""
 
 
 def look(table: Map, *names: str) -> Look:
-    """The counters of these names in a map whose values have a ``total``."""
+    """The counters of these names, in a map whose values have a field ``total``."""
     keys, rows = table.items()
     numbers = np.stack([rows[name].astype(np.int64) for name in names], axis=1)
     return Look(keys, numbers, rows["total"].astype(np.int64))
 
 
 def proven(before: Look, after: Look, counted: Counts) -> Errors:
-    """The errors that no flow which came or went meanwhile explains."""
+    """The errors that flows opened or closed meanwhile cannot explain."""
     keys = np.concatenate([before.keys, after.keys, counted.keys])
     _, first, groups = np.unique(counts.hashed(keys), return_index=True, return_inverse=True)
     groups = groups.reshape(-1)
@@ -64,7 +66,7 @@ def proven(before: Look, after: Look, counted: Counts) -> Errors:
 
 
 def lasting(one: Errors, other: Errors) -> Errors:
-    """The part of errors that two sweeps have both proven."""
+    """The part of the errors that both sweeps have proven."""
     found = {key: tuple(map(_common, one[key], other[key])) for key in one.keys() & other.keys()}
     return {key: errors for key, errors in found.items() if any(errors)}
 
@@ -76,27 +78,27 @@ def _common(one: int, other: int) -> int:
 
 
 class Recount:
-    """A comparison with each sweep: :meth:`begin`, :meth:`add` for all flows, :meth:`finish`."""
+    """The comparison during a sweep: :meth:`begin`, :meth:`add` for all flows, :meth:`finish`."""
 
     def __init__(self) -> None:
         self._origins: Errors = {}
         self._clients: Errors = {}
 
     def begin(self, maps: Maps) -> None:
-        """Before the flows are read."""
+        """Reads the counters before the flows are read."""
         self._kinds = maps.origins.key, maps.client_prefixes.key
         self._before = _looks(maps)
         self._by_origin: list[Counts] = []
         self._by_client: list[Counts] = []
 
     def add(self, keys: np.ndarray, flows: np.ndarray) -> None:
-        """Some of the flows."""
+        """Counts some of the flows."""
         origin, client = self._kinds
         self._by_origin.append(counts.of_origins(keys, flows, origin))
         self._by_client.append(counts.of_clients(keys, flows, client))
 
     def finish(self, maps: Maps, pins: Pins) -> int:
-        """All flows have been read; returns how many counters were corrected."""
+        """Compares and corrects after all flows were read; returns the number of corrected counters."""
         origin, client = self._kinds
         after = _looks(maps)
         origins = proven(self._before[0], after[0], counts.merged(self._by_origin, origin, 1))
@@ -105,7 +107,7 @@ class Recount:
         run_on(pins, "recount", _corrections(wrong, [("key", origin), ("slot", "<u4"), ("by", "<i4")]))
         fields = [("key", client), ("flows", "<i4"), ("unanswered", "<i4")]
         run_on(pins, "recount_clients", _corrections(wrong_clients, fields))
-        # What was corrected is right now; the next sweep finds what is left.
+        # Corrected counters start afresh; the next sweep finds remaining errors.
         self._origins = {key: errors for key, errors in origins.items() if key not in wrong}
         self._clients = {key: errors for key, errors in clients.items() if key not in wrong_clients}
         return len(wrong) + len(wrong_clients)
@@ -116,7 +118,8 @@ def _looks(maps: Maps) -> tuple[Look, Look]:
 
 
 def _corrections(errors: Errors, fields: list[tuple[str, Any]]) -> np.ndarray:
-    """What `recount` and `recount_clients` of bpf/sweep.h take: a key, and differences in the last fields."""
+    """The arguments of `recount` and `recount_clients` (bpf/sweep.h): a key, and corrections in the last
+    fields."""
     rows = np.zeros(len(errors), dtype=fields)
     rows["key"] = np.frombuffer(b"".join(errors), dtype=fields[0][1])
     for position, values in enumerate(errors.values()):

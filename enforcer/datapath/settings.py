@@ -1,4 +1,4 @@
-"""The programs' settings, policies excepted: one type from the configuration to the map `settings`."""
+"""The programs' settings except policies: one type from the configuration to the map `settings`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enforcer.datapath.maps import Maps
 
 @dataclass(frozen=True)
 class Settings:
-    """One row. Rows are equal if a configuration decides them alike, whichever bank is in force."""
+    """The settings; they compare equal if the configuration's parts are equal, whichever bank is in force."""
 
     mark_mask: int
     limit: int
@@ -24,11 +24,11 @@ class Settings:
     bank: int = field(default=0, compare=False)
     """The policy bank in force, and what its rules ask about (BankBits)."""
     ready: bool = field(default=False, compare=False)
-    """False: the tables are not filled, nothing may leave."""
+    """False: the tables are not filled, and nothing may leave."""
 
     @property
     def mark_shift(self) -> int:
-        """How far a mark value is shifted to lie under the mask."""
+        """Bits by which a mark value is shifted to lie under the mask."""
         return (self.mark_mask & -self.mark_mask).bit_length() - 1
 
     def mark(self, slot: int) -> int:
@@ -42,7 +42,7 @@ class Settings:
 
     @classmethod
     def from_row(cls, row: np.ndarray) -> Settings:
-        """The settings of a row; of fields that an earlier version's layout lacks, 0."""
+        """The settings of a row; fields that an earlier version's layout lacks are 0."""
         known = row.dtype.names or ()
 
         def value(name: str) -> int:
@@ -60,7 +60,7 @@ class Settings:
         )
 
     def to_row(self, kind: np.dtype) -> np.ndarray:
-        """The row, of the map's type."""
+        """The row in the map's type."""
         row = np.zeros((), dtype=kind)
         for name in (*(each.name for each in fields(self)), "mark_shift"):
             row[name] = getattr(self, name)
@@ -68,7 +68,7 @@ class Settings:
 
 
 def read(maps: Maps) -> Settings:
-    """The settings in force; before the first switch they are not ready. LostPinError."""
+    """The settings in force; not ``ready`` before the first switch. Raises LostPinError."""
     row = maps.settings.get(0)
     assert row is not None  # an array has all its elements
     return Settings.from_row(row)

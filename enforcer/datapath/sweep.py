@@ -1,6 +1,6 @@
-"""Finding flows that are idle beyond their timeout, and handing them to the program that deletes them.
+"""Finds flows that are idle beyond their timeout and has the BPF program `reap` delete them.
 
-User space only points at flows: the BPF program `reap` looks again, deletes and lowers the counter.
+User space only proposes flows: `reap` checks again, deletes the flow and decrements the counters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.program_runs import run_on, run_once
 from enforcer.datapath.programs import Pins
 
-# conntrack enters a connection when its first packet has left, microseconds after we do.
+# Seconds. conntrack confirms a connection when its first packet has left, microseconds after we create the
+# flow.
 _SETTLED = 2.0
 _QUIET = 5.0
 _FORGET_AFTER = 600.0
@@ -24,20 +25,20 @@ _FORGET_AFTER = 600.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one sweep found."""
+    """The results of one sweep."""
 
     flows: int
     reaped: int
     unanswered: np.ndarray
-    """Keys of young unanswered flows: conntrack may never have taken them up."""
+    """Keys of young unanswered flows, which conntrack may never have confirmed."""
     idle: np.ndarray
-    """Keys of some of the flows that were silent for a while: conntrack may have dropped them since."""
+    """A sample of the keys of silent flows, whose conntrack entries may have been deleted."""
     outlived: np.ndarray
-    """Keys of idle connections that conntrack takes for established, and would keep for longer: picked up
-    midway and never answered, or of a state that it has not been told."""
+    """Keys of expired flows that conntrack would keep for longer, as established: picked up midway and never
+    answered, or of a state that conntrack does not know."""
     untold: Mapping[int, np.ndarray]
-    """Keys of connections whose state conntrack can't know, by that state: after a reset that fits what only
-    the fast path has seen, or traffic after one."""
+    """By state, the keys of connections in a state that conntrack does not know: after a reset whose sequence
+    number only the fast path could judge, or traffic after one."""
     seconds: float
 
 
@@ -50,18 +51,19 @@ def sweep(
     *,
     look: Callable[[np.ndarray, np.ndarray], None] = lambda keys, flows: None,
 ) -> Sweep:
-    """Reaps idle flows, and names those that conntrack should be asked about, or told of.
+    """Reaps idle flows; returns those to look up in conntrack, and those whose state conntrack must get.
 
-    ``timeouts`` are nanoseconds by state. Unanswered flows are named once: those created after
-    ``asked_since`` (seconds of CLOCK_MONOTONIC). Of the silent ones a random ``sample`` is named, so that
-    in time each has its turn. ``look`` is given all flows, some at a time.
+    ``timeouts`` are nanoseconds by state. Unanswered flows are returned once: those created after
+    ``asked_since`` (seconds of CLOCK_MONOTONIC). Silent flows are returned as a random ``sample``, so that
+    each
+    has its turn eventually. ``look`` is called with all flows, chunk by chunk.
     """
     began = time.monotonic()
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     total = reaped = 0
-    nobody = np.empty(0, dtype=maps.flows.key)
-    unanswered, idle, outlived = [nobody], [nobody], [nobody]
-    untold = {State.ESTABLISHED: [nobody], State.CLOSE: [nobody]}
+    no_keys = np.empty(0, dtype=maps.flows.key)
+    unanswered, idle, outlived = [no_keys], [no_keys], [no_keys]
+    untold = {State.ESTABLISHED: [no_keys], State.CLOSE: [no_keys]}
     limits = timeouts.astype(np.int64)
     for keys, flows in maps.flows.chunks():
         total += len(keys)
@@ -93,38 +95,39 @@ def sweep(
 
 
 def some(keys: np.ndarray, number: int) -> np.ndarray:
-    """All of the keys, or so many of them at random."""
+    """All keys, or a random sample of ``number`` of them."""
     return keys if len(keys) <= number else np.random.default_rng().choice(keys, number, replace=False)
 
 
 def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
-    """Deletes those of these flows that are idle beyond their timeout; returns how many.
+    """Deletes the flows that are idle beyond their timeout; returns how many.
 
-    ``unknown``: conntrack doesn't know them, so being unanswered or silent for a second is enough.
+    ``unknown``: conntrack does not know them, so flows that are unanswered or silent for a second are
+    deleted.
     """
     return run_on(pins, "reap", keys, REAP_UNKNOWN if unknown else 0)
 
 
 def told(pins: Pins, keys: np.ndarray, state: int) -> int:
-    """conntrack has been told that these flows are in this state; returns how many still are."""
+    """Records that conntrack has got this state of these flows; returns how many are still in it."""
     return run_on(pins, "told", keys, state)
 
 
 def flows_of(flows: Map, slots: set[int]) -> np.ndarray:
-    """The keys of these slots' flows."""
+    """The keys of the flows of these slots."""
     found = [keys[np.isin(values["slot"], list(slots))] for keys, values in flows.chunks()]
     return np.concatenate(found) if found else np.zeros(0, dtype=flows.key)
 
 
 def end_flows(flows: Map, pins: Pins, slots: set[int]) -> int:
-    """Deletes the flows of these slots, whatever their state; returns how many."""
+    """Deletes the flows of these slots in any state; returns how many."""
     return run_on(pins, "reap", flows_of(flows, slots), REAP_EVERY)
 
 
 def keep_evictable(pins: Pins, most: int) -> None:
-    """Leaves only flows that may make room in the queue where room is looked for (bpf/eviction.h).
+    """Removes flows that must not be evicted from the eviction queue (bpf/eviction.h).
 
-    The queue has ``most`` elements at most. What is new in it since the last time is all that this costs.
+    The queue has up to ``most`` elements. The cost depends on the elements added since the last call.
     """
     for taken in range(0, most + 1, KEPT_AT_ONCE):
         if run_once(pins, "keep_evictable", mark=not taken) < KEPT_AT_ONCE:
@@ -132,9 +135,9 @@ def keep_evictable(pins: Pins, most: int) -> None:
 
 
 def forget_origins(origins: Map, pins: Pins) -> int:
-    """Deletes origins without a live flow: after ten minutes, or at once if the map is half full.
+    """Deletes origins without a live flow, after ten minutes or at once if the map is half full.
 
-    Returns how many are left.
+    Returns the number of remaining origins.
     """
     keys, rows = origins.items()
     unused = keys[(rows["active"] == 0) & _is_old(rows, origins)]
@@ -142,7 +145,7 @@ def forget_origins(origins: Map, pins: Pins) -> int:
 
 
 def forget_clients(client_prefixes: Map, pins: Pins) -> int:
-    """Deletes client prefixes without a live flow, likewise."""
+    """Deletes client prefixes without a live flow by the same rule; returns the number of remaining ones."""
     keys, rows = client_prefixes.items()
     unused = keys[(rows["flows"] == 0) & (rows["unanswered"] == 0) & _is_old(rows, client_prefixes)]
     return len(keys) - run_on(pins, "forget_clients", unused)

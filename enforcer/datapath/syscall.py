@@ -1,6 +1,6 @@
-"""bpf(2) itself, through ctypes: what inspection needs, without BCC and its 150 MB of compiler.
+"""bpf(2) through ctypes, without BCC and its 150 MB of compiler.
 
-Attribute layouts are those of ``union bpf_attr`` in the kernel's include/uapi/linux/bpf.h.
+Attribute layouts: ``union bpf_attr`` in include/uapi/linux/bpf.h.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(command: int, attributes: bytes | bytearray) -> int:
-    """One bpf(2) call; ``attributes`` is padded with zeros. Raises OSError."""
+    """Calls bpf(2); ``attributes`` is padded with zeros. Raises OSError."""
     buffer = (ctypes.c_char * _ATTRIBUTE_SIZE).from_buffer(
         attributes
         if isinstance(attributes, bytearray)
@@ -47,7 +47,7 @@ def call(command: int, attributes: bytes | bytearray) -> int:
 
 
 def explain_error(error: OSError, doing: str) -> KernelError | PrivilegeError:
-    """The tree's error for an OSError of bpf(2)."""
+    """The EnforcerError for an OSError of bpf(2)."""
     if error.errno in (errno.EPERM, errno.EACCES):
         return PrivilegeError(
             f"{doing}: not permitted", "Run as root, or with the capabilities in packaging/enforcer.service."
@@ -60,18 +60,18 @@ def explain_error(error: OSError, doing: str) -> KernelError | PrivilegeError:
 
 
 def address(buffer: object) -> int:
-    """Where a ctypes buffer lies."""
+    """The address of a ctypes buffer."""
     return ctypes.addressof(buffer)  # type: ignore[arg-type]
 
 
 def pin(fd: int, path: str) -> None:
-    """Pins a map or program."""
+    """Pins a map, program or link. Raises OSError."""
     name = ctypes.create_string_buffer(path.encode())
     call(OBJ_PIN, struct.pack("<QII", address(name), fd, 0))
 
 
 def get(path: str) -> int:
-    """A file descriptor of what is pinned at ``path``. Raises OSError."""
+    """A file descriptor of the object pinned at ``path``. Raises OSError."""
     name = ctypes.create_string_buffer(path.encode())
     return call(OBJ_GET, struct.pack("<QII", address(name), 0, 0))
 
@@ -82,13 +82,13 @@ def open_by_id(command: int, identifier: int) -> int:
 
 
 def create_map(kind: int, key_size: int, value_size: int, entries: int, flags: int = 0) -> int:
-    """A new map's file descriptor."""
+    """The file descriptor of a new map. Raises OSError."""
     return call(MAP_CREATE, struct.pack("<IIIII", kind, key_size, value_size, entries, flags))
 
 
 @dataclass(frozen=True)
 class MapInfo:
-    """What must be equal for a pinned map to be the one that the programs expect."""
+    """Properties of a map (``struct bpf_map_info``)."""
 
     kind: int
     id: int
@@ -105,7 +105,7 @@ def _info(fd: int, size: int) -> bytes:
 
 
 def object_id(fd: int) -> int:
-    """The id of a map, program or link; each kind has ids of its own."""
+    """The id of a map, program or link; ids are separate for each kind."""
     return int(struct.unpack_from("<I", _info(fd, 8), 4)[0])
 
 
@@ -115,12 +115,12 @@ def map_name(fd: int) -> str:
 
 
 def map_info(fd: int) -> MapInfo:
-    """``struct bpf_map_info`` of a map."""
+    """The properties of a map."""
     return MapInfo(*struct.unpack_from("<6I", _info(fd, 88)))
 
 
 def program_info(fd: int) -> tuple[int, str]:
-    """A program's id and its tag, 16 hexadecimal digits."""
+    """A program's id and tag (16 hexadecimal digits)."""
     _, identifier, tag = struct.unpack_from("<II8s", _info(fd, 232))
     return identifier, tag.hex()
 
@@ -146,7 +146,7 @@ def _name(information: bytes, offset: int) -> str:
 
 
 def link_info(fd: int) -> tuple[int, int, int]:
-    """``struct bpf_link_info`` of a TCX link: program id, interface (0: it is gone), attach type."""
+    """``struct bpf_link_info`` of a TCX link: program id, interface (0: removed or detached), attach type."""
     program, interface, kind = struct.unpack_from("<8xI4xII", _info(fd, 64))
     return program, interface, kind
 
@@ -154,12 +154,12 @@ def link_info(fd: int) -> tuple[int, int, int]:
 def test_run(
     fd: int, data: bytes, *, ifindex: int = 0, mark: int = 0, control: int = 0, repeat: int = 1
 ) -> tuple[int, bytes, int]:
-    """BPF_PROG_TEST_RUN of a TC program: (return value, the packet after, nanoseconds a run).
+    """BPF_PROG_TEST_RUN of a TC program: (return value, resulting packet, nanoseconds per run).
 
-    ``ifindex`` is the interface that the packet seems to have arrived on, ``control`` is its cb[0].
+    ``ifindex`` is the packet's ingress interface, ``control`` is its cb[0].
     """
-    source = ctypes.create_string_buffer(data, len(data))
-    target = ctypes.create_string_buffer(len(data) + 256)
+    packet_in = ctypes.create_string_buffer(data, len(data))
+    packet_out = ctypes.create_string_buffer(len(data) + 256)
     context = bytearray(192)  # struct __sk_buff: mark at 8, ifindex at 40, cb at 48
     struct.pack_into("<I", context, 8, mark)
     struct.pack_into("<I", context, 40, ifindex)
@@ -168,10 +168,10 @@ def test_run(
     attributes = bytearray(_ATTRIBUTE_SIZE)
     struct.pack_into(
         "<IIIIQQIIIIQQ", attributes, 0,
-        fd, 0, len(data), len(target), address(source), address(target),
+        fd, 0, len(data), len(packet_out), address(packet_in), address(packet_out),
         repeat, 0, len(context), 0, address(context_in), 0,
     )  # fmt: skip
     call(PROG_TEST_RUN, attributes)
     result, _, size = struct.unpack_from("<III", attributes, 4)
     (duration,) = struct.unpack_from("<I", attributes, 36)
-    return result, target.raw[:size], duration
+    return result, packet_out.raw[:size], duration

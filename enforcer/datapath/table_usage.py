@@ -1,4 +1,4 @@
-"""How full the tables are that traffic fills, and what has happened to them."""
+"""Usage of the tables that traffic fills, evictions, and corrected counters."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ _NEARLY = 0.95
 
 
 class Fill(NamedTuple):
-    """One table: how many elements it has, and how many fit."""
+    """Elements of a table, and its size."""
 
     used: int
     size: int
 
     @property
     def full(self) -> bool:
-        """Whether new elements need room that others must make, or soon will."""
+        """Whether 95 % are used: new elements require evictions, or soon will."""
         return self.used >= _NEARLY * self.size
 
 
 def fill(table: Map) -> Fill:
-    """By counting: the kernel tells no map's number of elements."""
+    """Counts the elements of a map; the kernel does not report their number."""
     return Fill(sum(len(keys) for keys, _ in table.chunks()), int(table.info.entries))
 
 
 def evicted(maps: Maps) -> int:
-    """Flows that have made room for others."""
+    """Number of evicted flows."""
     return _event(maps, Event.EVICTED_FLOWS)
 
 
 def corrected(maps: Maps) -> int:
-    """By how much counters had drifted from the flows that they count (enforcer/datapath/recount.py)."""
+    """Sum of the corrections of counters (enforcer/datapath/recount.py)."""
     return _event(maps, Event.CORRECTED_ORIGINS) + _event(maps, Event.CORRECTED_CLIENTS)
 
 

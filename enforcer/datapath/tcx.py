@@ -1,8 +1,8 @@
-"""TCX: programs at an interface's TC hooks without a qdisc (Linux 6.6, net/core/dev.c, sch_handle_ingress).
+"""TCX: attaches programs to an interface's TC hooks without a qdisc (Linux 6.6, net/core/dev.c,
+sch_handle_ingress).
 
-A packet's way through clsact and its classifier costs some 40 ns a hook more. A program is held by a link,
-and the link by its pin: nobody takes it off by accident, and it ends with its interface. Only the standard
-library.
+clsact and its classifier cost some 40 ns more per hook. A link holds the program and a pin holds the link, so
+tc(8) does not detach it; it ends with its interface. Standard library only.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def supported() -> bool:
 
 
 def programs(interface: int, direction: Direction) -> list[int]:
-    """Ids of all programs at a hook, other people's too, in the order in which they run. Raises OSError."""
+    """Ids of all programs at a hook in execution order. Raises OSError."""
     return [program for program, _ in chain(interface, direction)]
 
 
 def chain(interface: int, direction: Direction) -> list[tuple[int, int]]:
-    """The same, each with the id of the link that holds it; 0: attached without one. Raises OSError."""
+    """(program id, link id or 0) of all programs at a hook in execution order. Raises OSError."""
     identifiers, links = (ctypes.c_uint32 * _PROGRAMS)(), (ctypes.c_uint32 * _PROGRAMS)()
     attributes = bytearray(144)
     struct.pack_into(
@@ -56,7 +56,7 @@ def chain(interface: int, direction: Direction) -> list[tuple[int, int]]:
     try:
         syscall.call(syscall.PROG_QUERY, attributes)
     except OSError as error:
-        if error.errno == errno.ENOENT:  # nothing has ever been attached
+        if error.errno == errno.ENOENT:  # nothing was attached yet
             return []
         raise
     (count,) = struct.unpack_from("<I", attributes, 24)
@@ -64,16 +64,16 @@ def chain(interface: int, direction: Direction) -> list[tuple[int, int]]:
 
 
 def link(interface: int, direction: Direction, program: int) -> int:
-    """Attaches a program in front of all others; a descriptor that holds it there. Raises OSError."""
+    """Attaches a program before all others; returns the link's descriptor. Raises OSError."""
     return syscall.call(
         syscall.LINK_CREATE, struct.pack("<4I", program, interface, ATTACH_TYPES[direction], _BEFORE)
     )
 
 
 def attach(directory: Path, interface: int, direction: Direction, program: int) -> None:
-    """Attaches the program with the descriptor ``program`` in front of all others, pinned in ``directory``.
+    """Attaches the program with the descriptor ``program`` before all others; pins the link in ``directory``.
 
-    One that is there already is replaced in place: no packet passes between the two.
+    An attached program of ours is replaced atomically. Raises KernelError, PrivilegeError.
     """
     path = _path(directory, interface, direction)
     try:
@@ -85,7 +85,7 @@ def attach(directory: Path, interface: int, direction: Direction, program: int) 
                 os.close(fd)
             return
         directory.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # of an interface that is no more
+        path.unlink(missing_ok=True)  # the pin of a removed interface's link
         fd = link(interface, direction, program)
         try:
             syscall.pin(fd, str(path))
@@ -110,7 +110,7 @@ def link_ids(directory: Path) -> set[int]:
 
 
 def pin_link(directory: Path, interface: int, direction: Direction, fd: int) -> None:
-    """Pins a link that is at this hook where the others are."""
+    """Pins the link at this hook in ``directory``."""
     path = _path(directory, interface, direction)
     directory.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def pin_link(directory: Path, interface: int, direction: Direction, fd: int) -> 
 
 
 def attached(directory: Path) -> dict[tuple[int, Direction], int]:
-    """The programs' ids by interface and direction, as far as their interfaces are there."""
+    """Program ids of the pinned links by interface and direction, for interfaces that exist."""
     found = {}
     try:
         for path in _links(directory):
@@ -141,7 +141,7 @@ def attached(directory: Path) -> dict[tuple[int, Direction], int]:
 
 
 def detach(directory: Path, interface: int, direction: Direction) -> bool:
-    """Takes our program off; other people's stay. True if there was one."""
+    """Detaches our program from a hook; True if there was one."""
     path = _path(directory, interface, direction)
     if not path.exists():
         return False
@@ -149,7 +149,7 @@ def detach(directory: Path, interface: int, direction: Direction) -> bool:
         if (interface, direction) in attached(directory):
             fd = syscall.get(str(path))
             try:
-                # Without it the program would go a moment after the pin: the kernel frees links later.
+                # The kernel frees an unpinned link later; LINK_DETACH acts at once.
                 detach_link(fd)
             finally:
                 os.close(fd)
@@ -161,7 +161,7 @@ def detach(directory: Path, interface: int, direction: Direction) -> bool:
 
 
 def detach_link(fd: int) -> None:
-    """Takes the program of a link off its hook."""
+    """Detaches the program of a link."""
     try:
         syscall.call(syscall.LINK_DETACH, struct.pack("<I", fd))
     except OSError as error:

@@ -1,7 +1,8 @@
-"""Links of ours that no path leads to: their pins are in a BPF file system that another one is mounted on.
+"""Finds TCX links of ours whose pins are unreachable, in a bpffs that another one is mounted over.
 
-What they hold goes on deciding about packets, so it has to be found before programs are attached again. The
-kernel tells the ids of what is at a hook; opening by id takes CAP_SYS_ADMIN.
+Their programs still decide about packets, so they must be found before programs are attached again. The
+kernel
+lists the ids at a hook; opening by id requires CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from enforcer.datapath import syscall, tcx
 from enforcer.datapath.tcx import Direction
 from enforcer.errors import PrivilegeError
 
-# By direction, the programs of ours that are attached there; and maps that each uses, whatever its version.
+# Names of the programs attached by direction; and names of maps that programs of any version use.
 _NAMES: dict[Direction, tuple[str, str]] = {
     "ingress": ("from_client", "from_origin"),
     "egress": ("to_client", "to_origin"),
@@ -26,7 +27,7 @@ _ENOUGH = 2
 
 @dataclass(frozen=True)
 class UnreachableLink:
-    """A link of ours at a hook, by id."""
+    """The id of a link of ours at a hook."""
 
     interface: int
     direction: Direction
@@ -36,10 +37,10 @@ class UnreachableLink:
 def find(
     reachable: Collection[int], interfaces: Iterable[int], known: Collection[int], *, doubtful: bool
 ) -> list[UnreachableLink]:
-    """The links of ours at these interfaces that are not among ``reachable``, by id.
+    """The links of ours at these interfaces whose ids are not in ``reachable``.
 
-    ``known`` are ids of programs that are ours. Another is recognised by its name and its maps, for which it
-    has to be opened; without the capability it is not ours, or if ``doubtful`` a PrivilegeError.
+    ``known`` are ids of our programs. Others are recognised by name and maps, which requires opening them;
+    without the capability they count as foreign, or raise PrivilegeError if ``doubtful``.
     """
     if not tcx.supported():
         return []
@@ -53,7 +54,7 @@ def find(
 
 
 def open_links(links: Iterable[UnreachableLink]) -> dict[UnreachableLink, int]:
-    """Their descriptors, without those that have ended meanwhile. PrivilegeError without the capability."""
+    """The descriptors of links that still exist. Raises PrivilegeError without CAP_SYS_ADMIN."""
     opened = {}
     try:
         for one in links:
@@ -68,7 +69,7 @@ def open_links(links: Iterable[UnreachableLink]) -> dict[UnreachableLink, int]:
 
 
 def _open(command: int, identifier: int) -> int | None:
-    """None if it has ended."""
+    """A descriptor, or None if the object does not exist any more."""
     try:
         return syscall.open_by_id(command, identifier)
     except OSError as error:

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from enforcer.kernel import queue
+from enforcer.kernel import nfqueue
 from enforcer.kernel.nft import protocol
 
 DEADLINE = 0.3
@@ -61,17 +61,17 @@ def run(number: int, netlink: socket.socket, daemon: socket.socket) -> None:
     beat = 0.0
     poll = select.poll()
     poll.register(daemon, select.POLLIN)
-    with queue.LISTING.open("rb", buffering=0) as listing:
+    with nfqueue.LISTING.open("rb", buffering=0) as listing:
         held, last = 0, 0
         while True:
             if poll.poll((INTERVAL if held else IDLE) * 1000):
                 message = _receive(daemon)
                 if not message:
-                    _give_verdict(netlink, number, verdict, queue.state(listing.fileno(), number)[1])
+                    _give_verdict(netlink, number, verdict, nfqueue.state(listing.fileno(), number)[1])
                     return
                 verdict = protocol.ACCEPT if message[-1:] == PASS else protocol.DROP
             now = time.monotonic()
-            held, last = queue.state(listing.fileno(), number)
+            held, last = nfqueue.state(listing.fileno(), number)
             late = overdue.note(held, last, now)
             if late is not None:
                 _give_verdict(netlink, number, verdict, late)
@@ -94,7 +94,7 @@ def _beat(daemon: socket.socket) -> None:
 
 
 def _give_verdict(netlink: socket.socket, number: int, verdict: int, last: int) -> None:
-    request = queue.message(queue.VERDICT_BATCH, number, verdict, last, _SEQUENCE)
+    request = queue.message(nfqueue.VERDICT_BATCH, number, verdict, last, _SEQUENCE)
     netlink.sendto(request, (0, 0))
 
 

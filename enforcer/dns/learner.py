@@ -29,14 +29,14 @@ from enforcer.errors import BusyError, EnforcerError, KernelError
 from enforcer.facts.names import FIRST, ExpiryCursor, client_prefix
 from enforcer.facts.rows import ChangedNames
 from enforcer.facts.store import Store
-from enforcer.kernel import nft, queue
+from enforcer.kernel import nfqueue, nft
 from enforcer.kernel.nflog import Log
+from enforcer.kernel.nfqueue import Queue
 from enforcer.kernel.nft.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DNS_QUEUE
-from enforcer.kernel.queue import Queue
 
 OVERHEAD = 64
 """Fixed cost of an answer, added to its bytes."""
-AT_ONCE = queue.LENGTH
+AT_ONCE = nfqueue.LENGTH
 """Packets read at once: the length of the kernel's queue."""
 # Copies of questions that came before the held answers must be read first. The socket's buffer holds about
 # 16,384; more arrive meanwhile, so a limit keeps answers from waiting.
@@ -76,7 +76,7 @@ class Tables(Protocol):
 class _Held(NamedTuple):
     """A held answer that waits for its turn."""
 
-    packet: queue.Packet
+    packet: nfqueue.Packet
     client: bytes
     cost: int
 
@@ -223,7 +223,7 @@ class Learner:
                 self.counts["question-backlog"] += 1
         return len(copies)
 
-    def _read(self, held: queue.Packet, now: float, time_of_day: float) -> list[Answer]:
+    def _read(self, held: nfqueue.Packet, now: float, time_of_day: float) -> list[Answer]:
         if not held.whole:
             self.counts["packet-strange"] += 1
             return []

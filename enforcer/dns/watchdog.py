@@ -11,7 +11,7 @@ from contextlib import suppress
 from enforcer.control.interpreter import PYTHON
 from enforcer.dns import deadline
 from enforcer.errors import KernelError
-from enforcer.kernel.queue import Queue
+from enforcer.kernel.nfqueue import Queue
 
 SILENCE = 5.0
 """Seconds without a heartbeat after which the process is replaced."""

@@ -1,1 +1,1 @@
-"""One gateway: what the file wants, what the kernel holds, and the operations between them."""
+"""One gateway: desired state, actual state, the plan between them and its execution."""

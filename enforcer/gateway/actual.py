@@ -1,4 +1,4 @@
-"""What the kernel holds of what a plan is about, as plain values."""
+"""The actual state: what the kernel holds that a plan may change, as plain values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ipaddress import IPv6Network
 
 from enforcer.datapath.settings import Settings
 from enforcer.gateway.forwarding import Forwarding
-from enforcer.kernel.addresses import Held
+from enforcer.kernel.addresses import InterfaceAddress
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.links import Link
 from enforcer.kernel.nft.ruleset import Ruleset
@@ -16,47 +16,44 @@ from enforcer.kernel.nft.ruleset import Ruleset
 
 @dataclass(frozen=True)
 class Actual:
-    """What the kernel holds of what we care about."""
+    """The kernel's state at one moment."""
 
     links: Mapping[str, Link]
-    held: frozenset[Held]
+    held: frozenset[InterfaceAddress]
     ranges: frozenset[IPv6Network]
-    """Those that are local by a route."""
+    """IPv6 ranges with a local route."""
     table: str | None
     hooks: Mapping[tuple[str, Direction], int]
-    """Ids of our programs by interface and direction; 0: attached, but not as it should be."""
+    """Ids of the enforcer's programs by interface and direction; 0: attached by the wrong mechanism."""
     sysctls: Mapping[str, str]
     programs: Mapping[str, int] = field(default_factory=dict)
-    """Ids of the pinned programs by name; empty if what is loaded is out of date, lost or nothing."""
+    """Ids of the pinned programs by name; empty if the programs are outdated, lost or not loaded."""
     lost: tuple[str, ...] = ()
-    """Names of the maps and programs in force whose pins are gone."""
+    """Names of the maps and programs in force whose pins are missing."""
     tables: str = ""
     """Digest of the policy bank in force."""
     settings: Settings | None = None
-    """Those in force; None: none, or their map is lost."""
-    our_addresses: frozenset[Held] = frozenset()
-    """Those of ``held`` that the enforcer put there."""
+    """The settings in force; None: none are, or their map is lost."""
+    our_addresses: frozenset[InterfaceAddress] = frozenset()
+    """Those of ``held`` that the enforcer added."""
     our_ranges: frozenset[IPv6Network] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """The names by which links got their role, by the present ones, where these differ."""
+    """Listed name by present name, for links that were renamed after they got their role."""
     was: Mapping[str, str] = field(default_factory=dict)
-    """Sysctls as the enforcer found them, of those that it has changed."""
+    """Original values of the sysctls that the enforcer has changed."""
     noted_as: tuple[tuple[str, str], ...] = ()
-    """Interfaces by their present name, each with another one under which sysctls of it were noted."""
+    """(present name, name in the undo list) of interfaces that were renamed after a sysctl was noted."""
     forgotten: bool = False
-    """Whether what it found was in a state file that is lost."""
+    """Whether a lost state file held some of the original values."""
 
     @property
     def forwarding(self) -> Forwarding:
-        """What of it is about forwarding."""
+        """The part that decides about forwarding."""
         bridges = tuple(sorted(link.name for link in self.links.values() if link.kind == "bridge"))
         return Forwarding(self.sysctls, self.was, self.forgotten, bridges, self.noted_as)
 
     def completed(self, ruleset: Ruleset) -> Ruleset:
-        """The table for the links that are there, which drops what would be forwarded for others.
-
-        Links that were renamed are not others.
-        """
+        """The ruleset with the links' present indexes and names, and with the drops of ``Forwarding``."""
         renamed = tuple(sorted(now for now, listed in self.renamed.items() if listed in ruleset.inside))
         listed = (*ruleset.inside, *ruleset.outside)
         indexes = {name: self.links[name].index for name in listed if name in self.links}

@@ -1,4 +1,4 @@
-"""Live connections taken over from conntrack, when the maps that knew them are lost."""
+"""Adoption of live connections from conntrack after the flow map was lost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from enforcer.gateway import availability
 from enforcer.gateway.desired import Desired
 from enforcer.kernel import conntrack, links, routes
 
-# Entries of conntrack that are looked at in one go: in Python each takes some hundred bytes.
+# conntrack entries converted at a time; as Python objects each takes some hundred bytes.
 _AT_ONCE = 65536
 
 
 def adopted(maps: Maps, wanted: Desired) -> Adopted:
-    """The connections of this gateway's egress IPs and shared addresses, as rows for ``maps``."""
+    """The TCP and UDP connections translated to this gateway's addresses, as rows of ``maps.flows``.
+
+    At most as many as the map has room for; connections that count towards limits come first.
+    """
     networks: dict[IPNetwork, int] = {}
     for egress in (*wanted.ours, wanted.shared):
         networks[IPv4Network(egress.ipv4)] = egress.slot
@@ -35,13 +38,16 @@ def adopted(maps: Maps, wanted: Desired) -> Adopted:
     keys = np.concatenate([part.keys for part in parts])
     flows = np.concatenate([part.flows for part in parts])
     ours = np.flatnonzero(_from_inside(keys["client"], wanted))
-    # conntrack's table may be the larger one: what counts comes first.
+    # conntrack's table may be larger than the map: counted flows come first.
     order = ours[np.argsort(flows["counted"][ours] == 0, kind="stable")][: maps.flows.info.entries]
     return Adopted(keys[order], flows[order])
 
 
 def _from_inside(clients: np.ndarray, wanted: Desired) -> np.ndarray:
-    """False for those that another interface leads to: other rules translate their connections."""
+    """Boolean mask: False where the route to the client leaves by an interface that is not inside.
+
+    Rules of other software translate those clients' connections.
+    """
     distinct, which = np.unique(clients, axis=0, return_inverse=True)
     inside = {link.index for name, link in links.links().items() if name in wanted.inside}
     found = routes.interfaces_to([client.tobytes() for client in distinct])

@@ -1,4 +1,4 @@
-"""A plan carried out: its operations in order, each noted in the state file before it is taken."""
+"""Executes a plan: its operations in order, each noted in the undo list before it changes anything."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def apply(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Carries out a plan, after which ``state`` is in force; ``contents`` is needed by SwitchTables.
+    """Executes a plan, after which ``state`` is in force. SwitchTables needs ``contents``.
 
-    The state file says what is in force at every moment: until the policies are switched what was before,
-    from then on ``state``; and that a plan is under way. So a process that is killed here leaves what the
-    next plan can complete or take back. Raises EnforcerError; then the caller calls
-    :meth:`Installed.revert_to`. ``progress`` hears of each step before it is taken.
+    The state file names at every moment what is in force (the former state until the policies are switched,
+    then ``state``) and the plan under way. So the next plan can complete or revert what a killed process has
+    left. Raises EnforcerError; the caller then calls :meth:`Installed.revert_to`. ``progress`` is called
+    with each step's text before the step.
     """
     operations = list(operations)
     installed.instance.create()
@@ -73,7 +73,7 @@ def apply(
 
 
 class _Applier:
-    """The operations of one plan, carried out in order; equal neighbours in one go."""
+    """The execution of one plan; consecutive operations of one type are one call."""
 
     def __init__(
         self,
@@ -86,25 +86,25 @@ class _Applier:
         self.installed = installed
         self.progress = progress
         self.pins = installed.pins
-        """Of what is in force, then of what was loaded."""
+        """Pins of what is in force; after LoadPrograms those of the new load."""
         self.wanted = wanted
         self.contents = contents
         self.state = state
-        """What the plan puts in force."""
+        """The state that the plan puts in force."""
         self.current = State()
-        """What the state file says."""
+        """The content of the state file."""
         self.serving = combined(
             *(each for each in (installed.previous, installed.unfinished, wanted) if each)
         )
-        """What is in force, and what else may be there or is about to be."""
+        """The union of the states in force, unfinished and wanted: all that packets may meet meanwhile."""
         self.fresh_maps = False
         self.old: Maps | None = None
-        """Maps of another layout, where flows may be that these don't have."""
+        """Maps of the former layout, which may hold flows that the new maps lack."""
         self.carried = True
-        """Whether these have all else that is carried over."""
+        """Whether the new maps have received the former maps' contents."""
 
     def begin(self, operations: list[Operation]) -> None:
-        """Notes the plan in the state file, before its first step."""
+        """Notes the plan in the state file before its first step."""
         current = State.load(self.installed.instance.state_file) or self.installed.state or State()
         other = current.half_done or self.state.other_side()
         self.current = current
@@ -122,14 +122,14 @@ class _Applier:
         }
 
     def _maps_of(self, other: Mapping[str, Any]) -> Maps | None:
-        """The other side's maps, if it has others and was attached."""
+        """The maps of the plan's other side, if they are other maps and pinned."""
         if self.pins is None or not other["maps"] or other["maps"] == self.current.maps:
             return None
         maps = self.pins.directory / other["maps"]
         return Maps(maps, other["layouts"]) if maps.is_dir() else None
 
     def commit(self) -> None:
-        """From here on what the plan wants is in force, and what was before is to be taken away."""
+        """Puts the plan's state in force; the former state becomes the side to remove."""
         if self.current is self.state:
             return
         half_done = self.current.half_done
@@ -144,7 +144,7 @@ class _Applier:
             self.pins.show_in_force()
 
     def complete(self) -> None:
-        """The end of the plan, whatever it consists of."""
+        """Ends the plan: commits it, copies late flows, switches the fast path, removes former pins."""
         self.commit()
         self._catch_up()
         self._switch_fast_path()
@@ -162,8 +162,8 @@ class _Applier:
             self.old = None
 
     def carry_out(self, kind: type[Operation], operations: list[Any]) -> None:
-        """Operations of one kind."""
-        if not kind.prepares and kind is not SwitchTables:  # which does it at its moment
+        """Executes consecutive operations of one type."""
+        if not kind.prepares and kind is not SwitchTables:  # SwitchTables commits itself
             self.commit()
         steps: dict[type[Operation], Callable[[list[Any]], None]] = {
             InstallTable: self._install_table,
@@ -179,23 +179,22 @@ class _Applier:
             RemoveRange: self._remove_ranges,
             EndFlows: self._end_flows,
             SetSysctl: self._set_sysctls,
-            # A plan ends with it, whatever it consists of.
+            # complete() ends every plan with it.
             SwitchFastPath: lambda _: None,
         }
         steps[kind](operations)
 
     def _note(self, found: Mapping[str, links.Link], *entries: undo_list.Entry) -> None:
-        """Notes how to undo the next step, before it is taken."""
+        """Notes in the undo list how to undo the next step."""
         fresh = undo_list.fresh(self.state.undo, entries, found)
         if fresh:
-            self.current.undo += fresh  # the same list as that of the state to come
+            self.current.undo += fresh  # self.state.undo is the same list
             self.current.save(self.installed.instance.state_file)
 
     def _install_table(self, operations: list[InstallTable]) -> None:
         nft.apply(operations[-1].ruleset)
         if not operations[0].trusted:
-            # Connections from before the enforcer, or from while its rules were changed, go untranslated
-            # for as long as conntrack remembers them.
+            # conntrack would leave connections that were opened without our rules untranslated to their end.
             local = {pack(interface.ip) for _, interface in addresses.held()}
             delete_matching(lambda entry: is_untranslated(entry) and entry.original.source not in local)
 
@@ -204,12 +203,12 @@ class _Applier:
         by_interface: dict[str, list[Any]] = {}
         for operation in operations:
             name, address = operation.held
-            # What lo holds is asked for at the interface that it is held for.
+            # Neighbours ask for an address on lo at the first outside interface.
             announced_on = self.wanted.outside[0] if name == LOOPBACK else name
             by_interface.setdefault(announced_on, []).append(address.ip)
         found = links.links()
         for name, taken in by_interface.items():
-            # A link that is down reaches no neighbour; they ask when it is up.
+            # A link that is down reaches no neighbour; LinkWatch reports when it comes up.
             if name in found and found[name].up:
                 announce.announce(name, taken)
 
@@ -218,7 +217,7 @@ class _Applier:
 
     def _load(self, _: list[LoadPrograms]) -> None:
         installed = self.installed
-        assert self.pins is not None  # enforcer/gateway/repin.py
+        assert self.pins is not None  # repin.ensure_reachable has mounted a bpffs
         before = installed.state
         self.state.layout = layout_of(self.wanted)
         old = installed.maps() if before is not None and before.layouts else None
@@ -265,12 +264,13 @@ class _Applier:
         with Store(self.installed.instance.facts_file) as store:
             fresh = self.fresh_maps or self.old is not None
             switch = BankSwitch(maps, bank, self.contents, store, fresh=fresh)
-            # A way's address is its slot's: what is learnt must not outlive that. On again when all is done.
+            # Fast-path entries hold a slot's address: none may be valid while slots change their address.
+            # complete() switches the fast path on again.
             fast_path.set_enabled(maps, on=False)
             if not self.carried and self.old is not None:
                 with suppress(LostPinError):
                     roles.carry_over(self.old.interfaces, maps.interfaces, self.serving)
-            # What is in force until the switch is served until then.
+            # The former state is served until the switch.
             availability.refresh(maps, self.serving)
             if not self.carried:
                 carry.carry_over(self.old, maps, lambda: adoption.adopted(maps, self.wanted))
@@ -283,17 +283,17 @@ class _Applier:
                         refill(maps, store)
                     settings.write(maps, replace(self.wanted.settings, bank=switch.word, ready=True))
             except BaseException:
-                # The store is about the bank before, and so must the kernel be.
+                # The store's transaction was rolled back to the former bank; so is the kernel.
                 settings.write(maps, current)
                 raise
-        # A slot that goes is refused from here on.
+        # From here on the flows of removed slots are refused.
         availability.refresh(maps, self.wanted)
         self.fresh_maps = False
 
     def _switch_fast_path(self) -> None:
-        """On or off, as wanted; what was learnt before these operations is stale."""
+        """Switches the fast path on or off as wanted; invalidates the entries of before the plan."""
         if self.pins is not None and self.state.layouts:
-            # A daemon puts back what needs no pins also while they are lost.
+            # While pins are lost, the daemon still executes plans that need none.
             with suppress(LostPinError), self._maps() as maps:
                 fast_path.set_enabled(maps, on=self.wanted.fast_path)
 
@@ -303,7 +303,7 @@ class _Applier:
             return
         for operation in operations:
             if operation.interface not in found:
-                continue  # gone meanwhile; an event tells when it is back
+                continue  # removed meanwhile; an event reports its return
             index = found[operation.interface].index
             if attach.needs_qdisc(index):
                 self._note(found, undo_list.done_to("clsact", found[operation.interface]))
@@ -339,7 +339,7 @@ class _Applier:
 
     def _end_flows(self, operations: list[EndFlows]) -> None:
         gone = [egress for operation in operations for egress in operation.egresses]
-        # An address that another egress IP has now is that one's.
+        # Connections to an address that another egress IP has received stay.
         ours, stay = availability.AddressSet(gone), availability.AddressSet(self.wanted.ours, self.wanted)
 
         shared = [egress for egress in gone if egress.slot == self.wanted.shared.slot]
@@ -362,7 +362,7 @@ class _Applier:
             sweep.end_flows(maps.flows, self.pins, slots)
 
     def _set_sysctls(self, operations: list[SetSysctl]) -> None:
-        # Undone in reverse: a setting itself resets its followers, so it is noted after them.
+        # `down` undoes the list in reverse. Writing a sysctl resets its followers, so it is noted after them.
         names = [
             name for operation in operations for name in [*sysctl.followers(operation.name), operation.name]
         ]
@@ -373,7 +373,7 @@ class _Applier:
 
 
 def _check_maps(maps: Maps) -> None:
-    """BCC opens a pinned map without a look at it: so each is compared with its description first."""
+    """Compares each pinned map with its description (LayoutError): BCC opens a pinned map unchecked."""
     for name in maps.names():
         getattr(maps, name)
     maps.close()

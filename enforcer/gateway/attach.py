@@ -1,4 +1,4 @@
-"""Our programs at the interfaces' TC hooks: by TCX where the kernel has it (Linux 6.6), else by clsact."""
+"""Attaches the programs to the interfaces' TC hooks: by TCX (Linux 6.6), else by a clsact qdisc's filters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from enforcer.kernel.filters import NAME_PREFIX, Direction
 
 
 def attached(pins: Pins | None, interfaces: Iterable[int]) -> dict[tuple[int, Direction], int]:
-    """Our programs at these interfaces: ids by index and direction; 0: not attached as it should be."""
+    """Ids of the enforcer's programs by interface index and direction; 0: attached by the wrong mechanism."""
     wanted = set(interfaces)
     found: dict[tuple[int, Direction], int] = {}
     if pins is not None and tcx.supported():
-        found = {place: program for place, program in tcx.attached(pins.links).items() if place[0] in wanted}
+        found = {hook: program for hook, program in tcx.attached(pins.links).items() if hook[0] in wanted}
     for interface in wanted:
         for one in filters.attached(interface):
             if one.ours:
@@ -25,34 +25,34 @@ def attached(pins: Pins | None, interfaces: Iterable[int]) -> dict[tuple[int, Di
 
 
 def others_filter(interface: int) -> bool:
-    """Whether TC filters of others look at packets as they arrive there, behind ours."""
+    """Whether an ingress filter or TCX program of other software sees packets after ours."""
     if any(not one.ours and one.direction == "ingress" for one in filters.attached(interface)):
         return True
     try:
         return tcx.supported() and len(tcx.programs(interface, "ingress")) > 1
     except OSError as error:
-        if error.errno == errno.ENODEV:  # it has gone meanwhile
+        if error.errno == errno.ENODEV:  # the interface was removed meanwhile
             return False
         raise syscall.explain_error(error, f"reading the programs of interface {interface}") from error
 
 
 def needs_qdisc(interface: int) -> bool:
-    """Whether an interface has to be given a clsact qdisc first (``filters.ensure_clsact``)."""
+    """Whether attaching requires a clsact qdisc that is missing (``filters.ensure_clsact`` adds it)."""
     return not tcx.supported() and not filters.has_clsact(interface)
 
 
 def attach(pins: Pins, interface: int, direction: Direction, name: str) -> None:
-    """Attaches a pinned program in front of all others; one of ours that is there is replaced in place."""
+    """Attaches a pinned program before all others; replaces one of ours in place."""
     with pins.open(name) as program:
         if tcx.supported():
             tcx.attach(pins.links, interface, direction, program)
-            filters.detach(interface, direction)  # an earlier version's
+            filters.detach(interface, direction)  # attached by an earlier version
         else:
             filters.attach(interface, direction, program, f"{NAME_PREFIX}{name}")
 
 
 def detach(pins: Pins | None, interface: int, direction: Direction) -> bool:
-    """Takes our programs off; other people's stay. True if there was one."""
+    """Detaches the enforcer's programs from a hook; True if there was one."""
     gone = bool(filters.detach(interface, direction))
     if pins is not None:
         gone |= tcx.detach(pins.links, interface, direction)

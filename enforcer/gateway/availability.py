@@ -1,7 +1,7 @@
-"""What of the desired is there just now, written into the maps: interfaces, egress addresses, timeouts.
+"""Writes availability into the maps: interfaces, egress addresses, conntrack's timeouts.
 
-The daemon calls this at every change of addresses, routes and interfaces; the programs act on the next
-packet.
+The daemon calls this at every change of addresses, routes and links; the programs act on it from the next
+packet on.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from enforcer.gateway import roles
 from enforcer.gateway.desired import Desired, Egress
 from enforcer.gateway.roles import LinkStatus
 from enforcer.kernel import addresses, links, sysctl
-from enforcer.kernel.addresses import Held
+from enforcer.kernel.addresses import InterfaceAddress
 from enforcer.policy.nearest import buckets
 
 Pair = tuple[bool, bool]
 TIMEOUT_NAMES = {State.UDP_UNREPLIED: "udp", State.UDP_STREAM: "udp_stream"} | {
     state: f"tcp_{state.name.lower()}" for state in State if state >= State.SYN_SENT
 }
-"""conntrack's names of the timeouts by state."""
-_TIMEOUT_OF_SYN_SENT2 = 120.0  # which no sysctl has
-# A flow must not be forgotten before conntrack forgets it: it would be decided again while its old
-# translation still holds. conntrack counts in jiffies of up to 10 ms.
+"""Names of conntrack's timeouts by flow state."""
+_TIMEOUT_OF_SYN_SENT2 = 120.0  # seconds; conntrack has no sysctl for it
+# Seconds added to conntrack's timeouts. A flow that ended before its conntrack entry would be decided again
+# while the former translation still applies. conntrack counts in jiffies of up to 10 ms.
 GRACE = 1.0
 
 
 class AddressSet:
-    """The addresses and ranges of some egress IPs, and the shared ones if wanted, for `in` (16 bytes)."""
+    """The addresses and ranges of egress IPs, and the shared addresses of ``shared``; `in` takes 16 bytes."""
 
     def __init__(self, egresses: Sequence[Egress], shared: Desired | None = None):
         single: list[IPAddress] = [egress.ipv4 for egress in egresses]
@@ -45,7 +45,7 @@ class AddressSet:
 
     @classmethod
     def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> AddressSet:
-        """Of addresses and ranges that no egress IP tells of."""
+        """From plain addresses and ranges."""
         made = cls(())
         made._take(single, ranges)
         return made
@@ -66,17 +66,17 @@ class AddressSet:
 
 @dataclass(frozen=True)
 class Availability:
-    """What there is at present of what is desired; pairs are (IPv4, IPv6)."""
+    """Which desired addresses and links exist at present; pairs are (IPv4, IPv6)."""
 
     egresses: dict[str, Pair]
-    """Which of this gateway's egress IPs are available, by name."""
+    """Availability of this gateway's egress IPs by name."""
     shared: Pair
-    """Whether the gateway has the shared addresses."""
+    """Whether the gateway holds the shared addresses."""
     links: LinkStatus
 
 
 def refresh(maps: Maps, wanted: Desired) -> Availability:
-    """Brings the maps up to date."""
+    """Updates the maps; returns what it found."""
     found = links.links()
     seen = roles.refresh(maps, wanted, found)
     held = addresses.held()
@@ -92,10 +92,12 @@ def refresh(maps: Maps, wanted: Desired) -> Availability:
     return there
 
 
-def _answered_for(wanted: Desired, held: Iterable[Held], ranges: Container[IPv6Network]) -> list[IPv6Network]:
-    """What the gateway has and the kernel answers no neighbour solicitation for at an outside interface.
+def _answered_for(
+    wanted: Desired, held: Iterable[InterfaceAddress], ranges: Container[IPv6Network]
+) -> list[IPv6Network]:
+    """On-link IPv6 networks that the gateway holds and the kernel answers no solicitation for (RFC 4861).
 
-    What the gateway does not have, another one may: an answer would take it from that one.
+    An answer for an address that this gateway does not hold would divert another gateway's traffic.
     """
     networks = [egress.ipv6 for egress in wanted.ours if egress.on_link and egress.ipv6 in ranges]
     holders = {name for name, interface in held if interface.ip == wanted.shared6}
@@ -108,19 +110,19 @@ def _write_egresses(egresses: Map, wanted: Desired, there: Availability) -> None
     _, current = egresses.items()
     rows = np.zeros_like(current)
     ones = mask_words(128)
-    source = rows["address"]
-    source["prefix"][0] = [words(wanted.shared4), words(wanted.shared6)]
-    source["mask"][0] = [ones, ones]
-    source["local"][0] = 1
-    source["available"][0] = there.shared
-    # A slot without an egress IP must match no address: prefix 0 under a full mask.
-    source["mask"][1:] = ones
+    address = rows["address"]
+    address["prefix"][0] = [words(wanted.shared4), words(wanted.shared6)]
+    address["mask"][0] = [ones, ones]
+    address["local"][0] = 1
+    address["available"][0] = there.shared
+    # A slot without an egress IP matches no address: prefix 0 under a full mask.
+    address["mask"][1:] = ones
     for egress in wanted.egresses:
         slot = egress.slot
-        source["prefix"][slot] = [words(egress.ipv4), words(egress.ipv6.network_address)]
-        source["mask"][slot] = [ones, mask_words(egress.ipv6.prefixlen)]
-        source["local"][slot] = int(egress.here)
-        source["available"][slot] = there.egresses.get(egress.name, (False, False))
+        address["prefix"][slot] = [words(egress.ipv4), words(egress.ipv6.network_address)]
+        address["mask"][slot] = [ones, mask_words(egress.ipv6.prefixlen)]
+        address["local"][slot] = int(egress.here)
+        address["available"][slot] = there.egresses.get(egress.name, (False, False))
     changed = np.flatnonzero(rows != current).astype(egresses.key)
     egresses.put_many(changed, rows[changed])
 
@@ -147,7 +149,7 @@ def _write_on_link(on_link: Map, networks: Iterable[IPv6Network]) -> None:
 
 
 def write_timeouts(maps: Maps) -> np.ndarray:
-    """conntrack's timeouts of this namespace, by state, in nanoseconds; what a flow may be idle."""
+    """Writes and returns the flows' idle timeouts in ns by state: conntrack's, plus GRACE."""
     seconds = sysctl.conntrack_timeouts()
     rows = np.zeros(TIMEOUTS, dtype=maps.timeouts.value)
     for state, name in TIMEOUT_NAMES.items():

@@ -1,7 +1,7 @@
-"""The policy bank's switch, as far as facts go: every client, host and region gets its rules in the new bank.
+"""Prepares a policy bank: tables and actions, and for every client, host and region the rules that match it.
 
-Most of it is worked out while the old bank decides. What changed meanwhile is caught up with inside the
-transaction on the store in which the switch happens.
+Most of this happens while the old bank decides. Facts that change meanwhile are added within the store's
+transaction that switches the banks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from enforcer.policy.tables import MatchTables
 
 @dataclass(frozen=True)
 class BankContents:
-    """What a bank is filled with: match tables, what each policy leads to, and where addresses lie."""
+    """The contents of a bank: match tables, each policy's action, private networks, the region database."""
 
     tables: MatchTables
     actions: Sequence[Action]
@@ -42,9 +42,9 @@ class _Regions:
 
 
 class BankSwitch:
-    """A bank made ready; ``finish`` is called within a store transaction, right before the switch.
+    """A prepared bank; ``finish`` is called within a transaction of the store, right before the switch.
 
-    ``fresh``: the maps are new, so nothing can be taken over from the bank before.
+    ``fresh``: the maps are new, so no table can be reused from the former bank.
     """
 
     def __init__(self, maps: Maps, bank: int, contents: BankContents, store: Store, *, fresh: bool = False):
@@ -75,7 +75,7 @@ class BankSwitch:
         self._bank.put_names([number for number, _ in names], by_names)
 
     def finish(self, transaction: Transaction) -> None:
-        """Catches up with the facts, and says in the store which bank they are for."""
+        """Adds the facts that changed since, and records in the store which bank they are for."""
         kernel_facts.put_profiles(self._bank, self._client, self._store.profiles(self._sequence))
         kernel_facts.put_names(self._bank, self._host, self._store.name_sets(self._sequence))
         transaction.record_bank(self._document, self._number)
@@ -91,9 +91,9 @@ def _rules(tables: MatchTables, regions: Sequence[tuple[str | None, str | None]]
 
 
 def _regions(bank: int, contents: BankContents, before: dict[str, Any]) -> _Regions:
-    """The addresses of the regions that some policy tells from the rest of the world.
+    """The prefixes of the regions that a policy distinguishes from the rest of the world.
 
-    ``before`` is the document of the bank in force, whose addresses are taken over if they are the same.
+    ``before`` is the document of the bank in force; its table is reused if the prefixes are equal.
     """
     resolvers = contents.tables.resolvers
     source, destination = resolvers["source_region"], resolvers["destination_region"]
@@ -106,7 +106,7 @@ def _regions(bank: int, contents: BankContents, before: dict[str, Any]) -> _Regi
             or destination.rules(region_facts("dst", country, continent)) != destination.unknown
         )
 
-    # A region matters if any predicate is true of it: that depends on nothing but the predicates.
+    # Which regions matter depends on the predicates alone: those of which a predicate is true.
     asked = [
         f"{name} {predicate}"
         for name in ("source_region", "destination_region")

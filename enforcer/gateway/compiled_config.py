@@ -1,4 +1,4 @@
-"""A configuration compiled: what the kernel shall hold, and the state file that says so. Touches nothing."""
+"""Compiles a configuration: the desired kernel state, the bank's contents and the new state file. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from enforcer.gateway.state import LAST_POLICY, LAST_SLOT, State, assign
 
 @dataclass(frozen=True)
 class PreparedConfig:
-    """A configuration with all that it refers to, in memory: from here on nothing has to be waited for."""
+    """A configuration with its region database opened and its policies compiled: what may block is done."""
 
     config: Configuration
     file: str
@@ -26,7 +26,7 @@ class PreparedConfig:
 
     @classmethod
     def of(cls, config: Configuration, file: str) -> PreparedConfig:
-        """Reads the database and compiles the policies."""
+        """Opens the database and compiles the policies."""
         path = config.geoip.database
         database = Database(Path(path)) if path else None
         _ = config.tables
@@ -35,7 +35,7 @@ class PreparedConfig:
 
 @dataclass(frozen=True)
 class CompiledConfig:
-    """A configuration made ready: what the kernel shall hold, and the state that says so."""
+    """A compiled configuration: the desired state, the bank's contents and the state file's content."""
 
     config: Configuration
     wanted: Desired
@@ -44,12 +44,12 @@ class CompiledConfig:
 
 
 def compile_config(config: Configuration, file: str, before: State | None) -> CompiledConfig:
-    """Compiles a configuration; numbers go on from the state before. Touches nothing."""
+    """Compiles a configuration; slots and policy ids of the state ``before`` are kept."""
     return compile_prepared(PreparedConfig.of(config, file), before)
 
 
 def compile_prepared(prepared: PreparedConfig, before: State | None) -> CompiledConfig:
-    """The same for a configuration that has been read with all that it refers to."""
+    """Compiles a prepared configuration; slots and policy ids of the state ``before`` are kept."""
     config, database = prepared.config, prepared.database
     known = before or State()
     content = config.model_dump(mode="json")
@@ -74,7 +74,7 @@ def compile_prepared(prepared: PreparedConfig, before: State | None) -> Compiled
 
 
 def _unmoved(content: dict[str, Any], known: State) -> dict[str, int]:
-    """Slots of egress IPs that still have the same addresses; another address is another egress IP."""
+    """The known slots; an egress IP whose addresses changed keeps its old slot under another name."""
     before = {entry["name"]: (entry["ipv4"], entry["ipv6"]) for entry in known.config.get("egress_ips", ())}
     now = {entry["name"]: (entry["ipv4"], entry["ipv6"]) for entry in content["egress_ips"]}
     return {

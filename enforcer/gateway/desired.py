@@ -1,7 +1,7 @@
-"""What a configuration asks of the kernel, as plain values.
+"""The desired state: what a configuration asks of the kernel, as plain values.
 
-Made from the validated file's JSON form, which is also what the state file keeps: so the daemon gets at
-it without the validating library.
+It is made from the validated configuration in JSON form, which the state file keeps too: so the daemon does
+not load pydantic.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 from enforcer.datapath.settings import Settings
 from enforcer.facts.kernel_facts import FORMAT
 from enforcer.gateway import timers
-from enforcer.kernel.addresses import LOOPBACK, Held
+from enforcer.kernel.addresses import LOOPBACK, InterfaceAddress
 from enforcer.kernel.nft.ruleset import Dns, Ruleset
 from enforcer.policy.nearest import nearest_of
 
 UNANSWERED_PER_CLIENT = 4096
-"""Of one client, if the file doesn't say: 17 new ones a second, each of which is forgotten after 240 s."""
+"""Default of `limits.unanswered_per_client`: 17 new flows a second that each expire after 240 s."""
 
 
 @dataclass(frozen=True)
 class Egress:
-    """One dedicated egress IP; ``here``: at this gateway's location."""
+    """One dedicated egress IP; ``here``: its location is this gateway's."""
 
     name: str
     slot: int
@@ -41,7 +41,7 @@ class Egress:
 
 @dataclass(frozen=True)
 class Desired:
-    """The kernel's side of a configuration, policies excepted."""
+    """What the kernel shall hold, except the policies."""
 
     inside: tuple[str, ...]
     outside: tuple[str, ...]
@@ -49,28 +49,28 @@ class Desired:
     shared6: IPv6Address
     egresses: tuple[Egress, ...]
     nearest: tuple[str, ...]
-    """Names of the egress IPs at the location nearest to this one that has any."""
+    """Names of the egress IPs at the nearest location that has any."""
     settings: Settings
     flows: int
     origins: int
     dns: Dns = ""
-    """Whether names are learnt, and what becomes of DNS answers while no daemon runs."""
+    """Empty: DNS is not inspected. Else what happens to DNS answers while no daemon runs."""
     fast_path: bool = True
-    """Whether established flows may pass by the kernel's routing, conntrack and translation."""
+    """Whether packets of established flows may bypass routing, conntrack and netfilter."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     """Sysctls by name, forwarding excepted."""
     any_source: frozenset[str] = frozenset()
-    """Inside interfaces on which a new flow's source need not lead back."""
+    """Inside interfaces without the check of a new flow's source (strict reverse-path filtering)."""
     other: tuple[str, ...] = ()
-    """Interfaces by which clients' traffic may leave as it is."""
+    """Interfaces by which clients' traffic may leave untranslated."""
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """The interfaces of all lists."""
+        """Inside, outside and other interfaces."""
         return (*self.inside, *self.outside, *self.other)
 
     def still_listed(self, former: Mapping[str, str]) -> dict[str, str]:
-        """Of ``former`` names of links by their present ones: those by which alone a link has a side."""
+        """Renamed links (former name by present name) that only their former name lists on a side."""
         sides = {*self.inside, *self.outside}
         return {now: before for now, before in former.items() if before in sides and now not in sides}
 
@@ -86,19 +86,19 @@ class Desired:
 
     @property
     def shared(self) -> Egress:
-        """The shared addresses, as the egress of slot 0."""
+        """The shared addresses as the egress IP of slot 0."""
         return Egress("shared", 0, "", self.shared4, IPv6Network(self.shared6), on_link=False, here=True)
 
-    def addresses(self) -> list[Held]:
-        """The IPv4 egress addresses, each with its interface."""
+    def addresses(self) -> list[InterfaceAddress]:
+        """The IPv4 egress addresses on the first outside interface."""
         first = self.outside[0]
         return [(first, IPv4Interface((egress.ipv4, 32))) for egress in self.ours]
 
-    def shared_addresses(self) -> list[Held]:
-        """The shared addresses as they are held if no interface has them.
+    def shared_addresses(self) -> list[InterfaceAddress]:
+        """The shared addresses with the interfaces to which they are added if no interface has them.
 
-        An interface knows an IPv6 address once, whatever its prefix: on the outside one ours would keep away
-        the host's own, which may come later at boot (ipv6_add_addr, net/ipv6/addrconf.c).
+        An interface takes an IPv6 address once, whatever its prefix length: on the outside interface ours
+        would prevent the host's own, which may be added later at boot (ipv6_add_addr, net/ipv6/addrconf.c).
         """
         first = self.outside[0]
         return [(first, IPv4Interface((self.shared4, 32))), (LOOPBACK, IPv6Interface((self.shared6, 128)))]
@@ -108,7 +108,7 @@ class Desired:
         return [egress.ipv6 for egress in self.ours]
 
     def ruleset(self) -> Ruleset:
-        """The nftables table's contents."""
+        """The contents of the nftables table."""
         mark = self.settings.mark
         source4 = {mark(0): self.shared4}
         source6 = {mark(0): IPv6Network(self.shared6)}
@@ -129,10 +129,10 @@ class Desired:
 
 
 def combined(leading: Desired, *others: Desired) -> Desired:
-    """What serves all of these while one takes another's place: every interface, every egress IP.
+    """A desired state that serves all of these during a transition: every interface, every egress IP.
 
-    All else is the leading one's: the shared addresses, what is nearest, DNS. Slots are not used twice, so an
-    egress IP is the same in each. One whose marks are others' has nothing to add but its interfaces.
+    All other values are those of ``leading``. A slot means the same egress IP in each state. A state with
+    another mark_mask contributes its interfaces only.
     """
     egresses = {egress.slot: egress for egress in leading.egresses}
     for other in others:
@@ -154,7 +154,7 @@ def _every(*names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
-    """From the JSON form of a Configuration and the slots by egress name."""
+    """The desired state of a Configuration's JSON form, with the slots by egress IP name."""
     here = config["location"]
     egresses = tuple(
         Egress(
@@ -189,7 +189,7 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
         flows=config["limits"]["flows"],
         origins=config["limits"]["origins"],
         dns=_dns(config),
-        # An earlier version's state knows neither.
+        # A state file of an earlier version lacks these keys.
         fast_path=config.get("fast_path", False),
         sysctls=timers.sysctls(config["timers"]) if "timers" in config else {},
         any_source=any_source(config),
@@ -198,8 +198,8 @@ def desired(config: dict[str, Any], slots: dict[str, int]) -> Desired:
 
 
 def any_source(config: dict[str, Any]) -> frozenset[str]:
-    """The inside interfaces on which a new flow's source need not lead back."""
-    # An earlier version's state knows no such check, and none was made.
+    """The inside interfaces whose new flows' sources are not checked."""
+    # An earlier version had no such check.
     checked = config.get("check_source", False)
     inside = config["interfaces"]["inside"]
     return frozenset(
@@ -208,18 +208,18 @@ def any_source(config: dict[str, Any]) -> frozenset[str]:
 
 
 def per_client(limits: Mapping[str, int | None]) -> dict[str, int]:
-    """The two caps of one client: as the file says, else as generous as the table of flows allows."""
+    """The two limits of one client: the file's values, else shares of the flow map."""
     flows = limits["flows"] or 0
     unanswered = min(UNANSWERED_PER_CLIENT, flows // 4)
     return {
-        # A host's IPv4 address and its IPv6 /64 are two clients, which together leave a quarter to others.
+        # A host's IPv4 address and its IPv6 /64 are two clients; together they leave a quarter to others.
         "flows_per_client": limits.get("flows_per_client") or flows * 3 // 8,
         "unanswered_per_client": limits.get("unanswered_per_client") or unanswered,
     }
 
 
 def _dns(config: dict[str, Any]) -> Dns:
-    """DNS is looked at only if an enabled policy speaks of names; such a text in a string does no harm."""
+    """The DNS mode: DNS is inspected only if an enabled policy contains `net.fqdn.`."""
     for policy in config.get("policies", ()):
         texts = (policy.get(field) or "" for field in ("traffic", "identity", "device_posture"))
         if policy.get("enabled", True) and any("net.fqdn." in text for text in texts):
@@ -228,7 +228,7 @@ def _dns(config: dict[str, Any]) -> Dns:
 
 
 def last_slot(mark_mask: int) -> int:
-    """The highest slot whose mark value, slot + 1, is not all ones."""
+    """The highest slot: its mark value, slot + 1, must not be all ones."""
     return mark_mask // (mark_mask & -mark_mask) - 2
 
 

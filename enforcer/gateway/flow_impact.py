@@ -1,6 +1,6 @@
-"""Which live flows would get another egress IP if reopened under a configuration that is not in force.
+"""Finds the live flows that would get another egress IP if reopened under a configuration not yet in force.
 
-Live flows keep their egress IP, whatever the file says.
+Live flows keep their egress IP; this is a forecast for `enforcer plan`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Impact:
 
     flows: int = 0
     clients: dict[str, int] = field(default_factory=dict)
-    """How many of them each client has, most first."""
+    """Number of these flows by client, largest first."""
 
 
 class FlowImpact:
-    """The decisions of a configuration that is not in force yet.
+    """Evaluates a compiled configuration for the live flows.
 
-    ``operations`` are what applying it takes; without a ``store`` no client has a session and no host a name.
+    ``operations`` are those of its plan. Without a ``store`` no client has a session and no host a name.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FlowImpact:
         self._nearest = [self._nearest_in(family) for family in range(FAMILIES)]
 
     def _availability(self, operations: Sequence[Operation]) -> set[tuple[int, int]]:
-        """(slot, family) of what can be used: what is there, what the operations add, what is new."""
+        """(slot, family) of the usable addresses: available, added by the operations, or new."""
         added: set[object] = {each.held[1].ip for each in operations if isinstance(each, AddAddress)}
         added |= {each.network for each in operations if isinstance(each, AddRange)}
         known = self._maps.egresses
@@ -77,7 +77,7 @@ class FlowImpact:
         return frozenset(slot for slot in nearest if (slot, family) in self._available)
 
     def of_flows(self) -> Impact:
-        """Compare with what every live flow has."""
+        """Compares every live flow's slot with the slots that it would get."""
         counts: dict[bytes, int] = {}
         for every_key, every_flow in self._maps.flows.chunks():
             live = every_flow["counted"] == 1
@@ -89,7 +89,7 @@ class FlowImpact:
         return Impact(sum(counts.values()), clients)
 
     def _differing(self, keys: np.ndarray, flows: np.ndarray) -> Iterator[tuple[bytes, int]]:
-        """Per client; flows that policies cannot tell apart are decided once."""
+        """(client, number of differing flows); flows that policies cannot distinguish are decided once."""
         alike = np.zeros(
             len(keys), dtype=[("ends", "V32"), ("ports", "<u4", 2), ("protocol", "<u4"), ("now", "<u4")]
         )
@@ -107,14 +107,14 @@ class FlowImpact:
 
     @staticmethod
     def _port_class(table: Sequence[tuple[int, int, int]], ports: np.ndarray) -> np.ndarray:
-        """The first port of the range that policies do not tell apart; DNS_PORT is one of its own."""
+        """The first port of each port's range in the match table; DNS_PORT is a class of its own."""
         host = ports.byteswap()
         firsts = np.array([first for first, _, _ in table], dtype="<u4")
         classes = firsts[np.searchsorted(firsts, host, side="right") - 1] | _CLASS
         return np.where(host == DNS_PORT, DNS_PORT, classes)
 
     def _outcome(self, client: bytes, origin: bytes, ports: np.ndarray, protocol: int) -> frozenset[int]:
-        """The slots that a flow may have; none: it is refused."""
+        """The slots that a flow may get; empty: it would be refused."""
         wanted = self._compiled.wanted
         proxied = wanted.settings.proxy_tcp if protocol == TCP else wanted.settings.proxy_udp
         destination = _address(origin)
@@ -161,11 +161,11 @@ class FlowImpact:
 
 
 _SHARED = frozenset((0,))
-_CLASS = 1 << 31  # marks a port that stands for its range
+_CLASS = 1 << 31  # flag of a port number that represents its range
 
 
 def _by_length(networks: Iterable[IPNetwork]) -> dict[tuple[int, int], set[int]]:
-    """The networks' first bits, by family and by how many bits follow."""
+    """The networks' prefix bits, by (IP version, number of host bits)."""
     found: dict[tuple[int, int], set[int]] = {}
     for network in networks:
         shift = network.max_prefixlen - network.prefixlen

@@ -1,17 +1,20 @@
-"""Forwarding: switched on for the file's interfaces, and for no other. Decides, does nothing.
+"""Decides which forwarding sysctls to set: on for the listed interfaces, unchanged for all others. Pure.
 
-IPv4: the kernel asks the interface that a packet came by (net/ipv4/route.c, ip_route_input_slow), so the
-listed ones are switched on, one by one. ``ip_forward`` stays as it is: writing it writes the setting of every
-interface (net/ipv4/devinet.c, inet_forward_change).
+IPv4: the kernel checks the ingress interface's setting (net/ipv4/route.c, ip_route_input_slow), so each
+listed
+interface is switched on. ``ip_forward`` is not written: that would write the setting of every interface
+(net/ipv4/devinet.c, inet_forward_change).
 
-IPv6: the kernel asks ``conf/all`` (net/ipv6/ip6_output.c, ip6_forward; only since Linux 6.17 it also asks the
-interface, by force_forwarding). An interface's own setting makes it a router's or a host's: router
-advertisements are believed on a host's, and on a router's with accept_ra = 2 (ip-sysctl.rst). So ``conf/all``
-is written without what the kernel writes with it, the listed interfaces become a router's, and all others
-stay what they are.
+IPv6: the kernel checks ``conf/all`` (net/ipv6/ip6_output.c, ip6_forward; since Linux 6.17 also the
+interface's
+force_forwarding). An interface's own setting makes it a router interface or a host interface: Linux accepts
+router advertisements on a host interface, and on a router interface with accept_ra = 2 (ip-sysctl.rst). So
+``conf/all`` is set and the settings that the kernel changes with it are restored, the listed interfaces
+become
+router interfaces, and the others keep their role.
 
-The loopback interface is switched on with the listed ones: the source check asks from there where an uplink's
-is off (route.h).
+The loopback interface is switched on with the listed ones: the source check looks routes up from there where
+an uplink's setting is off (route.h).
 
 The nftables table drops what these settings would let the kernel forward for other interfaces
 (:meth:`Forwarding.with_forward_drops`). A family that was forwarded for all before the first start keeps its
@@ -28,31 +31,31 @@ from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.nft.ruleset import Ruleset
 
 FOR_ALL = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-"""The sysctls' names by family."""
+"""Names of the sysctls that forward for all interfaces, by family."""
 DEFAULT = "default"
-"""Stands for an interface's name: what one that appears begins with."""
+"""In place of an interface's name: the setting that new interfaces start with."""
 
 Sysctls = Iterator[tuple[str, str]]
-"""Names and values to write, in this order."""
+"""(name, value) of sysctls to write, in order."""
 
 
 def forwards(family: int, interface: str) -> str:
-    """The sysctl's name."""
+    """The name of an interface's forwarding sysctl."""
     return f"net/ipv{family}/conf/{interface}/forwarding"
 
 
 def accept_ra(interface: str) -> str:
-    """The sysctl's name: with 1 only a host believes router advertisements, with 2 a router does, too."""
+    """The sysctl's name: 1 accepts router advertisements on a host interface, 2 on a router interface too."""
     return f"net/ipv6/conf/{interface}/accept_ra"
 
 
 def accept_redirects(interface: str) -> str:
-    """The sysctl's name. A router believes no redirects (RFC 1812, 5.2.7.2); Linux's does, by default."""
+    """The sysctl's name. A router ignores redirects (RFC 1812, 5.2.7.2); Linux accepts them by default."""
     return f"net/ipv4/conf/{interface}/accept_redirects"
 
 
 def sysctls(desired: Desired, interfaces: Iterable[str]) -> list[str]:
-    """Names of the sysctls that are looked at; an interface need not have all of them."""
+    """Names of the sysctls that the decisions depend on; an interface may lack some."""
     interfaces = list(interfaces)
     names = [*FOR_ALL.values(), *map(accept_redirects, desired.listed), *map(accept_ra, interfaces)]
     return names + [forwards(family, name) for family in FOR_ALL for name in [*interfaces, DEFAULT]]
@@ -60,29 +63,29 @@ def sysctls(desired: Desired, interfaces: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Forwarding:
-    """The sysctls by name: as they are, and as the enforcer found those that it has changed."""
+    """Sysctls by name: present values (``now``) and original values of the changed ones (``was``)."""
 
     now: Mapping[str, str]
     was: Mapping[str, str] = field(default_factory=dict)
     forgotten: bool = False
-    """Whether some of ``was`` is lost."""
+    """Whether original values were lost with the state file."""
     bridges: tuple[str, ...] = ()
-    """Interfaces of this kind, by name."""
+    """Names of the bridges."""
     noted_as: tuple[tuple[str, str], ...] = ()
-    """Interfaces by their present name, each with another one under which some of ``was`` was noted."""
+    """(present name, name in ``was``) of interfaces that were renamed since."""
 
     def is_ours(self, family: int) -> bool:
-        """Whether the enforcer alone switches forwarding: without it nothing is forwarded for all."""
+        """Whether forwarding was off for all interfaces before the enforcer switched it on."""
         name = FOR_ALL[family]
         if self.forgotten and family == 6 and self._now(forwards(6, DEFAULT)) == "0":
-            return True  # as nothing else leaves it
+            return True  # `all` on and `default` off is what the enforcer leaves
         return self.was.get(name, self._now(name)) == "0"
 
     def with_forward_drops(self, ruleset: Ruleset) -> Ruleset:
-        """The table that drops what would be forwarded for others.
+        """Adds the rules that drop forwarding from and to unlisted interfaces.
 
-        It sees what a bridge passes from port to port, as if that were forwarded, as soon as other software
-        has loaded br_netfilter (Docker, Kubernetes, libvirt), of which no event tells.
+        Frames that a bridge passes from port to port are accepted: the chain sees them once other software
+        loads br_netfilter (Docker, Kubernetes, libvirt), which no event reports.
         """
         listed = self._called(ruleset.listed)
         opened = [name for name in listed if self.forgotten or self._before(4, name) == "0"]
@@ -94,14 +97,14 @@ class Forwarding:
         )
 
     def switch_off(self, desired: Desired, before: Iterable[Desired], interfaces: Iterable[str]) -> Sysctls:
-        """What is put back although the enforcer stays: an interface is in no list any more."""
+        """Restores the settings of interfaces that are no longer listed."""
         listed = self._called(desired.listed)
         gone = dict.fromkeys(
             name for each in before for name in self._called(each.listed) if name not in listed
         )
         for family in filter(self.is_ours, FOR_ALL):
-            # An earlier version left all interfaces switched on. IPv4's ip_forward has to stay until `down`:
-            # the kernel would switch off the listed interfaces with it for a moment.
+            # An earlier version switched every interface on. IPv4's ip_forward stays on until `down`: the
+            # kernel would switch off the listed interfaces with it for a moment.
             all_on = self._now(forwards(family, DEFAULT)) != "0" and self._before(family, DEFAULT) == "0"
             others = [name for name in [*interfaces, DEFAULT] if name not in (*listed, LOOPBACK)]
             for interface in others if all_on else gone:
@@ -113,7 +116,7 @@ class Forwarding:
                 yield name, "1"
 
     def switch_on(self, desired: Desired, interfaces: Iterable[str]) -> Sysctls:
-        """What is switched on, IPv6 first."""
+        """Switches forwarding on, IPv6 first."""
         if self.is_ours(6):
             yield from self._switch_on6(desired, interfaces)
         if self.is_ours(4):
@@ -133,34 +136,34 @@ class Forwarding:
         yield from ((name, "1") for name in off)
 
     def _accept_ra(self, desired: Desired, interface: str, *, forgets: bool) -> str:
-        """An interface's setting as it shall be.
+        """The desired accept_ra of an interface.
 
-        ``forgets``: an interface becomes a router's. Then the kernel forgets what routers have advertised on
-        any of them, except where the setting is 2 (net/ipv6/route.c, rt6_purge_dflt_routers).
+        ``forgets``: an interface becomes a router interface, on which the kernel purges the advertised routes
+        of all interfaces whose accept_ra is not 2 (net/ipv6/route.c, rt6_purge_dflt_routers).
         """
         now, listed = self._now(accept_ra(interface)), interface in self._called(desired.listed)
         host = self._now(forwards(6, interface)) == "0"
         if interface in self._called(desired.inside) or not (listed or host or forgets):
-            # It was in another list before, or others have made it a router's: that believes none.
+            # It was in another list before, or other software made it a router interface, which accepts none.
             return "1" if now == "2" and self.was.get(accept_ra(interface)) == "1" else now
         believes = forgets if host else listed and self._before(6, interface) == "0"
         return "2" if now == "1" and believes else now
 
     def _called(self, listed: Collection[str]) -> list[str]:
-        """These interfaces, and under their present names those of them that were renamed."""
+        """These interfaces, and the present names of those that were renamed."""
         renamed = (now for now, noted in self.noted_as if noted in listed)
         return list(dict.fromkeys([*listed, *renamed]))
 
     def _now(self, name: str) -> str:
-        """The value; none if there is no such setting."""
+        """The present value; empty if the sysctl does not exist."""
         return self.now.get(name, "")
 
     def _before(self, family: int, interface: str) -> str:
-        """An interface's setting as it was without the enforcer."""
+        """An interface's forwarding setting before the enforcer changed it."""
         name, default = forwards(family, interface), forwards(family, DEFAULT)
         if name in self.was:
             return self.was[name]
-        # An interface that appeared since an earlier version switched all on began with that.
+        # An interface that appeared after an earlier version had switched all on started with that.
         if FOR_ALL[family] in self.was and self.was.get(default) == "0":
             return "0"
         return self.now.get(name, "0")

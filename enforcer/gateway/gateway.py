@@ -1,6 +1,6 @@
-"""One gateway's kernel state: read it, change it by a plan's operations, take it all away.
+"""The façade of one gateway's kernel state: read it, apply a plan, remove everything.
 
-Everything here acts in the network namespace of the calling process.
+All calls act in the network namespace of the calling process.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Gateway(Installed):
-    """What is installed, with what can be done to it."""
+    """The installed gateway and the operations on it."""
 
     def actual(self, wanted: Desired, *, upgrade: bool = True) -> Actual:
-        """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
+        """Reads the kernel's state, see :func:`enforcer.gateway.read_actual.read_actual`."""
         return read_actual.read_actual(self, wanted, upgrade=upgrade)
 
     def hooked(self, wanted: Desired) -> bool:
-        """Whether the pinned programs are where they belong, at the interfaces that are there."""
+        """Whether the pinned programs are attached to the interfaces that exist."""
         return read_actual.is_hooked(self, wanted)
 
     def apply(
@@ -45,9 +45,9 @@ class Gateway(Installed):
         *,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Carries out a plan, see :func:`enforcer.gateway.applier.apply`."""
+        """Executes a plan, see :func:`enforcer.gateway.applier.apply`."""
         applier.apply(self, operations, wanted, contents, state, progress=progress)
 
     def down(self) -> list[str]:
-        """Takes away everything that was ever installed; returns what was done. Raises EnforcerError."""
+        """Removes everything that was ever installed; returns what was done. Raises EnforcerError."""
         return teardown.remove_everything(self)

@@ -1,45 +1,48 @@
-"""What other software, or the administrator, has set in the kernel that a configuration meets badly."""
+"""Warnings about kernel settings of other software that conflict with a configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from enforcer.errors import EnforcerError, abridged
-from enforcer.kernel import arp, links, rules
+from enforcer.kernel import arp, ip_rules, links
 from enforcer.kernel.addresses import LOOPBACK
 from enforcer.kernel.links import Link, below
 
 
 def kernel_warnings(mark_mask: int, outside: Sequence[str]) -> list[str]:
-    """Each in a sentence: rules of policy routing by marks; ARP that is silent on the first outside one."""
+    """Policy routing rules that depend on marks; ARP that does not answer on the first outside interface."""
     return [
-        *collect("rules of policy routing by bits of mark_mask", lambda: rules.meeting(mark_mask)),
-        *collect("rules of policy routing by marks of others", lambda: rules.unforeseen(mark_mask)),
+        *collect("rules of policy routing by bits of mark_mask", lambda: ip_rules.using_mark_bits(mark_mask)),
+        *collect(
+            "rules of policy routing by marks of others", lambda: ip_rules.using_foreign_marks(mark_mask)
+        ),
         *collect(f"answers to ARP on {outside[0]}", lambda: arp.unanswered(outside[0])),
     ]
 
 
 def unlisted_interfaces(listed: Collection[str]) -> list[str]:
-    """The same of interfaces that are up and in no list, though packets may come and go by them."""
+    """A warning about interfaces that are up and in no list."""
     return collect("interfaces in no list", lambda: unlisted_among(listed, links.links()))
 
 
 def collect(subject: str, look: Callable[[], Iterable[str]]) -> list[str]:
-    """What a look at the kernel warns of. It only advises: one that fails is a warning itself, and no error.
+    """The warnings that ``look`` returns. If it fails, its error is the warning: warnings only advise.
 
-    The kernel's tables may change during each reading, and some are shown only with CAP_NET_ADMIN.
+    Kernel tables may change during each reading, and some are readable only with CAP_NET_ADMIN.
     """
     try:
         return list(look())
     except EnforcerError as error:
         hint = f" ({error.hint})" if error.hint else ""
-        return [f"{subject} could not be looked for: {error.message}{hint}"]
+        return [f"{subject} could not be checked: {error.message}{hint}"]
 
 
 def unlisted_among(listed: Collection[str], found: Mapping[str, Link]) -> list[str]:
-    """As :func:`unlisted_interfaces`, of the links that were found.
+    """As :func:`unlisted_interfaces`, for the given links.
 
-    Ports of a bridge or bond bring none by themselves, nor does what a listed interface lies on have to.
+    Ports of a bridge or bond and the lower interfaces of listed ones are left out: their packets arrive at
+    the upper interface.
     """
     carriers = {lower.name for name in listed if name in found for lower in below(found[name], found)}
     names = sorted(

@@ -1,4 +1,4 @@
-"""What is installed of one gateway: its state file, its pins and the maps in force."""
+"""The installed parts of one gateway: its state file, its pins and the maps in force."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from enforcer.instance import Instance, not_installed
 
 
 def source_digest() -> str:
-    """Digest of the programs' sources, headers included; differs between versions of the kernel side."""
+    """Digest of the BPF programs' sources, headers included."""
     root = Path(str(files("enforcer.bpf")))
     digest = hashlib.sha256()
     for path in sorted([*root.glob("*.[ch]"), *root.glob("include/**/*.h")]):
@@ -27,14 +27,14 @@ def source_digest() -> str:
 
 
 def layout_of(wanted: Desired) -> str:
-    """Digest of the maps that these sources and sizes need."""
+    """Digest of the map definitions and sizes."""
     return programs.layout_digest(
         files("enforcer.bpf").joinpath("maps.h").read_text(), wanted.flows, wanted.origins
     )
 
 
 class Installed:
-    """The gateway of this network namespace, as its state file has it."""
+    """The gateway of this network namespace as its state file describes it."""
 
     def __init__(self, instance: Instance):
         self.instance = instance
@@ -43,23 +43,23 @@ class Installed:
         self.pins = self.pins_at(mount) if mount else None
 
     def pins_at(self, mount: Path) -> Pins:
-        """Where this gateway's programs and maps in force are pinned in a bpffs."""
+        """The pins of the programs and maps in force, in the bpffs mounted at ``mount``."""
         state = self.state or State()
         return Pins(bpffs.directory(mount, self.instance.cookie), state.loaded, state.maps)
 
     @property
     def previous(self) -> Desired | None:
-        """What is in force, or None."""
+        """The desired state in force, or None."""
         return desired(self.state.config, self.state.slots) if self.state and self.state.config else None
 
     @property
     def unfinished(self) -> Desired | None:
-        """The other side of a plan that was not completed, or None."""
+        """The other side of an interrupted plan, or None."""
         half_done = self.state.half_done if self.state else None
         return desired(half_done["config"], half_done["slots"]) if half_done and half_done["config"] else None
 
     def is_current(self) -> bool:
-        """Whether what is known here is in force, and no other process has left a plan half done."""
+        """Whether ``state`` is still in force and no other process has an unfinished plan."""
         current, known = State.load(self.instance.state_file), self.state
         if current is None or known is None:
             return current is known
@@ -67,20 +67,20 @@ class Installed:
         return current.applied == known.applied and (half_done is None or half_done["pid"] == os.getpid())
 
     def maps(self) -> Maps:
-        """The maps in force. Raises NotInstalledError; LostPinError when one is opened that isn't there."""
+        """The maps in force. Raises NotInstalledError. Opening a map without a pin raises LostPinError."""
         if self.state is None or self.pins is None:
             raise not_installed()
         return Maps(self.pins.maps, self.state.layouts)
 
     def lost(self) -> list[str]:
-        """Names of the maps and programs in force whose pins are gone."""
+        """Names of the maps and programs in force whose pins are missing."""
         if self.state is None or self.pins is None or not self.state.layouts:
             return []
         with self.maps() as maps:
             return lost_pins.lost_maps(maps) + lost_pins.lost_programs(self.pins)
 
     def revert_to(self, before: State) -> None:
-        """Makes ``before`` the state in force again; the kernel is brought to it by another plan."""
+        """Makes ``before`` the state in force again; another plan then brings the kernel to it."""
         current = State.load(self.instance.state_file) or before
         before.undo, before.half_done = current.undo, current.half_done
         if self.state is not before and current.half_done is not None:

@@ -1,4 +1,4 @@
-"""The connections that conntrack translates to egress addresses, told from others' and forgotten."""
+"""Recognises and deletes the conntrack entries that are translated to egress addresses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def is_untranslated(entry: conntrack.Entry) -> bool:
 
 
 def is_translated_to(entry: conntrack.Entry, some: availability.AddressSet) -> bool:
-    """A client's connection, or one that an origin has opened as a helper expected.
+    """Whether it is a client's connection, or one that an origin opened as a conntrack helper expected.
 
-    Others translate destinations, too (a published port of a container): such a connection is not ours.
+    A connection whose destination other software translates (a container's published port) is not.
     """
     if is_opened_by_origin(entry) and entry.original.destination in some:
         return True
@@ -29,17 +29,19 @@ def is_translated_to(entry: conntrack.Entry, some: availability.AddressSet) -> b
 
 
 def is_opened_by_origin(entry: conntrack.Entry) -> bool:
-    """Whether an origin has opened it towards a client, as a helper expected."""
+    """Whether an origin opened it towards a client, as a conntrack helper expected."""
     return entry.expected and entry.original.destination != entry.reply.source
 
 
 class Clients:
-    """Tells clients' connections from those that other software translates to the shared address.
+    """Distinguishes clients' connections from those that other software translates to the shared address.
 
-    That address may be an interface's own, which a container's MASQUERADE takes, too. A client's connection
-    is in the map of flows, whose Tuples ``flows`` has; one that is not (ICMP, for instance) is a client's
-    unless its source is reached by an interface that is not among ``sides``, the indexes of inside and
-    outside ones: by an outside one when the inside one is gone.
+    That address may be an interface's own, which MASQUERADE rules for containers use too. A client's TCP or
+    UDP connection is in the flow map, whose keys ``flows`` has. Another connection (ICMP, for instance) is a
+    client's unless the route to its source leaves by an interface that is not in ``sides``, the indexes of
+    the
+    inside and outside interfaces (after the inside interface was removed, the route leaves by an outside
+    one).
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Clients:
         self._sides = sides
 
     def own(self, entries: Iterable[conntrack.Entry]) -> list[conntrack.Entry]:
-        """The entries without those of other software."""
+        """The entries that are clients' connections."""
         found = list(entries)
         sources = {_client(entry).source for entry in found if self._is_doubtful(entry)}
         reached = dict(zip(sources, routes.interfaces_to(list(sources)), strict=True))
@@ -62,24 +64,27 @@ class Clients:
 
 
 def _client(entry: conntrack.Entry) -> conntrack.Tuple:
-    """The direction that begins at the client."""
+    """The tuple whose source is the client."""
     return entry.reply if is_opened_by_origin(entry) else entry.original
 
 
 def clients(
     shared: Iterable[Egress], flows: Container[conntrack.Tuple], listed: Iterable[Desired], maps: Maps | None
 ) -> Clients:
-    """Of these shared addresses; ``maps`` tell which interfaces are inside or outside under another name."""
+    """Clients of these shared addresses; ``maps`` give the sides of interfaces that were renamed."""
     found = links.links()
     sides = {found[name].index for each in listed for name in (*each.inside, *each.outside) if name in found}
     if maps is not None:
-        with suppress(EnforcerError):  # the pin is lost: names tell
+        with suppress(EnforcerError):  # the pin is lost: the names suffice
             rows = roles.by_index(maps.interfaces)
             sides |= {index for index, row in rows.items() if row["role"] in (Role.INSIDE, Role.OUTSIDE)}
     return Clients(availability.AddressSet(list(shared)), flows, sides)
 
 
 def delete_matching(chosen: Callable[[conntrack.Entry], bool], clients: Clients | None = None) -> int:
-    """Deletes the connections that are chosen from conntrack; with ``clients`` theirs alone."""
+    """Deletes the conntrack entries for which ``chosen`` is true, with ``clients`` only clients' ones.
+
+    Returns how many still existed.
+    """
     entries = [entry for entry in conntrack.entries() if chosen(entry)]
     return conntrack.delete_entries(entries if clients is None else clients.own(entries))

@@ -1,4 +1,4 @@
-"""The operations of a plan: each is one step, and prints as what it does. Nothing is done here."""
+"""The operations of a plan: each describes one step and prints as what it does. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from enforcer.errors import abridged
 from enforcer.gateway.desired import Egress
-from enforcer.kernel.addresses import Held
+from enforcer.kernel.addresses import InterfaceAddress
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.nft.ruleset import Ruleset
 
@@ -19,7 +19,7 @@ class Operation(ABC):
     """One step; `str()` is what `enforcer plan` prints."""
 
     prepares: ClassVar[bool] = False
-    """Adds only what nothing uses yet: what was in force before is still in force after it."""
+    """Whether it only adds what nothing uses yet, so that the former state stays in force."""
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -27,9 +27,9 @@ class Operation(ABC):
 
 @dataclass(frozen=True)
 class InstallTable(Operation):
-    """The nftables table, as a whole in one transaction.
+    """Installs the whole nftables table in one transaction.
 
-    ``trusted``: what is there is a table of ours, unchanged; connections passed through it translated.
+    ``trusted``: the present table is ours and unchanged, so connections have been translated.
     """
 
     prepares = True
@@ -44,10 +44,10 @@ class InstallTable(Operation):
 
 @dataclass(frozen=True)
 class AddAddress(Operation):
-    """An IPv4 egress address or a shared address, on an outside interface."""
+    """Adds an IPv4 egress address to an outside interface, or a shared address."""
 
     prepares = True
-    held: Held
+    held: InterfaceAddress
 
     def __str__(self) -> str:
         return f"add address {self.held[1]} to {self.held[0]}"
@@ -55,9 +55,9 @@ class AddAddress(Operation):
 
 @dataclass(frozen=True)
 class RemoveAddress(Operation):
-    """An address that the enforcer put there and that the file does not name."""
+    """Removes an address that the enforcer added and the file does not name."""
 
-    held: Held
+    held: InterfaceAddress
 
     def __str__(self) -> str:
         return f"remove address {self.held[1]} from {self.held[0]}"
@@ -65,7 +65,7 @@ class RemoveAddress(Operation):
 
 @dataclass(frozen=True)
 class AddRange(Operation):
-    """An IPv6 egress range as a local route."""
+    """Adds an IPv6 egress range as a local route."""
 
     prepares = True
     network: IPv6Network
@@ -76,7 +76,7 @@ class AddRange(Operation):
 
 @dataclass(frozen=True)
 class RemoveRange(Operation):
-    """A range that the enforcer put there and that the file does not name."""
+    """Removes a range that the enforcer added and the file does not name."""
 
     network: IPv6Network
 
@@ -86,9 +86,9 @@ class RemoveRange(Operation):
 
 @dataclass(frozen=True)
 class LoadPrograms(Operation):
-    """Compile and load the BPF programs; maps that fit are kept, others are carried over.
+    """Compiles and loads the BPF programs; maps of the same layout are kept, others are carried over.
 
-    ``lost``: names of maps and programs whose pins are gone. Lost flows are taken over from conntrack.
+    ``lost``: names of maps and programs whose pins are missing. Lost flows are adopted from conntrack.
     """
 
     prepares = True
@@ -103,7 +103,7 @@ class LoadPrograms(Operation):
 
 @dataclass(frozen=True)
 class SwitchTables(Operation):
-    """Egress IPs, settings and policies into the maps, then the switch."""
+    """Writes egress IPs, settings and policies into the maps, then switches the bank."""
 
     def __str__(self) -> str:
         return "switch policies and settings"
@@ -111,7 +111,7 @@ class SwitchTables(Operation):
 
 @dataclass(frozen=True)
 class Attach(Operation):
-    """A program to an interface's hook."""
+    """Attaches a program to an interface's hook."""
 
     interface: str
     direction: Direction
@@ -123,7 +123,7 @@ class Attach(Operation):
 
 @dataclass(frozen=True)
 class Detach(Operation):
-    """Our program from an interface that no longer has this role."""
+    """Detaches our program from an interface that no longer has this role."""
 
     interface: str
     direction: Direction
@@ -134,14 +134,14 @@ class Detach(Operation):
 
 @dataclass(frozen=True)
 class DetachUnknown(Detach):
-    """Our program of which no state file tells, before anything else: nothing passes there from then on."""
+    """Detaches a program of ours that no state file describes, first of all: nothing passes there then."""
 
     prepares = True
 
 
 @dataclass(frozen=True)
 class EndFlows(Operation):
-    """The connections of egress IPs that are gone: they can't go on, and must not be counted on."""
+    """Ends the connections of removed egress IPs: their packets have no address, and they must not count."""
 
     egresses: tuple[Egress, ...]
 
@@ -151,7 +151,7 @@ class EndFlows(Operation):
 
 @dataclass(frozen=True)
 class TakeMulticast(Operation):
-    """An outside interface receives all multicast: solicitations for an on-link range go to many groups."""
+    """Sets allmulti on an outside interface: solicitations for an on-link range go to many groups."""
 
     interface: str
 
@@ -161,7 +161,7 @@ class TakeMulticast(Operation):
 
 @dataclass(frozen=True)
 class SetSysctl(Operation):
-    """A kernel setting."""
+    """Writes a sysctl."""
 
     prepares = True
     name: str
@@ -173,7 +173,7 @@ class SetSysctl(Operation):
 
 @dataclass(frozen=True)
 class SwitchFastPath(Operation):
-    """The fast path on or off: live, and with nothing lost."""
+    """Switches the fast path on or off; live flows continue."""
 
     on: bool
 

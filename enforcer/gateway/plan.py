@@ -1,4 +1,4 @@
-"""Desired against actual: the operations that make the one of the other. Decides, does nothing."""
+"""Plans the operations that lead from the actual to the desired state. Pure: decides, does nothing."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from enforcer.gateway.operations import (
     SwitchTables,
     TakeMulticast,
 )
-from enforcer.kernel.addresses import LOOPBACK, Held
+from enforcer.kernel.addresses import LOOPBACK, InterfaceAddress
 from enforcer.kernel.filters import Direction
 from enforcer.kernel.nft.ruleset import Ruleset
 
-# What sits where: (role, direction, program). The guard comes first, what lets traffic through last.
+# Program by hook, in the order of attaching: to_origin, which stops leaks, comes first; from_client, which
+# lets traffic through, last.
 HOOKS: tuple[tuple[Literal["inside", "outside"], Direction, str], ...] = (
     ("outside", "egress", "to_origin"),
     ("outside", "ingress", "from_origin"),
@@ -69,20 +70,20 @@ def _operations(
     restore: Container[str] | None,
 ) -> Iterator[Operation]:
     before = [each for each in (previous, unfinished) if each is not None]
-    # The table is what closes the gateway, so it comes first, and serves what is in force too until that is
-    # replaced. What leaves is refused by the table until nothing of it is there any more.
+    # The table keeps the gateway closed, so it comes first; it serves the former state too until that is
+    # replaced. It drops traffic to removed addresses until the last of them is removed.
     until = actual.completed(_guarded(combined(*(before or [desired]), desired), actual, desired))
     since = actual.completed(_guarded(combined(desired, *before), actual, desired))
     there = actual.table is not None
     yield from _unknown(actual, previous)
     if actual.table != until.digest():
         yield InstallTable(until, there, trusted=bool(actual.table) and not _widens(desired, previous))
-    # conntrack has its sysctls when its table is there: the first one loads it.
+    # conntrack's sysctls exist once the nftables table is installed: the first one loads the module.
     yield from _sysctls(desired.sysctls, actual)
     yield from _additions(desired, actual, restore)
     if not actual.programs:
         yield LoadPrograms(first=previous is None, lost=actual.lost)
-    # Interfaces and addresses are in the maps too, and must be there before a program is attached.
+    # The maps hold interfaces and addresses too and must be filled before a program is attached.
     in_force = actual.tables == tables and actual.settings == desired.settings
     changed = previous is not None and replace(previous, fast_path=desired.fast_path) != desired
     if not actual.programs or not in_force or changed or unfinished is not None:
@@ -118,14 +119,14 @@ def _fast_path(desired: Desired, previous: Desired) -> Iterator[Operation]:
 
 
 def _widens(desired: Desired, previous: Desired | None) -> bool:
-    """What becomes inside or outside had connections that nobody translated."""
+    """Whether an interface becomes inside or outside: its connections were not translated before."""
     return previous is not None and not (
         set(desired.inside) <= set(previous.inside) and set(desired.outside) <= set(previous.outside)
     )
 
 
 def _guarded(serving: Desired, actual: Actual, desired: Desired) -> Ruleset:
-    """The table for what is served, silent for what is going to be held and for what still is."""
+    """The ruleset of ``serving`` that also drops unsolicited traffic to addresses being added or removed."""
     ruleset, coming = serving.ruleset(), desired.ruleset()
     shared = {serving.shared4, serving.shared6, desired.shared4, desired.shared6}
     leaving = {held[1].ip for held in _leaving(desired, actual)} - shared
@@ -142,13 +143,13 @@ def _guarded(serving: Desired, actual: Actual, desired: Desired) -> Ruleset:
 
 
 def _shared_is_apart(desired: Desired, actual: Actual) -> bool:
-    """Whether no outside interface has the shared IPv6 address: the programs answer solicitations for it."""
+    """Whether no outside interface holds the shared IPv6 address; the programs then answer solicitations."""
     staying = actual.held.difference(_leaving(desired, actual))
     return not any(name in desired.outside and address.ip == desired.shared6 for name, address in staying)
 
 
 def _additions(desired: Desired, actual: Actual, restore: Container[str] | None) -> Iterator[Operation]:
-    # An address on what is no longer the first outside interface moves: added there, then removed here.
+    # If another interface becomes the first outside one, addresses are added there, then removed here.
     leaving = set(_leaving(desired, actual))
     addresses = {held[1].ip for held in actual.held if held not in leaving}
     for held in [*desired.shared_addresses(), *desired.addresses()]:
@@ -173,22 +174,22 @@ def _attachments(desired: Desired, actual: Actual) -> Iterator[Operation]:
 
 
 def _unknown(actual: Actual, previous: Desired | None) -> Iterator[Operation]:
-    """Programs of ours of which no state file tells: their slots have other numbers than ours will have."""
+    """Programs of ours without a state file: their slot numbers differ from those that will be assigned."""
     if previous is None:
         yield from (DetachUnknown(name, direction) for name, direction in actual.hooks)
 
 
 def _detachments(desired: Desired, actual: Actual, previous: Desired | None) -> Iterator[Operation]:
     if previous is None:
-        return  # _unknown
-    # A renamed link keeps its guard.
+        return  # _unknown detaches them
+    # A renamed link keeps its programs.
     stay = {*desired.inside, *desired.outside, *desired.still_listed(actual.renamed)}
     for name, direction in actual.hooks:
         if name not in stay:
             yield Detach(name, direction)
 
 
-def _leaving(desired: Desired, actual: Actual) -> list[Held]:
+def _leaving(desired: Desired, actual: Actual) -> list[InterfaceAddress]:
     keep, renamed = {*desired.addresses(), *desired.shared_addresses()}, desired.still_listed(actual.renamed)
     leaving = (held for held in actual.our_addresses if held not in keep and held[0] not in renamed)
     return sorted(leaving, key=lambda held: (held[0], held[1].version, held[1]))
@@ -202,7 +203,7 @@ def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
 
 
 def _endings(desired: Desired, before: Iterable[Desired]) -> Iterator[Operation]:
-    """Connections of egress IPs that are gone, and of shared addresses that are others now."""
+    """Ends the connections of removed egress IPs and of former shared addresses."""
     gone: dict[Egress, None] = {}
     for each in before:
         gone |= {egress: None for slot, egress in each.by_slot.items() if slot not in desired.by_slot}

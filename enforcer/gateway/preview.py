@@ -1,4 +1,4 @@
-"""What applying a file would change: operations, policies, and live flows if reopened. Touches nothing."""
+"""Previews what applying a file changes: operations, policies, affected live flows. Changes nothing."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from enforcer.kernel.namespace import netns_cookie
 
 
 def check_file(file: Path) -> Configuration:
-    """The validated file. Raises ConfigError; touches nothing."""
+    """The validated file. Raises ConfigError."""
     return load(file, interfaces=links.links(), strict=True)
 
 
 def config_warnings(config: Configuration) -> list[str]:
-    """Warnings, of the file and of what there is on this machine besides."""
+    """Warnings about the file and about conflicting settings of this machine."""
     sides = config.interfaces
     return [
         *map(str, config.warnings),
@@ -44,7 +44,7 @@ def config_warnings(config: Configuration) -> list[str]:
 
 @dataclass(frozen=True)
 class Preview:
-    """What applying a file would do."""
+    """The effects of applying a file."""
 
     operations: list[Operation]
     changes: list[PolicyChange]
@@ -53,7 +53,7 @@ class Preview:
 
 
 def preview_file(file: Path) -> Preview:
-    """What applying the file would take, which policies change, and which live flows are concerned."""
+    """The operations, the changed policies and lists, and the affected live flows."""
     config = check_file(file)
     instance = Instance(netns_cookie())
     gateway = Gateway(instance)
@@ -64,7 +64,7 @@ def preview_file(file: Path) -> Preview:
     if before and any(isinstance(operation, SwitchTables) for operation in operations):
         with ExitStack() as opened:
             store = None
-            # An earlier version kept no facts: no client has a session.
+            # An earlier version has no store of facts: no client has a session.
             with suppress(NotInstalledError):
                 store = opened.enter_context(Store(instance.facts_file, create=False))
             impact = FlowImpact(compiled, operations, gateway.maps(), store).of_flows()
@@ -73,7 +73,7 @@ def preview_file(file: Path) -> Preview:
 
 
 def planned(gateway: Gateway, compiled: CompiledConfig, *, distrust_table: bool = False) -> list[Operation]:
-    """The operations that applying would take."""
+    """The operations that apply a compiled configuration."""
     actual = gateway.actual(compiled.wanted)
     if distrust_table and actual.table is not None:
         actual = replace(actual, table="")
@@ -84,14 +84,14 @@ def planned(gateway: Gateway, compiled: CompiledConfig, *, distrust_table: bool 
 
 @dataclass(frozen=True)
 class PolicyChange:
-    """Something of the policies that the file changes."""
+    """A policy or list that the file adds, removes or changes."""
 
     kind: str
     """add, remove or change."""
     what: str
     """``policy bank``, ``list offices``."""
     fields: tuple[str, ...] = ()
-    """What of a policy changes."""
+    """The changed keys of a policy."""
 
     def __str__(self) -> str:
         fields = f": {', '.join(self.fields)}" if self.fields else ""
@@ -99,7 +99,7 @@ class PolicyChange:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[PolicyChange]:
-    """Between two configurations in their JSON form; a policy is known by its name."""
+    """The differences of two configurations in JSON form; policies are compared by name."""
     return [
         *_compared("policy", _by_name(before), _by_name(after)),
         *_compared("list", before.get("lists", {}), after.get("lists", {})),

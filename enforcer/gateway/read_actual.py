@@ -1,4 +1,4 @@
-"""What the kernel holds of a gateway at present, read for a plan."""
+"""Reads the actual state of a gateway from the kernel."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from enforcer.kernel.filters import Direction
 
 
 def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) -> Actual:
-    """Reads what the kernel holds; with ``upgrade`` programs from other sources than ours don't count."""
+    """Reads the kernel's state. With ``upgrade``, programs compiled from other sources count as missing."""
     found = links.links()
     noted = installed.state.undo if installed.state else []
-    # Should two be about one setting, the first says how it was.
+    # If two entries name one sysctl, the first has the original value.
     was = {entry["name"]: entry["was"] for entry in reversed(undo_list.sysctls(noted, found))}
     return Actual(
         links=found,
-        held=frozenset(addresses.held() - addresses.misscoped(own={wanted.shared4})),
+        held=frozenset(addresses.held() - addresses.wrong_scope(own={wanted.shared4})),
         ranges=frozenset(addresses.ranges()),
         our_addresses=frozenset(addresses.held(ours=True)),
         our_ranges=frozenset(addresses.ranges(ours=True)),
         renamed=renamed(installed, found),
         table=nft.installed(),
         hooks=_hooks(installed, found),
-        # Interfaces go, and conntrack's sysctls are not there before it is loaded.
+        # Some may not exist: interfaces disappear, and conntrack's sysctls come with its module.
         sysctls=sysctl.found([*wanted.sysctls, *forwarding.sysctls(wanted, found), *was]),
         was=was,
         noted_as=undo_list.noted_as(noted, found),
@@ -47,7 +47,7 @@ def read_actual(installed: Installed, wanted: Desired, *, upgrade: bool = True) 
 
 
 def renamed(installed: Installed, found: Mapping[str, links.Link]) -> dict[str, str]:
-    """The links that have another name than when they got their role: that name by the present one."""
+    """Listed name by present name, for links that were renamed after they got their role."""
     if installed.previous is None or installed.state is None or not installed.state.layouts:
         return {}
     try:
@@ -58,7 +58,7 @@ def renamed(installed: Installed, found: Mapping[str, links.Link]) -> dict[str, 
 
 
 def is_hooked(installed: Installed, wanted: Desired) -> bool:
-    """Whether the pinned programs are where they belong, at the interfaces that are there."""
+    """Whether the pinned programs are attached to the interfaces that exist."""
     found = links.links()
     there = _hooks(installed, {name: found[name] for name in wanted.inside + wanted.outside if name in found})
     ids = installed.pins.program_ids() if installed.pins is not None else {}
@@ -86,9 +86,9 @@ def _program_ids(installed: Installed, wanted: Desired, upgrade: bool) -> dict[s
 
 
 def _tables(installed: Installed) -> str:
-    """The digest of the bank in force; none if it has to be made again.
+    """The digest of the bank in force; empty if the bank has to be rebuilt.
 
-    That is when it has no room for clients and hosts that are new, or when the facts are about another.
+    That is so when it has no room for new clients and hosts, or when the store's facts refer to another bank.
     """
     if installed.state is None or not installed.state.tables:
         return ""

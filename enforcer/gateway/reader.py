@@ -1,4 +1,4 @@
-"""Where the views take their facts from: a gateway's state file and maps, without BCC."""
+"""Read access to a gateway's state file and maps, without BCC; the nouns of the CLI use it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _has_table() -> bool:
 
 
 class GatewayReader:
-    """A gateway to look at.
+    """The state and maps of one gateway.
 
-    Raises NotInstalledError if nothing is enforced there, KernelError if its state or maps are lost,
+    Raises NotInstalledError if nothing is enforced, KernelError if its state or maps are lost, and
     PrivilegeError.
     """
 
@@ -53,17 +53,17 @@ class GatewayReader:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration in force, in its JSON form."""
+        """The configuration in force in JSON form."""
         return self.state.config
 
     @cached_property
     def egress_names(self) -> dict[int, str]:
-        """Names by slot."""
+        """Egress IP names by slot."""
         return {0: SHARED} | {slot: name for name, slot in self.state.slots.items()}
 
     @cached_property
     def policy_names(self) -> dict[int, str]:
-        """Names by id."""
+        """Policy names by id."""
         return {number: name for name, number in self.state.policies.items()}
 
     @cached_property

@@ -1,7 +1,7 @@
-"""Makes what is in force reachable before it is changed, or says why that can't be.
+"""Makes the programs in force reachable before a plan: mounts a bpffs and pins unreachable links again.
 
-A mounted BPF file system, and links of ours pinned in it: one that is mounted on top of another hides the
-links there, and programs attached beside them would decide about each packet a second time.
+A bpffs mounted over another one hides the links pinned there. Programs attached beside hidden ones would
+decide about each packet a second time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def ensure_reachable(installed: Installed) -> None:
-    """Mounts a BPF file system if there is none, and pins links that are out of reach where they should be.
+    """Mounts a bpffs if none is mounted, and pins unreachable links of ours in it.
 
-    Raises KernelError, PrivilegeError; then nothing that is enforced has changed.
+    Raises KernelError, PrivilegeError; enforcement is then unchanged.
     """
     if installed.pins is None:
         installed.pins = installed.pins_at(bpffs.mount_bpffs())
@@ -32,7 +32,7 @@ def ensure_reachable(installed: Installed) -> None:
 
 
 def detach_unreachable(installed: Installed) -> int:
-    """Takes the programs off whose links are out of reach; returns how many. Raises as :func:`reach`."""
+    """Detaches the programs of unreachable links; returns how many. Raises KernelError, PrivilegeError."""
     opened = unreachable_links.open_links(_unreachable(installed))
     for fd in opened.values():
         tcx.detach_link(fd)
@@ -44,7 +44,7 @@ def _unreachable(installed: Installed) -> list[UnreachableLink]:
     state = installed.state
     reachable = tcx.link_ids(installed.pins.links) if installed.pins is not None else set()
     known = set(state.program_ids.values()) if state is not None else set()
-    # Without its state only the table says that there is a gateway.
+    # Without a state file, the nftables table alone shows that a gateway is installed.
     doubtful = state is None and nft.installed() is not None
     interfaces = [link.index for link in links.links().values()]
     return unreachable_links.find(reachable, interfaces, known, doubtful=doubtful)

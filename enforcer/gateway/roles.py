@@ -1,9 +1,11 @@
-"""Which interface has which role, by index: what the programs ask of a packet's interfaces.
+"""Interface roles by index: maintains the map `interfaces`, which the programs look packets' interfaces up
+in.
 
-The file lists names; the kernel's programs know indexes. A link that was renamed keeps its role, so that what
-comes by it is guarded, but nothing that is egress passes it (struct interface.unfit): the nftables table
-knows it by the name in the file. So does one that has become a port of a bridge, bond or VRF, whose packets
-the kernel takes for that one's.
+The configuration lists names, the programs use indexes. A renamed link keeps its role, so that its packets
+are checked, but new egress flows are refused (struct interface.unfit), because nftables rules match the
+listed
+name. The same holds for a link that has become a port of a bridge, bond or VRF: the kernel attributes its
+packets to the master.
 """
 
 from __future__ import annotations
@@ -18,17 +20,17 @@ from enforcer.constants.bpf import Role, Unfit
 from enforcer.datapath.maps import Map, Maps
 from enforcer.gateway import attach
 from enforcer.gateway.desired import Desired
-from enforcer.kernel import ingress
-from enforcer.kernel.ingress import Devices
+from enforcer.kernel import nft_ingress
 from enforcer.kernel.links import Link, below, links
+from enforcer.kernel.nft_ingress import Devices
 
-# They send with MAC addresses of their own through the interface that they lie on.
+# Kinds of links that send with their own MAC address through their lower interface.
 _WITH_A_MAC = ("macvlan", "macvtap")
 
 
 @dataclass(frozen=True)
 class RenamedLink:
-    """A link that has another name than it is listed by."""
+    """A link whose name differs from its listed name."""
 
     index: int
     present: str
@@ -42,7 +44,7 @@ class RenamedLink:
 
 
 class TakenLink(NamedTuple):
-    """A listed link that is a port of another one, which the kernel takes its packets for."""
+    """A listed link that is a port of another one, to which the kernel attributes its packets."""
 
     name: str
     taker: str
@@ -57,26 +59,26 @@ class TakenLink(NamedTuple):
 
 @dataclass(frozen=True)
 class LinkStatus:
-    """The links as they are at present."""
+    """The present links and their deviations from the configuration."""
 
     indexes: Mapping[str, int]
-    """Of all links, by name."""
+    """Index of every link by name."""
     renamed: frozenset[RenamedLink]
     """Inside and outside ones."""
     taken: frozenset[TakenLink] = frozenset()
     """Inside and outside ones."""
     uncertain: bool = False
-    """Whether nftables' chains changed while they were read: `filtered` is as it was until the next look."""
+    """Whether nftables chains changed while they were read: `filtered` keeps its value then."""
 
 
 def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> LinkStatus:
-    """Writes the roles of the links that are there, and which frames others send through them.
+    """Writes the roles of the existing links and the MAC addresses of links on top of them.
 
-    Does not wait while other software changes nftables.
+    Does not block while other software changes nftables.
     """
     interfaces = maps.interfaces
     before = by_index(interfaces)
-    chains = ingress.devices()
+    chains = nft_ingress.devices()
     filtered = {name for name in wanted.listed if name in found and _is_filtered(found[name], chains, before)}
     listed_rows = _listed(interfaces.value, wanted, found, filtered)
     rows = {found[name].index: row for name, row in listed_rows.items()}
@@ -96,7 +98,7 @@ def refresh(maps: Maps, wanted: Desired, found: Mapping[str, Link]) -> LinkStatu
 
 
 def find_renamed(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> frozenset[RenamedLink]:
-    """The inside and outside links that were renamed since they got their role."""
+    """The inside and outside links that were renamed after they got their role."""
     renamed = wanted.still_listed(former_names(interfaces, wanted, found))
     return frozenset(RenamedLink(found[now].index, now, listed) for now, listed in renamed.items())
 
@@ -134,24 +136,24 @@ def carry_over(old: Map, new: Map, wanted: Desired) -> None:
 
 
 def find_taken(wanted: Desired, found: Mapping[str, Link]) -> frozenset[TakenLink]:
-    """The inside and outside links that are ports."""
+    """The inside and outside links that are ports of another link."""
     there = {name: found[name].port_of for name in (*wanted.inside, *wanted.outside) if name in found}
     return frozenset(TakenLink(name, taker) for name, taker in there.items() if taker is not None)
 
 
 def by_index(interfaces: Map) -> dict[int, np.ndarray]:
-    """What the map has."""
+    """The rows of the map `interfaces` by link index."""
     indexes, rows = interfaces.items()
     return {int(index): row for index, row in zip(indexes, rows, strict=True)}
 
 
 def name_of(row: np.ndarray) -> str:
-    """The name that an interface is listed by; empty in an earlier version's maps."""
+    """The listed name in a row of `interfaces`; empty in an earlier version's maps."""
     return bytes(row["name"]).rstrip(b"\0").decode() if "name" in (row.dtype.names or ()) else ""
 
 
 def _is_filtered(link: Link, chains: Devices | None, before: Mapping[int, np.ndarray]) -> bool:
-    """Whether others look at packets as they arrive there. Of a new link it is assumed until it is known."""
+    """Whether other software filters packets on arrival; assumed of a new link while chains are unknown."""
     if attach.others_filter(link.index):
         return True
     if chains is not None:
@@ -193,13 +195,13 @@ def _padded(name: str) -> list[int]:
 
 
 def _set(row: np.ndarray, field: str, value: object) -> None:
-    """An earlier version's maps have not all fields."""
+    """Sets a field, if the map's layout has it: maps of earlier versions lack some."""
     if field in (row.dtype.names or ()):
         row[field] = value
 
 
 def _write_upper_macs(upper_macs: Map, found: Mapping[str, Link]) -> None:
-    """The MAC addresses of interfaces on top of others; one that has the lower one's own tells nothing."""
+    """Writes (lower interface, MAC address) of macvlans; one with the lower link's address is left out."""
     upper = [link for link in found.values() if link.kind in _WITH_A_MAC]
     senders = {
         (lower.index, link.mac) for link in upper for lower in below(link, found) if link.mac != lower.mac

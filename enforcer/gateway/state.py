@@ -1,7 +1,8 @@
-"""What was applied to a gateway: the file that the daemon and the commands read.
+"""The state file: what was applied to a gateway, for the daemon and the commands.
 
-It lies on tmpfs beside the locks, so it ends with the kernel state that it describes. Egress IPs keep
-their slot and policies their id over reloads, also after they left the file: live flows refer to them.
+It is on tmpfs beside the locks, so it disappears at a reboot with the kernel state that it describes. Egress
+IPs keep their slot and policies their id across reloads, also after the file names them no more: live flows
+refer to them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _LARGEST = 1 << 28
 LAST_SLOT = SLOTS - 1
 LAST_POLICY = MAX_POLICIES
 LOST = {"kind": "lost"}
-"""In the undo list: what came before it was in a state file that is lost."""
+"""Entry of the undo list: the entries of before are lost with their state file."""
 
 
 UNDO: Mapping[str, tuple[str, ...]] = {
@@ -35,16 +36,16 @@ UNDO: Mapping[str, tuple[str, ...]] = {
     "allmulti": ("interface",),
     "lost": (),
 }
-"""The kinds of entries in the undo list, and what each of them says."""
+"""The kinds of undo entries and the keys of each."""
 INDEX = "index"
-"""What an entry about a link says besides; earlier versions noted its name alone."""
+"""Additional key of entries about a link: its index; earlier versions noted the name alone."""
 OTHER_SIDE = ("config", "slots", "layout", "layouts", "maps")
-"""What :attr:`State.half_done` has of the other state, to take away what is there of it."""
+"""The fields of the other state that :attr:`State.half_done` keeps, to remove what is installed of it."""
 
 
 @dataclass
 class State:
-    """The state file's content; JSON values throughout."""
+    """The content of the state file, as JSON values."""
 
     version: str = ""
     since: float = 0.0
@@ -58,45 +59,44 @@ class State:
     programs: str = ""
     """Digest of the loaded programs' sources."""
     tables: str = ""
-    """Digest of what the policy bank in force was made from."""
+    """Digest of the inputs of the policy bank in force."""
     loaded: str = IN_FORCE
     """Where the programs in force are pinned (enforcer/datapath/programs.py, Pins)."""
     maps: str = ""
     """Where the maps in force are pinned."""
     program_ids: dict[str, int] = field(default_factory=dict)
-    """The kernel's ids of the programs in force: by them they are known when their pins are out of reach."""
+    """Kernel ids of the programs in force; they identify the programs while the pins are unreachable."""
     layouts: dict[str, Any] = field(default_factory=dict)
     """BCC's descriptions of the maps (enforcer/datapath/layout.py)."""
     undo: list[dict[str, str]] = field(default_factory=list)
-    """What `down` puts back, oldest first."""
+    """The changes that `down` reverts, oldest first."""
     half_done: dict[str, Any] | None = None
-    """The plan that is under way or was not completed: since when, by which process, its operations, and the
-    other side of it (OTHER_SIDE): what it is about to put in force, then what was in force before."""
+    """The plan under way or interrupted: since, pid, operations, and its other side (OTHER_SIDE): the state
+    to put in force, or after the switch the former one."""
     format: int = FORMAT
     """What the file was read as; it is written in this version's."""
 
     @property
     def foreign(self) -> list[str]:
-        """Kinds in the undo list that this version does not know: a later one noted what it changed."""
+        """Unknown kinds in the undo list, noted by a later version."""
         return sorted({entry["kind"] for entry in self.undo} - UNDO.keys())
 
     def other_side(self) -> dict[str, Any]:
-        """This state as the other side of a plan."""
+        """This state's fields OTHER_SIDE."""
         return {name: getattr(self, name) for name in OTHER_SIDE}
 
     def save(self, path: Path) -> None:
-        """Writes the file as a whole or not at all."""
+        """Replaces the file atomically."""
         new = path.with_suffix(".new")
-        # Written at every switch: neither copied before (asdict) nor indented.
+        # Written at every switch: not copied first (asdict) and not indented, for speed.
         new.write_text(json.dumps({**vars(self), "format": FORMAT}, sort_keys=True))
         new.rename(path)
 
     @classmethod
     def load(cls, path: Path) -> State | None:
-        """The state, or None if there is none, or what is there is none.
+        """The state, or None if the file is missing or malformed.
 
-        What other versions of this format have besides is passed over. Raises LaterVersionError if a later
-        version has written another format.
+        Unknown keys are ignored. Raises LaterVersionError if a later version wrote another format.
         """
         content = _content(path)
         if _is_later(content):
@@ -108,8 +108,8 @@ class State:
         if content.get("format") not in _READABLE or not _is_sound(content):
             return None
         if content.get("layout"):
-            content.setdefault("maps", f"maps-{content['layout'][:16]}")  # as earlier versions named it
-        known = {field.name for field in fields(cls)}  # other versions have others
+            content.setdefault("maps", f"maps-{content['layout'][:16]}")  # the name in earlier versions
+        known = {field.name for field in fields(cls)}  # other versions write other keys
         state = cls(**{name: value for name, value in content.items() if name in known})
         state.undo = [entry for entry in state.undo if _is_entry(entry)]
         if state.half_done is not None:
@@ -119,9 +119,9 @@ class State:
 
 
 def salvage(path: Path) -> None:
-    """Puts in the place of a later version's file what `down` can use of it, whatever its format means.
+    """Replaces a later version's file by the parts that `down` can use.
 
-    That is how the kernel's settings were before, and by which ids programs are known.
+    These are the original sysctls and the ids of the programs.
     """
     content = _content(path)
     if not _is_later(content):
@@ -137,12 +137,12 @@ def salvage(path: Path) -> None:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What the file says; nothing where there is none, or one that something else wrote."""
+    """The parsed file; empty if it is missing, not a regular file, or not a JSON object."""
     try:
-        # Not strict: Instance.directory has been checked.
+        # strict=False: Instance.directory has been checked.
         content = json.loads(trust.read_file(path, _LARGEST, strict=False))
     except (FileNotFoundError, NotRegularError, ValueError, RecursionError):
-        return {}  # a pipe or a device, which would be waited for, is as good as lost
+        return {}  # a pipe or device, which would block, counts as lost
     except PermissionError as error:
         raise PrivilegeError(f"cannot read {path}", "Run as root.") from error
     return content if isinstance(content, dict) else {}
@@ -159,7 +159,7 @@ def _version(content: Mapping[str, Any]) -> str:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether an entry of the undo list says what its kind says, as far as the kind is known."""
+    """Whether an undo entry has the keys of its kind; entries of unknown kinds pass."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
         return False
     if entry["kind"] not in UNDO:
@@ -169,7 +169,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_sound(content: dict[str, Any]) -> bool:
-    """Whether each field is of its type: a file that something else wrote is as good as lost."""
+    """Whether each field has its type; a file written by something else counts as lost."""
     for name, default in vars(State()).items():
         value = content.get(name, default)
         kind = (int, float) if isinstance(default, float) else dict if default is None else type(default)
@@ -179,7 +179,7 @@ def _is_sound(content: dict[str, Any]) -> bool:
 
 
 def lost_state(path: Path) -> KernelError:
-    """The error of commands that find a gateway in force without its state."""
+    """The error for a gateway that is in force without its state file."""
     return KernelError(
         f"the gateway is enforced, but its state file is lost or unreadable: {path}",
         "A running daemon writes it again within seconds, see its log; else start it: enforcer run",
@@ -187,15 +187,15 @@ def lost_state(path: Path) -> KernelError:
 
 
 def assign(names: Iterable[str], known: dict[str, int], last: int) -> dict[str, int]:
-    """Numbers from 1 to ``last`` for the names: known ones keep theirs, new ones get one never used.
+    """Assigns numbers from 1 to ``last``: known names keep theirs, new names get unused ones.
 
-    When all are used up, numbers of names that are gone are used again. The result has all names ever
-    known that still have a number. Raises ValueError if there are more than ``last`` names.
+    When all are used, numbers of removed names are reused, lowest first. The result includes removed names
+    that keep a number. Raises ValueError if there are more than ``last`` names.
     """
     wanted = list(names)
     if len(wanted) > last:
         raise ValueError(f"{len(wanted)} names, but only {last} numbers")
-    # After a change of mark_mask a known number may be too large to be told from another one's.
+    # After a change of mark_mask a known number may exceed the mask.
     numbers = {name: number for name, number in known.items() if number <= last}
     gone = sorted(set(numbers) - set(wanted), key=numbers.__getitem__)
     unused = iter(sorted(set(range(1, last + 1)) - set(numbers.values())))

@@ -1,4 +1,4 @@
-"""Everything that was ever installed taken away; the daemon ended first."""
+"""Removes everything that was ever installed; ends the daemon first."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from enforcer.instance import Instance
 from enforcer.kernel import addresses, conntrack, filters, links, nft, sysctl
 
 DAEMON_PATIENCE = 15.0
-"""Seconds in which a daemon completes what it has under way."""
+"""Seconds that a daemon gets to complete the work under way."""
 KILLED_PATIENCE = 5.0
 
 
 def tear_down(instance: Instance) -> list[str]:
-    """Ends the daemon, if one runs, and takes everything away; returns what was done.
+    """Ends the daemon, if one runs, and removes everything; returns what was done.
 
-    A daemon that does not end and a process that does not go on with changing the gateway are killed.
+    A daemon that does not end and a hung process that holds the change lock are killed.
     """
     done = []
     pid = instance.daemon_pid()
@@ -60,9 +60,9 @@ def _end(instance: Instance, pid: int) -> None:
 
 
 def remove_everything(installed: Installed) -> list[str]:
-    """Takes away everything that was ever installed; returns what was done.
+    """Removes everything that was ever installed; returns what was done.
 
-    Goes on after a failure, and raises the first one in the end.
+    Continues after failures and raises them as one error at the end.
     """
     done: list[str] = []
     failures: list[EnforcerError] = []
@@ -70,7 +70,7 @@ def remove_everything(installed: Installed) -> list[str]:
     ours = _own_addresses(installed)
     if installed.state is not None:
         what = state.half_done or {"since": time.time(), **State().other_side()}
-        state.half_done = what | {"pid": os.getpid(), "operations": ["take everything away"]}
+        state.half_done = what | {"pid": os.getpid(), "operations": ["remove everything"]}
         state.save(installed.instance.state_file)
 
     def step(what: str, act: Any) -> None:
@@ -82,7 +82,7 @@ def remove_everything(installed: Installed) -> list[str]:
         except OSError as error:
             failures.append(KernelError(f"{what}: {error}"))
 
-    # Forwarding first: where it was off before, nothing can leave by the doors that open next.
+    # Forwarding first: where it was off before, nothing is forwarded unfiltered by the next steps.
     found = links.links()
     for entry in reversed(undo_list.sysctls(state.undo, found)):
         step(f"{entry['name'].replace('/', '.')} = {entry['was']}", lambda entry=entry: _put_back(entry))
@@ -99,7 +99,7 @@ def remove_everything(installed: Installed) -> list[str]:
     step("detached programs whose pins were out of reach", lambda: repin.detach_unreachable(installed))
     step("removed addresses", lambda: addresses.remove(addresses.held(ours=True)))
     step("removed local ranges", lambda: addresses.remove_ranges(addresses.ranges(ours=True)))
-    # The table keeps the gateway's own services silent at these addresses for as long as they are there.
+    # The table comes after the addresses: it keeps the gateway's own services unreachable at them.
     step("removed nftables table inet enforcer", nft.remove)
     step("forgot translated connections", lambda: _delete_connections(installed, ours))
     if installed.pins is not None:
@@ -110,7 +110,7 @@ def remove_everything(installed: Installed) -> list[str]:
             "them; how they were before was in a state file that is lost"
         )
     if failures:
-        # The state file stays, for another try.
+        # The state file stays for another attempt.
         raise _together(done, failures)
     installed.instance.remove()
     installed.state = None
@@ -118,7 +118,7 @@ def remove_everything(installed: Installed) -> list[str]:
 
 
 def _known(installed: Installed) -> list[Desired]:
-    """What is in force, and the other side of a plan that was not completed."""
+    """The desired state in force and that of an interrupted plan's other side."""
     return [each for each in (installed.previous, installed.unfinished) if each is not None]
 
 
@@ -134,14 +134,14 @@ def _delete_connections(installed: Installed, ours: list[availability.AddressSet
         return delete_matching(chosen, clients(shared, (), known, None))
     with installed.maps() as maps:
         flows: set[conntrack.Tuple] = set()
-        with suppress(EnforcerError):  # the map is lost: routes tell
+        with suppress(EnforcerError):  # the map is lost: routes decide
             keys = sweep.flows_of(maps.flows, {each.slot for each in shared})
             flows = {conntrack.Tuple.of(key) for key in keys}
         return delete_matching(chosen, clients(shared, flows, known, maps))
 
 
 def _own_addresses(installed: Installed) -> list[availability.AddressSet]:
-    """The addresses that connections were translated to, with the state lost: those that are held."""
+    """The addresses that connections were translated to; without a state file, those that we added."""
     known = _known(installed)
     if known:
         return [availability.AddressSet(each.ours, each) for each in known]
@@ -157,8 +157,8 @@ def _put_back(entry: dict[str, str]) -> bool:
 
 
 def _together(done: list[str], failures: list[EnforcerError]) -> EnforcerError:
-    """One error of several; it also tells what was done."""
+    """One error for several failures; its message lists what was done too."""
     first = failures[0]
     messages = [*done, *(f"not done: {failure.message}" for failure in failures)]
     error = type(first) if isinstance(first, PrivilegeError) else KernelError
-    return error("not all could be taken away\n" + "\n".join(messages), first.hint)
+    return error("not everything could be removed\n" + "\n".join(messages), first.hint)

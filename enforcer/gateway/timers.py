@@ -1,4 +1,4 @@
-"""The file's timers as conntrack's sysctls, which the kernel keeps for each network namespace."""
+"""The configuration's timers as conntrack sysctls, which exist for each network namespace."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 
 _CONNTRACK: Final = "net/netfilter/nf_conntrack_"
 
-# The sysctls that a timer sets. A connection that one side has closed is still in its established phase
-# (RFC 5382, 5; RFC 6146, 3.5.2.2, "V4 FIN RCV"). The last two of it are conntrack's shorter timeouts, for
-# data that is not acknowledged and for an acknowledgement that comes again and again: conntrack sees only
-# some packets of a fast flow and would be wrong about both.
+# The sysctls that each timer sets. A connection that one side has closed is still in its established phase
+# (RFC 5382, 5; RFC 6146, 3.5.2.2, "V4 FIN RCV"). The last two are conntrack's shorter timeouts for
+# unacknowledged data and repeated acknowledgements, which conntrack cannot judge by the few packets of a fast
+# flow that it sees.
 _OF_FAST_FLOWS: Final[Mapping[str, tuple[str, ...]]] = {
     "tcp_established": (
         "tcp_timeout_established",
@@ -29,16 +29,16 @@ _OF_OTHERS: Final[Mapping[str, tuple[str, ...]]] = {
     "icmp": ("icmp_timeout", "icmpv6_timeout"),
 }
 REFRESH: Final = 5
-"""Seconds after which a packet of a fast flow has gone the kernel's way for certain.
+"""Seconds within which a packet of every active fast flow takes the kernel's path.
 
-conntrack's clock runs from there, the file's from the last packet: so conntrack is given that much more.
+conntrack counts from that packet, the configuration from the last one: so conntrack gets this much more.
 """
 
 
 def sysctls(timers: Mapping[str, int]) -> dict[str, str]:
-    """Values by the names of the sysctls, those of timers that ``timers`` has."""
-    # conntrack sees only some segments of a fast flow: its windows are of earlier ones, and so is what it
-    # compares a reset with.
+    """Values by sysctl name, for the timers in ``timers`` (seconds)."""
+    # conntrack sees only some segments of a fast flow, so its TCP windows and the sequence numbers that it
+    # compares a reset with are outdated.
     found = {_CONNTRACK + "tcp_be_liberal": "1", _CONNTRACK + "tcp_ignore_invalid_rst": "1"}
     for names, more in ((_OF_FAST_FLOWS, REFRESH), (_OF_OTHERS, 0)):
         for timer, each in names.items():

@@ -1,7 +1,7 @@
-"""Entries of the undo list (enforcer/gateway/state.py): what was changed, and how it was before.
+"""Entries of the undo list (enforcer/gateway/state.py): what was changed, and the original value.
 
-An entry about a link has the link's index: the link may have another name later, and another link its name.
-Earlier versions noted names alone; such an entry is about the link that has the name at present.
+An entry about a link has the link's index, because links may be renamed and names reused. Earlier versions
+noted names alone; such an entry is about the link that has the name at present.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ Links = Mapping[str, Link]
 
 
 def setting(name: str, was: str, found: Links) -> Entry:
-    """The entry of a kernel setting; of an interface's with that one's index."""
+    """The entry of a sysctl; an interface's sysctl has the interface's index."""
     entry = {"kind": "sysctl", "name": name, "was": was}
     link = found.get(sysctl.interface_of(name) or "")
     return entry | {INDEX: str(link.index)} if link else entry
 
 
 def done_to(kind: str, link: Link) -> Entry:
-    """The entry of what is done to a link."""
+    """The entry of a change made to a link."""
     return {"kind": kind, "interface": link.name, INDEX: str(link.index)}
 
 
 def of(entries: Iterable[Entry], kind: str, link: Link) -> list[Entry]:
-    """Those that say that this was done to this link."""
+    """The entries of this kind about this link."""
     return [
         entry
         for entry in entries
@@ -39,28 +39,28 @@ def of(entries: Iterable[Entry], kind: str, link: Link) -> list[Entry]:
 
 
 def at_present(entries: Iterable[Entry], found: Links) -> list[Entry]:
-    """The entries under the present names of their links, without those of links that are gone."""
+    """The entries with the present names of their links, without those of removed links."""
     return _named(entries, found, found.keys())
 
 
 def relisted(entries: Iterable[Entry], listed: Collection[str], found: Links) -> list[Entry]:
-    """The same, but a link in no list keeps the name under which it was noted: it may be listed by that."""
+    """As :func:`at_present`, but unlisted links keep their noted name, by which they may be listed."""
     return _named(entries, found, listed)
 
 
 def fresh(entries: Iterable[Entry], more: Iterable[Entry], found: Links) -> list[Entry]:
-    """Those of ``more`` that are to be noted; what is noted already stays as first found."""
+    """The entries of ``more`` that are not noted yet: the first noted value is the original one."""
     noted = [_what(entry) for entry in at_present(entries, found)]
     return [entry for entry in more if _what(entry) not in noted]
 
 
 def sysctls(entries: Iterable[Entry], found: Links) -> list[Entry]:
-    """The entries of sysctls, under the present names."""
+    """The entries of sysctls with the present names of their links."""
     return [entry for entry in at_present(entries, found) if entry["kind"] == "sysctl"]
 
 
 def noted_as(entries: Iterable[Entry], found: Links) -> tuple[tuple[str, str], ...]:
-    """The links by their present name, each with another name under which a setting of it is noted."""
+    """(present name, noted name) of links that were renamed after a sysctl of theirs was noted."""
     names = _names(found)
     noted = (entry for entry in entries if entry["kind"] == "sysctl" and entry.get(INDEX) in names)
     pairs = {(names[entry[INDEX]], sysctl.interface_of(entry["name"])) for entry in noted}
@@ -72,7 +72,7 @@ def _names(found: Links) -> dict[str, str]:
 
 
 def _named(entries: Iterable[Entry], found: Links, chosen: Collection[str]) -> list[Entry]:
-    """The entries, those of links that are gone left out; the chosen links' under the present names."""
+    """The entries without those of removed links; ``chosen`` links get their present names."""
     names, result = _names(found), []
     for entry in entries:
         if entry["kind"] not in UNDO or INDEX not in entry:
@@ -84,12 +84,12 @@ def _named(entries: Iterable[Entry], found: Links, chosen: Collection[str]) -> l
 
 
 def _under(entry: Entry, name: str) -> Entry:
-    """The entry under another name of its link."""
+    """The entry with another name of its link."""
     if entry["kind"] == "sysctl":
         return entry | {"name": sysctl.of_interface(entry["name"], name)}
     return entry | {"interface": name}
 
 
 def _what(entry: Entry) -> Entry:
-    """What an entry is about."""
+    """The entry without its value and index: what it is about."""
     return {key: value for key, value in entry.items() if key not in ("was", INDEX)}

@@ -1,1 +1,1 @@
-"""What the nouns show: one module a noun, rows of plain values in the contract's field order."""
+"""The data that the CLI's nouns show: one module per noun, rows of plain values in documented field order."""

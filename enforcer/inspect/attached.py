@@ -1,4 +1,4 @@
-"""Where programs are not attached that should be: nothing passes there until they are."""
+"""Finds hooks whose program is not attached; nothing is forwarded there until it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enforcer.kernel import links
 
 
 def unattached(reader: GatewayReader) -> list[str]:
-    """The hooks, such as "in0 ingress", of the interfaces that are there, without their program."""
+    """The hooks ("in0 ingress") of existing interfaces that lack their program."""
     found, ids = links.links(), reader.pins.program_ids()
     there = attach.attached(reader.pins, [link.index for link in found.values()])
     return [

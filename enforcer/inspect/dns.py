@@ -1,4 +1,4 @@
-"""`enforcer dns`: what the daemon made of the DNS that passed, by name."""
+"""`enforcer dns`: the learner's counters of DNS questions and answers, asked of the daemon."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Row = dict[str, Any]
 
 
 def dns(instance: Instance) -> list[Row]:
-    """What has happened at least once; empty while no policy asks for names. The daemon is asked.
+    """The counters that are not zero; empty while no policy uses host names.
 
-    Raises NotInstalledError, EnforcerError if there is no daemon."""
+    Raises NotInstalledError, EnforcerError if no daemon runs.
+    """
     GatewayReader(instance)
     report = protocol.ask(protocol.daemon_of(instance), "dns")
     return [

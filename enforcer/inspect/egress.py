@@ -1,4 +1,4 @@
-"""`enforcer egress`: the dedicated egress IPs, whether they are there, and how full they are."""
+"""`enforcer egress`: the dedicated egress IPs, their availability and utilisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def egress(reader: GatewayReader) -> list[Row]:
-    """In the file's order."""
+    """One row per egress IP in the configuration's order."""
     held = {interface.ip for _, interface in addresses.held()}
     ranges = addresses.ranges()
     keys, values = reader.origins

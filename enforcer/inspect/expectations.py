@@ -1,6 +1,6 @@
-"""`enforcer policy test`: a user's expectations against the policies of a file; no kernel is asked.
+"""`enforcer policy test`: compares a user's expectations with the policies of a file, without a kernel.
 
-Each connection is decided as this gateway would with all its egress addresses in place, none at its limit.
+Connections are decided as by this gateway with all egress addresses available and below every limit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 def judge_file(config_file: Path, file: Path) -> list[Row]:
-    """Judge the expectations in ``file``; ConfigError for faults in either file, DatabaseError."""
+    """Judges the expectations in ``file``. Raises ConfigError for faults in either file, DatabaseError."""
     config = load(config_file)
     expectations = load_expectations(file, config, _read_session)
     with ExitStack() as stack:
@@ -43,7 +43,7 @@ def _read_session(entry: dict[str, Any]) -> tuple[Facts | None, list[str]]:
 
 
 class _Regions:
-    """Looks regions up in the configuration's database, which is opened when it is first needed."""
+    """Looks regions up in the configuration's database, which is opened on first use."""
 
     def __init__(self, config: Configuration, stack: ExitStack):
         self._path = config.geoip.database
@@ -59,7 +59,7 @@ class _Regions:
 
 
 def judge(config: Configuration, expectations: Iterable[Expectation], find: FindRegion) -> Iterator[Row]:
-    """Yields a row for each expectation: what was decided, and of those that fail what differs and why."""
+    """Yields a row for each expectation: the decision, and for failed ones the differences and a trace."""
     lists = config.named_lists
     for expectation in expectations:
         connection = expectation.located(find)
@@ -129,7 +129,7 @@ def _egress(found: Decision) -> str:
 
 
 def _elsewhere(config: Configuration, found: Decision) -> str:
-    """Explains why a policy's primary is not used."""
+    """The reason why a policy's primary is not used, or an empty string."""
     if found.primary is None or found.primary in found.egress:
         return ""
     location = config.egress_ip(found.primary).location

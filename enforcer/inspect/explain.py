@@ -1,7 +1,7 @@
-"""`enforcer explain`: asks the loaded program what it would do with a connection; nothing is sent.
+"""`enforcer explain`: has the loaded program decide about a connection; nothing is sent.
 
-A packet is built and BPF_PROG_TEST_RUN runs the program `explain` on it, which shares its functions with
-from_client and enters nothing.
+BPF_PROG_TEST_RUN runs the program `explain` on a constructed packet. It shares its functions with from_client
+and creates no flow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from enforcer.kernel.links import Link
 from enforcer.policy.facts import Connection, Facts
 from enforcer.reasons import by_name, reason_of
 
-# Known of every client with a session, even if empty.
+# Facts that every session has, even if empty.
 _NO_MEMBERSHIPS: Facts = dict.fromkeys((*GROUPS.values(), POSTURE), ())
 
 
@@ -46,25 +46,25 @@ class Question:
     source_port: int
     destination_port: int
     interface: str | None = None
-    """The inside interface that it arrives by; None: the one that its source leads back to."""
+    """The inside interface that it arrives by; None: the one that the route to its source leaves by."""
 
 
 @dataclass(frozen=True)
 class Supposed:
-    """What a question supposes instead of what is known; None: as it is known."""
+    """Facts that a question assumes instead of the known ones; None: the known ones apply."""
 
     email: str | None = None
-    """The client has this person's session (with other facts than the email if there is one anywhere)."""
+    """The client has this person's session; without one, a session with this email alone."""
     host: str | None = None
-    """The origin goes by this name."""
+    """The origin has this name."""
 
 
 def explain(
     reader: GatewayReader, question: Question, supposed: Supposed | None = None, *, trace: bool = False
 ) -> dict[str, Any]:
-    """The verdict in the contract's fields. Raises UsageError for a question that makes no sense.
+    """The verdict and its reasons. Raises UsageError for an inconsistent question.
 
-    With ``trace``, ``trace`` says of every policy in order what became of it, by the reference evaluator.
+    With ``trace``, the key ``trace`` has the outcome of every policy in order, by the reference evaluator.
     """
     supposed = supposed or Supposed()
     if question.source.version != question.destination.version:
@@ -101,20 +101,20 @@ def explain(
 
 
 def _client(known: FactsReader, question: Question, supposed: Supposed) -> tuple[Facts, str]:
-    """Facts of the client, and where they are from."""
+    """The client's facts and their source, as `session` shows it."""
     if supposed.email is None:
         own = known.client(question.source)
         return own, "own" if own else "none"
     person = known.person(supposed.email)
     if person is not None:
-        return person, "supposed: the one that this person has"
-    return {**_NO_MEMBERSHIPS, EMAIL: (supposed.email,)}, "supposed: the email alone, nobody has it now"
+        return person, "supposed: a session with this email"
+    return {**_NO_MEMBERSHIPS, EMAIL: (supposed.email,)}, "supposed: the email alone, which no session has"
 
 
 def _ask(
     reader: GatewayReader, known: FactsReader, question: Question, supposed: Supposed, client: Facts
 ) -> tuple[str, Any]:
-    """What the loaded program says, and of which interface: the first at which the source is believed."""
+    """(interface, verdict) of the first inside interface where the source is valid, else of the first one."""
     spoofed = by_name()["spoofed"].number
     verdicts = reader.maps.explained
     arrivals = _arrivals(reader, question)
@@ -139,12 +139,12 @@ def _ask(
 
 @contextmanager
 def _supposing(reader: GatewayReader, known: FactsReader, supposed: Supposed, client: Facts) -> Iterator[int]:
-    """Puts the rules of what is supposed where the program looks for them.
+    """Writes the rule sets of the assumed facts into the map `overrides`; yields the program's control word.
 
-    One question at a time: there is one place for what it supposes and for its verdict, and one a processor
-    for its packet.
+    Questions are serialised: the maps for overrides and verdict have one element, that for packets one per
+    CPU.
     """
-    with known.store.transaction():  # no bank is switched meanwhile
+    with known.store.transaction():  # excludes a switch of banks
         if supposed.email is None and supposed.host is None:
             yield 0
             return
@@ -179,11 +179,11 @@ def _trace(reader: GatewayReader, connection: Connection) -> list[dict[str, Any]
 
 
 def _arrivals(reader: GatewayReader, question: Question) -> list[Link]:
-    """The inside interfaces that the packet may arrive by; first the one on whose network the client is."""
+    """The inside interfaces that the packet may arrive by; the one with the client's network comes first."""
     found = links.links()
     inside = [found[name] for name in reader.config["interfaces"]["inside"] if name in found]
     if not inside:
-        raise UsageError("no inside interface exists just now", "See `ip link` and the file's `interfaces`.")
+        raise UsageError("no inside interface exists", "See `ip link` and the file's `interfaces`.")
     if question.interface is not None:
         named = [link for link in inside if link.name == question.interface]
         if not named:
@@ -200,9 +200,9 @@ def _arrivals(reader: GatewayReader, question: Question) -> list[Link]:
 
 
 def _packet(question: Question, link: Link) -> bytes:
-    """The connection's first packet; checksums are left out, nobody looks at them.
+    """The connection's first packet; checksums are zero, since the program does not verify them.
 
-    By hand: importing scapy would take longer than all the rest of the command.
+    Built with ``struct``: importing scapy would take longer than the rest of the command.
     """
     ports = struct.pack("!HH", question.source_port, question.destination_port)
     if question.protocol == "tcp":

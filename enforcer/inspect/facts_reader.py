@@ -1,4 +1,4 @@
-"""What is known of a connection besides its packets: the client's session, the address's names, regions."""
+"""Reads the facts behind decisions: clients' sessions, hosts' names, regions of addresses."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ EMAIL = "identity.email"
 
 
 class FactsReader:
-    """The facts behind a gateway's decisions."""
+    """The facts of a gateway's store and region database."""
 
     def __init__(self, reader: GatewayReader):
         self._reader = reader
         self.store = Store(reader.instance.facts_file, create=False)
 
     def client(self, address: IPAddress) -> Facts:
-        """Of a client's session; nothing without one."""
+        """The facts of a client's session; empty without one."""
         session = self.store.session(pack(address))
         return session.facts if session else NOTHING
 
     def person(self, email: str) -> Facts | None:
-        """Of anybody's session with this email."""
+        """The facts of any session with this email, or None."""
         for session in self.store.sessions():
             if session.facts.get(EMAIL) == (email,):
                 return session.facts
@@ -48,11 +48,11 @@ class FactsReader:
         return Database(Path(path)) if path else None
 
     def region(self, address: IPAddress) -> tuple[str | None, str | None]:
-        """Country and continent, as the database on the disk has them."""
+        """(country, continent) by the database file."""
         return self._database.find(address) if self._database is not None else (None, None)
 
     def connection(self, packet: Connection, client: Facts, names: tuple[str, ...]) -> Connection:
-        """The packet with its regions, and with these facts of its client and names of its origin."""
+        """The connection with its regions, the client's facts and the origin's names."""
         return packet._replace(
             source_region=region_facts("src", *self.region(packet.src)),
             destination_region=region_facts("dst", *self.region(packet.dst)),

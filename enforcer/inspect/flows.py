@@ -1,4 +1,4 @@
-"""`enforcer flows`: the connections, each with its way out."""
+"""`enforcer flows`: the flows with their egress, translation, state and counters."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from enforcer.kernel import conntrack
 
 Row = dict[str, Any]
 _UDP_STATES = {State.UDP_UNREPLIED: "REPLIED", State.UDP_STREAM: "ASSURED"}
-_NOTHING = fast_entries.Carried(0, 0, good=False, idle=None)
+_NOTHING = fast_entries.EntryUse(0, 0, valid=False, idle=None)
 
 
 def flows(reader: GatewayReader) -> list[Row]:
-    """The youngest first. Source address and port are those of the translation, None without one.
+    """One row per flow, youngest first. Source address and port are those after translation, or None.
 
-    Others may drop a connection's packets behind the program that has chosen its egress: then conntrack does
-    not know the connection, and nothing has left.
-
-    ``path`` is "fast" while a direction's packets go past the kernel's routing, conntrack and translation.
-    ``idle`` is a few seconds too short where the last packets took that path: no time is kept of them.
+    conntrack does not know a flow whose packets other rules dropped after the egress was chosen; nothing has
+    left then. ``path`` is "fast" while a direction's packets bypass routing, conntrack and netfilter.
+    ``idle``
+    may be a few seconds too small after packets on that path, which record no time.
     """
-    # Before conntrack's table: a connection that is opened between the two is not missed in it.
+    # Read before conntrack's table, so that a connection opened between the two is found there.
     chunks = list(reader.maps.flows.chunks())
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     replies: dict[conntrack.Tuple, conntrack.Tuple] = {}
     for entry in conntrack.entries():
         replies[entry.original] = entry.reply
         if entry.original.destination != entry.reply.source:
-            # Opened by the origin, as a helper expected (reason `expected`).
+            # Opened by the origin, as a conntrack helper expected (reason `expected`).
             replies.setdefault(entry.reply, entry.original)
     learnt = fast_entries.by_flow(reader.maps)
     rows: list[Row] = []
@@ -63,7 +62,7 @@ def flows(reader: GatewayReader) -> list[Row]:
                     "source_port": source_port,
                     "policy": reader.policy_names.get(int(flow["policy"])),
                     "state": _state(flow),
-                    "path": "fast" if fast.good else "kernel",
+                    "path": "fast" if fast.valid else "kernel",
                     "packets": kernel_packets + fast_packets,
                     "bytes": int(flow["bytes"].sum() + flow["fast_bytes"].sum()) + fast.bytes,
                     "age": round((now - int(flow["created"])) / 1e9, 3),
@@ -79,10 +78,10 @@ def flows(reader: GatewayReader) -> list[Row]:
 def _translation(
     flow: Any, original: conntrack.Tuple, reply: conntrack.Tuple | None
 ) -> tuple[str | None, int | None]:
-    """The address and the port that the connection has outside, as far as they are known.
+    """The translated source address and port, as far as they are known.
 
-    conntrack may have forgotten a connection that was translated: what the origin has answered has left with
-    its egress address; the port is known while the fast path writes it.
+    Without a conntrack entry, an answered flow has left with its egress address; the port is known if a
+    fast-path entry was created.
     """
     if reply is not None:
         outside = reply.destination, reply.destination_port
@@ -94,7 +93,7 @@ def _translation(
 
 
 def _state(flow: Any) -> str:
-    """conntrack's word: TCP's state, of UDP whether it was answered, and is a stream."""
+    """conntrack's name of the state: TCP's state; UNREPLIED, REPLIED or ASSURED of UDP."""
     state = State(int(flow["state"]))
     if state == State.UDP_UNREPLIED and not flow["replied"]:
         return "UNREPLIED"

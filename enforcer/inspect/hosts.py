@@ -1,4 +1,4 @@
-"""`enforcer hosts`: names learnt from DNS answers, with the addresses that go by them."""
+"""`enforcer hosts`: names learnt from DNS answers, with their addresses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Row = dict[str, Any]
 
 
 def hosts(reader: GatewayReader) -> list[Row]:
-    """By name, then address; ``client`` None: for any client that was not told something else itself.
+    """Sorted by name, then address. ``client`` None: for clients without an answer of their own.
 
-    ``expires`` is in seconds; 0 for a name whose time is over and which a live flow keeps.
+    ``expires`` is in seconds; 0 for an expired name that a live flow keeps.
     """
     now = time.time()
     with Store(reader.instance.facts_file, create=False) as store:

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def origins(reader: GatewayReader) -> list[Row]:
-    """The busiest first."""
+    """One row per origin, busiest first."""
     limit = reader.limit
     waiting = _closed(reader)
     rows: list[Row] = []
@@ -48,7 +48,7 @@ def origins(reader: GatewayReader) -> list[Row]:
 
 
 def _closed(reader: GatewayReader) -> Counter[bytes]:
-    """Closed connections that still hold a port (TIME_WAIT, CLOSE), by the origin's key."""
+    """Number of closed connections that still hold a port (TIME_WAIT, CLOSE), by the origin's key."""
     found: Counter[bytes] = Counter()
     for keys, flows in reader.maps.flows.chunks():
         closed = flows["counted"] == 0

@@ -1,4 +1,5 @@
-"""What a verdict leaves out: what routing and the table do after it, and which address is missing."""
+"""Completes a verdict of the program: the final reason after routing and nftables, and the missing
+address."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ Config = Mapping[str, Any]
 
 
 def in_the_end(config: Config, reason: str, destination: IPAddress) -> str:
-    """The name of the reason for which a packet ends that the program ends for ``reason``.
+    """The final reason's name for a packet to which the program gives ``reason``.
 
-    The program takes for local whatever the kernel would not forward: the gateway's own addresses, of which
-    the table guards those of egress IPs, and what there is no route to.
+    The program gives `local` to all packets that the kernel does not forward: to the gateway's own addresses,
+    where the nftables table drops those to egress IPs, and to destinations without a route.
     """
     if reason != "local" or destination.is_multicast:
         return reason
@@ -27,9 +28,9 @@ def in_the_end(config: Config, reason: str, destination: IPAddress) -> str:
 
 
 def missing(config: Config, policy: str | None, version: int) -> tuple[str | None, str]:
-    """Which egress IP a connection that is refused as unavailable should leave by, and why it cannot.
+    """(egress IP, cause) of a connection that is refused as unavailable.
 
-    The cause names the fallback, too. The policy may have gone since the program was asked.
+    The cause includes the fallback's. The policy may have been removed since the program ran.
     """
     family = f"ipv{version}"
     if policy is None:
@@ -51,7 +52,7 @@ def missing(config: Config, policy: str | None, version: int) -> tuple[str | Non
 
 
 def _cause(config: Config, entry: Mapping[str, Any], family: str) -> str:
-    """Why an egress IP is unavailable."""
+    """The cause of an egress IP's unavailability."""
     name, here = entry["name"], config["location"]
     if entry["location"] != here:
         return f"{name} is at {entry['location']}, this gateway at {here}"

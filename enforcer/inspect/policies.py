@@ -1,4 +1,4 @@
-"""`enforcer policies`: the policies in force, and how often each decided."""
+"""`enforcer policies`: the policies in force, and the number of flows that each has decided."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def policies(reader: GatewayReader) -> list[Row]:
-    """In the order in which they are tried."""
+    """One row per policy in ascending precedence."""
     names: dict[str | None, str] = {None: ""}
     for entry in reader.config["egress_ips"]:
         names[entry["ipv4"]] = names[entry["ipv6"]] = entry["name"]

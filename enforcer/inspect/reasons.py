@@ -1,4 +1,4 @@
-"""`enforcer reasons`: what became of everything seen."""
+"""`enforcer reasons`: packets and flows by the reason of their outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def reasons(reader: GatewayReader) -> list[Row]:
-    """By number; those that never happened too."""
+    """One row per reason, by number, including those that never occurred."""
     ruleset = {name.replace("_", "-"): packets for name, (packets, _) in nft.counters().items()}
     rows = []
     for number, reason in sorted(listed.reasons().items()):
@@ -32,5 +32,5 @@ def reasons(reader: GatewayReader) -> list[Row]:
 
 
 def packets_of(rows: list[Row], *names: str) -> int:
-    """The packets of some reasons."""
+    """The sum of the packets of these reasons."""
     return sum(row["packets"] for row in rows if row["reason"] in names)

@@ -1,4 +1,4 @@
-"""`enforcer sessions`: who has a session, and what is known of them."""
+"""`enforcer sessions`: the clients' sessions and their facts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def sessions(instance: Instance) -> Iterator[Row]:
-    """By client, IPv4 first. Raises NotInstalledError if nothing is enforced."""
+    """One row per client, IPv4 first. Raises NotInstalledError if nothing is enforced."""
     GatewayReader(instance)
     with Store(instance.facts_file, create=False) as store:
         for row in store.sessions():
@@ -29,5 +29,5 @@ def sessions(instance: Instance) -> Iterator[Row]:
 
 
 def _time(seconds: float) -> str:
-    """As in RFC 3339, to the second."""
+    """RFC 3339, in seconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

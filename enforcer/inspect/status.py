@@ -1,4 +1,4 @@
-"""`enforcer status`: one look at the whole gateway."""
+"""`enforcer status`: a summary of the whole gateway."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from enforcer.instance import Instance
 from enforcer.kernel import conntrack
 
 SIDES = ("inside", "outside", "other")
-# What was stopped on its way to the outside wire with an address it must not have.
+# Reasons of packets that were dropped because they would have left with a wrong address.
 LEAKS = ("leak", "conntrack-invalid", "unmarked", "untranslatable")
-# Seconds that the daemon's answer is waited for.
+# Seconds to wait for the daemon's answer.
 _PATIENCE = 2.0
 
 
 def status(instance: Instance) -> dict[str, Any]:
-    """State is "running" (enforced, with a daemon), "unattended" (enforced, no daemon) or "down"."""
+    """The summary; ``state`` is "running" (enforced, with a daemon), "unattended" (no daemon) or "down"."""
     pid = instance.daemon_pid()
     try:
         reader = GatewayReader(instance)
@@ -72,7 +72,7 @@ def status(instance: Instance) -> dict[str, Any]:
 
 
 def _of_daemon(instance: Instance, pid: int | None) -> list[str]:
-    """What the daemon warns of. One of another version may not answer, nor one that is busy."""
+    """The daemon's warnings; empty if it does not answer, because it is busy or of another version."""
     if pid is None:
         return []
     try:
@@ -83,7 +83,7 @@ def _of_daemon(instance: Instance, pid: int | None) -> list[str]:
 
 
 def _half_done(instance: Instance, state: State | None) -> dict[str, Any] | None:
-    """The plan that is under way, or that was not completed and is going to be healed; None if none is."""
+    """The plan that is under way, or that was interrupted and is going to be healed, or None."""
     if state is None or state.half_done is None:
         return None
     pid = state.half_done["pid"]
@@ -96,7 +96,7 @@ def _half_done(instance: Instance, state: State | None) -> dict[str, Any] | None
 
 
 def _fast_path(maps: Maps) -> dict[str, Any]:
-    """Whether it is on, and how many flows' packets take it just now."""
+    """Whether it is on, and the number of flows with valid entries."""
     try:
         return {"on": fast_path.is_on(maps), "flows": fast_entries.count_fast(maps)}
     except LayoutError:  # an earlier version's programs have none
@@ -104,7 +104,7 @@ def _fast_path(maps: Maps) -> dict[str, Any]:
 
 
 def _tables(maps: Maps) -> dict[str, Any]:
-    """How full what traffic fills is, how many flows made room, and by how much counters had drifted."""
+    """Usage of the tables that traffic fills, evicted flows, and corrections of counters."""
     try:
         fills = {
             name: table_usage.fill(getattr(maps, name)) for name in ("flows", "origins", "client_prefixes")

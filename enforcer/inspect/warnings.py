@@ -1,4 +1,4 @@
-"""What is not as the file has it, or meets it badly, in sentences: `status` shows them."""
+"""Warnings about deviations from the configuration and conflicting kernel settings, for `status`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from enforcer.kernel import addresses, links
 
 
 def warnings(reader: GatewayReader) -> list[str]:
-    """Of links, the shared addresses, and what other software has set."""
+    """Warnings about links, the shared addresses, and other software's settings."""
     config = reader.config
     return [
         *collect("listed interfaces", lambda: _of_links(reader)),
@@ -28,7 +28,7 @@ def _of_links(reader: GatewayReader) -> Iterator[str]:
     wanted = desired(reader.config, reader.state.slots)
     yield from sorted(map(str, roles.find_taken(wanted, found)))
     renamed: frozenset[roles.RenamedLink] = frozenset()
-    with suppress(LayoutError):  # an earlier version's
+    with suppress(LayoutError):  # maps of an earlier version
         renamed = roles.find_renamed(reader.maps.interfaces, wanted, found)
     yield from sorted(map(str, renamed))
     for side in ("inside", "outside"):

@@ -1,7 +1,8 @@
-"""One gateway: its identity, its places in the file system, and the locks that guard it.
+"""The identity of one gateway, its directories, and its locks.
 
-A gateway is a network namespace. It is named by the namespace's cookie (SO_NETNS_COOKIE), which the
-kernel does not use twice between two boots: so several gateways on one machine don't know of each other.
+A gateway is a network namespace, identified by the namespace's cookie (SO_NETNS_COOKIE), which is unique
+until
+the next boot. So several gateways on one machine are independent.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from enforcer.instance import trust
 
 RUN = Path("/run/enforcer")
 PATIENCE = 10.0
-"""Seconds that one change of the gateway waits for another's end."""
+"""Seconds that a change of the gateway waits for the end of another one."""
 _KILLED = 5.0
 _PAUSE = 0.02
 
@@ -40,9 +41,9 @@ class Instance:
 
     @property
     def directory(self) -> Path:
-        """State, locks and the control socket; on tmpfs, so it ends with the kernel state it describes.
+        """The directory of state, locks and control socket; on tmpfs, so a reboot clears it.
 
-        Raises UntrustedError if others could have prepared it.
+        Raises UntrustedError if another user could have prepared it.
         """
         private = RUN / f"{self.cookie:x}"
         trust.check_directory(RUN)
@@ -51,32 +52,32 @@ class Instance:
 
     @property
     def state_file(self) -> Path:
-        """What was applied (enforcer/gateway/state.py)."""
+        """The file that describes what was applied (enforcer/gateway/state.py)."""
         return self.directory / "state.json"
 
     @property
     def control_socket(self) -> Path:
-        """Where the daemon takes requests."""
+        """The socket on which the daemon receives requests."""
         return self.directory / "control.sock"
 
     @property
     def facts_file(self) -> Path:
-        """Sessions and learnt names (enforcer/facts/store.py)."""
+        """The database of sessions and learnt names (enforcer/facts/store.py)."""
         return self.directory / "facts.db"
 
     def create(self) -> None:
-        """Makes the directory."""
+        """Creates the directory. Raises UntrustedError, PrivilegeError."""
         try:
-            # Only root's: whoever can open the locks can hold them.
+            # Private: a user who can open the lock files could hold the locks.
             RUN.mkdir(mode=0o755, exist_ok=True)
             trust.make_directory(self.directory)
         except FileNotFoundError:
-            self.create()  # `down` of another gateway has just taken the directory above away
+            self.create()  # another gateway's `down` removed RUN meanwhile
         except PermissionError as error:
             raise PrivilegeError(f"cannot create {self.directory}", "Run as root.") from error
 
     def remove(self) -> None:
-        """Takes the directory away; the change lock is held. A running daemon keeps its lock to its end."""
+        """Removes the directory, under the change lock; lock files that a running daemon holds stay."""
         if self.directory.is_dir():
             for path in self.directory.iterdir():
                 if not path.name.endswith(".lock"):
@@ -87,12 +88,12 @@ class Instance:
 
     def _remove_directory(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
-        with suppress(OSError):  # the last gateway's takes that of all with it
+        with suppress(OSError):  # not empty unless this was the last gateway
             RUN.rmdir()
 
     @contextmanager
     def daemon_lock(self) -> Iterator[None]:
-        """Held for a daemon's life; the file holds its pid. Raises BusyError with the other one's pid."""
+        """Holds the daemon's lock; the file has its pid. Raises BusyError with another daemon's pid."""
         with self._locked("daemon.lock") as file:
             os.ftruncate(file, 0)
             os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
@@ -104,10 +105,10 @@ class Instance:
 
     @contextmanager
     def change_lock(self, patience: float = PATIENCE, *, kill: bool = False) -> Iterator[None]:
-        """Held while the gateway is changed; the file holds the pid of the process.
+        """Holds the change lock; the file has the pid of the process.
 
-        A process that still has it after ``patience`` seconds hangs: LockedError, or with ``kill`` it is
-        killed, and what it has left half done is the caller's to heal.
+        If another process holds it for more than ``patience`` seconds, raises LockedError, or with ``kill``
+        kills that process; the caller then heals its unfinished plan.
         """
         with self._locked("change.lock", patience, kill) as file:
             os.ftruncate(file, 0)
@@ -115,11 +116,11 @@ class Instance:
             yield
 
     def changing_pid(self) -> int | None:
-        """The process that changes the gateway at this moment, or None. Does not touch the lock."""
+        """The pid of the process that holds the change lock, or None. Does not take the lock."""
         return _holder(self.directory / "change.lock")
 
     def kill_daemon(self) -> None:
-        """SIGKILL, for a daemon that does not end otherwise."""
+        """Kills the daemon (SIGKILL)."""
         _kill_holder(self.directory / "daemon.lock")
 
     def daemon_pid(self) -> int | None:
@@ -133,7 +134,7 @@ class Instance:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            # Empty for an instant after it was locked.
+            # The file is empty for an instant after it was locked.
             return int(os.pread(file, 32, 0) or b"0") or None
         finally:
             os.close(file)
@@ -141,14 +142,14 @@ class Instance:
 
     @contextmanager
     def _locked(self, name: str, patience: float = 0.0, kill: bool = False) -> Iterator[int]:
-        """Holds a lock file. Raises BusyError if another process does for longer than ``patience``."""
+        """Holds a lock file. Raises BusyError, LockedError if another process holds it for longer."""
         path = self.directory / name
         while True:
             self.create()
             try:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
-                continue  # `down` has just taken the directory away
+                continue  # `down` removed the directory meanwhile
             except PermissionError as error:
                 raise PrivilegeError(f"cannot open {path}", "Run as root.") from error
             try:
@@ -165,7 +166,7 @@ class Instance:
 
 
 def _is_at(file: int, path: Path) -> bool:
-    """Whether the open file is still the one at this path: `down` may have removed it while we waited."""
+    """Whether the open file is still the one at this path; `down` may have removed it meanwhile."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file), path.stat())
     return False
@@ -184,7 +185,7 @@ def _busy(name: str, pid: str) -> EnforcerError:
 
 
 def _try_lock(file: int, patience: float = 0.0) -> bool:
-    """Tries several times in any case: daemon_pid() of another process holds the lock for an instant."""
+    """Tries for ``patience`` seconds, and several times: daemon_pid() takes the lock for an instant."""
     deadline = time.monotonic() + max(patience, 5 * _PAUSE)
     while True:
         try:
@@ -198,20 +199,20 @@ def _try_lock(file: int, patience: float = 0.0) -> bool:
 
 
 def _holder(path: Path) -> int | None:
-    """The process that the kernel says holds the lock on this file (proc(5), /proc/locks)."""
+    """The pid of the process that holds the lock on this file (proc(5), /proc/locks), or None."""
     with suppress(OSError):
         status = path.stat()
         where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
-            # A process that waits has "->" after the number.
+            # The line of a waiting process has "->" after the number.
             if fields[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and fields[5] == where:
                 return int(fields[4])
     return None
 
 
 def _kill_holder(path: Path) -> None:
-    """SIGKILL to the process that holds the lock, and to no other that has its number by now."""
+    """Kills the process that holds the lock; a pidfd excludes a process that reused its pid."""
     pid = _holder(path)
     if pid is None or pid <= 0 or pid == os.getpid():
         return
@@ -225,5 +226,5 @@ def _kill_holder(path: Path) -> None:
 
 
 def not_installed() -> NotInstalledError:
-    """The error of commands that need something to be enforced."""
+    """The error of commands that need a gateway in force."""
     return NotInstalledError("nothing is enforced on this gateway", "Start the daemon: enforcer run")

@@ -27,11 +27,11 @@ _MOST_LINKS = 40  # as the kernel (MAXSYMLINKS)
 
 
 class NotRegularError(OSError):
-    """It is no regular file; ``strerror`` says what it is."""
+    """A path is not a regular file; ``strerror`` says what it is."""
 
 
 def check_directory(path: Path) -> bool:
-    """Whether a directory of ours exists. Raises UntrustedError if another user may have prepared it."""
+    """Whether the enforcer's directory exists. Raises UntrustedError if another user may have prepared it."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def check_directory(path: Path) -> bool:
 
 
 def check_mount(path: Path) -> None:
-    """Check the directory that ours is made in; it may be sticky, as /tmp is. Raises UntrustedError."""
+    """Checks the directory that contains ours; it may be sticky, like /tmp. Raises UntrustedError."""
     status = path.stat()
     if status.st_mode & stat.S_ISVTX and status.st_uid in _trusted():
         return  # only its owner can rename or remove an entry
@@ -51,20 +51,20 @@ def check_mount(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a private directory unless it exists. Raises UntrustedError, OSError."""
+    """Creates a private directory unless it exists. Raises UntrustedError, OSError."""
     path.mkdir(mode=0o700, exist_ok=True)
     check_directory(path)
 
 
 def remove_tree(path: Path) -> bool:
-    """Remove a directory and its contents without following links; False if it does not exist.
+    """Removes a directory and its contents without following links; False if it does not exist.
 
     Raises UntrustedError if ``path`` itself is a link.
     """
     try:
         _empty(str(path), None)
         path.rmdir()
-    except FileNotFoundError:  # or another process was faster
+    except FileNotFoundError:  # or another process removed it
         return False
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
@@ -74,9 +74,9 @@ def remove_tree(path: Path) -> bool:
 
 
 def open_file(path: Path, *, strict: bool = True) -> int:
-    """Open a regular file for reading. Raises UntrustedError, NotRegularError, OSError.
+    """Opens a regular file for reading. Raises UntrustedError, NotRegularError, OSError.
 
-    A pipe or a device is never opened. Without ``strict``, and in a process without privileges, links are
+    Pipes and devices are never opened. Without ``strict``, or in a process without privileges, links are
     followed and permissions are not checked.
     """
     with ExitStack() as stack:
@@ -93,13 +93,13 @@ def open_file(path: Path, *, strict: bool = True) -> int:
 
 
 def read_file(path: Path, most: int, *, strict: bool = True) -> bytes:
-    """Read a file that open_file accepts; one byte more than ``most`` if it is larger."""
+    """Reads a file that open_file accepts; a result of ``most`` + 1 bytes means that the file is larger."""
     with open(open_file(path, strict=strict), "rb") as file:
         return file.read(most + 1)
 
 
 def _walk(path: Path, stack: ExitStack) -> int:
-    """Resolve a path component by component, checking each; an O_PATH descriptor."""
+    """Resolves a path component by component and checks each; returns an O_PATH descriptor."""
     names = _names(str(path))
     here = _opened("/", None, stack)
     followed = 0
@@ -121,7 +121,7 @@ def _walk(path: Path, stack: ExitStack) -> int:
 
 
 def _names(path: str) -> list[str]:
-    """The components of a path, the first one last."""
+    """The components of a path in reverse order."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
@@ -163,13 +163,13 @@ def _check_owned(path: Path, status: os.stat_result) -> None:
 
 
 def _is_private(directory: os.stat_result) -> bool:
-    """Whether only trusted users may write it; the group 0 counts as root."""
+    """Whether only trusted users may write it; group 0 counts as root."""
     mode, others = directory.st_mode, directory.st_gid != 0
     return directory.st_uid in _trusted() and not mode & (stat.S_IWOTH | (stat.S_IWGRP if others else 0))
 
 
 def _is_privileged() -> bool:
-    """Whether this process is root's or has capabilities."""
+    """Whether this process runs as root or has capabilities."""
     if os.geteuid() == 0:
         return True
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()

@@ -1,1 +1,2 @@
-"""The rest of the kernel, through pyroute2: nftables, addresses, routes, filters, sysctls, conntrack."""
+"""Access to the kernel except BPF: nftables, addresses, routes, TC filters, sysctls, conntrack, queues,
+events."""

@@ -1,9 +1,9 @@
-"""The gateway's addresses: single ones on interfaces, IPv6 ranges as local routes.
+"""The gateway's addresses: single addresses on interfaces, IPv6 ranges as local routes.
 
-What is added here carries the protocol number 233 (0xe9, assigned to nobody in iproute2's rt_addrprotos and
-rt_protos), so that it can be told from everybody else's for ever: ``ip address`` and ``ip route`` show it,
-``ours=True`` selects it. Adding what is there and removing what is not there is success. pyroute2 is not
-used: it takes 200 µs for each address, and 4,000 are added at a start.
+Added addresses and routes have the protocol number 233 (0xe9, unassigned in iproute2's rt_addrprotos and
+rt_protos), which identifies them: ``ip address`` and ``ip route`` show it, ``ours=True`` selects it. Adding
+an existing address and removing a missing one succeed. pyroute2 is not used: it takes 200 µs for each
+address, and a start adds 4,000.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from enforcer.kernel import netlink
 from enforcer.kernel.netlink import ACK, CREATE, EXCL, REQUEST, Channel, Message
 
 Interface = IPv4Interface | IPv6Interface
-Held = tuple[str, Interface]
+InterfaceAddress = tuple[str, Interface]
 
 PROTOCOL = 0xE9
 LOOPBACK = "lo"
@@ -41,7 +41,7 @@ _INTERFACES: dict[int, type[Interface]] = {socket.AF_INET: IPv4Interface, socket
 Thing = TypeVar("Thing")
 
 
-class Listed(NamedTuple):
+class AddressEntry(NamedTuple):
     """One address as the kernel lists it (rtnetlink(7), RTM_GETADDR)."""
 
     holder: int
@@ -50,59 +50,62 @@ class Listed(NamedTuple):
     scope: int
     flags: int
     ours: bool
-    """Added here."""
+    """Whether it has the enforcer's protocol number."""
 
 
-def listed() -> Iterator[Listed]:
-    """Every address of the network namespace, those not usable yet or any more included."""
+def all_entries() -> Iterator[AddressEntry]:
+    """Every address of the network namespace, including tentative and failed ones."""
     with Channel(netlink.NETLINK_ROUTE, "reading the addresses") as channel:
         for message in channel.snapshot(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
             family, length, _, scope, index = ADDRESS.unpack_from(message)
             parts = netlink.attributes(message, ADDRESS.size)
             if family not in _INTERFACES:
                 continue
-            # IFA_ADDRESS is the peer's on a point-to-point link; IFA_LOCAL is missing for most of IPv6.
+            # On a point-to-point link IFA_ADDRESS is the peer's; most IPv6 addresses have no IFA_LOCAL.
             address = _INTERFACES[family]((parts.get(IFA_LOCAL) or parts[IFA_ADDRESS], length))
             flags = int.from_bytes(parts.get(IFA_FLAGS, b""), sys.byteorder)
-            yield Listed(index, address, scope, flags, parts.get(IFA_PROTO) == bytes([PROTOCOL]))
+            yield AddressEntry(index, address, scope, flags, parts.get(IFA_PROTO) == bytes([PROTOCOL]))
 
 
-def held(*, ours: bool = False) -> set[Held]:
-    """Every address on every interface (or only those added here), with the interface's name.
+def held(*, ours: bool = False) -> set[InterfaceAddress]:
+    """Every address (or only the enforcer's) with its interface's name.
 
-    An IPv6 address that another host was found to use (DAD failed) is not held.
+    An IPv6 address that failed duplicate address detection (RFC 4862, 5.4) is left out.
     """
     names = dict(socket.if_nameindex())
     return {
         (names[found.holder], found.address)
-        for found in listed()
+        for found in all_entries()
         if found.holder in names and not found.flags & IFA_F_DADFAILED and (found.ours or not ours)
     }
 
 
-def add(addresses: Iterable[Held], *, own: Collection[IPv4Address] = ()) -> list[Held]:
-    """Put addresses on interfaces; returns those that were not there before.
+def add(
+    addresses: Iterable[InterfaceAddress], *, own: Collection[IPv4Address] = ()
+) -> list[InterfaceAddress]:
+    """Adds addresses to interfaces; returns those that were missing.
 
-    IPv4 ones get the scope "host": the kernel never picks them as the source of the gateway's own traffic. An
-    address of scope "link" it picks where a default route has no next hop (``default dev ppp0``, a route of
-    scope "link"; net/ipv4/devinet.c, inet_select_addr), which is right for those in ``own`` alone. What was
-    added with another scope is added again; nothing but the answer to an ARP request can be lost by that.
-    IPv6 ones skip duplicate address detection and can be used at once.
+    IPv4 addresses get the scope "host", which the kernel never selects as the source of the gateway's own
+    traffic. Those in ``own`` get the scope "link", which it selects where a default route has no next hop
+    (``default dev ppp0``, a route of scope "link"; net/ipv4/devinet.c, inet_select_addr). An address with
+    another scope is removed and added again; an ARP request meanwhile stays unanswered. IPv6 addresses skip
+    duplicate address detection and are usable at once.
     """
     wanted = list(addresses)
-    again = misscoped(own=own).intersection(wanted)
+    again = wrong_scope(own=own).intersection(wanted)
     if again:
         remove(again)
     encode = _address_encoder(RTM_NEWADDR, CREATE | EXCL, own)
     return _change("adding {0[1]} to {0[0]}", wanted, encode, {errno.EEXIST})
 
 
-def misscoped(*, own: Collection[IPv4Address] = ()) -> set[Held]:
-    """IPv4 addresses that :func:`add` would put there with another scope: an earlier version did."""
+def wrong_scope(*, own: Collection[IPv4Address] = ()) -> set[InterfaceAddress]:
+    """The enforcer's IPv4 addresses whose scope differs from the one that :func:`add` gives (earlier
+    versions)."""
     names = dict(socket.if_nameindex())
     return {
         (names[found.holder], found.address)
-        for found in listed()
+        for found in all_entries()
         if isinstance(found.address, IPv4Interface)
         and found.holder in names
         and found.ours
@@ -116,8 +119,8 @@ def _scope(address: Interface, own: Collection[IPv4Address]) -> int:
     return RT_SCOPE_LINK if address.ip in own else RT_SCOPE_HOST
 
 
-def remove(addresses: Iterable[Held]) -> list[Held]:
-    """Take addresses off interfaces, whoever added them; returns those that were there."""
+def remove(addresses: Iterable[InterfaceAddress]) -> list[InterfaceAddress]:
+    """Removes addresses from interfaces, also those of other software; returns those that existed."""
     names = {name for _, name in socket.if_nameindex()}
     present = [address for address in addresses if address[0] in names]
     encode = _address_encoder(RTM_DELADDR, 0)
@@ -125,10 +128,12 @@ def remove(addresses: Iterable[Held]) -> list[Held]:
     return _change("removing {0[1]} from {0[0]}", present, encode, gone)
 
 
-def _address_encoder(kind: int, flags: int, own: Collection[IPv4Address] = ()) -> Callable[[Held], Message]:
+def _address_encoder(
+    kind: int, flags: int, own: Collection[IPv4Address] = ()
+) -> Callable[[InterfaceAddress], Message]:
     indexes = {name: index for index, name in socket.if_nameindex()}
 
-    def encode(address: Held) -> Message:
+    def encode(address: InterfaceAddress) -> Message:
         name, interface = address
         if name not in indexes:
             raise netlink.failure(f"finding the interface {name}", errno.ENODEV)
@@ -147,9 +152,9 @@ def _address_encoder(kind: int, flags: int, own: Collection[IPv4Address] = ()) -
 
 
 def ranges(*, ours: bool = False) -> set[IPv6Network]:
-    """The IPv6 ranges that are local by a route (or only those added here).
+    """The IPv6 ranges with a local route (or only the enforcer's).
 
-    The routes that the kernel makes for each address are not among them.
+    The kernel's own local routes of single addresses are left out.
     """
     request = ROUTE.pack(socket.AF_INET6, 0, 0, 0, RT_TABLE_LOCAL, PROTOCOL if ours else 0, 0, 0, 0)
     found = set()
@@ -166,13 +171,13 @@ def ranges(*, ours: bool = False) -> set[IPv6Network]:
 
 
 def add_ranges(networks: Iterable[IPv6Network]) -> list[IPv6Network]:
-    """Make all addresses of these ranges the gateway's own; returns the ranges that were not before."""
+    """Adds local routes for these ranges; returns those that were missing."""
     encode = _range_encoder(RTM_NEWROUTE, CREATE | EXCL)
     return _change("adding the local route {}", networks, encode, {errno.EEXIST})
 
 
 def remove_ranges(networks: Iterable[IPv6Network]) -> list[IPv6Network]:
-    """Undo :func:`add_ranges`; other people's routes stay. Returns the ranges that were there."""
+    """Removes the enforcer's local routes of these ranges; returns those that existed."""
     encode = _range_encoder(RTM_DELROUTE, 0)
     return _change("removing the local route {}", networks, encode, {errno.ESRCH})
 
@@ -196,9 +201,9 @@ def _change(
     encode: Callable[[Thing], Message],
     harmless: set[int],
 ) -> list[Thing]:
-    """Apply ``encode`` to each and return the things that changed; ``harmless`` errnos mean "no change".
+    """Sends the request of each thing; returns those that changed. ``harmless`` errnos mean "no change".
 
-    All are tried. Then the first real refusal is raised, with the number of the others.
+    All are tried; then the first other error is raised, with the number of further ones.
     """
     every = list(things)
     messages = [encode(thing) for thing in every]

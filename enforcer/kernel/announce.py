@@ -1,7 +1,7 @@
-"""Telling the neighbours that an address is here now: gratuitous ARP, unsolicited neighbour advertisements.
+"""Announces addresses to neighbours: gratuitous ARP, unsolicited neighbour advertisements.
 
-Sent through packet sockets, so that addresses need not be bound and the packets pass no netfilter. Only the
-standard library.
+Packet sockets send them, so the addresses need not be bound and the packets bypass netfilter. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from enforcer.constants import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMPV6
 from enforcer.kernel import netlink
-from enforcer.kernel.addresses import IFA_F_DADFAILED, listed
+from enforcer.kernel.addresses import IFA_F_DADFAILED, all_entries
 from enforcer.kernel.links import ARPHRD_ETHER
 
 ARP_REQUEST = 1
@@ -23,17 +23,17 @@ NEIGHBOUR_ADVERTISEMENT, ROUTER_FLAG, OVERRIDE_FLAG = 136, 0x80000000, 0x2000000
 TARGET_LINK_LAYER_ADDRESS = 2
 ALL_NODES = IPv6Address("ff02::1")
 ALL_NODES_MAC = bytes.fromhex("333300000001")  # RFC 2464, 7
-HOP_LIMIT = 255  # RFC 4861, 7.1.2: others are not listened to
+HOP_LIMIT = 255  # RFC 4861, 7.1.2: advertisements with another hop limit are ignored
 IFA_F_TENTATIVE = 0x40  # include/uapi/linux/if_addr.h
 
 Address = IPv4Address | IPv6Address
 
 
 def announce(interface: str, addresses: Iterable[Address]) -> int:
-    """Send one announcement for each address on ``interface``; returns how many were sent.
+    """Sends one announcement for each address on ``interface``; returns how many were sent.
 
-    An interface that is not Ethernet (a tunnel) has no neighbours to tell: 0. RFC 5227 and RFC 4861 allow
-    repeating; the caller does that when it wants.
+    An interface that is not Ethernet (a tunnel) has no neighbours: 0. RFC 5227 and RFC 4861 allow repetition,
+    which is left to the caller.
     """
     operation = f"announcing addresses on {interface}"
     try:
@@ -54,30 +54,27 @@ def announce(interface: str, addresses: Iterable[Address]) -> int:
 
 
 def settled(interface: str) -> list[Address]:
-    """The addresses that the interface holds; without those that duplicate address detection still doubts.
-
-    Empty if there is no such interface.
-    """
+    """The addresses of the interface without tentative and failed ones; empty if it does not exist."""
     try:
         index = socket.if_nametoindex(interface)
     except OSError:
         return []
     return [
         found.address.ip
-        for found in listed()
+        for found in all_entries()
         if found.holder == index and not found.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
     ]
 
 
 def arp(mac: bytes, address: IPv4Address) -> bytes:
-    """The frame of an ARP announcement (RFC 5227, 2.3): a request for one's own address."""
+    """The frame of an ARP announcement (RFC 5227, 2.3): a request for the sender's own address."""
     ethernet = BROADCAST + mac + struct.pack(">H", ETH_P_ARP)
     header = struct.pack(">HHBBH", ARPHRD_ETHER, ETH_P_IP, 6, 4, ARP_REQUEST)
     return ethernet + header + mac + address.packed + bytes(6) + address.packed
 
 
 def advertisement(mac: bytes, address: IPv6Address) -> bytes:
-    """The frame of an unsolicited neighbour advertisement (RFC 4861, 7.2.6) that replaces what is known."""
+    """The frame of an unsolicited neighbour advertisement with the override flag (RFC 4861, 7.2.6)."""
     option = struct.pack(">BB", TARGET_LINK_LAYER_ADDRESS, 1) + mac
     flags = ROUTER_FLAG | OVERRIDE_FLAG
     body = struct.pack(">BBHI", NEIGHBOUR_ADVERTISEMENT, 0, 0, flags) + address.packed + option

@@ -1,15 +1,15 @@
-"""The kernel's connection table: read it all, ask for single connections, delete them.
+"""conntrack, the kernel's connection table: read it, look up, change and delete single connections.
 
-A light parser: pyroute2's takes about 200 µs for an entry and a gateway has 100,000 and more. It relies on
-the order in which net/netfilter/nf_conntrack_netlink.c writes a tuple, and takes a slower way where an entry
-looks different. Only the standard library.
+The parser is light: pyroute2's takes about 200 µs for an entry, and a gateway has 100,000 and more. It relies
+on the order in which net/netfilter/nf_conntrack_netlink.c writes a tuple, and parses other entries attribute
+by attribute. Standard library only.
 
 Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d, as in the datapath's maps. Ports are in host
 order; of ICMP the "source port" is the identifier, and the "destination port" is type << 8 | code.
 
-A connection may be in a zone, by rules of other software (``ct zone set``, iptables' CT target, Open
-vSwitch). It is found by its original tuple together with the zone of that direction, 0 if it has none
-(nf_conntrack_core.c, nf_ct_key_equal), so requests say in which zones to look.
+Rules of other software (``ct zone set``, iptables' CT target, Open vSwitch) may put a connection into a zone.
+Its key is the original tuple with that direction's zone, 0 by default (nf_conntrack_core.c, nf_ct_key_equal),
+so requests name the zones to search.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Entry(NamedTuple):
 
     @property
     def expected(self) -> bool:
-        """Whether a helper expected it of another connection."""
+        """Whether a conntrack helper expected it because of another connection."""
         return bool(self.status & IPS_EXPECTED)
 
     @property
@@ -108,7 +108,7 @@ class Entry(NamedTuple):
 
     @property
     def assured(self) -> bool:
-        """Whether it is not dropped early when the table is full."""
+        """Whether conntrack keeps it when the table is full."""
         return bool(self.status & IPS_ASSURED)
 
     @property
@@ -118,14 +118,14 @@ class Entry(NamedTuple):
 
 
 def entries(family: int = socket.AF_UNSPEC) -> Iterator[Entry]:
-    """Every connection, of one family or both, as the kernel gives them; the table goes on changing."""
+    """Every connection of one family or both, while the table changes: some may be missing or repeated."""
     with Channel(NETLINK_NETFILTER, "reading the connection table") as channel:
         for message in channel.dump(GET, _nfgen(family)):
             yield _entry(message)
 
 
 def fill() -> tuple[int, int]:
-    """How many entries the table has, of this namespace, and how many it may have."""
+    """(number of this namespace's entries, size of the table)."""
     return (
         int(sysctl.read("net/netfilter/nf_conntrack_count")),
         int(sysctl.read("net/netfilter/nf_conntrack_max")),
@@ -133,9 +133,9 @@ def fill() -> tuple[int, int]:
 
 
 def zones(sample: int) -> list[int]:
-    """The zones other than 0 of so many entries, the most frequent first.
+    """The zones other than 0 among the first ``sample`` entries, most frequent first.
 
-    The table is a hash, so the entries that a dump begins with are a random sample.
+    The table is a hash, so a dump's first entries are a random sample.
     """
     with Channel(NETLINK_NETFILTER, "reading the connection table") as channel:
         some = islice(channel.dump(GET, _nfgen(socket.AF_UNSPEC)), sample)
@@ -147,12 +147,12 @@ NO_ZONE = (0,)
 
 
 def exists(original: Tuple) -> bool:
-    """Whether the connection with this original tuple is in the table, in no zone."""
+    """Whether the connection with this original tuple is in the table, in zone 0."""
     return not missing([original])
 
 
 def missing(originals: Sequence[Tuple], zones: Sequence[int] = NO_ZONE) -> list[int]:
-    """The positions of those connections that are in none of these zones."""
+    """The positions of the connections that none of these zones has."""
     operation = "looking up connections"
     absent = list(range(len(originals)))
     with Channel(NETLINK_NETFILTER, operation) as channel:
@@ -169,10 +169,7 @@ def missing(originals: Sequence[Tuple], zones: Sequence[int] = NO_ZONE) -> list[
 
 
 def delete(originals: Iterable[Tuple], zones: Sequence[int] = NO_ZONE) -> int:
-    """Remove connections by their original tuples, each from the first of the zones that has it.
-
-    Returns how many of them there were.
-    """
+    """Deletes connections by original tuple, each in the first of the zones that has it; returns how many."""
     requests = [
         [Message(DELETE, REQUEST | ACK, _request(original, zone)) for zone in zones] for original in originals
     ]
@@ -180,7 +177,7 @@ def delete(originals: Iterable[Tuple], zones: Sequence[int] = NO_ZONE) -> int:
 
 
 def delete_entries(found: Iterable[Entry]) -> int:
-    """Remove these connections, of whatever zones; returns how many were still there."""
+    """Deletes these connections, each in its own zone; returns how many still existed."""
     requests = [[Message(DELETE, REQUEST | ACK, _request(entry.original, entry.zone))] for entry in found]
     return _change(requests, "deleting connections")
 
@@ -188,12 +185,12 @@ def delete_entries(found: Iterable[Entry]) -> int:
 def set_tcp_state(
     originals: Iterable[Tuple], state: str, timeout: int, zones: Sequence[int] = NO_ZONE
 ) -> int:
-    """Move TCP connections to a state, to be forgotten after so many seconds; returns how many there were."""
+    """Sets the state of TCP connections and their timeout in seconds; returns how many existed."""
     tcp = netlink.nested(
         CTA_PROTOINFO_TCP, netlink.attribute(CTA_PROTOINFO_TCP_STATE, bytes([TCP_STATES.index(state)]))
     )
     change = netlink.nested(CTA_PROTOINFO, tcp) + netlink.attribute(CTA_TIMEOUT, _U32.pack(timeout))
-    # Without CREATE, so a connection that is gone does not come back (nf_conntrack_netlink.c,
+    # Without CREATE the kernel does not recreate a missing connection (nf_conntrack_netlink.c,
     # ctnetlink_new_conntrack).
     requests = [
         [Message(NEW, REQUEST | ACK, _request(original, zone) + change) for zone in zones]
@@ -203,7 +200,7 @@ def set_tcp_state(
 
 
 def _change(requests: list[list[Message]], operation: str) -> int:
-    """Has the first request of each row carried out for which there is a connection; returns how many."""
+    """Sends each row's requests in order until one finds its connection; returns how many did."""
     left, done = requests, 0
     with Channel(NETLINK_NETFILTER, operation) as channel:
         while left:
@@ -226,7 +223,7 @@ def _nfgen(family: int) -> bytes:
 
 
 def _request(original: Tuple, zone: int = 0) -> bytes:
-    """What names a connection in a request: its original tuple, and the zone that this is in."""
+    """The key of a connection in a request: its original tuple and zone."""
     family = _family(original)
     source, destination = original.source, original.destination
     # CTA_IP_V4_SRC, _DST, _V6_SRC, _DST
@@ -244,8 +241,8 @@ def _request(original: Tuple, zone: int = 0) -> bytes:
         proto += netlink.attribute(CTA_PROTO_SRC_PORT, _U16.pack(original.source_port))
         proto += netlink.attribute(CTA_PROTO_DST_PORT, _U16.pack(original.destination_port))
     parts = netlink.nested(CTA_TUPLE_IP, ip) + netlink.nested(CTA_TUPLE_PROTO, proto)
-    place = netlink.attribute(CTA_ZONE, _U16.pack(zone)) if zone else b""
-    return _nfgen(family) + netlink.nested(CTA_TUPLE_ORIG, parts) + place
+    in_zone = netlink.attribute(CTA_ZONE, _U16.pack(zone)) if zone else b""
+    return _nfgen(family) + netlink.nested(CTA_TUPLE_ORIG, parts) + in_zone
 
 
 def _entry(message: bytes) -> Entry:
@@ -284,14 +281,14 @@ def _entry(message: bytes) -> Entry:
 
 
 def _zone(parts: dict[int, bytes]) -> int:
-    """The original direction's; of an entry whose tuples are parsed already, that of both."""
+    """The original direction's zone, or the zone of both directions; 0 if neither is given."""
     if CTA_ZONE in parts:
         return int.from_bytes(parts[CTA_ZONE][:2], "big")
     return int.from_bytes(netlink.attributes(parts.get(CTA_TUPLE_ORIG, b"")).get(CTA_TUPLE_ZONE, b""), "big")
 
 
 def _tuple(data: bytes) -> Tuple:
-    """A tuple in whatever shape; what it lacks (ports, of a protocol without) is 0."""
+    """A tuple with its attributes in any order; missing ports are 0."""
     parts = netlink.attributes(data)
     ip, proto = netlink.attributes(parts[CTA_TUPLE_IP]), netlink.attributes(parts[CTA_TUPLE_PROTO])
     protocol = proto[CTA_PROTO_NUM][0]

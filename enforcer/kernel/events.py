@@ -1,4 +1,4 @@
-"""Netlink's multicast groups: subscribing to them, and reading what comes."""
+"""Subscriptions to netlink multicast groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NETLINK_ADD_MEMBERSHIP = 1
 
 
 class Event(NamedTuple):
-    """One message: its type, the port number of whose request it tells, and what follows the header."""
+    """One message: its type, the port id of the request that caused it, and the payload after the header."""
 
     kind: int
     port: int
@@ -28,7 +28,7 @@ class Event(NamedTuple):
 
 
 def subscribe(family: int, groups: tuple[int, ...], room: int) -> socket.socket:
-    """A socket that receives what is said to these groups, and keeps about ``room`` bytes of it unread."""
+    """A non-blocking socket that receives these groups' messages; its buffer holds about ``room`` bytes."""
     try:
         subscribed = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, family
@@ -36,18 +36,19 @@ def subscribe(family: int, groups: tuple[int, ...], room: int) -> socket.socket:
         subscribed.bind((0, 0))
         for group in groups:
             subscribed.setsockopt(netlink.SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-        # Past net.core.rmem_max only with CAP_NET_ADMIN; less is made up for by reporting the overflow.
+        # Beyond net.core.rmem_max only with CAP_NET_ADMIN; a smaller buffer overflows earlier, which is
+        # reported.
         subscribed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
     except OSError as error:
         raise netlink.failure("subscribing to the kernel's events", error.errno or 0) from error
     return subscribed
 
 
-def received(source: socket.socket) -> Iterator[Event | None]:
-    """What has come since the last time; never waits. None stands for what there was no room for."""
+def received(subscribed: socket.socket) -> Iterator[Event | None]:
+    """The messages since the last call; never blocks. None stands for messages lost to an overflow."""
     while True:
         try:
-            data = source.recv(netlink.RECEIVE_SIZE)
+            data = subscribed.recv(netlink.RECEIVE_SIZE)
         except BlockingIOError:
             return
         except OSError as error:

@@ -1,4 +1,4 @@
-"""TC: the clsact qdisc and the BPF filters on it. Reading does not import pyroute2."""
+"""TC: the clsact qdisc and its BPF filters. Reading does not import pyroute2."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Filter:
 
     @property
     def ours(self) -> bool:
-        """Whether this program attached it."""
+        """Whether the enforcer attached it."""
         return self.name.startswith(NAME_PREFIX)
 
 
 def attached(interface: int) -> list[Filter]:
-    """The filters on the interface with this index, ours and other people's; none without a clsact qdisc."""
+    """All filters on the interface with this index; none without a clsact qdisc."""
     found = []
     with Channel(netlink.NETLINK_ROUTE, f"reading the filters of interface {interface}") as channel:
         for direction, parent in HOOKS.items():
@@ -60,7 +60,7 @@ def attached(interface: int) -> list[Filter]:
                 parts = netlink.attributes(message, MESSAGE.size)
                 kind = netlink.text(parts.get(TCA_KIND, b""))
                 options = netlink.attributes(parts.get(TCA_OPTIONS, b""))
-                # Each priority is listed once more for itself, without options.
+                # The kernel also lists each priority by itself, without options.
                 if not options or kind != "bpf":
                     if handle:
                         found.append(Filter(direction, info >> 16, handle, kind))
@@ -73,10 +73,10 @@ def attached(interface: int) -> list[Filter]:
 
 
 def attach(interface: int, direction: Direction, program: int, name: str) -> None:
-    """Attach the program with the file descriptor ``program`` in front of all filters.
+    """Attaches the program with the file descriptor ``program`` before all other filters.
 
-    A filter of ours that is there is replaced in place: no packet passes between the two. ``name`` starts
-    with :data:`NAME_PREFIX`. The interface must have a clsact qdisc (:func:`ensure_clsact`).
+    A present filter of ours is replaced atomically. ``name`` starts with :data:`NAME_PREFIX`. The interface
+    must have a clsact qdisc (:func:`ensure_clsact`). Raises BusyError if another filter has the priority.
     """
     if not name.startswith(NAME_PREFIX):
         raise ValueError(f"the filter's name {name!r} does not start with {NAME_PREFIX!r}")
@@ -103,7 +103,7 @@ def attach(interface: int, direction: Direction, program: int, name: str) -> Non
 
 
 def detach(interface: int, direction: Direction) -> list[Filter]:
-    """Take our filters off; other people's stay. Returns what was there."""
+    """Detaches the enforcer's filters; returns them."""
     ours = [entry for entry in attached(interface) if entry.ours and entry.direction == direction]
     if ours:
         with _iproute(f"detaching {ours[0].name} from {direction} of interface {interface}") as iproute:
@@ -126,7 +126,7 @@ def has_clsact(interface: int) -> bool:
 
 
 def ensure_clsact(interface: int) -> bool:
-    """Give the interface a clsact qdisc, which carries the filters; True if it had none."""
+    """Adds a clsact qdisc, which carries the filters; True if the interface had none."""
     operation = f"adding a clsact qdisc to interface {interface}"
     kind = _clsact_kind(interface)
     if kind == "clsact":
@@ -140,7 +140,7 @@ def ensure_clsact(interface: int) -> bool:
 
 
 def remove_clsact(interface: int) -> bool:
-    """Take the clsact qdisc away if nobody has a filter on it; True if it was."""
+    """Removes the clsact qdisc if it has no filters; True if it was removed."""
     if _clsact_kind(interface) != "clsact" or attached(interface):
         return False
     with _iproute(f"removing the clsact qdisc of interface {interface}") as iproute:
@@ -159,7 +159,7 @@ def _clsact_kind(interface: int) -> str | None:
 
 @contextmanager
 def _iproute(operation: str) -> Iterator[IPRoute]:
-    """pyroute2's IPRoute, its errors mapped to ours; ``operation`` names in them what is being done."""
+    """pyroute2's IPRoute with its errors mapped to ours; ``operation`` begins their messages."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 

@@ -1,4 +1,4 @@
-"""Network interfaces: what there is, and the one flag that is set on them."""
+"""Network interfaces: reading them, and setting allmulti."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ RTM_NEWLINK, RTM_GETLINK = 16, 18
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND = 1, 4
-# Of all masters these alone leave their ports' packets to them, and take frames of a protocol of their own.
+# Masters that do not take over their ports' packets: they receive frames of a protocol of their own.
 _TAKE_NONE = ("batadv",)
 IFF_UP, IFF_ALLMULTI = 0x1, 0x200
-# Hardware types by the length of the header; the loopback interface has an Ethernet header, of zeroes.
+# Link-layer header length by hardware type; the loopback interface has an Ethernet header of zeros.
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 ARPHRD_PPP, ARPHRD_RAWIP, ARPHRD_TUNNEL, ARPHRD_TUNNEL6, ARPHRD_SIT = 512, 519, 768, 769, 776
 ARPHRD_IPGRE, ARPHRD_IP6GRE, ARPHRD_NONE = 778, 823, 0xFFFE
@@ -46,8 +46,8 @@ HEADERS = dict.fromkeys((ARPHRD_ETHER, ARPHRD_LOOPBACK), 14) | dict.fromkeys(
 class Link:
     """One interface.
 
-    ``header`` is its packets' link-layer header in bytes: 14 (Ethernet), 0 (tun, WireGuard, tunnels), or None
-    for a kind of link that this program doesn't know.
+    ``header`` is the length of the link-layer header in bytes: 14 (Ethernet), 0 (tun, WireGuard, tunnels), or
+    None for an unknown hardware type.
     """
 
     name: str
@@ -59,15 +59,15 @@ class Link:
     addresses: tuple[Interface, ...]
     mac: bytes = bytes(6)
     kind: str = ""
-    """As the kernel names it (IFLA_INFO_KIND): "vlan", "macvlan", "wireguard", …; empty for hardware."""
+    """IFLA_INFO_KIND: "vlan", "macvlan", "wireguard", …; empty for hardware."""
     lower: str | None = None
-    """The interface on top of which it lies, in this network namespace: a VLAN's, say."""
+    """Its lower interface in this network namespace: the parent of a VLAN, for example."""
     port_of: str | None = None
-    """The bridge, bond, VRF or the like whose port it is: that one's the packets are then."""
+    """The bridge, bond, VRF or other master whose port it is; the kernel attributes its packets to that."""
 
 
 def below(link: Link, found: Mapping[str, Link]) -> Iterator[Link]:
-    """The interfaces on top of which one lies, from the next one down."""
+    """The lower interfaces of a link, nearest first."""
     seen = {link.name}
     while link.lower is not None and link.lower in found and link.lower not in seen:
         link = found[link.lower]
@@ -89,9 +89,9 @@ def links() -> dict[str, Link]:
         name = names[index]
         info = netlink.attributes(parts.get(IFLA_LINKINFO, b""))
         kind = netlink.text(info.get(IFLA_INFO_KIND, b""))
-        # A veth's other end is told in the same way, and so is one of another network namespace.
+        # IFLA_LINK is also a veth's peer, or an interface of another network namespace.
         lies_on = kind != "veth" and IFLA_LINK_NETNSID not in parts
-        # Some masters name no kind (net_failover, netvsc).
+        # Some masters have no kind (net_failover, netvsc).
         is_port = netlink.text(info.get(IFLA_INFO_SLAVE_KIND, b"")) not in _TAKE_NONE
         found[name] = Link(
             name=name,
@@ -110,14 +110,14 @@ def links() -> dict[str, Link]:
 
 
 def _number(parts: Mapping[int, bytes], kind: int) -> int:
-    """A 32-bit attribute, or 0."""
+    """The value of a 32-bit attribute; 0 if it is missing."""
     return int.from_bytes(parts.get(kind, b"")[:4], sys.byteorder)
 
 
 def set_allmulti(name: str, on: bool) -> bool:
-    """Make the interface take in all multicast, or only what was joined; True if that was a change.
+    """Sets or clears allmulti; True if that changed the flag.
 
-    Neighbour solicitations for an IPv6 range arrive at as many multicast groups as the range has addresses.
+    Neighbour solicitations for the addresses of a range go to many multicast groups (RFC 4291, 2.7.1).
     """
     link = links().get(name)
     operation = f"{'setting' if on else 'unsetting'} allmulti on {name}"

@@ -1,6 +1,6 @@
-"""The network namespace of this process: entering one by name, and what identifies it.
+"""The network namespace of this process: entering one by name, and its cookie.
 
-Only the standard library: commands use this before anything else.
+Standard library only: commands use this first.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from enforcer.errors import KernelError, PrivilegeError, UsageError
 
-RUN_NETNS = Path("/run/netns")  # where ip-netns(8) keeps the names
+RUN_NETNS = Path("/run/netns")  # ip-netns(8)
 CLONE_NEWNET = 0x40000000
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
 
 
 def enter(name: str) -> None:
-    """Move this process into the network namespace ``name`` (of ``ip netns``, or a path).
+    """Moves this process into the network namespace ``name`` (of ``ip netns``, or a path).
 
-    Only the network namespace changes, not mounts: ``ip netns exec`` would hide bpffs behind a /sys of its
-    own. Call it before threads are started: it moves the calling thread and those started later.
+    Mounts stay, unlike with ``ip netns exec``, whose own /sys would hide the bpffs. It moves the calling
+    thread and threads started later. Raises UsageError, PrivilegeError, KernelError.
     """
     path = Path(name) if "/" in name else RUN_NETNS / name
     try:
@@ -51,7 +51,7 @@ def _refused(name: str, path: Path, code: int) -> None:
 
 
 def names() -> list[str]:
-    """The named network namespaces of this machine, sorted."""
+    """Names of the named network namespaces, sorted."""
     try:
         return sorted(entry.name for entry in RUN_NETNS.iterdir())
     except OSError:
@@ -59,7 +59,7 @@ def names() -> list[str]:
 
 
 def netns_cookie() -> int:
-    """The 64-bit number of this process's network namespace, unique until the next boot."""
+    """The cookie of this process's network namespace: 64 bits, unique until the next boot."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
         try:
             value = any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)

@@ -1,12 +1,12 @@
-"""Netlink's framing, done with ``struct``: a socket, messages, attributes, and refusals as our errors.
+"""Netlink framing with ``struct``: sockets, messages, attributes, and the kernel's errors as ours.
 
-pyroute2 encodes what has many shapes (nftables, filters, links); this module carries the bytes. There are
-three reasons not to leave that to pyroute2's sockets. A batch that the kernel refuses as a whole (no
-CAP_NET_ADMIN, a failing commit) is answered with the number of its first message, on which pyroute2 does
-not wait, so that it would wait for ever. 4,000 addresses are one system call per hundred here. And importing
-pyroute2 takes 0.15 s, which a command that only shows something should not pay.
+pyroute2 encodes messages with many variants (nftables, filters); this module sends the bytes. It replaces
+pyroute2's sockets for three reasons: the kernel answers a batch that it rejects as a whole (no CAP_NET_ADMIN,
+failed commit) with the sequence number of the first message, for which pyroute2 does not wait, so it would
+block; 100 requests are one system call here; and importing pyroute2 takes 0.15 s, too long for a command that
+only shows something.
 
-Formats: include/uapi/linux/netlink.h. Everything acts in the calling process's network namespace.
+Formats: include/uapi/linux/netlink.h. All calls act in the calling process's network namespace.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
 SOL_NETLINK = 270
-SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; past net.core.wmem_max
+SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; beyond net.core.wmem_max
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
@@ -51,7 +51,7 @@ NETLINK_GET_STRICT_CHK = 12
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
 
-# Answers to this many requests fit into the smallest default receive buffer (212,992 bytes, ~800 each).
+# The answers to this many requests fit into the default receive buffer (212,992 bytes, about 800 each).
 REQUESTS_PER_SEND = 100
 RECEIVE_SIZE = 1 << 18
 SEND_BUFFER_SLACK = 1 << 16
@@ -59,14 +59,14 @@ ANSWER_TIMEOUT_S = 30
 SNAPSHOT_ATTEMPTS = 10
 SNAPSHOT_PAUSE_S = 0.02
 
-# Our sockets' port numbers are this prefix over 22 bits of process number and 2 of a counter, so that
-# whoever watches netlink events can tell this program's own changes from other people's.
+# Port ids of the enforcer's sockets: this prefix (8 bits), a counter (2 bits), the pid (22 bits). Event
+# watches recognise the enforcer's own changes by them.
 PORT_PREFIX = 0xE9
 PORTS_PER_PROCESS = 4
 
 
 class Message(NamedTuple):
-    """A request without its number and sender, which :class:`Channel` fills in."""
+    """A request; :class:`Channel` adds sequence number and port id."""
 
     kind: int
     flags: int
@@ -74,7 +74,7 @@ class Message(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """What the kernel answered to the message at ``position`` of those sent: errno, and its words if any."""
+    """The kernel's error for the message at ``position`` of those sent: errno and extended ack text."""
 
     position: int
     code: int
@@ -87,12 +87,12 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute made of attributes."""
+    """A nested attribute."""
     return attribute(kind | NLA_F_NESTED, b"".join(attributes))
 
 
 def each_attribute(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The attributes in ``data`` from ``offset``, in order: type without flags, and value."""
+    """(type without flags, value) of the attributes in ``data`` from ``offset``, in order."""
     end = len(data)
     while offset + 4 <= end:
         length, kind = ATTRIBUTE.unpack_from(data, offset)
@@ -103,7 +103,7 @@ def each_attribute(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """The attributes in ``data`` from ``offset``, by type without flags; of several alike the last one."""
+    """The attributes in ``data`` from ``offset`` by type without flags; the last one of repeated types."""
     return dict(each_attribute(data, offset))
 
 
@@ -113,7 +113,7 @@ def text(value: bytes) -> str:
 
 
 def failure(operation: str, code: int, detail: str = "") -> EnforcerError:
-    """The error for an operation ("adding 203.0.113.10 to out0") refused with the errno ``code``."""
+    """The error for an operation ("adding 203.0.113.10 to out0") that failed with the errno ``code``."""
     reason = os.strerror(code) + (f": {detail}" if detail else "")
     if code == errno.EPERM:
         hint = "run it as root, or with CAP_NET_ADMIN in this network namespace"
@@ -133,14 +133,14 @@ _HINTS = {
 
 
 def is_own_port(port: int) -> bool:
-    """Whether a netlink message's sender is a :class:`Channel` of this program (of whatever process)."""
+    """Whether a port id belongs to a :class:`Channel` of any process of the enforcer."""
     return port >> 24 == PORT_PREFIX
 
 
 class Channel:
-    """A netlink socket with blocking requests; a context manager.
+    """A netlink socket with blocking requests; a context manager; not thread-safe.
 
-    ``operation`` names in errors what is being done. Not to be shared between threads.
+    ``operation`` begins the messages of errors ("reading the addresses").
     """
 
     def __init__(self, family: int, operation: str) -> None:
@@ -154,7 +154,7 @@ class Channel:
         self.port = self._bind()
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
-        # The kernel answers a request before sendmsg returns: only a bug of ours can make this expire.
+        # The kernel answers a request before sendmsg returns: this expires only because of a bug.
         self._socket.settimeout(ANSWER_TIMEOUT_S)
 
     def _bind(self) -> int:
@@ -167,7 +167,7 @@ class Channel:
                     raise failure(self.operation, error.errno or 0) from error
             else:
                 return port
-        self._socket.bind((0, 0))  # works as well; only the events lack our prefix
+        self._socket.bind((0, 0))  # works too; events then lack the prefix
         port, _ = self._socket.getsockname()
         return int(port)
 
@@ -178,13 +178,13 @@ class Channel:
         self.close()
 
     def close(self) -> None:
-        """Close the socket."""
+        """Closes the socket."""
         self._socket.close()
 
     def dump(self, kind: int, payload: bytes, *, strict: bool = False) -> Iterator[bytes]:
-        """The payloads of all messages of a dump; what changes meanwhile may be missing or twice.
+        """The payloads of a dump's messages; objects that change meanwhile may be missing or repeated.
 
-        ``strict`` makes an rtnetlink dump honour the filters in its header.
+        ``strict`` makes the kernel apply the filters in an rtnetlink request's header.
         """
         self._interrupted = False
         if strict:
@@ -204,11 +204,11 @@ class Channel:
 
     @property
     def interrupted(self) -> bool:
-        """Whether something changed during the last dump."""
+        """Whether objects changed during the last dump (NLM_F_DUMP_INTR)."""
         return self._interrupted
 
     def snapshot(self, kind: int, payload: bytes, *, strict: bool = False) -> list[bytes]:
-        """A dump during which nothing has changed; it is repeated until that is so, for about a second."""
+        """A consistent dump: repeated until nothing changed during it, for about a second. KernelError."""
         for attempt in range(SNAPSHOT_ATTEMPTS):
             messages = list(self.dump(kind, payload, strict=strict))
             if not self._interrupted:
@@ -224,19 +224,16 @@ class Channel:
             raise failure(self.operation, -code)
 
     def ask(self, messages: Sequence[Message]) -> list[bytes | int]:
-        """For each request, which must not ask for an acknowledgement, its answer or its refusal's errno."""
+        """The answer to each request, or its errno. Requests must not have the flag ACK."""
         answers = self._answers(messages)
         return [answer.code if isinstance(answer, Refusal) else answer for answer in answers]
 
     def change(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Make independent changes and return those that were refused, in the messages' order.
-
-        The messages must ask for acknowledgements.
-        """
+        """Makes independent changes; returns the refused ones in order. Messages must have the flag ACK."""
         return [answer for answer in self._answers(messages) if isinstance(answer, Refusal) and answer.code]
 
     def _answers(self, messages: Sequence[Message]) -> Iterator[bytes | Refusal]:
-        """The one answer to each message, in the messages' order."""
+        """One answer for each message, in order."""
         for start in range(0, len(messages), REQUESTS_PER_SEND):
             chunk = messages[start : start + REQUESTS_PER_SEND]
             first = self._send(chunk)
@@ -252,10 +249,10 @@ class Channel:
                         yield data[offset + HEADER.size : offset + length]
 
     def transact(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Send everything in one datagram and return what was refused; nothing refused is success.
+        """Sends a batch in one datagram; returns the refused messages, none on success.
 
-        The last message but one must ask for an acknowledgement. nfnetlink has queued all its answers when
-        the call returns; a batch refused as a whole is answered with the first message's number
+        The last message but one must have the flag ACK. nfnetlink has queued all answers when the call
+        returns; it answers a batch that it rejects as a whole with the first message's sequence number
         (net/netfilter/nfnetlink.c).
         """
         size = sum(len(message.payload) + HEADER.size for message in messages)
@@ -317,7 +314,7 @@ class Channel:
 
 
 def _error(data: bytes, offset: int, length: int, flags: int) -> tuple[int, str]:
-    """errno (0: an acknowledgement) and the kernel's words of the NLMSG_ERROR at ``offset``."""
+    """errno (0: an acknowledgement) and extended ack text of the NLMSG_ERROR at ``offset``."""
     (code,) = struct.unpack_from("=i", data, offset + 16)
     if not flags & NLM_F_ACK_TLVS:
         return -code, ""

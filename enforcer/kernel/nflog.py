@@ -1,10 +1,10 @@
-"""NFLOG: copies of packets that go on at once.
+"""NFLOG: receives copies of packets; the packets are not delayed.
 
-Formats: include/uapi/linux/netfilter/nfnetlink_log.h. Only the standard library.
+Formats: include/uapi/linux/netfilter/nfnetlink_log.h. Standard library only.
 
-A copy is in the socket's buffer before its packet goes on (a threshold of one makes the kernel deliver at
-once): whoever reads the copies after having received the answer to a packet has that packet's copy. When the
-buffer is full, copies are lost and :attr:`PacketSocket.overflows` rises; packets never suffer.
+The kernel puts a copy into the socket's buffer before its packet continues (threshold 1): a reader that has
+received the answer to a packet finds that packet's copy. When the buffer is full, copies are lost and
+:attr:`PacketSocket.overflows` rises; packets are unaffected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 
 from enforcer.kernel import netlink
-from enforcer.kernel.packets import PacketSocket, parse
+from enforcer.kernel.packet_socket import PacketSocket, parse
 
 _SUBSYSTEM = 4 << 8
 PACKET, CONFIG = _SUBSYSTEM, _SUBSYSTEM | 1
@@ -21,12 +21,12 @@ NFULA_PAYLOAD = 9
 NFULA_CFG_CMD, NFULA_CFG_MODE, NFULA_CFG_NLBUFSIZ, NFULA_CFG_QTHRESH = 1, 2, 3, 5
 NFULNL_CFG_CMD_BIND, NFULNL_COPY_PACKET = 1, 2
 _ALL = 0xFFFF
-# The least that the kernel allocates for a copy; larger packets get more.
+# Bytes that the kernel allocates for a copy at least; larger packets get more.
 _BUFFER = 512
 
 
 class Log(PacketSocket):
-    """The group of this number in this network namespace. Raises BusyError if another process has it."""
+    """The listener of a group of this network namespace. Raises BusyError if another process has it."""
 
     def __init__(self, group: int) -> None:
         super().__init__(f"copying packets to group {group}")
@@ -44,7 +44,7 @@ class Log(PacketSocket):
         self._early = [found.get(NFULA_PAYLOAD, b"") for data in early for found in parse(data, PACKET)]
 
     def receive(self, limit: int) -> list[bytes]:
-        """Up to ``limit`` copies, each from its IP header on, in the order of the packets; never waits."""
+        """Up to ``limit`` copies in order, each from its IP header on; never blocks."""
         early, self._early = self._early, []
         return early + [found.get(NFULA_PAYLOAD, b"") for found in self._received(PACKET, limit)]
 

@@ -1,4 +1,4 @@
-"""Which interface the kernel would send packets out by."""
+"""Route look-ups: the interface by which the kernel would send packets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enforcer.kernel.netlink import NETLINK_ROUTE, REQUEST, Channel, Message
 
 
 def interfaces_to(addresses: Sequence[bytes]) -> list[int | None]:
-    """The index of the interface by which each address (16 bytes) is reached; None without a route."""
+    """The index of the interface towards each address (16 bytes); None without a route."""
     requests = [Message(RTM_GETROUTE, REQUEST, _request(address)) for address in addresses]
     with Channel(NETLINK_ROUTE, "looking up routes") as channel:
         return [None if isinstance(answer, int) else _interface(answer) for answer in channel.ask(requests)]

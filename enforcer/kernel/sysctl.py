@@ -1,7 +1,7 @@
-"""Kernel settings under /proc/sys, of this network namespace where the kernel keeps them by namespace.
+"""Sysctls under /proc/sys, those of this network namespace where the kernel separates them.
 
-Names are written with slashes or dots; with dots only where no part of the name holds one (an interface
-called ``eth0.5`` needs slashes), as sysctl(8) has it. Only the standard library.
+Names have slashes or dots; dots only where no component contains one (an interface ``eth0.5`` needs slashes),
+as in sysctl(8). Standard library only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _path(name: str) -> Path:
 
 
 def read(name: str) -> str:
-    """The value, without the line's end."""
+    """The value without the newline."""
     try:
         return _path(name).read_text().rstrip("\n")
     except OSError as error:
@@ -33,23 +33,23 @@ def read(name: str) -> str:
 
 
 def exists(name: str) -> bool:
-    """Whether the kernel has the setting here; an interface's sysctls go with it."""
+    """Whether the sysctl exists; an interface's sysctls disappear with it."""
     return _path(name).exists()
 
 
 def interface_of(name: str) -> str | None:
-    """The interface of which it is a setting, if it is one's."""
+    """The interface that the sysctl belongs to, or None."""
     match = _INTERFACE.fullmatch(name)
     return match["name"] if match else None
 
 
 def of_interface(name: str, interface: str) -> str:
-    """The name of the same setting of another interface."""
+    """The name of the same sysctl of another interface."""
     return _INTERFACE.sub(lambda match: match["before"] + interface + match["after"], name)
 
 
 def write(name: str, value: str) -> None:
-    """Set the value; one that the kernel does not take is an error and changes nothing."""
+    """Sets the value. Raises KernelError, PrivilegeError; the value is then unchanged."""
     try:
         _path(name).write_text(value)
     except OSError as error:
@@ -57,7 +57,7 @@ def write(name: str, value: str) -> None:
 
 
 def found(names: Iterable[str]) -> dict[str, str]:
-    """The values of those that are there."""
+    """The values of the sysctls that exist."""
     values = {}
     for name in dict.fromkeys(names):
         try:
@@ -70,9 +70,9 @@ def found(names: Iterable[str]) -> dict[str, str]:
 
 
 def write_alone(name: str, value: str) -> None:
-    """Set the value, and leave as they are the settings that the kernel sets with it.
+    """Sets the value and restores the sysctls that the kernel sets with it (:func:`followers`).
 
-    An interface that has gone has no settings, which is no error.
+    A sysctl of an interface that was removed is skipped.
     """
     before = found(followers(name))
     _write_if_there(name, value)
@@ -90,10 +90,10 @@ def _write_if_there(name: str, value: str) -> None:
 
 
 def followers(name: str) -> list[str]:
-    """The other settings that writing this one sets too (net/ipv6/addrconf.c, addrconf_forward_change)."""
+    """The other sysctls that the kernel sets with this one (net/ipv6/addrconf.c, addrconf_forward_change)."""
     if name != "net/ipv6/conf/all/forwarding":
         return []
-    # Switched off, it takes force_forwarding (Linux 6.17) with it. That of `all` sets the others, too.
+    # Switching it off clears force_forwarding (Linux 6.17) too. That of `all` sets the others.
     conf = ROOT / "net/ipv6/conf"
     paths = sorted(conf.glob("*/force_forwarding"), key=lambda path: path.parent.name == "all")
     paths += sorted(path for path in conf.glob("*/forwarding") if path.parent.name != "all")
@@ -113,9 +113,9 @@ def _failure(what: str, name: str, error: OSError) -> KernelError | PrivilegeErr
 
 
 def conntrack_timeouts() -> dict[str, float]:
-    """After how many seconds without a packet conntrack forgets a connection, by protocol and state.
+    """conntrack's timeouts in seconds by protocol and state.
 
-    Keys are the settings' names without ``nf_conntrack_`` and ``timeout``: ``tcp_established``, ``udp``,
+    Keys are the sysctls' names without ``nf_conntrack_`` and ``timeout``: ``tcp_established``, ``udp``,
     ``udp_stream``, …
     """
     found = {}

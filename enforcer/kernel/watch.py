@@ -1,8 +1,8 @@
-"""Events of this network namespace's links, addresses, routes, forwarding, filters and nftables, as words.
+"""Watches for changes of the enforcer's objects: links, addresses, local routes, TC filters, nftables.
 
-Only the standard library. Events are hints to look again: their contents are not kept. A queue of rtnetlink's
-that overflowed is reported as every event. One of nftables' is if other software has committed anything
-meanwhile: a large table that this process writes overflows it, too.
+Changes are reported by category; event contents are not kept. An overflow of the rtnetlink socket counts as
+every category. An overflow of the nftables socket does so only if other software has committed a transaction
+meanwhile, since writing a large table overflows it too. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ ROUTES = {ROUTE, FILTER}
 TRAFFIC_CONTROL_KINDS = range(36, 48)  # RTM_NEWQDISC to RTM_GETTFILTER
 ROUTE_KINDS = (RTM_NEWROUTE, RTM_DELROUTE)
 RTM_TABLE = 4  # where struct rtmsg has the table
-# NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN: some chains look at packets as they arrive.
+# NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN: the chain may be at the ingress hook.
 CHAIN_KINDS = (2, 3, 5)
-NFTA_TABLE = 1  # the table's name, in the messages of all kinds of nftables objects
+NFTA_TABLE = 1  # the table's name, in messages about every kind of nftables object
 GROUPS = (
     *(events.LINK, events.TRAFFIC_CONTROL, events.IPV4_ADDRESS, events.IPV6_ADDRESS, events.IPV6_ROUTE),
     *(events.IPV4_NETCONF, events.IPV6_NETCONF),
@@ -38,12 +38,11 @@ RECEIVE_BUFFER = 1 << 20
 
 
 class Watch:
-    """A subscription; closed with :meth:`close` or as a context manager.
+    """A subscription to these events; a context manager.
 
-    "filter" reports changes of TC and of chains in other tables. "nft" reports that another program changed
-    the table ``inet <table>``: the sender's port number tells this program's own changes, from any of its
-    processes (:func:`enforcer.kernel.netlink.is_own_port`). "route" and "filter" also report this program's
-    own changes.
+    "filter" reports changes of TC and of chains in other tables. "nft" reports that other software changed
+    the table ``inet <table>``: the port id identifies the enforcer's own changes
+    (:func:`enforcer.kernel.netlink.is_own_port`). "route" and "filter" include the enforcer's own changes.
     """
 
     def __init__(self, table: str = "enforcer") -> None:
@@ -53,8 +52,8 @@ class Watch:
         self._generation = generations.generation()
         self._own_commits = generations.OWN.count
         self._poll = select.epoll()
-        for source in (self._route, self._nft):
-            self._poll.register(source, select.EPOLLIN)
+        for subscribed in (self._route, self._nft):
+            self._poll.register(subscribed, select.EPOLLIN)
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +62,7 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        """End the subscription."""
+        """Ends the subscription."""
         self._poll.close()
         self._route.close()
         self._nft.close()
@@ -73,15 +72,15 @@ class Watch:
         return self._poll.fileno()
 
     def drain(self) -> set[str]:
-        """What has happened since the last call; never waits."""
+        """The categories of changes since the last call; never blocks."""
         route, overflowed = _drain(self._route, self._of_route)
         return route | (ROUTES if overflowed else set()) | self._drain_nft()
 
     def _drain_nft(self) -> set[str]:
-        """What others have changed; after an overflow all of it, if they have committed anything.
+        """The categories that other software changed; after an overflow both, if it has committed anything.
 
-        The generation is read when the queue is empty: what overflows it later is reported again. A commit
-        between that and the reading may be reported twice, and none is missed.
+        The generation is read after the queue was emptied: later overflows are reported again. A commit in
+        between may be reported twice, and none is missed.
         """
         before = self._generation
         own, self._own_commits = generations.OWN.count - self._own_commits, generations.OWN.count
@@ -96,7 +95,7 @@ class Watch:
 
     @staticmethod
     def _of_route(event: Event) -> str | None:
-        # A gateway that speaks BGP sees thousands of route changes; egress ranges are in the local table.
+        # Only the local table holds egress ranges; a BGP speaker causes thousands of changes in others.
         if event.kind in ROUTE_KINDS and event.payload[RTM_TABLE] != RT_TABLE_LOCAL:
             return None
         return FILTER if event.kind in TRAFFIC_CONTROL_KINDS else ROUTE
@@ -116,11 +115,11 @@ class Watch:
         return FILTER if kind & 0xFF in CHAIN_KINDS else None
 
 
-def _drain(source: socket.socket, meaning: Callable[[Event], str | None]) -> tuple[set[str], bool]:
-    """What the events mean, and whether there was no room for some of them."""
+def _drain(subscribed: socket.socket, meaning: Callable[[Event], str | None]) -> tuple[set[str], bool]:
+    """(categories of the received events, whether events were lost to an overflow)."""
     found: set[str] = set()
     overflowed = False
-    for event in events.received(source):
+    for event in events.received(subscribed):
         if event is None:
             overflowed = True
             continue

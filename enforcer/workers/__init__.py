@@ -1,1 +1,1 @@
-"""Entries of processes that do one thing and end: `python -m enforcer.workers.NAME`."""
+"""Worker processes, each with one task: `python -m enforcer.workers.NAME`."""

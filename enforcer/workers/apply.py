@@ -7,8 +7,8 @@ file: the configuration in force is applied once more. The result is one JSON do
 {"operations": […], "restored": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}; with
 --progress, lines that begin with "#" come before it (enforcer/control/worker.py).
 
-What may take long or hang (reading the file and what it names, compiling policies) is done before the change
-lock is taken, with nothing changed yet. What a process that was killed has left half done is healed first.
+Steps that may take long or block (reading the file and what it names, compiling policies) come before the
+change lock is taken. A plan that a killed process left unfinished is healed first.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Progress = Callable[[str], None]
 def apply_file(
     file: Path, *, start: bool = False, progress: Progress = lambda _: None
 ) -> dict[str, list[str]]:
-    """Applies the file, or changes nothing: after a failure what was in force before is put back.
+    """Applies the file; after a failure it restores the former state. Raises EnforcerError.
 
-    At a daemon's ``start`` the table is written again: its digest doesn't tell of changed rules.
+    At a daemon's ``start`` the nftables table is rewritten: its digest does not reveal changed rules.
     """
     progress("read the configuration")
     prepared = PreparedConfig.of(check_file(file), str(file))
@@ -59,10 +59,10 @@ def apply_file(
 
 
 def apply_again(*, progress: Progress = lambda _: None) -> dict[str, list[str]]:
-    """Applies the configuration in force once more, whatever its file says by now.
+    """Applies the configuration in force again, whatever the file contains by now.
 
-    For what it refers to and has changed (the MaxMind DB), to give its tables more room, and to heal
-    what a process that was killed has left half done.
+    It serves to read a changed MaxMind DB, to give the policy tables more room, and to heal an unfinished
+    plan.
     """
     progress("read the configuration in force")
     gateway = Gateway(Instance(netns_cookie()))
@@ -79,9 +79,9 @@ def apply_again(*, progress: Progress = lambda _: None) -> dict[str, list[str]]:
 
 @contextmanager
 def _changing(progress: Progress) -> Iterator[Gateway]:
-    """The gateway under the change lock. A process that hangs there has lost its right to it.
+    """The gateway, under the change lock. A hung process that holds the lock is killed.
 
-    Nothing is changed for a daemon that has ended meanwhile: `down` may have been next.
+    Raises EnforcerError if the parent process has ended meanwhile: `down` may have run since.
     """
     instance = Instance(netns_cookie())
     progress("wait for the change lock")
@@ -122,7 +122,7 @@ def _apply(
         gateway.apply(operations, compiled.wanted, compiled.contents, compiled.state, progress=progress)
     except Exception as error:
         if orphaned:
-            raise  # what was in force is not known; its table keeps the gateway closed
+            raise  # the former state is unknown; its table keeps the gateway closed
         try:
             _put_back(gateway, before, progress)
         except EnforcerError as second:
@@ -137,13 +137,13 @@ def _apply(
 
 
 def _is_orphaned(state: State | None) -> bool:
-    """Whether what is in force is not known, and was not when a plan failed before."""
+    """Whether the state in force is unknown, also after a failed plan."""
     return state is None or (LOST in state.undo and not state.config)
 
 
 def _put_back(gateway: Gateway, before: State | None, progress: Progress) -> None:
     if before is None or not before.config:
-        gateway.state = State.load(gateway.instance.state_file)  # with what is to be undone
+        gateway.state = State.load(gateway.instance.state_file)  # with the present undo list
         gateway.down()
         return
     gateway.revert_to(before)
@@ -151,7 +151,7 @@ def _put_back(gateway: Gateway, before: State | None, progress: Progress) -> Non
 
 
 def _heal_first(gateway: Gateway, progress: Progress) -> list[str]:
-    """Before another plan. If that fails, the other plan takes away what it finds."""
+    """Heals an unfinished plan before another one; if that fails, the other plan removes its remains."""
     state = gateway.state
     if state is None or state.half_done is None or not state.config:
         return []
@@ -163,9 +163,9 @@ def _heal_first(gateway: Gateway, progress: Progress) -> list[str]:
 
 
 def _heal(gateway: Gateway, prepared: PreparedConfig, progress: Progress) -> list[str]:
-    """Brings the kernel to what is in force, whatever of another plan is there; returns what was done."""
+    """Brings the kernel from an unfinished plan to the state in force; returns what was done."""
     compiled = compile_prepared(prepared, gateway.state)
-    # Newer sources on the disk are for a plan that works.
+    # upgrade=False: programs of newer sources are loaded by an ordinary plan.
     actual = gateway.actual(compiled.wanted, upgrade=False)
     if actual.table is not None:
         actual = replace(actual, table="")
@@ -187,14 +187,14 @@ def _refuse_earlier_daemon() -> None:
 
 
 def _say(line: str) -> None:
-    """To the daemon, which may have ended meanwhile: that must not end this."""
+    """Reports progress to the daemon, which may have ended meanwhile."""
     with suppress(OSError):
         os.write(sys.stdout.fileno(), f"# {line}\n".encode(errors="backslashreplace"))
 
 
 def main(arguments: list[str]) -> int:
-    """The process's entry: the file, and --start if a daemon starts; or --again instead."""
-    # Half a plan is worse than a late end, and who started us waits for it.
+    """The entry point; arguments: FILE [--start], or --again, and --progress."""
+    # Ignored, because the parent waits and an unfinished plan is worse than a late end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     log.configure()
@@ -214,7 +214,7 @@ def main(arguments: list[str]) -> int:
         json.dump(result, sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The daemon that was told of it is gone. The interpreter would complain of the same at its end.
+        # The daemon has ended. The interpreter would report the same error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if "error" not in result else 1
 

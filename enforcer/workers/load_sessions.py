@@ -1,8 +1,8 @@
 """Loads a large file of sessions into the gateway of this network namespace.
 
-Run as a process of its own (`python -m enforcer.workers.load_sessions FILE ORIGIN NAME [NOW]`), so that the
-daemon serves others meanwhile and gives no memory to it. Several processes read the file at once. The result
-is one JSON document on stdout: {"sessions": …, "changed": …} or {"error": …, "hint": …, "exit_code": …}.
+It is a process (`python -m enforcer.workers.load_sessions FILE ORIGIN NAME [NOW]`), so that the daemon serves
+requests meanwhile and its memory does not grow. Several processes parse the file in parallel. The result is
+one JSON document on stdout: {"sessions": …, "changed": …} or {"error": …, "hint": …, "exit_code": …}.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_READERS = 4
 _AT_LEAST = 1 << 20
-"""Bytes for which a reader of its own is worth while."""
+"""Minimum bytes per reader."""
 
 
 def read(path: Path, name: str, now: float | None) -> list[session.Row]:
@@ -53,7 +53,7 @@ def _read(content: bytes, start: int, end: int, first: int, now: float) -> bytes
 
 
 def _parts(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """The content cut at ends of lines: where each part begins and ends, and the number of its first line."""
+    """(start, end, number of the first line) of each part; parts end at line ends."""
     readers = max(1, min(_MOST_READERS, len(os.sched_getaffinity(0)), len(content) // _AT_LEAST))
     start, line = 0, 1
     for index in range(1, readers + 1):
@@ -63,20 +63,20 @@ def _parts(content: bytes) -> Iterator[tuple[int, int, int]]:
         start = end
 
 
-def _in_parallel(works: Sequence[Callable[[], bytes]]) -> list[bytes]:
-    """What each of the works gives; all but the last are done by a fork of this process."""
-    pipes = [_forked(work) for work in works[:-1]]
-    last = works[-1]()
+def _in_parallel(tasks: Sequence[Callable[[], bytes]]) -> list[bytes]:
+    """The results of the tasks; forks of this process execute all but the last."""
+    pipes = [_forked(task) for task in tasks[:-1]]
+    last = tasks[-1]()
     results = []
     for pid, pipe in pipes:
-        with open(pipe, "rb") as source:  # noqa: PTH123
-            results.append(source.read())
+        with open(pipe, "rb") as result:  # noqa: PTH123
+            results.append(result.read())
         if os.waitpid(pid, 0)[1] != 0:
-            raise EnforcerError("a process that read a part of the file did not end well")
+            raise EnforcerError("a process that parsed a part of the file failed")
     return [*results, last]
 
 
-def _forked(work: Callable[[], bytes]) -> tuple[int, int]:
+def _forked(task: Callable[[], bytes]) -> tuple[int, int]:
     pipe, sink = os.pipe()
     pid = os.fork()
     if pid:
@@ -85,12 +85,12 @@ def _forked(work: Callable[[], bytes]) -> tuple[int, int]:
     code = 1
     try:
         os.close(pipe)
-        os.close(1)  # its end is the end of the process that forked this one
+        os.close(1)  # the daemon takes the end of stdout for the parent's end
         with open(sink, "wb") as target:  # noqa: PTH123
-            target.write(work())
+            target.write(task())
         code = 0
     except BrokenPipeError:
-        pass  # who would read it was interrupted
+        pass  # the parent was interrupted
     except BaseException:
         _log.exception("unexpected error")
     finally:
@@ -100,7 +100,7 @@ def _forked(work: Callable[[], bytes]) -> tuple[int, int]:
 def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str, Any]:
     """Reads the file and puts its sessions in force. Raises EnforcerError; a wrong file changes nothing."""
     rows = read(path, name, now)
-    # numpy with its threads only now, behind the forks.
+    # numpy, which starts threads, is imported after the forks.
     from enforcer.facts.kernel_facts import KernelFacts
     from enforcer.gateway.reader import GatewayReader
     from enforcer.instance import Instance
@@ -118,10 +118,10 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
 
 
 def main(arguments: list[str]) -> int:
-    """The process's entry."""
+    """The entry point; arguments: FILE ORIGIN NAME [NOW]."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log.configure()
-    # Nothing of what is read goes before the end.
+    # Objects live until the end: collecting garbage would find none.
     gc.disable()
     file, origin, name = arguments[:3]
     try:
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> int:
         result = report_of(KernelError(f"loading {name}: {error}"))
     json.dump(result, sys.stdout)
     sys.stdout.flush()
-    # Tidying up 100,000 sessions' objects would take as long as a tenth of the rest.
+    # Without cleanup: freeing 100,000 sessions' objects would take a tenth of the run time.
     os._exit(0 if "error" not in result else 1)
 
 

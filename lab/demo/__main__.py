@@ -13,7 +13,7 @@ from lab import features
 from lab.demo import commands, life, limit, rows, wire
 from lab.demo.screen import Screen
 from lab.demo.stage import Stage, configuration
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import LabError
 from lab.services import Services
 from lab.topology import Lab, stale_labs
@@ -58,7 +58,7 @@ def play(lab: Lab, screen: Screen, connections: int) -> None:
     with screen.working("starting nginx, unbound, sshd, HTTP/3 and the other servers"):
         services.start()
     config = configuration(lab)
-    stage = Stage(lab, services, Gateway(lab, config), config)
+    stage = Stage(lab, services, LabGateway(lab, config), config)
     found = life.footprint(lab.gw)
     caught = wire.capture(lab).start()
     with screen.working("enforcer run, until it is ready"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lab.configuration import LAX1, LAX2, Document, added, changed
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import PORT
 from lab.netns import LabError
 from lab.services import Services
@@ -71,7 +71,7 @@ class Stage:
 
     lab: Lab
     services: Services
-    gateway: Gateway
+    gateway: LabGateway
     config: Document
 
     def explain(self, question: Question) -> dict[int, dict[str, Any]]:

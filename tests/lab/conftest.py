@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab import features
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import Lab, stale_labs
 
@@ -41,9 +41,9 @@ def services(lab: Lab) -> Iterator[Services]:
 
 
 @pytest.fixture
-def gateway(lab: Lab) -> Iterator[Gateway]:
+def gateway(lab: Lab) -> Iterator[LabGateway]:
     """The enforcer with the lab's configuration, not started; everything of its is gone afterwards."""
-    gateway = Gateway(lab)
+    gateway = LabGateway(lab)
     yield gateway
     gateway.stop()
     gateway.run("down", check=False)

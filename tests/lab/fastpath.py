@@ -10,12 +10,12 @@ from truth import OVER, look, wait_for
 
 from enforcer.gateway.reader import GatewayReader
 from enforcer.inspect.flows import flows as view_flows
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 
 Row = dict[str, Any]
 
 
-def rows(gateway: Gateway, ports: Iterable[int], protocol: str = "tcp") -> list[Row]:
+def rows(gateway: LabGateway, ports: Iterable[int], protocol: str = "tcp") -> list[Row]:
     """The flows of these ports of clients that live, as `enforcer flows` shows them."""
     wanted = set(ports)
     return [
@@ -30,7 +30,7 @@ def share(found: list[Row]) -> float:
     return sum(row["fast_packets"] for row in found) / sum(row["packets"] for row in found)
 
 
-def wait_until_fast(gateway: Gateway, ports: Iterable[int], protocol: str = "tcp") -> None:
+def wait_until_fast(gateway: LabGateway, ports: Iterable[int], protocol: str = "tcp") -> None:
     """From now on packets of each of these flows take the fast path."""
     wanted = set(ports)
     before = {_end(row): row["fast_packets"] for row in rows(gateway, wanted, protocol)}
@@ -48,7 +48,7 @@ def _end(row: Row) -> tuple[str, int]:
     return row["client_ip"], row["client_port"]
 
 
-def learnt(gateway: Gateway) -> int:
+def learnt(gateway: LabGateway) -> int:
     """Elements in use of the table of learnt ways, whether they are good still or not."""
 
     def count(reader: GatewayReader) -> int:
@@ -58,7 +58,7 @@ def learnt(gateway: Gateway) -> int:
     return look(gateway, count)
 
 
-def actives(gateway: Gateway) -> list[int]:
+def actives(gateway: LabGateway) -> list[int]:
     """`active` of all origins: none is ever negative, which would be huge."""
 
     def read(reader: GatewayReader) -> list[int]:

@@ -26,7 +26,7 @@ from enforcer.kernel import addresses
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, family_of, tcp_ask
 from lab.configuration import LAX1, LAX2, Document, added, without
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
 
@@ -142,7 +142,7 @@ class Knocking:
 class Enforced:
     """A gateway whose applying processes can be interrupted."""
 
-    def __init__(self, lab: Lab, gateway: Gateway, place: Path):
+    def __init__(self, lab: Lab, gateway: LabGateway, place: Path):
         self.lab = lab
         self.gateway = gateway
         self.place = program_copy(place, lambda bpf: _interruptible(bpf.parent))
@@ -185,9 +185,9 @@ class Enforced:
         wait_for(lambda: self.lab.gw.call(self._is_hooked), "hooked")
 
     def _is_hooked(self) -> bool:
-        from enforcer.gateway.gateway import Gateway as Found
+        from enforcer.gateway.gateway import Gateway
 
-        found = Found(self.instance)
+        found = Gateway(self.instance)
         assert found.previous is not None
         return found.hooked(found.previous)
 
@@ -203,7 +203,7 @@ def _interruptible(package: Path) -> None:
 
 
 @pytest.fixture
-def enforced(lab: Lab, services: Services, gateway: Gateway, tmp_path: Path) -> Iterator[Enforced]:
+def enforced(lab: Lab, services: Services, gateway: LabGateway, tmp_path: Path) -> Iterator[Enforced]:
     lab.gw.ip("link add in2 type veth peer name in2peer")
     try:
         yield Enforced(lab, gateway, tmp_path)

@@ -9,7 +9,7 @@ from truth import leaves_from, packets
 
 from lab.clients import ping, tcp_ask, udp_ask
 from lab.configuration import LAX1, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.topology import CLIENT, ORIGIN1
 
 HOST = {4: "10.0.3.2", 6: "fd00:3::2"}
@@ -20,7 +20,7 @@ _FIRST_CLIENTS = {4: "10.0.1.0/24", 6: "fd00:1::/64"}
 
 
 @contextmanager
-def on_top(gateway: Gateway, config: Document, lower: str, kind: str) -> Iterator[Gateway]:
+def on_top(gateway: LabGateway, config: Document, lower: str, kind: str) -> Iterator[LabGateway]:
     """``upper0`` of this kind (ip-link(8): "macvlan", "vlan id 5") is an inside interface, too.
 
     The second client is on its network: its link leaves the first client's, or the internet's, lower link.
@@ -54,7 +54,7 @@ def _address(addresses: dict[int, str], family: int, device: str) -> str:
     return f"address add {addresses[family]}/{_LENGTH[family]} dev {device} {nodad}"
 
 
-def passes(gateway: Gateway, family: int) -> None:
+def passes(gateway: LabGateway, family: int) -> None:
     """Asserts that networks inside reach one another, and that the new one's host has its egress IP."""
     lab, host = gateway.lab, HOST[family]
     before = packets(gateway)

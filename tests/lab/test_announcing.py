@@ -15,7 +15,7 @@ from truth import families, leaves_from, running
 from enforcer.kernel import links
 from lab.clients import Session, tcp_ask
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
 
@@ -24,7 +24,7 @@ AT_ONCE = 2.0
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab, with_near(lab, on_link=True)) as gateway:
         yield gateway
 
@@ -47,7 +47,7 @@ def seconds(lab: Lab, family: int, host: int = 2) -> float:
 
 
 @families
-def test_a_new_mac_address(enforced: Gateway, family: int) -> None:
+def test_a_new_mac_address(enforced: LabGateway, family: int) -> None:
     """Also of what is reached by way of the gateway's own address, and of live connections."""
     lab = enforced.lab
     with (
@@ -70,7 +70,7 @@ def test_a_new_mac_address(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_another_gateway_had_the_addresses(enforced: Gateway, family: int) -> None:
+def test_another_gateway_had_the_addresses(enforced: LabGateway, family: int) -> None:
     """This one takes over: it knows of no flow, and has another MAC address."""
     lab = enforced.lab
     sources = [leaves_from(NEAR, family, f"fd00:1::{host}") for host in (2, 3)]

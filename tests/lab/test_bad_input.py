@@ -15,7 +15,7 @@ import pytest
 from snapshot import difference, snapshot
 
 from lab.configuration import LAX1, Document, added, changed, dump
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import execute
 from lab.topology import SHARED, Lab
 
@@ -26,19 +26,19 @@ EGRESS = {"name": "more", "location": "lax", "ipv4": "203.0.113.30", "ipv6": "20
 
 
 @pytest.fixture(scope="module")
-def running(lab: Lab) -> Iterator[Gateway]:
+def running(lab: Lab) -> Iterator[LabGateway]:
     """A gateway with a daemon, for `reload`."""
-    gateway = Gateway(lab).start()
+    gateway = LabGateway(lab).start()
     yield gateway
     gateway.stop()
     gateway.run("down", check=False)
 
 
 @pytest.fixture(scope="module")
-def idle(machine: None) -> Iterator[Gateway]:
+def idle(machine: None) -> Iterator[LabGateway]:
     """A gateway on which nothing is enforced, for `check` and `run`."""
     with Lab(f"lab{os.getpid()}-idle") as lab:
-        yield Gateway(lab)
+        yield LabGateway(lab)
 
 
 def egress(**fields: Any) -> Edit:
@@ -90,7 +90,7 @@ WRONG: dict[str, tuple[Edit, str, str]] = {
 
 
 def commands(
-    idle: Gateway, running: Gateway, text: str | bytes
+    idle: LabGateway, running: LabGateway, text: str | bytes
 ) -> dict[str, subprocess.CompletedProcess[str]]:
     """The file through `check`, `run` and `reload`, side by side."""
     content = text.encode() if isinstance(text, str) else text
@@ -99,7 +99,7 @@ def commands(
     return both(idle, running)
 
 
-def both(idle: Gateway, running: Gateway) -> dict[str, subprocess.CompletedProcess[str]]:
+def both(idle: LabGateway, running: LabGateway) -> dict[str, subprocess.CompletedProcess[str]]:
     with ThreadPoolExecutor(3) as pool:
         asked = {
             verb: pool.submit(gateway.run, verb, check=False)
@@ -109,7 +109,7 @@ def both(idle: Gateway, running: Gateway) -> dict[str, subprocess.CompletedProce
 
 
 @contextlib.contextmanager
-def untouched(*gateways: Gateway) -> Iterator[None]:
+def untouched(*gateways: LabGateway) -> Iterator[None]:
     """Fails if the kernel's state or that of a daemon changed."""
     before = [snapshot(gateway.lab.gw) for gateway in gateways]
     yield
@@ -119,7 +119,7 @@ def untouched(*gateways: Gateway) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_wrong_file_is_named_with_its_line(idle: Gateway, running: Gateway, fault: str) -> None:
+def test_a_wrong_file_is_named_with_its_line(idle: LabGateway, running: LabGateway, fault: str) -> None:
     edit, line, message = WRONG[fault]
     text = dump(edit(idle.lab.config()))
     numbers = [str(number) for number, each in enumerate(text.splitlines(), 1) if line in each]
@@ -136,7 +136,7 @@ def test_a_wrong_file_is_named_with_its_line(idle: Gateway, running: Gateway, fa
                 assert any(f"{file}:{number}:" in said for number in numbers), (verb, said, numbers)
 
 
-def test_all_faults_are_said_at_once(idle: Gateway, running: Gateway) -> None:
+def test_all_faults_are_said_at_once(idle: LabGateway, running: LabGateway) -> None:
     config = idle.lab.config() | {"location": "mars", "surprise": 1}
     config = changed(config, "policies", "bank", precedence=20)
     with untouched(idle, running):
@@ -163,7 +163,7 @@ def test_all_faults_are_said_at_once(idle: Gateway, running: Gateway) -> None:
     ],
 )
 def test_what_is_no_configuration_at_all(
-    idle: Gateway, running: Gateway, content: bytes, message: str
+    idle: LabGateway, running: LabGateway, content: bytes, message: str
 ) -> None:
     with untouched(idle, running):
         for verb, done in commands(idle, running, content).items():
@@ -174,7 +174,7 @@ def test_what_is_no_configuration_at_all(
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
-def test_a_file_that_cannot_be_read(idle: Gateway, running: Gateway, kind: str) -> None:
+def test_a_file_that_cannot_be_read(idle: LabGateway, running: LabGateway, kind: str) -> None:
     for gateway in (idle, running):
         gateway.config.unlink()
         if kind == "directory":
@@ -196,7 +196,7 @@ def test_a_file_that_cannot_be_read(idle: Gateway, running: Gateway, kind: str) 
             gateway.write(gateway.lab.config())
 
 
-def test_fewer_than_two_cities_is_a_warning(idle: Gateway, running: Gateway) -> None:
+def test_fewer_than_two_cities_is_a_warning(idle: LabGateway, running: LabGateway) -> None:
     config = idle.lab.config()
     config["locations"]["nyc"]["city"] = "Los Angeles"
     idle.write(config)
@@ -210,7 +210,7 @@ def test_fewer_than_two_cities_is_a_warning(idle: Gateway, running: Gateway) -> 
 
 
 @pytest.mark.parametrize("verb", ["run", "status", "down", "flows", "plan", "reload"])
-def test_not_being_root_is_said(idle: Gateway, running: Gateway, verb: str) -> None:
+def test_not_being_root_is_said(idle: LabGateway, running: LabGateway, verb: str) -> None:
     with untouched(idle, running):
         for gateway in (idle, running):
             gateway.write(gateway.lab.config())
@@ -227,7 +227,7 @@ def test_not_being_root_is_said(idle: Gateway, running: Gateway, verb: str) -> N
             assert len(done.stderr.splitlines()) == 2, done.stderr
 
 
-def test_another_namespace_is_not_for_everybody(running: Gateway) -> None:
+def test_another_namespace_is_not_for_everybody(running: LabGateway) -> None:
     done = execute([*NOBODY, *running.enforcer, "status"], check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "root" in done.stderr
@@ -253,7 +253,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-def without_bpf(gateway: Gateway, verb: str) -> subprocess.CompletedProcess[str]:
+def without_bpf(gateway: LabGateway, verb: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-c", WITHOUT_BPF, *gateway.enforcer[1:], verb]
     done = execute(argv, check=False)
     if done.returncode == 77:
@@ -261,7 +261,7 @@ def without_bpf(gateway: Gateway, verb: str) -> subprocess.CompletedProcess[str]
     return done
 
 
-def test_a_kernel_without_bpf_is_named_and_nothing_stays(idle: Gateway) -> None:
+def test_a_kernel_without_bpf_is_named_and_nothing_stays(idle: LabGateway) -> None:
     idle.write(idle.lab.config())
     idle.lab.gw.sysctl("net.ipv4.ip_forward", 0)
     with untouched(idle):
@@ -272,7 +272,7 @@ def test_a_kernel_without_bpf_is_named_and_nothing_stays(idle: Gateway) -> None:
         assert len(done.stderr.splitlines()) <= 6, done.stderr
 
 
-def test_looking_on_a_kernel_without_bpf(running: Gateway) -> None:
+def test_looking_on_a_kernel_without_bpf(running: LabGateway) -> None:
     running.write(running.lab.config())
     with untouched(running):
         for noun in ("status", "flows", "origins"):
@@ -282,7 +282,7 @@ def test_looking_on_a_kernel_without_bpf(running: Gateway) -> None:
             assert "Traceback" not in done.stderr
 
 
-def test_capabilities_of_a_user_namespace_are_not_enough(idle: Gateway, tmp_path: Path) -> None:
+def test_capabilities_of_a_user_namespace_are_not_enough(idle: LabGateway, tmp_path: Path) -> None:
     """Root in a user namespace may write nftables and addresses there, and may not load programs."""
     config = tmp_path / "enforcer.yaml"
     config.write_text(dump(idle.lab.config()))

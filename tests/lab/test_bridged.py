@@ -17,7 +17,7 @@ from truth import agree, dedicated, families, leaves_from, packets, running
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask
 from lab.configuration import ABROAD_PORT, LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import LabError
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
@@ -32,7 +32,7 @@ kinds = pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM],
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     for port, (bridge, addresses) in BRIDGES.items():
         lab.gw.ip(
             f"link add {bridge} type bridge",
@@ -51,7 +51,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
 
 
 @families
-def test_connections(enforced: Gateway, family: int) -> None:
+def test_connections(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     for ask in (tcp_ask, udp_ask):
         assert ask(lab.client, ORIGIN1[family]).address == leaves_from(LAX1, family)
@@ -65,7 +65,7 @@ def test_connections(enforced: Gateway, family: int) -> None:
 
 @families
 @kinds
-def test_refusals_are_answered_at_once(enforced: Gateway, family: int, kind: int) -> None:
+def test_refusals_are_answered_at_once(enforced: LabGateway, family: int, kind: int) -> None:
     ask = tcp_ask if kind == socket.SOCK_STREAM else udp_ask
     before, began = packets(enforced), time.monotonic()
     with pytest.raises(OSError) as refused:
@@ -78,7 +78,7 @@ def test_refusals_are_answered_at_once(enforced: Gateway, family: int, kind: int
 
 
 @families
-def test_a_mark_that_others_set_on_the_bridge(enforced: Gateway, family: int) -> None:
+def test_a_mark_that_others_set_on_the_bridge(enforced: LabGateway, family: int) -> None:
     """It is there when the route is asked for: what a rule sends another way is decided for that way."""
     lab = enforced.lab
     if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 10):
@@ -112,7 +112,7 @@ def test_a_mark_that_others_set_on_the_bridge(enforced: Gateway, family: int) ->
 
 @families
 @pytest.mark.parametrize("size", [1000, 4000, 60000])
-def test_large_datagrams(enforced: Gateway, family: int, size: int) -> None:
+def test_large_datagrams(enforced: LabGateway, family: int, size: int) -> None:
     """Both ways, and what is too large without fragments is answered as ever."""
     lab = enforced.lab
     with (

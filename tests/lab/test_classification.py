@@ -42,7 +42,7 @@ from lab.clients import (
     url,
 )
 from lab.configuration import ABROAD_PORT, LAX1, LAX2, SHOP_PORT, TRAVEL_PORT, added, changed
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import client_sources
 from lab.netns import Namespace
 from lab.servers import logged
@@ -63,7 +63,7 @@ ELSEWHERE = {4: "198.18.2.66", 6: "2001:db8:a2::66"}  # on origin2's link, nobod
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -101,7 +101,7 @@ class Row:
     def protocol(self) -> str:
         return "udp" if self.ask in (by_udp, by_quic) else "tcp"
 
-    def holds(self, gateway: Gateway, family: int) -> None:
+    def holds(self, gateway: LabGateway, family: int) -> None:
         told = foretold(gateway, self.origin[family], self.protocol, self.port)
         seen = self.ask(gateway.lab.client, self.origin[family], self.port)
         if self.egress is None:
@@ -141,17 +141,17 @@ ROWS = {
 
 @families
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_row(enforced: Gateway, family: int, row: Row) -> None:
+def test_row(enforced: LabGateway, family: int, row: Row) -> None:
     row.holds(enforced, family)
 
 
-def test_the_command_says_what_the_view_does(enforced: Gateway) -> None:
+def test_the_command_says_what_the_view_does(enforced: LabGateway) -> None:
     question = ["--src", CLIENT[6], "--dst", ORIGIN1[6], "--protocol", "udp", "--dport", "443"]
     assert enforced.json("explain", *question) == foretold(enforced, ORIGIN1[6], "udp", 443)
 
 
 @families
-def test_servers_logs_say_the_same(enforced: Gateway, services: Services, family: int) -> None:
+def test_servers_logs_say_the_same(enforced: LabGateway, services: Services, family: int) -> None:
     nginx = services.nginx["origin1"]
     (seen,) = logged(nginx.seen, lambda: by_http(enforced.lab.client, ORIGIN1[family], 443))
     assert seen.address == leaves_from(LAX1, family)
@@ -161,7 +161,9 @@ def test_servers_logs_say_the_same(enforced: Gateway, services: Services, family
 
 @families
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
-def test_dns_to_a_resolver_is_shared(enforced: Gateway, services: Services, family: int, tcp: bool) -> None:
+def test_dns_to_a_resolver_is_shared(
+    enforced: LabGateway, services: Services, family: int, tcp: bool
+) -> None:
     told = foretold(enforced, RESOLVER[family], "tcp" if tcp else "udp", 53)
     assert (told["reason"], told["source_ip"]) == ("dns", SHARED[family])
     assert dig(enforced.lab.client, RESOLVER[family], "bank.lab", "AAAA", tcp=tcp) == [ORIGIN1[6]]
@@ -172,7 +174,7 @@ def test_dns_to_a_resolver_is_shared(enforced: Gateway, services: Services, fami
 @pytest.mark.rfc5508_req10a
 @pytest.mark.rfc6888_req2
 @families
-def test_ping_is_shared(enforced: Gateway, services: Services, family: int) -> None:
+def test_ping_is_shared(enforced: LabGateway, services: Services, family: int) -> None:
     told = foretold(enforced, ORIGIN1[family], "icmp")
     assert (told["reason"], told["source_ip"]) == ("icmp", SHARED[family])
 
@@ -185,7 +187,7 @@ def test_ping_is_shared(enforced: Gateway, services: Services, family: int) -> N
 
 
 @families
-def test_udp_is_shared_when_it_is_not_proxied(enforced: Gateway, family: int) -> None:
+def test_udp_is_shared_when_it_is_not_proxied(enforced: LabGateway, family: int) -> None:
     config = enforced.lab.config(proxy={"tcp": True, "udp": False})
     with UdpFlow(enforced.lab.client, ORIGIN1[family]) as lasting:
         assert lasting.ask().address == leaves_from(LAX1, family)
@@ -203,7 +205,7 @@ def test_udp_is_shared_when_it_is_not_proxied(enforced: Gateway, family: int) ->
 
 
 @families
-def test_tcp_is_shared_when_it_is_not_proxied(enforced: Gateway, family: int) -> None:
+def test_tcp_is_shared_when_it_is_not_proxied(enforced: LabGateway, family: int) -> None:
     enforced.reload(enforced.lab.config(proxy={"tcp": False, "udp": True}))
     try:
         Row(by_tcp, ORIGIN1, 9000, "tcp-off", SHARED).holds(enforced, family)
@@ -214,7 +216,7 @@ def test_tcp_is_shared_when_it_is_not_proxied(enforced: Gateway, family: int) ->
 
 @pytest.mark.rfc4787_req2
 @families
-def test_clients_without_a_policy_are_spread_and_each_stays(enforced: Gateway, family: int) -> None:
+def test_clients_without_a_policy_are_spread_and_each_stays(enforced: LabGateway, family: int) -> None:
     client = enforced.lab.client
     sources = client_sources(family) + client_sources(family, network=2)
     namespaces = [client] * 8 + [enforced.lab.client2] * 8
@@ -230,7 +232,7 @@ def test_clients_without_a_policy_are_spread_and_each_stays(enforced: Gateway, f
             assert ask(namespace, ORIGIN2[family], port, source).address == chosen[source]
 
 
-def take(gateway: Gateway, egress: dict[int, str], family: int) -> None:
+def take(gateway: LabGateway, egress: dict[int, str], family: int) -> None:
     """Somebody removes an egress address behind the enforcer's back."""
     if family == 4:
         gateway.lab.gw.ip(f"addr del {egress[4]}/32 dev out0")
@@ -238,7 +240,7 @@ def take(gateway: Gateway, egress: dict[int, str], family: int) -> None:
         gateway.lab.gw.ip(f"route del local {egress[6]} dev lo table local")
 
 
-def give(gateway: Gateway, egress: dict[int, str], family: int) -> None:
+def give(gateway: LabGateway, egress: dict[int, str], family: int) -> None:
     if family == 4:
         gateway.lab.gw.ip(f"addr add {egress[4]}/32 dev out0")
         # Its neighbours may have given up on it meanwhile.
@@ -247,7 +249,7 @@ def give(gateway: Gateway, egress: dict[int, str], family: int) -> None:
         gateway.lab.gw.ip(f"route add local {egress[6]} dev lo table local")
 
 
-def follows(gateway: Gateway, address: str, port: int, source_ip: str | None) -> None:
+def follows(gateway: LabGateway, address: str, port: int, source_ip: str | None) -> None:
     """The program's next verdict is this address (None: none); at once, so polled and not slept for."""
     wait_for(
         lambda: foretold(gateway, address, "tcp", port)["source_ip"] == source_ip,
@@ -257,7 +259,7 @@ def follows(gateway: Gateway, address: str, port: int, source_ip: str | None) ->
 
 
 @families
-def test_a_client_moves_when_its_address_goes_and_then_stays(enforced: Gateway, family: int) -> None:
+def test_a_client_moves_when_its_address_goes_and_then_stays(enforced: LabGateway, family: int) -> None:
     client = enforced.lab.client
     before = tcp_ask(client, ORIGIN2[family]).address
     mine, other = (LAX1, LAX2) if before == leaves_from(LAX1, family) else (LAX2, LAX1)
@@ -278,7 +280,9 @@ def test_a_client_moves_when_its_address_goes_and_then_stays(enforced: Gateway, 
 
 
 @families
-def test_a_removed_address_makes_way_for_the_fallback_and_comes_back(enforced: Gateway, family: int) -> None:
+def test_a_removed_address_makes_way_for_the_fallback_and_comes_back(
+    enforced: LabGateway, family: int
+) -> None:
     config = changed(
         enforced.lab.config(), "policies", "bank", egress={"ipv4": LAX1[4], "ipv4_fallback": LAX2[4]}
     )
@@ -308,7 +312,7 @@ def test_a_removed_address_makes_way_for_the_fallback_and_comes_back(enforced: G
 
 @pytest.mark.rfc5508_req8
 @families
-def test_without_a_fallback_it_is_refused_and_counted(enforced: Gateway, family: int) -> None:
+def test_without_a_fallback_it_is_refused_and_counted(enforced: LabGateway, family: int) -> None:
     told = foretold(enforced, ORIGIN2[family], "tcp", ABROAD_PORT)
     assert (told["verdict"], told["reason"], told["source_ip"]) == ("refused", "unavailable", None)
     assert (told["policy"], told["egress"]) == ("abroad", "nyc-1")
@@ -325,7 +329,7 @@ def test_without_a_fallback_it_is_refused_and_counted(enforced: Gateway, family:
 
 
 @families
-def test_a_fallback_of_0_0_0_0_is_the_shared_address(enforced: Gateway, family: int) -> None:
+def test_a_fallback_of_0_0_0_0_is_the_shared_address(enforced: LabGateway, family: int) -> None:
     config = changed(
         enforced.lab.config(),
         "policies",
@@ -341,7 +345,7 @@ def test_a_fallback_of_0_0_0_0_is_the_shared_address(enforced: Gateway, family: 
 
 
 @families
-def test_the_first_policy_in_precedence_decides(enforced: Gateway, family: int) -> None:
+def test_the_first_policy_in_precedence_decides(enforced: LabGateway, family: int) -> None:
     source = client_sources(family)[3]
     narrow = {
         "name": "one client",
@@ -375,7 +379,9 @@ def test_the_first_policy_in_precedence_decides(enforced: Gateway, family: int) 
 @pytest.mark.rfc5508_req10a
 @families
 @pytest.mark.parametrize("origin", [ORIGIN1, PRIVATE], ids=["dedicated", "shared"])
-def test_port_unreachable_reaches_the_client(enforced: Gateway, family: int, origin: dict[int, str]) -> None:
+def test_port_unreachable_reaches_the_client(
+    enforced: LabGateway, family: int, origin: dict[int, str]
+) -> None:
     """The kernel gives an error to the socket that its inner header names: so that was translated back."""
     with UdpFlow(enforced.lab.client, origin[family], 9) as flow:
         with pytest.raises(ConnectionRefusedError):
@@ -386,7 +392,7 @@ def test_port_unreachable_reaches_the_client(enforced: Gateway, family: int, ori
 @pytest.mark.rfc5508_req4a
 @pytest.mark.rfc5508_req4c
 @families
-def test_the_inner_header_of_an_error_is_translated_back(enforced: Gateway, family: int) -> None:
+def test_the_inner_header_of_an_error_is_translated_back(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with (
         Capture(
@@ -410,7 +416,7 @@ def test_the_inner_header_of_an_error_is_translated_back(enforced: Gateway, fami
 
 @pytest.mark.rfc5508_req10a
 @families
-def test_ttl_probes_walk_the_way(enforced: Gateway, family: int) -> None:
+def test_ttl_probes_walk_the_way(enforced: LabGateway, family: int) -> None:
     exceeded = (11, 0) if family == 4 else (3, 0)
     router = "198.51.100.254" if family == 4 else "2001:db8:ffff::fe"
     assert [ttl_probe(enforced.lab.client, ORIGIN1[family], ttl) for ttl in (1, 2, 3)] == [
@@ -421,7 +427,9 @@ def test_ttl_probes_walk_the_way(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_a_clients_error_about_a_flow_leaves_with_the_flows_address(enforced: Gateway, family: int) -> None:
+def test_a_clients_error_about_a_flow_leaves_with_the_flows_address(
+    enforced: LabGateway, family: int
+) -> None:
     """RFC 5508, 4.2: the origin answers late, to a socket that is closed by then."""
     lab = enforced.lab
     before = packets(enforced)["icmp-error"]
@@ -443,7 +451,7 @@ def test_a_clients_error_about_a_flow_leaves_with_the_flows_address(enforced: Ga
 
 @pytest.mark.rfc6888_req6
 @families
-def test_between_inside_networks_nothing_is_touched(enforced: Gateway, family: int) -> None:
+def test_between_inside_networks_nothing_is_touched(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with uncounted(enforced):
         told = foretold(enforced, CLIENT2[family], "tcp", 9000)
@@ -460,7 +468,9 @@ def test_between_inside_networks_nothing_is_touched(enforced: Gateway, family: i
 
 
 @families
-def test_to_the_gateway_itself_nothing_is_touched(enforced: Gateway, services: Services, family: int) -> None:
+def test_to_the_gateway_itself_nothing_is_touched(
+    enforced: LabGateway, services: Services, family: int
+) -> None:
     lab = enforced.lab
     told = foretold(enforced, GATEWAY[family], "tcp", 22)
     assert (told["verdict"], told["reason"]) == ("untouched", "local")
@@ -478,7 +488,7 @@ def test_to_the_gateway_itself_nothing_is_touched(enforced: Gateway, services: S
 
 @families
 def test_from_the_gateway_itself_nothing_is_touched(
-    enforced: Gateway, services: Services, family: int
+    enforced: LabGateway, services: Services, family: int
 ) -> None:
     lab = enforced.lab
     with uncounted(enforced):
@@ -494,7 +504,7 @@ def test_from_the_gateway_itself_nothing_is_touched(
 
 @pytest.mark.rfc5382_req9
 @families
-def test_unreachable_destinations_answer_as_a_router_does(enforced: Gateway, family: int) -> None:
+def test_unreachable_destinations_answer_as_a_router_does(enforced: LabGateway, family: int) -> None:
     """A flow that dies behind us is given back; the internet's errors reach the client."""
     with pytest.raises(OSError, match=r"No route|unreachable|timed out") as failure:
         tcp_ask(enforced.lab.client, ELSEWHERE[family], timeout=10)
@@ -502,6 +512,6 @@ def test_unreachable_destinations_answer_as_a_router_does(enforced: Gateway, fam
 
 
 @families
-def test_in_the_end_counts_and_conntrack_agree(enforced: Gateway, family: int) -> None:
+def test_in_the_end_counts_and_conntrack_agree(enforced: LabGateway, family: int) -> None:
     with Session(enforced.lab.client, ORIGIN1[family]):
         assert agree(enforced)

@@ -17,7 +17,7 @@ from snapshot import difference, snapshot
 
 from lab.clients import Session, UdpFlow, curl, fate, ping, tcp_ask, udp_ask, url
 from lab.configuration import LAX1, changed
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace, execute
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, SHARED, Lab
@@ -54,16 +54,16 @@ sys.exit(code)
 
 
 @pytest.fixture(scope="module")
-def gateway(lab: Lab, services: Services) -> Iterator[Gateway]:
+def gateway(lab: Lab, services: Services) -> Iterator[LabGateway]:
     """One daemon for this module, with a limit that can be reached."""
-    running = Gateway(lab, lab.config(limits={"connections_per_origin": LIMIT})).start()
+    running = LabGateway(lab, lab.config(limits={"connections_per_origin": LIMIT})).start()
     yield running
     running.stop()
     running.run("down", check=False)
 
 
 @pytest.fixture
-def traffic(lab: Lab, gateway: Gateway) -> Iterator[None]:
+def traffic(lab: Lab, gateway: LabGateway) -> Iterator[None]:
     """Something of everything: live connections, refusals, shared and untouched traffic, both families."""
     with contextlib.ExitStack() as held:
         for family in (4, 6):
@@ -91,7 +91,7 @@ def fate_of(attempt: Callable[[], object]) -> str:
 
 @pytest.mark.usefixtures("traffic")
 @pytest.mark.parametrize("noun", NOUNS)
-def test_json_is_one_document_with_the_fields_in_their_order(gateway: Gateway, noun: str) -> None:
+def test_json_is_one_document_with_the_fields_in_their_order(gateway: LabGateway, noun: str) -> None:
     done = gateway.run(*arguments(noun), "--json")
     found = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
@@ -104,7 +104,7 @@ def test_json_is_one_document_with_the_fields_in_their_order(gateway: Gateway, n
 
 
 @pytest.mark.usefixtures("traffic")
-def test_json_values_are_what_they_say(lab: Lab, gateway: Gateway) -> None:
+def test_json_values_are_what_they_say(lab: Lab, gateway: LabGateway) -> None:
     status, flows = gateway.json("status"), gateway.json("flows")
     origins, egress = gateway.json("origins"), gateway.json("egress")
     assert status["state"] == "running"
@@ -153,7 +153,7 @@ def test_json_values_are_what_they_say(lab: Lab, gateway: Gateway) -> None:
         ("plan", ("nothing to do",)),
     ],
 )
-def test_tables_are_for_people(gateway: Gateway, noun: str, words: tuple[str, ...]) -> None:
+def test_tables_are_for_people(gateway: LabGateway, noun: str, words: tuple[str, ...]) -> None:
     done = gateway.run(noun)
     assert (done.returncode, done.stderr) == (0, "")
     assert [word for word in words if word not in done.stdout] == []
@@ -161,7 +161,7 @@ def test_tables_are_for_people(gateway: Gateway, noun: str, words: tuple[str, ..
         json.loads(done.stdout)
 
 
-def test_a_reader_that_has_enough_is_no_error(gateway: Gateway) -> None:
+def test_a_reader_that_has_enough_is_no_error(gateway: LabGateway) -> None:
     command = " ".join(gateway.enforcer)
     done = execute(["bash", "-c", f"set -o pipefail; {command} reasons --json | head -1"], check=False)
     assert (done.stdout, done.stderr) == ("[\n", "")
@@ -169,7 +169,7 @@ def test_a_reader_that_has_enough_is_no_error(gateway: Gateway) -> None:
 
 @pytest.mark.usefixtures("traffic")
 @pytest.mark.parametrize("noun", [noun for noun in NOUNS if noun != "plan"])
-def test_looking_loads_neither_compiler_nor_validator(gateway: Gateway, noun: str) -> None:
+def test_looking_loads_neither_compiler_nor_validator(gateway: LabGateway, noun: str) -> None:
     options = gateway.enforcer[gateway.enforcer.index("--netns") :]
     argv = [sys.executable, "-c", IMPORTS_NOTHING_HEAVY, *options, *arguments(noun)]
     assert execute(argv).stderr.splitlines()[-1] == "heavy:"
@@ -178,7 +178,7 @@ def test_looking_loads_neither_compiler_nor_validator(gateway: Gateway, noun: st
 # --- where a command looks
 
 
-def test_another_namespace_and_none(lab: Lab, gateway: Gateway) -> None:
+def test_another_namespace_and_none(lab: Lab, gateway: LabGateway) -> None:
     enforcer = [sys.executable, "-m", "enforcer"]
     missing = execute([*enforcer, "--netns", "no-such-namespace", "status"], check=False)
     assert missing.returncode == 2
@@ -197,7 +197,7 @@ def test_another_namespace_and_none(lab: Lab, gateway: Gateway) -> None:
 
 
 @pytest.mark.usefixtures("traffic")
-def test_from_within_the_namespace_the_gateway_looks_the_same(lab: Lab, gateway: Gateway) -> None:
+def test_from_within_the_namespace_the_gateway_looks_the_same(lab: Lab, gateway: LabGateway) -> None:
     """ip-netns-exec(8) hides the machine's /sys, and with it the pins, behind another one."""
     enforcer = [sys.executable, "-m", "enforcer"]
     # A flow that is not used any more is on the fast path for seconds.
@@ -214,7 +214,7 @@ def test_from_within_the_namespace_the_gateway_looks_the_same(lab: Lab, gateway:
 
 def test_a_daemon_started_by_ip_netns_exec_is_seen_from_outside(machine: None) -> None:
     with Lab(f"lab{os.getpid()}-exec") as lab:
-        gateway = Gateway(lab)
+        gateway = LabGateway(lab)
         plain = [word for word in gateway.argv if word not in ("--netns", lab.gw.name)]
         gateway.argv = ["ip", "netns", "exec", lab.gw.name, *plain]
         before = snapshot(lab.gw)
@@ -231,7 +231,7 @@ def test_a_daemon_started_by_ip_netns_exec_is_seen_from_outside(machine: None) -
 # --- help, usage, completion
 
 
-def test_help_says_what_there_is(gateway: Gateway) -> None:
+def test_help_says_what_there_is(gateway: LabGateway) -> None:
     text = execute([sys.executable, "-m", "enforcer", "--help"]).stdout
     for word in ("run", "reload", "down", "check", *NOUNS, "--netns", "--config", "completion"):
         assert word in text
@@ -256,7 +256,9 @@ def test_help_says_what_there_is(gateway: Gateway) -> None:
         (("completion", "tcsh"), ("tcsh",)),
     ],
 )
-def test_wrong_usage_is_exit_code_2(gateway: Gateway, wrong: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_wrong_usage_is_exit_code_2(
+    gateway: LabGateway, wrong: tuple[str, ...], words: tuple[str, ...]
+) -> None:
     done = gateway.run(*wrong, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert [word for word in words if word not in done.stderr] == []
@@ -293,7 +295,7 @@ def test_completion_completes() -> None:
 # --- explain
 
 
-def ask_explain(gateway: Gateway, source: str, to: str, protocol: str, port: int | None) -> dict[str, Any]:
+def ask_explain(gateway: LabGateway, source: str, to: str, protocol: str, port: int | None) -> dict[str, Any]:
     options = ["--src", source, "--dst", to, "--protocol", protocol]
     options += ["--dport", str(port)] if port is not None else []
     found: dict[str, Any] = gateway.json("explain", *options)
@@ -304,7 +306,7 @@ PORTS = (53, 80, 8081, 8082, 8443, 9000)
 
 
 @families
-def test_explain_foretells_what_happens(lab: Lab, gateway: Gateway, family: int) -> None:
+def test_explain_foretells_what_happens(lab: Lab, gateway: LabGateway, family: int) -> None:
     origins = (ORIGIN1, ORIGIN2, PRIVATE)
     table = itertools.product(origins, ("tcp", "udp"), PORTS, (CLIENT, CLIENT2))
     for origin, protocol, port, client in table:
@@ -326,7 +328,7 @@ def test_explain_foretells_what_happens(lab: Lab, gateway: Gateway, family: int)
 
 
 @families
-def test_explain_of_what_goes_nowhere(lab: Lab, gateway: Gateway, family: int) -> None:
+def test_explain_of_what_goes_nowhere(lab: Lab, gateway: LabGateway, family: int) -> None:
     own = ip_network(LAX1[family])[5 if family == 6 else 0]
     told = ask_explain(gateway, CLIENT[family], str(own), "tcp", 22)
     assert (told["verdict"], told["reason"]) == ("blocked", "unsolicited")
@@ -353,7 +355,7 @@ def address_of(namespace: Namespace, to: str, protocol: str, port: int) -> str:
 
 
 @families
-def test_explain_knows_the_limit(lab: Lab, gateway: Gateway, family: int) -> None:
+def test_explain_knows_the_limit(lab: Lab, gateway: LabGateway, family: int) -> None:
     with contextlib.ExitStack() as held:
         for number in range(LIMIT):
             if number in (0, 1, LIMIT - 1):
@@ -367,7 +369,7 @@ def test_explain_knows_the_limit(lab: Lab, gateway: Gateway, family: int) -> Non
 
 
 @families
-def test_explain_follows_a_reload(lab: Lab, gateway: Gateway, family: int) -> None:
+def test_explain_follows_a_reload(lab: Lab, gateway: LabGateway, family: int) -> None:
     config = lab.config(limits={"connections_per_origin": LIMIT})
     try:
         gateway.reload(changed(config, "policies", "bank", egress="default"))
@@ -379,7 +381,7 @@ def test_explain_follows_a_reload(lab: Lab, gateway: Gateway, family: int) -> No
     assert ask_explain(gateway, CLIENT[family], ORIGIN1[family], "tcp", 9000)["egress"] == "lax-1"
 
 
-def test_looking_changes_nothing(lab: Lab, gateway: Gateway, traffic: None) -> None:
+def test_looking_changes_nothing(lab: Lab, gateway: LabGateway, traffic: None) -> None:
     before = snapshot(lab.gw)
     counts = settled(gateway)
     for noun in NOUNS:
@@ -393,7 +395,7 @@ def test_looking_changes_nothing(lab: Lab, gateway: Gateway, traffic: None) -> N
     assert settled(gateway) == counts
 
 
-def settled(gateway: Gateway) -> dict[str, Any]:
+def settled(gateway: LabGateway) -> dict[str, Any]:
     """All counts; what the kernel does by itself (neighbours, routers) left out."""
     quiet = {"local", "not-ip"}
     return {

@@ -35,7 +35,7 @@ from enforcer.gateway.reader import GatewayReader
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, family_of, tcp_ask, udp_ask, url
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import Hammer, Holders, client_sources
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, ORIGIN2, RESOLVER, Lab
@@ -45,7 +45,7 @@ protocols = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -71,7 +71,7 @@ def meddling(lab: Lab, role: str, hook: str, rule: str) -> Iterator[None]:
 
 
 @families
-def test_mixed_requests(enforced: Gateway, family: int) -> None:
+def test_mixed_requests(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     urls = [
         url(ORIGIN1[family]),
@@ -98,7 +98,7 @@ def test_mixed_requests(enforced: Gateway, family: int) -> None:
 
 @pytest.mark.rfc5382_req2
 @families
-def test_connections_that_end_each_in_its_way(enforced: Gateway, family: int) -> None:
+def test_connections_that_end_each_in_its_way(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with (
         Holders(lab.origin1, PORT, capacity=1000) as holders,
@@ -125,7 +125,7 @@ def of_clients(family: int, port: int = PORT, protocol: str = "tcp") -> set[Orig
 
 
 @families
-def test_a_storm_of_opening_and_closing(enforced: Gateway, family: int) -> None:
+def test_a_storm_of_opening_and_closing(enforced: LabGateway, family: int) -> None:
     """Both sides at once, so that FIN and RST cross on their way."""
     lab = enforced.lab
     stop = threading.Event()
@@ -162,7 +162,7 @@ def test_a_storm_of_opening_and_closing(enforced: Gateway, family: int) -> None:
 
 @pytest.mark.rfc5382_req2
 @families
-def test_simultaneous_close(enforced: Gateway, family: int) -> None:
+def test_simultaneous_close(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with Holders(lab.origin1, PORT, capacity=500) as holders:
         for _ in range(5):
@@ -178,7 +178,7 @@ def test_simultaneous_close(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_aborted_transfers(enforced: Gateway, services: Services, family: int) -> None:
+def test_aborted_transfers(enforced: LabGateway, services: Services, family: int) -> None:
     lab = enforced.lab
     for options in ([], ["-R"], ["-P", "4"], ["--bidir"]):
         lab.client.run(
@@ -189,7 +189,7 @@ def test_aborted_transfers(enforced: Gateway, services: Services, family: int) -
 
 
 @families
-def test_half_open_connections(enforced: Gateway, family: int) -> None:
+def test_half_open_connections(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with meddling(lab, "origin1", "input", f"tcp dport {DEAF_PORT} drop"):
         sockets = []
@@ -207,7 +207,7 @@ def test_half_open_connections(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_udp(enforced: Gateway, family: int) -> None:
+def test_udp(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with (
         Holders(lab.origin1, PORT, capacity=300),
@@ -231,7 +231,7 @@ def test_udp(enforced: Gateway, family: int) -> None:
 @pytest.mark.rfc6888_req8a
 @families
 @pytest.mark.parametrize("end", ["close", "reset", "origin"])
-def test_a_port_is_used_again(enforced: Gateway, family: int, end: str) -> None:
+def test_a_port_is_used_again(enforced: LabGateway, family: int, end: str) -> None:
     """The same client port to the same origin, while conntrack still remembers the one before."""
     lab = enforced.lab
     before = 0
@@ -270,7 +270,7 @@ def test_a_port_is_used_again(enforced: Gateway, family: int, end: str) -> None:
 
 
 @families
-def test_refused_ports_are_tried_again_from_the_same_port(enforced: Gateway, family: int) -> None:
+def test_refused_ports_are_tried_again_from_the_same_port(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     # One that no other connection has: all ports from 1024 on are given to clients that name none.
     with contextlib.closing(lab.client.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)) as free:
@@ -298,7 +298,7 @@ def test_refused_ports_are_tried_again_from_the_same_port(enforced: Gateway, fam
 @protocols
 @pytest.mark.parametrize("hook", ["forward", "postrouting"])
 def test_what_is_dropped_behind_us_is_given_back(
-    enforced: Gateway, family: int, protocol: str, hook: str
+    enforced: LabGateway, family: int, protocol: str, hook: str
 ) -> None:
     lab = enforced.lab
     origin = key(family, CUT_PORT, protocol)
@@ -322,7 +322,7 @@ def test_what_is_dropped_behind_us_is_given_back(
 
 @families
 def test_an_answered_flow_that_is_cut_off_stays_counted_as_conntrack_has_it(
-    enforced: Gateway, services: Services, family: int
+    enforced: LabGateway, services: Services, family: int
 ) -> None:
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[family]) as session:
@@ -338,7 +338,7 @@ def test_an_answered_flow_that_is_cut_off_stays_counted_as_conntrack_has_it(
 @families
 @pytest.mark.parametrize("knowing", [False, True], ids=["blind", "knowing"])
 def test_segments_out_of_the_window_end_no_count(
-    enforced: Gateway, services: Services, family: int, knowing: bool
+    enforced: LabGateway, services: Services, family: int, knowing: bool
 ) -> None:
     """conntrack, being liberal, believes them; the connection lives, and so does its count.
 
@@ -377,7 +377,7 @@ def test_segments_out_of_the_window_end_no_count(
 
 @families
 def test_connections_that_conntrack_was_made_to_forget(
-    enforced: Gateway, services: Services, family: int
+    enforced: LabGateway, services: Services, family: int
 ) -> None:
     """An administrator's `conntrack -D`: whatever becomes of the connection, it is counted once or not."""
     lab = enforced.lab
@@ -397,7 +397,9 @@ def test_connections_that_conntrack_was_made_to_forget(
 
 
 @families
-def test_an_origin_that_vanishes_and_comes_back(enforced: Gateway, services: Services, family: int) -> None:
+def test_an_origin_that_vanishes_and_comes_back(
+    enforced: LabGateway, services: Services, family: int
+) -> None:
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[family]) as session, Session(lab.client, ORIGIN1[family]) as other:
         with meddling(lab, "net", "forward", "oifname origin1 drop"):
@@ -412,7 +414,7 @@ def test_an_origin_that_vanishes_and_comes_back(enforced: Gateway, services: Ser
 
 
 @families
-def test_a_client_cannot_speak_for_the_origin(enforced: Gateway, family: int) -> None:
+def test_a_client_cannot_speak_for_the_origin(enforced: LabGateway, family: int) -> None:
     """A reset from inside with the origin's address and the right numbers gives nothing back."""
     lab = enforced.lab
     # So that the gateway does not turn it away by itself.

@@ -17,7 +17,7 @@ from enforcer.facts.store import Store
 from enforcer.instance import Instance
 from lab.clients import tcp_ask
 from lab.configuration import LAX1, LAX2, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, Lab
 
@@ -31,7 +31,7 @@ def by_email(lab: Lab, egress: dict[int, str]) -> Document:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab, by_email(lab, LAX2)) as gateway:
         yield gateway
     assert "Traceback" not in gateway.said()
@@ -49,14 +49,14 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def without_sessions(enforced: Gateway) -> None:
+def without_sessions(enforced: LabGateway) -> None:
     """No client has a session."""
     found = [row["client"] for row in enforced.json("sessions")]
     for some in range(0, len(found), 2000):
         enforced.run("session", "remove", *found[some : some + 2000])
 
 
-def begin(gateway: Gateway, *arguments: str) -> subprocess.Popen[str]:
+def begin(gateway: LabGateway, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*gateway.enforcer, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -79,17 +79,17 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, said, complained
 
 
-def count(gateway: Gateway) -> int:
+def count(gateway: LabGateway) -> int:
     with Store(Instance(gateway.lab.gw.cookie()).facts_file, create=False) as store:
         return store.count_sessions()
 
 
-def pid_of(gateway: Gateway) -> int:
+def pid_of(gateway: LabGateway) -> int:
     assert gateway.pid is not None
     return gateway.pid
 
 
-def test_before_the_daemon_has_begun(enforced: Gateway, file: Path) -> None:
+def test_before_the_daemon_has_begun(enforced: LabGateway, file: Path) -> None:
     with stopped(pid_of(enforced)):
         process = begin(enforced, "session", "load", str(file))
         wait_for(lambda: is_asking(process))
@@ -101,7 +101,7 @@ def test_before_the_daemon_has_begun(enforced: Gateway, file: Path) -> None:
     assert not list(Instance(enforced.lab.gw.cookie()).directory.glob("sessions-*"))
 
 
-def test_a_second_time(enforced: Gateway, file: Path) -> None:
+def test_a_second_time(enforced: LabGateway, file: Path) -> None:
     """The request is taken back, and its answer not waited for: the daemon does not go on with it."""
     with stopped(pid_of(enforced)):
         process = begin(enforced, "session", "load", str(file))
@@ -118,7 +118,7 @@ def test_a_second_time(enforced: Gateway, file: Path) -> None:
 
 
 @pytest.mark.parametrize("question", ["status", "dns"])
-def test_a_question(enforced: Gateway, question: str) -> None:
+def test_a_question(enforced: LabGateway, question: str) -> None:
     """Nothing is under way that could go on; what it would have shown is not shown."""
     with stopped(pid_of(enforced)):
         process = begin(enforced, question)
@@ -127,7 +127,7 @@ def test_a_question(enforced: Gateway, question: str) -> None:
         assert end_of(process) == (1, "", "\nAborted!\n")
 
 
-def test_while_another_change_is_under_way(enforced: Gateway, file: Path) -> None:
+def test_while_another_change_is_under_way(enforced: LabGateway, file: Path) -> None:
     """It waits for its turn, and is taken out of the queue at once."""
     reload = begin(enforced, "reload")
     process = begin(enforced, "session", "load", str(file))
@@ -139,7 +139,7 @@ def test_while_another_change_is_under_way(enforced: Gateway, file: Path) -> Non
     assert count(enforced) == 0
 
 
-def test_when_the_first_are_in_force(enforced: Gateway, file: Path) -> None:
+def test_when_the_first_are_in_force(enforced: LabGateway, file: Path) -> None:
     """Too late: it loads all of them, and says so."""
     process = begin(enforced, "session", "load", str(file))
     wait_for(lambda: count(enforced) > 0)
@@ -149,7 +149,7 @@ def test_when_the_first_are_in_force(enforced: Gateway, file: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0.3, 0.6, 0.9, 1.2])
-def test_at_whatever_moment(enforced: Gateway, file: Path, after: float) -> None:
+def test_at_whatever_moment(enforced: LabGateway, file: Path, after: float) -> None:
     process = begin(enforced, "session", "load", str(file))
     time.sleep(after)
     process.send_signal(signal.SIGINT)
@@ -162,7 +162,7 @@ def test_at_whatever_moment(enforced: Gateway, file: Path, after: float) -> None
     assert count(enforced) == (0 if code else MANY)
 
 
-def test_while_it_reads_standard_input(enforced: Gateway) -> None:
+def test_while_it_reads_standard_input(enforced: LabGateway) -> None:
     process = subprocess.Popen(
         [*enforced.enforcer, "session", "load", "-"],
         stdin=subprocess.PIPE,
@@ -179,7 +179,7 @@ def test_while_it_reads_standard_input(enforced: Gateway) -> None:
 
 
 @families
-def test_one_session(enforced: Gateway, family: int) -> None:
+def test_one_session(enforced: LabGateway, family: int) -> None:
     """Nothing can be taken back here, and nothing else is said."""
     lab = enforced.lab
     with stopped(pid_of(enforced)):
@@ -196,7 +196,7 @@ def test_one_session(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_a_reload(enforced: Gateway, family: int) -> None:
+def test_a_reload(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     enforced.run("session", "add", CLIENT[family], "--email", "ann@corp.example")
     try:

@@ -19,7 +19,7 @@ from lab import names
 from lab.clients import TIMEOUT, family_of
 from lab.configuration import LAX1, Document
 from lab.dns_flood import POOL
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.program import Program, module, start_all
 from lab.servers import Reporter
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, RESOLVER, Lab
@@ -106,7 +106,7 @@ def bytes_of_facts(lab: Lab) -> int:
     return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
 
 
-def count(gateway: Gateway, what: str) -> int:
+def count(gateway: LabGateway, what: str) -> int:
     found: dict[str, int] = {row["what"]: row["number"] for row in gateway.json("dns")}
     return found.get(what, 0)
 
@@ -185,13 +185,13 @@ def test_it_ends_with_the_daemon(lab: Lab, servers: None) -> None:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, servers: None) -> Iterator[Gateway]:
+def enforced(lab: Lab, servers: None) -> Iterator[LabGateway]:
     with running(lab, config(lab)) as gateway:
         yield gateway
 
 
 @families
-def test_a_daemon_that_hangs_holds_up_no_answer(enforced: Gateway, family: int) -> None:
+def test_a_daemon_that_hangs_holds_up_no_answer(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     late = count(enforced, "answer-late")
     with stopped(enforced.pid):
@@ -203,7 +203,7 @@ def test_a_daemon_that_hangs_holds_up_no_answer(enforced: Gateway, family: int) 
 
 @families
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
-def test_the_process_that_bounds_it_is_kept_alive(enforced: Gateway, family: int, how: int) -> None:
+def test_the_process_that_bounds_it_is_kept_alive(enforced: LabGateway, family: int, how: int) -> None:
     lab = enforced.lab
     (before,) = deadline_processes(enforced.pid)
     os.kill(before, how)

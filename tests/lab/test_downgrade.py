@@ -16,7 +16,7 @@ from enforcer.cli.app import NOUNS
 from enforcer.instance import Instance
 from lab.clients import Session, tcp_ask
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, Lab
 
@@ -70,7 +70,7 @@ def another_format(content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def left_behind(lab: Lab, gateway: Gateway, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+def left_behind(lab: Lab, gateway: LabGateway, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """The later version's daemon has ended; everything is gone in the end, as if it had never been."""
     before = snapshot(lab.gw)
     gateway.start()
@@ -83,7 +83,7 @@ def left_behind(lab: Lab, gateway: Gateway, change: Callable[[dict[str, Any]], N
 
 @pytest.mark.parametrize("change", [unknown_keys, half_done])
 def test_commands_pass_over_what_they_do_not_know(
-    lab: Lab, services: Services, gateway: Gateway, change: Callable[[dict[str, Any]], None]
+    lab: Lab, services: Services, gateway: LabGateway, change: Callable[[dict[str, Any]], None]
 ) -> None:
     with left_behind(lab, gateway, change):
         for noun in NOUNS:
@@ -103,7 +103,7 @@ def test_commands_pass_over_what_they_do_not_know(
 def test_the_daemon_takes_over(
     lab: Lab,
     services: Services,
-    gateway: Gateway,
+    gateway: LabGateway,
     change: Callable[[dict[str, Any]], None],
     family: int,
 ) -> None:
@@ -123,7 +123,7 @@ def test_the_daemon_takes_over(
         gateway.down()
 
 
-def test_another_format_is_one_message(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_another_format_is_one_message(lab: Lab, services: Services, gateway: LabGateway) -> None:
     """From every command that needs the state; what is enforced stays so, until `down` takes it away."""
     with left_behind(lab, gateway, another_format):
         content = state_file(lab).read_text()
@@ -143,7 +143,7 @@ def test_another_format_is_one_message(lab: Lab, services: Services, gateway: Ga
         assert said[-1] == "left: what enforcer 9.1 has changed and this version cannot undo: teleport"
 
 
-def test_down_ends_the_later_versions_daemon(lab: Lab, gateway: Gateway) -> None:
+def test_down_ends_the_later_versions_daemon(lab: Lab, gateway: LabGateway) -> None:
     """Which would write its state again where `down` has put what it can read."""
     before = snapshot(lab.gw)
     gateway.start()
@@ -155,7 +155,7 @@ def test_down_ends_the_later_versions_daemon(lab: Lab, gateway: Gateway) -> None
     assert difference(before, snapshot(lab.gw)) == ""
 
 
-def test_bytes_that_are_no_state(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_bytes_that_are_no_state(lab: Lab, services: Services, gateway: LabGateway) -> None:
     """Every command reports that in one message; the daemon and `down` work without the file."""
     content = bytes(range(256))
     gateway.start()

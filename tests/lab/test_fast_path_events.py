@@ -24,7 +24,7 @@ from enforcer.inspect.flows import flows as view_flows
 from enforcer.inspect.status import status as view_status
 from lab.capture import Capture
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace, execute, veth
 from lab.topology import GATEWAY, HOSTS, ORIGIN1, ORIGIN2, SHARED, Lab
 
@@ -44,7 +44,7 @@ def lab(machine: None) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def gateway(lab: Lab) -> Iterator[Gateway]:
+def gateway(lab: Lab) -> Iterator[LabGateway]:
     """The policy of origin2's port 7100 is that of the nearest egress IP."""
     with running(lab) as enforced:
         yield enforced
@@ -52,7 +52,7 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
 
 @contextmanager
 def transfers(
-    gateway: Gateway, origin: str, addresses: dict[int, str], least: int = MANY
+    gateway: LabGateway, origin: str, addresses: dict[int, str], least: int = MANY
 ) -> Iterator[list[Transfer]]:
     """One in each family, on the fast path; at the end each must have arrived, and the counts be right."""
     lab = gateway.lab
@@ -70,14 +70,14 @@ def transfers(
     agree(gateway)
 
 
-def rows_of(gateway: Gateway, pair: list[Transfer]) -> list[dict[str, Any]]:
+def rows_of(gateway: LabGateway, pair: list[Transfer]) -> list[dict[str, Any]]:
     ports = {transfer.client_port for transfer in pair}
     return [
         row for row in look(gateway, view_flows) if row["client_port"] in ports and row["protocol"] == "tcp"
     ]
 
 
-def on_fast_path(gateway: Gateway, pair: list[Transfer]) -> None:
+def on_fast_path(gateway: LabGateway, pair: list[Transfer]) -> None:
     """Wait until packets of both take it, from now on."""
     before = {row["client_ip"]: row["fast_packets"] for row in rows_of(gateway, pair)}
 
@@ -94,12 +94,12 @@ def fast_path(source: Any) -> dict[str, Any]:
     return dict(view_status(source.instance)["fast_path"])
 
 
-def generation(gateway: Gateway) -> int:
+def generation(gateway: LabGateway) -> int:
     return look(gateway, lambda source: int(source.maps.fast_path.get(0)["generation"]))
 
 
 @contextmanager
-def stale_at_once(gateway: Gateway, pair: list[Transfer], *, fresh: bool = True) -> Iterator[None]:
+def stale_at_once(gateway: LabGateway, pair: list[Transfer], *, fresh: bool = True) -> Iterator[None]:
     """Whatever happens in here makes all stale; before, if ``fresh``, everything is learnt anew."""
     if fresh:
         gateway.run("relearn")
@@ -141,7 +141,7 @@ def _statistics(interface: str) -> int:
 # --- by hand
 
 
-def test_relearn_by_hand(gateway: Gateway) -> None:
+def test_relearn_by_hand(gateway: LabGateway) -> None:
     with transfers(gateway, "origin1", ORIGIN1) as pair:
         for _ in range(5):
             before = generation(gateway)
@@ -150,7 +150,7 @@ def test_relearn_by_hand(gateway: Gateway) -> None:
             on_fast_path(gateway, pair)
 
 
-def test_the_fast_path_is_switched_off_and_on_live(gateway: Gateway) -> None:
+def test_the_fast_path_is_switched_off_and_on_live(gateway: LabGateway) -> None:
     """At once, with nothing lost, and nothing else is touched."""
     with transfers(gateway, "origin1", ORIGIN1, SOME) as pair:
         config = gateway.lab.config(fast_path=False)
@@ -162,7 +162,7 @@ def test_the_fast_path_is_switched_off_and_on_live(gateway: Gateway) -> None:
         assert {row["path"] for row in off} == {"kernel"}
         # Events switch nothing on.
         gateway.lab.gw.ip("route add 192.0.2.0/24 dev out0", "route del 192.0.2.0/24 dev out0")
-        assert gateway.run("relearn").stdout == "the fast path is off: nothing was learnt\n"
+        assert gateway.run("relearn").stdout == "the fast path is off: it has no entries\n"
         time.sleep(0.3)
         later = rows_of(gateway, pair)
         for before, after in zip(off, later, strict=True):
@@ -178,7 +178,7 @@ def test_the_fast_path_is_switched_off_and_on_live(gateway: Gateway) -> None:
 # --- routes
 
 
-def test_a_route_leads_elsewhere(gateway: Gateway) -> None:
+def test_a_route_leads_elsewhere(gateway: LabGateway) -> None:
     """In the main table, and by a rule that asks another one; and back."""
     lab = gateway.lab
     with transfers(gateway, "origin2", ORIGIN2) as pair:
@@ -198,7 +198,7 @@ def test_a_route_leads_elsewhere(gateway: Gateway) -> None:
         on_fast_path(gateway, pair)
 
 
-def test_an_event_is_heeded_while_a_reload_is_under_way(gateway: Gateway) -> None:
+def test_an_event_is_heeded_while_a_reload_is_under_way(gateway: LabGateway) -> None:
     """However long that takes: the process that applies the file is stopped in the middle."""
     lab = gateway.lab
     with transfers(gateway, "origin2", ORIGIN2, SOME) as pair, ThreadPoolExecutor(1) as pool:
@@ -215,7 +215,7 @@ def test_an_event_is_heeded_while_a_reload_is_under_way(gateway: Gateway) -> Non
         assert reload.result(PATIENCE) == "nothing changed\n"
 
 
-def children(gateway: Gateway) -> list[int]:
+def children(gateway: LabGateway) -> list[int]:
     """The processes that the daemon has started."""
     return [int(pid) for pid in Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()]
 
@@ -223,7 +223,7 @@ def children(gateway: Gateway) -> list[int]:
 # --- nftables
 
 
-def test_somebody_forbids_it(gateway: Gateway) -> None:
+def test_somebody_forbids_it(gateway: LabGateway) -> None:
     """In a table of his own, which the fast path knows nothing of; when it is gone they go on."""
     lab = gateway.lab
     rules = f"""table inet others {{
@@ -249,7 +249,7 @@ def mac_of(namespace: Namespace, interface: str) -> str:
 
 
 @pytest.mark.parametrize(("who", "interface"), [("net", "gw0"), ("client", "eth0")])
-def test_a_neighbour_has_another_mac(gateway: Gateway, who: str, interface: str) -> None:
+def test_a_neighbour_has_another_mac(gateway: LabGateway, who: str, interface: str) -> None:
     """As when a standby router takes over: it tells so itself (gratuitous ARP, unsolicited advertisement)."""
     lab = gateway.lab
     namespace = lab.namespaces[who]
@@ -270,7 +270,7 @@ def test_a_neighbour_has_another_mac(gateway: Gateway, who: str, interface: str)
         assert sum(1 for _ in caught.frames()) <= frames + 4
 
 
-def test_a_neighbour_is_forgotten(gateway: Gateway) -> None:
+def test_a_neighbour_is_forgotten(gateway: LabGateway) -> None:
     """It is asked for at once, as without the fast path."""
     lab = gateway.lab
     with transfers(gateway, "origin1", ORIGIN1, SOME) as pair:
@@ -289,7 +289,7 @@ def test_a_neighbour_is_forgotten(gateway: Gateway) -> None:
 # --- interfaces
 
 
-def test_an_outside_interface_is_deleted_and_made_again(gateway: Gateway) -> None:
+def test_an_outside_interface_is_deleted_and_made_again(gateway: LabGateway) -> None:
     """While it is away the default route leads there, too."""
     lab = gateway.lab
     said = len(gateway.said())
@@ -319,7 +319,7 @@ def _pair(lab: Lab, role: str, name: str, peer: str, peer_name: str) -> list[str
     return [veth(name, lab.namespaces[role], peer_name, lab.namespaces[peer])]
 
 
-def test_an_inside_interface_is_deleted_and_made_again(gateway: Gateway) -> None:
+def test_an_inside_interface_is_deleted_and_made_again(gateway: LabGateway) -> None:
     """And the client's with it, which gets its addresses back: TCP bridges that."""
     lab = gateway.lab
     said = len(gateway.said())
@@ -344,7 +344,7 @@ def test_an_inside_interface_is_deleted_and_made_again(gateway: Gateway) -> None
 # --- addresses
 
 
-def test_addresses_come_and_go(gateway: Gateway) -> None:
+def test_addresses_come_and_go(gateway: LabGateway) -> None:
     """An egress address, and the gateway's own with the routes that hang on it."""
     lab = gateway.lab
     with transfers(gateway, "origin1", ORIGIN1) as pair:

@@ -23,7 +23,7 @@ from enforcer.gateway.reader import GatewayReader
 from enforcer.gateway.timers import REFRESH
 from lab.clients import family_of
 from lab.configuration import LAX1, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import Hammer, Holders, client_sources
 from lab.netns import Namespace
 from lab.topology import CLIENT, ORIGIN1, ORIGIN2, Lab
@@ -53,7 +53,7 @@ def lab(machine: None) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab) -> Iterator[Gateway]:
+def enforced(lab: Lab) -> Iterator[LabGateway]:
     with running(lab, everything_by_one(lab)) as gateway:
         yield gateway
 
@@ -62,7 +62,7 @@ def enforced(lab: Lab) -> Iterator[Gateway]:
 
 
 @families
-def test_every_pair_of_interfaces(enforced: Gateway, family: int) -> None:
+def test_every_pair_of_interfaces(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     for client in (lab.client, lab.client2):
         for server, addresses in ((lab.origin1, ORIGIN1), (lab.origin2, ORIGIN2)):
@@ -76,7 +76,7 @@ def test_every_pair_of_interfaces(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_an_opening_is_not_learnt_from_but_the_first_data(enforced: Gateway, family: int) -> None:
+def test_an_opening_is_not_learnt_from_but_the_first_data(enforced: LabGateway, family: int) -> None:
     (pair,) = connected(enforced.lab.client, enforced.lab.origin1, ORIGIN1[family], 1)
     assert learnt(enforced) == 0
     pair.near.send(b"x")
@@ -89,7 +89,7 @@ def test_an_opening_is_not_learnt_from_but_the_first_data(enforced: Gateway, fam
 
 
 @families
-def test_who_only_acknowledges_is_learnt_from(enforced: Gateway, family: int) -> None:
+def test_who_only_acknowledges_is_learnt_from(enforced: LabGateway, family: int) -> None:
     """An origin that sends and is sent nothing."""
     (pair,) = connected(enforced.lab.client, enforced.lab.origin1, ORIGIN1[family], 1)
     data = bytes(1 << 15)
@@ -197,7 +197,7 @@ def drain(pairs: list[Pair]) -> None:
 
 
 @families
-def test_ends_at_any_moment_give_the_count_back_once(enforced: Gateway, family: int) -> None:
+def test_ends_at_any_moment_give_the_count_back_once(enforced: LabGateway, family: int) -> None:
     """Hundreds of connections; who ends them, how and amid what is drawn by lot."""
     lab, count = enforced.lab, 250
     chance = random.Random(family)
@@ -224,7 +224,7 @@ def test_ends_at_any_moment_give_the_count_back_once(enforced: Gateway, family: 
 @pytest.mark.parametrize("who", ["client", "origin"])
 @pytest.mark.parametrize("sender", ["client", "origin"])
 def test_a_reset_in_mid_transfer_ends_the_count_at_once(
-    enforced: Gateway, family: int, who: str, sender: str
+    enforced: LabGateway, family: int, who: str, sender: str
 ) -> None:
     lab = enforced.lab
     chance = random.Random(0)
@@ -244,7 +244,7 @@ def test_a_reset_in_mid_transfer_ends_the_count_at_once(
 
 
 @families
-def test_half_a_connection_carries_on(enforced: Gateway, family: int) -> None:
+def test_half_a_connection_carries_on(enforced: LabGateway, family: int) -> None:
     """After the client's FIN the origin sends a megabyte more, and it stays counted until its own FIN."""
     lab, chance = enforced.lab, random.Random(1)
     (pair,) = connected(lab.client, lab.origin1, ORIGIN1[family], 1)
@@ -273,7 +273,7 @@ def test_half_a_connection_carries_on(enforced: Gateway, family: int) -> None:
 
 @families
 @pytest.mark.parametrize("how", ["the origin closes first", "the client resets"])
-def test_a_port_is_used_again_at_once(enforced: Gateway, family: int, how: str) -> None:
+def test_a_port_is_used_again_at_once(enforced: LabGateway, family: int, how: str) -> None:
     """The same five numbers, and data right away."""
     lab, chance = enforced.lab, random.Random(2)
     address, port = ORIGIN1[family], 45000 + family
@@ -314,7 +314,7 @@ def test_a_port_is_used_again_at_once(enforced: Gateway, family: int, how: str) 
 
 
 @families
-def test_a_port_that_conntrack_gives_to_another(enforced: Gateway, family: int) -> None:
+def test_a_port_that_conntrack_gives_to_another(enforced: LabGateway, family: int) -> None:
     """Answers are the new flow's at once, and the old one's packets have the port no more."""
     lab, given, port = enforced.lab, 40_007, 9600
     old, new = 45_100, 45_101
@@ -366,7 +366,7 @@ def _with_port(address: str, port: int) -> str:
 
 
 @pytest.fixture
-def impatience(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def impatience(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
     """conntrack forgets what is silent for six seconds."""
     version = impatient(tmp_path_factory.mktemp("version"))
     with Lab(f"lab{os.getpid()}-impatient") as lab:
@@ -375,7 +375,7 @@ def impatience(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
             yield gateway
 
 
-def test_flows_live_by_fast_packets_and_die_when_idle(impatience: Gateway) -> None:
+def test_flows_live_by_fast_packets_and_die_when_idle(impatience: LabGateway) -> None:
     lab = impatience.lab
     with contextlib.ExitStack() as stack:
         stack.enter_context(Holders(lab.origin1, PORT, capacity=10))
@@ -415,7 +415,7 @@ def test_flows_live_by_fast_packets_and_die_when_idle(impatience: Gateway) -> No
 
 @pytest.mark.slow
 @families
-def test_forty_thousand_flows_at_one_origin(enforced: Gateway, family: int) -> None:
+def test_forty_thousand_flows_at_one_origin(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
 
     def live_long(reader: GatewayReader) -> None:

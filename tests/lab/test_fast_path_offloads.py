@@ -18,7 +18,7 @@ from truth import agree, families, look, running, wait_for
 from enforcer.inspect.flows import flows
 from lab.clients import IcmpError, family_of
 from lab.configuration import LAX1, LAX2
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.servers import Iperf
 from lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
@@ -56,7 +56,7 @@ NET = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab) -> Iterator[Gateway]:
+def enforced(lab: Lab) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -68,7 +68,7 @@ def iperf(lab: Lab) -> Iterator[Iperf]:
 
 
 @contextlib.contextmanager
-def transfers(gateway: Gateway, origin: str, addresses: dict[int, str], least: int) -> Iterator[list[int]]:
+def transfers(gateway: LabGateway, origin: str, addresses: dict[int, str], least: int) -> Iterator[list[int]]:
     """One in each family, on the fast path; the ports of their clients. At the end all bytes have arrived."""
     lab = gateway.lab
     try:
@@ -90,7 +90,7 @@ def transfers(gateway: Gateway, origin: str, addresses: dict[int, str], least: i
 
 
 @pytest.mark.parametrize("kind", OFFLOADS)
-def test_offloads(enforced: Gateway, kind: str) -> None:
+def test_offloads(enforced: LabGateway, kind: str) -> None:
     lab = enforced.lab
     try:
         for (role, interface), on in zip(LINKS, OFFLOADS[kind], strict=True):
@@ -111,7 +111,7 @@ def opened(namespace: Namespace, address: str, family: int) -> contextlib.closin
     return contextlib.closing(made)
 
 
-def datagrams_go_both_ways(gateway: Gateway, address: str) -> None:
+def datagrams_go_both_ways(gateway: LabGateway, address: str) -> None:
     lab, family = gateway.lab, 6 if ":" in address else 4
     with opened(lab.origin1, address, family) as server, opened(lab.client, address, family) as client:
         server.bind((address, DATAGRAMS))
@@ -141,7 +141,7 @@ def received(namespace: Namespace, interface: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def average(gateway: Gateway, address: str, streams: int, *, back: bool) -> float:
+def average(gateway: LabGateway, address: str, streams: int, *, back: bool) -> float:
     """Bytes of a packet at the far end of the gateway's link, on the way that has the data."""
     lab = gateway.lab
     end = (lab.client, "eth0") if back else (lab.net, "gw0")
@@ -156,7 +156,7 @@ def average(gateway: Gateway, address: str, streams: int, *, back: bool) -> floa
 
 @families
 @pytest.mark.parametrize("streams", [1, 8, 64])
-def test_large_packets_stay_large(enforced: Gateway, iperf: Iperf, family: int, streams: int) -> None:
+def test_large_packets_stay_large(enforced: LabGateway, iperf: Iperf, family: int, streams: int) -> None:
     """Segments are cut at the very end, if at all: as without the fast path."""
     for back in (False, True):
         size = average(enforced, ORIGIN1[family], streams, back=back)
@@ -221,14 +221,14 @@ def path_mtu_discovery(lab: Lab, on: bool) -> Iterator[None]:
 @pytest.mark.parametrize("discovery", [True, False], ids=["discovery", "no discovery"])
 @pytest.mark.parametrize("chain", [narrowing, widening])
 def test_transfers_over_links_of_many_sizes(
-    enforced: Gateway, chain: Callable[[Lab], contextlib.AbstractContextManager[None]], discovery: bool
+    enforced: LabGateway, chain: Callable[[Lab], contextlib.AbstractContextManager[None]], discovery: bool
 ) -> None:
     lab = enforced.lab
     with chain(lab), path_mtu_discovery(lab, discovery), transfers(enforced, "origin2", ORIGIN2, LEAST):
         pass
 
 
-def test_links_become_smaller_in_mid_transfer(enforced: Gateway) -> None:
+def test_links_become_smaller_in_mid_transfer(enforced: LabGateway) -> None:
     """The gateway's own, out and in: what was learnt was larger."""
     lab = enforced.lab
     links = ((("gw", "out0"), ("net", "gw0")), (("gw", "in0"), ("client", "eth0")))
@@ -247,7 +247,7 @@ def test_links_become_smaller_in_mid_transfer(enforced: Gateway) -> None:
 
 
 @families
-def test_errors_about_fast_packets_come_back(enforced: Gateway, family: int) -> None:
+def test_errors_about_fast_packets_come_back(enforced: LabGateway, family: int) -> None:
     """From the gateway's own link and from one behind it; who wants them cut has them cut (IPv4)."""
     lab = enforced.lab
     with (

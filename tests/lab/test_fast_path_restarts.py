@@ -19,7 +19,7 @@ from enforcer.datapath import fast_path
 from lab.capture import Capture
 from lab.clients import UdpFlow, dig, family_of
 from lab.configuration import LAX1, LAX2, Document, added, changed
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import Holders
 from lab.servers import Unbound
 from lab.topology import ORIGIN1, RESOLVER, SHARED, Lab
@@ -34,7 +34,7 @@ STRANGER = "10.0.1.77"
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab) -> Iterator[Gateway]:
+def enforced(lab: Lab) -> Iterator[LabGateway]:
     with running(lab) as gateway, pytest.MonkeyPatch.context() as patch:
         patch.setattr("transfer.PACE", PACE)
         yield gateway
@@ -43,7 +43,7 @@ def enforced(lab: Lab) -> Iterator[Gateway]:
 class Load:
     """A transfer and a UDP flow in each family, all on the fast path."""
 
-    def __init__(self, gateway: Gateway, stack: contextlib.ExitStack):
+    def __init__(self, gateway: LabGateway, stack: contextlib.ExitStack):
         lab = gateway.lab
         self.gateway = gateway
         stack.enter_context(Holders(lab.origin1, PORT, capacity=10))
@@ -79,7 +79,7 @@ class Load:
 
 
 @contextlib.contextmanager
-def loaded(gateway: Gateway) -> Iterator[Load]:
+def loaded(gateway: LabGateway) -> Iterator[Load]:
     """Load, and an eye on the outside wire. At the end every byte must have arrived."""
     lab = gateway.lab
     with contextlib.ExitStack() as stack:
@@ -111,7 +111,7 @@ def otherwise(config: Document) -> Document:
     return added(moved, "policies", rest) | {"mark_mask": 0xFFFF00}
 
 
-def test_reloads(enforced: Gateway) -> None:
+def test_reloads(enforced: LabGateway) -> None:
     config = enforced.lab.config()
     small = {"limits": {"connections_per_origin": 40000, "flows": 4096, "origins": 2048}}
     with loaded(enforced) as load:
@@ -126,7 +126,7 @@ def test_reloads(enforced: Gateway) -> None:
             load.goes_on(what)
 
 
-def test_dns_is_never_fast(enforced: Gateway) -> None:
+def test_dns_is_never_fast(enforced: LabGateway) -> None:
     """Who asks for which name must be learnt from each answer."""
     lab = enforced.lab
     with Unbound(lab.resolver, lab.directory):
@@ -170,7 +170,7 @@ def widen(bpf: Path) -> None:
     path.write_text(text)
 
 
-def test_restarts_and_upgrades(enforced: Gateway, tmp_path: Path) -> None:
+def test_restarts_and_upgrades(enforced: LabGateway, tmp_path: Path) -> None:
     with loaded(enforced) as load:
         enforced.stop()
         load.goes_on("the daemon's end")

@@ -18,7 +18,7 @@ from truth import agree, dedicated, families, look, packets, running, wait_for
 
 from enforcer.gateway.reader import GatewayReader
 from lab.clients import Session, tcp_ask
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN2, Lab
 
@@ -33,7 +33,7 @@ LATENCY = 0.5
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     """Tables so small that the flood of one client would fill them."""
     sizes = {"flows": 8192, "origins": 8192, "unanswered_per_client": UNANSWERED}
     with running(lab, lab.config(limits={"connections_per_origin": 40000, **sizes})) as gateway:
@@ -43,7 +43,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
 class Flood:
     """Frames of one client to ever other ports of an address that is no host's, while it is entered."""
 
-    def __init__(self, gateway: Gateway, family: int, kind: type, source: str):
+    def __init__(self, gateway: LabGateway, family: int, kind: type, source: str):
         lab = gateway.lab
         mac = look(gateway, partial(_mac, interface="in0"))
         network = (IP if family == 4 else IPv6)(src=source, dst=NOBODY[family])
@@ -119,7 +119,7 @@ def many_ports(lab: Lab, ports: range) -> Iterator[None]:
 @pytest.mark.rfc6888_req5
 @families
 @pytest.mark.parametrize("kind", [TCP, UDP], ids=["syn", "udp"])
-def test_a_flood_of_one_client_is_its_own_affair(enforced: Gateway, family: int, kind: type) -> None:
+def test_a_flood_of_one_client_is_its_own_affair(enforced: LabGateway, family: int, kind: type) -> None:
     lab, ports = enforced.lab, range(20000, 20000 + 2 * ORIGINS_OF_OTHERS)
     calm, stormy = range(ports.start, ports.start + ORIGINS_OF_OTHERS), ports[ORIGINS_OF_OTHERS:]
     refused = packets(enforced)
@@ -148,7 +148,7 @@ def _clients(reader: GatewayReader) -> list[tuple[int, int]]:
 
 
 @families
-def test_many_clients_fill_the_tables_and_others_get_in(enforced: Gateway, family: int) -> None:
+def test_many_clients_fill_the_tables_and_others_get_in(enforced: LabGateway, family: int) -> None:
     """Ten clients at their caps: unanswered flows make room."""
     lab, ports = enforced.lab, range(21000, 21000 + ORIGINS_OF_OTHERS)
     before = packets(enforced)

@@ -13,7 +13,7 @@ from truth import families, leaves_from, look, running, wait_for
 from enforcer.inspect.flows import flows as view_flows
 from lab.clients import Session, UdpFlow
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, Lab
 
@@ -25,7 +25,7 @@ _ports = itertools.count(44000)
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -42,7 +42,7 @@ def dropped(lab: Lab, hook: str, protocol: str) -> Iterator[None]:
         lab.gw.run("nft", "delete table inet own")
 
 
-def row(gateway: Gateway, client_port: int, protocol: str) -> dict[str, Any]:
+def row(gateway: LabGateway, client_port: int, protocol: str) -> dict[str, Any]:
     """The flow of this port of the client's."""
     (found,) = (
         each
@@ -56,7 +56,7 @@ def row(gateway: Gateway, client_port: int, protocol: str) -> dict[str, Any]:
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_what_others_drop_behind_the_program(
-    enforced: Gateway, hook: str, protocol: str, family: int
+    enforced: LabGateway, hook: str, protocol: str, family: int
 ) -> None:
     lab, client_port = enforced.lab, next(_ports)
     with dropped(lab, hook, protocol):
@@ -77,7 +77,7 @@ def test_what_others_drop_behind_the_program(
 
 @families
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_what_the_origin_has_seen(enforced: Gateway, protocol: str, family: int) -> None:
+def test_what_the_origin_has_seen(enforced: LabGateway, protocol: str, family: int) -> None:
     """Also when conntrack has forgotten the connection: the address is known then, the port is not."""
     lab = enforced.lab
     kind = Session if protocol == "tcp" else UdpFlow
@@ -94,7 +94,7 @@ def test_what_the_origin_has_seen(enforced: Gateway, protocol: str, family: int)
 
 
 @families
-def test_what_is_over(enforced: Gateway, family: int) -> None:
+def test_what_is_over(enforced: LabGateway, family: int) -> None:
     """In TIME_WAIT both tables still have it."""
     with Session(enforced.lab.client, ORIGIN1[family]) as session:
         seen, client_port = session.ask(), session.socket.getsockname()[1]

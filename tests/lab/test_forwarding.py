@@ -24,7 +24,7 @@ from enforcer.instance import Instance
 from lab import topology
 from lab.clients import family_of, ping, tcp_ask, udp_ask
 from lab.configuration import LAX1, LAX2, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, SHARED, Lab
@@ -112,7 +112,7 @@ def check_client(lab: Lab) -> None:
         assert ask(lab.client, ORIGIN1[family]).address in dedicated(family, CLIENT[family])
 
 
-def is_settled(gateway: Gateway) -> bool:
+def is_settled(gateway: LabGateway) -> bool:
     return gateway.run("plan").stdout.startswith("nothing to do")
 
 
@@ -425,7 +425,7 @@ def test_a_new_name_in_the_file_closes_as_the_old_one(closed: Lab) -> None:
     assert not written(closed, before)
 
 
-def as_the_version_before(lab: Lab, gateway: Gateway, found: dict[str, str]) -> None:
+def as_the_version_before(lab: Lab, gateway: LabGateway, found: dict[str, str]) -> None:
     """Settings and state as a version leaves them that wrote ip_forward and IPv6's `all` as they are.
 
     ``found`` has the settings from before the enforcer.

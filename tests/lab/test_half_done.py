@@ -26,7 +26,7 @@ from interrupted import AT_ONCE
 from snapshot import difference, snapshot
 from truth import wait_for
 
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.topology import SHARED, Lab
 
 __all__ = ["enforced", "knocking"]
@@ -57,7 +57,7 @@ def test_stopped_the_process_is_ended_by_the_daemon(
             live.check(effect)
             check_new(lab, (SHARED, LAX3), effect)
             _, error = reload.communicate(timeout=60)
-        assert "did not go on for 5 s" in error
+        assert "made no progress for 5 s" in error
         assert reload.returncode == 1
         enforced.healed()
         live.check(f"healed, {effect}")
@@ -65,7 +65,7 @@ def test_stopped_the_process_is_ended_by_the_daemon(
 
 
 @contextlib.contextmanager
-def reloading(gateway: Gateway) -> Iterator[subprocess.Popen[str]]:
+def reloading(gateway: LabGateway) -> Iterator[subprocess.Popen[str]]:
     """`enforcer reload`, not waited for."""
     process = subprocess.Popen(
         [*gateway.enforcer, "reload"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

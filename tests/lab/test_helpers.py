@@ -16,7 +16,7 @@ from zones import QUIET
 from enforcer.kernel import conntrack
 from lab.clients import family_of
 from lab.configuration import LAX1, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import LabError
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, SHARED, Lab
@@ -50,7 +50,7 @@ def configuration(lab: Lab, limit: int = LIMIT) -> Document:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     try:
         lab.gw.run("nft", "-f", "-", text=RULES)
     except LabError as error:
@@ -124,7 +124,7 @@ def exchange(found: Transfer) -> None:
 
 @families
 @pytest.mark.parametrize("kind", ["dedicated", "shared"])
-def test_active_ftp(enforced: Gateway, family: int, kind: str) -> None:
+def test_active_ftp(enforced: LabGateway, family: int, kind: str) -> None:
     lab, before = enforced.lab, packets(enforced)
     source = CLIENT[family] if kind == "dedicated" else SHARED_CLIENT[family]
     egress = leaves_from(LAX1, family, source) if kind == "dedicated" else SHARED[family]
@@ -149,7 +149,7 @@ def test_active_ftp(enforced: Gateway, family: int, kind: str) -> None:
 
 
 @families
-def test_the_limit_holds(enforced: Gateway, family: int) -> None:
+def test_the_limit_holds(enforced: LabGateway, family: int) -> None:
     """Of an origin's port 20 like of any other."""
     lab, kind = enforced.lab, family_of(ORIGIN1[family])
     at = Origin(leaves_from(LAX1, family), "tcp", ORIGIN1[family], DATA)
@@ -179,7 +179,7 @@ def test_the_limit_holds(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_tftp(enforced: Gateway, family: int) -> None:
+def test_tftp(enforced: LabGateway, family: int) -> None:
     """UDP: the answer comes from another port (RFC 1350, 4)."""
     lab, kind = enforced.lab, family_of(ORIGIN1[family])
     with (
@@ -209,7 +209,7 @@ def test_tftp(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_what_no_helper_expects(enforced: Gateway, family: int) -> None:
+def test_what_no_helper_expects(enforced: LabGateway, family: int) -> None:
     lab, before = enforced.lab, packets(enforced)
     with (
         transfer(lab, family) as found,
@@ -222,7 +222,7 @@ def test_what_no_helper_expects(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_down_forgets_them(enforced: Gateway, family: int) -> None:
+def test_down_forgets_them(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
 
     def expected() -> list[conntrack.Entry]:

@@ -20,7 +20,7 @@ from truth import wait_for
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, family_of, fate, ping, tcp_ask, udp_ask
 from lab.configuration import LAX1, LAX2, Document, changed, without
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.services import Services
 from lab.topology import (
@@ -173,7 +173,7 @@ def nothing_leaks(lab: Lab, *more: str, silent: bool = False) -> Iterator[None]:
     assert silent or sum(sources.values()) > 0
 
 
-def reasons(gateway: Gateway) -> Counter[str]:
+def reasons(gateway: LabGateway) -> Counter[str]:
     """Packets by reason; for a refusal, flows."""
     return Counter({row["reason"]: max(row["packets"], row["flows"]) for row in gateway.json("reasons")})
 
@@ -205,7 +205,7 @@ def forward(lab: Lab, on: bool) -> None:
 
 
 def test_nothing_leaks_from_before_the_start_until_after_the_end(
-    lab: Lab, services: Services, gateway: Gateway
+    lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
     """Forwarding is off before, so not one packet may get out untranslated at any time."""
     forward(lab, False)
@@ -228,7 +228,7 @@ def test_nothing_leaks_from_before_the_start_until_after_the_end(
 
 
 def test_a_gateway_that_forwards_already_is_closed_by_the_first_step(
-    lab: Lab, services: Services, gateway: Gateway
+    lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
     """What the kernel forwards before the table is there, nobody can help; from then on nothing leaks."""
     with Chatter(lab) as chatter:
@@ -258,7 +258,7 @@ def storm(config: Document) -> Iterator[Document]:
 
 
 def test_nothing_leaks_through_reloads_a_crash_and_restarts(
-    lab: Lab, services: Services, gateway: Gateway
+    lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
     gateway.start()
     with Chatter(lab) as chatter, nothing_leaks(lab):
@@ -286,7 +286,9 @@ SABOTAGE = (
 )
 
 
-def test_nothing_leaks_while_others_break_something(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_nothing_leaks_while_others_break_something(
+    lab: Lab, services: Services, gateway: LabGateway
+) -> None:
     """Either of the two walls holds while the other is down, with the daemon and without."""
     gateway.start()
     with Chatter(lab) as chatter, nothing_leaks(lab):
@@ -311,7 +313,7 @@ def test_nothing_leaks_while_others_break_something(lab: Lab, services: Services
     assert gateway.json("status")["leaks_prevented"] >= seen["leak"] + seen["unmarked"]
 
 
-def test_nothing_leaks_when_addresses_are_lost(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_nothing_leaks_when_addresses_are_lost(lab: Lab, services: Services, gateway: LabGateway) -> None:
     gateway.start()
     with Chatter(lab) as chatter, nothing_leaks(lab):
         chatter.for_a_while(100)
@@ -346,7 +348,7 @@ def test_nothing_leaks_when_addresses_are_lost(lab: Lab, services: Services, gat
 @pytest.mark.rfc6888_req11a
 @families
 def test_a_full_flow_table_refuses_what_is_new_and_leaks_nothing(
-    lab: Lab, services: Services, gateway: Gateway, family: int
+    lab: Lab, services: Services, gateway: LabGateway, family: int
 ) -> None:
     """Full of answered flows: none of them goes."""
     sizes = {"flows": 1024, "origins": 4096, "flows_per_client": 1024, "unanswered_per_client": 1024}
@@ -374,7 +376,7 @@ def test_a_full_flow_table_refuses_what_is_new_and_leaks_nothing(
 @pytest.mark.rfc6888_req11d
 @families
 def test_unanswered_flows_make_room_and_live_ones_stay(
-    lab: Lab, services: Services, gateway: Gateway, family: int
+    lab: Lab, services: Services, gateway: LabGateway, family: int
 ) -> None:
     sizes = {"flows": 8192, "origins": 1024, "unanswered_per_client": 4096}
     gateway.write(lab.config(limits={"connections_per_origin": 40000, **sizes}))
@@ -420,7 +422,7 @@ def close_senders() -> Iterator[None]:
 
 @families
 def test_packets_that_conntrack_calls_invalid_stay_inside(
-    lab: Lab, services: Services, gateway: Gateway, family: int
+    lab: Lab, services: Services, gateway: LabGateway, family: int
 ) -> None:
     """Out of the window, and with impossible flags, within a live connection and without one."""
     from scapy.layers.inet import IP, TCP
@@ -460,7 +462,7 @@ def test_packets_that_conntrack_calls_invalid_stay_inside(
     ],
 )
 def test_marks_that_others_set_let_nothing_out(
-    lab: Lab, services: Services, marked_gateway: Gateway, hook: str, mark: str, reached: bool
+    lab: Lab, services: Services, marked_gateway: LabGateway, hook: str, mark: str, reached: bool
 ) -> None:
     """A wrong mark may cost a connection its way out; it never gives it an address that is not planned."""
     where = 'iifname "in0"' if hook.startswith("prerouting") else 'oifname "out0"'
@@ -484,9 +486,9 @@ def test_marks_that_others_set_let_nothing_out(
 
 
 @pytest.fixture(scope="module")
-def marked_gateway(lab: Lab, services: Services) -> Iterator[Gateway]:
+def marked_gateway(lab: Lab, services: Services) -> Iterator[LabGateway]:
     """One daemon for all tests of marks."""
-    gateway = Gateway(lab, lab.config(mark_mask=0xFFFF)).start()
+    gateway = LabGateway(lab, lab.config(mark_mask=0xFFFF)).start()
     yield gateway
     gateway.run("down")
 
@@ -512,7 +514,7 @@ def silence(lab: Lab, asker: str) -> Iterator[None]:
 @pytest.mark.rfc5382_req4a
 @families
 def test_what_arrives_for_an_egress_address_gets_silence(
-    lab: Lab, services: Services, marked_gateway: Gateway, family: int
+    lab: Lab, services: Services, marked_gateway: LabGateway, family: int
 ) -> None:
     gateway, egress = marked_gateway, FIRST[family]
     before = reasons(gateway)["unsolicited"]
@@ -538,7 +540,7 @@ def test_what_arrives_for_an_egress_address_gets_silence(
 @pytest.mark.rfc6888_req8c
 @families
 def test_a_live_flows_port_is_open_to_its_origin_only(
-    lab: Lab, services: Services, marked_gateway: Gateway, family: int
+    lab: Lab, services: Services, marked_gateway: LabGateway, family: int
 ) -> None:
     with Session(lab.client, ORIGIN1[family]) as session, UdpFlow(lab.client, ORIGIN1[family]) as flow:
         udp = flow.ask()
@@ -553,7 +555,7 @@ def test_a_live_flows_port_is_open_to_its_origin_only(
 
 @families
 def test_nobody_outside_opens_a_connection_to_a_client(
-    lab: Lab, services: Services, marked_gateway: Gateway, family: int
+    lab: Lab, services: Services, marked_gateway: LabGateway, family: int
 ) -> None:
     network, router = {
         4: ("10.0.2.0/24", "198.51.100.1"),
@@ -573,7 +575,7 @@ def test_nobody_outside_opens_a_connection_to_a_client(
 
 @families
 def test_no_service_of_the_gateway_answers_on_an_egress_address_to_clients_either(
-    lab: Lab, services: Services, marked_gateway: Gateway, family: int
+    lab: Lab, services: Services, marked_gateway: LabGateway, family: int
 ) -> None:
     before = reasons(marked_gateway)["unsolicited"]
     assert fate_of(lambda: tcp_ask(lab.client, FIRST[family], 22, timeout=0.5)) == "silence"

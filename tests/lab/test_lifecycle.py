@@ -19,7 +19,7 @@ from versions import program_copy, use_copy
 from lab import topology
 from lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
 from lab.configuration import LAX1, LAX2, Document, added, changed, without
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import LabError
 from lab.program import Program
 from lab.services import Services
@@ -130,7 +130,7 @@ def check_new(
 
 @pytest.mark.rfc4787_req11
 def test_connections_keep_their_address_through_everything(
-    lab: Lab, services: Services, gateway: Gateway, tmp_path: Path
+    lab: Lab, services: Services, gateway: LabGateway, tmp_path: Path
 ) -> None:
     gateway.start()
     config = lab.config()
@@ -208,7 +208,7 @@ def widen(bpf: Path) -> None:
 
 @families
 def test_everything_is_enforced_while_the_daemon_is_dead(
-    lab: Lab, services: Services, gateway: Gateway, family: int
+    lab: Lab, services: Services, gateway: LabGateway, family: int
 ) -> None:
     gateway.write(lab.config(limits={"connections_per_origin": 3}))
     gateway.start()
@@ -286,7 +286,7 @@ def prepare(lab: Lab, kind: str) -> None:
 def test_down_leaves_the_machine_as_it_was_found(bare: Lab, kind: str) -> None:
     prepare(bare, kind)
     before = snapshot(bare.gw)
-    gateway = Gateway(bare, added(bare.config(), "egress_ips", LAX3))
+    gateway = LabGateway(bare, added(bare.config(), "egress_ips", LAX3))
     gateway.start()
     for family in (4, 6):
         ping(bare.client, ORIGIN1[family])
@@ -309,7 +309,7 @@ def test_down_leaves_the_machine_as_it_was_found(bare: Lab, kind: str) -> None:
 
 def test_down_after_an_interface_has_gone_and_things_were_changed_by_hand(bare: Lab) -> None:
     before = snapshot(bare.gw)
-    gateway = Gateway(bare).start()
+    gateway = LabGateway(bare).start()
     gateway.kill()
     bare.gw.run("nft", "flush", "ruleset")
     sabotage(bare.gw, "unhook out0 egress")
@@ -329,7 +329,7 @@ def test_down_after_an_interface_has_gone_and_things_were_changed_by_hand(bare: 
 # --- one gateway, one daemon; several gateways
 
 
-def test_a_second_run_is_refused_with_the_pid_of_the_first(lab: Lab, gateway: Gateway) -> None:
+def test_a_second_run_is_refused_with_the_pid_of_the_first(lab: Lab, gateway: LabGateway) -> None:
     gateway.start()
     done = gateway.run("run", check=False)
     assert done.returncode == 1
@@ -342,9 +342,9 @@ def test_a_second_run_is_refused_with_the_pid_of_the_first(lab: Lab, gateway: Ga
 
 
 def test_gateways_do_not_know_of_each_other(
-    bare: Lab, lab: Lab, services: Services, gateway: Gateway
+    bare: Lab, lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
-    neighbour = Gateway(bare)
+    neighbour = LabGateway(bare)
     gateway.start()
     neighbour.start()
     assert gateway.json("status")["daemon_pid"] == gateway.pid
@@ -364,12 +364,12 @@ def test_gateways_do_not_know_of_each_other(
 # --- the daemon keeps it so
 
 
-def nothing_to_do(gateway: Gateway) -> bool:
+def nothing_to_do(gateway: LabGateway) -> bool:
     return gateway.run("plan").stdout.startswith("nothing to do")
 
 
 def test_an_interface_that_comes_back_is_enforced_again(
-    lab: Lab, services: Services, gateway: Gateway
+    lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
     gateway.start()
     check_client2(lab)
@@ -390,7 +390,7 @@ def check_client2(lab: Lab) -> None:
         assert leaves_from(tcp_ask(lab.client2, ORIGIN1[family]).address, LAX1)
 
 
-def test_what_others_take_away_is_put_back(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_what_others_take_away_is_put_back(lab: Lab, services: Services, gateway: LabGateway) -> None:
     gateway.start()
     with living(lab) as live:
         for line in (
@@ -414,7 +414,7 @@ def test_what_others_take_away_is_put_back(lab: Lab, services: Services, gateway
 
 
 def test_newer_sources_on_the_disk_wait_for_the_next_start(
-    lab: Lab, services: Services, gateway: Gateway, tmp_path: Path
+    lab: Lab, services: Services, gateway: LabGateway, tmp_path: Path
 ) -> None:
     place = program_copy(tmp_path, lambda bpf: None)
     use_copy(gateway, place)
@@ -433,7 +433,7 @@ def test_newer_sources_on_the_disk_wait_for_the_next_start(
 
 
 def test_rules_that_were_changed_while_no_daemon_ran_are_put_back_by_the_next(
-    lab: Lab, services: Services, gateway: Gateway
+    lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
     gateway.start()
     whole = lab.gw.run("nft", "-s", "list", "table", "inet", "enforcer").stdout
@@ -448,7 +448,7 @@ def test_rules_that_were_changed_while_no_daemon_ran_are_put_back_by_the_next(
 
 @families
 def test_an_address_that_is_taken_away_is_unavailable_and_comes_back(
-    lab: Lab, services: Services, gateway: Gateway, family: int
+    lab: Lab, services: Services, gateway: LabGateway, family: int
 ) -> None:
     gateway.start()
     what = {4: f"addr {{}} {LAX1[4]}/32 dev out0", 6: f"route {{}} local {LAX1[6]} dev lo table local"}[
@@ -470,7 +470,7 @@ def test_an_address_that_is_taken_away_is_unavailable_and_comes_back(
 # --- signals, systemd
 
 
-def test_systemd_is_told(lab: Lab, gateway: Gateway, tmp_path: Path) -> None:
+def test_systemd_is_told(lab: Lab, gateway: LabGateway, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(30)
@@ -501,7 +501,7 @@ def wait_for(listener: socket.socket, start: bytes) -> bytes:
 # --- reload and plan
 
 
-def test_a_wrong_file_changes_nothing_on_reload(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_a_wrong_file_changes_nothing_on_reload(lab: Lab, services: Services, gateway: LabGateway) -> None:
     gateway.start()
     before = snapshot(lab.gw)
     with living(lab) as live:
@@ -527,7 +527,7 @@ def test_a_wrong_file_changes_nothing_on_reload(lab: Lab, services: Services, ga
 
 
 def test_plan_says_what_run_and_reload_do(bare: Lab) -> None:
-    gateway = Gateway(bare)
+    gateway = LabGateway(bare)
     before = snapshot(bare.gw)
     planned = gateway.json("plan")
     assert difference(before, snapshot(bare.gw)) == ""
@@ -559,7 +559,7 @@ def test_plan_says_what_run_and_reload_do(bare: Lab) -> None:
 
 
 def test_an_egress_ip_that_leaves_the_file_is_taken_away(
-    lab: Lab, services: Services, gateway: Gateway
+    lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
     gateway.start()
     fewer = without(without(lab.config(), "policies", "bank", "travel"), "egress_ips", "lax-1")
@@ -579,7 +579,7 @@ def test_a_hook_without_room_stops_a_start_without_a_trace(bare: Lab) -> None:
     crowd(bare.gw, "in0", "ingress")
     bare.gw.sysctl("net.ipv4.ip_forward", 0)
     before = snapshot(bare.gw)
-    gateway = Gateway(bare)
+    gateway = LabGateway(bare)
     done = gateway.run("run", check=False)
     assert done.returncode == 1
     assert "attaching a program to ingress of interface" in done.stderr
@@ -589,7 +589,7 @@ def test_a_hook_without_room_stops_a_start_without_a_trace(bare: Lab) -> None:
 
 def test_a_reload_that_fails_half_way_is_taken_back(bare: Lab) -> None:
     bare.gw.ip(*(f"link add {name} type veth peer name {name}peer" for name in ("in2", "in3")))
-    gateway = Gateway(bare).start()
+    gateway = LabGateway(bare).start()
     crowd(bare.gw, "in3", "egress")
     before = snapshot(bare.gw)
     more = added(bare.config(), "egress_ips", LAX3)
@@ -618,10 +618,10 @@ def test_a_reload_that_fails_half_way_is_taken_back(bare: Lab) -> None:
 
 
 def test_programs_that_do_not_compile_change_nothing(
-    lab: Lab, services: Services, gateway: Gateway, bare: Lab, tmp_path: Path
+    lab: Lab, services: Services, gateway: LabGateway, bare: Lab, tmp_path: Path
 ) -> None:
     broken = program_copy(tmp_path, lambda bpf: append(bpf / "metrics.h", "#error broken on purpose"))
-    fresh = Gateway(bare)
+    fresh = LabGateway(bare)
     use_copy(fresh, broken)
     before = snapshot(bare.gw)
     done = fresh.run("run", check=False)
@@ -650,7 +650,7 @@ def test_programs_that_do_not_compile_change_nothing(
 
 
 def test_a_state_file_that_cannot_be_read_is_a_fresh_start(
-    lab: Lab, services: Services, gateway: Gateway
+    lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
     gateway.start()
     gateway.kill()

@@ -25,7 +25,7 @@ from versions import impatient
 
 from lab.clients import Session, UdpFlow, family_of, fate
 from lab.configuration import LAX1, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import Hammer, Holders, client_sources
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, Lab
 
@@ -49,7 +49,7 @@ def config(lab: Lab, limit: int) -> Document:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
     version = impatient(tmp_path_factory.mktemp("version"))
     with running(lab, config(lab, LIMIT), version) as gateway:
         yield gateway
@@ -69,7 +69,7 @@ def key(protocol: str, family: int, origin: dict[int, str], port: int) -> Origin
     return Origin(leaves_from(LAX1, family), protocol, origin[family], port)
 
 
-def stays(gateway: Gateway, expected: dict[Origin, int]) -> None:
+def stays(gateway: LabGateway, expected: dict[Origin, int]) -> None:
     """What we count is this, and what conntrack holds too."""
     ours, theirs = counted(gateway), tracked(gateway.lab)
     assert {origin: (ours[origin], theirs[origin]) for origin in expected} == {
@@ -84,7 +84,7 @@ def stays(gateway: Gateway, expected: dict[Origin, int]) -> None:
 @families
 @protocols
 def test_exactly_so_many_and_for_this_origin_alone(
-    enforced: Gateway, port: int, family: int, protocol: str
+    enforced: LabGateway, port: int, family: int, protocol: str
 ) -> None:
     lab = enforced.lab
     with ExitStack() as stack:
@@ -133,7 +133,7 @@ def test_exactly_so_many_and_for_this_origin_alone(
 
 
 @families
-def test_each_end_of_a_tcp_connection_gives_back_one(enforced: Gateway, port: int, family: int) -> None:
+def test_each_end_of_a_tcp_connection_gives_back_one(enforced: LabGateway, port: int, family: int) -> None:
     lab = enforced.lab
     origin = key("tcp", family, ORIGIN1, port)
     with (
@@ -163,7 +163,7 @@ def test_each_end_of_a_tcp_connection_gives_back_one(enforced: Gateway, port: in
 
 
 @families
-def test_a_refused_connection_takes_no_room(enforced: Gateway, port: int, family: int) -> None:
+def test_a_refused_connection_takes_no_room(enforced: LabGateway, port: int, family: int) -> None:
     """A closed port answers with a RST: nothing is held."""
     with Hammer(
         enforced.lab.client, ORIGIN1[family], port, sources=[CLIENT[family]], capacity=3 * LIMIT
@@ -175,7 +175,7 @@ def test_a_refused_connection_takes_no_room(enforced: Gateway, port: int, family
 
 
 @pytest.fixture
-def short_timers(enforced: Gateway) -> Iterator[Gateway]:
+def short_timers(enforced: LabGateway) -> Iterator[LabGateway]:
     """What is half-open or idle is forgotten after seconds."""
     normal = config(enforced.lab, LIMIT)
     enforced.reload(normal | {"timers": {"tcp_transitory": 4, "udp": 1}})
@@ -185,7 +185,7 @@ def short_timers(enforced: Gateway) -> Iterator[Gateway]:
 
 @families
 def test_half_open_connections_count_once_and_end_by_timeout(
-    short_timers: Gateway, port: int, family: int
+    short_timers: LabGateway, port: int, family: int
 ) -> None:
     lab = short_timers.lab
     origin = key("tcp", family, ORIGIN1, port)
@@ -219,7 +219,7 @@ def test_half_open_connections_count_once_and_end_by_timeout(
 
 @families
 def test_idle_udp_flows_are_given_back_and_busy_ones_stay(
-    short_timers: Gateway, port: int, family: int
+    short_timers: LabGateway, port: int, family: int
 ) -> None:
     lab = short_timers.lab
     origin = key("udp", family, ORIGIN1, port)
@@ -247,7 +247,7 @@ def test_idle_udp_flows_are_given_back_and_busy_ones_stay(
 @pytest.mark.rfc5508_req8
 @pytest.mark.rfc6888_req11b
 @families
-def test_refusals_of_udp_name_their_reason(enforced: Gateway, port: int, family: int) -> None:
+def test_refusals_of_udp_name_their_reason(enforced: LabGateway, port: int, family: int) -> None:
     lab = enforced.lab
     with (
         Holders(lab.origin1, port, capacity=LIMIT),
@@ -269,7 +269,7 @@ def test_refusals_of_udp_name_their_reason(enforced: Gateway, port: int, family:
 
 
 @families
-def test_a_changed_limit_holds_from_the_reload_on(enforced: Gateway, port: int, family: int) -> None:
+def test_a_changed_limit_holds_from_the_reload_on(enforced: LabGateway, port: int, family: int) -> None:
     lab = enforced.lab
     with (
         Holders(lab.origin1, port, capacity=LIMIT),
@@ -295,7 +295,7 @@ def test_a_changed_limit_holds_from_the_reload_on(enforced: Gateway, port: int, 
 @pytest.mark.timeout(1500)
 @families
 def test_forty_thousand_to_each_of_two_origins_through_one_address(
-    enforced: Gateway, port: int, family: int
+    enforced: LabGateway, port: int, family: int
 ) -> None:
     """Two clients share the address: in IPv6 because their host bits are the same."""
     lab = enforced.lab

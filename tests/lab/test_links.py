@@ -19,7 +19,7 @@ from enforcer.instance import Instance
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, fate, ping, tcp_ask, udp_ask
 from lab.configuration import LAX1, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, PRIVATE, SHARED, Lab
 
@@ -28,13 +28,13 @@ OURS = {4: "198.51.100.77", 6: "2001:db8:ffff::77"}
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
 
 @pytest.fixture
-def with_ours(enforced: Gateway) -> Iterator[Gateway]:
+def with_ours(enforced: LabGateway) -> Iterator[LabGateway]:
     """The shared addresses are of those that no interface has."""
     enforced.reload(enforced.lab.config(shared={"ipv4": OURS[4], "ipv6": OURS[6]}))
     yield enforced
@@ -42,7 +42,7 @@ def with_ours(enforced: Gateway) -> Iterator[Gateway]:
 
 
 @contextlib.contextmanager
-def renamed(gateway: Gateway, before: str, after: str) -> Iterator[None]:
+def renamed(gateway: LabGateway, before: str, after: str) -> Iterator[None]:
     """An interface has another name, and the daemon has noticed."""
     lab, said = gateway.lab, gateway.said()
     lab.gw.ip(f"link set {before} name {after}")
@@ -78,7 +78,7 @@ def asked(lab: Lab, family: int) -> list[str]:
 
 
 @families
-def test_a_renamed_outside_interface(enforced: Gateway, family: int) -> None:
+def test_a_renamed_outside_interface(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with leaving(lab) as wire, Session(lab.client, ORIGIN1[family]) as session:
         with renamed(enforced, "out0", "wan0"):
@@ -106,7 +106,7 @@ def leading_inwards(lab: Lab, family: int) -> Iterator[None]:
 
 
 @families
-def test_from_outside_while_no_daemon_runs(enforced: Gateway, family: int) -> None:
+def test_from_outside_while_no_daemon_runs(enforced: LabGateway, family: int) -> None:
     """The map still has the old name: a stranger's packets do not reach a client, not even one way."""
     lab = enforced.lab
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
@@ -129,7 +129,7 @@ def test_from_outside_while_no_daemon_runs(enforced: Gateway, family: int) -> No
 
 
 @families
-def test_from_outside_by_a_renamed_interface(enforced: Gateway, family: int) -> None:
+def test_from_outside_by_a_renamed_interface(enforced: LabGateway, family: int) -> None:
     """The table, which knows the interface by its name, no more keeps a stranger out; the program does."""
     lab = enforced.lab
     with leading_inwards(lab, family):
@@ -145,7 +145,7 @@ def test_from_outside_by_a_renamed_interface(enforced: Gateway, family: int) -> 
 
 
 @families
-def test_a_renamed_inside_interface(enforced: Gateway, family: int) -> None:
+def test_a_renamed_inside_interface(enforced: LabGateway, family: int) -> None:
     """What is live goes on with its address, nothing new is translated."""
     lab = enforced.lab
     with (
@@ -165,7 +165,7 @@ def test_a_renamed_inside_interface(enforced: Gateway, family: int) -> None:
 
 @families
 @pytest.mark.parametrize(("before", "after"), [("out0", "wan0"), ("in0", "lan0")])
-def test_renamed_while_no_daemon_runs(enforced: Gateway, family: int, before: str, after: str) -> None:
+def test_renamed_while_no_daemon_runs(enforced: LabGateway, family: int, before: str, after: str) -> None:
     """The map and the table's first rules know the link by its index: new connections go on as planned."""
     lab = enforced.lab
     enforced.kill()
@@ -238,7 +238,7 @@ def a_port(lab: Lab, name: str) -> Iterator[None]:
 
 @families
 @pytest.mark.parametrize("name", ["in0", "out0"])
-def test_an_interface_that_becomes_a_port(enforced: Gateway, family: int, name: str) -> None:
+def test_an_interface_that_becomes_a_port(enforced: LabGateway, family: int, name: str) -> None:
     lab, said = enforced.lab, enforced.said()
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
     with leaving(lab) as wire:
@@ -257,7 +257,7 @@ def test_an_interface_that_becomes_a_port(enforced: Gateway, family: int, name: 
 
 
 @families
-def test_a_port_while_no_daemon_runs(enforced: Gateway, family: int) -> None:
+def test_a_port_while_no_daemon_runs(enforced: LabGateway, family: int) -> None:
     """Neither the table nor the map knows that the packets come by the bridge: the last guard stays."""
     lab = enforced.lab
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
@@ -275,7 +275,7 @@ def test_a_port_while_no_daemon_runs(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_a_new_name_in_the_file(enforced: Gateway, family: int) -> None:
+def test_a_new_name_in_the_file(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[family]) as session:
         lab.gw.ip("link set out0 name wan0")
@@ -294,7 +294,7 @@ def test_a_new_name_in_the_file(enforced: Gateway, family: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_uplinks(machine: None) -> Iterator[Gateway]:
+def two_uplinks(machine: None) -> Iterator[LabGateway]:
     with Lab(f"lab{os.getpid()}-two", outside=2) as lab, Services(lab), running(lab, sides(lab)) as gateway:
         yield gateway
 
@@ -303,7 +303,7 @@ def sides(lab: Lab, outside: str = "out0") -> Document:
     return lab.config(interfaces={"inside": ["in0", "in1"], "outside": [outside]}, policies=[])
 
 
-def put_back(gateway: Gateway) -> None:
+def put_back(gateway: LabGateway) -> None:
     """The daemon puts back what it misses: the table, which is taken away here."""
     said = gateway.said()
     gateway.lab.gw.run("nft", "delete", "table", "inet", "enforcer")
@@ -312,7 +312,7 @@ def put_back(gateway: Gateway) -> None:
     control.ask(Instance(gateway.lab.gw.cookie()).control_socket, "warnings")
 
 
-def test_another_interface_in_a_renamed_ones_place(two_uplinks: Gateway) -> None:
+def test_another_interface_in_a_renamed_ones_place(two_uplinks: LabGateway) -> None:
     """What the enforcer had put on the one that was renamed, the other one gets."""
     lab = two_uplinks.lab
     lab.gw.ip("link set out0 name old0")
@@ -338,7 +338,7 @@ def test_another_interface_in_a_renamed_ones_place(two_uplinks: Gateway) -> None
 
 @families
 @pytest.mark.parametrize("shared", [SHARED, OURS], ids=["the host's", "ours"])
-def test_a_link_that_is_made_again(enforced: Gateway, family: int, shared: dict[int, str]) -> None:
+def test_a_link_that_is_made_again(enforced: LabGateway, family: int, shared: dict[int, str]) -> None:
     """What we had put on it comes back with it."""
     lab = enforced.lab
     enforced.reload(lab.config(shared={"ipv4": shared[4], "ipv6": shared[6]}))
@@ -353,7 +353,7 @@ def test_a_link_that_is_made_again(enforced: Gateway, family: int, shared: dict[
 
 
 @families
-def test_what_is_taken_away_stays_away_when_links_change(enforced: Gateway, family: int) -> None:
+def test_what_is_taken_away_stays_away_when_links_change(enforced: LabGateway, family: int) -> None:
     """Only what was lost with its link is put back."""
     lab, column = enforced.lab, f"available_ipv{family}"
     there = {4: f"address del {LAX1[4]}/32 dev out0", 6: f"route del local {LAX1[6]} table local"}
@@ -370,7 +370,7 @@ def test_what_is_taken_away_stays_away_when_links_change(enforced: Gateway, fami
 
 
 @contextlib.contextmanager
-def another(gateway: Gateway, name: str) -> Iterator[None]:
+def another(gateway: LabGateway, name: str) -> Iterator[None]:
     """Another link of that name comes, changes and goes."""
     lab = gateway.lab
     lab.gw.ip(f"link add {name} type veth peer name peer0")
@@ -385,7 +385,7 @@ def another(gateway: Gateway, name: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("has_another", [False, True], ids=["its own", "another's"])
-def test_what_is_taken_away_stays_away_when_names_change(enforced: Gateway, has_another: bool) -> None:
+def test_what_is_taken_away_stays_away_when_names_change(enforced: LabGateway, has_another: bool) -> None:
     """A link that has its name back was not made again; one that has another's name was, once."""
     lab = enforced.lab
     meanwhile = another(enforced, "out0") if has_another else contextlib.nullcontext()
@@ -402,7 +402,7 @@ def test_what_is_taken_away_stays_away_when_names_change(enforced: Gateway, has_
 
 
 @families
-def test_a_shared_address_that_is_taken_away(with_ours: Gateway, family: int) -> None:
+def test_a_shared_address_that_is_taken_away(with_ours: LabGateway, family: int) -> None:
     """Re-leased, flushed or deleted: refused by name, not sent into the dark."""
     lab, other = with_ours.lab, 10 - family
     assert tcp_ask(lab.client, PRIVATE[family]).address == OURS[family]
@@ -420,14 +420,14 @@ def test_a_shared_address_that_is_taken_away(with_ours: Gateway, family: int) ->
 
 
 @families
-def test_a_shared_address_of_ours_is_found_by_neighbours(with_ours: Gateway, family: int) -> None:
+def test_a_shared_address_of_ours_is_found_by_neighbours(with_ours: LabGateway, family: int) -> None:
     lab = with_ours.lab
     lab.net.ip("neigh flush dev gw0")
     assert ping(lab.net, OURS[family]).received == 1
 
 
 @families
-def test_a_shared_address_that_another_machine_takes_over(with_ours: Gateway, family: int) -> None:
+def test_a_shared_address_that_another_machine_takes_over(with_ours: LabGateway, family: int) -> None:
     """Moved by hand: the gateway answers no more for it, not even to duplicate address detection."""
     lab, address = with_ours.lab, OURS[family]
     lab.gw.ip(f"address del {address} dev {'out0' if family == 4 else 'lo'}")
@@ -452,7 +452,7 @@ def test_a_shared_address_that_another_machine_takes_over(with_ours: Gateway, fa
 
 @families
 @pytest.mark.parametrize("how", ["add", "replace"])
-def test_the_hosts_own_address_comes_later(enforced: Gateway, family: int, how: str) -> None:
+def test_the_hosts_own_address_comes_later(enforced: LabGateway, family: int, how: str) -> None:
     """At boot we may be first. Ours is not in the way of the host's, and `down` leaves that."""
     lab = enforced.lab
     own = {4: "198.51.100.1/24", 6: "2001:db8:ffff::1/64"}
@@ -475,7 +475,7 @@ def test_the_hosts_own_address_comes_later(enforced: Gateway, family: int, how: 
 
 @families
 @pytest.mark.parametrize("lower", ["out0", "in0"])
-def test_an_inside_interface_on_top_of_another_one(enforced: Gateway, family: int, lower: str) -> None:
+def test_an_inside_interface_on_top_of_another_one(enforced: LabGateway, family: int, lower: str) -> None:
     """A macvlan: its frames pass the lower interface's programs, which have nothing to say of them."""
     with on_top(enforced, enforced.lab.config(), lower, "macvlan"):
         passes(enforced, family)

@@ -14,7 +14,7 @@ from truth import wait_for
 
 from enforcer.control.interpreter import PYTHON
 from enforcer.instance import RUN
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import execute
 from lab.topology import CLIENT, Lab
 
@@ -55,7 +55,7 @@ PREPARED = {
 
 @pytest.mark.parametrize("name", PREPARED)
 def test_a_bpf_file_system_that_a_user_has_prepared(
-    lab: Lab, gateway: Gateway, victim: Path, name: str
+    lab: Lab, gateway: LabGateway, victim: Path, name: str
 ) -> None:
     """Mounted without mode=, it is like /tmp: any user may make directories in it (mode 1777)."""
     above = "/sys/fs/bpf/enforcer"
@@ -91,7 +91,7 @@ def test_a_bpf_file_system_that_a_user_has_prepared(
 
 @pytest.mark.parametrize("what", ["a directory", "a link"])
 def test_a_state_directory_that_a_user_has_prepared(
-    lab: Lab, gateway: Gateway, victim: Path, what: str
+    lab: Lab, gateway: LabGateway, victim: Path, what: str
 ) -> None:
     """/run belongs to root, so this takes a fault of the host's."""
     ours = RUN / f"{lab.gw.cookie():x}"
@@ -133,7 +133,7 @@ def trap(open_place: Path) -> Iterator[Path]:
     assert not said.exists(), said.read_text()
 
 
-def test_nothing_in_the_current_directory_is_run(lab: Lab, gateway: Gateway, trap: Path) -> None:
+def test_nothing_in_the_current_directory_is_run(lab: Lab, gateway: LabGateway, trap: Path) -> None:
     """By no command, and by none of the processes that the daemon starts: for a reload, for many sessions."""
     inside = ["env", "-C", str(trap), f"HOME={trap}"]
     command = [COMMAND, "--netns", lab.gw.name, "--config", str(gateway.config)]
@@ -163,7 +163,7 @@ def as_user(*argv: str) -> None:
     execute([*AS_USER, *argv])
 
 
-def test_a_session_file_that_its_writer_makes_a_link(lab: Lab, gateway: Gateway, open_place: Path) -> None:
+def test_a_session_file_that_its_writer_makes_a_link(lab: Lab, gateway: LabGateway, open_place: Path) -> None:
     """The daemon neither follows it, nor says what is in it; the file that comes instead is read."""
     secret = open_place / "shadow"
     secret.write_text(f"root:{SECRET}:19000:0:99999:7:::\n" + json.dumps({"token": SECRET}))
@@ -201,7 +201,7 @@ def test_a_session_file_that_its_writer_makes_a_link(lab: Lab, gateway: Gateway,
 
 @pytest.mark.parametrize("kind", ["a link of theirs", "written by every user", "a pipe"])
 def test_a_configuration_that_others_decide_about(
-    lab: Lab, gateway: Gateway, open_place: Path, kind: str
+    lab: Lab, gateway: LabGateway, open_place: Path, kind: str
 ) -> None:
     """It is not applied, and what is in force stays."""
     gateway.start()

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.topology import Lab
 
 
 class Journal:
     """A daemon with a socket as stderr, as systemd gives it one; keeps the lines of both streams."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: LabGateway) -> None:
         self._ours, theirs = socket.socketpair()
         found = os.fstat(theirs.fileno())
         with theirs:
@@ -63,7 +63,7 @@ def _text(line: bytes) -> str:
 
 
 @contextmanager
-def running(gateway: Gateway) -> Iterator[Journal]:
+def running(gateway: LabGateway) -> Iterator[Journal]:
     journal = Journal(gateway)
     try:
         deadline = time.monotonic() + 60
@@ -77,7 +77,7 @@ def running(gateway: Gateway) -> Iterator[Journal]:
             journal.end()
 
 
-def test_each_line_has_its_level(lab: Lab, gateway: Gateway) -> None:
+def test_each_line_has_its_level(lab: Lab, gateway: LabGateway) -> None:
     config = lab.config()
     with running(gateway) as journal:
         assert [line.split(":")[0] for line in journal.stdout] == ["ready"]
@@ -99,7 +99,7 @@ def test_each_line_has_its_level(lab: Lab, gateway: Gateway) -> None:
     assert all(line[0] == "<" and line[1] in "23456" and line[2] == ">" for line in journal.lines)
 
 
-def test_a_start_that_fails_is_an_error(lab: Lab, gateway: Gateway) -> None:
+def test_a_start_that_fails_is_an_error(lab: Lab, gateway: LabGateway) -> None:
     gateway.write("{")
     journal = Journal(gateway)
     journal.process.wait(60)

@@ -30,7 +30,7 @@ from enforcer.instance import Instance
 from lab.capture import Capture
 from lab.clients import Session, tcp_ask, udp_ask
 from lab.configuration import LAX1, LAX2
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import execute
 from lab.program import Program
 from lab.services import Services
@@ -76,7 +76,7 @@ def nothing_unplanned(lab: Lab) -> Iterator[None]:
 class Log:
     """What a daemon says from now on."""
 
-    def __init__(self, gateway: Gateway):
+    def __init__(self, gateway: LabGateway):
         self._gateway = gateway
         self._before = len(gateway.said())
 
@@ -87,20 +87,20 @@ class Log:
         return self._gateway.said()[self._before :]
 
 
-def whole(gateway: Gateway) -> bool:
+def whole(gateway: LabGateway) -> bool:
     """Whether nothing is left to be done, and no command complains."""
     done = gateway.run("plan", check=False)
     return done.returncode == 0 and done.stdout.startswith("nothing to do")
 
 
-def check_all(lab: Lab, gateway: Gateway) -> None:
+def check_all(lab: Lab, gateway: LabGateway) -> None:
     """New connections and counts are as if nothing had happened."""
     for family in (4, 6):
         check_new(lab, family, (LAX1,), NEAREST)
     agree(gateway)
 
 
-def check_commands(gateway: Gateway) -> None:
+def check_commands(gateway: LabGateway) -> None:
     for noun in NOUNS:
         gateway.json(noun)
 
@@ -117,7 +117,7 @@ PINS = ("maps-*/flows", "maps-*/rule_sets_?", "load-*/stages", "load-*", ".")
 LINKS = ("links", "links/*-egress") if tcx.supported() else ()
 
 
-def test_a_daemon_pins_again_what_it_holds(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_a_daemon_pins_again_what_it_holds(lab: Lab, services: Services, gateway: LabGateway) -> None:
     """Nothing of it is even interrupted: descriptors keep programs at their hooks."""
     gateway.start()
     with nothing_unplanned(lab), living(lab) as live:
@@ -138,7 +138,7 @@ def test_a_daemon_pins_again_what_it_holds(lab: Lab, services: Services, gateway
         live.check("a reload with other policies")
 
 
-def test_a_daemon_writes_the_state_file_again(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_a_daemon_writes_the_state_file_again(lab: Lab, services: Services, gateway: LabGateway) -> None:
     gateway.start()
     file = state_directory(lab) / "state.json"
     before = file.read_text()
@@ -153,7 +153,7 @@ def test_a_daemon_writes_the_state_file_again(lab: Lab, services: Services, gate
     check_all(lab, gateway)
 
 
-def test_a_daemon_writes_the_facts_again(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_a_daemon_writes_the_facts_again(lab: Lab, services: Services, gateway: LabGateway) -> None:
     gateway.start()
     gateway.run("session", "add", "10.0.1.2", "--email", "ann@example.com")
     before = gateway.json("sessions")
@@ -172,7 +172,7 @@ def test_a_daemon_writes_the_facts_again(lab: Lab, services: Services, gateway: 
 # --- while no daemon runs
 
 
-def test_a_start_without_pins(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_a_start_without_pins(lab: Lab, services: Services, gateway: LabGateway) -> None:
     """What is left is carried over, what is lost is taken from conntrack; new policies are for new flows."""
     gateway.start()
     configs = itertools.cycle(
@@ -195,7 +195,7 @@ def test_a_start_without_pins(lab: Lab, services: Services, gateway: Gateway) ->
             assert whole(gateway), pattern
 
 
-def test_commands_without_pins_and_daemon(lab: Lab, gateway: Gateway) -> None:
+def test_commands_without_pins_and_daemon(lab: Lab, gateway: LabGateway) -> None:
     gateway.start()
     gateway.kill()
     lose(directory(lab), "maps-*")
@@ -207,7 +207,7 @@ def test_commands_without_pins_and_daemon(lab: Lab, gateway: Gateway) -> None:
 
 
 @needs_tcx
-def test_without_links_and_daemon_nothing_leaves(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_without_links_and_daemon_nothing_leaves(lab: Lab, services: Services, gateway: LabGateway) -> None:
     """Programs that no link holds any more are gone: the table keeps the gateway closed."""
     gateway.start()
     gateway.kill()
@@ -225,7 +225,9 @@ def test_without_links_and_daemon_nothing_leaves(lab: Lab, services: Services, g
     assert gateway.json("status")["not_attached"] == []
 
 
-def test_adopted_connections_count_against_the_limit(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_adopted_connections_count_against_the_limit(
+    lab: Lab, services: Services, gateway: LabGateway
+) -> None:
     gateway.write(lab.config(limits={"connections_per_origin": 3}))
     gateway.start()
     with contextlib.ExitStack() as held:
@@ -245,7 +247,7 @@ def test_adopted_connections_count_against_the_limit(lab: Lab, services: Service
 
 
 def test_connections_that_others_translate_are_not_adopted(
-    lab: Lab, services: Services, gateway: Gateway
+    lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
     """Such as the gateway's own from another address: no inside interface leads to their client."""
     gateway.start()
@@ -264,7 +266,7 @@ def test_connections_that_others_translate_are_not_adopted(
 
 
 @pytest.mark.parametrize("file", ["state.json", "."])
-def test_a_start_without_the_state(lab: Lab, services: Services, gateway: Gateway, file: str) -> None:
+def test_a_start_without_the_state(lab: Lab, services: Services, gateway: LabGateway, file: str) -> None:
     """Slots may have other numbers; connections keep what they had."""
     gateway.start()
     with nothing_unplanned(lab), living(lab) as live:
@@ -284,7 +286,7 @@ def test_a_start_without_the_state(lab: Lab, services: Services, gateway: Gatewa
 
 
 def test_a_start_without_the_state_that_fails_leaves_the_gateway_closed(
-    lab: Lab, services: Services, gateway: Gateway, tmp_path: Path
+    lab: Lab, services: Services, gateway: LabGateway, tmp_path: Path
 ) -> None:
     gateway.start()
     gateway.kill()
@@ -306,7 +308,7 @@ def test_a_start_without_the_state_that_fails_leaves_the_gateway_closed(
     check_all(lab, gateway)
 
 
-def test_a_start_without_the_facts(lab: Lab, services: Services, gateway: Gateway) -> None:
+def test_a_start_without_the_facts(lab: Lab, services: Services, gateway: LabGateway) -> None:
     gateway.start()
     gateway.run("session", "add", "10.0.1.2", "--email", "ann@example.com")
     with living(lab) as live:
@@ -355,7 +357,7 @@ class Mounts:
         while self.run("findmnt", "-t", "bpf", "/sys/fs/bpf", check=False).returncode == 0:
             self.unmount()
 
-    def use(self, gateway: Gateway) -> None:
+    def use(self, gateway: LabGateway) -> None:
         """Has the gateway's daemon and commands run in here."""
         gateway.enforcer = [*self.entry, *gateway.enforcer]
         gateway.argv = [*gateway.enforcer, "run"]
@@ -372,9 +374,9 @@ def mounts(lab: Lab) -> Iterator[Mounts]:
 
 
 @pytest.fixture
-def apart(lab: Lab, mounts: Mounts) -> Iterator[Gateway]:
+def apart(lab: Lab, mounts: Mounts) -> Iterator[LabGateway]:
     """An enforcer whose pins are in a file system of its own."""
-    gateway = Gateway(lab)
+    gateway = LabGateway(lab)
     mounts.use(gateway)
     yield gateway
     gateway.stop()
@@ -397,7 +399,7 @@ CHANGES = pytest.mark.parametrize("change", [Mounts.unmount, Mounts.mount], ids=
 
 @CHANGES
 def test_a_daemon_pins_in_the_file_system_that_is_there_now(
-    lab: Lab, services: Services, mounts: Mounts, apart: Gateway, change: Change
+    lab: Lab, services: Services, mounts: Mounts, apart: LabGateway, change: Change
 ) -> None:
     apart.start()
     with nothing_unplanned(lab), living(lab) as live:
@@ -425,7 +427,7 @@ def test_a_daemon_pins_in_the_file_system_that_is_there_now(
 
 @CHANGES
 def test_a_start_without_the_file_system(
-    lab: Lab, services: Services, mounts: Mounts, apart: Gateway, change: Change
+    lab: Lab, services: Services, mounts: Mounts, apart: LabGateway, change: Change
 ) -> None:
     apart.start()
     with nothing_unplanned(lab), living(lab) as live:
@@ -518,7 +520,7 @@ def acknowledge(lab: Lab, family: int, mac: str) -> None:
 
 
 @pytest.mark.parametrize("loss", ["maps-*", "."])
-def test_down_without_pins(lab: Lab, gateway: Gateway, loss: str) -> None:
+def test_down_without_pins(lab: Lab, gateway: LabGateway, loss: str) -> None:
     before = snapshot(lab.gw)
     gateway.start()
     gateway.kill()
@@ -529,7 +531,7 @@ def test_down_without_pins(lab: Lab, gateway: Gateway, loss: str) -> None:
     )
 
 
-def test_down_without_the_state(lab: Lab, gateway: Gateway) -> None:
+def test_down_without_the_state(lab: Lab, gateway: LabGateway) -> None:
     before = snapshot(lab.gw)
     gateway.start()
     gateway.kill()
@@ -543,7 +545,7 @@ def test_down_without_the_state(lab: Lab, gateway: Gateway) -> None:
 
 
 @needs_tcx
-def test_down_of_programs_out_of_reach(lab: Lab, mounts: Mounts, apart: Gateway) -> None:
+def test_down_of_programs_out_of_reach(lab: Lab, mounts: Mounts, apart: LabGateway) -> None:
     before = snapshot(lab.gw)
     apart.start()
     apart.kill()

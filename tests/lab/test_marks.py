@@ -19,13 +19,13 @@ from truth import counted, families, packets, running, wait_for
 
 from enforcer.address import of_bytes, pack
 from enforcer.kernel import conntrack, netlink
-from enforcer.kernel.marking import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
 from enforcer.kernel.nft import protocol
+from enforcer.kernel.nft_marks import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from lab.capture import Capture
 from lab.clients import Session, family_of, ping, tcp_ask, udp_ask
 from lab.configuration import LAX2
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.servers import Seen
 from lab.services import Services
@@ -43,7 +43,7 @@ INTERFACES = {"inside": ["in0"], "outside": ["out0"]}
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     lab.gw.run(
         "nft",
         "add table inet others; "
@@ -71,7 +71,7 @@ def ask_marked(namespace: Namespace, address: str, kind: int, mark: int) -> Seen
 @families
 @kinds
 @pytest.mark.parametrize("mark", MARKS, ids=hex)
-def test_the_gateways_own_packets(enforced: Gateway, family: int, kind: int, mark: int) -> None:
+def test_the_gateways_own_packets(enforced: LabGateway, family: int, kind: int, mark: int) -> None:
     """VPN daemons and proxies route their own packets by such marks (SO_MARK)."""
     assert ask_marked(enforced.lab.gw, ORIGIN1[family], kind, mark).address == SHARED[family]
     assert not counted(enforced)
@@ -79,7 +79,7 @@ def test_the_gateways_own_packets(enforced: Gateway, family: int, kind: int, mar
 
 @families
 @pytest.mark.parametrize("mark", MARKS, ids=hex)
-def test_a_network_that_is_in_no_list(enforced: Gateway, family: int, mark: int) -> None:
+def test_a_network_that_is_in_no_list(enforced: LabGateway, family: int, mark: int) -> None:
     gw = enforced.lab.gw
     gw.run("nft", f"add rule inet others marks iifname in1 meta mark set {mark:#x}")
     try:
@@ -109,7 +109,7 @@ def ruled(gw: Namespace, family: int, rule: str) -> Iterator[None]:
 
 @families
 @pytest.mark.parametrize("rule", [f"fwmark {FIRST:#x}/{MASK:#x}", f"fwmark {SECOND:#x}"])
-def test_a_rule_of_others_that_takes_clients_packets(enforced: Gateway, family: int, rule: str) -> None:
+def test_a_rule_of_others_that_takes_clients_packets(enforced: LabGateway, family: int, rule: str) -> None:
     """They are refused by name instead of leaving as they are, and the rule is named."""
     lab, address = enforced.lab, ORIGIN1[family]
     before = packets(enforced)["astray"]
@@ -134,7 +134,7 @@ def test_a_rule_of_others_that_takes_clients_packets(enforced: Gateway, family: 
 
 
 @families
-def test_marks_of_others_that_choose_another_route(enforced: Gateway, family: int) -> None:
+def test_marks_of_others_that_choose_another_route(enforced: LabGateway, family: int) -> None:
     """nftables sets them on arrival: away from where `explain` says is refused by name, the rule is named."""
     lab, address = enforced.lab, ORIGIN1[family]
     before = packets(enforced)["astray"]
@@ -158,14 +158,14 @@ def test_marks_of_others_that_choose_another_route(enforced: Gateway, family: in
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_check_without_the_right_to_read_nftables(enforced: Gateway, family: int) -> None:
+def test_check_without_the_right_to_read_nftables(enforced: LabGateway, family: int) -> None:
     """What it cannot look for is a warning; the file is valid."""
     lab = enforced.lab
     check = [sys.executable, "-m", "enforcer", "--config", str(enforced.config), "check"]
     with ruled(lab.gw, family, "fwmark 0x10/0xff"):
         done = lab.gw.run(*NOBODY, *check)
     assert "valid" in done.stdout
-    (said,) = [line for line in done.stderr.splitlines() if "could not be looked for" in line]
+    (said,) = [line for line in done.stderr.splitlines() if "could not be checked" in line]
     assert "rules of policy routing by marks of others" in said and "CAP_NET_ADMIN" in said
 
 
@@ -199,10 +199,10 @@ def never_quiet(gw: Namespace) -> Iterator[None]:
         gw.run("nft", "delete table inet busy")
 
 
-def test_nftables_that_is_never_quiet(enforced: Gateway) -> None:
+def test_nftables_that_is_never_quiet(enforced: LabGateway) -> None:
     """A reload that was carried out is no failure, `status` shows the rest, and the daemon goes on."""
     lab, said = enforced.lab, len(enforced.said())
-    unread = "rules of policy routing by marks of others could not be looked for"
+    unread = "rules of policy routing by marks of others could not be checked"
     with ruled(lab.gw, 4, "fwmark 0x10/0xff"), never_quiet(lab.gw):
         wait_for(lambda: any(unread in line for line in enforced.json("status")["warnings"]))
         enforced.reload()
@@ -216,7 +216,7 @@ def test_nftables_that_is_never_quiet(enforced: Gateway) -> None:
 
 @families
 @pytest.mark.parametrize("route", ["throw", "unreachable"])
-def test_marks_of_others_where_there_is_no_route(enforced: Gateway, family: int, route: str) -> None:
+def test_marks_of_others_where_there_is_no_route(enforced: LabGateway, family: int, route: str) -> None:
     """The programs see no way out. Forwarding was on before the enforcer came, and the way is in no list."""
     lab, address = enforced.lab, ORIGIN1[family]
     before = packets(enforced)["unlisted"]
@@ -239,7 +239,7 @@ def test_marks_of_others_where_there_is_no_route(enforced: Gateway, family: int,
 
 
 @families
-def test_a_destination_of_others_in_no_list(enforced: Gateway, family: int) -> None:
+def test_a_destination_of_others_in_no_list(enforced: LabGateway, family: int) -> None:
     """An administrator's DNAT, of what clients send to the gateway itself."""
     lab = enforced.lab
     before = packets(enforced)["unlisted"]
@@ -259,7 +259,7 @@ def test_a_destination_of_others_in_no_list(enforced: Gateway, family: int) -> N
     assert packets(enforced)["unlisted"] >= before + 2
 
 
-def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: Gateway) -> None:
+def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: LabGateway) -> None:
     """Those of WireGuard, Kubernetes and the like."""
     gw = enforced.lab.gw
     for rule in ("not fwmark 0xca6c", "fwmark 0x4000/0x4000", "fwmark 0x2/0xffff"):
@@ -305,7 +305,7 @@ REST = [{"name": "rest", "precedence": 1, "egress": "default"}]
 
 
 @families
-def test_down_ends_clients_connections_alone(enforced: Gateway, family: int) -> None:
+def test_down_ends_clients_connections_alone(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     enforced.reload(lab.config(interfaces=INTERFACES, policies=REST))
     with open_on_both_sides(lab, family) as theirs:
@@ -318,7 +318,7 @@ def test_down_ends_clients_connections_alone(enforced: Gateway, family: int) -> 
 
 
 @families
-def test_another_shared_address_ends_clients_connections_alone(enforced: Gateway, family: int) -> None:
+def test_another_shared_address_ends_clients_connections_alone(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     enforced.reload(lab.config(interfaces=INTERFACES, policies=REST))
     other = {"ipv4": "198.51.100.77", "ipv6": "2001:db8:ffff::77"}

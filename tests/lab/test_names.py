@@ -23,7 +23,7 @@ from enforcer.instance import Instance
 from lab import names
 from lab.clients import Session, curl, dig, tcp_ask, url
 from lab.configuration import LAX1, LAX2, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import execute
 from lab.program import start_all
 from lab.servers import Nginx, Reporter, Unbound
@@ -153,12 +153,12 @@ def origin(lab: Lab) -> Iterator[Reporter]:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, origin: Reporter) -> Iterator[Gateway]:
+def enforced(lab: Lab, origin: Reporter) -> Iterator[LabGateway]:
     with running(lab, config(lab)) as gateway:
         yield gateway
 
 
-def learnt(gateway: Gateway, client: str | None = None) -> dict[str, set[str]]:
+def learnt(gateway: LabGateway, client: str | None = None) -> dict[str, set[str]]:
     """Names by address, for a client or for anybody."""
     who = ANY_CLIENT if client is None else pack(ip_address(client))
     found: dict[str, set[str]] = {}
@@ -245,7 +245,7 @@ def test_without_rules_about_names_dns_is_not_looked_at(lab: Lab, origin: Report
 
 @families
 @resolvers
-def test_curls_first_connection(enforced: Gateway, fresh: Fresh, resolver: str, family: int) -> None:
+def test_curls_first_connection(enforced: LabGateway, fresh: Fresh, resolver: str, family: int) -> None:
     lab = enforced.lab
     command = names.with_resolver(lab.directory, resolver)
     for host, egress in ((fresh.host, LAX1), (fresh.deep, LAX1), (fresh.plain, SHARED)):
@@ -254,7 +254,7 @@ def test_curls_first_connection(enforced: Gateway, fresh: Fresh, resolver: str, 
 
 
 @resolvers
-def test_both_families_at_once(enforced: Gateway, fresh: Fresh, resolver: str) -> None:
+def test_both_families_at_once(enforced: LabGateway, fresh: Fresh, resolver: str) -> None:
     """getaddrinfo asks for A and AAAA by one socket; curl takes what it likes better."""
     command = names.with_resolver(enforced.lab.directory, resolver)
     argv = command(enforced.lab.client, ["curl", "-sS", "-m", "5", f"http://{fresh.host}/"])
@@ -264,7 +264,7 @@ def test_both_families_at_once(enforced: Gateway, fresh: Fresh, resolver: str) -
 
 
 @families
-def test_before_anybody_asked_nothing_is_known(enforced: Gateway, fresh: Fresh, family: int) -> None:
+def test_before_anybody_asked_nothing_is_known(enforced: LabGateway, fresh: Fresh, family: int) -> None:
     address = fresh.host_address(family)
     assert tcp_ask(enforced.lab.client, address).address == leaves_from(SHARED, family)
     assert address not in learnt(enforced)
@@ -272,7 +272,7 @@ def test_before_anybody_asked_nothing_is_known(enforced: Gateway, fresh: Fresh, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resolver", [RESOLVER[4], GATEWAY[6]], ids=["away", "here"])
-def test_ten_thousand_names(enforced: Gateway, resolver: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ten_thousand_names(enforced: LabGateway, resolver: str, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = []
     for number in range(MANY):
         name = f"n{number}.{DOMAIN if number % 2 else OTHER_DOMAIN}"
@@ -297,7 +297,7 @@ def test_ten_thousand_names(enforced: Gateway, resolver: str, capsys: pytest.Cap
 
 @families
 @pytest.mark.parametrize("resolver", [RESOLVER[4], GATEWAY[6]], ids=["away", "here"])
-def test_over_tcp(enforced: Gateway, fresh: Fresh, resolver: str, family: int) -> None:
+def test_over_tcp(enforced: LabGateway, fresh: Fresh, resolver: str, family: int) -> None:
     lab = enforced.lab
     (address,) = dig(lab.client, resolver, fresh.host, kind_of(family), tcp=True)
     assert tcp_ask(lab.client, address).address == leaves_from(LAX1, family)
@@ -305,7 +305,7 @@ def test_over_tcp(enforced: Gateway, fresh: Fresh, resolver: str, family: int) -
 
 @families
 @pytest.mark.parametrize("resolver", [RESOLVER[6], GATEWAY[4]], ids=["away", "here"])
-def test_truncated_and_asked_again_over_tcp(enforced: Gateway, resolver: str, family: int) -> None:
+def test_truncated_and_asked_again_over_tcp(enforced: LabGateway, resolver: str, family: int) -> None:
     lab = enforced.lab
     kind = kind_of(family)
     big = f"big-{'away' if resolver == RESOLVER[6] else 'here'}.{DOMAIN}"
@@ -320,12 +320,12 @@ def test_truncated_and_asked_again_over_tcp(enforced: Gateway, resolver: str, fa
 
 
 @families
-def test_an_alias_is_the_name_that_was_asked_for(enforced: Gateway, family: int) -> None:
+def test_an_alias_is_the_name_that_was_asked_for(enforced: LabGateway, family: int) -> None:
     assert first(enforced.lab, RESOLVER[4], ALIAS, family) == leaves_from(LAX1, family)
     assert learnt(enforced)[pool(4, family)] == {ALIAS}
 
 
-def test_hints_of_service_records(enforced: Gateway) -> None:
+def test_hints_of_service_records(enforced: LabGateway) -> None:
     lab = enforced.lab
     assert dig(lab.client, RESOLVER[4], f"service.{DOMAIN}", "HTTPS")
     for family in (4, 6):
@@ -333,7 +333,7 @@ def test_hints_of_service_records(enforced: Gateway) -> None:
 
 
 @families
-def test_names_that_share_an_address(enforced: Gateway, family: int) -> None:
+def test_names_that_share_an_address(enforced: LabGateway, family: int) -> None:
     """Each client's own question decides; who asked nothing has both names, and the first policy."""
     lab = enforced.lab
     kind = kind_of(family)
@@ -349,7 +349,7 @@ def test_names_that_share_an_address(enforced: Gateway, family: int) -> None:
 
 
 def test_a_dual_stack_client_asks_by_the_one_and_connects_by_the_other(
-    enforced: Gateway, fresh: Fresh
+    enforced: LabGateway, fresh: Fresh
 ) -> None:
     for family, resolver in ((4, RESOLVER[6]), (6, RESOLVER[4])):
         assert first(enforced.lab, resolver, fresh.host, family) == leaves_from(LAX1, family)
@@ -392,7 +392,7 @@ class Forger:
         assert self.client.recv(65536)
 
 
-def test_forged_answers_are_not_learnt(enforced: Gateway, fresh: Fresh) -> None:
+def test_forged_answers_are_not_learnt(enforced: LabGateway, fresh: Fresh) -> None:
     lab = enforced.lab
     with Forger(lab) as forger:
         true = forger.ask(fresh.host)
@@ -416,7 +416,7 @@ def test_forged_answers_are_not_learnt(enforced: Gateway, fresh: Fresh) -> None:
         assert tcp_ask(lab.client, fresh.host_address(4)).address == LAX1[4]
 
 
-def test_reloads_lose_no_name(enforced: Gateway) -> None:
+def test_reloads_lose_no_name(enforced: LabGateway) -> None:
     """Names are learnt while the bank is switched again and again."""
     lab = enforced.lab
     for number in range(5):
@@ -426,6 +426,6 @@ def test_reloads_lose_no_name(enforced: Gateway) -> None:
             assert first(lab, RESOLVER[4], name, family) == leaves_from(LAX1, family)
 
 
-def test_curl_to_an_address(enforced: Gateway) -> None:
+def test_curl_to_an_address(enforced: LabGateway) -> None:
     status, body = curl(enforced.lab.client, url(ORIGIN1[4]))
     assert (status, body.split()[0]) == (200, SHARED[4])

@@ -20,7 +20,7 @@ from versions import impatient
 from enforcer.gateway.reader import GatewayReader
 from enforcer.inspect.flows import flows
 from lab.clients import family_of
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.topology import CLIENT, ORIGIN1, Lab
 
 NOBODY = {4: "198.18.1.99", 6: "2001:db8:a1::99"}
@@ -29,7 +29,7 @@ _ports = itertools.count(40000)
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
     """Only what is not established is forgotten soon."""
     version = impatient(tmp_path_factory.mktemp("version"))
     with running(
@@ -38,7 +38,7 @@ def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gat
         yield gateway
 
 
-def acknowledge(gateway: Gateway, family: int, port: int, number: int) -> None:
+def acknowledge(gateway: LabGateway, family: int, port: int, number: int) -> None:
     network = (IP if family == 4 else IPv6)(src=CLIENT[family], dst=NOBODY[family])
     segment = TCP(sport=port, dport=7000, flags="A", seq=number, ack=number)
     mac = look(gateway, lambda source: _mac(source, "in0"))
@@ -52,7 +52,7 @@ def _mac(reader: GatewayReader, interface: str) -> str:
 
 
 @families
-def test_picked_up_midway_and_nobody_answers(enforced: Gateway, family: int) -> None:
+def test_picked_up_midway_and_nobody_answers(enforced: LabGateway, family: int) -> None:
     """To conntrack it is established, and would hold its port for hours although it counts no more."""
     lab, port, before = enforced.lab, next(_ports), total(enforced)
     acknowledge(enforced, family, port, 1000)
@@ -66,7 +66,7 @@ def test_picked_up_midway_and_nobody_answers(enforced: Gateway, family: int) -> 
 
 
 @families
-def test_picked_up_midway_and_the_client_goes_on(enforced: Gateway, family: int) -> None:
+def test_picked_up_midway_and_the_client_goes_on(enforced: LabGateway, family: int) -> None:
     """What is not idle is not forgotten."""
     lab, port, before = enforced.lab, next(_ports), total(enforced)
     acknowledge(enforced, family, port, 1000)
@@ -82,7 +82,7 @@ def test_picked_up_midway_and_the_client_goes_on(enforced: Gateway, family: int)
 
 
 @families
-def test_a_reset_of_a_fast_connection(enforced: Gateway, family: int) -> None:
+def test_a_reset_of_a_fast_connection(enforced: LabGateway, family: int) -> None:
     """conntrack doesn't believe it, and keeps the connection for hours after a late segment."""
     lab = enforced.lab
     with Transfer(lab.client, lab.origin1, ORIGIN1[family], 1 << 20) as transfer:

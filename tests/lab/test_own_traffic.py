@@ -14,7 +14,7 @@ from truth import dedicated, families, running
 from enforcer.kernel import addresses
 from lab.clients import Session, ping, tcp_ask, udp_ask
 from lab.configuration import LAX1, LAX2
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.servers import logged
 from lab.services import Services
 from lab.topology import ORIGIN2, SHARED, Lab
@@ -26,7 +26,7 @@ NEXT_HOP = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}
 
 
 @pytest.fixture(scope="module", params=["an address of its own", "no address of its own"])
-def without_next_hop(request: pytest.FixtureRequest, lab: Lab, services: Services) -> Iterator[Gateway]:
+def without_next_hop(request: pytest.FixtureRequest, lab: Lab, services: Services) -> Iterator[LabGateway]:
     """A tun is the way to the internet. Without an address of its own it has the shared ones alone."""
     numbered = request.param == "an address of its own"
     back = [str(ip_network(source[family])) for source in (OWN, SHARED, LAX1, LAX2) for family in (4, 6)]
@@ -48,7 +48,7 @@ def without_next_hop(request: pytest.FixtureRequest, lab: Lab, services: Service
 
 
 @families
-def test_the_gateways_own_source(without_next_hop: Gateway, services: Services, family: int) -> None:
+def test_the_gateways_own_source(without_next_hop: LabGateway, services: Services, family: int) -> None:
     lab, reporter = without_next_hop.lab, services.reporter["origin2"]
     (echo,) = logged(lambda: reporter.seen("icmp"), lambda: ping(lab.gw, ORIGIN2[family]))
     seen = {echo.address, *(ask(lab.gw, ORIGIN2[family]).address for ask in (tcp_ask, udp_ask))}
@@ -60,7 +60,7 @@ def is_numbered(lab: Lab) -> bool:
     return ("tun0", ip_interface(f"{OWN[4]}/{LENGTH[4]}")) in lab.gw.call(addresses.held)
 
 
-def test_after_an_upgrade_from_another_scope(without_next_hop: Gateway) -> None:
+def test_after_an_upgrade_from_another_scope(without_next_hop: LabGateway) -> None:
     """An earlier version gave its addresses the scope "link"; live connections notice no change."""
     lab, gateway = without_next_hop.lab, without_next_hop
     before = lab.gw.call(addresses.held)
@@ -76,11 +76,11 @@ def test_after_an_upgrade_from_another_scope(without_next_hop: Gateway) -> None:
         gateway.start()
         assert session.ask() == session.seen
     assert lab.gw.call(addresses.held) == before
-    assert not lab.gw.call(lambda: addresses.misscoped(own={IPv4Address(SHARED[4])}))
+    assert not lab.gw.call(lambda: addresses.wrong_scope(own={IPv4Address(SHARED[4])}))
     assert tcp_ask(lab.gw, ORIGIN2[4]).address in (OWN[4], SHARED[4])
 
 
-def test_arp_that_nothing_answers_is_named(without_next_hop: Gateway) -> None:
+def test_arp_that_nothing_answers_is_named(without_next_hop: LabGateway) -> None:
     """The kernel can be told to keep silent about addresses of that scope."""
     gateway, setting = without_next_hop, "net.ipv4.conf.tun0.arp_ignore"
     assert gateway.json("status")["warnings"] == []

@@ -16,7 +16,7 @@ from truth import families, leaves_from, running, wait_for
 
 from lab.clients import Session, tcp_ask
 from lab.configuration import LAX1, LAX2, Document, added, changed, without
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import LabError
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
@@ -57,12 +57,12 @@ def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services, regions: Path) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services, regions: Path) -> Iterator[LabGateway]:
     with running(lab, lab.config(geoip={"database": str(regions)}, policies=[])) as gateway:
         yield gateway
 
 
-def use(gateway: Gateway, *policies: dict[str, Any], **changes: Any) -> None:
+def use(gateway: LabGateway, *policies: dict[str, Any], **changes: Any) -> None:
     """Have these policies, and nothing else, in force; all the rest takes the shared address."""
     rest = policy("rest", 10**6, "default")
     gateway.reload(gateway.lab.config(policies=[*policies, rest], **changes))
@@ -85,7 +85,7 @@ def seen(lab: Lab, address: str, **options: Any) -> str:
     ],
 )
 def test_selectors_of_the_packet(
-    enforced: Gateway, family: int, traffic: str, matching: dict[str, int], other: dict[str, int]
+    enforced: LabGateway, family: int, traffic: str, matching: dict[str, int], other: dict[str, int]
 ) -> None:
     lab = enforced.lab
     lists = {"printers": ["10.0.1.3", "fd00:1::3"]}
@@ -115,7 +115,7 @@ def test_selectors_of_the_packet(
     ],
 )
 def test_regions(
-    enforced: Gateway, regions: Path, family: int, traffic: str, origin1: bool, origin2: bool
+    enforced: LabGateway, regions: Path, family: int, traffic: str, origin1: bool, origin2: bool
 ) -> None:
     use(enforced, policy("one", 1, to(LAX2), traffic=traffic), geoip={"database": str(regions)})
     for origin, matches in ((ORIGIN1, origin1), (ORIGIN2, origin2)):
@@ -124,7 +124,7 @@ def test_regions(
 
 
 @families
-def test_a_new_database_is_in_force_by_itself(enforced: Gateway, regions: Path, family: int) -> None:
+def test_a_new_database_is_in_force_by_itself(enforced: LabGateway, regions: Path, family: int) -> None:
     use(
         enforced,
         policy("one", 1, to(LAX2), traffic='net.dst.geo.country == "DE"'),
@@ -147,7 +147,7 @@ def test_a_new_database_is_in_force_by_itself(enforced: Gateway, regions: Path, 
             wait_for(lambda: tcp_ask(lab.client, ORIGIN2[family]).address == SHARED[family], "the old one")
 
 
-def test_a_broken_database_changes_nothing(enforced: Gateway, regions: Path, tmp_path: Path) -> None:
+def test_a_broken_database_changes_nothing(enforced: LabGateway, regions: Path, tmp_path: Path) -> None:
     rule = policy("one", 1, to(LAX2), traffic='net.dst.geo.country == "DE"')
     use(enforced, rule, geoip={"database": str(regions)})
     broken = tmp_path / "broken.mmdb"
@@ -159,7 +159,7 @@ def test_a_broken_database_changes_nothing(enforced: Gateway, regions: Path, tmp
 
 
 @families
-def test_an_egress_ip_by_its_name(enforced: Gateway, family: int) -> None:
+def test_an_egress_ip_by_its_name(enforced: LabGateway, family: int) -> None:
     """Both families leave from it, and without it there is no fallback."""
     lab = enforced.lab
     use(
@@ -184,7 +184,7 @@ def test_an_egress_ip_by_its_name(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_explain_supposes_a_person(enforced: Gateway, family: int) -> None:
+def test_explain_supposes_a_person(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     use(
         enforced,
@@ -208,7 +208,7 @@ def test_explain_supposes_a_person(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_explain_supposes_a_name(enforced: Gateway, family: int) -> None:
+def test_explain_supposes_a_name(enforced: LabGateway, family: int) -> None:
     use(enforced, policy("shop", 1, to(LAX2), traffic='any(net.fqdn.domains[*] == "shop.example")'))
     question = ("--src", CLIENT[family], "--dst", ORIGIN1[family], "--protocol", "tcp", "--dport", "9000")
     assert enforced.json("explain", *question)["policy"] == "rest"
@@ -218,7 +218,7 @@ def test_explain_supposes_a_name(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_a_trace_names_the_selector_that_failed(enforced: Gateway, family: int) -> None:
+def test_a_trace_names_the_selector_that_failed(enforced: LabGateway, family: int) -> None:
     use(
         enforced,
         policy("off", 1, to(LAX1), traffic="", enabled=False),
@@ -245,7 +245,7 @@ def test_a_trace_names_the_selector_that_failed(enforced: Gateway, family: int) 
 
 
 @families
-def test_policies_tell_their_hits_and_the_last_one(enforced: Gateway, family: int) -> None:
+def test_policies_tell_their_hits_and_the_last_one(enforced: LabGateway, family: int) -> None:
     use(
         enforced,
         policy("hit", 1, to(LAX2), traffic="net.dst.port == 9000", identity=""),
@@ -265,7 +265,7 @@ def test_policies_tell_their_hits_and_the_last_one(enforced: Gateway, family: in
 # --- plan
 
 
-def plan_of(gateway: Gateway, document: Document) -> list[dict[str, Any]]:
+def plan_of(gateway: LabGateway, document: Document) -> list[dict[str, Any]]:
     """What `enforcer plan` says of a file that is not applied."""
     kept = gateway.config.read_text()
     gateway.write(document)
@@ -276,7 +276,7 @@ def plan_of(gateway: Gateway, document: Document) -> list[dict[str, Any]]:
         gateway.config.write_text(kept)
 
 
-def test_plan_says_which_policies_change(enforced: Gateway) -> None:
+def test_plan_says_which_policies_change(enforced: LabGateway) -> None:
     lists = {"nets": ["198.18.9.0/24"]}
     base = enforced.lab.config(
         lists=lists,
@@ -303,7 +303,7 @@ def test_plan_says_which_policies_change(enforced: Gateway) -> None:
     assert (row["flows"], row["clients"]) == (0, {})
 
 
-def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: Gateway) -> None:
+def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: LabGateway) -> None:
     lab = enforced.lab
     base = lab.config(
         policies=[
@@ -366,7 +366,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_expression_is_one_message_and_changes_nothing(enforced: Gateway, kind: str) -> None:
+def test_a_bad_expression_is_one_message_and_changes_nothing(enforced: LabGateway, kind: str) -> None:
     text, message = BAD[kind]
     use(enforced, policy("good", 1, to(LAX2), traffic="net.dst.port == 9000"))
     document = enforced.lab.config(policies=[policy("bad", 1, to(LAX1), traffic=text)])
@@ -380,7 +380,7 @@ def test_a_bad_expression_is_one_message_and_changes_nothing(enforced: Gateway, 
         assert tcp_ask(enforced.lab.client, ORIGIN1[family]).address == leaves_from(LAX2, family)
 
 
-def test_a_list_of_100_000_addresses(enforced: Gateway) -> None:
+def test_a_list_of_100_000_addresses(enforced: LabGateway) -> None:
     numbers = range(100_000)
     values = [
         f"198.18.{64 + (n >> 8) % 64}.{n & 255}/32"

@@ -11,7 +11,7 @@ from truth import families, running
 
 from enforcer.kernel import conntrack
 from lab.clients import family_of
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT2, SHARED, Lab
 
@@ -21,7 +21,7 @@ ANOTHER = {"ipv4": "198.51.100.77", "ipv6": "2001:db8:ffff::77"}
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     """The network behind in1 is that of the containers."""
     to = "; ".join(
         f"add rule inet others pre iifname out0 {ip} daddr {SHARED[family]} tcp dport {PUBLISHED} "
@@ -74,7 +74,7 @@ def known(lab: Lab) -> list[conntrack.Entry]:
 
 
 @families
-def test_the_shared_address_is_another_one(enforced: Gateway, family: int) -> None:
+def test_the_shared_address_is_another_one(enforced: LabGateway, family: int) -> None:
     with published(enforced.lab, family) as ends:
         enforced.reload(enforced.lab.config(interfaces=INTERFACES, shared=ANOTHER))
         try:
@@ -85,7 +85,7 @@ def test_the_shared_address_is_another_one(enforced: Gateway, family: int) -> No
 
 
 @families
-def test_down(enforced: Gateway, family: int) -> None:
+def test_down(enforced: LabGateway, family: int) -> None:
     with published(enforced.lab, family) as ends:
         enforced.down()
         try:

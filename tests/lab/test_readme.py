@@ -14,7 +14,7 @@ from truth import running, wait_for
 from lab.clients import Session, dig, tcp_ask
 from lab.configuration import Document, added, changed, without
 from lab.demo.stage import PERSON, READER, SITE, configuration
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
 
@@ -63,11 +63,11 @@ def config(lab: Lab) -> Document:
 @pytest.fixture(scope="module")
 def first(lab: Lab, config: Document) -> str:
     """What `plan` says before anything is enforced."""
-    return Gateway(lab, config).run("plan").stdout
+    return LabGateway(lab, config).run("plan").stdout
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services, config: Document, first: str) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services, config: Document, first: str) -> Iterator[LabGateway]:
     """With the page's sessions and names, and three connections of the person whose policy changes."""
     with running(lab, config) as gateway, ExitStack() as held:
         arguments, printed = asked(blocks("session add")[0])
@@ -85,17 +85,17 @@ def test_plan_before_anything_is_enforced(first: str) -> None:
     quotes(blocks("plan")[0], first)
 
 
-def test_what_the_daemon_says(enforced: Gateway) -> None:
+def test_what_the_daemon_says(enforced: LabGateway) -> None:
     quotes(blocks("run")[0], enforced.said())
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["plain", "trace"])
-def test_explain(enforced: Gateway, number: int) -> None:
+def test_explain(enforced: LabGateway, number: int) -> None:
     arguments, printed = asked(blocks("explain")[number])
     quotes(printed, enforced.run(*arguments).stdout)
 
 
-def test_explain_in_the_readme(enforced: Gateway) -> None:
+def test_explain_in_the_readme(enforced: LabGateway) -> None:
     (block,) = [each for each in fenced((ROOT / "README.md").read_text()) if each[0].startswith("$ enforcer")]
     arguments, printed = asked(block)
     quotes(printed, enforced.run(*arguments).stdout)
@@ -104,12 +104,12 @@ def test_explain_in_the_readme(enforced: Gateway) -> None:
 @pytest.mark.parametrize(
     "noun", ["policies", "egress", "origins", "flows", "reasons", "sessions", "hosts", "dns"]
 )
-def test_columns(enforced: Gateway, noun: str) -> None:
+def test_columns(enforced: LabGateway, noun: str) -> None:
     (block,) = blocks(noun)
     assert COLUMNS.split(block[0].strip()) == COLUMNS.split(enforced.run(noun).stdout.splitlines()[0].strip())
 
 
-def test_policies(enforced: Gateway) -> None:
+def test_policies(enforced: LabGateway) -> None:
     """Their rows, without what was counted."""
 
     def rows(lines: list[str]) -> list[list[str]]:
@@ -118,20 +118,20 @@ def test_policies(enforced: Gateway) -> None:
     assert rows(blocks("policies")[0]) == rows(enforced.run("policies").stdout.splitlines())
 
 
-def test_status(enforced: Gateway) -> None:
+def test_status(enforced: LabGateway) -> None:
     def labels(lines: list[str]) -> list[str]:
         return [COLUMNS.split(line)[0] for line in lines]
 
     assert labels(blocks("status")[0]) == labels(enforced.run("status").stdout.splitlines())
 
 
-def test_relearn(enforced: Gateway) -> None:
+def test_relearn(enforced: LabGateway) -> None:
     (block,) = blocks("relearn")
     said = enforced.run("relearn").stdout.strip()
     assert [re.sub(r"\d+", "4", said).replace("flow ", "flows ")] == block
 
 
-def test_changed_policies(lab: Lab, enforced: Gateway, config: Document) -> None:
+def test_changed_policies(lab: Lab, enforced: LabGateway, config: Document) -> None:
     """`plan` names them, and the live flows that would leave otherwise; `reload` what it has done."""
     person = changed(config, "policies", "person", identity='identity.email == "bob@corp.example"')
     enforced.write(without(person, "policies", "bulk"))
@@ -142,5 +142,5 @@ def test_changed_policies(lab: Lab, enforced: Gateway, config: Document) -> None
     assert tcp_ask(lab.client, ORIGIN1[4]).address
 
 
-def test_down(enforced: Gateway) -> None:
+def test_down(enforced: LabGateway) -> None:
     quotes(blocks("down")[0], enforced.run("down").stdout)

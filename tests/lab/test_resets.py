@@ -20,7 +20,7 @@ from versions import impatient
 
 from enforcer.kernel import conntrack
 from lab.clients import Session, family_of
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, Lab
@@ -35,7 +35,7 @@ _ports = itertools.count(42000)
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
     """An origin takes three connections, and what is reset is forgotten after seconds."""
     version = impatient(tmp_path_factory.mktemp("version"))
     config = lab.config(
@@ -46,7 +46,7 @@ def enforced(lab: Lab, services: Services, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(autouse=True)
-def nothing_lives(enforced: Gateway) -> None:
+def nothing_lives(enforced: LabGateway) -> None:
     wait_for(lambda: not counted(enforced) and not tracked(enforced.lab), "all counts given back")
 
 
@@ -92,7 +92,7 @@ def states(lab: Lab) -> list[str]:
 
 
 @families
-def test_a_reset_that_no_host_believes_frees_no_place(enforced: Gateway, family: int) -> None:
+def test_a_reset_that_no_host_believes_frees_no_place(enforced: LabGateway, family: int) -> None:
     """In the window and not exact: the origin answers it, and the connection lives (RFC 5961, 3.2)."""
     lab = enforced.lab
     with ExitStack() as opened:
@@ -111,7 +111,7 @@ def test_a_reset_that_no_host_believes_frees_no_place(enforced: Gateway, family:
 
 
 @families
-def test_a_forged_reset_from_outside_changes_nothing(enforced: Gateway, family: int) -> None:
+def test_a_forged_reset_from_outside_changes_nothing(enforced: LabGateway, family: int) -> None:
     """Ahead of what the client expects: it stays counted, on the fast path, and when it is idle."""
     lab = enforced.lab
     with open_session(lab, family) as session:
@@ -131,7 +131,7 @@ def test_a_forged_reset_from_outside_changes_nothing(enforced: Gateway, family: 
 
 @families
 @pytest.mark.parametrize("ahead", [AHEAD, 100_000])
-def test_a_segment_ahead_makes_no_reset_exact(enforced: Gateway, family: int, ahead: int) -> None:
+def test_a_segment_ahead_makes_no_reset_exact(enforced: LabGateway, family: int, ahead: int) -> None:
     """An acknowledgement or data beyond a gap, then a reset at its end: no host believes it."""
     lab = enforced.lab
     network: Any = IP if family == 4 else IPv6
@@ -158,7 +158,7 @@ def test_a_segment_ahead_makes_no_reset_exact(enforced: Gateway, family: int, ah
 
 @families
 @pytest.mark.parametrize("side", ["client", "origin"])
-def test_forged_fins_change_nothing(enforced: Gateway, family: int, side: str) -> None:
+def test_forged_fins_change_nothing(enforced: LabGateway, family: int, side: str) -> None:
     """Two of them, ahead of what is expected: conntrack takes the connection for closed until it is told."""
     lab = enforced.lab
     network = IP if family == 4 else IPv6
@@ -184,7 +184,7 @@ def test_forged_fins_change_nothing(enforced: Gateway, family: int, side: str) -
 @families
 @pytest.mark.parametrize("side", ["client", "origin"])
 def test_an_exact_reset_after_the_fast_path_is_over_for_conntrack_too(
-    enforced: Gateway, family: int, side: str
+    enforced: LabGateway, family: int, side: str
 ) -> None:
     """It compares numbers with packets that it has not seen; the next sweep tells it."""
     lab = enforced.lab
@@ -204,7 +204,7 @@ def test_an_exact_reset_after_the_fast_path_is_over_for_conntrack_too(
 
 
 @families
-def test_what_goes_on_after_a_reset_counts_again(enforced: Gateway, family: int) -> None:
+def test_what_goes_on_after_a_reset_counts_again(enforced: LabGateway, family: int) -> None:
     """A reset with a wrong checksum is exact for us, and nothing for conntrack and the origin."""
     lab = enforced.lab
     with open_session(lab, family) as session:
@@ -217,12 +217,12 @@ def test_what_goes_on_after_a_reset_counts_again(enforced: Gateway, family: int)
         wait_until_fast_again(enforced, session)
 
 
-def row_of(enforced: Gateway, session: Session) -> dict[str, Any]:
+def row_of(enforced: LabGateway, session: Session) -> dict[str, Any]:
     (row,) = [row for row in enforced.json("flows") if row["client_port"] == port_of(session)]
     return row
 
 
-def wait_until_fast_again(enforced: Gateway, session: Session) -> None:
+def wait_until_fast_again(enforced: LabGateway, session: Session) -> None:
     before = row_of(enforced, session)["fast_packets"]
 
     def fast() -> bool:
@@ -233,7 +233,7 @@ def wait_until_fast_again(enforced: Gateway, session: Session) -> None:
 
 
 @families
-def test_what_goes_on_after_a_reset_is_reset_if_its_place_is_taken(enforced: Gateway, family: int) -> None:
+def test_what_goes_on_after_a_reset_is_reset_if_its_place_is_taken(enforced: LabGateway, family: int) -> None:
     """A client cannot hold more connections by resets that its origin does not get."""
     lab = enforced.lab
     with ExitStack() as opened:

@@ -26,7 +26,7 @@ from truth import agree, families, inject, leaves_from, packets, running, wait_f
 from lab.capture import Capture
 from lab.clients import Session, family_of, ping, tcp_ask, udp_ask
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import client_sources
 from lab.netns import Namespace
 from lab.servers import Seen
@@ -39,7 +39,7 @@ protocols = pytest.mark.parametrize("protocol", ["udp", "tcp"])
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -51,7 +51,7 @@ def ask(sock: socket.socket, address: str, port: int = 9000) -> Seen:
 
 
 @families
-def test_rfc4787_req1_a_mapping_is_for_one_origin(enforced: Gateway, family: int) -> None:
+def test_rfc4787_req1_a_mapping_is_for_one_origin(enforced: LabGateway, family: int) -> None:
     """It stays the same towards that origin; towards another port it is another, by chance."""
     ports = set()
     for _ in range(4):
@@ -67,7 +67,7 @@ def test_rfc4787_req1_a_mapping_is_for_one_origin(enforced: Gateway, family: int
 @families
 @protocols
 def test_rfc4787_req3_clients_with_equal_ports_get_their_own(
-    enforced: Gateway, family: int, protocol: str
+    enforced: LabGateway, family: int, protocol: str
 ) -> None:
     lab = enforced.lab
     seen = []
@@ -87,7 +87,7 @@ def test_rfc4787_req3_clients_with_equal_ports_get_their_own(
 @families
 @protocols
 def test_rfc4787_req3a_privileged_ports_stay_privileged(
-    enforced: Gateway, family: int, protocol: str
+    enforced: LabGateway, family: int, protocol: str
 ) -> None:
     lab = enforced.lab
     for port in (1, 80, 511, 512, 1023, 1024, 5000, 65535):
@@ -102,7 +102,7 @@ def test_rfc4787_req3a_privileged_ports_stay_privileged(
 
 @pytest.mark.rfc7857_8
 @families
-def test_rfc4787_req4_parity_is_not_kept(enforced: Gateway, family: int) -> None:
+def test_rfc4787_req4_parity_is_not_kept(enforced: LabGateway, family: int) -> None:
     odd = 0
     for port in range(6000, 6080, 2):
         with datagrams(enforced.lab.client, CLIENT[family], port) as sock:
@@ -112,7 +112,7 @@ def test_rfc4787_req4_parity_is_not_kept(enforced: Gateway, family: int) -> None
 
 @pytest.mark.rfc4787_req6a
 @families
-def test_rfc4787_req6_packets_of_either_direction_refresh(enforced: Gateway, family: int) -> None:
+def test_rfc4787_req6_packets_of_either_direction_refresh(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with (
         datagrams(lab.client, CLIENT[family]) as sock,
@@ -148,7 +148,7 @@ def test_rfc4787_req6_packets_of_either_direction_refresh(enforced: Gateway, fam
 @pytest.mark.rfc5508_req7
 @pytest.mark.rfc7857_12
 @families
-def test_rfc4787_req9_nothing_is_hairpinned(enforced: Gateway, family: int) -> None:
+def test_rfc4787_req9_nothing_is_hairpinned(enforced: LabGateway, family: int) -> None:
     """One client asks at another's address outside, as the other's origin knows it: there is no answer."""
     lab = enforced.lab
     with Session(lab.client2, ORIGIN1[family]) as session, datagrams(lab.client2, CLIENT2[family]) as sock:
@@ -167,7 +167,7 @@ def test_rfc4787_req9_nothing_is_hairpinned(enforced: Gateway, family: int) -> N
 
 @pytest.mark.rfc5382_req6
 @families
-def test_rfc4787_req10_payloads_are_nobodys_business(enforced: Gateway, family: int) -> None:
+def test_rfc4787_req10_payloads_are_nobodys_business(enforced: LabGateway, family: int) -> None:
     """The ports that the kernel's helpers listen to, and addresses where these would look for them."""
     lab = enforced.lab
     address = CLIENT[family]
@@ -203,7 +203,7 @@ def test_rfc4787_req10_payloads_are_nobodys_business(enforced: Gateway, family: 
 
 @pytest.mark.rfc4787_req12a
 @families
-def test_rfc4787_req12_no_icmp_error_ends_a_mapping(enforced: Gateway, family: int) -> None:
+def test_rfc4787_req12_no_icmp_error_ends_a_mapping(enforced: LabGateway, family: int) -> None:
     """Of any kind, and from anywhere: here from a host that is not on the way."""
     from scapy.layers.inet import UDP as Udp
 
@@ -227,7 +227,7 @@ def test_rfc4787_req12_no_icmp_error_ends_a_mapping(enforced: Gateway, family: i
     agree(enforced)
 
 
-def test_rfc4787_req13a_pieces_leave_in_order(enforced: Gateway) -> None:
+def test_rfc4787_req13a_pieces_leave_in_order(enforced: LabGateway) -> None:
     """IPv4: nobody but the sender cuts a packet of IPv6."""
     lab = enforced.lab
     for role, interface in (("gw", "out0"), ("net", "gw0")):
@@ -270,7 +270,7 @@ def impatient(namespace: Namespace, family: int) -> Iterator[None]:
 
 @families
 def test_rfc4787_req14a_a_flood_of_fragments_takes_only_their_own_room(
-    enforced: Gateway, family: int
+    enforced: LabGateway, family: int
 ) -> None:
     from scapy.layers.inet import IP
     from scapy.layers.inet import UDP as Udp

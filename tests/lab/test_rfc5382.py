@@ -15,7 +15,7 @@ from truth import agree, families, leaves_from, packets, running, wait_for
 from lab.capture import Capture
 from lab.clients import Session, family_of, tcp_ask
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
@@ -25,7 +25,7 @@ PORT = 9400
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -39,7 +39,7 @@ def stream(namespace: Namespace, address: str, port: int = 0) -> socket.socket:
 
 
 @families
-def test_rfc5382_req1_a_mapping_is_for_one_origin(enforced: Gateway, family: int) -> None:
+def test_rfc5382_req1_a_mapping_is_for_one_origin(enforced: LabGateway, family: int) -> None:
     """Connections from one port to two ports of an origin leave from two ports, by chance."""
     lab = enforced.lab
     pairs = set()
@@ -59,7 +59,7 @@ def test_rfc5382_req1_a_mapping_is_for_one_origin(enforced: Gateway, family: int
     assert any(first != second for first, second in pairs)
 
 
-def test_rfc5382_req5_nor_less_while_data_is_not_acknowledged(enforced: Gateway) -> None:
+def test_rfc5382_req5_nor_less_while_data_is_not_acknowledged(enforced: LabGateway) -> None:
     """conntrack has a shorter timer for that, which it starts after three repetitions."""
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[4]) as one, Session(lab.client, ORIGIN1[6]) as two:
@@ -81,7 +81,7 @@ def test_rfc5382_req5_nor_less_while_data_is_not_acknowledged(enforced: Gateway)
 
 
 @families
-def test_rfc5382_req2_half_closed_connections_go_on(enforced: Gateway, family: int) -> None:
+def test_rfc5382_req2_half_closed_connections_go_on(enforced: LabGateway, family: int) -> None:
     """Either side may close first, and hear for as long as it likes."""
     lab = enforced.lab
     for first_is_client in (True, False):
@@ -120,7 +120,7 @@ def deaf(namespace: Namespace, port: int) -> Iterator[None]:
 
 
 @families
-def test_rfc5382_req2a_both_sides_open_at_once(enforced: Gateway, family: int) -> None:
+def test_rfc5382_req2a_both_sides_open_at_once(enforced: LabGateway, family: int) -> None:
     """The SYNs cross: what the origin gets of the client's is only its source."""
     lab = enforced.lab
     with (
@@ -145,7 +145,7 @@ def test_rfc5382_req2a_both_sides_open_at_once(enforced: Gateway, family: int) -
     agree(enforced)
 
 
-def test_rfc5382_req4_an_unasked_syn_gets_silence_for_six_seconds(enforced: Gateway) -> None:
+def test_rfc5382_req4_an_unasked_syn_gets_silence_for_six_seconds(enforced: LabGateway) -> None:
     """Nor does it hinder the client's own, to the same origin, later. Both families at once: they wait."""
     lab = enforced.lab
     before = packets(enforced)["unsolicited"]
@@ -180,7 +180,7 @@ def test_rfc5382_req4_an_unasked_syn_gets_silence_for_six_seconds(enforced: Gate
 
 
 @families
-def test_rfc5382_req10_no_icmp_error_ends_a_connection(enforced: Gateway, family: int) -> None:
+def test_rfc5382_req10_no_icmp_error_ends_a_connection(enforced: LabGateway, family: int) -> None:
     """With numbers that the client's own stack takes for its own, of every kind and from elsewhere."""
     from scapy.layers.inet import TCP as Tcp
 

@@ -26,7 +26,7 @@ from truth import families, leaves_from, packets, running, wait_for
 from lab.capture import Capture
 from lab.clients import family_of
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.servers import Seen
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
@@ -42,7 +42,7 @@ START = {4: 14 + 20, 6: 14 + 40}  # of the ICMP header in a frame
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -99,7 +99,7 @@ def echo(family: int, number: int, destination: str) -> bytes:
 
 @families
 def test_rfc5508_req1a_an_identifier_is_for_one_host(
-    enforced: Gateway, services: Services, family: int
+    enforced: LabGateway, services: Services, family: int
 ) -> None:
     """The same identifier towards two hosts: each sees another, by chance."""
     lab = enforced.lab
@@ -122,7 +122,7 @@ def _echoes(services: Services, role: str, family: int) -> list[Seen]:
 
 @families
 def test_rfc5508_req3_a_wrong_checksum_is_dropped(
-    enforced: Gateway, flow: tuple[socket.socket, tuple[str, int]], family: int
+    enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
     lab, (client, peer) = enforced.lab, flow
     what = PORT_UNREACHABLE[family]
@@ -134,7 +134,7 @@ def test_rfc5508_req3_a_wrong_checksum_is_dropped(
         assert (kinds(got, family, 1), kinds(sent, family, 1)) == ([what], [what])
 
 
-def test_rfc5508_req3a_the_quoted_headers_checksum_is_not_looked_at(enforced: Gateway, lab: Lab) -> None:
+def test_rfc5508_req3a_the_quoted_headers_checksum_is_not_looked_at(enforced: LabGateway, lab: Lab) -> None:
     """IPv4: IPv6 has none."""
     with datagrams(lab.client, CLIENT[4]) as client, datagrams(lab.origin1, ORIGIN1[4], PORT) as origin:
         client.sendto(b"x", (ORIGIN1[4], PORT))
@@ -149,7 +149,7 @@ def test_rfc5508_req3a_the_quoted_headers_checksum_is_not_looked_at(enforced: Ga
 @pytest.mark.rfc5508_req10b
 @families
 def test_rfc5508_req3b_options_of_the_quoted_packet_are_passed_over(
-    enforced: Gateway, flow: tuple[socket.socket, tuple[str, int]], family: int
+    enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
     """IPv4 options and IPv6 extension headers; the error is a parameter problem, as these would cause."""
     from scapy.layers.inet import UDP as Udp
@@ -174,7 +174,7 @@ def test_rfc5508_req3b_options_of_the_quoted_packet_are_passed_over(
 
 @families
 def test_rfc5508_req3c_the_quoted_transports_checksum_is_not_looked_at(
-    enforced: Gateway, flow: tuple[socket.socket, tuple[str, int]], family: int
+    enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
     """Nor what is behind it: half of the data is missing, and an extension (RFC 4884) follows."""
     lab, (_, peer) = enforced.lab, flow
@@ -191,7 +191,7 @@ def test_rfc5508_req3c_the_quoted_transports_checksum_is_not_looked_at(
 
 
 @families
-def test_rfc5508_req4_an_error_about_no_flow_does_not_enter(enforced: Gateway, family: int) -> None:
+def test_rfc5508_req4_an_error_about_no_flow_does_not_enter(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     before = packets(enforced)["unsolicited"]
     peer = leaves_from(LAX1, family), 40_001
@@ -206,7 +206,7 @@ def test_rfc5508_req4_an_error_about_no_flow_does_not_enter(enforced: Gateway, f
 @pytest.mark.rfc5508_req5a
 @families
 def test_rfc5508_req5_an_error_from_inside_leaves_in_the_flows_words(
-    enforced: Gateway, flow: tuple[socket.socket, tuple[str, int]], family: int
+    enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
     """Whoever sends it: the client, or another host inside, as a router on the way to it would."""
     lab, (client, peer) = enforced.lab, flow
@@ -228,7 +228,7 @@ def test_rfc5508_req5_an_error_from_inside_leaves_in_the_flows_words(
 
 @families
 def test_rfc5508_req5_an_error_whose_quotation_has_extension_headers(
-    enforced: Gateway, flow: tuple[socket.socket, tuple[str, int]], family: int
+    enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
     """Or, in IPv4, options."""
     from scapy.layers.inet import UDP as Udp
@@ -249,7 +249,7 @@ def test_rfc5508_req5_an_error_whose_quotation_has_extension_headers(
 
 @families
 def test_rfc5508_req5_an_error_from_inside_about_no_flow_does_not_leave(
-    enforced: Gateway, lab: Lab, family: int
+    enforced: LabGateway, lab: Lab, family: int
 ) -> None:
     from scapy.layers.inet import UDP as Udp
 
@@ -263,7 +263,7 @@ def test_rfc5508_req5_an_error_from_inside_about_no_flow_does_not_leave(
 
 @families
 def test_rfc5508_req6_an_error_neither_refreshes_nor_ends_a_query(
-    enforced: Gateway, services: Services, family: int
+    enforced: LabGateway, services: Services, family: int
 ) -> None:
     lab, number = enforced.lab, 800
     send(lab.client, echo(family, number, ORIGIN1[family]))
@@ -280,7 +280,7 @@ def test_rfc5508_req6_an_error_neither_refreshes_nor_ends_a_query(
     assert 20 < after.timeout <= 30
 
 
-def test_rfc5508_req10b_timestamps_pass(enforced: Gateway, services: Services) -> None:
+def test_rfc5508_req10b_timestamps_pass(enforced: LabGateway, services: Services) -> None:
     """IPv4: ICMPv6 has none."""
     with inside(enforced.lab) as got:
         send(enforced.lab.client, icmp(CLIENT[4], ORIGIN1[4], (13, 0), bytes(12), rest=900 << 16 | 1))
@@ -289,7 +289,7 @@ def test_rfc5508_req10b_timestamps_pass(enforced: Gateway, services: Services) -
     assert frame[START[4] + 4 : START[4] + 6] == (900).to_bytes(2, "big")
 
 
-def test_rfc5508_req10c_what_is_obsolete_gets_no_answer(enforced: Gateway) -> None:
+def test_rfc5508_req10c_what_is_obsolete_gets_no_answer(enforced: LabGateway) -> None:
     """IPv4: an information request to the gateway. ICMPv6 never had such."""
     with inside(enforced.lab) as got:
         send(enforced.lab.client, icmp(CLIENT[4], GATEWAY[4], (15, 0), b"", rest=901 << 16 | 1))
@@ -298,7 +298,9 @@ def test_rfc5508_req10c_what_is_obsolete_gets_no_answer(enforced: Gateway) -> No
 
 
 @families
-def test_rfc5508_req10d_errors_of_the_gateway_are_marked_as_control(enforced: Gateway, family: int) -> None:
+def test_rfc5508_req10d_errors_of_the_gateway_are_marked_as_control(
+    enforced: LabGateway, family: int
+) -> None:
     """IPv4: class selector 6 (RFC 1812, 4.3.2.5). Linux leaves those of ICMPv6 at the default."""
     lab = enforced.lab
     with inside(lab) as got, datagrams(lab.client, CLIENT[family]) as sock:
@@ -311,7 +313,7 @@ def test_rfc5508_req10d_errors_of_the_gateway_are_marked_as_control(enforced: Ga
 
 
 @families
-def test_rfc5508_req10e_errors_are_not_answered_with_errors(enforced: Gateway, family: int) -> None:
+def test_rfc5508_req10e_errors_are_not_answered_with_errors(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     hops: dict[str, object] = {"ttl": 1} if family == 4 else {"hlim": 1}
     with inside(lab) as got, datagrams(lab.client, CLIENT[family]) as sock:
@@ -323,7 +325,7 @@ def test_rfc5508_req10e_errors_are_not_answered_with_errors(enforced: Gateway, f
 
 
 @families
-def test_rfc5508_req10f_errors_are_limited(enforced: Gateway, family: int) -> None:
+def test_rfc5508_req10f_errors_are_limited(enforced: LabGateway, family: int) -> None:
     """By the kernel's setting: after a burst of six, one in so many milliseconds to each host.
 
     It is 1,000 where nobody changes it; these tests switch it off but here.
@@ -344,7 +346,7 @@ def test_rfc5508_req10f_errors_are_limited(enforced: Gateway, family: int) -> No
 
 
 @families
-def test_rfc5508_req11_other_messages_do_not_leave(enforced: Gateway, family: int) -> None:
+def test_rfc5508_req11_other_messages_do_not_leave(enforced: LabGateway, family: int) -> None:
     """Router solicitation, a photuris failure, experiments (RFC 4727); ICMPv6: the same numbers' like."""
     lab = enforced.lab
     others = [(10, 0), (40, 0), (253, 0)] if family == 4 else [(133, 0), (155, 0), (200, 0)]

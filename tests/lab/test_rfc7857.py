@@ -17,7 +17,7 @@ from enforcer.kernel import conntrack
 from lab.capture import Capture
 from lab.clients import Session, tcp_ask
 from lab.configuration import LAX1
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import Hammer, Holders
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, Lab
@@ -28,7 +28,7 @@ PORT = 9600
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -38,7 +38,7 @@ def states(lab: Lab, family: int, port: int) -> set[str]:
 
 
 @families
-def test_rfc7857_2_2_a_reset_is_passed_on_for_four_minutes(enforced: Gateway, family: int) -> None:
+def test_rfc7857_2_2_a_reset_is_passed_on_for_four_minutes(enforced: LabGateway, family: int) -> None:
     """The first may be lost: the same again still leaves with the connection's address and port."""
     from scapy.layers.inet import TCP as Tcp
 
@@ -68,7 +68,7 @@ def test_rfc7857_2_2_a_reset_is_passed_on_for_four_minutes(enforced: Gateway, fa
 
 @pytest.mark.rfc6888_req13
 @families
-def test_rfc7857_3_one_port_serves_several_origins(enforced: Gateway, family: int) -> None:
+def test_rfc7857_3_one_port_serves_several_origins(enforced: LabGateway, family: int) -> None:
     """Twice 1,500 of 64,512 ports, chosen by chance: some 35 are taken twice."""
     lab = enforced.lab
     with contextlib.ExitStack() as stack:
@@ -88,7 +88,7 @@ def test_rfc7857_3_one_port_serves_several_origins(enforced: Gateway, family: in
 
 
 @families
-def test_rfc7857_7_1_an_error_or_a_reset_does_not_refresh(enforced: Gateway, family: int) -> None:
+def test_rfc7857_7_1_an_error_or_a_reset_does_not_refresh(enforced: LabGateway, family: int) -> None:
     """An error of the client's leaves its flow's entry as it is, a reset shortens it."""
     from scapy.layers.inet import UDP as Udp
 
@@ -118,7 +118,7 @@ def test_rfc7857_7_1_an_error_or_a_reset_does_not_refresh(enforced: Gateway, fam
 
 @pytest.mark.rfc6888_req15
 @families
-def test_rfc7857_9_ports_are_chosen_at_random(enforced: Gateway, family: int) -> None:
+def test_rfc7857_9_ports_are_chosen_at_random(enforced: LabGateway, family: int) -> None:
     """400 in a row from ports in a row: over all of the range, none kept, no step that repeats."""
     lab = enforced.lab
     with (
@@ -145,7 +145,7 @@ def test_rfc7857_9_ports_are_chosen_at_random(enforced: Gateway, family: int) ->
 
 @families
 def test_rfc7857_10_equal_identifications_meet_no_confusion_at_the_gateway(
-    enforced: Gateway, family: int
+    enforced: LabGateway, family: int
 ) -> None:
     """Two clients behind one address, datagrams in pieces with the same identification, at the same time.
 
@@ -185,7 +185,7 @@ def test_rfc7857_10_equal_identifications_meet_no_confusion_at_the_gateway(
 
 
 @families
-def test_rfc7857_11_a_querys_mapping_ends_with_it(enforced: Gateway, family: int) -> None:
+def test_rfc7857_11_a_querys_mapping_ends_with_it(enforced: LabGateway, family: int) -> None:
     """A query's entry in conntrack is its mapping: after it, the next has an identifier of its own."""
     lab, kind = enforced.lab, (8, 0) if family == 4 else (128, 0)
     query = icmp(CLIENT[family], ORIGIN1[family], kind, b"abcd", rest=950 << 16 | 1)

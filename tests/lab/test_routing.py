@@ -29,7 +29,7 @@ from truth import (
 from lab.capture import Capture
 from lab.clients import IcmpError, UdpFlow, curl, family_of, tcp_ask, ttl_probe, udp_ask, url
 from lab.configuration import LAX1, LAX2
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.services import Services
 from lab.topology import CLIENT, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
@@ -52,7 +52,7 @@ kinds = pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM],
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
@@ -106,7 +106,7 @@ def fragments(lab: Lab, family: int, port: int, payload: bytes, number: int) -> 
 @families
 @pytest.mark.parametrize("order", ["forwards", "backwards", "interleaved", "first in the middle"])
 def test_fragments_arrive_whole_and_from_the_right_address(
-    enforced: Gateway, family: int, order: str
+    enforced: LabGateway, family: int, order: str
 ) -> None:
     lab = enforced.lab
     with (
@@ -142,7 +142,7 @@ def test_fragments_arrive_whole_and_from_the_right_address(
 
 
 @families
-def test_big_datagrams_of_a_real_stack(enforced: Gateway, family: int) -> None:
+def test_big_datagrams_of_a_real_stack(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with (
         opened(lab.origin1, family, socket.SOCK_DGRAM, ORIGIN1[family], PORT) as server,
@@ -169,7 +169,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
 @kinds
-def test_ip_options_pass(enforced: Gateway, kind: int, option: tuple[int, int, int, bytes]) -> None:
+def test_ip_options_pass(enforced: LabGateway, kind: int, option: tuple[int, int, int, bytes]) -> None:
     lab = enforced.lab
     family, level, name, value = option
     with (
@@ -199,7 +199,7 @@ def test_ip_options_pass(enforced: Gateway, kind: int, option: tuple[int, int, i
 
 @pytest.mark.rfc5508_req10d
 @families
-def test_what_a_router_must_do_to_a_header(enforced: Gateway, family: int) -> None:
+def test_what_a_router_must_do_to_a_header(enforced: LabGateway, family: int) -> None:
     """One off the hop limit at each router, and the traffic class stays (RFC 2474, RFC 3168)."""
     lab = enforced.lab
     with (
@@ -223,7 +223,7 @@ def test_what_a_router_must_do_to_a_header(enforced: Gateway, family: int) -> No
 
 
 @families
-def test_a_hop_limit_of_1_ends_here_and_is_not_admitted(enforced: Gateway, family: int) -> None:
+def test_a_hop_limit_of_1_ends_here_and_is_not_admitted(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     before = packets(enforced)["ttl"]
     assert ttl_probe(lab.client, ORIGIN1[family], 1, PORT + 1) == IcmpError(
@@ -242,7 +242,9 @@ def test_a_hop_limit_of_1_ends_here_and_is_not_admitted(enforced: Gateway, famil
 
 
 @families
-def test_an_answer_whose_hops_are_used_up_is_reported_to_the_origin(enforced: Gateway, family: int) -> None:
+def test_an_answer_whose_hops_are_used_up_is_reported_to_the_origin(
+    enforced: LabGateway, family: int
+) -> None:
     """In the words of the origin: the header inside the error has the egress address."""
     lab = enforced.lab
     level = socket.IPPROTO_IP if family == 4 else socket.IPPROTO_IPV6
@@ -297,7 +299,7 @@ OUTSIDE = (("gw", "out0"), ("net", "gw0"))  # the gateway's own
 @pytest.mark.parametrize("ends", [BEHIND, OUTSIDE], ids=["behind", "outside"])
 @pytest.mark.parametrize("size", [1280, 1400])
 def test_a_smaller_mtu_is_found_by_udp(
-    enforced: Gateway, family: int, ends: tuple[tuple[str, str], ...], size: int
+    enforced: LabGateway, family: int, ends: tuple[tuple[str, str], ...], size: int
 ) -> None:
     lab = enforced.lab
     offender = (
@@ -319,7 +321,7 @@ def leaving(family: int) -> set[str]:
 @families
 @pytest.mark.parametrize("ends", [BEHIND, OUTSIDE], ids=["behind", "outside"])
 def test_a_smaller_mtu_is_found_by_tcp(
-    enforced: Gateway, family: int, ends: tuple[tuple[str, str], ...]
+    enforced: LabGateway, family: int, ends: tuple[tuple[str, str], ...]
 ) -> None:
     with mtu(enforced.lab, 1300, *ends):
         assert transfer(enforced.lab, family, "origin2", ORIGIN2[family]) in leaving(family)
@@ -328,7 +330,7 @@ def test_a_smaller_mtu_is_found_by_tcp(
 
 @pytest.mark.rfc4787_req13a
 @families
-def test_a_packet_that_may_be_cut_is_cut(enforced: Gateway, family: int) -> None:
+def test_a_packet_that_may_be_cut_is_cut(enforced: LabGateway, family: int) -> None:
     """By the gateway in IPv4; in IPv6 by the sender, once it was told."""
     lab = enforced.lab
     with (
@@ -351,7 +353,7 @@ INSIDE = (("gw", "in0"), ("client", "eth0"))
 
 
 @families
-def test_an_origin_learns_of_a_smaller_mtu_inside(enforced: Gateway, family: int) -> None:
+def test_an_origin_learns_of_a_smaller_mtu_inside(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with (
         mtu(lab, 1300, *INSIDE),
@@ -373,7 +375,7 @@ def test_an_origin_learns_of_a_smaller_mtu_inside(enforced: Gateway, family: int
 
 
 @families
-def test_a_download_over_a_smaller_mtu_inside(enforced: Gateway, family: int) -> None:
+def test_a_download_over_a_smaller_mtu_inside(enforced: LabGateway, family: int) -> None:
     """The client says that it takes large segments, as one behind another small link would."""
     lab = enforced.lab
     router = "10.0.1.1" if family == 4 else "fd00:1::1"
@@ -419,7 +421,7 @@ def transfer(lab: Lab, family: int, role: str, address: str, size: int = 500_000
 
 
 @families
-def test_with_offloads_and_without(enforced: Gateway, services: Services, family: int) -> None:
+def test_with_offloads_and_without(enforced: LabGateway, services: Services, family: int) -> None:
     lab = enforced.lab
     try:
         for on in (False, True):
@@ -441,7 +443,7 @@ def test_with_offloads_and_without(enforced: Gateway, services: Services, family
 
 
 @families
-def test_an_on_link_range_is_answered_for(enforced: Gateway, family: int) -> None:
+def test_an_on_link_range_is_answered_for(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     try:
         enforced.reload(with_near(lab, on_link=False))
@@ -473,7 +475,7 @@ def test_an_on_link_range_is_answered_for(enforced: Gateway, family: int) -> Non
 
 
 @families
-def test_what_was_taken_away_is_not_answered_for(enforced: Gateway, family: int) -> None:
+def test_what_was_taken_away_is_not_answered_for(enforced: LabGateway, family: int) -> None:
     """Another gateway may have it now."""
     lab, address = enforced.lab, {4: NEAR[4], 6: "2001:db8:9::7"}[family]
 
@@ -510,7 +512,7 @@ def announced(capture: Capture) -> set[str]:
     }
 
 
-def test_addresses_are_announced_when_they_are_taken(enforced: Gateway) -> None:
+def test_addresses_are_announced_when_they_are_taken(enforced: LabGateway) -> None:
     """And once more when the daemon starts; what else the interface holds, too."""
     lab = enforced.lab
     enforced.down()

@@ -17,7 +17,7 @@ from enforcer.gateway.state import State
 from enforcer.instance import Instance
 from lab.clients import Session, curl, tcp_ask, url
 from lab.configuration import LAX1, LAX2, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
 
@@ -96,7 +96,7 @@ def until(check: Callable[[], bool], patience: float) -> float:
 
 
 @pytest.fixture
-def sessions(lab: Lab, services: Services, gateway: Gateway, tmp_path: Path) -> Iterator[Path]:
+def sessions(lab: Lab, services: Services, gateway: LabGateway, tmp_path: Path) -> Iterator[Path]:
     """The enforcer, running with policies by session and a watched file that is not there yet."""
     file = tmp_path / "sessions" / "sessions.jsonl"
     file.parent.mkdir()
@@ -119,7 +119,7 @@ def replace(file: Path, text: str) -> None:
 
 @families
 def test_every_selector_of_a_session_decides(
-    lab: Lab, services: Services, gateway: Gateway, family: int
+    lab: Lab, services: Services, gateway: LabGateway, family: int
 ) -> None:
     policies = []
     for index, (name, text) in enumerate(SELECTORS.items()):
@@ -147,14 +147,14 @@ def test_every_selector_of_a_session_decides(
 
 
 @families
-def test_sessions_by_command(lab: Lab, gateway: Gateway, sessions: Path, family: int) -> None:
+def test_sessions_by_command(lab: Lab, gateway: LabGateway, sessions: Path, family: int) -> None:
     client = CLIENT[family]
     assert gateway.json("sessions") == []
     options = ("--email", "ann@corp.example", "--name", "Ann", "--group", "id=g1,name=staff", "--ttl", "3600")
     assert gateway.run("session", "add", client, *options).stdout == f"added a session for {client}\n"
     # Nothing said is no wish to know nothing.
     said = gateway.run("session", "add", client, "--ttl", "60", check=False)
-    assert said.returncode == 2 and "nothing says who the client is" in said.stderr
+    assert said.returncode == 2 and "no fact of the client is given" in said.stderr
     assert [row["client"] for row in gateway.json("sessions")].count(client) == 1
     assert leaves_from(seen(lab, family), LAX1)
     (row,) = gateway.json("sessions")
@@ -182,7 +182,7 @@ def test_sessions_by_command(lab: Lab, gateway: Gateway, sessions: Path, family:
 
 @families
 def test_a_live_flow_keeps_its_address_when_the_session_changes(
-    lab: Lab, gateway: Gateway, sessions: Path, family: int
+    lab: Lab, gateway: LabGateway, sessions: Path, family: int
 ) -> None:
     client = CLIENT[family]
     gateway.run("session", "add", client, "--email", "ann@corp.example")
@@ -199,7 +199,7 @@ def test_a_live_flow_keeps_its_address_when_the_session_changes(
 
 @families
 def test_a_session_ends_within_a_second_of_its_expiry(
-    lab: Lab, gateway: Gateway, sessions: Path, family: int, capsys: pytest.CaptureFixture[str]
+    lab: Lab, gateway: LabGateway, sessions: Path, family: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway.run("session", "add", CLIENT[family], "--email", "ann@corp.example", "--ttl", "2")
     start = time.perf_counter()
@@ -213,7 +213,7 @@ def test_a_session_ends_within_a_second_of_its_expiry(
 
 
 def test_the_watched_file(
-    lab: Lab, gateway: Gateway, sessions: Path, capsys: pytest.CaptureFixture[str]
+    lab: Lab, gateway: LabGateway, sessions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     eventual(gateway, f"{sessions} is not there")
     took = {}
@@ -254,12 +254,12 @@ def test_the_watched_file(
     assert leaves_from(seen(lab, 6), LAX1)
 
 
-def eventual(gateway: Gateway, text: str, times: int = 1) -> str:
+def eventual(gateway: LabGateway, text: str, times: int = 1) -> str:
     until(lambda: gateway.said().count(text) >= times, 10)
     return gateway.said()
 
 
-def test_the_file_owns_the_addresses_that_it_names(lab: Lab, gateway: Gateway, sessions: Path) -> None:
+def test_the_file_owns_the_addresses_that_it_names(lab: Lab, gateway: LabGateway, sessions: Path) -> None:
     gateway.run("session", "add", CLIENT[4], "--group", "ops")
     assert leaves_from(seen(lab, 4), LAX2)
     replace(sessions, lines({"client": CLIENT[4], "email": "ann@corp.example"}))
@@ -276,7 +276,7 @@ def test_the_file_owns_the_addresses_that_it_names(lab: Lab, gateway: Gateway, s
     assert len(gateway.json("sessions")) == 1
 
 
-def test_sessions_outlive_the_daemon(lab: Lab, gateway: Gateway, sessions: Path) -> None:
+def test_sessions_outlive_the_daemon(lab: Lab, gateway: LabGateway, sessions: Path) -> None:
     gateway.run("session", "add", CLIENT[4], "--email", "ann@corp.example")
     gateway.run("session", "add", CLIENT[6], "--email", "ann@corp.example", "--ttl", "1")
     rows = gateway.json("sessions")
@@ -315,7 +315,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-def test_wrong_commands_change_nothing(lab: Lab, gateway: Gateway, sessions: Path) -> None:
+def test_wrong_commands_change_nothing(lab: Lab, gateway: LabGateway, sessions: Path) -> None:
     for arguments, word in WRONG:
         done = gateway.run("session", *arguments, check=False)
         assert (done.returncode, done.stdout) == (2, ""), arguments
@@ -341,7 +341,7 @@ def write_many(path: Path, count: int, email: Callable[[int], str]) -> None:
 
 @pytest.mark.slow
 def test_a_hundred_thousand_sessions(
-    lab: Lab, gateway: Gateway, sessions: Path, capsys: pytest.CaptureFixture[str]
+    lab: Lab, gateway: LabGateway, sessions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The figures are printed: how busy the machine is just now is not judged."""
     bulk = sessions.with_name("bulk.jsonl")
@@ -385,7 +385,7 @@ def test_a_hundred_thousand_sessions(
 
 
 def test_a_reload_is_waited_for_and_does_not_hold_up_others(
-    lab: Lab, gateway: Gateway, sessions: Path
+    lab: Lab, gateway: LabGateway, sessions: Path
 ) -> None:
     """A command is answered while a process applies the file; the reload's caller gets its answer after."""
     changed = by_email(lab, sessions={"file": str(sessions)}, proxy={"tcp": True, "udp": False})
@@ -412,7 +412,7 @@ def test_a_reload_is_waited_for_and_does_not_hold_up_others(
     assert tcp_ask(lab.client, ORIGIN2[4]).address == LAX1[4]
 
 
-def test_sets_of_rules_that_different_processes_add(lab: Lab, gateway: Gateway, sessions: Path) -> None:
+def test_sets_of_rules_that_different_processes_add(lab: Lab, gateway: LabGateway, sessions: Path) -> None:
     """The daemon and the process that loads a large file number their sets of rules without a clash."""
     gateway.run("session", "add", "10.0.1.9", "--group", "none")
     bulk = sessions.with_name("bulk.jsonl")
@@ -430,7 +430,7 @@ def test_sets_of_rules_that_different_processes_add(lab: Lab, gateway: Gateway, 
 
 @families
 def test_facts_that_are_lost_leave_nobody_with_anothers(
-    lab: Lab, gateway: Gateway, sessions: Path, family: int
+    lab: Lab, gateway: LabGateway, sessions: Path, family: int
 ) -> None:
     """The store is begun anew, as after a crash: what the kernel still has of clients is nobody's."""
     gateway.run("session", "add", CLIENT[family], "--email", "ann@corp.example")
@@ -447,7 +447,7 @@ def test_facts_that_are_lost_leave_nobody_with_anothers(
     assert leaves_from(seen(lab, family, source=other), LAX2)
 
 
-def test_more_kinds_of_clients_than_there_was_room_for(lab: Lab, gateway: Gateway, sessions: Path) -> None:
+def test_more_kinds_of_clients_than_there_was_room_for(lab: Lab, gateway: LabGateway, sessions: Path) -> None:
     """Each client matches rules of its own: the tables are made anew with more room, then the file loads."""
     teams = [policy(f"team {n}", n, LAX1 if n % 2 else LAX2, identity=_member(n)) for n in range(100)]
     gateway.reload(lab.config(policies=[*teams, rest()], sessions={"file": str(sessions)}))

@@ -13,7 +13,7 @@ from enforcer.inspect.explain import Question, explain
 from lab.capture import Capture
 from lab.clients import family_of, ping, tcp_ask, udp_ask
 from lab.configuration import LAX1, LAX2, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, SERVERS, SHARED, Lab
 
@@ -34,7 +34,7 @@ def document(lab: Lab, **changes: object) -> Document:
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     """client2 has ann's addresses besides its own, and those of a client behind it."""
     for family, bits in ((4, 32), (6, 128)):
         lab.client2.ip(*(f"addr add {one[family]}/{bits} dev lo" for one in (ANN, BEHIND)))
@@ -71,7 +71,7 @@ def forge(lab: Lab, family: int) -> Capture:
 
 
 @families
-def test_another_network_s_address_gets_nothing_out(lab: Lab, enforced: Gateway, family: int) -> None:
+def test_another_network_s_address_gets_nothing_out(lab: Lab, enforced: LabGateway, family: int) -> None:
     own, anns = leaves_from(LAX2, family, CLIENT2[family]), leaves_from(LAX1, family)
     before = packets(enforced)
     assert set(forge(lab, family).sources()) == {own}
@@ -81,7 +81,7 @@ def test_another_network_s_address_gets_nothing_out(lab: Lab, enforced: Gateway,
 
 
 @families
-def test_a_client_behind_another_router_is_believed(lab: Lab, enforced: Gateway, family: int) -> None:
+def test_a_client_behind_another_router_is_believed(lab: Lab, enforced: LabGateway, family: int) -> None:
     address, behind = ORIGIN1[family], BEHIND[family]
     for ask in (tcp_ask, udp_ask):
         assert ask(lab.client2, address, PORT, behind).address == leaves_from(LAX2, family, behind)
@@ -89,7 +89,7 @@ def test_a_client_behind_another_router_is_believed(lab: Lab, enforced: Gateway,
 
 
 @families
-def test_explain_says_where_a_source_is_believed(enforced: Gateway, family: int) -> None:
+def test_explain_says_where_a_source_is_believed(enforced: LabGateway, family: int) -> None:
     to = ip_address(ORIGIN1[family])
 
     def verdict(source: str, interface: str | None = None) -> tuple[str, str, str]:
@@ -113,7 +113,7 @@ def test_explain_says_where_a_source_is_believed(enforced: Gateway, family: int)
 @families
 @pytest.mark.parametrize("switch", [False, {"in1": False}])
 def test_switched_off_for_a_network(
-    lab: Lab, enforced: Gateway, family: int, switch: bool | dict[str, bool]
+    lab: Lab, enforced: LabGateway, family: int, switch: bool | dict[str, bool]
 ) -> None:
     """Then her egress is had by whoever claims her address, and the echo request is shared."""
     try:

@@ -18,7 +18,7 @@ from enforcer.config.models import Timers
 from enforcer.gateway.availability import GRACE, TIMEOUT_NAMES
 from enforcer.gateway.timers import REFRESH, sysctls
 from lab.clients import UdpFlow, family_of, ping
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.load import Hammer, Holders
 from lab.topology import CLIENT, ORIGIN1, Lab
 
@@ -30,12 +30,12 @@ PASSED = 10
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab) -> Iterator[Gateway]:
+def enforced(lab: Lab) -> Iterator[LabGateway]:
     with running(lab) as gateway:
         yield gateway
 
 
-def in_force(gateway: Gateway, timers: dict[str, int]) -> dict[str, str]:
+def in_force(gateway: LabGateway, timers: dict[str, int]) -> dict[str, str]:
     """What conntrack has of the sysctls for these timers."""
 
     def read() -> dict[str, str]:
@@ -44,7 +44,7 @@ def in_force(gateway: Gateway, timers: dict[str, int]) -> dict[str, str]:
     return gateway.lab.gw.call(read)
 
 
-def idle_times(gateway: Gateway) -> dict[str, int]:
+def idle_times(gateway: LabGateway) -> dict[str, int]:
     """The map `timeouts`: what a flow may be idle, in seconds, by conntrack's names."""
 
     def read(source: Any) -> dict[str, int]:
@@ -78,7 +78,7 @@ def about(seconds: int) -> Any:
 
 @pytest.mark.rfc4787_req5c
 @families
-def test_rfc4787_req5_udp_mappings_live_for_five_minutes(enforced: Gateway, family: int) -> None:
+def test_rfc4787_req5_udp_mappings_live_for_five_minutes(enforced: LabGateway, family: int) -> None:
     with (
         Holders(enforced.lab.origin1, PORT, capacity=10),
         UdpFlow(enforced.lab.client, ORIGIN1[family], PORT) as flow,
@@ -89,7 +89,9 @@ def test_rfc4787_req5_udp_mappings_live_for_five_minutes(enforced: Gateway, fami
 
 
 @families
-def test_rfc5382_req5_connections_live_for_two_hours_and_four_minutes(enforced: Gateway, family: int) -> None:
+def test_rfc5382_req5_connections_live_for_two_hours_and_four_minutes(
+    enforced: LabGateway, family: int
+) -> None:
     """Those that one side has closed too: data may still go the other way."""
     lab = enforced.lab
     with (
@@ -105,7 +107,7 @@ def test_rfc5382_req5_connections_live_for_two_hours_and_four_minutes(enforced: 
 
 @pytest.mark.rfc7857_2_1
 @families
-def test_rfc5382_req5_connections_that_open_live_for_four_minutes(enforced: Gateway, family: int) -> None:
+def test_rfc5382_req5_connections_that_open_live_for_four_minutes(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     nobody = {4: "198.18.1.99", 6: "2001:db8:a1::99"}[family]
     with closing(lab.client.socket(family_of(nobody), socket.SOCK_STREAM)) as attempt:
@@ -116,13 +118,13 @@ def test_rfc5382_req5_connections_that_open_live_for_four_minutes(enforced: Gate
 
 
 @families
-def test_rfc5508_req2_queries_live_for_a_minute(enforced: Gateway, family: int) -> None:
+def test_rfc5508_req2_queries_live_for_a_minute(enforced: LabGateway, family: int) -> None:
     assert ping(enforced.lab.client, ORIGIN1[family])
     assert left(enforced.lab, family, "icmp" if family == 4 else "icmpv6") == about(60)
 
 
 @families
-def test_rfc7857_2_2_after_a_reset_four_minutes(enforced: Gateway, family: int) -> None:
+def test_rfc7857_2_2_after_a_reset_four_minutes(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with (
         Holders(lab.origin1, PORT, capacity=10) as holders,
@@ -135,7 +137,7 @@ def test_rfc7857_2_2_after_a_reset_four_minutes(enforced: Gateway, family: int) 
 
 
 @families
-def test_closed_connections_hold_their_port_for_a_minute(enforced: Gateway, family: int) -> None:
+def test_closed_connections_hold_their_port_for_a_minute(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with (
         Holders(lab.origin1, PORT, capacity=10) as holders,
@@ -152,7 +154,7 @@ def test_closed_connections_hold_their_port_for_a_minute(enforced: Gateway, fami
 @pytest.mark.rfc5382_req5a
 @pytest.mark.rfc5508_req2a
 @pytest.mark.rfc7857_2_1
-def test_the_files_timers_are_conntracks_and_ours(enforced: Gateway) -> None:
+def test_the_files_timers_are_conntracks_and_ours(enforced: LabGateway) -> None:
     assert in_force(enforced, DEFAULTS) == sysctls(DEFAULTS)
     assert idle_times(enforced) == expected(DEFAULTS)
     timers = {name: seconds + 60 * number for number, (name, seconds) in enumerate(DEFAULTS.items(), 1)}
@@ -173,7 +175,7 @@ def test_the_files_timers_are_conntracks_and_ours(enforced: Gateway) -> None:
 @pytest.mark.rfc4787_req5
 @pytest.mark.rfc5382_req5
 @pytest.mark.rfc5508_req2
-def test_timers_below_the_rfcs_minima_are_refused_with_their_line(enforced: Gateway) -> None:
+def test_timers_below_the_rfcs_minima_are_refused_with_their_line(enforced: LabGateway) -> None:
     timers = {"tcp_established": 7439, "tcp_transitory": 239, "udp": 119, "icmp": 59}
     enforced.write(enforced.lab.config(timers=timers))
     lines = enforced.config.read_text().splitlines()
@@ -192,7 +194,7 @@ def test_timers_below_the_rfcs_minima_are_refused_with_their_line(enforced: Gate
         enforced.reload(enforced.lab.config())
 
 
-def test_a_timer_that_somebody_changed_is_put_back(enforced: Gateway) -> None:
+def test_a_timer_that_somebody_changed_is_put_back(enforced: LabGateway) -> None:
     """At the next event at the latest, and our own idle times with it."""
     gw = enforced.lab.gw
     said = len(enforced.said())
@@ -213,15 +215,15 @@ def often(bpf: Path) -> None:
 
 
 @pytest.fixture
-def apart(machine: None, tmp_path: Path) -> Iterator[Gateway]:
+def apart(machine: None, tmp_path: Path) -> Iterator[LabGateway]:
     """A gateway of a lab of its own, not started."""
     with Lab(f"lab-timers-{tmp_path.name[-12:]}") as lab:
-        gateway = Gateway(lab)
+        gateway = LabGateway(lab)
         yield gateway
         gateway.stop()
 
 
-def test_no_event_is_needed_for_that(apart: Gateway, tmp_path: Path) -> None:
+def test_no_event_is_needed_for_that(apart: LabGateway, tmp_path: Path) -> None:
     use_copy(apart, program_copy(tmp_path, often))
     apart.start()
     apart.lab.gw.sysctls({f"{CONNTRACK}icmp_timeout": 10})
@@ -230,7 +232,7 @@ def test_no_event_is_needed_for_that(apart: Gateway, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["down", "kill -9"])
-def test_down_puts_timers_back_as_they_were_found(apart: Gateway, end: str) -> None:
+def test_down_puts_timers_back_as_they_were_found(apart: LabGateway, end: str) -> None:
     """Whatever they were changed to since, by the file or by somebody."""
     gw = apart.lab.gw
     gw.sysctls({f"{CONNTRACK}udp_timeout": 77, f"{CONNTRACK}tcp_timeout_fin_wait": 7445})

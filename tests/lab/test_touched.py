@@ -16,7 +16,7 @@ from truth import families, running, wait_for
 
 from lab.capture import Capture
 from lab.clients import Session
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import ORIGIN1, Lab
 
@@ -27,7 +27,7 @@ EVERY_PACKET = ("u32", "match", "u32", "0", "0", "classid", "1:1")
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     lab.gw.run(
         "nft",
         "add table inet qos; "
@@ -47,7 +47,7 @@ def ruled(lab: Lab, rule: str) -> Iterator[None]:
         lab.gw.run("nft", "flush chain inet qos onward; flush chain inet qos post")
 
 
-def talk(gateway: Gateway, family: int) -> int:
+def talk(gateway: LabGateway, family: int) -> int:
     """Exchanges on one connection; how many of its packets were fast."""
     port = next(_ports)
     with Session(gateway.lab.client, ORIGIN1[family], source_port=port) as session:
@@ -70,7 +70,7 @@ def fields(capture: Capture, family: int) -> set[tuple[int, int]]:
 
 
 @families
-def test_untouched_they_are_fast(enforced: Gateway, family: int) -> None:
+def test_untouched_they_are_fast(enforced: LabGateway, family: int) -> None:
     assert talk(enforced, family) > EXCHANGES
 
 
@@ -80,7 +80,7 @@ def test_untouched_they_are_fast(enforced: Gateway, family: int) -> None:
     [("post oifname out0", False), ("onward oifname in0", True)],
     ids=["out", "back"],
 )
-def test_dscp(enforced: Gateway, family: int, rule: str, back: bool) -> None:
+def test_dscp(enforced: LabGateway, family: int, rule: str, back: bool) -> None:
     lab = enforced.lab
     near, side = (lab.client, "src") if back else (lab.origin1, "dst")
     seen = Capture(near, "eth0", lab.directory, direction="in", expression=f"tcp {side} port 9000")
@@ -93,7 +93,7 @@ def test_dscp(enforced: Gateway, family: int, rule: str, back: bool) -> None:
 
 
 @families
-def test_hop_limit(enforced: Gateway, family: int) -> None:
+def test_hop_limit(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     field = "ttl" if family == 4 else "hoplimit"
     with (
@@ -113,7 +113,9 @@ def test_hop_limit(enforced: Gateway, family: int) -> None:
     ],
     ids=["priority", "mark"],
 )
-def test_what_queues_tell_packets_apart_by(enforced: Gateway, family: int, change: str, carried: str) -> None:
+def test_what_queues_tell_packets_apart_by(
+    enforced: LabGateway, family: int, change: str, carried: str
+) -> None:
     """A class of a shaper's, by priority or by a mark of others: seen at the device."""
     lab = enforced.lab
     lab.gw.run(
@@ -139,7 +141,7 @@ def counted(lab: Lab, table: str) -> int:
 
 @families
 @pytest.mark.parametrize("kind", ["nft", "tc"])
-def test_filters_of_others_as_packets_arrive(enforced: Gateway, family: int, kind: str) -> None:
+def test_filters_of_others_as_packets_arrive(enforced: LabGateway, family: int, kind: str) -> None:
     """A policer or a counter behind our program sees every packet."""
     lab = enforced.lab
     if kind == "tc":

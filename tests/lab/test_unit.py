@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.clients import Session, tcp_ask
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import ORIGIN1, Lab
 
@@ -23,7 +23,7 @@ def capabilities() -> str:
     return ",".join("+" + name.removeprefix("CAP_").lower() for name in found[1].split())
 
 
-class Confined(Gateway):
+class Confined(LabGateway):
     """A gateway whose every process has the unit's capabilities alone."""
 
     def __init__(self, lab: Lab):

@@ -15,7 +15,7 @@ from truth import families, foretold, packets, running, wait_for
 
 from lab.capture import Capture
 from lab.clients import Session, UdpFlow, family_of, ping, tcp_ask, udp_ask
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, SHARED, Lab
@@ -25,20 +25,20 @@ NETWORK = {4: "198.18.2.0/24", 6: "2001:db8:a2::/64"}
 
 
 @pytest.fixture(scope="module")
-def enforced(lab: Lab, services: Services) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
     with running(lab, lab.config(interfaces=SIDES)) as gateway:
         yield gateway
 
 
 @pytest.fixture
-def moved(enforced: Gateway, family: int) -> Iterator[None]:
+def moved(enforced: LabGateway, family: int) -> Iterator[None]:
     """Origin 2 is reached by the second uplink."""
     move(enforced, family)
     yield
     enforced.lab.gw.ip(f"route del {NETWORK[family]}")
 
 
-def move(enforced: Gateway, family: int) -> None:
+def move(enforced: LabGateway, family: int) -> None:
     enforced.lab.gw.ip(f"route add {NETWORK[family]} via {CLIENT2[family]} dev in1")
 
 
@@ -49,7 +49,7 @@ def second_uplink(lab: Lab, family: int) -> Capture:
 
 
 @families
-def test_new_connections_are_dropped_by_name(enforced: Gateway, family: int, moved: None) -> None:
+def test_new_connections_are_dropped_by_name(enforced: LabGateway, family: int, moved: None) -> None:
     lab, before = enforced.lab, packets(enforced)["unlisted"]
     with second_uplink(lab, family) as seen:
         for ask in (tcp_ask, udp_ask):
@@ -79,7 +79,7 @@ def end_of(connection: Session | UdpFlow) -> OSError | None:
 
 
 @families
-def test_live_connections_are_refused(enforced: Gateway, family: int) -> None:
+def test_live_connections_are_refused(enforced: LabGateway, family: int) -> None:
     """A backup line takes over: what had an egress address has none there."""
     lab, before = enforced.lab, packets(enforced)["astray"]
     with Session(lab.client, ORIGIN2[family]) as session, UdpFlow(lab.client, ORIGIN2[family]) as flow:
@@ -99,7 +99,7 @@ def test_live_connections_are_refused(enforced: Gateway, family: int) -> None:
 
 
 @families
-def test_where_it_is_meant(enforced: Gateway, family: int) -> None:
+def test_where_it_is_meant(enforced: LabGateway, family: int) -> None:
     """An interface of `interfaces.other`: what leaves by it is none of ours, and so is what comes back."""
     lab, before = enforced.lab, packets(enforced)["other"]
     enforced.reload(lab.config(interfaces=SIDES | {"other": ["in1"]}))
@@ -122,7 +122,7 @@ UPLINK = {4: ("192.168.77.1", "192.168.77.2", 30), 6: ("fd77::1", "fd77::2", 64)
 
 
 @contextlib.contextmanager
-def one_way(enforced: Gateway, family: int) -> Iterator[None]:
+def one_way(enforced: LabGateway, family: int) -> Iterator[None]:
     """The second uplink leads to origin 2, whose answers come back by the outside interface."""
     lab, (near, far, length) = enforced.lab, UPLINK[family]
     lab.client2.ip(f"link add up0 type veth peer name up0 netns {lab.origin2.name}")
@@ -145,7 +145,7 @@ def one_way(enforced: Gateway, family: int) -> Iterator[None]:
 
 
 @families
-def test_answers_that_come_back_by_the_outside_interface(enforced: Gateway, family: int) -> None:
+def test_answers_that_come_back_by_the_outside_interface(enforced: LabGateway, family: int) -> None:
     """Asymmetric routing: they pass untranslated while routes lead to an interface of `interfaces.other`."""
     lab, before = enforced.lab, packets(enforced)["inbound"]
     with one_way(enforced, family), Session(lab.client, ORIGIN2[family]) as session:

@@ -21,7 +21,7 @@ from enforcer.cli.app import NOUNS
 from enforcer.instance import Instance
 from lab.clients import Session, UdpFlow, dig, fate, tcp_ask, udp_ask
 from lab.configuration import LAX1, LAX2, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import Namespace
 from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, RESOLVER, SHARED, Lab
@@ -78,7 +78,7 @@ def config(lab: Lab, tmp_path: Path) -> Document:
 
 
 @pytest.fixture
-def before(lab: Lab, services: Services, gateway: Gateway, config: Document, earlier: Path) -> Gateway:
+def before(lab: Lab, services: Services, gateway: LabGateway, config: Document, earlier: Path) -> LabGateway:
     """A gateway that the version before enforces: with sessions, and a name that was asked for."""
     use_copy(gateway, earlier)
     gateway.write(config)
@@ -89,7 +89,7 @@ def before(lab: Lab, services: Services, gateway: Gateway, config: Document, ear
     return gateway
 
 
-def present(gateway: Gateway) -> None:
+def present(gateway: LabGateway) -> None:
     """The gateway's commands and its next daemon are of this version."""
     gateway.enforcer = gateway.enforcer[4:]
     gateway.argv = [*gateway.enforcer, "run"]
@@ -120,7 +120,7 @@ class Live:
         """Each is seen from where it was."""
         assert [flow.ask() for flow in self.flows] == self.seen
 
-    def wait_until_fast(self, gateway: Gateway) -> None:
+    def wait_until_fast(self, gateway: LabGateway) -> None:
         """Every one is on the fast path."""
 
         def are_fast() -> bool:
@@ -137,7 +137,7 @@ class Live:
 
 
 @pytest.fixture
-def live(lab: Lab, before: Gateway) -> Iterator[Live]:
+def live(lab: Lab, before: LabGateway) -> Iterator[Live]:
     """They are open before the upgrade, and on the fast path."""
     with contextlib.ExitStack() as stack:
         yield Live(lab, stack)
@@ -152,7 +152,7 @@ def without_age(row: Row) -> Row:
     return {key: value for key, value in row.items() if key not in _VOLATILE}
 
 
-def facts(gateway: Gateway, live: Live) -> dict[str, list[Row]]:
+def facts(gateway: LabGateway, live: Live) -> dict[str, list[Row]]:
     """The live flows, counts of origins, hits of policies, sessions, names."""
     found = {noun: gateway.json(noun) for noun in ("flows", "origins", "policies", "sessions", "hosts")}
     ports = live.ports
@@ -186,7 +186,7 @@ def is_refused(lab: Lab, family: int) -> bool:
     return False
 
 
-def test_an_upgrade_loses_nothing(lab: Lab, before: Gateway, live: Live) -> None:
+def test_an_upgrade_loses_nothing(lab: Lab, before: LabGateway, live: Live) -> None:
     gateway = before
     check_new(lab)
     where = sticky(lab)
@@ -209,7 +209,7 @@ def test_an_upgrade_loses_nothing(lab: Lab, before: Gateway, live: Live) -> None
 
 
 @families
-def test_the_limit_goes_on(lab: Lab, before: Gateway, live: Live, family: int) -> None:
+def test_the_limit_goes_on(lab: Lab, before: LabGateway, live: Live, family: int) -> None:
     with Session(lab.client, ORIGIN1[family]):
         before.stop()
         present(before)
@@ -219,7 +219,7 @@ def test_the_limit_goes_on(lab: Lab, before: Gateway, live: Live, family: int) -
         live.check()
 
 
-def test_commands_read_the_version_before(lab: Lab, before: Gateway, live: Live) -> None:
+def test_commands_read_the_version_before(lab: Lab, before: LabGateway, live: Live) -> None:
     """Until the daemon is started again the commands of this version work on its maps."""
     gateway = before
     live.wait_until_fast(gateway)
@@ -244,7 +244,7 @@ def test_commands_read_the_version_before(lab: Lab, before: Gateway, live: Live)
 
 
 def test_down_takes_the_version_before_away(
-    lab: Lab, services: Services, gateway: Gateway, earlier: Path
+    lab: Lab, services: Services, gateway: LabGateway, earlier: Path
 ) -> None:
     clean = snapshot(lab.gw)
     use_copy(gateway, earlier)
@@ -256,7 +256,7 @@ def test_down_takes_the_version_before_away(
 
 
 def test_a_package_that_is_replaced_under_the_daemon(
-    lab: Lab, before: Gateway, live: Live, earlier: Path, tmp_path: Path
+    lab: Lab, before: LabGateway, live: Live, earlier: Path, tmp_path: Path
 ) -> None:
     """Its processes are of this version then, which cannot upgrade for it; a restart can."""
     gateway = before
@@ -283,7 +283,7 @@ def test_a_package_that_is_replaced_under_the_daemon(
 
 
 def test_the_version_before_refuses_what_it_cannot_read(
-    lab: Lab, services: Services, gateway: Gateway, earlier: Path
+    lab: Lab, services: Services, gateway: LabGateway, earlier: Path
 ) -> None:
     clean = snapshot(lab.gw)
     gateway.start()

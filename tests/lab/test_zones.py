@@ -14,7 +14,7 @@ from zones import QUIET, zoned
 from enforcer.kernel import conntrack
 from lab.clients import Session, UdpFlow, family_of, tcp_ask
 from lab.configuration import LAX1, without
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import ORIGIN1, Lab
 
@@ -23,7 +23,7 @@ ZONES = {"both directions": "ct zone set 7", "the original direction": "ct origi
 
 
 @pytest.fixture(scope="module", params=ZONES)
-def enforced(lab: Lab, services: Services, request: pytest.FixtureRequest) -> Iterator[Gateway]:
+def enforced(lab: Lab, services: Services, request: pytest.FixtureRequest) -> Iterator[LabGateway]:
     statement = ZONES[request.param]
     if "original" not in statement:
         statement = f"iifname {{ in0, out0 }} {statement}"
@@ -37,7 +37,7 @@ def at(family: int, protocol: str = "tcp") -> Origin:
 
 
 @families
-def test_silent_and_unanswered_connections_stay_counted(enforced: Gateway, family: int) -> None:
+def test_silent_and_unanswered_connections_stay_counted(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(Session(lab.client, ORIGIN1[family])) for _ in range(LIMIT)]
@@ -57,7 +57,7 @@ def test_silent_and_unanswered_connections_stay_counted(enforced: Gateway, famil
 
 
 @families
-def test_what_conntrack_has_forgotten_is_not_counted(enforced: Gateway, family: int) -> None:
+def test_what_conntrack_has_forgotten_is_not_counted(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[family]), UdpFlow(lab.client, ORIGIN1[family]) as flow:
         flow.ask()
@@ -67,7 +67,7 @@ def test_what_conntrack_has_forgotten_is_not_counted(enforced: Gateway, family: 
 
 
 @families
-def test_a_reset_behind_the_fast_path_is_told(enforced: Gateway, family: int) -> None:
+def test_a_reset_behind_the_fast_path_is_told(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[family]) as session:
         for _ in range(10):
@@ -86,7 +86,7 @@ def test_a_reset_behind_the_fast_path_is_told(enforced: Gateway, family: int) ->
 
 
 @families
-def test_an_egress_ip_that_goes_ends_its_connections(enforced: Gateway, family: int) -> None:
+def test_an_egress_ip_that_goes_ends_its_connections(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     known = lab.config(limits={"connections_per_origin": LIMIT})
     with Session(lab.client, ORIGIN1[family]) as session:
@@ -101,7 +101,7 @@ def test_an_egress_ip_that_goes_ends_its_connections(enforced: Gateway, family: 
 
 
 @families
-def test_down_leaves_no_translated_connection(enforced: Gateway, family: int) -> None:
+def test_down_leaves_no_translated_connection(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[family]):
         assert tracked(lab)[at(family)]

@@ -24,7 +24,7 @@ from enforcer.inspect.reasons import reasons as view_reasons
 from enforcer.instance import Instance
 from enforcer.kernel import conntrack
 from lab.configuration import LAX1, LAX2, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.topology import CLIENT, Lab
 
 Result = TypeVar("Result")
@@ -55,13 +55,13 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(lab: Lab, config: Document | None = None, version: Path | None = None) -> Iterator[Gateway]:
+def running(lab: Lab, config: Document | None = None, version: Path | None = None) -> Iterator[LabGateway]:
     """The enforcer on the lab's gateway, or another version of it; gone afterwards, whatever happened.
 
     The kernel limits ICMP errors to one peer to one a second after a burst; these tests ask for more.
     """
     lab.gw.sysctls({"net.ipv4.icmp_ratelimit": 0, "net.ipv6.icmp.ratelimit": 0})
-    gateway = Gateway(lab, config)
+    gateway = LabGateway(lab, config)
     if version is not None:
         use_copy(gateway, version)
     try:
@@ -85,7 +85,7 @@ def dedicated(family: int, client: str | None = None) -> set[str]:
     return {leaves_from(egress, family, client) for egress in (LAX1, LAX2)}
 
 
-def look(gateway: Gateway, view: Callable[[GatewayReader], Result]) -> Result:
+def look(gateway: LabGateway, view: Callable[[GatewayReader], Result]) -> Result:
     """What a command would show, without the half second that starting one takes."""
     reader = GatewayReader(Instance(gateway.lab.gw.cookie()))
     try:
@@ -95,7 +95,7 @@ def look(gateway: Gateway, view: Callable[[GatewayReader], Result]) -> Result:
 
 
 def foretold(
-    gateway: Gateway, destination: str, protocol: str, port: int = 0, source: str | None = None
+    gateway: LabGateway, destination: str, protocol: str, port: int = 0, source: str | None = None
 ) -> dict[str, Any]:
     """What `enforcer explain` says of a connection of the client's."""
     to = ip_address(destination)
@@ -103,17 +103,17 @@ def foretold(
     return look(gateway, lambda source: explain(source, question))
 
 
-def origins(gateway: Gateway) -> list[dict[str, Any]]:
+def origins(gateway: LabGateway) -> list[dict[str, Any]]:
     """The rows of `enforcer origins`."""
     return look(gateway, view_origins)
 
 
-def egresses(gateway: Gateway) -> dict[str, dict[str, Any]]:
+def egresses(gateway: LabGateway) -> dict[str, dict[str, Any]]:
     """The rows of `enforcer egress` by name."""
     return {row["name"]: row for row in look(gateway, view_egress)}
 
 
-def counted(gateway: Gateway) -> Counter[Origin]:
+def counted(gateway: LabGateway) -> Counter[Origin]:
     """`active` of every origin that has a live connection, as `enforcer origins` says."""
     return Counter({_origin(row): row["active"] for row in origins(gateway) if row["active"]})
 
@@ -135,7 +135,7 @@ def tracked(lab: Lab) -> Counter[Origin]:
     return found
 
 
-def agree(gateway: Gateway, patience: float = 20.0) -> Counter[Origin]:
+def agree(gateway: LabGateway, patience: float = 20.0) -> Counter[Origin]:
     """Wait until our counts and conntrack's are equal, and return them."""
     deadline = time.monotonic() + patience
     while (ours := counted(gateway)) != (theirs := tracked(gateway.lab)):
@@ -144,7 +144,7 @@ def agree(gateway: Gateway, patience: float = 20.0) -> Counter[Origin]:
     return ours
 
 
-def row_of(gateway: Gateway, origin: Origin) -> dict[str, Any]:
+def row_of(gateway: LabGateway, origin: Origin) -> dict[str, Any]:
     """The row of `enforcer origins` that tells of this one."""
     for row in origins(gateway):
         if _origin(row) == origin:
@@ -152,20 +152,20 @@ def row_of(gateway: Gateway, origin: Origin) -> dict[str, Any]:
     raise AssertionError(f"{origin} was never seen")
 
 
-def packets(gateway: Gateway) -> Counter[str]:
+def packets(gateway: LabGateway) -> Counter[str]:
     """`enforcer reasons`: packets by reason."""
     return Counter({row["reason"]: row["packets"] for row in look(gateway, view_reasons)})
 
 
 @contextlib.contextmanager
-def uncounted(gateway: Gateway) -> Iterator[None]:
+def uncounted(gateway: LabGateway) -> Iterator[None]:
     """Nothing in here may become a flow of ours."""
     before = total(gateway)
     yield
     assert total(gateway) == before
 
 
-def total(gateway: Gateway) -> int:
+def total(gateway: LabGateway) -> int:
     """Connections ever admitted."""
     return sum(row["total"] for row in origins(gateway))
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import enforcer
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 
 
 def program_copy(target: Path, edit: Callable[[Path], None]) -> Path:
@@ -47,7 +47,7 @@ def impatient(target: Path) -> Path:
     return program_copy(target, edit)
 
 
-def use_copy(gateway: Gateway, place: Path) -> None:
+def use_copy(gateway: LabGateway, place: Path) -> None:
     """Have the gateway's daemon and commands run from that copy."""
     paths = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH")]))
     prefix = ["env", "-C", str(place), f"PYTHONPATH={paths}"]

@@ -12,7 +12,7 @@ import pytest
 
 from lab import features, netns, program
 from lab.configuration import Document, added
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.program import start_all
 from lab.services import Services
 from lab.topology import Lab
@@ -59,8 +59,8 @@ def config(lab: Lab) -> Document:
 
 
 @pytest.fixture(scope="session")
-def gateway(lab: Lab, config: Document) -> Iterator[Gateway]:
+def gateway(lab: Lab, config: Document) -> Iterator[LabGateway]:
     """The enforcer, running with the configuration."""
-    with Gateway(lab, config) as gateway:
+    with LabGateway(lab, config) as gateway:
         yield gateway
         gateway.down()

@@ -13,7 +13,7 @@ from transfer import Transfer
 
 from lab.clients import udp_ask
 from lab.configuration import LAX1, Document
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.kinds import KINDS, End, build, families, has_ethernet, remove
 from lab.services import Services
 from lab.topology import CLIENT2, ORIGIN1, SHARED, Lab
@@ -45,7 +45,7 @@ def addresses(side: str, kind: str, family: int) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def linked(gateway: Gateway, config: Document) -> Iterator[Gateway]:
+def linked(gateway: LabGateway, config: Document) -> Iterator[LabGateway]:
     """A link of each kind on either side, all of them in the configuration."""
     lab = gateway.lab
     interfaces = copy.deepcopy(config["interfaces"])
@@ -84,7 +84,7 @@ def routed(lab: Lab, side: str, kind: str, family: int, *, back: bool = False) -
 
 @pytest.mark.parametrize("side", ["inside", "outside"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_link(linked: Gateway, services: Services, kind: str, side: str) -> None:
+def test_a_link(linked: LabGateway, services: Services, kind: str, side: str) -> None:
     lab, name = linked.lab, name_of(side, kind)
     client = lab.client2 if side == "inside" else lab.client
     for family in families(kind):
@@ -103,7 +103,9 @@ def test_a_link(linked: Gateway, services: Services, kind: str, side: str) -> No
 
 
 @pytest.mark.parametrize("lower", ["out0", "in0"])
-def test_an_inside_vlan_on_top_of_another_interface(gateway: Gateway, config: Document, lower: str) -> None:
+def test_an_inside_vlan_on_top_of_another_interface(
+    gateway: LabGateway, config: Document, lower: str
+) -> None:
     """Its tagged frames pass the lower interface's programs, which have nothing to say of them."""
     with on_top(gateway, config, lower, "vlan id 300"):
         for family in (4, 6):

@@ -9,7 +9,7 @@ import pytest
 
 from lab.clients import curl, dig, ping, tcp_ask, udp_ask, url
 from lab.configuration import ABROAD_PORT, LAX1, LAX2, SHOP_PORT, TRAVEL_PORT
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.servers import logged
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, ORIGIN2, PRIVATE, RESOLVER, SHARED, Lab
@@ -80,7 +80,7 @@ def name_asked(lab: Lab, services: Services, family: int, *, tcp: bool) -> str:
     ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_traffic_leaves_from_the_planned_address(
-    gateway: Gateway, services: Services, family: int, ask: Ask, planned: dict[int, str]
+    gateway: LabGateway, services: Services, family: int, ask: Ask, planned: dict[int, str]
 ) -> None:
     seen = ask(gateway.lab, services, family)
     assert ipaddress.ip_address(seen) in ipaddress.ip_network(planned[family])
@@ -88,7 +88,7 @@ def test_traffic_leaves_from_the_planned_address(
 
 @families
 def test_without_a_policy_it_is_the_nearest_egress_and_stays(
-    gateway: Gateway, services: Services, family: int
+    gateway: LabGateway, services: Services, family: int
 ) -> None:
     client = gateway.lab.client
     seen = {tcp_ask(client, ORIGIN2[family]).address for _ in range(3)}
@@ -100,14 +100,16 @@ def test_without_a_policy_it_is_the_nearest_egress_and_stays(
 
 
 @families
-def test_without_a_fallback_it_is_refused_at_once(gateway: Gateway, services: Services, family: int) -> None:
+def test_without_a_fallback_it_is_refused_at_once(
+    gateway: LabGateway, services: Services, family: int
+) -> None:
     status, said = curl(gateway.lab.client, url(ORIGIN2[family], ABROAD_PORT), timeout=30)
     assert status == 0
     assert "refused" in said or "Couldn't connect" in said
 
 
 @families
-def test_a_person_is_known_by_the_session(gateway: Gateway, services: Services, family: int) -> None:
+def test_a_person_is_known_by_the_session(gateway: LabGateway, services: Services, family: int) -> None:
     client, source = gateway.lab.client, f"{CLIENT[family][:-1]}3"
     assert tcp_ask(client, ORIGIN2[family], source=source).address != SHARED[family]
     gateway.run("session", "add", source, "--email", PERSON)
@@ -118,7 +120,7 @@ def test_a_person_is_known_by_the_session(gateway: Gateway, services: Services, 
 
 @families
 def test_a_name_is_learnt_before_its_first_connection(
-    gateway: Gateway, services: Services, family: int
+    gateway: LabGateway, services: Services, family: int
 ) -> None:
     client, source = gateway.lab.client, f"{CLIENT[family][:-1]}4"
     assert tcp_ask(client, ORIGIN2[family], source=source).address != SHARED[family]
@@ -130,13 +132,13 @@ def test_a_name_is_learnt_before_its_first_connection(
 
 
 @families
-def test_explain_agrees(gateway: Gateway, family: int) -> None:
+def test_explain_agrees(gateway: LabGateway, family: int) -> None:
     arguments = ("--src", CLIENT[family], "--dst", ORIGIN1[family], "--protocol", "tcp", "--dport", "443")
     answer = gateway.json("explain", *arguments)
     assert (answer["verdict"], answer["policy"]) == ("dedicated", "bank")
 
 
-def test_down_leaves_nothing(gateway: Gateway, services: Services) -> None:
+def test_down_leaves_nothing(gateway: LabGateway, services: Services) -> None:
     """The last one: the gateway is as it was found."""
     gateway.down()
     assert gateway.lab.gw.run("nft", "list", "ruleset").stdout == ""

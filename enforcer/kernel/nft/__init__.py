@@ -1,6 +1,6 @@
-"""The table ``inet enforcer`` in the kernel: put there in one transaction, taken away, read back.
+"""The nftables table ``inet enforcer``: installs it in one transaction, removes it, reads its counters.
 
-:mod:`enforcer.kernel.nft.messages` says what is in it. Reading (:func:`installed`, :func:`counters`) does not
+:mod:`enforcer.kernel.nft.messages` has its contents. Reading (:func:`installed`, :func:`counters`) does not
 import pyroute2.
 """
 
@@ -42,10 +42,11 @@ COMMENT_PREFIX = "enforcer "
 
 
 def apply(ruleset: Ruleset, counters: Mapping[str, tuple[int, int]] | None = None) -> None:
-    """Make ``ruleset`` the table's contents, all at once or not at all.
+    """Replaces the table's contents by ``ruleset`` atomically.
 
-    ``counters`` are the starting values (packets, bytes); without them those of the table that is there go
-    on. What is counted between the reading and the switch (0.1 s with 4,000 egress IPs) is not carried over.
+    ``counters`` are the initial values (packets, bytes), by default those of the present table. Packets
+    counted
+    between reading and committing (0.1 s with 4,000 egress IPs) are not carried over.
     """
     from enforcer.kernel.nft import messages as contents
 
@@ -70,7 +71,7 @@ def _commit(channel: Channel, messages: list[Message]) -> list[Refusal]:
 
 
 def _lacks_queue(messages: list[Message], refused: list[Refusal]) -> bool:
-    """Whether the kernel has no nft_queue: it refuses the first rule that holds answers as unknown."""
+    """Whether the kernel lacks nft_queue: it refuses the first rule of dns_answers with ENOENT."""
     if not refused or refused[0].code != errno.ENOENT:
         return False
     kind, _, payload = messages[refused[0].position]
@@ -79,7 +80,7 @@ def _lacks_queue(messages: list[Message], refused: list[Refusal]) -> bool:
 
 
 def remove() -> bool:
-    """Take the table away; False if there was none."""
+    """Removes the table; False if there was none."""
     operation = f"removing the nftables table inet {TABLE}"
     with Channel(netlink.NETLINK_NETFILTER, operation) as channel:
         if _table(channel) is None:
@@ -92,10 +93,10 @@ def remove() -> bool:
 
 
 def installed() -> str | None:
-    """The digest of the ruleset in the kernel; None without a table, "" for a table with no digest.
+    """The digest of the installed ruleset; None without a table, "" for a table without a digest.
 
-    The digest is the table's comment: it says what was installed, not that nobody has changed a rule since.
-    :mod:`enforcer.kernel.watch` tells of such changes.
+    The digest is the table's comment: it does not reveal changes that were made since.
+    :mod:`enforcer.kernel.watch` reports such changes.
     """
     with Channel(netlink.NETLINK_NETFILTER, f"reading the nftables table inet {TABLE}") as channel:
         table = _table(channel)
@@ -143,7 +144,7 @@ def _counters(channel: Channel) -> dict[str, tuple[int, int]]:
 
 
 def _batch(messages: list[Message]) -> list[Message]:
-    """The transaction's messages; the last change asks for the acknowledgement that ends the answers."""
+    """The transaction's messages; the last change has the flag ACK, whose answer is the last one."""
     last = messages[-1]
     return [
         Message(NFNL_MSG_BATCH_BEGIN, REQUEST, NFGEN_BATCH),
@@ -153,7 +154,7 @@ def _batch(messages: list[Message]) -> list[Message]:
     ]
 
 
-# What a message is about, and the attribute that names it (for a rule: its chain).
+# Kind of object by message type, and the attribute with its name (of a rule: its chain's name).
 _SUBJECTS = {
     0: ("table", NFTA_TABLE_NAME),
     2: ("table", NFTA_TABLE_NAME),
@@ -166,7 +167,7 @@ _SUBJECTS = {
 
 
 def _refusal(operation: str, messages: list[Message], refused: list[Refusal]) -> EnforcerError:
-    """The error for the first refused message; it names the thing that was refused, if it has a name."""
+    """The error for the first refused message; it names the refused object."""
     position, code, detail = refused[0]
     kind, _, payload = messages[position]
     if kind & 0xFF00 != SUBSYSTEM:

@@ -1,6 +1,7 @@
-"""Expressions of rules: what is loaded, compared, looked up and done (nft(8), "STATEMENTS", "EXPRESSIONS").
+"""Expressions of nftables rules: loads, comparisons, look-ups, statements (nft(8), "EXPRESSIONS",
+"STATEMENTS").
 
-What is loaded lands in register 1, from where the next expression takes it.
+Values are loaded into register 1, from which the next expression reads them.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ Expression = dict[str, Any]
 
 
 def expression(kind: str, **attributes: Any) -> Expression:
-    """Any expression, by its name in the kernel and its netlink attributes."""
+    """An expression by its kernel name and netlink attributes."""
     data = {"attrs": list(attributes.items())}
     return {"attrs": [("NFTA_EXPR_NAME", kind), ("NFTA_EXPR_DATA", data)]}
 
 
 def load(kind: str, key: int) -> Expression:
-    """What "meta" or "ct" calls ``key``."""
+    """Loads the value of a "meta" or "ct" key."""
     prefix = f"NFTA_{kind.upper()}"
     return expression(kind, **{f"{prefix}_KEY": key, f"{prefix}_DREG": REG_1})
 
@@ -53,12 +54,12 @@ def _data(value: bytes) -> Expression:
 
 
 def compare(comparison: int, value: bytes) -> Expression:
-    """The rule goes on if the comparison (EQUAL, NOT_EQUAL) holds."""
+    """Matches if the comparison (EQUAL, NOT_EQUAL) with the register holds."""
     return expression("cmp", NFTA_CMP_SREG=REG_1, NFTA_CMP_OP=comparison, NFTA_CMP_DATA=_data(value))
 
 
 def masked(mask: bytes) -> Expression:
-    """These bits alone."""
+    """Masks the register."""
     return expression(
         "bitwise",
         NFTA_BITWISE_SREG=REG_1,
@@ -70,7 +71,7 @@ def masked(mask: bytes) -> Expression:
 
 
 def meta(key: int, value: bytes) -> list[Expression]:
-    """The rule is for packets of which "meta" says this."""
+    """Matches packets with this value of a "meta" key."""
     return [load("meta", key), compare(EQUAL, value)]
 
 
@@ -80,12 +81,12 @@ def set_mark() -> Expression:
 
 
 def family(protocol: int) -> list[Expression]:
-    """The rule is for packets of this family (NFPROTO_IPV4, NFPROTO_IPV6)."""
+    """Matches packets of this family (NFPROTO_IPV4, NFPROTO_IPV6)."""
     return meta(META_NFPROTO, bytes([protocol]))
 
 
 def lookup(name: str, destination: int | None = None) -> Expression:
-    """The rule goes on if the set has it; what a map has for it lands in the register ``destination``."""
+    """Matches if the set contains the register; a map's value is stored in the register ``destination``."""
     attributes = {"NFTA_LOOKUP_SET": name, "NFTA_LOOKUP_SREG": REG_1}
     if destination is not None:
         attributes["NFTA_LOOKUP_DREG"] = destination
@@ -93,24 +94,24 @@ def lookup(name: str, destination: int | None = None) -> Expression:
 
 
 def padded(interface: str) -> bytes:
-    """An interface's name as sets have it."""
+    """An interface's name as sets hold it."""
     return interface.encode().ljust(IFNAMSIZ, b"\0")
 
 
 def interface(key: int, name: str, interfaces: Iterable[str]) -> list[Expression]:
-    """One of these: a single one is compared, more are looked up in the set ``name``."""
+    """Matches these interfaces: compares a single name, looks several up in the set ``name``."""
     names = sorted(set(interfaces))
     return [load("meta", key), compare(EQUAL, padded(names[0])) if len(names) == 1 else lookup(name)]
 
 
 def interface_index(key: int, name: str, indexes: Iterable[int]) -> list[Expression]:
-    """One of these, by index: a single one is compared, more are looked up in the set ``name``."""
+    """Matches these interface indexes: compares a single one, looks several up in the set ``name``."""
     values = sorted(set(indexes))
     return [load("meta", key), compare(EQUAL, wire.host32(values[0])) if len(values) == 1 else lookup(name)]
 
 
 def no_interface(key: int, name: str) -> list[Expression]:
-    """None of the set ``name``."""
+    """Matches interfaces that are not in the set ``name``."""
     absent = expression(
         "lookup", NFTA_LOOKUP_SET=name, NFTA_LOOKUP_SREG=REG_1, NFTA_LOOKUP_FLAGS=["NFT_LOOKUP_F_INV"]
     )
@@ -118,19 +119,19 @@ def no_interface(key: int, name: str) -> list[Expression]:
 
 
 def state(states: int, comparison: int = NOT_EQUAL) -> list[Expression]:
-    """Any of these states, or with EQUAL none of them."""
+    """Matches any of these conntrack states, with EQUAL none of them."""
     return [load("ct", CT_STATE), masked(wire.host32(states)), compare(comparison, bytes(4))]
 
 
 def ct_destination(family: int) -> Expression:
-    """Where the connection was opened to, before translation."""
+    """Loads the original destination address of the connection, before translation."""
     return expression(
         "ct", NFTA_CT_KEY=CT_DESTINATION[family], NFTA_CT_DREG=REG_1, NFTA_CT_DIRECTION=ORIGINAL
     )
 
 
 def direction(direction: int) -> list[Expression]:
-    """Of a connection that conntrack knows, packets of this direction."""
+    """Matches packets of this direction of a connection that conntrack knows."""
     return [load("ct", CT_DIRECTION), compare(EQUAL, bytes([direction]))]
 
 
@@ -140,7 +141,7 @@ def source_untranslated() -> list[Expression]:
 
 
 def port(offset: int) -> Expression:
-    """The source port (offset 0) or the destination port (2)."""
+    """Loads the source port (offset 0) or the destination port (2)."""
     return expression(
         "payload",
         NFTA_PAYLOAD_DREG=REG_1,
@@ -151,7 +152,7 @@ def port(offset: int) -> Expression:
 
 
 def address(offset: int, length: int) -> Expression:
-    """An address out of the network header."""
+    """Loads an address of the network header."""
     return expression(
         "payload",
         NFTA_PAYLOAD_DREG=REG_1,
@@ -162,7 +163,7 @@ def address(offset: int, length: int) -> Expression:
 
 
 def over_rate(rates: str) -> Expression:
-    """Goes on if the client in register 1 is above DNS_RATE: its bucket is in the set ``rates``."""
+    """Matches if the client in register 1 exceeds DNS_RATE; the set ``rates`` holds the token buckets."""
     limit = expression(
         "limit",
         NFTA_LIMIT_RATE=DNS_RATE,
@@ -186,7 +187,7 @@ def constant(value: bytes) -> Expression:
 
 
 def verdict(code: int, chain: str | None = None) -> Expression:
-    """The rule's end: DROP, ACCEPT, RETURN, or with a chain JUMP, GOTO."""
+    """A verdict: DROP, ACCEPT, RETURN, or JUMP and GOTO with a chain."""
     verdict: list[tuple[str, Any]] = [("NFTA_VERDICT_CODE", code)]
     if chain is not None:
         verdict.append(("NFTA_VERDICT_CHAIN", chain))
@@ -195,10 +196,10 @@ def verdict(code: int, chain: str | None = None) -> Expression:
 
 
 def count_and_drop(counter: str) -> list[Expression]:
-    """The end of what is counted by this name."""
+    """Counts the packet and drops it."""
     return [count(counter), verdict(DROP)]
 
 
 def count(counter: str) -> Expression:
-    """One more for the counter of this name."""
+    """Increments the counter of this name."""
     return expression("objref", NFTA_OBJREF_IMM_TYPE=NFT_OBJECT_COUNTER, NFTA_OBJREF_IMM_NAME=counter)

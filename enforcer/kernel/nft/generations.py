@@ -35,16 +35,16 @@ def generation() -> int:
         raise netlink.failure(operation, answer)
     found = generation_in(answer)
     if found is None:
-        raise KernelError(f"{operation}: the kernel did not say it")
+        raise KernelError(f"{operation}: the answer has no generation")
     return found
 
 
 def generation_in(payload: bytes) -> int | None:
-    """The generation that a message NEWGEN tells."""
+    """The generation in a NEWGEN message, or None."""
     value = netlink.attributes(payload, len(NFGEN)).get(NFTA_GEN_ID, b"")
     return int(struct.unpack(">I", value)[0]) if len(value) == 4 else None
 
 
 def since(before: int, now: int) -> int:
-    """How many commits lie between two generations; negative if ``now`` is the earlier one."""
+    """Number of commits between two generations; negative if ``now`` is the earlier one."""
     return (now - before + MODULUS // 2) % MODULUS - MODULUS // 2

@@ -3,38 +3,39 @@
 The chains, in the order in which a packet meets them:
 
 ========= ===================== =========================================================================
-refuse    prerouting, raw -300  a flow that was refused is answered before conntrack sees it
-guard     prerouting, -50       conntrack has undone its translations: what is still addressed to a
-                                dedicated egress belongs to no flow
-forward   forward, 0            fail closed: nothing leaves untranslatable or unmarked, nothing new enters;
-                                what is marked leaves nowhere else, and what is not goes from inside to
-                                interfaces of the file's alone; what a helper expects is marked on its way;
-                                where forwarding was off before the enforcer, nothing passes from or to other
-                                interfaces than the file's
-translate postrouting, nat 90   the source is looked up by mark; 90 is before everybody else's 100
+refuse    prerouting, raw -300  rejects packets of refused flows before conntrack sees them
+guard     prerouting, -50       after conntrack's reverse translation: drops packets that are still addressed
+                                to a dedicated egress, since they belong to no flow
+forward   forward, 0            fail closed: drops untranslatable and unmarked packets towards outside and
+                                new connections towards inside; marked packets leave only by outside
+                                interfaces, others from inside only by listed ones; marks connections that a
+                                conntrack helper expects; where forwarding was off before the enforcer, drops
+                                packets from and to unlisted interfaces
+translate postrouting, nat 90   translates the source by mark; 90 comes before the usual 100
 ========= ===================== =========================================================================
 
-A mark is ours only on a packet that came in by an inside interface, so each of these asks for that: others
-use the same bits for packets of their own, and a tunnel's outer packet has its inner one's mark.
+A mark is the enforcer's only on a packet from an inside interface, so each of these chains compares the
+interface too: other software uses the same bits, and a tunnel's outer packet inherits the inner one's mark.
 
-With ``Ruleset.dns`` three more, for what clients ask of resolvers elsewhere and on the gateway itself:
-``dns_forward`` (forward, 300), ``dns_input`` (input, 300) and ``dns_output`` (output, 300). Whatever another
-firewall drops at the usual priorities (0 to 225) is not seen here, nor what conntrack does not take for an
-answer. Questions are copied (NFLOG), answers are held (NFQUEUE) until user space lets them go. Holding
-questions too would lose answers: a resolver library sends the questions for A and AAAA at once from one port.
-Held before conntrack has confirmed an entry, each is translated by itself, and the second entry lives for one
-second (nf_conntrack_core.c, nf_ct_resolve_clash_harder): with a slower resolver its answer is lost.
+``Ruleset.dns`` adds three chains for clients' DNS to remote resolvers and to the gateway's own:
+``dns_forward`` (forward, 300), ``dns_input`` (input, 300) and ``dns_output`` (output, 300). They see neither
+packets that another firewall drops at the usual priorities (0 to 225), nor packets that conntrack does not
+recognise as answers. Questions are copied (NFLOG), answers are held (NFQUEUE) until user space accepts them.
+Holding questions too would lose answers: a resolver library sends the questions for A and AAAA at once from
+one
+port. Held before conntrack has confirmed an entry, each is translated separately, and the second entry lives
+for one second (nf_conntrack_core.c, nf_ct_resolve_clash_harder): with a slower resolver its answer is lost.
 
-One client's flood must not fill the queue or the log's buffer, so each client has a rate of its own: a
-dynamic set holds a token bucket for each client that was seen within DNS_RATE_TIMEOUT. What is above the
-rate is counted and not shown to user space.
+A dynamic set holds a token bucket for each client seen within DNS_RATE_TIMEOUT, so that one client's flood
+fills neither the queue nor the log's buffer. Packets above the rate are counted and bypass user space.
 
-A kernel without nft_queue has the xtables target NFQUEUE, by nft_compat. ``nft list ruleset`` then shows the
-rules of ``dns_answers`` without an end and warns that iptables-nft manages the table. It doesn't: nft(8)
-cannot print such a target (``nft --debug=netlink list ruleset`` does).
+A kernel without nft_queue gets the xtables target NFQUEUE by nft_compat. ``nft list ruleset`` then shows the
+rules of ``dns_answers`` without a verdict and warns that iptables-nft manages the table, which is wrong:
+nft(8)
+cannot print such a target (``nft --debug=netlink list ruleset`` can).
 
-Nothing here is newer than Linux 5.10. pyroute2 encodes all but the set elements, of which there are five
-for each egress: it takes 40 µs for one.
+Linux 5.10 suffices. pyroute2 encodes everything but the set elements, of which there are five for each egress
+IP: it takes 40 µs for one.
 """
 
 from __future__ import annotations
@@ -117,14 +118,14 @@ from enforcer.kernel.nft.ruleset import (
 
 NFQ_INFO = struct.Struct("=HHHxx")  # struct xt_NFQ_info_v3
 DNS_CLIENTS = 65_536
-"""Clients whose rates are known at once; of others' packets all are shown."""
+"""Maximum number of token buckets; packets of further clients are not limited."""
 DNS_RATE_TIMEOUT = 10_000
-"""Milliseconds; longer than a full bucket takes to fill."""
+"""Milliseconds; longer than a bucket takes to fill."""
 CLIENT_MASKS = {NFPROTO_IPV4: bytes([255] * 4), NFPROTO_IPV6: bytes([255] * 8 + [0] * 8)}
-"""What of a client's address makes it a client: all of it, or its /64."""
+"""A client's prefix by family: an IPv4 address, an IPv6 /64."""
 AFTER_FIREWALLS = 300
 
-# All elements of a message are one attribute, whose length is 16 bits; the largest takes 60 bytes.
+# A message's elements form one attribute with a 16-bit length; an element takes up to 60 bytes.
 ELEMENTS_PER_MESSAGE = 1000
 
 
@@ -134,10 +135,7 @@ Counters = Mapping[str, tuple[int, int]]
 def build(
     name: str, comment: str, ruleset: Ruleset, counters: Counters, *, compat: bool = False
 ) -> list[Message]:
-    """The messages that replace the table ``name``, whether or not there is one.
-
-    ``compat``: the kernel has no nft_queue.
-    """
+    """The messages that create or replace the table ``name``. ``compat``: the kernel has no nft_queue."""
     return list(_Table(name, ruleset, compat).messages(comment, counters))
 
 
@@ -149,7 +147,7 @@ class _Table:
 
     def messages(self, comment: str, counters: Counters) -> Iterator[Message]:
         name = ("NFTA_TABLE_NAME", self._name)
-        # Adding first makes the deletion valid when there is no table yet.
+        # Adding the table first makes the deletion valid if there is no table yet.
         yield wire.message(nft_table_msg, NEWTABLE, [name], CREATE)
         yield wire.message(nft_table_msg, DELTABLE, [name])
         yield wire.message(
@@ -192,7 +190,7 @@ class _Table:
         ]
         yield from self._set("source6", TYPE_MARK, 4, source6, data=(TYPE_IPV6, 32), flags=[SET_MAP])
 
-        # The other way round. During a switch two marks may name one address; then the later one is meant.
+        # The reverse maps. During a switch two marks may have one address; the higher mark wins.
         egress4 = {address.packed: mark for mark, address in sorted(rules.source4.items())}
         egresses = {"egress4": (TYPE_IPV4, egress4)}
         egresses |= {f"egress6_{length}": (TYPE_IPV6, marks) for length, marks in self._egresses6().items()}
@@ -202,7 +200,7 @@ class _Table:
             yield from self._set(name, kind, width, rows, data=(TYPE_MARK, 4), flags=[SET_MAP])
 
     def _refuse(self) -> Iterator[Message]:
-        # IPv4 fragments are whole here: conntrack's defragmentation is at -400.
+        # IPv4 fragments are reassembled here: conntrack's defragmentation runs at -400.
         yield self._chain("refuse", PREROUTING, -300)
         yield self._chain("reject_flow")
         refused = [*self._mark(EQUAL, self._ruleset.mark_mask), *self._from_inside()]
@@ -213,7 +211,7 @@ class _Table:
         yield self._rule("reject_flow", expr.expression("reject", **prohibited))
 
     def _guard(self) -> Iterator[Message]:
-        # Before routing: for an address that is just gone the kernel would answer "unreachable".
+        # Before routing: for a removed address the kernel would answer "unreachable".
         yield self._chain("guard", PREROUTING, -50)
         for inside in self._came_from_inside():
             yield self._rule("guard", *self._mark(NOT_EQUAL, 0), *inside, expr.verdict(ACCEPT))
@@ -231,10 +229,10 @@ class _Table:
             yield self._rule("guard", *expr.family(NFPROTO_IPV6), *prefix, known, *silence)
 
     def _by_length(self) -> dict[int, list[IPv6Network]]:
-        """The ranges by their prefix's length, each a plain set.
+        """The ranges by prefix length; each length has a hash set of its own.
 
-        One set of intervals (nft_set_rbtree.c) would be empty for some microseconds after the transaction
-        that brings it, and the guard open.
+        A set of intervals (nft_set_rbtree.c) would be empty for some microseconds after the transaction that
+        creates it, during which the guard would be open.
         """
         found: dict[int, list[IPv6Network]] = {}
         for network in sorted(self._ruleset.dedicated6):
@@ -252,9 +250,9 @@ class _Table:
             *expr.interface(META_IIFNAME, "outside", outside),
             *expr.interface(META_OIFNAME, "inside", inside),
         ]
-        # What conntrack calls invalid is not translated, nor what a notrack rule has kept from it.
+        # conntrack translates neither INVALID packets nor those that a notrack rule exempts.
         unknown = STATE_INVALID | STATE_UNTRACKED
-        # Nearly all that leaves ends at the rule by index.
+        # Nearly all outgoing packets match the rule by index.
         refused = self._ruleset.mark_mask
         known = [*self._mark(NOT_EQUAL, 0), expr.compare(NOT_EQUAL, wire.host32(refused))]
         *by_index, by_name = self._leaving()
@@ -262,7 +260,7 @@ class _Table:
             yield self._rule("forward", *known, *expr.state(unknown, EQUAL), *leaving, expr.verdict(ACCEPT))
         yield self._rule("forward", *by_name, expr.verdict(GOTO, "leaving"))
         yield self._rule("forward", *entering, expr.verdict(GOTO, "entering"))
-        # What a bridge gives to netfilter (bridge-nf-call-iptables) passes `refuse` before it is marked.
+        # Packets from a bridge (bridge-nf-call-iptables) pass `refuse` before they are marked.
         yield self._rule("leaving", *self._mark(EQUAL, refused), expr.verdict(GOTO, "reject_flow"))
         yield self._rule("leaving", *expr.state(unknown), *expr.count_and_drop("conntrack_invalid"))
         yield self._rule("leaving", *self._mark(EQUAL, 0), *expr.count_and_drop("unmarked"))
@@ -275,14 +273,14 @@ class _Table:
         marked = [*self._mark(NOT_EQUAL, 0), *self._from_inside()]
         yield self._rule("forward", *marked, expr.verdict(GOTO, "astray"))
         yield self._rule("astray", expr.count("astray"), expr.verdict(GOTO, "reject_flow"))
-        # The programs ask for a packet's route as it arrives; a mark or address of later may lead elsewhere.
+        # The programs look up a packet's route on arrival; a later mark or address may change the route.
         within = expr.interface(META_IIFNAME, "within", self._ruleset.within)
         unlisted = [*within, *expr.no_interface(META_OIFNAME, "listed")]
         yield self._rule("forward", *unlisted, *expr.count_and_drop("unlisted"))
         yield from self._opened()
 
     def _opened(self) -> Iterator[Message]:
-        """What the kernel forwards only because the enforcer switched that on for the listed interfaces."""
+        """Drops packets that the kernel forwards only because the enforcer switched forwarding on."""
         rules = self._ruleset
         if not rules.opened4 and not rules.closed6:
             return
@@ -322,15 +320,15 @@ class _Table:
         return [expr.load("meta", META_MARK), expr.masked(others), expr.compare(comparison, bytes(4))]
 
     def _expected(self, unexpected: int) -> Iterator[Message]:
-        """What opens a connection that a helper expects is marked with the egress IP that it was opened to.
+        """Marks the first packet of a connection that a helper expects with the mark of its egress IP.
 
-        nf_tables before Linux 6.13 cannot put two registers together, so a packet that has a mark of others
-        keeps it and gets none of ours.
+        nf_tables before Linux 6.13 cannot combine two registers, so a packet with other mark bits gets no
+        mark of ours.
         """
         yield self._rule("expected", *expr.state(unexpected), *expr.count_and_drop("inbound"))
         yield self._rule("expected", *self._marks_of_others(NOT_EQUAL), expr.verdict(ACCEPT))
         mark = expr.set_mark()
-        for protocol in (TCP, UDP):  # else it is an ICMP error
+        for protocol in (TCP, UDP):  # other packets are ICMP errors
             about = expr.meta(META_L4PROTO, bytes([protocol]))
             to = [expr.ct_destination(NFPROTO_IPV4), expr.lookup("egress4", REG_1), mark]
             yield self._rule("expected", *expr.family(NFPROTO_IPV4), *about, *to)
@@ -345,7 +343,7 @@ class _Table:
                 yield self._rule("expected", *expr.family(NFPROTO_IPV6), *about, *to)
 
     def _egresses6(self) -> dict[int, dict[bytes, int]]:
-        """The marks of ranges and shared addresses, by their prefix's length."""
+        """The marks of ranges and of the shared address by network address, by prefix length."""
         found: dict[int, dict[bytes, int]] = {}
         for mark, network in sorted(self._ruleset.source6.items()):
             found.setdefault(network.prefixlen, {})[network.network_address.packed] = mark
@@ -356,7 +354,7 @@ class _Table:
         random = ["NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_RANDOM_FULLY"]
         for family, name, last, flags in (
             (NFPROTO_IPV4, "source4", REG_1, random),
-            # NETMAP replaces the prefix and keeps the host bits: one client, one address.
+            # NETMAP replaces the prefix and keeps the host bits: each client has one address.
             (NFPROTO_IPV6, "source6", REG_2, [*random, "NF_NAT_RANGE_NETMAP"]),
         ):
             translation = expr.expression(
@@ -367,7 +365,7 @@ class _Table:
                 NFTA_NAT_REG_ADDR_MAX=last,
                 NFTA_NAT_FLAGS=flags,
             )
-            # No map has mark 0: what is not ours finds nothing and is not translated.
+            # No map has mark 0, so unmarked packets are not translated.
             mark = [expr.load("meta", META_MARK), expr.masked(wire.host32(self._ruleset.mark_mask))]
             for leaving in self._leaving():
                 yield self._rule(
@@ -378,7 +376,7 @@ class _Table:
         yield self._rule("translate", *strange, *expr.count_and_drop("untranslatable"))
 
     def _dns(self) -> Iterator[Message]:
-        # Ports first: for nearly all packets that is the end of it.
+        # Ports are compared first: nearly all packets differ there.
         asking = [
             expr.port(2),
             expr.compare(EQUAL, struct.pack(">H", DNS_PORT)),
@@ -401,7 +399,7 @@ class _Table:
         inside = self._ruleset.inside
         asked = [*expr.interface(META_IIFNAME, "inside", inside), *expr.direction(ORIGINAL)]
         answered = [*expr.interface(META_OIFNAME, "inside", inside), *expr.direction(REPLY)]
-        # A question above the rate goes on without a copy.
+        # A question above the rate passes without a copy.
         yield from self._rates("dns_questions", SOURCE, asked, DNS_QUESTIONS_OVER, RETURN)
         over = ACCEPT if self._ruleset.dns == "pass" else DROP
         yield from self._rates("dns_answers", DESTINATION, answered, DNS_ANSWERS_OVER, over)
@@ -414,9 +412,9 @@ class _Table:
     def _rates(
         self, chain: str, client: Mapping[int, int], about: list[Expression], counter: str, verdict: int
     ) -> Iterator[Message]:
-        """What a client sends or gets above DNS_RATE is counted, and has this verdict.
+        """Counts a client's packets above DNS_RATE and ends them with this verdict.
 
-        ``client`` says where in the header its address is, by family.
+        ``client`` is the offset of its address in the header, by family.
         """
         for family, mask in CLIENT_MASKS.items():
             rates = f"{chain}{4 if family == NFPROTO_IPV4 else 6}"
@@ -429,7 +427,7 @@ class _Table:
             yield self._rule(chain, *expr.family(family), *about, *key, *over)
 
     def _rates_set(self, name: str, kind: int, length: int) -> Message:
-        """The clients whose packets were seen of late, each with its bucket."""
+        """The dynamic set of clients and their token buckets."""
         attributes = [
             ("NFTA_SET_TABLE", self._name),
             ("NFTA_SET_NAME", name),
@@ -444,7 +442,7 @@ class _Table:
         return wire.message(nft_set_msg, NEWSET, attributes, CREATE)
 
     def _hold(self) -> Expression:
-        """To the queue."""
+        """The statement that queues a packet."""
         flags = QUEUE_BYPASS if self._ruleset.dns == "pass" else 0
         if self._compat:
             info = NFQ_INFO.pack(DNS_QUEUE, 1, flags)
@@ -457,17 +455,17 @@ class _Table:
         return expr.interface(META_IIFNAME, "inside", self._ruleset.inside)
 
     def _came_from_inside(self) -> list[list[Expression]]:
-        """ "Came from inside", cheapest first: by index, if any such interface is there, and by name.
+        """Matches of "from inside", cheapest first: by index, if such an interface exists, then by name.
 
-        The kernel copies a name for each comparison (nft_meta_store_ifname, net/netfilter/nft_meta.c), and
-        two comparisons of names in each of three chains made a new flow 2 % dearer.
+        The kernel copies the name for each comparison (nft_meta_store_ifname, net/netfilter/nft_meta.c): two
+        comparisons of names in each of three chains cost 2 % of a new flow.
         """
         indexes = self._ruleset.indexes_of(self._ruleset.inside)
         by_index = expr.interface_index(META_IIF, "inside_index", indexes) if indexes else []
         return [each for each in (by_index, self._from_inside()) if each]
 
     def _leaving(self) -> list[list[Expression]]:
-        """ "From inside to outside", in the same order; the last one is by name."""
+        """Matches of "from inside to outside" in the same order; the last one is by name."""
         inside, outside = (
             self._ruleset.indexes_of(names) for names in (self._ruleset.inside, self._ruleset.outside)
         )
@@ -478,7 +476,7 @@ class _Table:
         return [[*came, *expr.interface_index(META_OIF, "outside_index", outside)], by_name]
 
     def _mark(self, comparison: int, value: int) -> list[Expression]:
-        """The masked mark, left in register 1, compared with ``value``."""
+        """Compares the masked mark, which stays in register 1, with ``value``."""
         masked = expr.masked(wire.host32(self._ruleset.mark_mask))
         return [expr.load("meta", META_MARK), masked, expr.compare(comparison, wire.host32(value))]
 
@@ -495,8 +493,8 @@ class _Table:
     def _chain(self, name: str, hook: int | None = None, priority: int = 0, kind: str = "filter") -> Message:
         attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", self._name), ("NFTA_CHAIN_NAME", name)]
         if hook is not None:
-            place = [("NFTA_HOOK_HOOKNUM", hook), ("NFTA_HOOK_PRIORITY", priority)]
-            attributes += [("NFTA_CHAIN_HOOK", {"attrs": place}), ("NFTA_CHAIN_TYPE", kind)]
+            at = [("NFTA_HOOK_HOOKNUM", hook), ("NFTA_HOOK_PRIORITY", priority)]
+            attributes += [("NFTA_CHAIN_HOOK", {"attrs": at}), ("NFTA_CHAIN_TYPE", kind)]
         return wire.message(nft_chain_msg, NEWCHAIN, attributes, CREATE)
 
     def _rule(self, chain: str, *expressions: Expression) -> Message:
@@ -534,12 +532,12 @@ class _Table:
             userdata.append(("NFTNL_UDATA_SET_DATABYTEORDER", wire.host32(order)))
             if data == (TYPE_IPV6, 32):
                 userdata.append(("NFTNL_UDATA_SET_DATA_INTERVAL", wire.host32(1)))
-        # A known size gets the plain hash table instead of the resizable one.
+        # With a size the kernel uses the fixed hash table instead of the resizable one.
         size = [("NFTA_SET_DESC_SIZE", max(1, len(elements)))]
         attributes.append(("NFTA_SET_DESC", {"attrs": size}))
         attributes.append(("NFTA_SET_USERDATA", userdata))
         yield wire.message(nft_set_msg, NEWSET, attributes, CREATE)
-        place = wire.string(1, self._name) + wire.string(2, name)
+        owner = wire.string(1, self._name) + wire.string(2, name)
         for start in range(0, len(elements), ELEMENTS_PER_MESSAGE):
             chunk = netlink.nested(3, *elements[start : start + ELEMENTS_PER_MESSAGE])
-            yield Message(NEWSETELEM, REQUEST | CREATE, NFGEN + place + chunk)
+            yield Message(NEWSETELEM, REQUEST | CREATE, NFGEN + owner + chunk)

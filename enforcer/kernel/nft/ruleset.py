@@ -1,4 +1,4 @@
-"""What the nftables table shall hold, as plain values: no kernel in here."""
+"""The desired contents of the nftables table, as plain values. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Each network namespace has numbers of its own; other programs begin at 0.
 """
 
 DNS_RATE, DNS_BURST = 2000, 500
-"""Packets of DNS a second, and at once, that one client's questions and its answers may come to.
+"""DNS packets per second and burst of one client, for questions and answers each.
 
-What is above is not shown to the learner of names, so that one client fills neither its queue nor its buffer.
+Packets above the rate bypass the learner of names, so that one client cannot fill its queue or buffer.
 A client is an IPv4 address or an IPv6 /64 (:func:`enforcer.facts.names.client_prefix`).
 """
 
@@ -42,19 +42,22 @@ COUNTERS = (
 
 @dataclass(frozen=True)
 class Ruleset:
-    """The table's contents.
+    """The contents of the table.
 
-    ``mark_mask`` selects our bits of the packet mark; all of them set means "refused". The keys of
-    ``source4`` and ``source6`` are values of ``mark & mark_mask``, not shifted, and say what a packet's
-    source becomes; an IPv6 client keeps its host bits within the range. What is addressed to ``dedicated4``
-    or ``dedicated6`` and belongs to no flow is dropped. ``dns`` has the clients' DNS shown to the learner
-    of names (enforcer/dns); without a listener, and above DNS_RATE, answers "pass" unlearnt or "drop".
+    ``mark_mask`` selects the enforcer's bits of the packet mark; all of them set means "refused". ``source4``
+    and ``source6`` map ``mark & mark_mask`` (not shifted) to the translated source; an IPv6 client keeps its
+    host bits within the range. Packets to ``dedicated4`` and ``dedicated6`` that belong to no flow are
+    dropped.
+    ``dns`` passes clients' DNS to the learner of names (enforcer/dns); without a listener, and above
+    DNS_RATE,
+    answers "pass" unlearnt or "drop".
 
-    What comes from inside goes to listed interfaces alone. So does IPv4 from those of ``opened4``, and with
-    ``closed6`` IPv6 passes from and to listed ones alone, and from port to port of the bridges ``bridged6``.
-    ``renamed`` are the present names of inside interfaces that were renamed: nothing of theirs is translated,
-    but the inside networks reach one another. ``indexes`` are those of the listed interfaces that are there,
-    by name: a rule that compares them comes before the same rule by name, which serves a link made again.
+    Packets from inside are forwarded to listed interfaces only, and so are IPv4 packets from ``opened4``.
+    With
+    ``closed6``, IPv6 is forwarded from and to listed interfaces only, and between ports of the bridges
+    ``bridged6``. ``renamed`` are the present names of renamed inside interfaces: their packets are not
+    translated but may go to inside networks. ``indexes`` are those of the existing listed interfaces by name:
+    a rule by index comes before the same rule by name, which serves a link that was recreated.
     """
 
     mark_mask: int
@@ -74,16 +77,16 @@ class Ruleset:
 
     @property
     def within(self) -> tuple[str, ...]:
-        """The inside interfaces, those that were renamed too."""
+        """The inside interfaces, including renamed ones."""
         return (*self.inside, *self.renamed)
 
     def indexes_of(self, interfaces: Iterable[str]) -> list[int]:
-        """The indexes of those of the interfaces that are there."""
+        """The indexes of those interfaces that exist."""
         return sorted(self.indexes[name] for name in set(interfaces) & self.indexes.keys())
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """The interfaces of all lists."""
+        """Inside, outside and other interfaces."""
         return (*self.within, *self.outside, *self.other)
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class Ruleset:
                 raise ValueError(f"mark {mark:#x} is 0, all ones, or outside the mask {self.mark_mask:#x}")
 
     def digest(self) -> str:
-        """32 hexadecimal digits that are equal for equal contents, whatever the order they were given in."""
+        """32 hexadecimal digits, equal for equal contents in any order."""
         parts = [
             f"{LAYOUT} {self.mark_mask:x}",
             " ".join(sorted(set(self.inside))),

@@ -1,4 +1,4 @@
-"""Messages of nf_tables as pyroute2 encodes them, with what it lacks."""
+"""nf_tables messages by pyroute2, with the object and expression types that it lacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from enforcer.kernel.nft.protocol import (
 
 
 class nft_obj_msg(nfgen_msg):
-    """A named object, which pyroute2 lacks; only counters are made."""
+    """A named object; only counters are encoded."""
 
     nla_map = (
         ("NFTA_OBJ_UNSPEC", "none"),
@@ -28,17 +28,17 @@ class nft_obj_msg(nfgen_msg):
     )
 
     class counter(nft_chain_msg.counters):
-        """Its starting values."""
+        """The initial values."""
 
 
 class rule_msg(nft_rule_msg):
-    """A rule, with three expressions as the kernel reads them: pyroute2 has other widths or only text."""
+    """A rule; three of its expressions have wrong widths or no encoder in pyroute2."""
 
     class nft_expr(nft_rule_msg.nft_expr):
         """One expression."""
 
         class nft_log(nla):
-            """NFLOG: a copy to a group."""
+            """NFLOG."""
 
             nla_map = (("NFTA_LOG_UNSPEC", "none"), ("NFTA_LOG_GROUP", "be16"))
 
@@ -53,7 +53,7 @@ class rule_msg(nft_rule_msg):
             )
 
         class nft_target(nla):
-            """A target of xtables."""
+            """An xtables target."""
 
             nla_map = (
                 ("NFTA_TARGET_UNSPEC", "none"),
@@ -64,7 +64,7 @@ class rule_msg(nft_rule_msg):
 
 
 def message(kind: Any, number: int, attributes: list[tuple[str, Any]], flags: int = 0) -> Message:
-    """A message of one of pyroute2's kinds, for the family inet."""
+    """A message of a pyroute2 class for the family inet."""
     message = kind()
     message["nfgen_family"] = NFPROTO_INET
     message["attrs"] = attributes
@@ -73,12 +73,12 @@ def message(kind: Any, number: int, attributes: list[tuple[str, Any]], flags: in
 
 
 def string(kind: int, value: str) -> bytes:
-    """An attribute that is text."""
+    """A NUL-terminated string attribute."""
     return netlink.attribute(kind, value.encode() + b"\0")
 
 
 def host32(value: int) -> bytes:
-    """A number of 32 bits in the host's order, as registers have it."""
+    """A 32-bit number in host order, as in registers."""
     return struct.pack("=I", value)
 
 

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from compiled.bcc import kernel, record
 
-from enforcer.datapath import bpffs as places
-from enforcer.datapath import syscall
+from enforcer.datapath import bpffs, syscall
 
 FRONT = str(Path(kernel.__file__).parents[1])
 # What the kernel says of the loaded programs; their maps stay pinned.
@@ -40,7 +39,7 @@ print(json.dumps({"layouts": compiled.layouts, "programs": programs, "with_bcc":
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    made = places.mount_bpffs() / f"enforcer-test-{os.getpid()}"
+    made = bpffs.mount_bpffs() / f"enforcer-test-{os.getpid()}"
     made.mkdir()
     yield made
     shutil.rmtree(made, ignore_errors=True)

@@ -13,12 +13,12 @@ import pytest
 from enforcer.dns import watchdog
 from enforcer.dns.deadline import DEADLINE
 from enforcer.dns.watchdog import Watchdog
-from enforcer.kernel import queue
+from enforcer.kernel import nfqueue
+from enforcer.kernel.nfqueue import Queue
 from enforcer.kernel.nft.ruleset import DNS_QUEUE, Dns
-from enforcer.kernel.queue import Queue
 
 from ..conftest import Lab
-from ..kernel.test_queue import Conversation, install, nothing, wait_for
+from ..kernel.test_nfqueue import Conversation, install, nothing, wait_for
 
 LONG = 1.0
 """Seconds in which an answer must have come: twice what is promised, on a busy machine."""
@@ -49,8 +49,8 @@ class Scene:
     @property
     def count(self) -> int:
         """Packets held."""
-        with queue.LISTING.open("rb", buffering=0) as listing:
-            return queue.state(listing.fileno(), DNS_QUEUE)[0]
+        with nfqueue.LISTING.open("rb", buffering=0) as listing:
+            return nfqueue.state(listing.fileno(), DNS_QUEUE)[0]
 
 
 def soon(condition: Callable[[], bool]) -> None:

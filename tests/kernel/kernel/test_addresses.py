@@ -31,7 +31,7 @@ def shown(address: str) -> dict[str, Any]:
 
 
 def test_add_and_remove_twice() -> None:
-    both: list[addresses.Held] = [("out0", FOUR), ("out0", SIX)]
+    both: list[addresses.InterfaceAddress] = [("out0", FOUR), ("out0", SIX)]
     assert addresses.add(both) == both
     assert addresses.add(both) == []
     assert set(both) <= addresses.held()
@@ -50,11 +50,11 @@ def test_what_has_another_scope_is_added_again() -> None:
     run("ip addr add 203.0.113.11/32 dev out0 scope link")
     own = IPv4Interface("203.0.113.12/32")
     assert addresses.add([("out0", own)], own={own.ip}) == [("out0", own)]
-    assert addresses.misscoped(own={own.ip}) == {("out0", FOUR)}
+    assert addresses.wrong_scope(own={own.ip}) == {("out0", FOUR)}
     others = IPv4Interface("203.0.113.11/32")
     wanted = [("out0", address) for address in (FOUR, own, others)]
     assert addresses.add(wanted, own={own.ip}) == [("out0", FOUR)]
-    assert addresses.misscoped(own={own.ip}) == set()
+    assert addresses.wrong_scope(own={own.ip}) == set()
     scopes = {str(address.ip): shown(str(address.ip))["scope"] for _, address in wanted}
     assert scopes == {"203.0.113.10": "host", "203.0.113.12": "link", "203.0.113.11": "link"}
 

@@ -400,7 +400,7 @@ def test_4000_egress_ips(netns: str) -> None:
 def test_reading_imports_no_pyroute2() -> None:
     modules = (
         "nft, netlink, addresses, links, filters, watch, sysctl, namespace, conntrack, announce, "
-        "queue, nflog, arrivals"
+        "nfqueue, nflog, link_watch"
     )
     code = f"import sys; from enforcer.kernel import {modules}; print('pyroute2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -192,7 +192,7 @@ def test_down_prints_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (0, "invalidated the fast-path entries of 0 flows\n"),
         (40000, "invalidated the fast-path entries of 40,000 flows\n"),
-        (None, "the fast path is off: nothing was learnt\n"),
+        (None, "the fast path is off: it has no entries\n"),
     ],
 )
 def test_relearn_says_what_it_did(monkeypatch: pytest.MonkeyPatch, flows: int | None, said: str) -> None:
@@ -284,8 +284,8 @@ def test_ctrl_c_ends_down_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("down")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
-        "error: interrupted: some of it may be taken away already",
-        "`enforcer down` takes away the rest, `enforcer run` puts all back.",
+        "error: interrupted: some of it may be removed already",
+        "`enforcer down` removes the rest, `enforcer run` installs everything again.",
     ]
 
 

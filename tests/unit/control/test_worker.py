@@ -73,7 +73,7 @@ def test_a_process_that_is_lost(module: Path, text: str, words: str) -> None:
 )
 def test_a_process_that_hangs_is_ended(module: Path, text: str, seconds: int) -> None:
     begun = work(module, text)
-    with pytest.raises(LostError, match=f"did not go on for {seconds} s"):
+    with pytest.raises(LostError, match=f"made no progress for {seconds} s"):
         begun.wait()
     with pytest.raises(ProcessLookupError):
         os.kill(begun._process.pid, 0)
@@ -87,7 +87,7 @@ def test_a_process_that_works_is_left_alone(module: Path) -> None:
 
 def test_a_process_that_computes_without_end_is_ended(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(applying, "_BUSY", 2.0)
-    with pytest.raises(LostError, match="did not go on for 2 s"):
+    with pytest.raises(LostError, match="made no progress for 2 s"):
         work(module, "while True: pass").wait()
 
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_killed_is_not_waited_for(module: Path, monkeypatch: pyte
     monkeypatch.setattr(begun._process, "kill", lambda: None)
     began = time.monotonic()
     try:
-        with pytest.raises(LostError, match="did not go on"):
+        with pytest.raises(LostError, match="made no progress"):
             begun.wait()
         assert time.monotonic() - began < 30
     finally:

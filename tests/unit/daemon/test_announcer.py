@@ -26,7 +26,7 @@ ON_LINK, ROUTED = 1, 2
 HELD: list[Address] = [IPv4Address("203.0.113.10"), IPv6Address("2001:db8:ffff::1")]
 
 
-class Arrivals(Events):
+class LinkWatch(Events):
     """Stands for the kernel's: ``arrived`` is what the next :meth:`drain` gives."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Arrivals(Events):
 class Machine:
     """``told`` are the announcements; ``flows`` what a look finds."""
 
-    def __init__(self, loop: Loop, arrivals: Arrivals):
+    def __init__(self, loop: Loop, arrivals: LinkWatch):
         self.loop = loop
         self.arrivals = arrivals
         self.told: list[tuple[str, Address]] = []
@@ -86,7 +86,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setattr(announcer, "_REPEATED_AFTER", (0.2, 0.2))
     monkeypatch.setattr(announcer, "_OFTEN", 0.02)
     monkeypatch.setattr(announcer, "_REST", 0)
-    with closing(Arrivals()) as arrivals, closing(Loop()) as loop:
+    with closing(LinkWatch()) as arrivals, closing(Loop()) as loop:
         machine = Machine(loop, arrivals)
         monkeypatch.setattr(announcer.announce, "announce", machine.announce)
         monkeypatch.setattr(announcer.addresses, "ranges", lambda: machine.held)

@@ -17,7 +17,7 @@ from layouts import FLOW_KEY
 from enforcer.constants import TCP
 from enforcer.constants.bpf import IPV6_KIND
 from enforcer.datapath import fast_entries, fast_path, syscall
-from enforcer.datapath.fast_entries import Carried
+from enforcer.datapath.fast_entries import EntryUse
 from enforcer.datapath.jiffies import TICK, jiffies
 from enforcer.datapath.maps import Map
 from enforcer.reasons import by_name
@@ -104,10 +104,10 @@ def test_entries_by_flow(maps: Any) -> None:
     )
     found = fast_entries.by_flow(maps)
     assert found.keys() == {key(four), key(six), key(one)}
-    assert found[key(four)] == Carried(7, 340, good=True, idle=0.0)
-    assert found[key(one)] == Carried(0, 0, good=True, idle=None)
-    packets, size, good, idle = found[key(six)]
-    assert (packets, size, good) == (1, 60, False)
+    assert found[key(four)] == EntryUse(7, 340, valid=True, idle=0.0)
+    assert found[key(one)] == EntryUse(0, 0, valid=True, idle=None)
+    packets, size, valid, idle = found[key(six)]
+    assert (packets, size, valid) == (1, 60, False)
     assert idle is not None and 2.0 - TICK <= idle < 30
     assert fast_entries.count_fast(maps) == 2
 
@@ -115,14 +115,14 @@ def test_entries_by_flow(maps: Any) -> None:
 def test_what_is_so_old_that_the_clock_has_come_round(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
     learn(maps, flow(1) | {"left": fast_path.LIFETIME + 60})
-    assert not fast_entries.by_flow(maps)[key(flow(1))].good
+    assert not fast_entries.by_flow(maps)[key(flow(1))].valid
     assert fast_entries.count_fast(maps) == 0
 
 
 def test_one_good_direction_is_enough(maps: Any) -> None:
     fast_path.set_enabled(maps, on=True)
     learn(maps, flow(1) | {"left": -1.0}, flow(1) | {"reason": REPLY})
-    assert fast_entries.by_flow(maps)[key(flow(1))].good
+    assert fast_entries.by_flow(maps)[key(flow(1))].valid
     assert fast_entries.count_fast(maps) == 1
 
 
@@ -131,8 +131,8 @@ def test_the_clock_wraps(maps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_entries, "jiffies", lambda: 0xFFFFFFF0)
     learn(maps, flow(1) | {"until": 16, "packets": 1}, flow(2) | {"until": 0xFFFFFFE0, "packets": 1})
     found = fast_entries.by_flow(maps)
-    assert found[key(flow(1))] == Carried(1, 0, good=True, idle=0.0)
-    assert found[key(flow(2))] == Carried(1, 0, good=False, idle=pytest.approx(16 * TICK))
+    assert found[key(flow(1))] == EntryUse(1, 0, valid=True, idle=0.0)
+    assert found[key(flow(2))] == EntryUse(1, 0, valid=False, idle=pytest.approx(16 * TICK))
 
 
 def test_another_generation_is_none(maps: Any) -> None:
@@ -141,7 +141,7 @@ def test_another_generation_is_none(maps: Any) -> None:
     assert fast_entries.count_fast(maps) == 1
     assert fast_path.invalidate(maps) is True
     assert fast_entries.count_fast(maps) == 0
-    assert fast_entries.by_flow(maps)[key(flow(1))] == Carried(5, 0, good=False, idle=0.0)
+    assert fast_entries.by_flow(maps)[key(flow(1))] == EntryUse(5, 0, valid=False, idle=0.0)
 
 
 def test_nothing_learnt(maps: Any) -> None:

@@ -31,7 +31,7 @@ from enforcer.dns.recent import RecentAnswers
 from enforcer.errors import BusyError, KernelError
 from enforcer.facts import names as learnt_names
 from enforcer.facts.store import ANY_CLIENT, ChangedNames, Store
-from enforcer.kernel import queue
+from enforcer.kernel import nfqueue
 
 CLIENT, SERVER, OTHER = "10.0.1.2", "198.18.53.53", "198.18.53.54"
 CLIENT6, SERVER6 = "fd00:1::2", "2001:db8:53::53"
@@ -366,7 +366,7 @@ class Scene:
         log.packets.append(bytes(ip(client, server) / UDP(sport=4000, dport=53) / asked.to_wire()))
         data = answer(asked, f"198.18.1.{name.split('.')[0][1:]}", ttl=ttl).to_wire()
         held = bytes(ip(server, client) / UDP(sport=53, dport=4000) / data)
-        self.held.packets.append(queue.Packet(number, held))
+        self.held.packets.append(nfqueue.Packet(number, held))
 
     def names(self) -> set[str]:
         return {row.name for row in self.store.names()}
@@ -521,7 +521,7 @@ def test_all_questions_are_read_before_an_answer_is_judged(
     monkeypatch.setattr(learner, "_COPIES_TIME", -1.0)
     log.packets = list(junk)
     scene.bring()
-    scene.held.packets.append(queue.Packet(5, b""))
+    scene.held.packets.append(nfqueue.Packet(5, b""))
     scene.learner.drain()
     assert len(log.packets) == 20_000 - 2 * 1024
     assert scene.held.accepted == [5]
@@ -589,7 +589,7 @@ def test_a_flood_of_questions_is_not_looked_at_as_a_whole(
     server = SERVER6 if ":" in other else SERVER
     flood, question = (bytes(ip(client, server) / UDP(dport=53) / b"x") for client in (flooding, other))
     log.packets = [flood] * 3000 + [question]
-    scene.held.packets.append(queue.Packet(1, b""))
+    scene.held.packets.append(nfqueue.Packet(1, b""))
     scene.learner.drain()
     assert read.count(flood) == learner.COPIES_OF_CLIENT
     assert read.count(question) == 1

@@ -7,7 +7,7 @@ from somelinks import some_links
 
 from enforcer.errors import EnforcerError, KernelError, PrivilegeError
 from enforcer.gateway.host_warnings import kernel_warnings, unlisted_among, unlisted_interfaces
-from enforcer.kernel import arp, links, rules
+from enforcer.kernel import arp, ip_rules, links
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_what_cannot_be_looked_at_is_one_warning(
     def fail(*_: object) -> list[str]:
         raise error
 
-    monkeypatch.setattr(rules, "meeting", lambda _: ["a rule"])
-    monkeypatch.setattr(rules, "unforeseen", fail)
+    monkeypatch.setattr(ip_rules, "using_mark_bits", lambda _: ["a rule"])
+    monkeypatch.setattr(ip_rules, "using_foreign_marks", fail)
     monkeypatch.setattr(arp, "unanswered", lambda _: ["no ARP"])
     first, second, third = kernel_warnings(0xFF, ["out0"])
     assert (first, third) == ("a rule", "no ARP")
-    subject = "rules of policy routing by marks of others could not be looked for"
+    subject = "rules of policy routing by marks of others could not be checked"
     assert second == f"{subject}: {error.message} ({error.hint})"
     monkeypatch.setattr(links, "links", fail)
     (said,) = unlisted_interfaces(["out0"])
-    assert said.startswith(f"interfaces in no list could not be looked for: {error.message}")
+    assert said.startswith(f"interfaces in no list could not be checked: {error.message}")

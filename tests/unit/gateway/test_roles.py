@@ -14,8 +14,8 @@ from enforcer.constants.bpf import Role
 from enforcer.datapath import syscall
 from enforcer.datapath.maps import Map
 from enforcer.gateway import attach, roles
-from enforcer.kernel import ingress
-from enforcer.kernel.ingress import Devices
+from enforcer.kernel import nft_ingress
+from enforcer.kernel.nft_ingress import Devices
 
 # The fields of struct interface in bpf/maps.h.
 ROW = np.dtype(
@@ -54,7 +54,7 @@ def maps() -> Iterator[Maps]:
 def chains(monkeypatch: pytest.MonkeyPatch) -> list[Devices | None]:
     """What each look at the chains gives, the next one first."""
     found: list[Devices | None] = []
-    monkeypatch.setattr(ingress, "devices", lambda: found.pop(0))
+    monkeypatch.setattr(nft_ingress, "devices", lambda: found.pop(0))
     monkeypatch.setattr(attach, "others_filter", lambda _: False)
     return found
 

@@ -13,7 +13,7 @@ import pytest
 from layouts import FLOW_KEY
 
 from enforcer.address import pack, words
-from enforcer.datapath.fast_entries import Carried
+from enforcer.datapath.fast_entries import EntryUse
 from enforcer.inspect import flows as views
 from enforcer.kernel import conntrack
 
@@ -36,7 +36,7 @@ FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 def shown(
     monkeypatch: pytest.MonkeyPatch,
-    learnt: Carried | None,
+    learnt: EntryUse | None,
     family: int = 4,
     *,
     reply: tuple[str, int] | None = None,
@@ -83,22 +83,22 @@ def test_a_flow_that_nothing_is_learnt_of(monkeypatch: pytest.MonkeyPatch, famil
     assert row["idle"] == pytest.approx(3, abs=1)
 
 
-@pytest.mark.parametrize("good", [True, False])
-def test_what_ways_have_carried_counts(monkeypatch: pytest.MonkeyPatch, good: bool) -> None:
-    row = shown(monkeypatch, Carried(5, 50, good, 0.25))
-    assert row["path"] == ("fast" if good else "kernel")
+@pytest.mark.parametrize("valid", [True, False])
+def test_what_ways_have_carried_counts(monkeypatch: pytest.MonkeyPatch, valid: bool) -> None:
+    row = shown(monkeypatch, EntryUse(5, 50, valid, 0.25))
+    assert row["path"] == ("fast" if valid else "kernel")
     assert (row["packets"], row["fast_packets"], row["kernel_packets"], row["bytes"]) == (42, 35, 7, 3750)
     assert row["idle"] == 0.25
 
 
 def test_a_way_that_has_carried_nothing_does_not_make_it_younger(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = shown(monkeypatch, Carried(0, 0, good=True, idle=None))
+    row = shown(monkeypatch, EntryUse(0, 0, valid=True, idle=None))
     assert row["path"] == "fast"
     assert row["idle"] == pytest.approx(3, abs=1)
 
 
 def test_a_way_that_was_used_before_the_last_packet(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown(monkeypatch, Carried(5, 50, good=False, idle=20.0))["idle"] == pytest.approx(3, abs=1)
+    assert shown(monkeypatch, EntryUse(5, 50, valid=False, idle=20.0))["idle"] == pytest.approx(3, abs=1)
 
 
 @FAMILIES

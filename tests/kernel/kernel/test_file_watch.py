@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.kernel import files
-from enforcer.kernel.files import FileWatch, stamp
+from enforcer.kernel import file_watch
+from enforcer.kernel.file_watch import FileWatch, stamp
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_link_into_another_directory(
     (tmp_path / "v2" / "file").write_text("longer")
     assert changed(watch, 0.05) == set()
     assert watch.look() == set()  # perhaps it is being written
-    monkeypatch.setattr(files, "_SETTLED", 0.0)
+    monkeypatch.setattr(file_watch, "_SETTLED", 0.0)
     assert watch.look() == {file}
     assert watch.look() == set()
 
@@ -84,7 +84,7 @@ def test_a_link_into_another_directory(
 def test_a_directory_that_comes_and_goes(
     watch: FileWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_SETTLED", 0.0)
+    monkeypatch.setattr(file_watch, "_SETTLED", 0.0)
     file = tmp_path / "directory" / "file"
     watch.watch([file])
     assert watch.look() == set()

@@ -1,8 +1,4 @@
-"""A netfilter socket on which packets arrive: asked for once, then read without waiting.
-
-What NFQUEUE (:mod:`enforcer.kernel.queue`) and NFLOG (:mod:`enforcer.kernel.nflog`) have in common. Only the
-standard library.
-"""
+"""A netfilter socket that receives packets: the base of NFQUEUE and NFLOG. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,27 +13,27 @@ from enforcer.errors import BusyError, KernelError
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import ACK, HEADER, NLMSG_ERROR, REQUEST
 
-SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h; past net.core.rmem_max
+SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h; beyond net.core.rmem_max
 RECEIVE_BUFFER = 16 << 20
 NFGEN_SIZE = 4
-# A packet has 64 KiB at most, and some attributes.
+# Bytes: a packet of at most 64 KiB with its attributes.
 _LARGEST = 1 << 17
-# Sequence number of settings. Verdicts have 0, and those of a process that shares the socket another one.
+# Sequence number of configuration requests. Verdicts have 0; a process that shares the socket uses another.
 _CONFIGURING = 2
 
 
 class PacketSocket(ABC):
-    """Bound to one number; a context manager. The namespace is the one in which it was made.
+    """A socket bound to one queue or group of the namespace it was made in; a context manager.
 
-    ``doing`` names in errors what the packets are for.
+    ``doing`` begins the messages of errors.
     """
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
         self.overflows = 0
-        """How often the kernel found the socket's buffer full."""
+        """Number of overflows of the socket's buffer."""
         self.refused = 0
-        """How many requests without an answer (verdicts) the kernel has refused."""
+        """Number of verdicts that the kernel refused."""
         self._buffer = bytearray(_LARGEST)
         self._view = memoryview(self._buffer)
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
@@ -56,7 +52,7 @@ class PacketSocket(ABC):
         self.close()
 
     def close(self) -> None:
-        """Ends it; packets that are held are dropped by the kernel."""
+        """Closes the socket; the kernel drops packets that it holds for it."""
         self._socket.close()
 
     def fileno(self) -> int:
@@ -64,7 +60,7 @@ class PacketSocket(ABC):
         return self._socket.fileno()
 
     def _configure(self, kind: int, number: int, attributes: bytes) -> list[bytes]:
-        """Sends the settings and waits for the answer; returns the packets that came before it."""
+        """Sends configuration attributes and waits for the answer; returns the packets received before it."""
         self._send_bytes(request(kind, REQUEST | ACK, number, attributes, _CONFIGURING))
         early = []
         self._socket.settimeout(netlink.ANSWER_TIMEOUT_S)
@@ -73,7 +69,7 @@ class PacketSocket(ABC):
                 try:
                     data = self._socket.recv(_LARGEST)
                 except OSError as error:
-                    if error.errno != errno.ENOBUFS:  # TimeoutError among them
+                    if error.errno != errno.ENOBUFS:  # TimeoutError too
                         raise
                     self.overflows += 1
                     continue
@@ -103,10 +99,10 @@ class PacketSocket(ABC):
 
     @abstractmethod
     def _is_taken(self, number: int) -> bool:
-        """Whether another socket has the number."""
+        """Whether another socket is bound to the number."""
 
     def _note_refusal(self, sequence: int) -> None:
-        """An error about a request that no answer was asked for; not about another process's request."""
+        """Counts an error for a verdict of this process (sequence number 0)."""
         self.refused += sequence == 0
 
     def _send_bytes(self, messages: bytes) -> None:
@@ -116,7 +112,7 @@ class PacketSocket(ABC):
             raise netlink.failure(self._doing, error.errno or 0) from error
 
     def _received(self, kind: int, limit: int) -> Iterator[dict[int, bytes]]:
-        """The attributes of up to ``limit`` packets that have arrived; never waits."""
+        """The attributes of up to ``limit`` received packets; never blocks."""
         for _ in range(limit):
             try:
                 size = self._socket.recv_into(self._buffer)
@@ -136,14 +132,14 @@ class PacketSocket(ABC):
 
 
 def request(kind: int, flags: int, number: int, attributes: bytes, sequence: int = 0) -> bytes:
-    """A request about the queue or group of this number."""
+    """A request to the queue or group of this number."""
     # struct nfgenmsg: family, version, resource in network order
     length = HEADER.size + NFGEN_SIZE + len(attributes)
     return HEADER.pack(length, kind, flags, sequence, 0) + bytes(2) + number.to_bytes(2, "big") + attributes
 
 
 def parse(data: bytes, wanted: int) -> Iterator[dict[int, bytes]]:
-    """The attributes of each packet in what was received; answers to requests are passed over."""
+    """The attributes of each message of the type ``wanted`` in a datagram."""
     offset = 0
     while offset + HEADER.size <= len(data):
         length, kind, *_ = HEADER.unpack_from(data, offset)

@@ -1,17 +1,16 @@
-"""NFQUEUE: packets that the kernel holds until they are let go.
+"""NFQUEUE: receives packets that the kernel holds until it gets a verdict.
 
-Formats: include/uapi/linux/netfilter/nfnetlink_queue.h. Only the standard library.
+Formats: include/uapi/linux/netfilter/nfnetlink_queue.h. Standard library only.
 
-- Packets are handed over as the kernel has them (NFQA_CFG_F_GSO): one that is still to be segmented comes
-  whole, as one packet of up to 64 KiB. Without, the kernel would segment it for the copy's sake, and go on
-  with the pieces.
-- Checksums may not be filled in yet for the same reason. Nobody needs to verify them: conntrack has done so
-  for what came in by an interface and calls INVALID what is wrong (net.netfilter.nf_conntrack_checksum).
-- Fragments never come: conntrack has put them together, in both families.
-- At most LENGTH packets are held. Beyond that, or when the socket's buffer is full, packets pass with
-  ``fail_open`` and are dropped without.
-- The kernel holds a packet for as long as its verdict takes. The socket may be shared with another process,
-  which lets go what is held for too long (:mod:`enforcer.dns.deadline`).
+- GSO packets arrive unsegmented (NFQA_CFG_F_GSO), up to 64 KiB. Otherwise the kernel would segment them for
+  the copy and continue with the segments.
+- Checksums may therefore be incomplete. They need no verification: conntrack has verified those of packets
+  from an interface and marks wrong ones INVALID (net.netfilter.nf_conntrack_checksum).
+- Fragments never arrive: conntrack has reassembled them, in both families.
+- The queue holds at most LENGTH packets. Beyond that, or when the socket's buffer is full, the kernel accepts
+  packets with ``fail_open`` and drops them without.
+- The kernel holds a packet until its verdict. The socket may be shared with another process, which accepts
+  or drops packets held for too long (:mod:`enforcer.dns.deadline`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import NamedTuple
 from enforcer.kernel import netlink
 from enforcer.kernel.netlink import REQUEST
 from enforcer.kernel.nft.protocol import ACCEPT, DROP
-from enforcer.kernel.packets import PacketSocket, parse, request
+from enforcer.kernel.packet_socket import PacketSocket, parse, request
 
 _SUBSYSTEM = 3 << 8
 PACKET, VERDICT, CONFIG, VERDICT_BATCH = (_SUBSYSTEM | kind for kind in range(4))
@@ -43,7 +42,7 @@ _VERDICT = struct.Struct(">II")
 
 
 class Packet(NamedTuple):
-    """A held packet from its IP header on; not ``whole`` if the kernel had to cut the copy."""
+    """A held packet from its IP header on; not ``whole`` if the kernel truncated the copy."""
 
     number: int
     data: bytes
@@ -51,7 +50,7 @@ class Packet(NamedTuple):
 
 
 class Queue(PacketSocket):
-    """The queue of this number in this network namespace. Raises BusyError if another process has it."""
+    """The listener of a queue of this network namespace. Raises BusyError if another process has it."""
 
     def __init__(self, number: int, *, fail_open: bool, length: int = LENGTH) -> None:
         super().__init__(f"holding packets in queue {number}")
@@ -73,32 +72,32 @@ class Queue(PacketSocket):
         self._early = [_packet(found) for data in early for found in parse(data, PACKET)]
 
     def fail_open(self, passes: bool) -> None:
-        """Whether packets pass when too many are held."""
+        """Sets whether the kernel accepts packets while the queue is full."""
         mask = netlink.attribute(NFQA_CFG_MASK, _ID.pack(FAIL_OPEN))
         flags = netlink.attribute(NFQA_CFG_FLAGS, _ID.pack(FAIL_OPEN if passes else 0))
         early = self._configure(CONFIG, self.number, mask + flags)
         self._early += [_packet(found) for data in early for found in parse(data, PACKET)]
 
     def receive(self, limit: int) -> list[Packet]:
-        """Up to ``limit`` packets that are held, in the order in which they came; never waits."""
+        """Up to ``limit`` held packets in order of arrival; never blocks."""
         early, self._early = self._early, []
         return early + [_packet(found) for found in self._received(PACKET, limit)]
 
     def accept(self, numbers: Sequence[int]) -> None:
-        """Lets these packets go, in this order."""
+        """Accepts these packets, in this order."""
         self._verdicts(numbers, ACCEPT)
 
     def drop(self, numbers: Sequence[int]) -> None:
-        """Throws these packets away."""
+        """Drops these packets."""
         self._verdicts(numbers, DROP)
 
     @property
     def late(self) -> int:
-        """How many verdicts found their packet gone: another process had let it go."""
+        """Number of verdicts for packets that another process had released."""
         return self.refused
 
     def dropped(self) -> int:
-        """How many packets the kernel has dropped because too many were held or the buffer was full."""
+        """Number of packets that the kernel dropped because the queue or the socket's buffer was full."""
         for fields in _queues():
             if int(fields[0]) == self.number:
                 return int(fields[5]) + int(fields[6])
@@ -114,9 +113,9 @@ class Queue(PacketSocket):
 
 
 def message(kind: int, queue: int, verdict: int, number: int, sequence: int = 0) -> bytes:
-    """A verdict on one packet, or with VERDICT_BATCH on it and all that came before it.
+    """A verdict on one packet, or with VERDICT_BATCH on it and all earlier ones.
 
-    If none is held, the kernel answers with an error that repeats ``sequence``.
+    If no such packet is held, the kernel answers with an error that has ``sequence``.
     """
     header = netlink.attribute(NFQA_VERDICT_HDR, _VERDICT.pack(verdict, number))
     return request(kind, REQUEST, queue, header, sequence)
@@ -128,7 +127,7 @@ dropped, dropped for the buffer, number of the last packet."""
 
 
 def state(listing: int, number: int) -> tuple[int, int]:
-    """How many packets a queue holds, and the number of the last one that came; 0 and 0 without a queue.
+    """(number of packets a queue holds, id of the last one); (0, 0) without a queue.
 
     ``listing`` is a descriptor of LISTING.
     """

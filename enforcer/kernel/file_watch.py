@@ -1,7 +1,7 @@
-"""Events of files: one that was written, replaced, linked anew, or taken away (inotify(7)).
+"""Watches files for changes: written, replaced, relinked or removed (inotify(7)).
 
-What is watched is the directory, since editors put a new file in the old one's place. Where a file is a link
-into another directory, the other end's changes are found by looking at it now and then.
+The watch is on the directory, since editors replace files. Changes of a symbolic link's target in another
+directory are found by polling (:meth:`FileWatch.look`).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _EVENTS = (
     | flags.MOVE_SELF
     | flags.ONLYDIR
 )
-# A file that is being written is announced by its creation too, and is not whole then.
+# CREATE also reports a file that is still being written: not a sign of a complete file.
 _WHOLE = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
-# Without an event a file that was written so long ago is taken for whole.
+# Seconds after its last change at which a polled file counts as complete.
 _SETTLED = 2.0
 
 Stamp = tuple[int, int, int, int] | None
-"""What changes with a file's content; None: there is no file."""
+"""(device, inode, size, mtime in ns): changes with a file's content. None: the file does not exist."""
 
 
 def stamp(path: Path) -> Stamp:
-    """The file's stamp just now."""
+    """The file's present stamp."""
     try:
         status = path.stat()
     except OSError:
@@ -43,7 +43,7 @@ def stamp(path: Path) -> Stamp:
 
 
 class FileWatch:
-    """Some files to watch. Closed with :meth:`close`."""
+    """A set of watched files."""
 
     def __init__(self) -> None:
         self._events = INotify(nonblocking=True)
@@ -59,7 +59,7 @@ class FileWatch:
         self._events.close()
 
     def watch(self, files: Iterable[Path]) -> None:
-        """Watches these and no others; a file that was watched before keeps its stamp."""
+        """Watches exactly these files; a file that was watched before keeps its stamp."""
         before = self._stamps
         self._stamps = {file: before[file] if file in before else stamp(file) for file in files}
         for directory in set(self._directories) - {file.parent for file in self._stamps}:
@@ -67,7 +67,7 @@ class FileWatch:
         self._attach()
 
     def drain(self) -> set[Path]:
-        """The files that have changed, by events; never waits."""
+        """The files that changed according to events; never blocks."""
         suspects: set[Path] = set()
         by_number = {number: directory for directory, number in self._directories.items()}
         for event in self._events.read(timeout=0):
@@ -87,7 +87,7 @@ class FileWatch:
         return self._changed(suspects)
 
     def look(self) -> set[Path]:
-        """The files that have changed without an event; also finds directories that were not there."""
+        """The files that changed without an event; also watches directories that exist by now."""
         self._attach()
         now = time.time_ns()
         settled = {
@@ -106,10 +106,10 @@ class FileWatch:
             try:
                 self._directories[directory] = self._events.add_watch(os.fspath(directory), _EVENTS)
             except OSError:
-                continue  # it isn't there, or is no directory; looked for again
+                continue  # missing or not a directory; look() tries again
 
     def _forget(self, directory: Path) -> None:
         number = self._directories.pop(directory, None)
         if number is not None:
-            with suppress(OSError):  # it went with the directory
+            with suppress(OSError):  # the kernel removed it with the directory
                 self._events.rm_watch(number)

@@ -6,8 +6,10 @@ import struct
 
 import pytest
 
-from enforcer.kernel import ingress, netlink
-from enforcer.kernel.ingress import (
+from enforcer.kernel import netlink, nft_ingress
+from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
+from enforcer.kernel.nft import protocol
+from enforcer.kernel.nft_ingress import (
     NFPROTO_NETDEV,
     NFTA_CHAIN_HOOK,
     NFTA_DEVICE_NAME,
@@ -17,9 +19,7 @@ from enforcer.kernel.ingress import (
     NUMBERS,
     Devices,
 )
-from enforcer.kernel.marking import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
-from enforcer.kernel.netlink import ACK, CREATE, REQUEST, Channel, Message
-from enforcer.kernel.nft import protocol
+from enforcer.kernel.nft_marks import NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE
 from lab.netns import run
 
 # include/uapi/linux/netfilter/nf_tables.h
@@ -34,7 +34,7 @@ def links(netns: str) -> None:
 
 
 def found(*names: str) -> set[str]:
-    devices = ingress.devices()
+    devices = nft_ingress.devices()
     assert devices is not None
     return {name for name in names if name in devices}
 
@@ -87,7 +87,7 @@ def test_chains_of_devices_by_a_prefix(family: str) -> None:
 
 
 def hook(*devices: bytes) -> Devices:
-    return ingress._devices({NFTA_HOOK_DEVS: b"".join(devices)})
+    return nft_ingress._devices({NFTA_HOOK_DEVS: b"".join(devices)})
 
 
 def test_a_prefix_of_linux_6_16() -> None:
@@ -146,7 +146,7 @@ def test_chains_that_change_while_they_are_read(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Channel, "_receive", change_and_receive)
     waited: list[float] = []
     monkeypatch.setattr(netlink.time, "sleep", waited.append)
-    assert ingress.devices() is None
+    assert nft_ingress.devices() is None
     assert waited == []
     monkeypatch.undo()
-    assert ingress.devices() == Devices()
+    assert nft_ingress.devices() == Devices()

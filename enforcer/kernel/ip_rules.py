@@ -1,4 +1,5 @@
-"""The rules of policy routing that look at packet marks (ip-rule(8), net/core/fib_rules.c)."""
+"""Policy routing rules that match packet marks (ip-rule(8), net/core/fib_rules.c), and warnings about
+them."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from enforcer.kernel import marking, netlink
+from enforcer.kernel import netlink, nft_marks
 from enforcer.kernel.netlink import NETLINK_ROUTE, Channel
 
 # include/uapi/linux/rtnetlink.h, fib_rules.h
@@ -27,7 +28,7 @@ class MarkRule:
     mask: int
     table: int
     inverted: bool
-    """Whether it is for all packets but those (``not fwmark``)."""
+    """Whether it matches all other packets (``not fwmark``)."""
 
     def __str__(self) -> str:
         command = "ip rule" if self.family == socket.AF_INET else "ip -6 rule"
@@ -36,17 +37,17 @@ class MarkRule:
             f"{command} {self.priority} ({negation}fwmark {self.mark:#x}/{self.mask:#x} lookup {self.table})"
         )
 
-    def meets(self, bits: int) -> bool:
-        """Whether marks within ``bits`` can change what the rule does.
+    def uses(self, bits: int) -> bool:
+        """Whether marks within ``bits`` can change whether the rule matches.
 
-        "All but" a mark outside of ``bits`` is true of every such mark, as it is of none.
+        An inverted rule whose mark has bits outside of ``bits`` matches every mark within them, and none.
         """
         if self.inverted and self.mark & ~bits:
             return False
         return bool(self.mask & bits)
 
-    def tells(self, mark: int | None) -> bool:
-        """Whether packets with this mark are treated otherwise than those without; it may be any for None."""
+    def distinguishes(self, mark: int | None) -> bool:
+        """Whether the rule treats packets with this mark (None: any mark) differently from unmarked ones."""
         if mark is None:
             return bool(self.mask)
         wanted = self.mark & self.mask
@@ -54,7 +55,7 @@ class MarkRule:
 
 
 def mark_rules() -> list[MarkRule]:
-    """Those of both families, in the order in which the kernel asks them."""
+    """The rules with ``fwmark`` of both families, in the kernel's order."""
     found = []
     with Channel(NETLINK_ROUTE, "reading the rules of policy routing") as channel:
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -76,32 +77,32 @@ def mark_rules() -> list[MarkRule]:
     return found
 
 
-def meeting(bits: int) -> list[str]:
-    """What is to be said of each rule that marks within ``bits``, those of clients' packets, can meet."""
+def using_mark_bits(bits: int) -> list[str]:
+    """A warning for each rule that depends on ``bits``, the mark bits of clients' packets."""
     return [
         f"{rule}: looks at bits of mark_mask ({bits:#x}), which are set in clients' packets; "
         "give it a mark and a mask without them, or choose another mark_mask"
         for rule in mark_rules()
-        if rule.meets(bits)
+        if rule.uses(bits)
     ]
 
 
-def unforeseen(bits: int) -> list[str]:
-    """What is to be said of each rule that routes by marks which other software sets as packets arrive.
+def using_foreign_marks(bits: int) -> list[str]:
+    """A warning for each rule that depends on marks which other software sets on arrival.
 
-    A route is asked for before that (bpf/route.h), with the marks that a packet has by then. Rules that meet
-    ``bits``, our own, are said by :func:`meeting`.
+    The programs look a route up before that (bpf/route.h), with the mark that the packet has then. Rules that
+    depend on ``bits``, the enforcer's own, are reported by :func:`using_mark_bits`.
     """
-    others = [rule for rule in mark_rules() if not rule.meets(bits)]
-    setters = marking.on_arrival() if others else []
+    others = [rule for rule in mark_rules() if not rule.uses(bits)]
+    setters = nft_marks.setters() if others else []
     found = []
     for rule in others:
-        by = [setter.where for setter in setters if rule.tells(setter.mark)]
+        by = [setter.where for setter in setters if rule.distinguishes(setter.mark)]
         if by:
             found.append(
                 f"{rule}: looks at marks that {', '.join(dict.fromkeys(by))} sets on packets as they arrive, "
-                "which is after the enforcer has asked for their route: if these are packets of clients, "
-                "`explain` may name another way, and what leaves by no outside interface is refused (astray) "
-                "or dropped"
+                "which is after the enforcer has looked up their route: if these are packets of clients, "
+                "`explain` may show another route, and what leaves by no outside interface is refused "
+                "(astray) or dropped"
             )
     return found

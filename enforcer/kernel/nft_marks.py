@@ -1,7 +1,8 @@
-"""The rules of other software that set marks on packets as they arrive, before routing.
+"""Finds nftables rules of other software that set packet marks on arrival, before routing.
 
-nftables' chains, which iptables-nft writes too; of iptables-legacy only that it has a table `mangle`. Only
-what a packet can reach from a hook at arrival counts. Marks that programs at TC set are not seen.
+iptables-nft rules are nftables rules too; of iptables-legacy only the existence of a table `mangle` is
+visible. Only chains reachable from a prerouting or ingress hook count. Marks set by TC programs are not
+found.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from enforcer.kernel import netlink, nft
-from enforcer.kernel.ingress import (
+from enforcer.kernel.netlink import Channel
+from enforcer.kernel.nft import protocol
+from enforcer.kernel.nft.protocol import META_MARK, NFTA_RULE_CHAIN
+from enforcer.kernel.nft_ingress import (
     GETCHAIN,
     NFPROTO_NETDEV,
     NFPROTO_UNSPEC,
     NFTA_CHAIN_HOOK,
     NFTA_HOOK_HOOKNUM,
 )
-from enforcer.kernel.netlink import Channel
-from enforcer.kernel.nft import protocol
-from enforcer.kernel.nft.protocol import META_MARK, NFTA_RULE_CHAIN
 
 # include/uapi/linux/netfilter/nf_tables.h, nf_tables_compat.h; prerouting, or a device's ingress, by family
 GETRULE = protocol.SUBSYSTEM | 7
@@ -43,23 +44,23 @@ NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2
 NFTA_LOOKUP_DREG = 3
 NFT_REG32_00 = 8
 NFTA_TARGET_NAME, NFTA_TARGET_INFO = 1, 3
-# xtables' targets that set a packet's mark; the first word of MARK's description is the value.
+# xtables targets that set a packet's mark; the first word of MARK's data is the value.
 TARGETS = {"MARK", "CONNMARK", "TPROXY"}
 # The tables of iptables-legacy that are in use (net/netfilter/x_tables.c).
 LEGACY = [Path("/proc/thread-self/net") / name for name in ("ip_tables_names", "ip6_tables_names")]
 
 _Attributes = dict[int, bytes]
-Place = tuple[int, str, str]
+ChainKey = tuple[int, str, str]
 """Family, table, chain."""
 
 
 @dataclass(frozen=True)
 class Setter:
-    """A rule that sets the mark of packets that arrive."""
+    """A rule that sets the mark of arriving packets."""
 
     where: str
     mark: int | None
-    """Of a packet that had none; None: it depends on more than the rule."""
+    """The mark that an unmarked packet gets; None: it depends on more than the rule."""
 
 
 @dataclass
@@ -67,15 +68,15 @@ class _Chain:
     setters: list[int | None] = field(default_factory=list)
     jumps: set[str] = field(default_factory=set)
     maps: bool = False
-    """Whether a verdict map leads to chains that are not looked up."""
+    """Whether it has a verdict map, whose chains are not read."""
 
 
-def on_arrival() -> list[Setter]:
-    """All such rules of others, each place and mark once."""
+def setters() -> list[Setter]:
+    """All such rules of other tables, each chain and mark once."""
     with Channel(netlink.NETLINK_NETFILTER, "reading the nftables rules") as channel:
         every = struct.pack(">BBH", NFPROTO_UNSPEC, 0, 0)
         bases = dict(map(_hooked, channel.snapshot(GETCHAIN, every)))
-        chains: dict[Place, _Chain] = {place: _Chain() for place in bases}
+        chains: dict[ChainKey, _Chain] = {place: _Chain() for place in bases}
         for message in channel.snapshot(GETRULE, every):
             _read(message, chains)
     found: dict[Setter, None] = {}
@@ -90,17 +91,17 @@ def on_arrival() -> list[Setter]:
     return list(found)
 
 
-def _hooked(message: bytes) -> tuple[Place, int | None]:
+def _hooked(message: bytes) -> tuple[ChainKey, int | None]:
     parts = netlink.attributes(message, len(protocol.NFGEN))
     place = message[0], netlink.text(parts[NFTA_CHAIN_TABLE]), netlink.text(parts[NFTA_CHAIN_NAME])
     number = netlink.attributes(parts.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
     return place, None if number is None else int.from_bytes(number, "big")
 
 
-def _reachable(bases: dict[Place, int | None], chains: dict[Place, _Chain]) -> list[Place]:
-    """The chains that packets meet as they arrive, of other tables than ours."""
+def _reachable(bases: dict[ChainKey, int | None], chains: dict[ChainKey, _Chain]) -> list[ChainKey]:
+    """The chains of other tables that arriving packets can reach."""
     waiting = [place for place, hook in bases.items() if hook in ARRIVAL.get(place[0], ())]
-    found: dict[Place, None] = {}
+    found: dict[ChainKey, None] = {}
     while waiting:
         place = waiting.pop()
         family, table, _ = place
@@ -113,8 +114,8 @@ def _reachable(bases: dict[Place, int | None], chains: dict[Place, _Chain]) -> l
     return list(found)
 
 
-def _read(message: bytes, chains: dict[Place, _Chain]) -> None:
-    """Enters what one rule does."""
+def _read(message: bytes, chains: dict[ChainKey, _Chain]) -> None:
+    """Records the marks and jumps of one rule."""
     parts = netlink.attributes(message, len(protocol.NFGEN))
     place = message[0], netlink.text(parts[NFTA_RULE_TABLE]), netlink.text(parts[NFTA_RULE_CHAIN])
     chain = chains.setdefault(place, _Chain())
@@ -133,14 +134,14 @@ def _read(message: bytes, chains: dict[Place, _Chain]) -> None:
 
 
 def _enter_target(data: _Attributes, chain: _Chain) -> None:
-    """A target of xtables."""
+    """Records an xtables target that sets marks."""
     name = netlink.text(data.get(NFTA_TARGET_NAME, b""))
     if name in TARGETS:
         chain.setters.append(struct.unpack_from("=I", data[NFTA_TARGET_INFO])[0] if name == "MARK" else None)
 
 
 def _enter_verdict(kind: str, data: _Attributes, chain: _Chain) -> None:
-    """Where packets go on, if the expression says so."""
+    """Records the chains that an expression can jump to."""
     if kind == "lookup" and NFTA_LOOKUP_DREG in data:
         chain.maps |= _number(data[NFTA_LOOKUP_DREG]) == protocol.VERDICT
     elif kind == "immediate":
@@ -151,19 +152,19 @@ def _enter_verdict(kind: str, data: _Attributes, chain: _Chain) -> None:
 
 
 class _Registers:
-    """What the registers hold at a place in a rule, as far as the rule alone decides it."""
+    """The registers' values within a rule, as far as the rule alone determines them."""
 
     def __init__(self) -> None:
         self._values: dict[int, int] = {}
         self._marks: set[int] = set()
-        """Those with the packet's mark, or some bits of it: 0 of a packet that has none."""
+        """Registers that hold bits of the packet's mark: 0 for an unmarked packet."""
 
     def constant(self, register: bytes) -> int | None:
-        """The value; None if it depends on more than the rule."""
+        """A register's value; None if it depends on more than the rule."""
         return self._values.get(_word(register))
 
     def follow(self, kind: str, data: _Attributes) -> None:
-        """What an expression that sets no mark makes of them."""
+        """Applies an expression that sets no mark."""
         if kind == "meta" and _number(data[NFTA_META_KEY]) == META_MARK:
             self._put(data[NFTA_META_DREG], None, is_mark=True)
         elif kind == "immediate":
@@ -172,11 +173,11 @@ class _Registers:
         elif kind == "bitwise":
             self._combine(data)
         else:
-            # It may write any of them, and more than one at a time.
+            # Other expressions may write any registers.
             self._forget()
 
     def _combine(self, data: _Attributes) -> None:
-        """(source and mask) xor value: `and`, `or` and `xor` with constants; nothing is known of others."""
+        """(source and mask) xor value: `and`, `or` and `xor` with constants; others make it unknown."""
         mask, changed = (
             netlink.attributes(data.get(part, b"")).get(NFTA_DATA_VALUE, b"")
             for part in (NFTA_BITWISE_MASK, NFTA_BITWISE_XOR)
@@ -186,7 +187,7 @@ class _Registers:
             return
         source, target = _word(data[NFTA_BITWISE_SREG]), data[NFTA_BITWISE_DREG]
         if source in self._marks:
-            # `mark and x or y` of a packet without a mark is y.
+            # For an unmarked packet, `mark and x or y` is y.
             self._put(target, changed if any(changed) else None, is_mark=not any(changed))
         elif source in self._values:
             value = self._values[source] & _host(mask) ^ _host(changed)
@@ -212,7 +213,7 @@ class _Registers:
 
 
 def _word(register: bytes) -> int:
-    """The 32-bit register where one begins: four of them are one of the older ones (enum nft_registers)."""
+    """The first 32-bit register of a register number; a 128-bit one is four of them (enum nft_registers)."""
     number = _number(register)
     return NFT_REG32_00 + (number - 1) * 4 if 1 <= number <= 4 else number
 

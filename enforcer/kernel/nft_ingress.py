@@ -1,6 +1,6 @@
-"""The nftables chains that look at packets as they arrive at an interface (nft(8), ingress hook).
+"""Finds the interfaces with nftables chains at the ingress hook (nft(8)), of any table.
 
-TC programs run before them (net/core/dev.c, __netif_receive_skb_core).
+TC programs run before these chains (net/core/dev.c, __netif_receive_skb_core).
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ NFTA_CHAIN_HOOK = 4
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_DEV, NFTA_HOOK_DEVS = 1, 3, 4
 NFTA_DEVICE_NAME, NFTA_DEVICE_PREFIX = 1, 2
 NUMBERS = {NFPROTO_NETDEV: 0, protocol.NFPROTO_INET: 5}
-"""The hook's number, by family."""
+"""Number of the ingress hook by family."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """The interfaces at which there is such a chain, for `in` (names)."""
+    """Interfaces with an ingress chain; `in` takes a name."""
 
     names: frozenset[str] = frozenset()
     prefixes: tuple[str, ...] = ()
-    """Of names; ``devices = { "eth*" }`` has the prefix "eth"."""
+    """Name prefixes: "eth" for ``devices = { "eth*" }``."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.names or name.startswith(self.prefixes)
 
 
 def devices() -> Devices | None:
-    """Where there are such chains; None if other software changed chains while they were read."""
+    """The interfaces with ingress chains; None if chains changed while they were read."""
     names: set[str] = set()
     prefixes: set[str] = set()
     with Channel(netlink.NETLINK_NETFILTER, "reading the nftables chains") as channel:
@@ -51,11 +51,11 @@ def devices() -> Devices | None:
 
 
 def _devices(hook: dict[int, bytes]) -> Devices:
-    """Of one chain."""
+    """The interfaces of one chain's hook."""
     names = {netlink.text(hook[NFTA_HOOK_DEV])} if NFTA_HOOK_DEV in hook else set()
     prefixes = set()
     for kind, value in netlink.each_attribute(hook.get(NFTA_HOOK_DEVS, b"")):
-        # Linux 6.16 gives a prefix as a name without a terminating zero, later versions as a type of its own.
+        # Linux 6.16 writes a prefix as a name without terminating NUL, later versions as an attribute type.
         if kind == NFTA_DEVICE_PREFIX or (kind == NFTA_DEVICE_NAME and not value.endswith(b"\0")):
             prefixes.add(netlink.text(value))
         elif kind == NFTA_DEVICE_NAME:

@@ -1,7 +1,7 @@
-"""Events after which packets may have to go another way than the fast path has learnt.
+"""Watches for events that may make fast-path entries wrong.
 
-Routes of any table and the rules that choose it, next hops, links, addresses, filters, neighbours, and what
-others change in nftables. Only the standard library.
+These are changes of routes of any table, policy routing rules, next hops, links, addresses, TC filters and
+neighbours' MAC addresses, and other software's changes of nftables. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NDA_DST, NDA_LLADDR = 1, 2
 NTF_PROXY, NUD_FAILED = 8, 0x20
 NEIGHBOUR = struct.Struct("=BxxxiHBx")  # struct ndmsg: family, interface, state, flags
-AF_BRIDGE = 7  # what bridges learn is told to the same group
+AF_BRIDGE = 7  # forwarding entries of bridges, reported to the same group
 
 GROUPS = (
     *(events.LINK, events.TRAFFIC_CONTROL, events.NEXT_HOP, events.IPV4_NETCONF, events.IPV6_NETCONF),
@@ -29,16 +29,17 @@ GROUPS = (
     *(events.IPV6_ADDRESS, events.IPV6_ROUTE, events.IPV6_RULE),
 )
 
-# One event is as good as a thousand, and those for which there is no room cost nobody's time: a routing
-# daemon that loads its table makes 100,000 a second.
+# A small buffer: one event is enough, and lost ones cost no time. A routing daemon that loads its table
+# causes
+# 100,000 events a second.
 _LITTLE_ROOM = 1 << 13
 _ROOM = 1 << 20
-# How many neighbours are remembered, at some 200 bytes each; the kernel keeps 1,024 of a family by default.
+# Neighbours remembered, at some 200 bytes each; the kernel keeps 1,024 of a family by default.
 _NEIGHBOURS = 1 << 14
 
 
 class PathWatch:
-    """A subscription; closed with :meth:`close` or as a context manager."""
+    """A subscription to these events; a context manager."""
 
     def __init__(self) -> None:
         self._routes = events.subscribe(netlink.NETLINK_ROUTE, GROUPS, _LITTLE_ROOM)
@@ -49,11 +50,11 @@ class PathWatch:
             for message in channel.dump(RTM_GETNEIGH, bytes(NEIGHBOUR.size)):
                 self._known.are_new(Event(RTM_NEWNEIGH, 0, message))
         self._poll = select.epoll()
-        for source in self._sources:
-            self._poll.register(source, select.EPOLLIN)
+        for each in self._sockets:
+            self._poll.register(each, select.EPOLLIN)
 
     @property
-    def _sources(self) -> tuple[socket.socket, ...]:
+    def _sockets(self) -> tuple[socket.socket, ...]:
         return self._routes, self._neighbours, self._nft
 
     def __enter__(self) -> Self:
@@ -63,17 +64,17 @@ class PathWatch:
         self.close()
 
     def close(self) -> None:
-        """End the subscription."""
+        """Ends the subscription."""
         self._poll.close()
-        for source in self._sources:
-            source.close()
+        for each in self._sockets:
+            each.close()
 
     def fileno(self) -> int:
         """A descriptor that is readable when :meth:`drain` has something."""
         return self._poll.fileno()
 
     def drain(self) -> bool:
-        """Whether anything of that kind has happened since the last call; never waits."""
+        """Whether such an event occurred since the last call; never blocks."""
         changed = [True for _ in events.received(self._routes)]
         changed += [self._known.are_new(event) for event in events.received(self._neighbours)]
         changed += [_is_others(event) for event in events.received(self._nft)]
@@ -81,9 +82,9 @@ class PathWatch:
 
 
 class Neighbours:
-    """Link-layer addresses as the kernel last told them.
+    """The neighbours' link-layer addresses as last reported.
 
-    Most of what it says of a neighbour is how sure it is of the same address.
+    Most neighbour events report only another reachability state of the same address.
     """
 
     def __init__(self, most: int = _NEIGHBOURS) -> None:
@@ -92,9 +93,9 @@ class Neighbours:
         self._complete = True
 
     def are_new(self, event: Event | None) -> bool:
-        """Whether packets to the neighbour that it is about may have gone to another address until now.
+        """Whether fast-path entries may hold another address of the neighbour in this event.
 
-        None is what there was no room for: from then on an unknown neighbour is not necessarily a new one.
+        None stands for lost events: from then on an unknown neighbour may have had another address.
         """
         if event is None:
             self._forget()
@@ -103,13 +104,13 @@ class Neighbours:
         if family == AF_BRIDGE or flags & NTF_PROXY:
             return False
         parts = netlink.attributes(event.payload, NEIGHBOUR.size)
-        who, address = (interface, parts.get(NDA_DST, b"")), parts.get(NDA_LLADDR)
-        before = self._known.pop(who, None)
+        neighbour, address = (interface, parts.get(NDA_DST, b"")), parts.get(NDA_LLADDR)
+        before = self._known.pop(neighbour, None)
         if event.kind == RTM_DELNEIGH or state & NUD_FAILED or address is None:
             return before is not None
         if len(self._known) >= self._most:
             self._forget()
-        self._known[who] = address
+        self._known[neighbour] = address
         return address != before if before is not None else not self._complete
 
     def _forget(self) -> None:
@@ -118,5 +119,5 @@ class Neighbours:
 
 
 def _is_others(event: Event | None) -> bool:
-    """Whether somebody else has changed nftables."""
+    """Whether other software has changed nftables."""
     return event is None or (event.kind == NEWGEN and not netlink.is_own_port(event.port))

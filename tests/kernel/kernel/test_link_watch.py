@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import pytest
 
 from enforcer.kernel import announce
-from enforcer.kernel.arrivals import Arrivals
+from enforcer.kernel.link_watch import LinkWatch
 from lab.netns import run
 
 
 @pytest.fixture
-def arrivals(netns: str) -> Iterator[Arrivals]:
+def arrivals(netns: str) -> Iterator[LinkWatch]:
     run("ip link add out0 type veth peer name far0")
     run("ip link set out0 up")
     run("ip link set far0 up")
-    with Arrivals() as opened:
+    with LinkWatch() as opened:
         yield opened
 
 
-def heard(arrivals: Arrivals, name: str) -> bool:
+def heard(arrivals: LinkWatch, name: str) -> bool:
     """Whether it arrives; the kernel waits up to a second before it says so of a carrier (link_watch.c)."""
     deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
@@ -29,7 +29,7 @@ def heard(arrivals: Arrivals, name: str) -> bool:
     return False
 
 
-def test_what_is_up_has_not_just_arrived(arrivals: Arrivals) -> None:
+def test_what_is_up_has_not_just_arrived(arrivals: LinkWatch) -> None:
     run("ip link add out1 type veth peer name far1")
     run("ip link set out1 up")  # without a carrier
     run("ip addr add 203.0.113.10/32 dev out0")
@@ -48,7 +48,7 @@ def test_what_is_up_has_not_just_arrived(arrivals: Arrivals) -> None:
     ],
     ids=["down", "carrier", "mac", "made again"],
 )
-def test_arrivals(arrivals: Arrivals, leaves: str, returns: str) -> None:
+def test_arrivals(arrivals: LinkWatch, leaves: str, returns: str) -> None:
     run(leaves)
     while leaves != "true" and "out0" in arrivals.up:
         assert select.select([arrivals], [], [], 3)[0]
@@ -58,23 +58,23 @@ def test_arrivals(arrivals: Arrivals, leaves: str, returns: str) -> None:
     assert "out0" not in arrivals.drain()
 
 
-def test_down_and_up_at_once(arrivals: Arrivals) -> None:
+def test_down_and_up_at_once(arrivals: LinkWatch) -> None:
     run("ip link set out0 down; ip link set out0 up")
     assert heard(arrivals, "out0")
 
 
-def test_what_has_gone_again_has_not_arrived(arrivals: Arrivals) -> None:
+def test_what_has_gone_again_has_not_arrived(arrivals: LinkWatch) -> None:
     run("ip link set out0 address 02:00:00:00:00:01; ip link set out0 down")
     assert "out0" not in arrivals.drain()
 
 
-def test_a_renamed_one_is_known_by_its_new_name(arrivals: Arrivals) -> None:
+def test_a_renamed_one_is_known_by_its_new_name(arrivals: LinkWatch) -> None:
     run("ip link set out0 name wan0")
     assert arrivals.drain() == set()
     assert arrivals.up == {"lo", "wan0", "far0"}
 
 
-def test_missed_events_are_all_that_is_up(arrivals: Arrivals) -> None:
+def test_missed_events_are_all_that_is_up(arrivals: LinkWatch) -> None:
     run(
         "ip link add br0 type bridge; "
         "for i in $(seq 700); do echo link set br0 mtu $((1000 + i % 2)); done | ip -batch -"
@@ -82,7 +82,7 @@ def test_missed_events_are_all_that_is_up(arrivals: Arrivals) -> None:
     assert arrivals.drain() >= {"out0", "far0"}
 
 
-def test_settled_addresses(arrivals: Arrivals) -> None:
+def test_settled_addresses(arrivals: LinkWatch) -> None:
     run("ip addr add 203.0.113.10/32 dev out0; ip addr add 2001:db8::1/128 dev out0 nodad")
     run("ip addr add 2001:db8::7/128 dev lo nodad")
     run("sysctl -qw net.ipv6.conf.out0.accept_dad=1 net.ipv6.conf.out0.dad_transmits=3")

@@ -1,7 +1,8 @@
-"""Interfaces that come up or change their MAC address: their neighbours know another one, or none.
+"""Watches for interfaces that come up or change their MAC address, so that addresses can be announced.
 
-The kernel itself tells the neighbours only if it is asked to (ip-sysctl.rst, arp_notify and ndisc_notify), of
-addresses alone, and not when a carrier comes back. Only the standard library.
+The kernel announces by itself only if arp_notify and ndisc_notify are set (ip-sysctl.rst), not for ranges,
+and
+not when a carrier returns. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ IFF_LOWER_UP = 0x10000
 _ROOM = 1 << 18
 
 
-class Arrivals:
-    """A subscription; closed with :meth:`close` or as a context manager."""
+class LinkWatch:
+    """A subscription to link events; a context manager."""
 
     def __init__(self) -> None:
         self._events = events.subscribe(netlink.NETLINK_ROUTE, (events.LINK,), _ROOM)
@@ -36,7 +37,7 @@ class Arrivals:
         self.close()
 
     def close(self) -> None:
-        """End the subscription."""
+        """Ends the subscription."""
         self._events.close()
 
     def fileno(self) -> int:
@@ -49,9 +50,9 @@ class Arrivals:
         return {name for name, _ in self._up.values()}
 
     def drain(self) -> set[str]:
-        """Names of those that have come up, or have another MAC address, since the last call; never waits.
+        """Names of interfaces that came up or changed their MAC address since the last call; never blocks.
 
-        All that are up, if an event was missed.
+        All interfaces that are up, if an event was lost.
         """
         arrived: set[str] = set()
         for event in events.received(self._events):
@@ -72,7 +73,7 @@ class Arrivals:
         if event.kind not in (RTM_NEWLINK, RTM_DELLINK):
             return set()
         family, _, index, flags, _ = INFO.unpack_from(event.payload)
-        if family != socket.AF_UNSPEC:  # what a bridge says of its ports
+        if family != socket.AF_UNSPEC:  # AF_BRIDGE: a bridge's message about its port
             return set()
         before = self._up.pop(index, None)
         if event.kind == RTM_DELLINK or not (flags & IFF_UP and flags & IFF_LOWER_UP):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from enforcer.kernel import marking, rules
-from enforcer.kernel.marking import Setter
+from enforcer.kernel import ip_rules, nft_marks
+from enforcer.kernel.nft_marks import Setter
 from lab.netns import run
 
 MASK = 0x7FFF0000
@@ -19,7 +19,7 @@ def table(netns: str) -> None:
 
 
 def setters() -> set[Setter]:
-    return set(marking.on_arrival())
+    return set(nft_marks.setters())
 
 
 def in_chain(name: str, mark: int | None, table: str = "inet fw") -> Setter:
@@ -105,16 +105,16 @@ def test_our_own_table_is_not_said() -> None:
 def test_rules_that_look_at_such_marks(command: str) -> None:
     run(f"{command} rule add fwmark 0x10/0xff lookup 200 priority 100")
     run(f"{command} rule add not fwmark 0xca6c lookup 201 priority 101")
-    assert rules.unforeseen(MASK) == []
+    assert ip_rules.using_foreign_marks(MASK) == []
     run("nft add rule inet fw pre meta mark set 0x110")
-    (said,) = rules.unforeseen(MASK)
+    (said,) = ip_rules.using_foreign_marks(MASK)
     assert f"{command} rule 100 (fwmark 0x10/0xff lookup 200)" in said
     assert "chain pre of nftables table inet fw" in said
     run("nft add rule inet fw pre meta mark set ct mark")
-    assert len(rules.unforeseen(MASK)) == 2
+    assert len(ip_rules.using_foreign_marks(MASK)) == 2
     run("nft flush chain inet fw pre")
     run("nft add rule inet fw pre meta mark set 0x20")
-    assert rules.unforeseen(MASK) == []
+    assert ip_rules.using_foreign_marks(MASK) == []
     run("nft add rule inet fw pre meta mark set 0xca6c")
-    (said,) = rules.unforeseen(MASK)
+    (said,) = ip_rules.using_foreign_marks(MASK)
     assert "not fwmark 0xca6c" in said

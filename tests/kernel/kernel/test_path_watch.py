@@ -14,7 +14,7 @@ import pytest
 from enforcer.kernel import netlink, nft
 from enforcer.kernel.events import Event
 from enforcer.kernel.nft.ruleset import Ruleset
-from enforcer.kernel.path import (
+from enforcer.kernel.path_watch import (
     NDA_DST,
     NDA_LLADDR,
     RTM_DELNEIGH,

@@ -18,9 +18,9 @@ from enforcer.dns import packet
 from enforcer.errors import BusyError
 from enforcer.kernel import addresses, nft
 from enforcer.kernel.nflog import Log
+from enforcer.kernel.nfqueue import Queue
 from enforcer.kernel.nft import expr
 from enforcer.kernel.nft.ruleset import DNS_ANSWERS_OVER, DNS_QUESTIONS_OVER, DNS_QUEUE, Dns
-from enforcer.kernel.queue import Queue
 from lab.netns import inside, run
 
 from ..conftest import Lab
@@ -277,7 +277,9 @@ def test_too_many_held(resolver: Lab, family: int, fail_open: bool) -> None:
 
 
 def test_a_full_buffer_is_noticed(resolver: Lab, family: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enforcer.kernel.packets.RECEIVE_BUFFER", 1)  # the kernel makes it a few kilobytes
+    monkeypatch.setattr(
+        "enforcer.kernel.packet_socket.RECEIVE_BUFFER", 1
+    )  # the kernel makes it a few kilobytes
     with Queue(DNS_QUEUE, fail_open=True) as held, Conversation(resolver, family) as talk:
         talk.ask()
         for _ in range(20):
@@ -353,7 +355,7 @@ def test_two_questions_at_once_from_one_port(resolver: Lab, held: Queue, family:
 def test_copies_that_nobody_reads_hurt_nobody(
     resolver: Lab, family: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enforcer.kernel.packets.RECEIVE_BUFFER", 1)
+    monkeypatch.setattr("enforcer.kernel.packet_socket.RECEIVE_BUFFER", 1)
     with Log(DNS_QUEUE) as copies, Conversation(resolver, family) as talk:
         for number in range(50):
             talk.ask(b"%d" % number)
