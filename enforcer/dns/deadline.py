@@ -94,7 +94,7 @@ def _beat(daemon: socket.socket) -> None:
 
 
 def _give_verdict(netlink: socket.socket, number: int, verdict: int, last: int) -> None:
-    request = queue.message(nfqueue.VERDICT_BATCH, number, verdict, last, _SEQUENCE)
+    request = nfqueue.message(nfqueue.VERDICT_BATCH, number, verdict, last, _SEQUENCE)
     netlink.sendto(request, (0, 0))
 
 
