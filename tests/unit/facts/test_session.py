@@ -371,7 +371,7 @@ def test_a_part_that_fails_is_said(file: Path, monkeypatch: pytest.MonkeyPatch) 
     def fail() -> bytes:
         raise MemoryError
 
-    with pytest.raises(EnforcerError, match="did not end well"):
+    with pytest.raises(EnforcerError, match="a process that parsed a part of the file failed"):
         load_sessions._in_parallel([fail, lambda: b""])
 
 
