@@ -88,7 +88,7 @@ static __always_inline u32 next_state(u32 state, u32 segment, enum direction dir
 
 /* What one segment does to its flow beyond its state. */
 enum fate {
-	STAYS, /* nothing, not even its idle time begins anew */
+	STAYS, /* nothing, not even the start of its idle time */
 	MOVES,
 	DIES,    /* conntrack forgets it at once */
 	GOES_ON, /* both sides have sent after a reset, and this is the client's turn again */

@@ -40,7 +40,7 @@ struct egress_address {
 	__be32 prefix[4];
 	__be32 mask[4];
 	u32 local;     /* belongs to this gateway */
-	u32 available; /* and holds it just now */
+	u32 available; /* and holds it at present */
 };
 
 struct egress {

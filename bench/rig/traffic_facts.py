@@ -126,7 +126,7 @@ def traffic_regions() -> tuple[tuple[IPNetwork, str], ...]:
 
 
 def write_regions(path: Path, prefixes: int = 0) -> Path:
-    """A database of the traffic's regions, and of so many other prefixes, no two of which can be joined."""
+    """A database of the traffic's regions, and and of as many other prefixes, none of which can be joined."""
     from mmdb_writer import MMDBWriter, SearchTreeLeaf  # an extra that installed gateways do without
 
     leaves = {

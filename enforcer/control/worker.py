@@ -27,7 +27,7 @@ READS = f"--reads={STATE_FORMAT}"
 CHANGING = "changing"
 """The progress line after which the process changes the gateway, under the change lock."""
 
-# A process hangs if it neither reports progress nor uses CPU time for so many seconds: it is stopped, or
+# A process hangs if it neither reports progress nor uses CPU time for this number of seconds: it is stopped, or
 # waits
 # for a file of an unreachable server. Preparing may wait for such a server for a while.
 _STILL_PREPARING = 20.0

@@ -181,7 +181,7 @@ def test_renamed_while_no_daemon_runs(enforced: LabGateway, family: int, before:
 
 
 def another_layout(bpf: Path) -> None:
-    """The same fields; any other text of maps.h has maps made anew."""
+    """The same fields; any other text of maps.h makes new maps."""
     maps = bpf / "maps.h"
     maps.write_text(maps.read_text() + "/* another version */\n")
 
@@ -200,7 +200,7 @@ def without_names(bpf: Path) -> None:
 def test_renamed_before_an_upgrade(
     lab: Lab, services: Services, tmp_path: Path, layout: Callable[[Path], None], before: str, after: str
 ) -> None:
-    """The maps are made anew: the link keeps its role and its former name."""
+    """New maps are made: the link keeps its role and its former name."""
     with running(lab, version=program_copy(tmp_path, layout)) as gateway, leaving(lab) as wire:
         assert "dedicated" in {
             foretold(gateway, ORIGIN1[family], "tcp", 9000)["verdict"] for family in (4, 6)
