@@ -18,7 +18,7 @@ from enforcer.kernel.netlink import ACK, REQUEST, Channel, Message
 from lab.capture import Capture
 from lab.clients import udp_ask
 from lab.configuration import dump
-from lab.gateway import Gateway
+from lab.gateway import LabGateway
 from lab.netns import LabError, Namespace
 from lab.services import Services
 from lab.topology import CLIENT2, ORIGIN1, Lab
@@ -101,7 +101,7 @@ def test_a_port_is_refused_in_the_file(lab: Lab, tmp_path: Path, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", INSTEAD)
-def test_a_port(gateway: Gateway, services: Services, kind: str) -> None:
+def test_a_port(gateway: LabGateway, services: Services, kind: str) -> None:
     lab = gateway.lab
     before, said = packets(gateway)["taken"], gateway.said()
     with (
