@@ -27,8 +27,8 @@ READS = f"--reads={STATE_FORMAT}"
 CHANGING = "changing"
 """The progress line after which the process changes the gateway, under the change lock."""
 
-# A process hangs if it reports no progress and uses no CPU time for these seconds: it is stopped, or waits for
-# a file of an unreachable server. Preparing may wait longer for such a server.
+# A process hangs if it reports no progress and uses no CPU time for these seconds: it is stopped, or waits
+# for a file of an unreachable server. Preparing may wait longer for such a server.
 _STILL_PREPARING = 20.0
 _STILL_CHANGING = 5.0
 # Seconds of CPU use without a progress line after which a process counts as looping.
