@@ -112,7 +112,7 @@ def test_a_second_time(enforced: LabGateway, file: Path) -> None:
         code, said, complained = end_of(process)
     assert (code, said) == (1, "")
     assert complained.startswith("error: interrupted: the daemon was asked to take back `session load`\n")
-    enforced.json("dns")  # the daemon handles requests in order, so the load request is done
+    enforced.json("dns")  # the daemon has handled the earlier request by then
     assert count(enforced) == 0
     assert not list(Instance(enforced.lab.gw.cookie()).directory.glob("sessions-*"))
 
