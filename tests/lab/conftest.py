@@ -1,4 +1,4 @@
-"""Fixtures of tests with real traffic: a lab for each test module, and the enforcer on its gateway."""
+"""Fixtures of the tests with real traffic: a lab for each test module and an enforcer on its gateway."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def machine() -> None:
-    """Skip where the lab cannot be built, with what is missing; clear away what killed runs left."""
+    """Skip where the machine cannot build the lab, naming what it lacks; remove leftovers of killed runs."""
     lacking = features.missing()
     if lacking:
         pytest.skip(f"missing: {'; '.join(lacking)}")
@@ -42,7 +42,7 @@ def services(lab: Lab) -> Iterator[Services]:
 
 @pytest.fixture
 def gateway(lab: Lab) -> Iterator[LabGateway]:
-    """The enforcer with the lab's configuration, not started; everything of its is gone afterwards."""
+    """An enforcer with the lab's configuration, not started; teardown removes all of its state."""
     gateway = LabGateway(lab)
     yield gateway
     gateway.stop()

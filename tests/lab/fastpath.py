@@ -1,4 +1,4 @@
-"""Which packets of a lab's connections took the fast path."""
+"""Helpers that show which packets of the lab's connections took the fast path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def rows(gateway: LabGateway, ports: Iterable[int], protocol: str = "tcp") -> list[Row]:
-    """The flows of these ports of clients that live, as `enforcer flows` shows them."""
+    """The live flows with these client ports, as `enforcer flows` shows them."""
     wanted = set(ports)
     return [
         row
@@ -26,12 +26,12 @@ def rows(gateway: LabGateway, ports: Iterable[int], protocol: str = "tcp") -> li
 
 
 def share(found: list[Row]) -> float:
-    """How much of these flows' packets took the fast path."""
+    """The share of these flows' packets that took the fast path, 0 to 1."""
     return sum(row["fast_packets"] for row in found) / sum(row["packets"] for row in found)
 
 
 def wait_until_fast(gateway: LabGateway, ports: Iterable[int], protocol: str = "tcp") -> None:
-    """From now on packets of each of these flows take the fast path."""
+    """Wait until each of these flows has more fast-path packets than at the time of the call."""
     wanted = set(ports)
     before = {_end(row): row["fast_packets"] for row in rows(gateway, wanted, protocol)}
 
@@ -49,7 +49,7 @@ def _end(row: Row) -> tuple[str, int]:
 
 
 def learnt(gateway: LabGateway) -> int:
-    """Elements in use of the table of learnt ways, whether they are good still or not."""
+    """The number of fast-path entries in use, including expired ones."""
 
     def count(reader: GatewayReader) -> int:
         _, sets = reader.maps.fast_buckets.items()
@@ -59,7 +59,7 @@ def learnt(gateway: LabGateway) -> int:
 
 
 def actives(gateway: LabGateway) -> list[int]:
-    """`active` of all origins: none is ever negative, which would be huge."""
+    """`active` of all origins. The counter is unsigned: a count below zero shows as a huge number."""
 
     def read(reader: GatewayReader) -> list[int]:
         return [int(value) for value in reader.maps.origins.items()[1]["active"]]

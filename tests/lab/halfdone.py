@@ -1,4 +1,4 @@
-"""A gateway whose applying processes are killed between two of their effects, and what must hold then."""
+"""A gateway whose applying process is killed between two of its effects, and checks for that case."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
 
 LAX3 = {4: "203.0.113.12", 6: "2001:db8:9::/64"}
 PORT = 7777
-"""Of a service of the gateway's own."""
+"""UDP port of a service on the gateway itself."""
 PATIENCE = 5.0
-"""Seconds for a connection: with a SYN lost, it takes one more."""
+"""Seconds for a connection; the retransmission of a lost SYN adds one second."""
 
 Egress = dict[int, str]
 
 
 def before(lab: Lab) -> Document:
-    """Origin 1 by lax-1, origin 2 by the shared address."""
+    """A configuration: origin 1 leaves by lax-1, origin 2 by the shared address."""
     policies = lab.config()["policies"][:1]
     rest: dict[str, Any] = {"name": "rest", "precedence": 1000, "egress": "default"}
     return lab.config(policies=[*policies, rest], timers={"udp": 350})
 
 
 def after(lab: Lab, **limits: int) -> Document:
-    """An egress IP less and one more, another interface, origin 2 by the new one, other settings."""
+    """A configuration without lax-2, with lax-3 for origin 2, another inside interface and other settings."""
     config = without(before(lab), "egress_ips", "lax-2")
     new = {"name": "lax-3", "location": "lax", "ipv4": LAX3[4], "ipv6": LAX3[6], "on_link": True}
     config = added(config, "egress_ips", new)
@@ -65,7 +65,7 @@ def is_of(address: str, egress: Egress) -> bool:
 
 
 class Live:
-    """Connections that stay open: each keeps its address and port whatever happens."""
+    """Connections that stay open: each must keep its address and port."""
 
     def __init__(self, lab: Lab):
         self._open = contextlib.ExitStack()
@@ -85,7 +85,7 @@ class Live:
 
 
 class Knocking:
-    """The outside, which asks a service of the gateway's at every egress address all the time."""
+    """An outside host that keeps sending datagrams to every egress address; a gateway service receives."""
 
     def __init__(self, lab: Lab):
         self._services = {family: self._service(lab, family) for family in (4, 6)}
@@ -115,7 +115,7 @@ class Knocking:
             time.sleep(0.01)
 
     def heard(self) -> list[str]:
-        """Where the service was reached, besides at the gateway's own addresses."""
+        """The egress addresses at which datagrams reached the gateway's service."""
         found = []
         for service in self._services.values():
             with contextlib.suppress(BlockingIOError):
@@ -124,7 +124,7 @@ class Knocking:
         return found
 
     def check_reachable(self) -> None:
-        """The service does hear what comes to the gateway's own address."""
+        """Assert that the service receives a datagram sent to the gateway's own address."""
         for family, outside in self._outside.items():
             outside.sendto(b"own", (SHARED[family], PORT))
             service = self._services[family]
@@ -154,15 +154,15 @@ class Enforced:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the last interruption has come about."""
+        """Whether the last requested interruption has happened."""
         return not (self.place / "interrupt").exists()
 
     def effects(self) -> list[str]:
-        """Of the last process that applied something."""
+        """The effects of the last process that applied a configuration."""
         return (self.place / "effects").read_text().split()
 
     def reload(self) -> None:
-        """`enforcer reload`, without the half second that starting it takes."""
+        """Run `enforcer reload` without the half second that starting the command takes."""
         protocol.ask(self.instance.control_socket, "reload")
 
     def state(self) -> State:
@@ -176,7 +176,7 @@ class Enforced:
         return desired(state.config, state.slots)
 
     def healed(self) -> None:
-        """Waits for it: what is in force, and nothing else, is there."""
+        """Wait until the plan is repaired; assert that the gateway holds exactly what is in force."""
         wait_for(lambda: self.state().half_done is None, "healed")
         wanted = self.in_force()
         held = self.lab.gw.call(lambda: addresses.held(ours=True))
@@ -220,7 +220,7 @@ def knocking(lab: Lab) -> Iterator[Knocking]:
 
 
 def check_new(lab: Lab, second: tuple[Egress, ...], when: str) -> None:
-    """New connections: to origin 1 by lax-1 in any case, to origin 2 by one of these."""
+    """Assert that new connections leave by lax-1 to origin 1, and by one of `second` to origin 2."""
     for family in (4, 6):
         seen = tcp_ask(lab.client, ORIGIN1[family], timeout=PATIENCE).address
         assert is_of(seen, LAX1), (seen, when)
@@ -229,14 +229,14 @@ def check_new(lab: Lab, second: tuple[Egress, ...], when: str) -> None:
 
 
 def second_of(enforced: Enforced) -> Egress:
-    """By which new connections to origin 2 leave, as the state file says."""
+    """The egress IP of new connections to origin 2, according to the state file."""
     return LAX3 if any(egress.name == "lax-3" for egress in enforced.in_force().ours) else SHARED
 
 
 @contextlib.contextmanager
 def watched(lab: Lab, knocking: Knocking) -> Iterator[None]:
-    """Nothing leaves with another source than planned, and nothing of the gateway's own is reached."""
-    # What the outside sends to an egress address that is not held yet is routed back to it.
+    """Assert that every source seen outside is planned and that no datagram reaches the gateway's service."""
+    # The gateway routes back what origin 1 sends to an egress address that it does not hold yet.
     own = {*ORIGIN1.values(), *SHARED.values()}
     capture = Capture(lab.net, "gw0", lab.directory, direction="in", expression="tcp or udp")
     with capture:
@@ -253,13 +253,13 @@ def watched(lab: Lab, knocking: Knocking) -> Iterator[None]:
 
 
 def kill_at_every_effect(lab: Lab, enforced: Enforced, knocking: Knocking, limits: dict[str, int]) -> None:
-    """Kills a reload before each of its effects. With other maps only where these matter."""
+    """Kill a reload before each of its effects; with other maps, only before those that concern them."""
     gateway = enforced.gateway
     old, new = before(lab), after(lab, **limits)
     gateway.write(old)
     gateway.start()
     with watched(lab, knocking), contextlib.closing(Live(lab)) as live:
-        for document in (new, old, new):  # some of the first time's effects stay
+        for document in (new, old, new):  # some effects of the first reload persist
             gateway.reload(document)
         effects = enforced.effects()
         assert {"load", "carry_over"} <= set(effects) if limits else "load" not in effects
@@ -267,7 +267,7 @@ def kill_at_every_effect(lab: Lab, enforced: Enforced, knocking: Knocking, limit
         gateway.reload(old)
         for number, effect in enumerate(effects):
             if limits and not effects.index("load") <= number < effects.index("detach"):
-                continue  # as with the same maps
+                continue  # same effect as without new maps
             when = f"killed before effect {number}, {effect}, of {effects}"
             enforced.interrupt(number)
             said = len(gateway.said())

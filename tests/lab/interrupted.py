@@ -1,7 +1,8 @@
-"""Put into a copy of the package by tests: ends or stops the applying process between any two of its effects.
+"""A module that tests copy into the package: it ends or stops the applying process before one of its effects.
 
-``interrupt`` beside the copied package holds the number of the effect before which that happens, and the
-signal. The file is gone then, so that the next process is spared. ``effects`` lists what was done.
+The file ``interrupt`` beside the copied package holds the number of that effect and the signal. The module
+deletes the file before it sends the signal, so the next process runs undisturbed. ``effects`` lists what
+the last process has reached.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from enforcer.kernel import addresses, announce, conntrack, links, nft, sysctl
 
 PLACE = Path(__file__).parent.parent
 AT_ONCE = -1
-"""In place of an effect's number: before anything is read."""
+"""A value in place of an effect's number: before the process reads anything."""
 EFFECTS: tuple[tuple[Any, str], ...] = (
     (State, "save"),
     (nft, "apply"),
@@ -45,7 +46,7 @@ _done: list[str] = []
 
 
 def install() -> None:
-    """Before the process does anything."""
+    """Wrap the effects; to call before the process does anything."""
     assert applier.nft is nft
     (PLACE / "effects").unlink(missing_ok=True)
     for owner, name in EFFECTS:
@@ -56,7 +57,7 @@ def install() -> None:
 def _interrupted(act: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(act)
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        # Of the maps' elements the one that puts policies in force.
+        # Of the writes to maps, only the one to `settings` counts: it puts policies in force.
         if name != "put" or arguments[0].name == "settings":
             _reach(name)
         return act(*arguments, **options)

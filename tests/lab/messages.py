@@ -1,4 +1,4 @@
-"""Packets that tests write by hand, and conntrack's entries, which they look up and age."""
+"""Packets that tests build by hand, and conntrack entries that tests look up and age."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ TIME_EXCEEDED = {4: (11, 0), 6: (3, 0)}
 PARAMETER_PROBLEM = {4: (12, 0), 6: (4, 0)}
 TOO_BIG = {4: (3, 4), 6: (2, 0)}
 
-# Every error of ICMP (RFC 792, RFC 1812, 5.2.7.1) and ICMPv6 (RFC 4443, 3) that says why something did not
-# arrive. A redirect is left out: it is for the next hop alone.
+# All errors of ICMP (RFC 792; RFC 1812, 5.2.7.1) and ICMPv6 (RFC 4443, 3) that report a failed delivery.
+# Redirects are not among them: they concern the next hop alone.
 ERRORS = {
     4: [*((3, code) for code in range(16)), (4, 0), (11, 0), (11, 1), (12, 0)],
     6: [*((1, code) for code in range(7)), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1), (4, 2)],
@@ -36,7 +36,7 @@ ERRORS = {
 
 
 def packet(source: str, destination: str, content: Any, **fields: Any) -> bytes:
-    """An IP packet; ``content`` is a scapy layer, checksums and lengths are filled in."""
+    """An IP packet; ``content`` is a scapy layer, which fills in checksums and lengths."""
     from scapy.layers.inet import IP
     from scapy.layers.inet6 import IPv6
 
@@ -55,7 +55,7 @@ def icmp(
 ) -> bytes:
     """An ICMP or ICMPv6 message as an IP packet: ``what`` is type and code, ``rest`` its second word.
 
-    ``broken``: with a wrong checksum.
+    ``broken`` gives it a wrong checksum.
     """
     from scapy.layers.inet import IP
     from scapy.layers.inet6 import IPv6, in6_chksum
@@ -75,12 +75,12 @@ def icmp(
 
 
 def about(what: tuple[int, int]) -> int:
-    """The second word of an error that has one: an MTU that hinders nobody."""
+    """The second word of an error: for "packet too big" an MTU that limits no packet, otherwise 0."""
     return 1500 if what in TOO_BIG.values() else 0
 
 
 def send(namespace: Namespace, *packets: bytes) -> None:
-    """Send IP packets as they are, from this host."""
+    """Send complete IP packets from this host, unchanged."""
     for each in packets:
         version = each[0] >> 4
         to = each[16:20] if version == 4 else each[24:40]
@@ -92,9 +92,9 @@ def send(namespace: Namespace, *packets: bytes) -> None:
 def entries(
     lab: Lab, protocol: int, client: str, port: int | None = None, to: int | None = None
 ) -> list[conntrack.Entry]:
-    """The gateway's entries of a client's flows from one of its ports to one of an origin's.
+    """The gateway's conntrack entries of a client's flows, of any or one source port and destination port.
 
-    Of an echo ``port`` is the identifier; it has no ``to``.
+    For an ICMP echo ``port`` is the identifier, and ``to`` does not apply.
     """
     packed = _packed(client)
     return [
@@ -108,13 +108,13 @@ def entries(
 
 
 def entry(lab: Lab, protocol: int, client: str, port: int, to: int | None = None) -> conntrack.Entry:
-    """The only such entry."""
+    """The only such entry; ValueError if there is another number of entries."""
     (found,) = entries(lab, protocol, client, port, to)
     return found
 
 
 def age(lab: Lab, flow: conntrack.Entry, seconds: int) -> None:
-    """Leave an entry so many seconds, as if the rest of its time were over."""
+    """Set the remaining lifetime of an entry to this number of seconds."""
     name = NAMES[flow.original.protocol]
     family = "ipv4" if flow.family == socket.AF_INET else "ipv6"
     source, destination = _text(flow.original.source), _text(flow.original.destination)
@@ -126,7 +126,7 @@ def age(lab: Lab, flow: conntrack.Entry, seconds: int) -> None:
 
 
 def datagrams(namespace: Namespace, address: str, port: int = 0, timeout: float = 5.0) -> socket.socket:
-    """An unconnected UDP socket of this address: one local port towards any number of origins."""
+    """An unconnected UDP socket bound to this address, which uses one local port towards all origins."""
     made = namespace.socket(family_of(address), socket.SOCK_DGRAM)
     made.settimeout(timeout)
     made.bind((address, port))

@@ -1,4 +1,4 @@
-"""An egress IP whose range the internet's router looks for on the link, where it routes the other ranges."""
+"""A configuration whose egress IP `near` is on link: the internet's router resolves its addresses there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NEAR = {4: "203.0.113.19", 6: "2001:db8:9::/64"}
 
 
 def with_near(lab: Lab, *, on_link: bool) -> Document:
-    """The lab's configuration with it, for all that goes to origin 2."""
+    """The lab's configuration with this egress IP for all traffic to origin 2."""
     entry = {"name": "near", "location": "lax", "ipv4": NEAR[4], "ipv6": NEAR[6], "on_link": on_link}
     policy = {
         "name": "near",

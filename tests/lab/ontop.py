@@ -1,4 +1,4 @@
-"""An inside interface on top of one that the gateway has already, and what passes by it."""
+"""An inside interface on top of another interface of the gateway, and checks of the traffic through it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lab.gateway import LabGateway
 from lab.topology import CLIENT, ORIGIN1
 
 HOST = {4: "10.0.3.2", 6: "fd00:3::2"}
-"""The second client's on the interface's network."""
+"""The second client's addresses on that interface's network."""
 _GATEWAY = {4: "10.0.3.1", 6: "fd00:3::1"}
 _LENGTH = {4: 24, 6: 64}
 _FIRST_CLIENTS = {4: "10.0.1.0/24", 6: "fd00:1::/64"}
@@ -21,9 +21,10 @@ _FIRST_CLIENTS = {4: "10.0.1.0/24", 6: "fd00:1::/64"}
 
 @contextmanager
 def on_top(gateway: LabGateway, config: Document, lower: str, kind: str) -> Iterator[LabGateway]:
-    """``upper0`` of this kind (ip-link(8): "macvlan", "vlan id 5") is an inside interface, too.
+    """``upper0`` of this kind (ip-link(8): "macvlan", "vlan id 5") becomes an inside interface, too.
 
-    The second client is on its network: its link leaves the first client's, or the internet's, lower link.
+    The second client is on its network. The client's link is on top of the lower link's peer: the first
+    client's ``eth0``, or ``gw0`` of the internet's router.
     """
     lab = gateway.lab
     far, name = (lab.net, "gw0") if lower == "out0" else (lab.client, "eth0")
@@ -55,7 +56,7 @@ def _address(addresses: dict[int, str], family: int, device: str) -> str:
 
 
 def passes(gateway: LabGateway, family: int) -> None:
-    """Asserts that networks inside reach one another, and that the new one's host has its egress IP."""
+    """Assert that inside networks reach one another and that ``upper0``'s host leaves by its egress IP."""
     lab, host = gateway.lab, HOST[family]
     before = packets(gateway)
     assert ping(lab.client, host, CLIENT[family]).received == 1

@@ -1,4 +1,4 @@
-"""What somebody else may do to a gateway, as lines: commands, and ``unhook INTERFACE DIRECTION``."""
+"""Damage that other software may do to a gateway, as lines: commands, and ``unhook INTERFACE DIRECTION``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST = 100
 
 
 def sabotage(namespace: Namespace, line: str) -> None:
-    """Does it, in this namespace."""
+    """Execute the line in this namespace."""
     word, *rest = line.split()
     if word == "unhook":
         pins = Gateway(Instance(namespace.cookie())).pins
@@ -37,7 +37,7 @@ def _unhook(pins: Pins, interface: str, direction: Direction) -> None:
 
 
 def crowd(namespace: Namespace, interface: str, direction: Direction) -> None:
-    """Other people's programs at a hook, as many as the kernel takes."""
+    """Attach other software's programs to a hook, as many as the kernel accepts."""
     if not tcx.supported():
         pytest.skip("this kernel lacks TCX (Linux 6.6)")
     namespace.call(lambda: _crowd(interface, direction))

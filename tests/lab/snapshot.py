@@ -1,4 +1,4 @@
-"""What a gateway's kernel holds, as text that can be compared: nothing that counts or ages is in it."""
+"""A gateway's kernel state as text that tests compare; it leaves out counters and ages."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _COMMANDS = (
     "tc qdisc show",
     "nft -s list ruleset",
 )
-# The clock of RFC 4861 reachability is drawn anew every few hours.
+# Without net/ipv*/neigh: the kernel redraws reachable times every few hours (RFC 4861).
 _SETTINGS = ("net/ipv4/conf", "net/ipv6/conf", "net/ipv4/ip_forward", "net/netfilter")
-# Tables of the two policy banks: the second's are pinned at the first switch, whatever becomes of it.
+# Maps of the two policy banks: the first switch to the second bank pins its maps, and they stay.
 _BANK = re.compile(r"/maps-\w+/\w+_[01]$")
 _COUNTS = ("nf_conntrack_count",)
 

@@ -1,6 +1,7 @@
-"""Neighbours on the outside that know our addresses at another MAC address: a new connection works at once.
+"""Tests of announcements: new connections work at once although neighbours know our old MAC address.
 
-The internet's router keeps to the MAC address that it knows for 15 to 45 seconds, and some more.
+Without an announcement the internet's router keeps the MAC address that it knows for 15 to 45 seconds
+and longer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lab.services import Services
 from lab.topology import ORIGIN1, ORIGIN2, SHARED, Lab
 
 AT_ONCE = 2.0
-"""Seconds: the first packet is lost, its repetition one second later is not."""
+"""Seconds: the first packet is lost, its retransmission one second later arrives."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def known(lab: Lab, address: str) -> str:
 
 
 def seconds(lab: Lab, family: int, host: int = 2) -> float:
-    """How long a new connection of the client's takes, from the address that it should have."""
+    """The seconds that a new connection of the client takes; asserts its source address."""
     source = f"10.0.1.{host}" if family == 4 else f"fd00:1::{host}"
     began = time.monotonic()
     seen = tcp_ask(lab.client, ORIGIN2[family], source=source, timeout=60)
@@ -48,7 +49,7 @@ def seconds(lab: Lab, family: int, host: int = 2) -> float:
 
 @families
 def test_a_new_mac_address(enforced: LabGateway, family: int) -> None:
-    """Also of what is reached by way of the gateway's own address, and of live connections."""
+    """Covers routed egress addresses (reached through the gateway's own address) and live connections."""
     lab = enforced.lab
     with (
         Session(lab.client, ORIGIN2[family], timeout=30) as near,
@@ -71,7 +72,7 @@ def test_a_new_mac_address(enforced: LabGateway, family: int) -> None:
 
 @families
 def test_another_gateway_had_the_addresses(enforced: LabGateway, family: int) -> None:
-    """This one takes over: it knows of no flow, and has another MAC address."""
+    """After the takeover this gateway knows no flow and has another MAC address."""
     lab = enforced.lab
     sources = [leaves_from(NEAR, family, f"fd00:1::{host}") for host in (2, 3)]
     for host in (2, 3):
@@ -79,7 +80,7 @@ def test_another_gateway_had_the_addresses(enforced: LabGateway, family: int) ->
     enforced.down()
     before = mac_of(lab)
     lab.gw.ip(f"link set out0 address 02:00:00:00:02:0{family}")
-    # Another machine has an address of its own, which the router looks for when it first needs it.
+    # Another gateway would have its own address, which the router resolves on first use.
     lab.net.run("ip", "neigh", "del", SHARED[family], "dev", "gw0", check=False)
     enforced.start()
     if family == 6:

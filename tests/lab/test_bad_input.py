@@ -1,4 +1,4 @@
-"""Wrong files, wrong users, wrong kernels: one clear message each, the right exit code, nothing touched."""
+"""Tests of wrong files, users and kernels: one clear message each, the right exit code, nothing changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EGRESS = {"name": "more", "location": "lax", "ipv4": "203.0.113.30", "ipv6": "20
 
 @pytest.fixture(scope="module")
 def running(lab: Lab) -> Iterator[LabGateway]:
-    """A gateway with a daemon, for `reload`."""
+    """A gateway with a running daemon, for `reload`."""
     gateway = LabGateway(lab).start()
     yield gateway
     gateway.stop()
@@ -36,7 +36,7 @@ def running(lab: Lab) -> Iterator[LabGateway]:
 
 @pytest.fixture(scope="module")
 def idle(machine: None) -> Iterator[LabGateway]:
-    """A gateway on which nothing is enforced, for `check` and `run`."""
+    """A gateway without an enforcer, for `check` and `run`."""
     with Lab(f"lab{os.getpid()}-idle") as lab:
         yield LabGateway(lab)
 
@@ -54,7 +54,7 @@ def top(**fields: Any) -> Edit:
 
 
 WRONG: dict[str, tuple[Edit, str, str]] = {
-    # What the contract names: the edit, what the offending line holds, what the message holds.
+    # Faults that the specification names: the edit, a part of the reported line, a part of the message.
     "unknown key": (top(proxies={}), "proxies:", "proxies"),
     "unknown key deeper": (policy(egres="default"), "egres:", "egres"),
     "egress IP twice": (egress(name="lax-1"), "name: lax-1", "lax-1"),
@@ -92,7 +92,7 @@ WRONG: dict[str, tuple[Edit, str, str]] = {
 def commands(
     idle: LabGateway, running: LabGateway, text: str | bytes
 ) -> dict[str, subprocess.CompletedProcess[str]]:
-    """The file through `check`, `run` and `reload`, side by side."""
+    """Run `check`, `run` and `reload` on the file in parallel."""
     content = text.encode() if isinstance(text, str) else text
     for gateway in (idle, running):
         gateway.config.write_bytes(content)
@@ -110,7 +110,7 @@ def both(idle: LabGateway, running: LabGateway) -> dict[str, subprocess.Complete
 
 @contextlib.contextmanager
 def untouched(*gateways: LabGateway) -> Iterator[None]:
-    """Fails if the kernel's state or that of a daemon changed."""
+    """Assert that neither the gateways' kernel state nor their daemons changed."""
     before = [snapshot(gateway.lab.gw) for gateway in gateways]
     yield
     for gateway, was in zip(gateways, before, strict=True):
@@ -218,7 +218,7 @@ def test_not_being_root_is_said(idle: LabGateway, running: LabGateway, verb: str
             done = gateway.lab.gw.run(*NOBODY, *plain, check=False)
             assert "Traceback" not in done.stderr
             if gateway is idle and verb in ("status", "flows", "reload"):
-                # That there is nothing may be seen by anybody.
+                # Every user may learn that no enforcer runs.
                 assert done.returncode == (verb != "status")
                 assert "root" not in done.stderr
                 continue
@@ -236,8 +236,8 @@ def test_another_namespace_is_not_for_everybody(running: LabGateway) -> None:
 
 # --- kernels
 
-# seccomp(2) makes bpf(2) answer as a kernel without CONFIG_BPF_SYSCALL does (include/uapi/linux/seccomp.h,
-# bpf_common.h, audit numbers of this architecture from the libc).
+# seccomp(2) makes bpf(2) fail as on a kernel without CONFIG_BPF_SYSCALL (include/uapi/linux/seccomp.h,
+# bpf_common.h; the architecture's audit number is from the libc).
 WITHOUT_BPF = """
 import ctypes, os, platform, struct, sys
 number = {"x86_64": 321, "aarch64": 280}[platform.machine()]
@@ -283,7 +283,7 @@ def test_looking_on_a_kernel_without_bpf(running: LabGateway) -> None:
 
 
 def test_capabilities_of_a_user_namespace_are_not_enough(idle: LabGateway, tmp_path: Path) -> None:
-    """Root in a user namespace may write nftables and addresses there, and may not load programs."""
+    """Root in a user namespace may change nftables and addresses there, but may not load programs."""
     config = tmp_path / "enforcer.yaml"
     config.write_text(dump(idle.lab.config()))
     look = "nft list ruleset; ip address; ip -6 route show table all; tc qdisc; sysctl -a 2>&- | grep forward"

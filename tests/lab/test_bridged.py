@@ -1,7 +1,7 @@
-"""Bridges on both sides whose packets netfilter sees as they cross the bridge (bridge-nf-call-iptables).
+"""Tests of bridges on both sides whose packets pass netfilter on the bridge (bridge-nf-call-iptables).
 
-Docker, Kubernetes and libvirt switch that on. Then prerouting's chains are done with a packet before the
-bridge's own programs at TC see it, and fragments are whole.
+Docker, Kubernetes and libvirt enable that setting. The prerouting chains then run before the bridge's own
+programs at TC see the packet, and fragments are reassembled.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_refusals_are_answered_at_once(enforced: LabGateway, family: int, kind: 
 
 @families
 def test_a_mark_that_others_set_on_the_bridge(enforced: LabGateway, family: int) -> None:
-    """It is there when the route is asked for: what a rule sends another way is decided for that way."""
+    """The route look-up includes the mark: a packet that a rule reroutes is decided for that route."""
     lab = enforced.lab
     if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 10):
         pytest.skip("this kernel's programs cannot ask for the route of a mark")
@@ -99,7 +99,7 @@ def test_a_mark_that_others_set_on_the_bridge(enforced: LabGateway, family: int)
             pytest.raises(TimeoutError),
         ):
             udp_ask(lab.client, ORIGIN2[family], timeout=0.5)
-        assert set(seen.sources()) == {CLIENT[family]}  # to another inside network: none of ours
+        assert set(seen.sources()) == {CLIENT[family]}  # an inside network: untranslated
         now = packets(enforced)
         assert now["inside"] > before["inside"]
         assert now["astray"] == before["astray"]
@@ -113,7 +113,7 @@ def test_a_mark_that_others_set_on_the_bridge(enforced: LabGateway, family: int)
 @families
 @pytest.mark.parametrize("size", [1000, 4000, 60000])
 def test_large_datagrams(enforced: LabGateway, family: int, size: int) -> None:
-    """Both ways, and what is too large without fragments is answered as ever."""
+    """Fragments pass in both directions."""
     lab = enforced.lab
     with (
         lab.origin1.socket(family_of(ORIGIN1[family]), socket.SOCK_DGRAM) as server,

@@ -1,4 +1,4 @@
-"""Which address traffic leaves from, row by row: as the origin saw it and as `explain` foretold it."""
+"""Tests of the source address of all kinds of traffic: the origin sees what `explain` predicts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from lab.topology import (
     Lab,
 )
 
-ELSEWHERE = {4: "198.18.2.66", 6: "2001:db8:a2::66"}  # on origin2's link, nobody there
+ELSEWHERE = {4: "198.18.2.66", 6: "2001:db8:a2::66"}  # on origin2's link, not assigned to a host
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def by_quic(client: Namespace, address: str, port: int) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A connection, and where it must leave from: an egress IP's addresses, or None for the nearest."""
+    """A connection and its expected source: an egress IP's addresses, or None for the nearest egress IP."""
 
     ask: Callable[[Namespace, str, int], str]
     origin: dict[int, str]
@@ -233,7 +233,7 @@ def test_clients_without_a_policy_are_spread_and_each_stays(enforced: LabGateway
 
 
 def take(gateway: LabGateway, egress: dict[int, str], family: int) -> None:
-    """Somebody removes an egress address behind the enforcer's back."""
+    """Remove an egress address without the enforcer."""
     if family == 4:
         gateway.lab.gw.ip(f"addr del {egress[4]}/32 dev out0")
     else:
@@ -243,14 +243,14 @@ def take(gateway: LabGateway, egress: dict[int, str], family: int) -> None:
 def give(gateway: LabGateway, egress: dict[int, str], family: int) -> None:
     if family == 4:
         gateway.lab.gw.ip(f"addr add {egress[4]}/32 dev out0")
-        # Its neighbours may have given up on it meanwhile.
+        # The neighbour's entry may have failed meanwhile.
         gateway.lab.net.ip(f"neigh flush to {egress[4]} dev gw0")
     else:
         gateway.lab.gw.ip(f"route add local {egress[6]} dev lo table local")
 
 
 def follows(gateway: LabGateway, address: str, port: int, source_ip: str | None) -> None:
-    """The program's next verdict is this address (None: none); at once, so polled and not slept for."""
+    """Wait until the verdict has this source address (None: no address)."""
     wait_for(
         lambda: foretold(gateway, address, "tcp", port)["source_ip"] == source_ip,
         f"{address} port {port} from {source_ip}",
@@ -272,7 +272,7 @@ def test_a_client_moves_when_its_address_goes_and_then_stays(enforced: LabGatewa
     wait_for(lambda: egresses(enforced)["lax-1"]["available"] and egresses(enforced)["lax-2"]["available"])
     assert tcp_ask(client, ORIGIN2[family]).address == leaves_from(other, family)
     assert udp_ask(client, ORIGIN2[family]).address == leaves_from(other, family)
-    # Back to where it was, for whoever comes next.
+    # Move the client back to its first egress IP for the following tests.
     take(enforced, other, family)
     follows(enforced, ORIGIN2[family], 9000, before)
     tcp_ask(client, ORIGIN2[family])
@@ -299,7 +299,7 @@ def test_a_removed_address_makes_way_for_the_fallback_and_comes_back(
             lax1 = egresses(enforced)["lax-1"]
             assert (lax1["available_ipv4"], lax1["available_ipv6"]) == (family == 6, family == 4)
             assert not lax1["available"]
-            # One family's address says nothing of the other's.
+            # The availability of one family's address does not depend on the other's.
             other = 10 - family
             Row(by_tcp, ORIGIN1, 9000, "policy", LAX1, "bank").holds(enforced, other)
         finally:
@@ -382,7 +382,7 @@ def test_the_first_policy_in_precedence_decides(enforced: LabGateway, family: in
 def test_port_unreachable_reaches_the_client(
     enforced: LabGateway, family: int, origin: dict[int, str]
 ) -> None:
-    """The kernel gives an error to the socket that its inner header names: so that was translated back."""
+    """The kernel gives an error to the socket that its inner header names: that header is translated."""
     with UdpFlow(enforced.lab.client, origin[family], 9) as flow:
         with pytest.raises(ConnectionRefusedError):
             flow.ask()
@@ -430,7 +430,7 @@ def test_ttl_probes_walk_the_way(enforced: LabGateway, family: int) -> None:
 def test_a_clients_error_about_a_flow_leaves_with_the_flows_address(
     enforced: LabGateway, family: int
 ) -> None:
-    """RFC 5508, 4.2: the origin answers late, to a socket that is closed by then."""
+    """RFC 5508, 4.2: the origin answers late, to a client socket that is closed."""
     lab = enforced.lab
     before = packets(enforced)["icmp-error"]
     with closing(lab.origin1.socket(family_of(ORIGIN1[family]), socket.SOCK_DGRAM)) as late:
@@ -460,7 +460,7 @@ def test_between_inside_networks_nothing_is_touched(enforced: LabGateway, family
             assert tcp_ask(lab.client, CLIENT2[family], source=source).address == source
             assert udp_ask(lab.client, CLIENT2[family], source=source).address == source
         assert ping(lab.client, CLIENT2[family])
-        # DNS's port is nothing special here: a closed port answers as closed.
+        # Port 53 has no special role here: a closed port refuses.
         with pytest.raises(ConnectionRefusedError):
             tcp_ask(lab.client, CLIENT2[family], 53)
         with pytest.raises(ConnectionRefusedError):
@@ -481,7 +481,7 @@ def test_to_the_gateway_itself_nothing_is_touched(
             assert dig(lab.client, GATEWAY[family], "shop.lab", tcp=tcp) == [ORIGIN2[4]]
             assert services.gateway_resolver.queries()[-1] == (CLIENT[family], "shop.lab", "A")
         assert ping(lab.client, GATEWAY[family])
-        # The gateway's address on another link, and the shared one, are its own too.
+        # The gateway's address on another link and the shared address are the gateway's own, too.
         assert ssh_banner(lab.client, SHARED[family]).startswith("SSH-2.0")
         assert services.sshd.seen()[-1].address == CLIENT[family]
 
@@ -498,14 +498,14 @@ def test_from_the_gateway_itself_nothing_is_touched(
         assert quic_ask(lab.gw, ORIGIN1[family]).address == SHARED[family]
         assert tcp_ask(lab.gw, CLIENT2[family]).address == ("10.0.2.1" if family == 4 else "fd00:2::1")
         assert ping(lab.gw, ORIGIN1[family])
-    # Its resolver asks upstream from its own address.
+    # The gateway's resolver queries upstream from the gateway's own address.
     assert {asker for asker, _, _ in services.resolver.queries()} <= {SHARED[4], SHARED[6]}
 
 
 @pytest.mark.rfc5382_req9
 @families
 def test_unreachable_destinations_answer_as_a_router_does(enforced: LabGateway, family: int) -> None:
-    """A flow that dies behind us is given back; the internet's errors reach the client."""
+    """A flow to an unreachable destination gives its count back; ICMP errors reach the client."""
     with pytest.raises(OSError, match=r"No route|unreachable|timed out") as failure:
         tcp_ask(enforced.lab.client, ELSEWHERE[family], timeout=10)
     assert fate(failure.value) == "prohibited"  # EHOSTUNREACH, from the internet's router

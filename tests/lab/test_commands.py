@@ -1,4 +1,4 @@
-"""The commands, as a person or a script calls them, on a gateway with traffic."""
+"""Tests of the commands, as a user or a script calls them, on a gateway with traffic."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, PRIVATE, SHARED, Lab
 
 families = pytest.mark.parametrize("family", [4, 6])
-LIMIT = 40  # within reach of sockets, and beyond what the datagrams of all tests here leave behind
+LIMIT = 40  # within the reach of sockets, and more than the UDP flows that all tests here leave
 
-# The contract's fields; more may follow them.
+# The fields that the specification names; more may follow them.
 FIELDS = {
     "status": "state since location interfaces proxy egress_ips policies flows refused leaks_prevented "
     "daemon_pid versions config_file applied fast_path not_attached half_done tables",
@@ -55,7 +55,7 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def gateway(lab: Lab, services: Services) -> Iterator[LabGateway]:
-    """One daemon for this module, with a limit that can be reached."""
+    """One daemon for this module, with a limit that a test can reach."""
     running = LabGateway(lab, lab.config(limits={"connections_per_origin": LIMIT})).start()
     yield running
     running.stop()
@@ -64,7 +64,7 @@ def gateway(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 @pytest.fixture
 def traffic(lab: Lab, gateway: LabGateway) -> Iterator[None]:
-    """Something of everything: live connections, refusals, shared and untouched traffic, both families."""
+    """Every kind of traffic in both families: live connections, refusals, shared and untouched traffic."""
     with contextlib.ExitStack() as held:
         for family in (4, 6):
             held.enter_context(Session(lab.client, ORIGIN1[family]))
@@ -81,7 +81,7 @@ def arguments(noun: str) -> tuple[str, ...]:
 
 
 def fate_of(attempt: Callable[[], object]) -> str:
-    """What became of it, in one word; "answered" if nothing went wrong."""
+    """The result of an attempt in one word; "answered" if it succeeds."""
     try:
         attempt()
     except OSError as error:
@@ -175,7 +175,7 @@ def test_looking_loads_neither_compiler_nor_validator(gateway: LabGateway, noun:
     assert execute(argv).stderr.splitlines()[-1] == "heavy:"
 
 
-# --- where a command looks
+# --- where a command reads the gateway's state
 
 
 def test_another_namespace_and_none(lab: Lab, gateway: LabGateway) -> None:
@@ -198,9 +198,9 @@ def test_another_namespace_and_none(lab: Lab, gateway: LabGateway) -> None:
 
 @pytest.mark.usefixtures("traffic")
 def test_from_within_the_namespace_the_gateway_looks_the_same(lab: Lab, gateway: LabGateway) -> None:
-    """ip-netns-exec(8) hides the machine's /sys, and with it the pins, behind another one."""
+    """ip-netns-exec(8) mounts another /sys over the machine's, which hides the pins."""
     enforcer = [sys.executable, "-m", "enforcer"]
-    # A flow that is not used any more is on the fast path for seconds.
+    # An idle flow stays on the fast path for seconds.
     outside = {**gateway.json("status"), "fast_path": None}
     for enter in (["ip", "netns", "exec", lab.gw.name], ["nsenter", f"--net={lab.gw.path}"]):
         inside = json.loads(execute([*enter, *enforcer, "status", "--json"]).stdout)
@@ -311,7 +311,7 @@ def test_explain_foretells_what_happens(lab: Lab, gateway: LabGateway, family: i
     table = itertools.product(origins, ("tcp", "udp"), PORTS, (CLIENT, CLIENT2))
     for origin, protocol, port, client in table:
         if protocol == "udp" and port == 80:
-            continue  # nobody answers there
+            continue  # no server listens there
         source = client[family]
         namespace = lab.client if client is CLIENT else lab.client2
         foretold = ask_explain(gateway, source, origin[family], protocol, port)
@@ -396,11 +396,11 @@ def test_looking_changes_nothing(lab: Lab, gateway: LabGateway, traffic: None) -
 
 
 def settled(gateway: LabGateway) -> dict[str, Any]:
-    """All counts; what the kernel does by itself (neighbours, routers) left out."""
+    """All counts but those of the kernel's own packets (neighbour discovery, routers)."""
     quiet = {"local", "not-ip"}
     return {
         "reasons": [row for row in gateway.json("reasons") if row["reason"] not in quiet],
-        # Datagrams' flows end by themselves meanwhile.
+        # UDP flows end meanwhile.
         "origins": [{**row, "closed": 0} for row in gateway.json("origins") if row["protocol"] == "tcp"],
         "flows": sorted(
             (row["client_ip"], row["client_port"], row["origin_ip"], row["origin_port"], row["packets"])

@@ -1,4 +1,4 @@
-"""What we count is what conntrack holds, after any workload."""
+"""Tests of the counts: after any workload they equal conntrack's."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def key(family: int, port: int, protocol: str = "tcp") -> Origin:
 
 @contextlib.contextmanager
 def meddling(lab: Lab, role: str, hook: str, rule: str) -> Iterator[None]:
-    """Somebody else's rule, in a table of its own."""
+    """A rule of other software, in a table of its own."""
     namespace = lab.namespaces[role]
     namespace.run(
         "nft",
@@ -79,7 +79,7 @@ def test_mixed_requests(enforced: LabGateway, family: int) -> None:
         url(ORIGIN2[family]),
         url(ORIGIN2[family], 8443, "https"),
         url(ORIGIN2[family], 8081),
-        url(ORIGIN2[family], 8082),  # refused by us
+        url(ORIGIN2[family], 8082),  # refused by the enforcer
         url(ORIGIN2[family], 9),  # refused by the origin
     ]
     numbers = "\n".join(random.Random(family).choices(urls, k=150))
@@ -87,7 +87,7 @@ def test_mixed_requests(enforced: LabGateway, family: int) -> None:
         "xargs", "-P", "8", "-n", "1", "curl", "-gks", "-m", "5", "-o", "/dev/null",
         text=numbers, check=False,
     )  # fmt: skip
-    # Several on one connection, too.
+    # curl also sends several requests on one connection.
     lab.client.run("curl", "-gks", "--parallel", *urls[:5] * 4, check=False)
     for server in (ORIGIN1, RESOLVER):
         udp_ask(lab.client, ORIGIN1[family], 53)
@@ -110,14 +110,14 @@ def test_connections_that_end_each_in_its_way(enforced: LabGateway, family: int)
         holders.close(50)
         holders.reset(50)
         assert sum(agree(enforced)[each] for each in of_clients(family)) == 450  # 50 are half-closed
-        assert hammer.count() == 400  # and now closed on this side too
+        assert hammer.count() == 400  # the client closes the half-closed ones, too
         assert sum(agree(enforced)[each] for each in of_clients(family)) == 400
         assert hammer.probe().answered == 400
     assert sum(agree(enforced)[each] for each in of_clients(family)) == 0
 
 
 def of_clients(family: int, port: int = PORT, protocol: str = "tcp") -> set[Origin]:
-    """The keys of all of a client's addresses: one in IPv4."""
+    """The limit's keys for all addresses of a client; in IPv4 they are the same key."""
     return {
         Origin(leaves_from(LAX1, family, source), protocol, ORIGIN1[family], port)
         for source in client_sources(family)
@@ -126,7 +126,7 @@ def of_clients(family: int, port: int = PORT, protocol: str = "tcp") -> set[Orig
 
 @families
 def test_a_storm_of_opening_and_closing(enforced: LabGateway, family: int) -> None:
-    """Both sides at once, so that FIN and RST cross on their way."""
+    """Both sides close at once, so FIN and RST segments cross."""
     lab = enforced.lab
     stop = threading.Event()
     with (
@@ -173,7 +173,7 @@ def test_simultaneous_close(enforced: LabGateway, family: int) -> None:
                     thread.start()
                 for thread in threads:
                     thread.join()
-    # The last FIN may be on its way yet, and conntrack's count is then as ours.
+    # The last FIN may be in flight, and both counts still include its connection.
     wait_for(lambda: agree(enforced)[key(family, PORT)] == 0, "the end of all connections")
 
 
@@ -203,7 +203,7 @@ def test_half_open_connections(enforced: LabGateway, family: int) -> None:
         assert agree(enforced)[key(family, DEAF_PORT)] == 40
         for attempt in sockets:
             attempt.close()
-        assert agree(enforced)[key(family, DEAF_PORT)] == 40  # until conntrack gives up on them
+        assert agree(enforced)[key(family, DEAF_PORT)] == 40  # until conntrack's timer expires
 
 
 @families
@@ -217,7 +217,7 @@ def test_udp(enforced: LabGateway, family: int) -> None:
     ):
         assert hammer.open(300).opened == 300
         assert sum(agree(enforced)[each] for each in of_clients(family, PORT, "udp")) == 300
-        # Closing a UDP socket tells nobody; a closed port's answer doesn't end a flow either.
+        # Closing a UDP socket sends no packet, and a closed port's ICMP error does not end a flow.
         hammer.close(100)
         for _ in range(5):
             with UdpFlow(lab.client, ORIGIN1[family], 9) as flow, pytest.raises(ConnectionRefusedError):
@@ -232,12 +232,12 @@ def test_udp(enforced: LabGateway, family: int) -> None:
 @families
 @pytest.mark.parametrize("end", ["close", "reset", "origin"])
 def test_a_port_is_used_again(enforced: LabGateway, family: int, end: str) -> None:
-    """The same client port to the same origin, while conntrack still remembers the one before."""
+    """The same client port to the same origin while conntrack still holds the connection before."""
     lab = enforced.lab
     before = 0
     with contextlib.suppress(AssertionError):
         before = row_of(enforced, key(family, PORT))["total"]
-    number = 0  # whichever is free at first
+    number = 0  # 0: the kernel chooses a free port for the first connection
     for _ in range(8):
         with contextlib.closing(lab.origin1.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)) as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -255,7 +255,7 @@ def test_a_port_is_used_again(enforced: LabGateway, family: int, end: str) -> No
             if end == "reset":
                 first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             first.close()
-            # Its own end must not cross the other's: it would reach the next connection from that port.
+            # Both ends must not cross: the second FIN or RST would reach the next connection from that port.
             if end == "reset":
                 with pytest.raises(ConnectionResetError):
                     second.recv(1)
@@ -263,7 +263,7 @@ def test_a_port_is_used_again(enforced: LabGateway, family: int, end: str) -> No
                 assert second.recv(1) == b""
             second.close()
             wait_for(lambda: agree(enforced)[key(family, PORT)] == 0, "the connection's end")
-        # The client's own TIME_WAIT would hinder it, not the gateway's.
+        # Removes the client's own TIME_WAIT socket, which blocks the port.
         with contextlib.suppress(OSError):
             lab.client.run("ss", "-K", "sport", str(number), check=False)
     assert row_of(enforced, key(family, PORT))["total"] == before + 8
@@ -272,7 +272,7 @@ def test_a_port_is_used_again(enforced: LabGateway, family: int, end: str) -> No
 @families
 def test_refused_ports_are_tried_again_from_the_same_port(enforced: LabGateway, family: int) -> None:
     lab = enforced.lab
-    # One that no other connection has: all ports from 1024 on are given to clients that name none.
+    # A free port: the kernel may assign any port from 1024 on to a socket that binds none.
     with contextlib.closing(lab.client.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)) as free:
         free.bind((CLIENT[family], 0))
         port = free.getsockname()[1]
@@ -280,7 +280,7 @@ def test_refused_ports_are_tried_again_from_the_same_port(enforced: LabGateway, 
         with pytest.raises(ConnectionRefusedError):
             Session(lab.client, ORIGIN1[family], 9, CLIENT[family], source_port=port)
         agree(enforced)
-    # Then somebody listens, within the ten seconds that conntrack remembers the refusals.
+    # A server listens on the port within the ten seconds that conntrack keeps the refused connections.
     with contextlib.closing(lab.origin1.socket(family_of(CLIENT[family]), socket.SOCK_STREAM)) as server:
         server.bind((ORIGIN1[family], 9))
         server.listen()
@@ -340,9 +340,9 @@ def test_an_answered_flow_that_is_cut_off_stays_counted_as_conntrack_has_it(
 def test_segments_out_of_the_window_end_no_count(
     enforced: LabGateway, services: Services, family: int, knowing: bool
 ) -> None:
-    """conntrack, being liberal, believes them; the connection lives, and so does its count.
+    """conntrack, being liberal, accepts such segments; the connection lives, and its count stays.
 
-    A client might else end its connection for us alone, and have one more than the limit allows.
+    Otherwise a client could end its connection for the enforcer alone and exceed the limit by one.
     """
     lab = enforced.lab
     with (
@@ -379,7 +379,7 @@ def test_segments_out_of_the_window_end_no_count(
 def test_connections_that_conntrack_was_made_to_forget(
     enforced: LabGateway, services: Services, family: int
 ) -> None:
-    """An administrator's `conntrack -D`: whatever becomes of the connection, it is counted once or not."""
+    """An administrator's `conntrack -D`: each connection, live or broken, is counted at most once."""
     lab = enforced.lab
     sessions = [Session(lab.client, ORIGIN1[family]) for _ in range(5)]
     quiet = [UdpFlow(lab.client, ORIGIN1[family]) for _ in range(5)]
@@ -415,9 +415,9 @@ def test_an_origin_that_vanishes_and_comes_back(
 
 @families
 def test_a_client_cannot_speak_for_the_origin(enforced: LabGateway, family: int) -> None:
-    """A reset from inside with the origin's address and the right numbers gives nothing back."""
+    """A reset from inside with the origin's address and exact numbers gives no count back."""
     lab = enforced.lab
-    # So that the gateway does not turn it away by itself.
+    # Otherwise the kernel's rp_filter drops the reset before the program's check.
     lab.gw.sysctls({"net.ipv4.conf.all.rp_filter": 0, "net.ipv4.conf.in0.rp_filter": 0})
     with Session(lab.client, ORIGIN1[family]) as session:
         before = counted(enforced)[key(family, 9000)]

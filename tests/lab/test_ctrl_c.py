@@ -1,4 +1,4 @@
-"""Ctrl-C while the daemon works for a command: all of it or nothing, and the command says which."""
+"""Tests of Ctrl-C while the daemon works for a command: all or nothing changes, as the command reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lab.gateway import LabGateway
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, Lab
 
-MANY = 25_000  # of both families; more than 1 MiB, so that a process of its own loads them
+MANY = 25_000  # of both families; more than 1 MiB, so a separate process loads them
 NOTHING = "error: interrupted: nothing has changed\n"
 
 
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_sessions(enforced: LabGateway) -> None:
-    """No client has a session."""
+    """Remove all sessions."""
     found = [row["client"] for row in enforced.json("sessions")]
     for some in range(0, len(found), 2000):
         enforced.run("session", "remove", *found[some : some + 2000])
@@ -63,7 +63,7 @@ def begin(gateway: LabGateway, *arguments: str) -> subprocess.Popen[str]:
 
 
 def is_asking(process: subprocess.Popen[str]) -> bool:
-    """Whether the command is connected to the daemon, as proc(5), /proc/net/unix, says; it has asked then."""
+    """Whether the command is connected to the daemon's socket (proc(5), /proc/net/unix)."""
     place = Path(f"/proc/{process.pid}")
     with suppress(FileNotFoundError):
         links = {str(path.readlink()) for path in (place / "fd").iterdir()}
@@ -102,7 +102,7 @@ def test_before_the_daemon_has_begun(enforced: LabGateway, file: Path) -> None:
 
 
 def test_a_second_time(enforced: LabGateway, file: Path) -> None:
-    """The request is taken back, and its answer not waited for: the daemon does not go on with it."""
+    """The second Ctrl-C ends the wait for the answer; the daemon does not execute the request."""
     with stopped(pid_of(enforced)):
         process = begin(enforced, "session", "load", str(file))
         wait_for(lambda: is_asking(process))
@@ -112,14 +112,14 @@ def test_a_second_time(enforced: LabGateway, file: Path) -> None:
         code, said, complained = end_of(process)
     assert (code, said) == (1, "")
     assert complained.startswith("error: interrupted: the daemon was asked to take back `session load`\n")
-    enforced.json("dns")  # it has had its turn
+    enforced.json("dns")  # the daemon has handled the earlier request by then
     assert count(enforced) == 0
     assert not list(Instance(enforced.lab.gw.cookie()).directory.glob("sessions-*"))
 
 
 @pytest.mark.parametrize("question", ["status", "dns"])
 def test_a_question(enforced: LabGateway, question: str) -> None:
-    """Nothing is under way that could go on; what it would have shown is not shown."""
+    """A query changes nothing, and an interrupted query prints nothing."""
     with stopped(pid_of(enforced)):
         process = begin(enforced, question)
         wait_for(lambda: is_asking(process))
@@ -128,7 +128,7 @@ def test_a_question(enforced: LabGateway, question: str) -> None:
 
 
 def test_while_another_change_is_under_way(enforced: LabGateway, file: Path) -> None:
-    """It waits for its turn, and is taken out of the queue at once."""
+    """The request waits for the reload; the interruption removes it from the queue at once."""
     reload = begin(enforced, "reload")
     process = begin(enforced, "session", "load", str(file))
     wait_for(lambda: is_asking(process))
@@ -140,7 +140,7 @@ def test_while_another_change_is_under_way(enforced: LabGateway, file: Path) -> 
 
 
 def test_when_the_first_are_in_force(enforced: LabGateway, file: Path) -> None:
-    """Too late: it loads all of them, and says so."""
+    """Too late to interrupt: the command loads all sessions and reports that."""
     process = begin(enforced, "session", "load", str(file))
     wait_for(lambda: count(enforced) > 0)
     process.send_signal(signal.SIGINT)
@@ -155,7 +155,7 @@ def test_at_whatever_moment(enforced: LabGateway, file: Path, after: float) -> N
     process.send_signal(signal.SIGINT)
     code, said, complained = end_of(process)
     assert "Traceback" not in complained
-    if code:  # the interpreter may not have come to the command yet
+    if code:  # the signal may arrive before the interpreter reaches the command
         assert said == ""
         assert complained in (NOTHING, "\nAborted!\n") or code == -signal.SIGINT
     time.sleep(1)
@@ -180,7 +180,7 @@ def test_while_it_reads_standard_input(enforced: LabGateway) -> None:
 
 @families
 def test_one_session(enforced: LabGateway, family: int) -> None:
-    """Nothing can be taken back here, and nothing else is said."""
+    """The daemon cannot take back a single session; the command reports that the daemon goes on."""
     lab = enforced.lab
     with stopped(pid_of(enforced)):
         process = begin(enforced, "session", "add", CLIENT[family], "--email", "ann@corp.example")
@@ -213,6 +213,6 @@ def test_a_reload(enforced: LabGateway, family: int) -> None:
 
 
 def leaves_by(lab: Lab, family: int, egress: dict[int, str]) -> bool:
-    """Whether the client's connections leave from this egress IP."""
+    """Whether the client's connections leave by this egress IP."""
     found = tcp_ask(lab.client, ORIGIN1[family]).address
     return found == egress[4] if family == 4 else found.startswith(egress[6].partition("/")[0])

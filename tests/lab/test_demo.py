@@ -1,4 +1,4 @@
-"""`make demo` as a user runs it: everything as it should be, readable in a file, nothing left behind."""
+"""Tests of `make demo` as a user runs it: every row as expected, readable in a file, no leftovers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("machine")
 
 
 class Demo:
-    """The demo as a process, and what it leaves on the machine."""
+    """The demo as a process, and its leftovers on the machine."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -38,18 +38,18 @@ class Demo:
         self.cookie = 0
 
     def learn_cookie(self) -> None:
-        """Wait for the lab's gateway, whose cookie names its pins and its state."""
+        """Wait until the lab's gateway exists; its cookie names its pins and its state."""
         gateway = Namespace(f"{self.prefix}-gw")
         deadline = time.monotonic() + PATIENCE
         while not self.cookie and time.monotonic() < deadline and self.process.poll() is None:
             try:
                 self.cookie = gateway.cookie()
-            except EnforcerError:  # not there yet
+            except EnforcerError:  # not created yet
                 time.sleep(0.05)
         assert self.cookie, self.process.communicate()
 
     def left(self) -> list[str]:
-        """Whatever is still there of it."""
+        """The demo's files, namespaces and processes that exist."""
         paths = [RUN_NETNS / f"{self.prefix}-{role}" for role in ROLES]
         paths += [STATE / self.prefix]
         paths += [Path(root) / f"{self.cookie:x}" for root in ("/run/enforcer", "/sys/fs/bpf/enforcer")]
@@ -97,7 +97,7 @@ def test_the_demo_shows_everything_as_it_should_be_and_leaves_nothing(demo: Demo
     ):
         assert shown in output
     assert "no packet left with an unplanned source" in output
-    # Readable in a file: no escape sequences, carriage returns or the like.
+    # Readable in a file: no escape sequences or carriage returns.
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", output)
     assert demo.left() == []
 
@@ -107,7 +107,7 @@ def test_an_interrupted_demo_leaves_nothing(demo: Demo, number: signal.Signals, 
     demo.learn_cookie()
     assert demo.process.stdout
     for line in demo.process.stdout:
-        if "TCP that policy bank matches" in line:  # the enforcer runs, traffic flows
+        if "TCP that policy bank matches" in line:  # the enforcer runs, and traffic passes
             break
     os.kill(demo.process.pid, number)
     _, errors = demo.process.communicate(timeout=PATIENCE)

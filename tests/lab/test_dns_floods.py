@@ -1,4 +1,4 @@
-"""What one client, or a daemon that hangs, does to others' DNS: nothing that they notice."""
+"""Tests of other clients' DNS look-ups during a client's flood of questions or while a daemon hangs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from lab.servers import Reporter
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, RESOLVER, Lab
 
 RATE = 300
-"""Questions a second of the flood, each with 64 addresses: twice what once stopped all DNS."""
+"""Questions a second of the flood, with 64 addresses per answer: twice the rate that once stopped all DNS."""
 VISITS = 60
 UNNOTICED = 0.5
-"""Seconds of a look-up at most, on a busy machine; without the mend they are seconds, or for ever."""
+"""Maximum seconds of a look-up on a busy machine; without flood protection it takes seconds or fails."""
 ZONE = "shop.lab"
 BYTES = 32 << 20
-"""What the facts may take: one client's share, the log, and what else there is."""
+"""Maximum size of the facts store: one client's share, the log, and the other facts."""
 
 
 def config(lab: Lab, **dns: object) -> Document:
@@ -64,7 +64,7 @@ def servers(lab: Lab) -> Iterator[None]:
 
 
 def talking(lab: Lab, role: str, *arguments: str) -> Program:
-    """A part of lab.dns_flood."""
+    """A process of lab.dns_flood."""
     name = f"dns-{arguments[0]}"
     program = Program(
         getattr(lab, role),
@@ -80,11 +80,11 @@ class Visits(NamedTuple):
     seen: set[str]
     slowest: float
     usual: float
-    """Of 95 in 100."""
+    """The 95th percentile."""
 
 
 def visit(lab: Lab, family: int, first: int) -> Visits:
-    """Another client looks up names that are in no cache, and connects to each at once."""
+    """Another client looks up names that no cache holds and connects to each at once."""
 
     def work() -> list[names.Visit]:
         with socket.socket(family_of(RESOLVER[family]), socket.SOCK_DGRAM) as server:
@@ -129,7 +129,7 @@ def test_a_flood_is_not_noticed_by_another_client(
                 f"under the flood {during.usual * 1e3:.1f} ms (slowest {during.slowest * 1e3:.0f} ms); "
                 f"facts {size / 1e6:.1f} MB"
             )
-        # Each first connection was decided by its name, so each name was learnt.
+        # Each first connection matched the policy of its name, so each name was learnt.
         assert during.seen == before.seen == {leaves_from(LAX1, family, CLIENT2[6])}
         assert during.usual < UNNOTICED
         assert size < BYTES
@@ -137,7 +137,7 @@ def test_a_flood_is_not_noticed_by_another_client(
 
 
 def look_up(lab: Lab, family: int, number: int) -> float | None:
-    """Seconds until the answer came; None: it did not."""
+    """The seconds until the answer; None without an answer."""
     with lab.client.socket(family_of(RESOLVER[family]), socket.SOCK_DGRAM) as server:
         server.settimeout(2.0)
         server.connect((RESOLVER[family], 53))
@@ -158,7 +158,7 @@ def test_a_daemon_that_hangs_where_answers_are_to_be_dropped(lab: Lab, servers: 
 
 
 def deadline_processes(daemon: int) -> list[int]:
-    """Of this daemon's children."""
+    """The deadline processes among this daemon's children."""
     found = []
     for children in Path(f"/proc/{daemon}/task").glob("*/children"):
         for pid in children.read_text(encoding="ascii").split():
@@ -181,7 +181,7 @@ def test_it_ends_with_the_daemon(lab: Lab, servers: None) -> None:
         assert not Path(f"/proc/{process}").exists()
 
 
-# These share an enforcer.
+# The following tests share an enforcer.
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A gateway that a later version has enforced, in the hands of this one."""
+"""Tests of a downgrade: this version's daemon and commands on a gateway that a later version has enforced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def state_file(lab: Lab) -> Path:
 
 
 def written(lab: Lab, change: Callable[[dict[str, Any]], None]) -> None:
-    """The state file as a later version writes it: as a whole."""
+    """Replace the state file atomically, as a later version does."""
     file = state_file(lab)
     content = json.loads(file.read_text())
     change(content)
@@ -43,7 +43,7 @@ def written(lab: Lab, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def unknown_keys(content: dict[str, Any]) -> None:
-    """In everything that a version may say more about; its format is the same."""
+    """Add keys that a later version may add in the same format."""
     content |= {"version": "9.1", "colour": "red", "layers": [{"depth": 3}]}
     content["config"] |= {"weather": {"wind": 3}}
     for part in (
@@ -71,7 +71,7 @@ def another_format(content: dict[str, Any]) -> None:
 
 @contextmanager
 def left_behind(lab: Lab, gateway: LabGateway, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """The later version's daemon has ended; everything is gone in the end, as if it had never been."""
+    """A gateway whose later daemon has ended; asserts that nothing is left at the end."""
     before = snapshot(lab.gw)
     gateway.start()
     gateway.stop()
@@ -88,7 +88,7 @@ def test_commands_pass_over_what_they_do_not_know(
     with left_behind(lab, gateway, change):
         for noun in NOUNS:
             if noun == "dns":
-                continue  # asks the daemon
+                continue  # needs the daemon
             for more in ((), ("--json",)):
                 done = gateway.run(*arguments(noun), *more)
                 assert "Traceback" not in done.stderr, noun
@@ -107,7 +107,7 @@ def test_the_daemon_takes_over(
     change: Callable[[dict[str, Any]], None],
     family: int,
 ) -> None:
-    """Live connections go on, and what the later version has to undo stays noted for it."""
+    """Live connections go on, and the later version's undo entries stay in the state file."""
     with left_behind(lab, gateway, lambda _: None):
         gateway.start()
         with Session(lab.client, ORIGIN1[family]) as session:
@@ -124,7 +124,7 @@ def test_the_daemon_takes_over(
 
 
 def test_another_format_is_one_message(lab: Lab, services: Services, gateway: LabGateway) -> None:
-    """From every command that needs the state; what is enforced stays so, until `down` takes it away."""
+    """Every command that needs the state reports it; the gateway stays enforced until `down`."""
     with left_behind(lab, gateway, another_format):
         content = state_file(lab).read_text()
         for command in (*(arguments(noun) for noun in NOUNS), ("run",), ("relearn",)):
@@ -144,7 +144,7 @@ def test_another_format_is_one_message(lab: Lab, services: Services, gateway: La
 
 
 def test_down_ends_the_later_versions_daemon(lab: Lab, gateway: LabGateway) -> None:
-    """Which would write its state again where `down` has put what it can read."""
+    """A daemon that lives on would write its state over the one that `down` reads."""
     before = snapshot(lab.gw)
     gateway.start()
     pid = gateway.pid
@@ -156,7 +156,7 @@ def test_down_ends_the_later_versions_daemon(lab: Lab, gateway: LabGateway) -> N
 
 
 def test_bytes_that_are_no_state(lab: Lab, services: Services, gateway: LabGateway) -> None:
-    """Every command reports that in one message; the daemon and `down` work without the file."""
+    """Every command reports it in one message; the daemon and `down` work without the file."""
     content = bytes(range(256))
     gateway.start()
     gateway.stop()

@@ -1,7 +1,7 @@
-"""What was learnt is dropped in the middle of transfers, whatever drops it: they go on, byte by byte.
+"""Tests of invalidation by every kind of event in the middle of transfers, which go on byte by byte.
 
-Both families at once, each in both directions. What was learnt has just been learnt when something happens,
-and would be good for four seconds: packets that take the new way before were told of it.
+Transfers run in both families and both directions. The entries are fresh when the event occurs and valid for
+four seconds: a packet that takes the new path earlier proves the invalidation.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from lab.gateway import LabGateway
 from lab.netns import Namespace, execute, veth
 from lab.topology import GATEWAY, HOSTS, ORIGIN1, ORIGIN2, SHARED, Lab
 
-# In each family and direction: a gigabyte in all for what a gateway has to bear in such a transfer.
+# Bytes in each family and direction: MANY makes a gigabyte in all, for tests with many events.
 MANY, SOME = 1 << 28, 1 << 25
 AT_ONCE = fast_path.LIFETIME / 2
-NEXT = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}  # the router on out0, and on out1
+NEXT = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}  # the router's addresses on out0; NEXT1: on out1
 NEXT1 = {4: "198.19.0.254", 6: "2001:db8:fffe::fe"}
 TO_ORIGIN2 = {4: "198.18.2.0/24", 6: "2001:db8:a2::/64"}
 
 
 @pytest.fixture(scope="module")
 def lab(machine: None) -> Iterator[Lab]:
-    """Two ways out: origin2 is behind out1."""
+    """A lab with two uplinks; origin2 is behind out1."""
     with Lab(f"lab{os.getpid()}-events", outside=2) as built:
         yield built
 
 
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[LabGateway]:
-    """The policy of origin2's port 7100 is that of the nearest egress IP."""
+    """Port 7100 of the transfers matches no policy at origin2: they leave by the nearest egress IP."""
     with running(lab) as enforced:
         yield enforced
 
@@ -54,9 +54,9 @@ def gateway(lab: Lab) -> Iterator[LabGateway]:
 def transfers(
     gateway: LabGateway, origin: str, addresses: dict[int, str], least: int = MANY
 ) -> Iterator[list[Transfer]]:
-    """One in each family, on the fast path; at the end each must have arrived, and the counts be right."""
+    """One transfer in each family, on the fast path; at the end all bytes must arrive and counts agree."""
     lab = gateway.lab
-    # A transfer that failed was reset, which conntrack may not have believed.
+    # A failed transfer ends with a reset, which conntrack may not have accepted.
     lab.gw.run("conntrack", "-F")
     with ExitStack() as stack:
         pair = [
@@ -78,7 +78,7 @@ def rows_of(gateway: LabGateway, pair: list[Transfer]) -> list[dict[str, Any]]:
 
 
 def on_fast_path(gateway: LabGateway, pair: list[Transfer]) -> None:
-    """Wait until packets of both take it, from now on."""
+    """Wait until packets of both transfers take the fast path from now on."""
     before = {row["client_ip"]: row["fast_packets"] for row in rows_of(gateway, pair)}
 
     def taken() -> bool:
@@ -100,11 +100,11 @@ def generation(gateway: LabGateway) -> int:
 
 @contextmanager
 def stale_at_once(gateway: LabGateway, pair: list[Transfer], *, fresh: bool = True) -> Iterator[None]:
-    """Whatever happens in here makes all stale; before, if ``fresh``, everything is learnt anew."""
+    """The block must invalidate all entries at once; with ``fresh`` all are learnt again before it."""
     if fresh:
         gateway.run("relearn")
         on_fast_path(gateway, pair)
-    # The daemon may have been told late of what came before.
+    # The daemon may still have to handle earlier events.
     time.sleep(0.3)
     before = generation(gateway)
     yield
@@ -112,13 +112,13 @@ def stale_at_once(gateway: LabGateway, pair: list[Transfer], *, fresh: bool = Tr
 
 
 def ends(counted: Callable[[], int], what: str) -> None:
-    """A count doesn't grow any more, long before what was learnt would have expired."""
+    """Assert that a count stops growing long before the entries would have expired."""
     deadline = time.monotonic() + AT_ONCE
     before = counted()
     while True:
         time.sleep(0.2)
         after = counted()
-        # A neighbour may be asked for now and then.
+        # Neighbour discovery may add a few packets.
         if after - before <= 4:
             return
         assert time.monotonic() < deadline, f"{what}: {after - before} packets more"
@@ -138,7 +138,7 @@ def _statistics(interface: str) -> int:
     raise AssertionError(f"no interface {interface}")
 
 
-# --- by hand
+# --- by command
 
 
 def test_relearn_by_hand(gateway: LabGateway) -> None:
@@ -151,7 +151,7 @@ def test_relearn_by_hand(gateway: LabGateway) -> None:
 
 
 def test_the_fast_path_is_switched_off_and_on_live(gateway: LabGateway) -> None:
-    """At once, with nothing lost, and nothing else is touched."""
+    """The switch takes effect at once, loses no packet and changes nothing else."""
     with transfers(gateway, "origin1", ORIGIN1, SOME) as pair:
         config = gateway.lab.config(fast_path=False)
         gateway.write(config)
@@ -160,7 +160,7 @@ def test_the_fast_path_is_switched_off_and_on_live(gateway: LabGateway) -> None:
         assert look(gateway, fast_path) == {"on": False, "flows": 0}
         off = rows_of(gateway, pair)
         assert {row["path"] for row in off} == {"kernel"}
-        # Events switch nothing on.
+        # Events do not switch the fast path on.
         gateway.lab.gw.ip("route add 192.0.2.0/24 dev out0", "route del 192.0.2.0/24 dev out0")
         assert gateway.run("relearn").stdout == "the fast path is off: it has no entries\n"
         time.sleep(0.3)
@@ -179,7 +179,7 @@ def test_the_fast_path_is_switched_off_and_on_live(gateway: LabGateway) -> None:
 
 
 def test_a_route_leads_elsewhere(gateway: LabGateway) -> None:
-    """In the main table, and by a rule that asks another one; and back."""
+    """Covers routes in the main table and a rule that selects another table, there and back."""
     lab = gateway.lab
     with transfers(gateway, "origin2", ORIGIN2) as pair:
         changes = [
@@ -199,7 +199,7 @@ def test_a_route_leads_elsewhere(gateway: LabGateway) -> None:
 
 
 def test_an_event_is_heeded_while_a_reload_is_under_way(gateway: LabGateway) -> None:
-    """However long that takes: the process that applies the file is stopped in the middle."""
+    """The test stops the process that applies the file in the middle of the reload."""
     lab = gateway.lab
     with transfers(gateway, "origin2", ORIGIN2, SOME) as pair, ThreadPoolExecutor(1) as pool:
         gateway.run("relearn")
@@ -216,7 +216,7 @@ def test_an_event_is_heeded_while_a_reload_is_under_way(gateway: LabGateway) -> 
 
 
 def children(gateway: LabGateway) -> list[int]:
-    """The processes that the daemon has started."""
+    """The daemon's child processes."""
     return [int(pid) for pid in Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()]
 
 
@@ -224,7 +224,7 @@ def children(gateway: LabGateway) -> list[int]:
 
 
 def test_somebody_forbids_it(gateway: LabGateway) -> None:
-    """In a table of his own, which the fast path knows nothing of; when it is gone they go on."""
+    """The rule is in a table of other software, which the fast path does not evaluate."""
     lab = gateway.lab
     rules = f"""table inet others {{
         chain forward {{
@@ -250,7 +250,7 @@ def mac_of(namespace: Namespace, interface: str) -> str:
 
 @pytest.mark.parametrize(("who", "interface"), [("net", "gw0"), ("client", "eth0")])
 def test_a_neighbour_has_another_mac(gateway: LabGateway, who: str, interface: str) -> None:
-    """As when a standby router takes over: it tells so itself (gratuitous ARP, unsolicited advertisement)."""
+    """The neighbour announces its new address itself, as a standby router does after a takeover."""
     lab = gateway.lab
     namespace = lab.namespaces[who]
     namespace.sysctls(
@@ -271,7 +271,7 @@ def test_a_neighbour_has_another_mac(gateway: LabGateway, who: str, interface: s
 
 
 def test_a_neighbour_is_forgotten(gateway: LabGateway) -> None:
-    """It is asked for at once, as without the fast path."""
+    """The gateway resolves the neighbour at once, as without the fast path."""
     lab = gateway.lab
     with transfers(gateway, "origin1", ORIGIN1, SOME) as pair:
         for family, router in NEXT.items():
@@ -290,7 +290,7 @@ def test_a_neighbour_is_forgotten(gateway: LabGateway) -> None:
 
 
 def test_an_outside_interface_is_deleted_and_made_again(gateway: LabGateway) -> None:
-    """While it is away the default route leads there, too."""
+    """Without the interface the traffic follows the default route."""
     lab = gateway.lab
     said = len(gateway.said())
     with transfers(gateway, "origin2", ORIGIN2) as pair:
@@ -320,7 +320,7 @@ def _pair(lab: Lab, role: str, name: str, peer: str, peer_name: str) -> list[str
 
 
 def test_an_inside_interface_is_deleted_and_made_again(gateway: LabGateway) -> None:
-    """And the client's with it, which gets its addresses back: TCP bridges that."""
+    """The client's end goes with it and gets its addresses back; TCP retransmits what is lost meanwhile."""
     lab = gateway.lab
     said = len(gateway.said())
     with transfers(gateway, "origin1", ORIGIN1) as pair:
@@ -345,7 +345,7 @@ def test_an_inside_interface_is_deleted_and_made_again(gateway: LabGateway) -> N
 
 
 def test_addresses_come_and_go(gateway: LabGateway) -> None:
-    """An egress address, and the gateway's own with the routes that hang on it."""
+    """Covers egress addresses, and the gateway's own addresses with the routes that depend on them."""
     lab = gateway.lab
     with transfers(gateway, "origin1", ORIGIN1) as pair:
         with stale_at_once(gateway, pair):
@@ -360,7 +360,7 @@ def test_addresses_come_and_go(gateway: LabGateway) -> None:
         with stale_at_once(gateway, pair):
             lab.gw.ip(f"addr del {SHARED[4]}/24 dev out0", f"addr del {SHARED[6]}/64 dev out0")
             assert arrived(lab.net, "gw0") > before
-        # IPv4 has no route any more; what IPv6 has leads to a neighbour.
+        # IPv4 has no route left; the remaining IPv6 route leads to a neighbour.
         lab.gw.ip(
             f"addr add {SHARED[4]}/24 dev out0",
             f"addr add {SHARED[6]}/64 dev out0 nodad",

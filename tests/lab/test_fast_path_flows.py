@@ -1,4 +1,4 @@
-"""Flows on the fast path live as long as they should, and end as they should: one, hundreds, thousands."""
+"""Tests of the lifetime and the end of flows on the fast path: one, hundreds and thousands of flows."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lab.topology import CLIENT, ORIGIN1, ORIGIN2, Lab
 
 PORT = 7200
 TIMER = 1
-HARD = struct.pack("ii", 1, 0)  # SO_LINGER: a reset instead of a FIN
+HARD = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST instead of FIN
 MANY = 40_000
 
 
 def everything_by_one(lab: Lab) -> Document:
-    """All through one egress IP, so that there is one count for each origin."""
+    """All traffic leaves by one egress IP, so each origin has one count."""
     policy = {
         "name": "everything",
         "precedence": 1,
@@ -47,7 +47,7 @@ def everything_by_one(lab: Lab) -> Document:
 
 @pytest.fixture(scope="module")
 def lab(machine: None) -> Iterator[Lab]:
-    """Two ways in and two ways out."""
+    """A lab with two inside and two outside interfaces."""
     with Lab(f"lab{os.getpid()}-flows", outside=2) as built:
         yield built
 
@@ -72,7 +72,7 @@ def test_every_pair_of_interfaces(enforced: LabGateway, family: int) -> None:
     agree(enforced)
 
 
-# --- what is learnt from
+# --- learning
 
 
 @families
@@ -90,7 +90,7 @@ def test_an_opening_is_not_learnt_from_but_the_first_data(enforced: LabGateway, 
 
 @families
 def test_who_only_acknowledges_is_learnt_from(enforced: LabGateway, family: int) -> None:
-    """An origin that sends and is sent nothing."""
+    """The origin sends data and receives none."""
     (pair,) = connected(enforced.lab.client, enforced.lab.origin1, ORIGIN1[family], 1)
     data = bytes(1 << 15)
     pair.near.settimeout(5)
@@ -110,14 +110,14 @@ def test_who_only_acknowledges_is_learnt_from(enforced: LabGateway, family: int)
 
 @dataclass
 class Pair:
-    """Both ends of a connection."""
+    """Both sockets of a connection."""
 
     near: socket.socket
     far: socket.socket
 
 
 def connected(client: Namespace, server: Namespace, address: str, count: int) -> list[Pair]:
-    """So many connections, none of which waits for anything."""
+    """This number of connections with non-blocking sockets."""
     family = family_of(address)
     pairs = []
 
@@ -138,7 +138,7 @@ def connected(client: Namespace, server: Namespace, address: str, count: int) ->
 
 
 def busy(pairs: list[Pair], rounds: int, chance: random.Random) -> None:
-    """Both ends send and read, in any order, as much as goes without waiting."""
+    """Both ends send and receive in random order, as much as is possible without blocking."""
     data = bytes(8192)
     for _ in range(rounds):
         for pair in pairs:
@@ -158,17 +158,17 @@ def reset(end: socket.socket) -> None:
 
 
 def end_one(pair: Pair, chance: random.Random) -> None:
-    """One of all the ways in which a connection may end, with data under way or not."""
+    """End the connection in a random way, with or without data in flight."""
     one, other = (pair.near, pair.far) if chance.random() < 0.5 else (pair.far, pair.near)
     kind = chance.randrange(4)
     if kind == 0:
         reset(one)
     elif kind == 1:
-        one.close()  # what it hasn't read makes this a reset
+        one.close()  # unread data turns this into a reset
     else:
         with contextlib.suppress(OSError):
             one.shutdown(socket.SHUT_WR)
-            # The other half goes on for a while.
+            # The other direction goes on for some rounds.
             for _ in range(chance.randrange(10)):
                 busy([pair], 1, chance)
         if kind == 2:
@@ -179,7 +179,7 @@ def end_one(pair: Pair, chance: random.Random) -> None:
 
 
 def drain(pairs: list[Pair]) -> None:
-    """Read what is there to the end, and close."""
+    """Read both ends until end of file and close them."""
     deadline = time.monotonic() + 10
     left = [end for pair in pairs for end in (pair.near, pair.far) if end.fileno() >= 0]
     while left and time.monotonic() < deadline:
@@ -198,7 +198,7 @@ def drain(pairs: list[Pair]) -> None:
 
 @families
 def test_ends_at_any_moment_give_the_count_back_once(enforced: LabGateway, family: int) -> None:
-    """Hundreds of connections; who ends them, how and amid what is drawn by lot."""
+    """Hundreds of connections end in random order, from a random side, in a random way, amid traffic."""
     lab, count = enforced.lab, 250
     chance = random.Random(family)
     pairs = connected(lab.client, lab.origin1, ORIGIN1[family], count)
@@ -235,7 +235,7 @@ def test_a_reset_in_mid_transfer_ends_the_count_at_once(
     source, sink = (pair.near, pair.far) if sender == "client" else (pair.far, pair.near)
     with contextlib.suppress(BlockingIOError):
         while True:
-            source.send(bytes(1 << 16))  # until nothing more goes: the sink doesn't read
+            source.send(bytes(1 << 16))  # until the send buffer is full: the sink does not read
     sink.recv(1 << 16)
     reset(pair.near if who == "client" else pair.far)
     wait_for(lambda: not any(actives(enforced)), "the count given back", 2)
@@ -245,7 +245,7 @@ def test_a_reset_in_mid_transfer_ends_the_count_at_once(
 
 @families
 def test_half_a_connection_carries_on(enforced: LabGateway, family: int) -> None:
-    """After the client's FIN the origin sends a megabyte more, and it stays counted until its own FIN."""
+    """After the client's FIN the origin sends a megabyte; the flow stays counted until the origin's FIN."""
     lab, chance = enforced.lab, random.Random(1)
     (pair,) = connected(lab.client, lab.origin1, ORIGIN1[family], 1)
     busy([pair], 20, chance)
@@ -274,7 +274,7 @@ def test_half_a_connection_carries_on(enforced: LabGateway, family: int) -> None
 @families
 @pytest.mark.parametrize("how", ["the origin closes first", "the client resets"])
 def test_a_port_is_used_again_at_once(enforced: LabGateway, family: int, how: str) -> None:
-    """The same five numbers, and data right away."""
+    """The same five-tuple, with data at once."""
     lab, chance = enforced.lab, random.Random(2)
     address, port = ORIGIN1[family], 45000 + family
     with contextlib.closing(lab.origin1.socket(family_of(address), socket.SOCK_STREAM)) as listener:
@@ -315,7 +315,7 @@ def test_a_port_is_used_again_at_once(enforced: LabGateway, family: int, how: st
 
 @families
 def test_a_port_that_conntrack_gives_to_another(enforced: LabGateway, family: int) -> None:
-    """Answers are the new flow's at once, and the old one's packets have the port no more."""
+    """Replies go to the new flow at once, and packets of the old flow no longer use the port."""
     lab, given, port = enforced.lab, 40_007, 9600
     old, new = 45_100, 45_101
     protocol, address = {4: ("ip", ORIGIN1[4]), 6: ("ip6", ORIGIN1[6])}[family]
@@ -327,14 +327,14 @@ def test_a_port_that_conntrack_gives_to_another(enforced: LabGateway, family: in
         first.sendto(b"which", (address, port))
         source = origin.recvfrom(16)[1][0]
         lab.gw.run("conntrack", "-F")
-        # Before the daemon's own chain, for both.
+        # Both flows are translated before the daemon's own chain.
         lab.gw.run(
             "nft",
             f"table inet given {{ chain given {{ type nat hook postrouting priority 80; udp dport {port} "
             f"udp sport {{ {old}, {new} }} snat {protocol} to {_with_port(source, given)}; }}; }}",
         )
         try:
-            enforced.run("relearn")  # what the table's installation makes it do, and no later
+            enforced.run("relearn")  # the daemon does the same when the table appears
             time.sleep(0.5)
             for _ in range(4):
                 first.sendto(b"old", (address, port))
@@ -362,12 +362,12 @@ def _with_port(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-# --- as time goes by
+# --- over time
 
 
 @pytest.fixture
 def impatience(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
-    """conntrack forgets what is silent for six seconds."""
+    """A gateway whose conntrack forgets a flow after six seconds of silence (TIMER and REFRESH)."""
     version = impatient(tmp_path_factory.mktemp("version"))
     with Lab(f"lab{os.getpid()}-impatient") as lab:
         timers = {"tcp_established": TIMER, "udp": TIMER}
@@ -402,7 +402,7 @@ def test_flows_live_by_fast_packets_and_die_when_idle(impatience: LabGateway) ->
         found = [*rows(impatience, ports, "tcp"), *rows(impatience, ports, "udp")]
         assert len(found) == len(flows)
         assert share(found) > 0.9
-        # None was opened anew.
+        # No connection was admitted twice.
         assert sorted((row["active"], row["total"]) for row in origins(impatience)) == [(1, 1)] * 4
         assert learnt(impatience) == 2 * len(flows)
         wait_for(lambda: not tracked(lab) and not any(actives(impatience)), "all forgotten", 20)
@@ -410,7 +410,7 @@ def test_flows_live_by_fast_packets_and_die_when_idle(impatience: LabGateway) ->
         assert not rows(impatience, ports)
 
 
-# --- many
+# --- forty thousand
 
 
 @pytest.mark.slow
@@ -419,14 +419,14 @@ def test_forty_thousand_flows_at_one_origin(enforced: LabGateway, family: int) -
     lab = enforced.lab
 
     def live_long(reader: GatewayReader) -> None:
-        """What is learnt is good for longer than it takes to use all."""
+        """Entries stay valid longer than one round over all flows takes."""
         row = reader.maps.fast_path.get(0)
         assert row is not None
         row["lifetime"] *= 30
         reader.maps.fast_path.put(0, row)
 
     def packets(reader: GatewayReader) -> dict[bytes, int]:
-        """Of each flow that lives, those that went the kernel's way."""
+        """For each live flow, the packets that took the kernel's path."""
         keys, values = reader.maps.flows.items()
         living = values["counted"] == 1
         numbers = values["packets"][living].sum(axis=1)
@@ -446,7 +446,7 @@ def test_forty_thousand_flows_at_one_origin(enforced: LabGateway, family: int) -
             after = look(enforced, packets)
             assert sum(counted(enforced).values()) == len(after) == MANY
             assert look(enforced, lambda reader: fast_entries.count_fast(reader.maps)) >= 0.995 * MANY
-            # Of a few there was no room for one of the two directions.
+            # Some flows have no room for the entry of one direction.
             assert sum(after[key] == number for key, number in before.items()) >= 0.95 * MANY
             peers = holders.peers()
             assert len(peers) == len(set(peers)) == MANY

@@ -1,4 +1,4 @@
-"""The fast path with all offloads and MTUs: bytes arrive as they were sent, and large packets stay large."""
+"""Tests of the fast path with all offloads and MTUs: bytes arrive unchanged, and large packets stay large."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lab.servers import Iperf
 from lab.topology import GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
 LEAST = 1 << 23
-SIZE = 256 << 20  # bytes that iperf3 sends on all streams
+SIZE = 256 << 20  # bytes that iperf3 sends over all streams
 LINKS = (
     ("client", "eth0"),
     ("gw", "in0"),
@@ -69,7 +69,7 @@ def iperf(lab: Lab) -> Iterator[Iperf]:
 
 @contextlib.contextmanager
 def transfers(gateway: LabGateway, origin: str, addresses: dict[int, str], least: int) -> Iterator[list[int]]:
-    """One in each family, on the fast path; the ports of their clients. At the end all bytes have arrived."""
+    """One transfer in each family, on the fast path; yields the client ports. At the end all bytes arrive."""
     lab = gateway.lab
     try:
         with contextlib.ExitStack() as stack:
@@ -83,7 +83,7 @@ def transfers(gateway: LabGateway, origin: str, addresses: dict[int, str], least
             wait_until_fast(gateway, ports)
             assert sum(transfer.finish() for transfer in pair) >= 4 * least
     except BaseException:
-        # It was reset, which conntrack may not have believed: other tests compare counts with conntrack's.
+        # conntrack may not have accepted the reset of a failed transfer, and other tests compare its counts.
         lab.gw.run("conntrack", "-F")
         raise
     agree(gateway)
@@ -116,7 +116,7 @@ def datagrams_go_both_ways(gateway: LabGateway, address: str) -> None:
     with opened(lab.origin1, address, family) as server, opened(lab.client, address, family) as client:
         server.bind((address, DATAGRAMS))
         client.connect((address, DATAGRAMS))
-        # A packet larger than any before is learnt from.
+        # A packet larger than all before takes the kernel's path and creates the entry again.
         for size in (1400, 1400, *range(0, 1400, 50)):
             sent = os.urandom(size)
             client.send(sent)
@@ -131,7 +131,7 @@ def datagrams_go_both_ways(gateway: LabGateway, address: str) -> None:
 
 
 def received(namespace: Namespace, interface: str) -> tuple[int, int]:
-    """Bytes and packets that have come in; of what is to be cut into segments later, one."""
+    """Received bytes and packets; a GSO packet counts once."""
 
     def read() -> str:
         return Path("/proc/thread-self/net/dev").read_text()
@@ -142,7 +142,7 @@ def received(namespace: Namespace, interface: str) -> tuple[int, int]:
 
 
 def average(gateway: LabGateway, address: str, streams: int, *, back: bool) -> float:
-    """Bytes of a packet at the far end of the gateway's link, on the way that has the data."""
+    """The average packet size in bytes at the far end of the gateway's link, in the direction of the data."""
     lab = gateway.lab
     end = (lab.client, "eth0") if back else (lab.net, "gw0")
     before = received(*end)
@@ -157,7 +157,7 @@ def average(gateway: LabGateway, address: str, streams: int, *, back: bool) -> f
 @families
 @pytest.mark.parametrize("streams", [1, 8, 64])
 def test_large_packets_stay_large(enforced: LabGateway, iperf: Iperf, family: int, streams: int) -> None:
-    """Segments are cut at the very end, if at all: as without the fast path."""
+    """The last device segments packets, if any does: the same as without the fast path."""
     for back in (False, True):
         size = average(enforced, ORIGIN1[family], streams, back=back)
         assert size > 4 * 1500, f"{size:.0f} bytes a packet"
@@ -172,7 +172,7 @@ def test_large_packets_stay_large(enforced: LabGateway, iperf: Iperf, family: in
 
 @contextlib.contextmanager
 def narrowing(lab: Lab) -> Iterator[None]:
-    """9000 inside, 1500 outside, 1280 behind the internet's router, both ways."""
+    """MTU 9000 inside, 1500 outside, 1280 behind the internet's router, in both directions."""
     lab.client.ip("link set eth0 mtu 9000")
     lab.gw.ip("link set in0 mtu 9000")
     lab.origin2.ip("link set eth0 mtu 9000")
@@ -188,7 +188,7 @@ def narrowing(lab: Lab) -> Iterator[None]:
 
 @contextlib.contextmanager
 def widening(lab: Lab) -> Iterator[None]:
-    """1280 inside, 1500 outside, 9000 behind; the client asks for larger segments than its link takes."""
+    """MTU 1280 inside, 1500 outside, 9000 behind; the client advertises an MSS larger than its link takes."""
     lab.origin2.ip("link set eth0 mtu 9000")
     lab.net.ip("link set origin2 mtu 9000")
     lab.client.ip(
@@ -206,7 +206,7 @@ def widening(lab: Lab) -> Iterator[None]:
 
 @contextlib.contextmanager
 def path_mtu_discovery(lab: Lab, on: bool) -> Iterator[None]:
-    """In IPv4; in IPv6 nobody but the sender cuts a packet."""
+    """Switches it for IPv4; in IPv6 only the sender fragments a packet."""
     for host in (lab.client, lab.origin2):
         host.sysctl("net.ipv4.ip_no_pmtu_disc", int(not on))
     try:
@@ -229,7 +229,7 @@ def test_transfers_over_links_of_many_sizes(
 
 
 def test_links_become_smaller_in_mid_transfer(enforced: LabGateway) -> None:
-    """The gateway's own, out and in: what was learnt was larger."""
+    """The MTU of the gateway's outside and inside links drops below the size of earlier fast packets."""
     lab = enforced.lab
     links = ((("gw", "out0"), ("net", "gw0")), (("gw", "in0"), ("client", "eth0")))
     try:
@@ -248,7 +248,7 @@ def test_links_become_smaller_in_mid_transfer(enforced: LabGateway) -> None:
 
 @families
 def test_errors_about_fast_packets_come_back(enforced: LabGateway, family: int) -> None:
-    """From the gateway's own link and from one behind it; who wants them cut has them cut (IPv4)."""
+    """Errors come from the gateway and from a router behind it; without DF packets are fragmented (IPv4)."""
     lab = enforced.lab
     with (
         narrowing(lab),
@@ -269,7 +269,7 @@ def test_errors_about_fast_packets_come_back(enforced: LabGateway, family: int) 
             assert client.recv(16) == b"!"
 
         def is_fast() -> bool:
-            """The daemon may have been told late that links have changed."""
+            """Sends first: a late event of a link change may have invalidated the entry."""
             for _ in range(3):
                 arrives(1200)
             (row,) = rows(enforced, [client.getsockname()[1]], "udp")
@@ -277,7 +277,7 @@ def test_errors_about_fast_packets_come_back(enforced: LabGateway, family: int) 
 
         wait_for(is_fast, "the fast path")
         for size, offender, mtu in ((8000, GATEWAY[family], 1500), (1400, NET[family], 1280)):
-            # The second time it is one that the fast path knows, if it is as small as the gateway's links.
+            # The second packet meets a fast-path entry, if it fits the gateway's links.
             for _ in range(2):
                 client.send(bytes(size))
                 with pytest.raises(OSError, match="Message too long"):

@@ -1,4 +1,4 @@
-"""Reload, restart, kill -9, upgrade amid fast packets: no reset, all bytes, and no wrong source outside."""
+"""Tests of reload, restart, kill -9 and upgrade amid fast packets: no reset, all bytes, no wrong source."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from lab.servers import Unbound
 from lab.topology import ORIGIN1, RESOLVER, SHARED, Lab
 
 LEAST = 1 << 23
-PACE = 1 << 23  # bytes a second: the daemon needs a processor, too
+PACE = 1 << 23  # bytes a second, which leaves processor time to the daemon
 PORT = 7300
-# What may be seen outside: else it has a source of the clients', or of nobody's.
+# Sources that may appear outside; any other is a client's or unknown.
 PLANNED = [str(ip_network(address)) for owner in (SHARED, LAX1, LAX2) for address in owner.values()]
 WRONG = f"(ip or ip6) and not icmp6 and not ({' or '.join(f'src net {network}' for network in PLANNED)})"
 STRANGER = "10.0.1.77"
@@ -57,13 +57,13 @@ class Load:
         self.before = self.check()
 
     def check(self) -> set[tuple[str, int | None]]:
-        """All goes on, on the fast path; from where each is seen outside."""
+        """Assert that all flows go on, on the fast path; return their translated sources."""
         tcp = [transfer.client_port for transfer in self.transfers]
         udp = [each.getsockname()[1] for each in self.flows]
         found: list[Row] = []
 
         def are_fast() -> bool:
-            """What the daemon was told late makes them stale once more."""
+            """Sends first: a late event may have invalidated the entries."""
             for each in self.flows * 3:
                 each.send(b"?" * 100)
                 assert each.recv(200) == b"?" * 100
@@ -80,7 +80,7 @@ class Load:
 
 @contextlib.contextmanager
 def loaded(gateway: LabGateway) -> Iterator[Load]:
-    """Load, and an eye on the outside wire. At the end every byte must have arrived."""
+    """Load, with a capture of wrong sources outside. At the end every byte must have arrived."""
     lab = gateway.lab
     with contextlib.ExitStack() as stack:
         wire = stack.enter_context(
@@ -90,7 +90,7 @@ def loaded(gateway: LabGateway) -> Iterator[Load]:
         yield load
         assert sum(transfer.finish() for transfer in load.transfers) >= 4 * LEAST
         assert wire.sources() == {}
-        # A wrong one would have been seen.
+        # The capture would have recorded a wrong source: it records this one.
         with contextlib.closing(lab.gw.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)) as raw:
             raw.sendto(stranger(), (ORIGIN1[4], 0))
         wait_for(lambda: set(wire.sources()) == {STRANGER}, "the stranger seen")
@@ -98,14 +98,14 @@ def loaded(gateway: LabGateway) -> Iterator[Load]:
 
 
 def stranger() -> bytes:
-    """A packet that no egress IP has sent."""
+    """A packet whose source is no planned address."""
     from scapy.layers.inet import IP, UDP
 
     return bytes(IP(src=STRANGER, dst=ORIGIN1[4]) / UDP(sport=1, dport=9))
 
 
 def otherwise(config: Document) -> Document:
-    """Everything elsewhere, and tables of another size."""
+    """Policies that send everything elsewhere, and another mark mask."""
     moved = changed(config, "policies", "bank", egress={"ipv4": LAX2[4], "ipv6": LAX2[6]})
     rest = {"name": "rest", "precedence": 1000, "egress": "default"}
     return added(moved, "policies", rest) | {"mark_mask": 0xFFFF00}
@@ -127,7 +127,7 @@ def test_reloads(enforced: LabGateway) -> None:
 
 
 def test_dns_is_never_fast(enforced: LabGateway) -> None:
-    """Who asks for which name must be learnt from each answer."""
+    """The daemon must see every DNS answer to learn names."""
     lab = enforced.lab
     with Unbound(lab.resolver, lab.directory):
         for address in RESOLVER.values():
@@ -158,7 +158,7 @@ def append(bpf: Path) -> None:
 
 
 def widen(bpf: Path) -> None:
-    """Another layout of the flows, and of what is learnt."""
+    """Another layout of the flows and of the fast-path entries."""
     path = bpf / "maps.h"
     text = path.read_text()
     for old, new in (

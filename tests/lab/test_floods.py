@@ -1,4 +1,4 @@
-"""One client against all: what the others notice of its flood is nothing."""
+"""Tests of one client's flood of packets: other clients notice nothing."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from lab.topology import CLIENT, CLIENT2, ORIGIN2, Lab
 NOBODY = {4: "198.18.1.99", 6: "2001:db8:a1::99"}
 FLOOD = 30_000
 PACE = 15_000
-"""Frames a second: what fills every table within seconds, and leaves two processors time for the others."""
+"""Frames a second: fills every table within seconds and leaves processor time to the other clients."""
 ORIGINS_OF_OTHERS = 40
 UNANSWERED = 1000
 LATENCY = 0.5
-"""Seconds within which a connection of the others opens: fifty times what it takes."""
+"""Maximum seconds until another client's connection opens: fifty times the usual duration."""
 
 
 @pytest.fixture(scope="module")
 def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
-    """Tables so small that the flood of one client would fill them."""
+    """A gateway with tables that one client's flood would fill."""
     sizes = {"flows": 8192, "origins": 8192, "unanswered_per_client": UNANSWERED}
     with running(lab, lab.config(limits={"connections_per_origin": 40000, **sizes})) as gateway:
         yield gateway
 
 
 class Flood:
-    """Frames of one client to ever other ports of an address that is no host's, while it is entered."""
+    """Frames of one client to increasing ports of an unassigned address, as long as the block runs."""
 
     def __init__(self, gateway: LabGateway, family: int, kind: type, source: str):
         lab = gateway.lab
@@ -70,13 +70,13 @@ class Flood:
         began = time.monotonic()
         while self.sent < FLOOD and not self._over.is_set():
             while self.sent < min(FLOOD, (time.monotonic() - began) * PACE):
-                with contextlib.suppress(OSError):  # the device's queue is full
+                with contextlib.suppress(OSError):  # the device's queue may be full
                     self._raw.send(self._next(1024, 1024 + self.sent))
                 self.sent += 1
             time.sleep(0.001)
 
     def _next(self, sport: int, dport: int) -> bytearray:
-        """The frame with these ports, and the checksum that is right for them (RFC 1624)."""
+        """The frame with these ports and the updated checksum (RFC 1624)."""
         checksum = (~self._sum & 0xFFFF) + sport + dport
         checksum = (checksum & 0xFFFF) + (checksum >> 16)
         checksum = ~((checksum & 0xFFFF) + (checksum >> 16)) & 0xFFFF
@@ -92,7 +92,7 @@ def _mac(reader: GatewayReader, interface: str) -> str:
 
 
 def others(lab: Lab, family: int, ports: range) -> list[float]:
-    """Another client's connections, each to an origin (a port) that is new to the gateway; the seconds."""
+    """The seconds that each connection of another client takes; each port is a new origin to the gateway."""
     taken = []
     for port in ports:
         began = time.monotonic()
@@ -105,7 +105,7 @@ def others(lab: Lab, family: int, ports: range) -> list[float]:
 
 @contextlib.contextmanager
 def many_ports(lab: Lab, ports: range) -> Iterator[None]:
-    """The second origin's reporter answers on these ports, too."""
+    """The second origin's reporter also answers on these ports."""
     lab.origin2.run("nft", "add table inet ports")
     lab.origin2.run("nft", "add chain inet ports prerouting { type nat hook prerouting priority -100; }")
     rule = f"add rule inet ports prerouting tcp dport {ports.start}-{ports.stop - 1} redirect to :9000"
@@ -128,7 +128,7 @@ def test_a_flood_of_one_client_is_its_own_affair(enforced: LabGateway, family: i
         with Flood(enforced, family, kind, CLIENT[family]) as flood:
             wait_for(lambda: flood.sent > 2 * UNANSWERED, "the flood")
             during = others(lab, family, stormy)
-            # So does a connection that was there, and one to an origin in daily use.
+            # An existing connection and one to a known origin work, too.
             assert known.ask() == known.seen
             assert tcp_ask(lab.client2, ORIGIN2[family], source=CLIENT2[family]).address
             wait_for(lambda: flood.sent == FLOOD, "the flood's end")
@@ -149,13 +149,13 @@ def _clients(reader: GatewayReader) -> list[tuple[int, int]]:
 
 @families
 def test_many_clients_fill_the_tables_and_others_get_in(enforced: LabGateway, family: int) -> None:
-    """Ten clients at their caps: unanswered flows make room."""
+    """Ten clients reach their caps; their unanswered flows make room."""
     lab, ports = enforced.lab, range(21000, 21000 + ORIGINS_OF_OTHERS)
     before = packets(enforced)
     host = "10.0.1.{}" if family == 4 else "fd00:{}::2"
     with contextlib.ExitStack() as floods, many_ports(lab, ports):
         if family == 6:
-            # The inside network delegates a /64 to each of them.
+            # The inside network routes a /64 to each of them.
             lab.gw.run("ip", "-6", "route", "add", "fd00:100::/24", "via", CLIENT[6], "dev", "in0")
             floods.callback(lab.gw.run, "ip", "-6", "route", "del", "fd00:100::/24")
         for number in range(10):

@@ -1,4 +1,4 @@
-"""`enforcer flows` shows translations that have happened, and no others."""
+"""Tests of `enforcer flows`: it shows the translations that have happened, and no others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 @contextmanager
 def dropped(lab: Lab, hook: str, protocol: str) -> Iterator[None]:
-    """Another one's rule behind the program, before our translation or after it."""
+    """A rule of other software that drops packets after the program, before or after our translation."""
     rule = f"oifname out0 meta l4proto {protocol} th dport 9000 drop"
     lab.gw.run("nft", f"add table inet own; add chain inet own here {{ {HOOKS[hook]}; }}")
     lab.gw.run("nft", f"add rule inet own here {rule}")
@@ -43,7 +43,7 @@ def dropped(lab: Lab, hook: str, protocol: str) -> Iterator[None]:
 
 
 def row(gateway: LabGateway, client_port: int, protocol: str) -> dict[str, Any]:
-    """The flow of this port of the client's."""
+    """The flow with this client port."""
     (found,) = (
         each
         for each in look(gateway, view_flows)
@@ -78,7 +78,7 @@ def test_what_others_drop_behind_the_program(
 @families
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_what_the_origin_has_seen(enforced: LabGateway, protocol: str, family: int) -> None:
-    """Also when conntrack has forgotten the connection: the address is known then, the port is not."""
+    """After conntrack has forgotten the connection, the address is still known and the port is not."""
     lab = enforced.lab
     kind = Session if protocol == "tcp" else UdpFlow
     with kind(lab.client, ORIGIN1[family]) as connection:
@@ -88,14 +88,14 @@ def test_what_the_origin_has_seen(enforced: LabGateway, protocol: str, family: i
         assert (found["source_ip"], found["source_port"]) == (seen.address, seen.peer_port)
         assert seen.address == leaves_from(LAX1, family)
         lab.gw.run("conntrack", "-D", "-f", f"ipv{family}", "-p", protocol, "--sport", str(client_port))
-        # The fast path may write the port for some seconds yet.
+        # A fast-path entry may record the port again for some seconds.
         wait_for(lambda: row(enforced, client_port, protocol)["source_port"] in (None, seen.peer_port))
         assert row(enforced, client_port, protocol)["source_ip"] == seen.address
 
 
 @families
 def test_what_is_over(enforced: LabGateway, family: int) -> None:
-    """In TIME_WAIT both tables still have it."""
+    """In TIME_WAIT both our table and conntrack still hold the flow."""
     with Session(enforced.lab.client, ORIGIN1[family]) as session:
         seen, client_port = session.ask(), session.socket.getsockname()[1]
     wait_for(lambda: row(enforced, client_port, "tcp")["state"] == "TIME_WAIT")

@@ -1,7 +1,7 @@
-"""Forwarding is switched for the file's interfaces alone: other networks' packets stay where they are.
+"""Tests of forwarding: the enforcer enables it for the file's interfaces alone, not for other networks.
 
-in1 is in no list here, and neither are lan0, behind which is a second network, and ra0 and ra1, by which the
-gateway is managed and whose router advertises itself.
+The gateway's unlisted interfaces here are in1; lan0, with a second network behind it; and ra0 and ra1, which
+serve to manage the gateway and whose router advertises itself.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ PORT = 9100
 SENT = 2
 
 Way = tuple[int, str, str]
-"""A family, and the interfaces that packets come and go by."""
+"""A family, and the interfaces by which packets arrive and leave."""
 WAYS = {(family, *way) for family in (4, 6) for way in itertools.permutations(("in1", "lan0", "out0"), 2)}
 
 
 @pytest.fixture(scope="module")
 def wide(machine: None) -> Iterator[Lab]:
-    """A lab with a second network behind lan0, and routes from outside to what is in no list."""
+    """A lab with a second network behind lan0, and routes from outside to the unlisted networks."""
     with Lab(f"lab{os.getpid()}-wide") as lab, Services(lab):
         link(lab, "lan0", lab.private, "10.30.0.1/24", "fd30::1/64")
         lab.private.ip("addr add 10.30.0.2/24 dev lan0", "addr add fd30::2/64 dev lan0 nodad")
@@ -55,13 +55,13 @@ def wide(machine: None) -> Iterator[Lab]:
             router = topology.SERVERS["origin1"][1 if family == 4 else 2]
             lab.origin1.ip(*(f"route add {to} via {router}" for to in networks))
         lead_inwards(lab)
-        # What is advertised by ra0 shall not be the way out.
+        # The default route must not be the one that ra0's router advertises.
         lab.gw.ip(f"route del {DEFAULT6}", f"route add {DEFAULT6} metric 100")
         yield lab
 
 
 def lead_inwards(lab: Lab) -> None:
-    """The internet's routes to the networks."""
+    """Add the internet's routes to the unlisted networks."""
     for family, networks in NETWORKS.items():
         lab.net.ip(*(f"route replace {to} via {GATEWAY_OUTSIDE[family]}" for to in networks))
 
@@ -84,7 +84,7 @@ def config(lab: Lab, sides: dict[str, list[str]] = SIDES, **changes: object) -> 
 
 
 def passing(lab: Lab) -> set[Way]:
-    """Which ways datagrams of networks in no list arrive, with their own sources."""
+    """The ways by which datagrams of unlisted networks arrive with their own sources."""
     hosts = {"in1": (lab.client2, CLIENT2), "lan0": (lab.private, LAN), "out0": (lab.origin1, ORIGIN1)}
     found = set()
     with contextlib.ExitStack() as stack:
@@ -125,13 +125,13 @@ def is_served(lab: Lab, family: int) -> bool:
 
 @pytest.mark.parametrize("before", [OFF, ON], ids=["off", "on"])
 def test_networks_that_are_in_no_list(wide: Lab, before: dict[str, int]) -> None:
-    """They are forwarded if they were before, whatever the daemon goes through."""
+    """The gateway forwards them if it did before, through reload, kill, restart and end."""
     wide.gw.sysctls(before)
     expected = WAYS if before is ON else set()
     assert passing(wide) == expected
     with running(wide, config(wide)) as gateway:
         assert passing(wide) == expected
-        # IPv4 that comes by in1 and lan0 is refused by the kernel itself.
+        # The kernel itself refuses IPv4 packets from in1 and lan0.
         assert packets(gateway)["not-forwarded"] == (0 if before is ON else SENT * (2 + 6))
         check_client(wide)
         gateway.reload(config(wide, limits={"connections_per_origin": 30000}))
@@ -146,7 +146,7 @@ def test_networks_that_are_in_no_list(wide: Lab, before: dict[str, int]) -> None
 
 
 def test_networks_that_other_lists(closed: Lab) -> None:
-    """`interfaces.other` has them forwarded, from and to all others; out of the lists, no more."""
+    """`interfaces.other` forwards them from and to all other networks, until they leave the list."""
     lists: dict[str, tuple[dict[str, list[str]], set[Way]]] = {
         "both": (SIDES | {"other": ["in1", "lan0"]}, WAYS),
         "one": (SIDES | {"other": ["in1"]}, {way for way in WAYS if "lan0" not in way}),
@@ -158,7 +158,7 @@ def test_networks_that_other_lists(closed: Lab) -> None:
             sides, expected = lists[name]
             gateway.reload(config(closed, sides))
             assert passing(closed) == expected, name
-        # From inside to no list: nothing that its programs no longer see leaves.
+        # An inside interface leaves the lists: packets that its programs no longer see do not get out.
         gateway.reload(config(closed, SIDES | {"inside": ["in0", "in1"]}))
         gateway.reload(config(closed))
         assert passing(closed) == set()
@@ -166,7 +166,7 @@ def test_networks_that_other_lists(closed: Lab) -> None:
 
 
 def test_forwarding_that_others_switch_on_later(closed: Lab) -> None:
-    """ip_forward stays theirs; IPv6's switch is in use, so they list their interfaces in `other`."""
+    """Other software may set ip_forward; IPv6's switch is in use, so it lists its interfaces in `other`."""
     with running(closed, config(closed)):
         assert passing(closed) == set()
         closed.gw.sysctl("net.ipv4.ip_forward", 1)
@@ -179,7 +179,7 @@ def test_forwarding_that_others_switch_on_later(closed: Lab) -> None:
 
 
 def test_what_a_bridge_passes_is_not_forwarded(closed: Lab) -> None:
-    """Docker, say, has bridged packets shown to nftables; no event tells of that."""
+    """br_netfilter, which Docker enables, shows bridged packets to nftables; no event reports that change."""
     hosts = (closed.private, closed.resolver)
     setting = "net.bridge.bridge-nf-call-ip6tables"
     shown = value(closed, setting.replace(".", "/"))
@@ -208,7 +208,7 @@ def test_what_a_bridge_passes_is_not_forwarded(closed: Lab) -> None:
 
 
 def advertise(router: Namespace, interface: str) -> None:
-    """A router's advertisement of itself, as radvd sends it."""
+    """Send a router advertisement, as radvd does."""
     from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
     from scapy.layers.l2 import Ether
 
@@ -226,13 +226,13 @@ def advertise(router: Namespace, interface: str) -> None:
 
 
 def learnt(lab: Lab) -> set[str]:
-    """The interfaces whose routers the gateway has learnt of from advertisements."""
+    """The interfaces by which the gateway has a default route from a router advertisement."""
     routes = json.loads(lab.gw.run("ip", "-6", "-j", "route", "show", "default").stdout)
     return {route["dev"] for route in routes if route.get("protocol") == "ra"}
 
 
 def learns(lab: Lab, interface: str, router: Namespace, there: str = "") -> bool:
-    """Whether advertisements are believed now; ``there`` is what the router calls its interface."""
+    """Whether the gateway accepts advertisements now; ``there`` is the router's name of its interface."""
     lab.gw.run("ip", "-6", "route", "flush", "proto", "ra", "dev", interface)
     deadline = time.monotonic() + 2
     while interface not in learnt(lab):
@@ -245,7 +245,7 @@ def learns(lab: Lab, interface: str, router: Namespace, there: str = "") -> bool
 
 @contextlib.contextmanager
 def advertised(lab: Lab, name: str) -> Iterator[None]:
-    """An interface that believes advertisements as any does that the kernel makes, and a router behind it."""
+    """A new interface that accepts advertisements by the kernel's default, and a router behind it."""
     lab.gw.sysctls({"net.ipv6.conf.default.accept_ra": 1})
     link(lab, name, lab.resolver)
     try:
@@ -261,7 +261,7 @@ def test_a_managing_interface_keeps_its_router(closed: Lab) -> None:
         with running(closed, config(closed)) as gateway:
             assert learnt(closed) == {"ra0"}
             assert learns(closed, "ra0", closed.resolver)
-            # One that comes later, and an inside interface that is made again.
+            # Covers a later interface and an inside interface that is created again.
             with advertised(closed, "ra1"):
                 assert learns(closed, "ra1", closed.resolver)
                 make_again(closed, "in0")
@@ -275,7 +275,7 @@ def test_a_managing_interface_keeps_its_router(closed: Lab) -> None:
 
 
 def make_again(lab: Lab, name: str) -> None:
-    """A new interface takes the place of one, as PPPoE's, USB's and networkd's do."""
+    """Replace an interface by a new one, as PPPoE, USB and networkd do."""
     lab.gw.ip(f"link del {name}")
     if name == "in0":
         lab.gw.ip(
@@ -295,7 +295,7 @@ def make_again(lab: Lab, name: str) -> None:
 
 
 def test_an_uplink_that_is_made_again(closed: Lab) -> None:
-    """It is a router's interface at once, and believes advertisements as the one before did."""
+    """The new link forwards at once and accepts advertisements as the old one did."""
     closed.gw.sysctl("net.ipv6.conf.default.accept_ra", 1)
     try:
         with running(closed, config(closed)):
@@ -314,7 +314,7 @@ def test_an_uplink_that_is_made_again(closed: Lab) -> None:
         closed.gw.ip(f"route add {DEFAULT6} metric 100")
 
 
-# --- down, and the version before
+# --- down, and an upgrade from the version before
 
 
 def value(lab: Lab, name: str) -> str:
@@ -323,7 +323,7 @@ def value(lab: Lab, name: str) -> str:
 
 
 def written(lab: Lab, before: dict[str, str]) -> set[str]:
-    """The settings of interfaces that are not as they were."""
+    """The interface settings that differ from the earlier snapshot."""
     lines = difference(before, snapshot(lab.gw)).splitlines()
     return {
         line.split()[0][1:].removeprefix("/proc/sys/net/")
@@ -356,7 +356,7 @@ def test_down_puts_each_setting_back(closed: Lab) -> None:
             gateway.reload(config(closed))
             gateway.kill()
             gateway.start()
-            closed.gw.sysctl("net.ipv6.conf.all.forwarding", 0)  # which takes the interfaces' own with it
+            closed.gw.sysctl("net.ipv6.conf.all.forwarding", 0)  # this clears every interface's setting, too
             wait_for(lambda: is_settled(gateway), "forwarding")
             gateway.down()
         assert not written(closed, before)
@@ -365,18 +365,18 @@ def test_down_puts_each_setting_back(closed: Lab) -> None:
 
 
 def forwarding(lab: Lab, *names: str) -> set[str]:
-    """Interfaces' settings in both families."""
+    """The forwarding settings of interfaces in both families."""
     return {value(lab, f"net/ipv{family}/conf/{name}/forwarding") for name in names for family in (4, 6)}
 
 
 def call(lab: Lab, **names: str) -> None:
-    """Gives interfaces, those that are there, other names."""
+    """Rename those of the interfaces that exist."""
     for name, other in names.items():
         lab.gw.run("ip", "link", "set", name, "name", other, check=False)
 
 
 def test_down_puts_back_what_renamed_interfaces_have(closed: Lab) -> None:
-    """Each setting goes with its link; another link of its name has its own."""
+    """Each setting belongs to its link; another link with its name keeps its own settings."""
     closed.gw.sysctl("net.ipv6.conf.out0.accept_ra", 1)
     before = snapshot(closed.gw)
     try:
@@ -400,7 +400,7 @@ def test_down_puts_back_what_renamed_interfaces_have(closed: Lab) -> None:
 
 
 def test_a_new_name_in_the_file_closes_as_the_old_one(closed: Lab) -> None:
-    """What comes by a renamed interface, listed by the new name or not yet, reaches no other network."""
+    """Packets from a renamed interface reach no other network, whether the file lists the new name or not."""
     before = snapshot(closed.gw)
     lists = SIDES | {"other": ["in1"]}
     to_outside = {(4, "in1", "out0")}
@@ -426,7 +426,7 @@ def test_a_new_name_in_the_file_closes_as_the_old_one(closed: Lab) -> None:
 
 
 def as_the_version_before(lab: Lab, gateway: LabGateway, found: dict[str, str]) -> None:
-    """Settings and state as a version leaves them that wrote ip_forward and IPv6's `all` as they are.
+    """Settings and state of an earlier version, which wrote ip_forward and IPv6's `all` setting.
 
     ``found`` has the settings from before the enforcer.
     """
@@ -465,7 +465,7 @@ def settings(lab: Lab, last: str = "*") -> dict[str, str]:
 
 
 class Asking(threading.Thread):
-    """A client that opens one connection after another, and counts those that get no answer."""
+    """A client that opens one connection after another and counts those without an answer."""
 
     def __init__(self, lab: Lab, family: int):
         super().__init__()
@@ -485,7 +485,7 @@ def test_an_upgrade_of_the_version_that_switched_all_on(closed: Lab) -> None:
         with running(closed, config(closed, fast_path=False)) as gateway:
             gateway.kill()
             as_the_version_before(closed, gateway, found)
-            closed.gw.run("nft", "flush chain inet enforcer forward")  # nor did its table drop
+            closed.gw.run("nft", "flush chain inet enforcer forward")  # that version drops nothing in forward
             assert passing(closed) == WAYS
             asking = [Asking(closed, family) for family in (4, 6)]
             for each in asking:

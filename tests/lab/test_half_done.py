@@ -1,4 +1,4 @@
-"""The applying process stopped, hanging, or killed with its daemon: nothing waits for it without end."""
+"""Tests of an applying process that is stopped, hangs, or is killed with its daemon: no command hangs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["enforced", "knocking"]
 def test_stopped_the_process_is_ended_by_the_daemon(
     lab: Lab, enforced: Enforced, knocking: Knocking, effect: str
 ) -> None:
-    """Meanwhile `status` says that a plan is half done, and nothing waits for it without end."""
+    """Until then `status` reports a half-done plan, and `plan` and connections work."""
     gateway = enforced.gateway
     old, new = before(lab), after(lab, flows=4096)
     gateway.write(old)
@@ -66,7 +66,7 @@ def test_stopped_the_process_is_ended_by_the_daemon(
 
 @contextlib.contextmanager
 def reloading(gateway: LabGateway) -> Iterator[subprocess.Popen[str]]:
-    """`enforcer reload`, not waited for."""
+    """`enforcer reload` as a running process."""
     process = subprocess.Popen(
         [*gateway.enforcer, "reload"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -79,7 +79,7 @@ def reloading(gateway: LabGateway) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("effect", ["apply", "refresh", "attach"])
 def test_a_link_that_is_made_again_meanwhile(lab: Lab, enforced: Enforced, effect: str) -> None:
-    """Whatever the process has read and written of it: what was on it comes back."""
+    """The new link gets everything back, whatever the process has read or written of the old one."""
     gateway = enforced.gateway
     old, new = before(lab), after(lab)
     gateway.write(old)
@@ -97,7 +97,7 @@ def test_a_link_that_is_made_again_meanwhile(lab: Lab, enforced: Enforced, effec
 
 
 def replug_meanwhile(lab: Lab, enforced: Enforced) -> None:
-    """Makes the uplink again while the applying process is stopped, which then goes on."""
+    """Create the uplink again while the applying process is stopped, then continue the process."""
     wait_for(lambda: enforced.interrupted, "stopped")
     lab.replug()
     half_done = enforced.state().half_done
@@ -122,7 +122,7 @@ def test_a_link_that_is_made_again_while_a_daemon_starts(lab: Lab, enforced: Enf
 def test_a_process_that_hangs_before_it_changes_anything_holds_up_nothing(
     lab: Lab, enforced: Enforced
 ) -> None:
-    """As if a file server was gone: what others take away is put back, and `down` goes on."""
+    """Simulates a file server that is gone: the daemon restores a removed table, and `down` works."""
     gateway = enforced.gateway
     gateway.write(before(lab))
     gateway.start()
@@ -155,7 +155,7 @@ def test_with_the_daemon_dead_too_the_next_command_heals(
         gateway.write(after(lab))
         with reloading(gateway):
             wait_for((enforced.place / "effects").exists, "begun")
-            os.kill(gateway.pid, signal.SIGSTOP)  # or it would heal
+            os.kill(gateway.pid, signal.SIGSTOP)  # the daemon would repair the plan
             wait_for(lambda: enforced.interrupted, "interrupted")
             gateway.kill()
         half_done = gateway.json("status")["half_done"]

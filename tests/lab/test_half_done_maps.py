@@ -1,4 +1,4 @@
-"""The same where the reload brings other maps, which take over what lives."""
+"""Tests of a reload with new maps that is killed before its effects: live flows are carried over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The applying process of a reload killed between every two of its effects: what was in force stays so."""
+"""Tests of a reload whose applying process is killed before each of its effects: what was in force stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first start killed between every two of its effects."""
+"""Tests of a first start whose applying process is killed before each of its effects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_killed_between_any_two_effects_of_the_first_start(
     with watched(lab, knocking):
         for number, effect in enumerate(effects):
             if effect == "write" == effects[number - 1]:
-                continue  # one kernel setting after another
+                continue  # one case covers a series of kernel settings
             when = f"killed before effect {number}, {effect}, of {effects}"
             enforced.interrupt(number)
             gateway.start()

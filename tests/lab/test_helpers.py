@@ -1,4 +1,4 @@
-"""An administrator's conntrack helpers: connections that an origin opens to a client, as a helper expects."""
+"""Tests of an administrator's conntrack helpers: an origin opens the connection that the helper expects."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 @dataclass
 class Transfer:
-    """Both ends of an active transfer's data connection, None if it failed, and where the server was sent."""
+    """Both ends of an active FTP data connection (None: it failed); ``told``: the address the server got."""
 
     told: str
     server: socket.socket | None
@@ -70,7 +70,7 @@ class Transfer:
 
 @contextlib.contextmanager
 def transfer(lab: Lab, family: int, source: str | None = None) -> Iterator[Transfer]:
-    """FTP's PORT or EPRT (RFC 959, 2428): the server connects to where the client says that it listens."""
+    """FTP's PORT or EPRT (RFC 959, 2428): the server connects to the address that the client names."""
     kind, found = family_of(ORIGIN1[family]), Transfer("", None, None)
     source = source or CLIENT[family]
     with contextlib.ExitStack() as stack:
@@ -91,7 +91,7 @@ def transfer(lab: Lab, family: int, source: str | None = None) -> Iterator[Trans
         asker.connect((ORIGIN1[family], CONTROL))
         served = stack.enter_context(control.accept()[0])
         served.settimeout(2)
-        # The helper looks at lines that follow one which it has seen.
+        # The helper parses only lines that follow a line it has seen.
         asker.sendall(b"USER me\r\n")
         served.recv(200)
         port = listener.getsockname()[1]
@@ -112,7 +112,7 @@ def transfer(lab: Lab, family: int, source: str | None = None) -> Iterator[Trans
 
 
 def exchange(found: Transfer) -> None:
-    """Both ways."""
+    """Send data in both directions and check it."""
     assert found.server is not None
     assert found.client is not None
     for sender, receiver in ((found.server, found.client), (found.client, found.server)):
@@ -150,7 +150,7 @@ def test_active_ftp(enforced: LabGateway, family: int, kind: str) -> None:
 
 @families
 def test_the_limit_holds(enforced: LabGateway, family: int) -> None:
-    """Of an origin's port 20 like of any other."""
+    """The limit holds for an origin's port 20, too."""
     lab, kind = enforced.lab, family_of(ORIGIN1[family])
     at = Origin(leaves_from(LAX1, family), "tcp", ORIGIN1[family], DATA)
     enforced.reload(configuration(lab, limit=1))
@@ -180,7 +180,7 @@ def test_the_limit_holds(enforced: LabGateway, family: int) -> None:
 
 @families
 def test_tftp(enforced: LabGateway, family: int) -> None:
-    """UDP: the answer comes from another port (RFC 1350, 4)."""
+    """The answer comes from another UDP port (RFC 1350, 4)."""
     lab, kind = enforced.lab, family_of(ORIGIN1[family])
     with (
         lab.origin1.socket(kind, socket.SOCK_DGRAM) as server,

@@ -1,4 +1,4 @@
-"""No leak, no way in: judged by captures on the outside wire while things go wrong on the gateway."""
+"""Tests for leaks and unsolicited packets: captures on the outside wire while parts of the gateway fail."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from lab.topology import (
 families = pytest.mark.parametrize("family", [4, 6])
 
 PLANNED = [ip_network(address) for owner in (SHARED, LAX1, LAX2) for address in owner.values()]
-FIRST = {4: LAX1[4], 6: "2001:db8:1::5"}  # an address of lax-1, for each family
+FIRST = {4: LAX1[4], 6: "2001:db8:1::5"}  # an address of lax-1 in each family
 UNUSED_PORTS = range(20000, 60000)
 
 
 @cache
 def frames(gateway: str, count: int = 2000) -> list[bytes]:
-    """All that clients may send: good, bad and ugly packets from all their addresses, in both families."""
+    """Valid, malformed and hostile packets of clients, from all their addresses, in both families."""
     from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
     from scapy.layers.inet6 import (
         ICMPv6DestUnreach,
@@ -76,12 +76,12 @@ def frames(gateway: str, count: int = 2000) -> list[bytes]:
             packet = ip / udp / Raw(bytes(dice.choice((0, 1, 500))))
         elif kind == 7:
             packet = ip / ping_
-        elif kind == 8:  # an error about a connection that never was
+        elif kind == 8:  # an ICMP error about a connection that does not exist
             inner = (IP(src=to, dst=source) if family == 4 else IPv6(src=to, dst=source)) / TCP(
                 sport=dport, dport=port
             )
             packet = ip / (ICMP(type=3, code=1) if family == 4 else ICMPv6DestUnreach()) / inner
-        elif kind == 9:  # fragments, whose other halves may never come
+        elif kind == 9:  # fragments, whose other parts may be missing
             first, offset = dice.choice((True, False)), dice.choice((0, 1, 185))
             if family == 4:
                 ip.id, ip.flags, ip.frag = port, int(first), offset
@@ -99,7 +99,7 @@ def frames(gateway: str, count: int = 2000) -> list[bytes]:
                 packet = ip / tcp
             else:
                 packet = ip / IPv6ExtHdrDestOpt() / tcp
-        else:  # protocols without ports, and headers that lie
+        else:  # protocols without ports, and false headers
             number = dice.choice((6, 17, 41, 47, 50, 51, 89, 132, 136, 253))
             if family == 4:
                 ip.proto = number
@@ -111,7 +111,7 @@ def frames(gateway: str, count: int = 2000) -> list[bytes]:
 
 
 class Chatter(threading.Thread):
-    """A client that never stops: some 500 packets a second, and connections that are held."""
+    """A client that sends some 500 packets a second until the block ends."""
 
     def __init__(self, lab: Lab):
         super().__init__(daemon=True)
@@ -124,7 +124,7 @@ class Chatter(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.is_set():
-            with contextlib.suppress(OSError):  # a full queue is a lost packet
+            with contextlib.suppress(OSError):  # a full queue loses the packet
                 self._socket.send(self._frames[self.sent % len(self._frames)])
             self.sent += 1
             time.sleep(0.002)
@@ -139,7 +139,7 @@ class Chatter(threading.Thread):
         self._socket.close()
 
     def for_a_while(self, packets: int = 300) -> None:
-        """Wait until so many more were sent."""
+        """Wait until the client has sent this number of packets more."""
         goal = self.sent + packets
         deadline = time.monotonic() + 60
         while self.sent < goal and time.monotonic() < deadline:
@@ -147,7 +147,7 @@ class Chatter(threading.Thread):
 
 
 def unplanned(sources: Counter[str], *more: str) -> dict[str, int]:
-    """What of a capture's sources is not an address that traffic may leave from."""
+    """The sources of a capture that are neither planned nor in ``more``."""
     allowed = [*PLANNED, *map(ip_network, more)]
     return {
         source: count
@@ -162,7 +162,7 @@ def unplanned(sources: Counter[str], *more: str) -> dict[str, int]:
 
 @contextlib.contextmanager
 def nothing_leaks(lab: Lab, *more: str, silent: bool = False) -> Iterator[None]:
-    """Fails if an unplanned source gets on the outside wire, or (unless ``silent``) nothing at all."""
+    """Assert that no unplanned source appears outside, and some packet does (unless ``silent``)."""
     capture = Capture(lab.net, "gw0", lab.directory, direction="in").start()
     try:
         yield
@@ -179,7 +179,7 @@ def reasons(gateway: LabGateway) -> Counter[str]:
 
 
 def fate_of(attempt: Callable[[], object]) -> str:
-    """What became of it, in one word; "answered" if nothing went wrong."""
+    """The result of an attempt in one word; "answered" if it succeeds."""
     try:
         attempt()
     except OSError as error:
@@ -188,7 +188,7 @@ def fate_of(attempt: Callable[[], object]) -> str:
 
 
 def eventually(check: Callable[[], bool], patience: float = 20.0) -> bool:
-    """Whether it becomes true within ``patience`` seconds."""
+    """Whether ``check`` becomes true within ``patience`` seconds."""
     deadline = time.monotonic() + patience
     while not check():
         if time.monotonic() > deadline:
@@ -201,13 +201,13 @@ def forward(lab: Lab, on: bool) -> None:
     lab.gw.sysctls({"net.ipv4.ip_forward": int(on), "net.ipv6.conf.all.forwarding": int(on)})
 
 
-# --- coming and going
+# --- start and end
 
 
 def test_nothing_leaks_from_before_the_start_until_after_the_end(
     lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
-    """Forwarding is off before, so not one packet may get out untranslated at any time."""
+    """Forwarding is off before the start, so every packet that leaves must be translated."""
     forward(lab, False)
     try:
         with Chatter(lab) as chatter, nothing_leaks(lab):
@@ -230,7 +230,7 @@ def test_nothing_leaks_from_before_the_start_until_after_the_end(
 def test_a_gateway_that_forwards_already_is_closed_by_the_first_step(
     lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
-    """What the kernel forwards before the table is there, nobody can help; from then on nothing leaks."""
+    """The kernel forwards untranslated packets until the table exists; from then on nothing leaks."""
     with Chatter(lab) as chatter:
         with Capture(lab.net, "gw0", lab.directory, direction="in") as before:
             chatter.for_a_while()
@@ -242,12 +242,12 @@ def test_a_gateway_that_forwards_already_is_closed_by_the_first_step(
             chatter.for_a_while()
             for family in (4, 6):
                 assert ip_address(tcp_ask(lab.client, ORIGIN1[family]).address) in ip_network(LAX1[family])
-                # Connections from before the start are known to conntrack as untranslated ones.
+                # conntrack knows connections from before the start as untranslated.
                 assert ping(lab.client, ORIGIN2[family])
 
 
 def storm(config: Document) -> Iterator[Document]:
-    """Configurations that differ in everything that a reload can change."""
+    """Configurations that differ in every part that a reload can change."""
     yield changed(config, "policies", "bank", egress={"ipv4": LAX2[4], "ipv6": LAX2[6]})
     yield without(without(config, "policies", "bank", "travel"), "egress_ips", "lax-1")
     yield config | {"proxy": {"tcp": True, "udp": False}}
@@ -289,7 +289,7 @@ SABOTAGE = (
 def test_nothing_leaks_while_others_break_something(
     lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
-    """Either of the two walls holds while the other is down, with the daemon and without."""
+    """Table and programs each prevent leaks while the other is missing, with the daemon and without."""
     gateway.start()
     with Chatter(lab) as chatter, nothing_leaks(lab):
         for command in SABOTAGE:
@@ -307,7 +307,7 @@ def test_nothing_leaks_while_others_break_something(
             gateway.start()
             chatter.for_a_while(50)
     seen = reasons(gateway)
-    # Untranslated as the table was gone; unmarked as the filter was.
+    # "leak": the table was missing; "unmarked": the program was.
     assert seen["leak"] > 0
     assert seen["unmarked"] > 0
     assert gateway.json("status")["leaks_prevented"] >= seen["leak"] + seen["unmarked"]
@@ -350,7 +350,7 @@ def test_nothing_leaks_when_addresses_are_lost(lab: Lab, services: Services, gat
 def test_a_full_flow_table_refuses_what_is_new_and_leaks_nothing(
     lab: Lab, services: Services, gateway: LabGateway, family: int
 ) -> None:
-    """Full of answered flows: none of them goes."""
+    """The table is full of answered flows, none of which is evicted."""
     sizes = {"flows": 1024, "origins": 4096, "flows_per_client": 1024, "unanswered_per_client": 1024}
     gateway.write(lab.config(limits={"connections_per_origin": 40000, **sizes}))
     gateway.start()
@@ -386,7 +386,7 @@ def test_unanswered_flows_make_room_and_live_ones_stay(
             fate_of(lambda port=port: send(lab.client, family, ORIGIN1, 20000, port))
         assert session.ask() == session.seen
         assert ping(lab.client, ORIGIN1[family])
-        # Also for an origin that was not seen before.
+        # An origin that the gateway has not seen works, too.
         assert tcp_ask(lab.client, ORIGIN2[family]).address
     seen = reasons(gateway)
     assert not seen["origins-full"] and not seen["flows-full"]
@@ -394,14 +394,14 @@ def test_unanswered_flows_make_room_and_live_ones_stay(
 
 
 def send(client: Namespace, family: int, to: dict[int, str], source_port: int, port: int = 9001) -> None:
-    """One datagram from a port of the client's; an ICMP error that came back is raised."""
+    """Send one datagram from a client's port; raises the ICMP error that an earlier one caused."""
     family_number = family_of(to[family])
     sender = _senders.setdefault(
         (client.name, family), client.socket(family_number, socket.SOCK_RAW, socket.IPPROTO_UDP)
     )
     header = source_port.to_bytes(2, "big") + port.to_bytes(2, "big") + (8).to_bytes(2, "big") + bytes(2)
     if family == 6:
-        sender.setsockopt(socket.IPPROTO_IPV6, 7, 6)  # IPV6_CHECKSUM: where it is in the header
+        sender.setsockopt(socket.IPPROTO_IPV6, 7, 6)  # IPV6_CHECKSUM: the checksum's offset in the header
     sender.sendto(header, (to[family], 0))
 
 
@@ -410,7 +410,7 @@ _senders: dict[tuple[str, int], socket.socket] = {}
 
 @pytest.fixture(autouse=True)
 def close_senders() -> Iterator[None]:
-    """Raw sockets live for one test."""
+    """Close the raw sockets of each test."""
     yield
     for sender in _senders.values():
         sender.close()
@@ -424,7 +424,7 @@ def close_senders() -> Iterator[None]:
 def test_packets_that_conntrack_calls_invalid_stay_inside(
     lab: Lab, services: Services, gateway: LabGateway, family: int
 ) -> None:
-    """Out of the window, and with impossible flags, within a live connection and without one."""
+    """Segments out of the window and with impossible flags, within a live connection and without one."""
     from scapy.layers.inet import IP, TCP
     from scapy.layers.inet6 import IPv6
     from scapy.packet import Raw
@@ -448,7 +448,7 @@ def test_packets_that_conntrack_calls_invalid_stay_inside(
 @pytest.mark.parametrize(
     ("hook", "mark", "reached"),
     [
-        # Before the routing decision: another slot, no slot, none, all ones; bits that are not ours.
+        # Before routing: another slot, an unknown slot, none, all ones; bits outside the mark's mask.
         ("prerouting priority -150", "meta mark & 0xffff0000 | 0x3", True),
         ("forward priority -10", "0x3", True),
         ("forward priority -10", "0x1234", False),
@@ -464,7 +464,7 @@ def test_packets_that_conntrack_calls_invalid_stay_inside(
 def test_marks_that_others_set_let_nothing_out(
     lab: Lab, services: Services, marked_gateway: LabGateway, hook: str, mark: str, reached: bool
 ) -> None:
-    """A wrong mark may cost a connection its way out; it never gives it an address that is not planned."""
+    """A wrong mark may break a connection, but never gives it an unplanned source."""
     where = 'iifname "in0"' if hook.startswith("prerouting") else 'oifname "out0"'
     lab.gw.run(
         "nft",
@@ -495,13 +495,13 @@ def marked_gateway(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 # --- no way in
 
-# What a host says of itself or asks its neighbours is no answer.
+# Router, neighbour and multicast messages are no answers.
 ANSWERS = "(ip or ip6) and not (icmp6 and ip6[40] >= 130 and ip6[40] <= 137) and not igmp"
 
 
 @contextlib.contextmanager
 def silence(lab: Lab, asker: str) -> Iterator[None]:
-    """Fails if the gateway sends a packet to who asks from outside."""
+    """Assert that the gateway sends no packet to this outside address."""
     expression = f"{ANSWERS} and dst host {asker}"
     capture = Capture(lab.net, "gw0", lab.directory, direction="in", expression=expression).start()
     try:

@@ -1,4 +1,4 @@
-"""Start, reload, restart, crash, upgrade and end, with connections that live through all of it."""
+"""Tests of start, reload, restart, crash, upgrade and end, with connections that live through all of them."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ OTHERS = "add table inet others; add chain inet others forward { type filter hoo
 
 
 def leaves_from(address: str, *egresses: dict[int, str]) -> bool:
-    """Whether the address is one of these egress IPs'."""
+    """Whether the address belongs to one of these egress IPs."""
     found = ip_address(address)
     return any(found in ip_network(egress[found.version]) for egress in egresses)
 
 
 def eventually(check: Callable[[], bool], patience: float = 20.0) -> bool:
-    """Whether it becomes true within ``patience`` seconds."""
+    """Whether ``check`` becomes true within ``patience`` seconds."""
     deadline = time.monotonic() + patience
     while not check():
         if time.monotonic() > deadline:
@@ -58,7 +58,7 @@ def eventually(check: Callable[[], bool], patience: float = 20.0) -> bool:
 
 
 class Live:
-    """Connections of every kind, held open: each must keep its address and port whatever happens."""
+    """Open TCP and UDP connections and transfers: each must keep its address and port."""
 
     def __init__(self, lab: Lab):
         self._open = contextlib.ExitStack()
@@ -69,7 +69,7 @@ class Live:
                 self.flows.append(self._open.enter_context(Session(client, origin)))
                 self.flows.append(self._open.enter_context(UdpFlow(client, origin)))
         self.seen = [flow.ask() for flow in self.flows]
-        # A transfer that is always in the middle of something.
+        # Continuous transfers, in flight during every step.
         self.transfers = [
             Program(
                 client,
@@ -83,7 +83,7 @@ class Live:
         self.check("opened")
 
     def check(self, after: str) -> None:
-        """Every connection answers and is seen from where it always was; the transfers go on."""
+        """Assert that every connection keeps its address and port and that the transfers go on."""
         for flow, before in zip(self.flows, self.seen, strict=True):
             assert flow.ask() == before, f"after: {after}"
         for transfer in self.transfers:
@@ -98,7 +98,7 @@ class Live:
 
 
 def moved(said: str) -> bool:
-    """Whether iperf3 reports an interval in which bytes were taken by the network."""
+    """Whether iperf3 reports an interval in which the network took bytes."""
     rows = [line.split() for line in said.splitlines() if "/sec" in line]
     return any(float(row[row.index("sec") + 1]) > 0 for row in rows if "sec" in row)
 
@@ -113,7 +113,7 @@ def living(lab: Lab) -> Iterator[Live]:
 
 
 def otherwise(config: Document) -> Document:
-    """Policies that send everything elsewhere than the lab's do."""
+    """Policies that send all traffic by other egress IPs than the lab's."""
     moved = changed(config, "policies", "bank", egress={"ipv4": LAX2[4], "ipv6": LAX2[6]})
     return added(moved, "policies", {"name": "rest", "precedence": 1000, "egress": "default"})
 
@@ -199,7 +199,7 @@ def append(path: Path, text: str) -> None:
 
 
 def widen(bpf: Path) -> None:
-    """Another layout of the flow map: a field in the middle of the structure."""
+    """Another layout of the flow map: an additional field in the middle of the structure."""
     maps = bpf / "maps.h"
     old = "\tu64 created;\n"
     assert maps.read_text().count(old) == 1
@@ -223,7 +223,7 @@ def test_everything_is_enforced_while_the_daemon_is_dead(
         with pytest.raises(ConnectionRefusedError):
             Session(lab.client, ORIGIN1[family])
         third.close()
-        # A connection is over when the origin has had its say, too.
+        # A connection ends when the origin has closed its side, too.
         assert eventually(lambda: gateway.json("origins")[0]["active"] == 2)
         assert leaves_from(tcp_ask(lab.client, ORIGIN1[family]).address, LAX1)
         assert fate_of(lambda: tcp_ask(lab.client, ORIGIN2[family], 8082)) == "refused"
@@ -233,7 +233,7 @@ def test_everything_is_enforced_while_the_daemon_is_dead(
 
 
 def fate_of(attempt: Callable[[], object]) -> str:
-    """What became of it, in one word; "answered" if nothing went wrong."""
+    """The result of an attempt in one word; "answered" if it succeeds."""
     try:
         attempt()
     except OSError as error:
@@ -246,7 +246,7 @@ def fate_of(attempt: Callable[[], object]) -> str:
 
 @pytest.fixture
 def bare(machine: None) -> Iterator[Lab]:
-    """A lab of its own without servers, for tests that compare all of a gateway's state."""
+    """A lab of its own without servers, for tests that compare the gateway's complete state."""
     with Lab(f"lab{os.getpid()}-bare") as built:
         yield built
 
@@ -257,11 +257,11 @@ def traffic_control(lab: Lab, command: str) -> None:
 
 
 def prepare(lab: Lab, kind: str) -> None:
-    """What a gateway may be like before the enforcer comes."""
+    """Give the gateway this kind of state from before the enforcer."""
     forwarding = int(kind != "off")
     lab.gw.sysctls({"net.ipv4.ip_forward": forwarding, "net.ipv6.conf.all.forwarding": forwarding})
     if kind == "lived-in":
-        # Each of these is what the enforcer would have done, or changes by doing something else.
+        # The enforcer would set each of these itself, or change it as a side effect.
         lab.gw.sysctls(
             {
                 "net.ipv4.ip_forward": 0,
@@ -361,7 +361,7 @@ def test_gateways_do_not_know_of_each_other(
     assert gateway.run("plan").stdout.startswith("nothing to do")
 
 
-# --- the daemon keeps it so
+# --- the daemon restores what others change
 
 
 def nothing_to_do(gateway: LabGateway) -> bool:
@@ -464,7 +464,7 @@ def test_an_address_that_is_taken_away_is_unavailable_and_comes_back(
     assert eventually(lambda: fate_of(lambda: tcp_ask(lab.client, ORIGIN1[family])) == "answered")
     assert leaves_from(tcp_ask(lab.client, ORIGIN1[family]).address, LAX1)
     assert "egress lax-1" in gateway.said()
-    lab.gw.ip(what.format("del"))  # it is ours no more, so `down` would leave it
+    lab.gw.ip(what.format("del"))  # the test added it, so `down` would leave it
 
 
 # --- signals, systemd
@@ -491,7 +491,7 @@ def test_systemd_is_told(lab: Lab, gateway: LabGateway, tmp_path: Path) -> None:
 
 
 def wait_for(listener: socket.socket, start: bytes) -> bytes:
-    """The next message that starts so; TimeoutError if none comes."""
+    """The next message that starts with ``start``; TimeoutError if none arrives."""
     while True:
         message = listener.recv(4096)
         if message.startswith(start):
@@ -572,7 +572,7 @@ def test_an_egress_ip_that_leaves_the_file_is_taken_away(
     assert gateway.json("plan") == []
 
 
-# --- failing half-way
+# --- failure half-way
 
 
 def test_a_hook_without_room_stops_a_start_without_a_trace(bare: Lab) -> None:
@@ -600,7 +600,7 @@ def test_a_reload_that_fails_half_way_is_taken_back(bare: Lab) -> None:
     assert done.returncode == 1
     assert "attaching a program to egress of interface" in done.stderr
     assert difference(before, snapshot(bare.gw)) == ""
-    for family in (4, 6):  # the failure came after the switch: the old policies are in force again
+    for family in (4, 6):  # the failure came after the switch, so the old policies must be restored
         question = (
             "--src",
             topology.CLIENT[family],

@@ -1,4 +1,4 @@
-"""The limit: exact, refused at once, nobody evicted, and every end of a connection gives back one."""
+"""Tests of the limit: exact, refusals at once, no eviction, and every end of a connection frees one place."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ LIMIT = 50
 _ports = itertools.count(7000, 2)
 protocols = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 
-# How a refusal comes out of a socket, by family: ICMP "administratively prohibited".
+# How a refusal appears at a socket, by family: ICMP "administratively prohibited".
 PROHIBITED = {4: "EHOSTUNREACH", 6: "EACCES"}
 
 
 def config(lab: Lab, limit: int) -> Document:
-    """Everything through one egress IP."""
+    """A configuration in which all traffic leaves by one egress IP."""
     everything = {
         "name": "everything",
         "precedence": 1,
@@ -57,7 +57,7 @@ def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
 
 @pytest.fixture
 def port() -> int:
-    """Origins of its own for each test: this port, and the one above."""
+    """A port of which each test has its own, and of the one above: fresh origins."""
     return next(_ports)
 
 
@@ -70,7 +70,7 @@ def key(protocol: str, family: int, origin: dict[int, str], port: int) -> Origin
 
 
 def stays(gateway: LabGateway, expected: dict[Origin, int]) -> None:
-    """What we count is this, and what conntrack holds too."""
+    """Assert that our counts and conntrack's are these."""
     ours, theirs = counted(gateway), tracked(gateway.lab)
     assert {origin: (ours[origin], theirs[origin]) for origin in expected} == {
         origin: (number, number) for origin, number in expected.items()
@@ -110,7 +110,7 @@ def test_exactly_so_many_and_for_this_origin_alone(
         for _ in range(5):
             opened = first.open(1)
             assert (opened.opened, opened.failed) == (0, {refused(protocol, family): 1})
-            assert opened.seconds < 1  # at once: not by a timeout, nor after a retransmission
+            assert opened.seconds < 1  # at once: neither by a timeout nor after a retransmission
         assert packets(enforced)["limit"] == before + 5
         row = row_of(enforced, key(protocol, family, ORIGIN1, port))
         assert (row["active"], row["peak"], row["total"], row["refused"]) == (LIMIT, LIMIT, LIMIT, 5)
@@ -120,11 +120,11 @@ def test_exactly_so_many_and_for_this_origin_alone(
         assert hammer(ORIGIN1, port + 1).open(LIMIT + 1).failed == {refused(protocol, family): 1}
         other = "udp" if protocol == "tcp" else "tcp"
         assert hammer(ORIGIN1, protocol=other).open(LIMIT + 1).failed == {refused(other, family): 1}
-        # Another client has the same address in IPv4, and one of its own in IPv6.
+        # In IPv4 another client shares the address; in IPv6 it has its own.
         neighbour = hammer(ORIGIN1, source=client_sources(family)[1])
         assert neighbour.open(1).opened == (0 if family == 4 else 1)
 
-        # Nobody was evicted to make room.
+        # No connection was evicted.
         assert first.probe().answered == LIMIT
         stays(
             enforced,
@@ -153,10 +153,10 @@ def test_each_end_of_a_tcp_connection_gives_back_one(enforced: LabGateway, port:
         one_more_is_admitted()
         holders.reset(1)  # RST by the origin
         one_more_is_admitted()
-        holders.close(1)  # FIN by the origin: the client's half is open still
+        holders.close(1)  # FIN by the origin: the client's half is still open
         time.sleep(0.2)
         assert counted(enforced)[origin] == LIMIT
-        hammer.count()  # now it is closed
+        hammer.count()  # closes the client's half
         one_more_is_admitted()
         assert hammer.probe().answered == LIMIT
         stays(enforced, {origin: LIMIT})
@@ -164,7 +164,7 @@ def test_each_end_of_a_tcp_connection_gives_back_one(enforced: LabGateway, port:
 
 @families
 def test_a_refused_connection_takes_no_room(enforced: LabGateway, port: int, family: int) -> None:
-    """A closed port answers with a RST: nothing is held."""
+    """A closed port answers with RST, so the connection frees its place."""
     with Hammer(
         enforced.lab.client, ORIGIN1[family], port, sources=[CLIENT[family]], capacity=3 * LIMIT
     ) as hammer:
@@ -176,7 +176,7 @@ def test_a_refused_connection_takes_no_room(enforced: LabGateway, port: int, fam
 
 @pytest.fixture
 def short_timers(enforced: LabGateway) -> Iterator[LabGateway]:
-    """What is half-open or idle is forgotten after seconds."""
+    """A gateway that forgets half-open and idle flows after seconds."""
     normal = config(enforced.lab, LIMIT)
     enforced.reload(normal | {"timers": {"tcp_transitory": 4, "udp": 1}})
     yield enforced
@@ -207,7 +207,7 @@ def test_half_open_connections_count_once_and_end_by_timeout(
         wait_for(lambda: counted(short_timers)[origin] == LIMIT)
         with pytest.raises(ConnectionRefusedError):
             Session(lab.client, ORIGIN1[family], port)
-        time.sleep(1.5)  # retransmissions, a second after the first
+        time.sleep(1.5)  # SYN retransmissions start after a second
         row = row_of(short_timers, origin)
         assert (row["active"], row["peak"], row["total"]) == (LIMIT, LIMIT, LIMIT)
         assert tracked(lab)[origin] == LIMIT
@@ -239,7 +239,7 @@ def test_idle_udp_flows_are_given_back_and_busy_ones_stay(
             busy.socket.send(b"?")
             assert busy.socket.recv(16) == b"?"
             time.sleep(0.2)
-        # The same peer all the time: it was neither evicted nor translated anew.
+        # The busy flow kept its translation: it was neither evicted nor admitted again.
         assert holders.count().udp == LIMIT
         assert idle.open(LIMIT - 1).opened == LIMIT - 1
 
@@ -263,7 +263,7 @@ def test_refusals_of_udp_name_their_reason(enforced: LabGateway, port: int, fami
         error = late.error()
         assert error is not None
         assert (error.kind, error.code) == ((3, 13) if family == 4 else (1, 1))
-        # The refused flow is tried again, not remembered.
+        # A refused flow has no entry: the enforcer decides each of its packets again.
         assert hammer.count() == LIMIT
         stays(enforced, {key("udp", family, ORIGIN1, port): LIMIT})
 
@@ -297,7 +297,7 @@ def test_a_changed_limit_holds_from_the_reload_on(enforced: LabGateway, port: in
 def test_forty_thousand_to_each_of_two_origins_through_one_address(
     enforced: LabGateway, port: int, family: int
 ) -> None:
-    """Two clients share the address: in IPv6 because their host bits are the same."""
+    """Two clients share the address; in IPv6 their host bits are equal."""
     lab = enforced.lab
     many = 40_000
     half = many // 2

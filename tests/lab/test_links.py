@@ -1,4 +1,4 @@
-"""Links that come, go and change their names, addresses that others take, and links on top of others."""
+"""Tests of links that appear, disappear and change names, of addresses taken over, and of stacked links."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, PRIVATE, SHARED, Lab
 
 OURS = {4: "198.51.100.77", 6: "2001:db8:ffff::77"}
-"""A shared address that no interface has."""
+"""Shared addresses that no interface has."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 @pytest.fixture
 def with_ours(enforced: LabGateway) -> Iterator[LabGateway]:
-    """The shared addresses are of those that no interface has."""
+    """A gateway whose shared addresses are on no interface: the enforcer adds them."""
     enforced.reload(enforced.lab.config(shared={"ipv4": OURS[4], "ipv6": OURS[6]}))
     yield enforced
     enforced.reload(enforced.lab.config())
@@ -43,7 +43,7 @@ def with_ours(enforced: LabGateway) -> Iterator[LabGateway]:
 
 @contextlib.contextmanager
 def renamed(gateway: LabGateway, before: str, after: str) -> Iterator[None]:
-    """An interface has another name, and the daemon has noticed."""
+    """Rename an interface and wait until the daemon has noticed."""
     lab, said = gateway.lab, gateway.said()
     lab.gw.ip(f"link set {before} name {after}")
     try:
@@ -57,17 +57,17 @@ def renamed(gateway: LabGateway, before: str, after: str) -> Iterator[None]:
 
 
 def leaving(lab: Lab) -> Capture:
-    """What comes out of the gateway."""
+    """A capture of the packets that leave the gateway."""
     return Capture(lab.net, "gw0", lab.directory, direction="in")
 
 
 def raw(capture: Capture) -> set[str]:
-    """Clients' own addresses among the sources."""
+    """The clients' own addresses among the sources."""
     return {source for source in capture.sources() if source.startswith(("10.", "fd00:"))}
 
 
 def asked(lab: Lab, family: int) -> list[str]:
-    """What new connections, over TCP and UDP, come to: an address, or a word for the error."""
+    """The results of new TCP and UDP connections: the source address, or a word for the error."""
     found = []
     for ask in (tcp_ask, udp_ask):
         try:
@@ -96,7 +96,7 @@ def test_a_renamed_outside_interface(enforced: LabGateway, family: int) -> None:
 
 @contextlib.contextmanager
 def leading_inwards(lab: Lab, family: int) -> Iterator[None]:
-    """The internet has a route to the clients' network."""
+    """Add the internet's route to the clients' network."""
     network = {4: "10.0.1.0/24", 6: "fd00:1::/64"}[family]
     lab.net.ip(f"route add {network} via {SHARED[family]}")
     try:
@@ -107,7 +107,7 @@ def leading_inwards(lab: Lab, family: int) -> Iterator[None]:
 
 @families
 def test_from_outside_while_no_daemon_runs(enforced: LabGateway, family: int) -> None:
-    """The map still has the old name: a stranger's packets do not reach a client, not even one way."""
+    """The map still has the old name: packets from outside do not even reach a client one way."""
     lab = enforced.lab
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
     enforced.kill()
@@ -130,7 +130,7 @@ def test_from_outside_while_no_daemon_runs(enforced: LabGateway, family: int) ->
 
 @families
 def test_from_outside_by_a_renamed_interface(enforced: LabGateway, family: int) -> None:
-    """The table, which knows the interface by its name, no more keeps a stranger out; the program does."""
+    """The table matches the interface's name and misses these packets; the program drops them."""
     lab = enforced.lab
     with leading_inwards(lab, family):
         with (
@@ -146,7 +146,7 @@ def test_from_outside_by_a_renamed_interface(enforced: LabGateway, family: int) 
 
 @families
 def test_a_renamed_inside_interface(enforced: LabGateway, family: int) -> None:
-    """What is live goes on with its address, nothing new is translated."""
+    """Live connections keep their address; new ones are not translated."""
     lab = enforced.lab
     with (
         leaving(lab) as wire,
@@ -159,14 +159,14 @@ def test_a_renamed_inside_interface(enforced: LabGateway, family: int) -> None:
             assert asked(lab, family) == ["silence", "silence"]
             assert packets(enforced)["renamed"] >= before + 2
             assert session.ask().address == flow.ask().address == leaves_from(LAX1, family)
-            assert ping(lab.client, CLIENT2[family], CLIENT[family]).received == 1  # no egress
+            assert ping(lab.client, CLIENT2[family], CLIENT[family]).received == 1  # no egress IP needed
     assert not raw(wire)
 
 
 @families
 @pytest.mark.parametrize(("before", "after"), [("out0", "wan0"), ("in0", "lan0")])
 def test_renamed_while_no_daemon_runs(enforced: LabGateway, family: int, before: str, after: str) -> None:
-    """The map and the table's first rules know the link by its index: new connections go on as planned."""
+    """The map and the table's first rules match the link's index: new connections work as planned."""
     lab = enforced.lab
     enforced.kill()
     try:
@@ -181,7 +181,7 @@ def test_renamed_while_no_daemon_runs(enforced: LabGateway, family: int, before:
 
 
 def another_layout(bpf: Path) -> None:
-    """The same fields; any other text of maps.h makes new maps."""
+    """Any other text of maps.h makes new maps, even with the same fields."""
     maps = bpf / "maps.h"
     maps.write_text(maps.read_text() + "/* another version */\n")
 
@@ -200,13 +200,13 @@ def without_names(bpf: Path) -> None:
 def test_renamed_before_an_upgrade(
     lab: Lab, services: Services, tmp_path: Path, layout: Callable[[Path], None], before: str, after: str
 ) -> None:
-    """New maps are made: the link keeps its role and its former name."""
+    """In the new maps the link keeps its role and its former name."""
     with running(lab, version=program_copy(tmp_path, layout)) as gateway, leaving(lab) as wire:
         assert "dedicated" in {
             foretold(gateway, ORIGIN1[family], "tcp", 9000)["verdict"] for family in (4, 6)
         }
         gateway.kill()
-        # The file is refused without an interface of that name.
+        # The file is invalid without an interface of that name, so another link takes it.
         lab.gw.ip(f"link set {before} name {after}", f"link add {before} type veth peer name far9")
         try:
             gateway.enforcer = gateway.enforcer[4:]
@@ -228,7 +228,7 @@ def test_renamed_before_an_upgrade(
 
 @contextlib.contextmanager
 def a_port(lab: Lab, name: str) -> Iterator[None]:
-    """An interface is a bridge's port: the kernel takes what comes by it for the bridge's."""
+    """Make an interface a bridge's port: the kernel treats its packets as the bridge's."""
     lab.gw.ip("link add br9 type bridge", "link set br9 up", f"link set {name} master br9")
     try:
         yield
@@ -258,7 +258,7 @@ def test_an_interface_that_becomes_a_port(enforced: LabGateway, family: int, nam
 
 @families
 def test_a_port_while_no_daemon_runs(enforced: LabGateway, family: int) -> None:
-    """Neither the table nor the map knows that the packets come by the bridge: the last guard stays."""
+    """Neither the table nor the map knows the bridge: the egress program drops what arrives by it."""
     lab = enforced.lab
     assert asked(lab, family) == [leaves_from(LAX1, family)] * 2
     enforced.kill()
@@ -304,16 +304,16 @@ def sides(lab: Lab, outside: str = "out0") -> Document:
 
 
 def put_back(gateway: LabGateway) -> None:
-    """The daemon puts back what it misses: the table, which is taken away here."""
+    """Make the daemon restore a table that this removes."""
     said = gateway.said()
     gateway.lab.gw.run("nft", "delete", "table", "inet", "enforcer")
     wait_for(lambda: "restored: install nftables table" in gateway.said().removeprefix(said))
-    # Answered when that is over: what happens while the table is written is taken for the daemon's own.
+    # The answer follows the restoration; the daemon takes events during the write for its own.
     control.ask(Instance(gateway.lab.gw.cookie()).control_socket, "warnings")
 
 
 def test_another_interface_in_a_renamed_ones_place(two_uplinks: LabGateway) -> None:
-    """What the enforcer had put on the one that was renamed, the other one gets."""
+    """The second interface gets everything that the enforcer had put on the renamed one."""
     lab = two_uplinks.lab
     lab.gw.ip("link set out0 name old0")
     lab.net.ip(
@@ -339,14 +339,14 @@ def test_another_interface_in_a_renamed_ones_place(two_uplinks: LabGateway) -> N
 @families
 @pytest.mark.parametrize("shared", [SHARED, OURS], ids=["the host's", "ours"])
 def test_a_link_that_is_made_again(enforced: LabGateway, family: int, shared: dict[int, str]) -> None:
-    """What we had put on it comes back with it."""
+    """The new link gets everything that the enforcer had put on the old one."""
     lab = enforced.lab
     enforced.reload(lab.config(shared={"ipv4": shared[4], "ipv6": shared[6]}))
     address = leaves_from(LAX1, family)
     assert asked(lab, family) == [address, address]
     lab.replug()
     wait_for(lambda: asked(lab, family) == [address, address], "the egress address", patience=5)
-    # The daemon has to notice the shared address, too.
+    # The daemon must notice the shared address, too.
     wait_for(lambda: foretold(enforced, PRIVATE[family], "tcp", 9000)["reason"] == "tunnel", patience=5)
     assert tcp_ask(lab.client, PRIVATE[family]).address == shared[family]
     assert not look(enforced, warnings)
@@ -354,7 +354,7 @@ def test_a_link_that_is_made_again(enforced: LabGateway, family: int, shared: di
 
 @families
 def test_what_is_taken_away_stays_away_when_links_change(enforced: LabGateway, family: int) -> None:
-    """Only what was lost with its link is put back."""
+    """The daemon restores only what was lost with its link."""
     lab, column = enforced.lab, f"available_ipv{family}"
     there = {4: f"address del {LAX1[4]}/32 dev out0", 6: f"route del local {LAX1[6]} table local"}
     lab.gw.ip(there[family])
@@ -371,7 +371,7 @@ def test_what_is_taken_away_stays_away_when_links_change(enforced: LabGateway, f
 
 @contextlib.contextmanager
 def another(gateway: LabGateway, name: str) -> Iterator[None]:
-    """Another link of that name comes, changes and goes."""
+    """Another link of that name appears, changes and disappears."""
     lab = gateway.lab
     lab.gw.ip(f"link add {name} type veth peer name peer0")
     try:
@@ -386,7 +386,7 @@ def another(gateway: LabGateway, name: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("has_another", [False, True], ids=["its own", "another's"])
 def test_what_is_taken_away_stays_away_when_names_change(enforced: LabGateway, has_another: bool) -> None:
-    """A link that has its name back was not made again; one that has another's name was, once."""
+    """A link that gets its name back is not a new link, even if another link had that name meanwhile."""
     lab = enforced.lab
     meanwhile = another(enforced, "out0") if has_another else contextlib.nullcontext()
     try:
@@ -403,7 +403,7 @@ def test_what_is_taken_away_stays_away_when_names_change(enforced: LabGateway, h
 
 @families
 def test_a_shared_address_that_is_taken_away(with_ours: LabGateway, family: int) -> None:
-    """Re-leased, flushed or deleted: refused by name, not sent into the dark."""
+    """An address that was deleted: refused as "shared-unavailable", not sent without an answer."""
     lab, other = with_ours.lab, 10 - family
     assert tcp_ask(lab.client, PRIVATE[family]).address == OURS[family]
     lab.gw.ip(f"address del {OURS[family]} dev {'out0' if family == 4 else 'lo'}")
@@ -428,7 +428,7 @@ def test_a_shared_address_of_ours_is_found_by_neighbours(with_ours: LabGateway, 
 
 @families
 def test_a_shared_address_that_another_machine_takes_over(with_ours: LabGateway, family: int) -> None:
-    """Moved by hand: the gateway answers no more for it, not even to duplicate address detection."""
+    """The gateway does not answer for an address that was moved by hand, not even to DAD."""
     lab, address = with_ours.lab, OURS[family]
     lab.gw.ip(f"address del {address} dev {'out0' if family == 4 else 'lo'}")
     wait_for(lambda: foretold(with_ours, PRIVATE[family], "tcp", 9000)["reason"] == "shared-unavailable")
@@ -453,7 +453,7 @@ def test_a_shared_address_that_another_machine_takes_over(with_ours: LabGateway,
 @families
 @pytest.mark.parametrize("how", ["add", "replace"])
 def test_the_hosts_own_address_comes_later(enforced: LabGateway, family: int, how: str) -> None:
-    """At boot we may be first. Ours is not in the way of the host's, and `down` leaves that."""
+    """At boot the enforcer may start first. Its address does not prevent the host's, which `down` leaves."""
     lab = enforced.lab
     own = {4: "198.51.100.1/24", 6: "2001:db8:ffff::1/64"}
     router = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}[family]
@@ -476,7 +476,7 @@ def test_the_hosts_own_address_comes_later(enforced: LabGateway, family: int, ho
 @families
 @pytest.mark.parametrize("lower", ["out0", "in0"])
 def test_an_inside_interface_on_top_of_another_one(enforced: LabGateway, family: int, lower: str) -> None:
-    """A macvlan: its frames pass the lower interface's programs, which have nothing to say of them."""
+    """The frames of a macvlan pass the lower interface's programs, which ignore them."""
     with on_top(enforced, enforced.lab.config(), lower, "macvlan"):
         passes(enforced, family)
         assert asked(enforced.lab, family) == [leaves_from(LAX1, family)] * 2

@@ -1,4 +1,4 @@
-"""What a local user without privileges can do to root's commands and to the daemon: nothing."""
+"""Tests of an unprivileged local user: no influence on root's commands and on the daemon."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMAND = str(Path(sys.executable).with_name("enforcer"))
 
 @pytest.fixture
 def open_place() -> Iterator[Path]:
-    """A directory that the user can reach: pytest's own are root's alone."""
+    """A directory that the user can reach; pytest's own belong to root."""
     with tempfile.TemporaryDirectory(prefix="local-users-") as name:
         Path(name).chmod(0o711)
         yield Path(name)
@@ -34,7 +34,7 @@ def open_place() -> Iterator[Path]:
 
 @pytest.fixture
 def victim(open_place: Path) -> Iterator[Path]:
-    """A directory of root's with a file in it; both are there afterwards."""
+    """A directory of root's with a file; asserts that both exist afterwards."""
     made = open_place / "victim"
     made.mkdir(mode=0o700)
     (made / "file").write_text(SECRET)
@@ -57,7 +57,7 @@ PREPARED = {
 def test_a_bpf_file_system_that_a_user_has_prepared(
     lab: Lab, gateway: LabGateway, victim: Path, name: str
 ) -> None:
-    """Mounted without mode=, it is like /tmp: any user may make directories in it (mode 1777)."""
+    """Without mode=, the file system is like /tmp: any user may create directories in it (mode 1777)."""
     above = "/sys/fs/bpf/enforcer"
     ours = f"{above}/{lab.gw.cookie():x}"
     prepare = PREPARED[name].format(above=above, ours=ours, victim=victim)
@@ -93,7 +93,7 @@ def test_a_bpf_file_system_that_a_user_has_prepared(
 def test_a_state_directory_that_a_user_has_prepared(
     lab: Lab, gateway: LabGateway, victim: Path, what: str
 ) -> None:
-    """/run belongs to root, so this takes a fault of the host's."""
+    """/run belongs to root, so this requires a misconfigured host."""
     ours = RUN / f"{lab.gw.cookie():x}"
     RUN.mkdir(mode=0o755, exist_ok=True)
     if what == "a link":
@@ -117,7 +117,7 @@ def test_a_state_directory_that_a_user_has_prepared(
 
 @pytest.fixture
 def trap(open_place: Path) -> Iterator[Path]:
-    """A directory of the user's with modules that say so when they are run; and a home with more."""
+    """A user's directory and home with modules that record their execution; asserts that none ran."""
     said = open_place / "said"
     payload = f"open({str(said)!r}, 'a').write(__file__ + '\\n')\n"
     site = open_place / ".local/lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
@@ -134,7 +134,7 @@ def trap(open_place: Path) -> Iterator[Path]:
 
 
 def test_nothing_in_the_current_directory_is_run(lab: Lab, gateway: LabGateway, trap: Path) -> None:
-    """By no command, and by none of the processes that the daemon starts: for a reload, for many sessions."""
+    """Covers all commands and the processes that the daemon starts: for a reload, for many sessions."""
     inside = ["env", "-C", str(trap), f"HOME={trap}"]
     command = [COMMAND, "--netns", lab.gw.name, "--config", str(gateway.config)]
     gateway.enforcer = [*inside, *command]
@@ -145,7 +145,7 @@ def test_nothing_in_the_current_directory_is_run(lab: Lab, gateway: LabGateway, 
             for n in range(1 << 16, (1 << 16) + 40_000))  # fmt: skip
     many = lab.directory / "many.jsonl"
     many.write_text("\n".join(rows))
-    assert many.stat().st_size > 1 << 20  # read by a process of its own
+    assert many.stat().st_size > 1 << 20  # large enough for a separate process
     assert "40,000 sessions" in gateway.run("session", "load", str(many)).stdout
     for words in (("status",), ("plan",), ("check",), ("policy", "test", "-h"), ("relearn",), ("down",)):
         gateway.run(*words)
@@ -164,7 +164,7 @@ def as_user(*argv: str) -> None:
 
 
 def test_a_session_file_that_its_writer_makes_a_link(lab: Lab, gateway: LabGateway, open_place: Path) -> None:
-    """The daemon neither follows it, nor says what is in it; the file that comes instead is read."""
+    """The daemon neither follows the link nor reports its content; it loads a regular file in its place."""
     secret = open_place / "shadow"
     secret.write_text(f"root:{SECRET}:19000:0:99999:7:::\n" + json.dumps({"token": SECRET}))
     secret.chmod(0o600)
@@ -192,7 +192,7 @@ def test_a_session_file_that_its_writer_makes_a_link(lab: Lab, gateway: LabGatew
     as_user("mv", "-f", str(new), str(file))
     wait_for(lambda: len(gateway.json("sessions")) == 2, "the sessions")
 
-    # What is no session is not repeated in the journal, though the file is theirs.
+    # A line that is no session is not repeated in the journal, although the file is the user's.
     new.write_text(secret.read_text())
     as_user("mv", "-f", str(new), str(file))
     wait_for(lambda: "not JSON" in gateway.said(), "the fault")
@@ -203,7 +203,7 @@ def test_a_session_file_that_its_writer_makes_a_link(lab: Lab, gateway: LabGatew
 def test_a_configuration_that_others_decide_about(
     lab: Lab, gateway: LabGateway, open_place: Path, kind: str
 ) -> None:
-    """It is not applied, and what is in force stays."""
+    """The file is not applied; the configuration in force stays."""
     gateway.start()
     good = lab.write_config(lab.config(fast_path=False), "good.yaml")
     gateway.config.unlink()

@@ -1,4 +1,6 @@
-"""The lines of a daemon whose stderr is the journal: each but the ready line has its level (sd-daemon(3))."""
+"""Tests of the log lines of a daemon whose stderr is the journal: each but the ready line has its level
+(sd-daemon(3)).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from lab.topology import Lab
 
 
 class Journal:
-    """A daemon with a socket as stderr, as systemd gives it one; keeps the lines of both streams."""
+    """A daemon with a socket as stderr, as under systemd; collects the lines of both streams."""
 
     def __init__(self, gateway: LabGateway) -> None:
         self._ours, theirs = socket.socketpair()
@@ -49,7 +51,7 @@ class Journal:
             time.sleep(0.02)
 
     def end(self) -> int:
-        """Ends the daemon as systemd does, and reads the rest; its exit code."""
+        """End the daemon as systemd does and read the remaining lines; returns the exit code."""
         self.process.terminate()
         code = self.process.wait(60)
         for reader in self._readers:

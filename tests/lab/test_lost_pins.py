@@ -1,6 +1,6 @@
-"""Pins, state file and facts that are lost, with connections that live through it.
+"""Tests of lost pins, state files and facts, with connections that live through the loss.
 
-Judged by what origins see, and by a capture on the outside wire: meanwhile nothing leaves unplanned.
+The origins' view and a capture on the outside wire judge: nothing leaves with an unplanned source.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="this kernel lacks TC
 
 
 def directory(lab: Lab) -> Path:
-    """Where this gateway's pins are."""
+    """The directory of this gateway's pins."""
     mount = bpffs.find_bpffs()
     assert mount is not None
     return bpffs.directory(mount, lab.gw.cookie())
@@ -53,7 +53,7 @@ def state_directory(lab: Lab) -> Path:
 
 
 def lose(place: Path, pattern: str) -> None:
-    """Removes what matches below the place; "." is the place itself."""
+    """Remove what matches the pattern below the directory; "." is the directory itself."""
     found = [place] if pattern == "." else list(place.glob(pattern))
     assert found, pattern
     for path in found:
@@ -65,7 +65,7 @@ def lose(place: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def nothing_unplanned(lab: Lab) -> Iterator[None]:
-    """Whatever leaves meanwhile has a planned source, as the next router sees it."""
+    """Assert that everything that leaves has a planned source, as the next router sees it."""
     with Capture(lab.net, "gw0", lab.directory, direction="in") as capture:
         yield
     own = {"198.51.100.1", "2001:db8:ffff::1"}
@@ -74,7 +74,7 @@ def nothing_unplanned(lab: Lab) -> Iterator[None]:
 
 
 class Log:
-    """What a daemon says from now on."""
+    """The daemon's output from the creation of this object on."""
 
     def __init__(self, gateway: LabGateway):
         self._gateway = gateway
@@ -88,13 +88,13 @@ class Log:
 
 
 def whole(gateway: LabGateway) -> bool:
-    """Whether nothing is left to be done, and no command complains."""
+    """Whether nothing is left to do and `plan` reports no error."""
     done = gateway.run("plan", check=False)
     return done.returncode == 0 and done.stdout.startswith("nothing to do")
 
 
 def check_all(lab: Lab, gateway: LabGateway) -> None:
-    """New connections and counts are as if nothing had happened."""
+    """Assert that new connections and counts are as before the loss."""
     for family in (4, 6):
         check_new(lab, family, (LAX1,), NEAREST)
     agree(gateway)
@@ -118,7 +118,7 @@ LINKS = ("links", "links/*-egress") if tcx.supported() else ()
 
 
 def test_a_daemon_pins_again_what_it_holds(lab: Lab, services: Services, gateway: LabGateway) -> None:
-    """Nothing of it is even interrupted: descriptors keep programs at their hooks."""
+    """The gateway is never interrupted: descriptors keep programs at their hooks."""
     gateway.start()
     with nothing_unplanned(lab), living(lab) as live:
         dropped = gateway.json("status")["leaks_prevented"]
@@ -173,7 +173,7 @@ def test_a_daemon_writes_the_facts_again(lab: Lab, services: Services, gateway: 
 
 
 def test_a_start_without_pins(lab: Lab, services: Services, gateway: LabGateway) -> None:
-    """What is left is carried over, what is lost is taken from conntrack; new policies are for new flows."""
+    """Existing maps are carried over, lost ones rebuilt from conntrack; new policies apply to new flows."""
     gateway.start()
     configs = itertools.cycle(
         [(otherwise(lab.config()), (LAX2,), (SHARED,)), (lab.config(), (LAX1,), NEAREST)]
@@ -208,7 +208,7 @@ def test_commands_without_pins_and_daemon(lab: Lab, gateway: LabGateway) -> None
 
 @needs_tcx
 def test_without_links_and_daemon_nothing_leaves(lab: Lab, services: Services, gateway: LabGateway) -> None:
-    """Programs that no link holds any more are gone: the table keeps the gateway closed."""
+    """Without links the kernel detaches the programs; the table keeps the gateway closed."""
     gateway.start()
     gateway.kill()
     lose(directory(lab), "links")
@@ -249,7 +249,7 @@ def test_adopted_connections_count_against_the_limit(
 def test_connections_that_others_translate_are_not_adopted(
     lab: Lab, services: Services, gateway: LabGateway
 ) -> None:
-    """Such as the gateway's own from another address: no inside interface leads to their client."""
+    """For example the gateway's own: no inside interface leads to their source."""
     gateway.start()
     gateway.kill()
     lab.gw.ip("addr add 10.77.0.1/32 dev lo", "addr add fd77::1/128 dev lo")
@@ -267,7 +267,7 @@ def test_connections_that_others_translate_are_not_adopted(
 
 @pytest.mark.parametrize("file", ["state.json", "."])
 def test_a_start_without_the_state(lab: Lab, services: Services, gateway: LabGateway, file: str) -> None:
-    """Slots may have other numbers; connections keep what they had."""
+    """Slots may get other numbers; connections keep their addresses."""
     gateway.start()
     with nothing_unplanned(lab), living(lab) as live:
         gateway.kill()
@@ -324,7 +324,7 @@ def test_a_start_without_the_facts(lab: Lab, services: Services, gateway: LabGat
 
 
 class Mounts:
-    """A mount namespace with a BPF file system of its own, where an enforcer finds its pins."""
+    """A mount namespace with its own BPF file system, which holds the enforcer's pins."""
 
     def __init__(self, lab: Lab):
         self.keeper = Program(
@@ -337,28 +337,28 @@ class Mounts:
 
     @property
     def entry(self) -> list[str]:
-        """The arguments that run a program in here."""
+        """The arguments that run a program in the namespace."""
         return ["nsenter", f"--mount=/proc/{self.keeper.pid}/ns/mnt", "--"]
 
     def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return execute([*self.entry, *argv], check=check)
 
     def mount(self) -> None:
-        """A new, empty one, on top of what is there."""
+        """Mount a new, empty BPF file system over the present one."""
         self.run("mount", "-t", "bpf", "-o", "mode=700", "bpf", "/sys/fs/bpf")
 
     def unmount(self) -> None:
-        """The one on top; then the machine's is seen."""
+        """Unmount the topmost one, which reveals the machine's."""
         self.run("umount", "/sys/fs/bpf")
 
     def unmount_all(self) -> None:
-        """Then there is none, for who cannot look into the namespaces of other processes."""
+        """Unmount all, so a daemon that cannot enter other processes' namespaces finds none."""
         self.unmount()
         while self.run("findmnt", "-t", "bpf", "/sys/fs/bpf", check=False).returncode == 0:
             self.unmount()
 
     def use(self, gateway: LabGateway) -> None:
-        """Has the gateway's daemon and commands run in here."""
+        """Make the gateway's daemon and commands run in the namespace."""
         gateway.enforcer = [*self.entry, *gateway.enforcer]
         gateway.argv = [*gateway.enforcer, "run"]
 
@@ -375,7 +375,7 @@ def mounts(lab: Lab) -> Iterator[Mounts]:
 
 @pytest.fixture
 def apart(lab: Lab, mounts: Mounts) -> Iterator[LabGateway]:
-    """An enforcer whose pins are in a file system of its own."""
+    """An enforcer whose pins are in a BPF file system of its own."""
     gateway = LabGateway(lab)
     mounts.use(gateway)
     yield gateway
@@ -385,7 +385,7 @@ def apart(lab: Lab, mounts: Mounts) -> Iterator[LabGateway]:
 
 @pytest.fixture
 def confined(lab: Lab, mounts: Mounts) -> Iterator[Confined]:
-    """The same with the capabilities of the systemd unit: it can neither mount nor open by id."""
+    """The same with the systemd unit's capabilities: the daemon can neither mount nor open objects by id."""
     gateway = Confined(lab)
     mounts.use(gateway)
     yield gateway
@@ -483,7 +483,7 @@ def test_a_start_that_cannot_reach_the_programs_says_so_and_changes_nothing(
 def test_a_daemon_without_file_system_goes_on(
     lab: Lab, services: Services, mounts: Mounts, confined: Confined, tmp_path: Path
 ) -> None:
-    """It can pin nothing, holds everything, sweeps, and pins again when it can."""
+    """Without the file system the daemon cannot pin; it goes on, sweeps, and pins later."""
     use_copy(confined, impatient(tmp_path))
     confined.write(lab.config(timers={"tcp_transitory": 1, "tcp_close": 5}))
     confined.start()
@@ -510,7 +510,7 @@ def test_a_daemon_without_file_system_goes_on(
 
 
 def acknowledge(lab: Lab, family: int, mac: str) -> None:
-    """Picked up midway and never answered: conntrack would keep it for hours."""
+    """A segment that conntrack picks up midway and that stays unanswered: its entry would live for hours."""
     network = (IP if family == 4 else IPv6)(src=CLIENT[family], dst=NOBODY[family])
     segment = TCP(sport=40000, dport=7000, flags="A", seq=1000, ack=1000)
     inject(lab, [bytes(Ether(dst=mac) / network / segment)])

@@ -1,6 +1,6 @@
-"""Marks like ours on packets that are none of ours: the gateway's own, another network's.
+"""Tests of marks like ours on other packets: the gateway's own and those of a network in no list.
 
-in1 is in no list of the configuration here. Another nftables table masquerades the network behind it.
+The configuration does not list in1. Another nftables table masquerades the network behind it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 
 def ask_marked(namespace: Namespace, address: str, kind: int, mark: int) -> Seen:
-    """What a reporter sees of a connection whose packets have a mark from the start."""
+    """A reporter's view of a connection whose packets have the mark from the start."""
     with namespace.socket(family_of(address), kind) as sock:
         sock.settimeout(5)
         sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
@@ -72,7 +72,7 @@ def ask_marked(namespace: Namespace, address: str, kind: int, mark: int) -> Seen
 @kinds
 @pytest.mark.parametrize("mark", MARKS, ids=hex)
 def test_the_gateways_own_packets(enforced: LabGateway, family: int, kind: int, mark: int) -> None:
-    """VPN daemons and proxies route their own packets by such marks (SO_MARK)."""
+    """VPN daemons and proxies set such marks (SO_MARK) to route their own packets."""
     assert ask_marked(enforced.lab.gw, ORIGIN1[family], kind, mark).address == SHARED[family]
     assert not counted(enforced)
 
@@ -91,13 +91,13 @@ def test_a_network_that_is_in_no_list(enforced: LabGateway, family: int, mark: i
 
 
 def to_the_network_in_no_list(lab: Lab, address: str) -> Capture:
-    """What arrives there for an address."""
+    """A capture of the packets for this address that arrive in the unlisted network."""
     return Capture(lab.client2, "eth0", lab.directory, direction="in", expression=f"dst {address}")
 
 
 @contextlib.contextmanager
 def ruled(gw: Namespace, family: int, rule: str) -> Iterator[None]:
-    """A rule that sends what it takes to the network in no list."""
+    """A rule that routes matching packets to the unlisted network."""
     gw.ip(f"route add default via {CLIENT2[family]} dev in1 table 200")
     gw.run("ip", f"-{family}", *f"rule add {rule} lookup 200".split())
     try:
@@ -110,13 +110,13 @@ def ruled(gw: Namespace, family: int, rule: str) -> Iterator[None]:
 @families
 @pytest.mark.parametrize("rule", [f"fwmark {FIRST:#x}/{MASK:#x}", f"fwmark {SECOND:#x}"])
 def test_a_rule_of_others_that_takes_clients_packets(enforced: LabGateway, family: int, rule: str) -> None:
-    """They are refused by name instead of leaving as they are, and the rule is named."""
+    """Such packets are refused instead of leaving untranslated, and a warning names the rule."""
     lab, address = enforced.lab, ORIGIN1[family]
     before = packets(enforced)["astray"]
     with ruled(lab.gw, family, rule):
         with to_the_network_in_no_list(lab, address) as seen:
             fates = {}
-            for number in range(8):  # by either egress IP
+            for number in range(8):  # sources that leave by either egress IP
                 source = f"10.0.1.{2 + number}" if family == 4 else f"fd00:1::{2 + number:x}"
                 try:
                     fates[source] = tcp_ask(lab.client, address, source=source).address
@@ -135,7 +135,7 @@ def test_a_rule_of_others_that_takes_clients_packets(enforced: LabGateway, famil
 
 @families
 def test_marks_of_others_that_choose_another_route(enforced: LabGateway, family: int) -> None:
-    """nftables sets them on arrival: away from where `explain` says is refused by name, the rule is named."""
+    """nftables sets the mark on arrival. The packets are refused, and a warning names rule and chain."""
     lab, address = enforced.lab, ORIGIN1[family]
     before = packets(enforced)["astray"]
     lab.gw.run("nft", "add rule inet others marks iifname in0 meta mark set meta mark or 0x10")
@@ -159,7 +159,7 @@ def test_marks_of_others_that_choose_another_route(enforced: LabGateway, family:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_check_without_the_right_to_read_nftables(enforced: LabGateway, family: int) -> None:
-    """What it cannot look for is a warning; the file is valid."""
+    """`check` warns about what it cannot read; the file is valid."""
     lab = enforced.lab
     check = [sys.executable, "-m", "enforcer", "--config", str(enforced.config), "check"]
     with ruled(lab.gw, family, "fwmark 0x10/0xff"):
@@ -171,7 +171,7 @@ def test_check_without_the_right_to_read_nftables(enforced: LabGateway, family: 
 
 @contextlib.contextmanager
 def never_quiet(gw: Namespace) -> Iterator[None]:
-    """Other software has many chains and changes them all the time."""
+    """Simulates other software that has many chains and changes them all the time."""
     chains = "".join(f"add chain inet busy number{number}\n" for number in range(20_000))
     ending = threading.Event()
     name = netlink.attribute(NFTA_CHAIN_TABLE, b"busy\0") + netlink.attribute(NFTA_CHAIN_NAME, b"extra\0")
@@ -183,7 +183,7 @@ def never_quiet(gw: Namespace) -> Iterator[None]:
     ]
 
     def change() -> None:
-        """Hundreds of times a second, which nft(8) could not."""
+        """Add and delete a chain hundreds of times a second, which nft(8) is too slow for."""
         with Channel(netlink.NETLINK_NETFILTER, "changing chains") as channel:
             while not ending.is_set():
                 assert not channel.transact(batch)
@@ -200,7 +200,7 @@ def never_quiet(gw: Namespace) -> Iterator[None]:
 
 
 def test_nftables_that_is_never_quiet(enforced: LabGateway) -> None:
-    """A reload that was carried out is no failure, `status` shows the rest, and the daemon goes on."""
+    """The reload succeeds, `status` warns about unread rules, and the daemon goes on."""
     lab, said = enforced.lab, len(enforced.said())
     unread = "rules of policy routing by marks of others could not be checked"
     with ruled(lab.gw, 4, "fwmark 0x10/0xff"), never_quiet(lab.gw):
@@ -217,7 +217,7 @@ def test_nftables_that_is_never_quiet(enforced: LabGateway) -> None:
 @families
 @pytest.mark.parametrize("route", ["throw", "unreachable"])
 def test_marks_of_others_where_there_is_no_route(enforced: LabGateway, family: int, route: str) -> None:
-    """The programs see no way out. Forwarding was on before the enforcer came, and the way is in no list."""
+    """The programs find no route. Forwarding was on before the start, and the rule's link is unlisted."""
     lab, address = enforced.lab, ORIGIN1[family]
     before = packets(enforced)["unlisted"]
     lab.gw.run("nft", "add rule inet others marks iifname in0 meta mark set meta mark or 0x10")
@@ -240,7 +240,7 @@ def test_marks_of_others_where_there_is_no_route(enforced: LabGateway, family: i
 
 @families
 def test_a_destination_of_others_in_no_list(enforced: LabGateway, family: int) -> None:
-    """An administrator's DNAT, of what clients send to the gateway itself."""
+    """The administrator's DNAT redirects what clients send to the gateway itself."""
     lab = enforced.lab
     before = packets(enforced)["unlisted"]
     lab.gw.run("nft", "add chain inet others elsewhere { type nat hook prerouting priority -100; }")
@@ -260,7 +260,7 @@ def test_a_destination_of_others_in_no_list(enforced: LabGateway, family: int) -
 
 
 def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: LabGateway) -> None:
-    """Those of WireGuard, Kubernetes and the like."""
+    """Rules as WireGuard and Kubernetes have them cause no warning."""
     gw = enforced.lab.gw
     for rule in ("not fwmark 0xca6c", "fwmark 0x4000/0x4000", "fwmark 0x2/0xffff"):
         gw.ip(f"rule add {rule} lookup 200")
@@ -276,7 +276,7 @@ def test_a_rule_for_marks_of_others_is_none_of_ours(enforced: LabGateway) -> Non
 
 @contextlib.contextmanager
 def open_on_both_sides(lab: Lab, family: int) -> Iterator[Session]:
-    """TCP and ICMP from the shared address, of a client and of the network in no list; its TCP is given."""
+    """TCP and ICMP by the shared address, of a client and of the unlisted network; yields the latter's."""
     with contextlib.ExitStack() as stack:
         for namespace in (lab.client, lab.client2):
             namespace.run("ping", "-c1", "-W2", ORIGIN1[family])
@@ -286,7 +286,7 @@ def open_on_both_sides(lab: Lab, family: int) -> Iterator[Session]:
 
 
 def translated_to_shared(lab: Lab, family: int) -> set[tuple[str, int]]:
-    """Source and protocol of the connections in conntrack that leave from the shared address."""
+    """Source and protocol of the connections in conntrack that leave by the shared address."""
     entries = lab.gw.call(lambda: list(conntrack.entries()))
     shared = pack(ip_address(SHARED[family]))
     return {

@@ -1,4 +1,4 @@
-"""Rules about hosts and domains, with real resolvers: the very first connection is already decided right."""
+"""Tests of policies about hosts and domains, with real resolvers: they decide the very first connection."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lab.servers import Nginx, Reporter, Unbound
 from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, RESOLVER, SHARED, Lab
 
 MANY = 10_000
-# Addresses that origin1 answers for, one for each name.
+# Addresses of origin1; each name has its own.
 POOL = {4: IPv4Address("198.18.64.0"), 6: IPv6Address("2001:db8:a1:1::")}
-FORGER = "198.51.100.254"  # the internet's router, where tests answer DNS themselves
+FORGER = "198.51.100.254"  # The internet's router, where tests answer DNS queries themselves.
 ZONE = "example.lab"
 
-# Names that nobody has asked for yet, in turn: a host with a rule, one in a domain with a rule, one without.
+# Names for one test each: a host with a policy, one in a domain with a policy, one without a policy.
 FRESH = 60
 _numbers = itertools.count()
 ALIAS = f"alias.{ZONE}"
@@ -47,7 +47,7 @@ resolvers = pytest.mark.parametrize(
 
 
 def pool(number: int, family: int) -> str:
-    """An address of origin1's."""
+    """An address of origin1, by its number."""
     return str(POOL[family] + number)
 
 
@@ -56,7 +56,7 @@ def both(name: str, number: int, ttl: int = 60) -> list[str]:
 
 
 def records() -> Iterator[str]:
-    """The zone; below number 1,000 are single cases, above it the many."""
+    """The records of the zone; below address 1,000 for single tests, above for the test of many names."""
     for number in range(FRESH):
         yield from both(f"h{number}", 300 + number)
         yield from both(f"deep.under.s{number}.shop", 400 + number)
@@ -76,7 +76,7 @@ def records() -> Iterator[str]:
 
 
 class Fresh(NamedTuple):
-    """Names for one test: nobody has asked for them."""
+    """Names of one test, which no other test looks up."""
 
     number: int
 
@@ -105,7 +105,7 @@ def fresh() -> Fresh:
 
 
 def policies() -> list[dict[str, object]]:
-    """The host and one domain by lax-1, another domain by lax-2, all else by the shared address."""
+    """Policies: hosts and a domain leave by lax-1, another domain by lax-2, the rest by the shared one."""
     lax1, lax2 = ({"ipv4": egress[4], "ipv6": egress[6]} for egress in (LAX1, LAX2))
     hosts = " ".join(f'"{Fresh(number).host}"' for number in range(FRESH))
     return [
@@ -134,7 +134,7 @@ def config(lab: Lab, **dns: object) -> Document:
 
 @pytest.fixture(scope="module")
 def origin(lab: Lab) -> Iterator[Reporter]:
-    """origin1 with thousands of addresses, both resolvers, and a reporter."""
+    """origin1 with thousands of addresses, both resolvers and a reporter."""
     lab.net.ip(f"route add {POOL[4]}/18 via {ORIGIN1[4]}", f"route add {POOL[6]}/64 via {ORIGIN1[6]}")
     lab.origin1.ip(f"route add local {POOL[4]}/18 dev lo", f"route add local {POOL[6]}/64 dev lo")
     reporter = Reporter(lab.origin1, lab.directory)
@@ -159,7 +159,7 @@ def enforced(lab: Lab, origin: Reporter) -> Iterator[LabGateway]:
 
 
 def learnt(gateway: LabGateway, client: str | None = None) -> dict[str, set[str]]:
-    """Names by address, for a client or for anybody."""
+    """The names of each address that the daemon has learnt for this client; None: for any client."""
     who = ANY_CLIENT if client is None else pack(ip_address(client))
     found: dict[str, set[str]] = {}
     with closing(Store(Instance(gateway.lab.gw.cookie()).facts_file, create=False)) as store:
@@ -175,12 +175,12 @@ def kind_of(family: int) -> str:
 
 
 def first(lab: Lab, resolver: str, name: str, family: int) -> str:
-    """Looks a name up and connects to the answer at once; where from the origin saw it."""
-    *_, address = dig(lab.client, resolver, name, kind_of(family))  # after its aliases
+    """Look a name up and connect to the answer at once; returns the source that the origin saw."""
+    *_, address = dig(lab.client, resolver, name, kind_of(family))  # the last line; CNAMEs come first
     return tcp_ask(lab.client, address).address
 
 
-# First the tests that have an enforcer of their own; the others share one.
+# The first tests start an enforcer each; the later ones share one.
 
 
 def test_only_the_resolvers_that_are_listed(lab: Lab, origin: Reporter, fresh: Fresh) -> None:
@@ -201,7 +201,7 @@ def test_a_name_lives_for_its_ttl_and_as_long_as_a_flow(
         assert dig(lab.client, RESOLVER[4], fresh.deep, kind_of(family))
         session = stack.enter_context(Session(lab.client, address))
         assert session.seen.address == leaves_from(LAX1, family)
-        time.sleep(4)  # TTL 1, grace 1, and a look each second
+        time.sleep(4)  # TTL 1, grace 1, and a sweep each second
         assert tcp_ask(lab.client, address).address == leaves_from(LAX1, family)
         assert session.ask().address == leaves_from(LAX1, family)
         assert learnt(gateway)[address] == {f"short.{DOMAIN}"}
@@ -219,7 +219,7 @@ def test_with_the_daemon_dead(
     with running(lab, config(lab, when_down=when_down)) as gateway:
         assert first(lab, resolver, fresh.host, 4) == LAX1[4]
         gateway.kill()
-        # What was learnt stays in force; what is new is not learnt, or not answered.
+        # Learnt names stay in force; a new one is either not learnt or not answered, by `when_down`.
         assert tcp_ask(lab.client, fresh.host_address(4)).address == LAX1[4]
         found = dig(lab.client, resolver, fresh.deep, "A")
         assert found == ([fresh.deep_address(4)] if when_down == "pass" else [])
@@ -238,7 +238,7 @@ def test_without_rules_about_names_dns_is_not_looked_at(lab: Lab, origin: Report
         assert dig(lab.client, RESOLVER[4], two.host, "A") == [two.host_address(4)]
         assert two.host_address(4) not in learnt(gateway)
         gateway.reload(config(lab))
-        # Learnt before, and in force again.
+        # This name was learnt before the reload and is in force again.
         assert tcp_ask(lab.client, one.host_address(4)).address == LAX1[4]
         assert first(lab, RESOLVER[4], three.host, 4) == LAX1[4]
 
@@ -255,7 +255,7 @@ def test_curls_first_connection(enforced: LabGateway, fresh: Fresh, resolver: st
 
 @resolvers
 def test_both_families_at_once(enforced: LabGateway, fresh: Fresh, resolver: str) -> None:
-    """getaddrinfo asks for A and AAAA by one socket; curl takes what it likes better."""
+    """getaddrinfo sends the A and AAAA queries from one socket; curl chooses the family."""
     command = names.with_resolver(enforced.lab.directory, resolver)
     argv = command(enforced.lab.client, ["curl", "-sS", "-m", "5", f"http://{fresh.host}/"])
     assert execute(argv).stdout.split()[0] in {leaves_from(LAX1, 4), leaves_from(LAX1, 6)}
@@ -334,7 +334,7 @@ def test_hints_of_service_records(enforced: LabGateway) -> None:
 
 @families
 def test_names_that_share_an_address(enforced: LabGateway, family: int) -> None:
-    """Each client's own question decides; who asked nothing has both names, and the first policy."""
+    """A client's own look-up decides; for other clients both names match, and the first policy wins."""
     lab = enforced.lab
     kind = kind_of(family)
     address = pool(6, family)
@@ -356,7 +356,7 @@ def test_a_dual_stack_client_asks_by_the_one_and_connects_by_the_other(
 
 
 class Forger:
-    """A resolver that answers what the test wants."""
+    """A resolver that sends the answers that the test gives."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -377,13 +377,13 @@ class Forger:
             one.close()
 
     def ask(self, name: str, number: int = 7) -> dns.message.Message:
-        """The question as the resolver has it."""
+        """The client's query as the resolver receives it."""
         self.client.send(dns.message.make_query(name, "A", id=number).to_wire())
         data, self.peer = self.resolver.recvfrom(65536)
         return dns.message.from_wire(data)
 
     def answer(self, question: dns.message.Message, address: str, **changes: object) -> None:
-        """Sends it and waits until the client has it."""
+        """Send an answer and wait until the client has received it."""
         made = dns.message.make_response(question)
         made.answer.append(dns.rrset.from_text(question.question[0].name, 60, "IN", "A", address))
         for name, value in changes.items():
@@ -400,12 +400,12 @@ def test_forged_answers_are_not_learnt(enforced: LabGateway, fresh: Fresh) -> No
         forger.answer(dns.message.make_query(f"x.{DOMAIN}", "A", id=7), pool(21, 4))
         forger.resolver.sendto(b"\0\7\x81\x80 no message at all", forger.peer)
         forger.client.recv(65536)
-        # By another server, to the port that the client asked from: conntrack has no such connection.
+        # From another server to the port of the client's query: conntrack has no such connection.
         made = dns.message.make_response(true)
         made.answer.append(dns.rrset.from_text(true.question[0].name, 60, "IN", "A", pool(22, 4)))
         forger.other.sendto(made.to_wire(), forger.peer)
         forger.answer(true, fresh.host_address(4))
-        forger.answer(true, pool(23, 4))  # its question has had its answer
+        forger.answer(true, pool(23, 4))  # the query has been answered
         truncated = dns.flags.QR | dns.flags.TC
         forger.answer(forger.ask(fresh.host, 9), pool(24, 4), flags=truncated)
         known = learnt(enforced)
@@ -417,7 +417,7 @@ def test_forged_answers_are_not_learnt(enforced: LabGateway, fresh: Fresh) -> No
 
 
 def test_reloads_lose_no_name(enforced: LabGateway) -> None:
-    """Names are learnt while the bank is switched again and again."""
+    """Names are learnt while reloads switch the policy bank."""
     lab = enforced.lab
     for number in range(5):
         enforced.reload(config(lab, grace=30 + number))

@@ -1,4 +1,4 @@
-"""What conntrack seems to have lost, although it has it: not believed, and said."""
+"""Tests of flows that conntrack has and does not find: the daemon does not trust its answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lab.topology import ORIGIN2, Lab
 
 @families
 def test_more_zones_than_are_looked_in(lab: Lab, services: Services, family: int) -> None:
-    """The counts stay; the daemon and `status` say so, until they are found again."""
+    """The counts stay; the daemon and `status` warn until conntrack's answer is trusted again."""
     number = MANY + MOST_ZONES + 8
     ports = range(20000, 20000 + number)
     zones = ", ".join(f"{port} : {port}" for port in ports)
@@ -33,7 +33,7 @@ def test_more_zones_than_are_looked_in(lab: Lab, services: Services, family: int
             assert "conntrack does not find" in warning
             assert all(session.ask() == session.seen for session in held)
         lab.gw.run("conntrack", "-F")
-        with Session(lab.client, ORIGIN2[family]):  # in no zone
+        with Session(lab.client, ORIGIN2[family]):  # this connection is in no zone
             wait_for(lambda: not gateway.json("status")["warnings"], "the end of the doubt")
         said = gateway.said()[before:]
         assert said.count("conntrack does not find") == said.count("is trusted") == 1

@@ -1,4 +1,4 @@
-"""Connections of which conntrack has not seen what it takes: their beginning, or what a reset fits."""
+"""Tests of connections that conntrack judges wrongly: picked up midway, or reset after fast-path packets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ports = itertools.count(40000)
 
 @pytest.fixture(scope="module")
 def enforced(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
-    """Only what is not established is forgotten soon."""
+    """A gateway whose conntrack forgets soon what is not established."""
     version = impatient(tmp_path_factory.mktemp("version"))
     with running(
         lab, lab.config(timers={"tcp_transitory": TRANSITORY, "tcp_close": CLOSE}), version
@@ -53,7 +53,7 @@ def _mac(reader: GatewayReader, interface: str) -> str:
 
 @families
 def test_picked_up_midway_and_nobody_answers(enforced: LabGateway, family: int) -> None:
-    """To conntrack it is established, and would hold its port for hours although it counts no more."""
+    """conntrack takes it for established and would hold its port for hours after its count is given back."""
     lab, port, before = enforced.lab, next(_ports), total(enforced)
     acknowledge(enforced, family, port, 1000)
     wait_for(lambda: total(enforced) == before + 1, "the connection admitted")
@@ -67,7 +67,7 @@ def test_picked_up_midway_and_nobody_answers(enforced: LabGateway, family: int) 
 
 @families
 def test_picked_up_midway_and_the_client_goes_on(enforced: LabGateway, family: int) -> None:
-    """What is not idle is not forgotten."""
+    """The flow is not idle, so it stays counted and tracked."""
     lab, port, before = enforced.lab, next(_ports), total(enforced)
     acknowledge(enforced, family, port, 1000)
     wait_for(lambda: bool(tracked(lab)), "the connection tracked")
@@ -83,7 +83,7 @@ def test_picked_up_midway_and_the_client_goes_on(enforced: LabGateway, family: i
 
 @families
 def test_a_reset_of_a_fast_connection(enforced: LabGateway, family: int) -> None:
-    """conntrack doesn't believe it, and keeps the connection for hours after a late segment."""
+    """conntrack rejects the reset, and a late segment would extend its entry by hours."""
     lab = enforced.lab
     with Transfer(lab.client, lab.origin1, ORIGIN1[family], 1 << 20) as transfer:
         wait_for(lambda: any(row["fast_packets"] > 100 for row in look(enforced, flows)), "the fast path")
@@ -92,7 +92,7 @@ def test_a_reset_of_a_fast_connection(enforced: LabGateway, family: int) -> None
     with silent(lab), closing(lab.origin1.socket(family_of(ORIGIN1[family]), SOCK_RAW, IPPROTO_RAW)) as raw:
         network = (IP if family == 4 else IPv6)(src=ORIGIN1[family], dst=row["source_ip"])
         late = TCP(sport=PORT, dport=row["source_port"], flags="A", seq=1, ack=1)
-        with stopped(enforced.pid):  # or a sweep could end it before it is looked at
+        with stopped(enforced.pid):  # without a sweep, which could end the entry first
             raw.sendto(bytes(network / late), (row["source_ip"], 0))
             said = lab.gw.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp").stdout
         assert "ESTABLISHED" in said and int(said.split()[2]) > 7000
@@ -101,7 +101,7 @@ def test_a_reset_of_a_fast_connection(enforced: LabGateway, family: int) -> None
 
 @contextmanager
 def silent(lab: Lab) -> Iterator[None]:
-    """The client resets nothing any more."""
+    """Drop all resets that the client sends."""
     lab.client.run("nft", "add table inet silence")
     lab.client.run("nft", "add chain inet silence output { type filter hook output priority 0; }")
     lab.client.run("nft", "add rule inet silence output tcp flags rst drop")

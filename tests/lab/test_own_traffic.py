@@ -1,6 +1,7 @@
-"""The gateway's own traffic over a default route without a next hop (PPP, tun): never from an egress address.
+"""Tests of the gateway's own traffic over a default route without a next hop (PPP, tun).
 
-For such a route the kernel takes addresses of smaller scope as a source, too (devinet.c, inet_select_addr).
+It must never leave from an egress address. For such a route the kernel also takes source addresses of smaller
+scope (devinet.c, inet_select_addr).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NEXT_HOP = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}
 
 @pytest.fixture(scope="module", params=["an address of its own", "no address of its own"])
 def without_next_hop(request: pytest.FixtureRequest, lab: Lab, services: Services) -> Iterator[LabGateway]:
-    """A tun is the way to the internet. Without an address of its own it has the shared ones alone."""
+    """A tun is the route to the internet; without an address of its own the shared addresses are on it."""
     numbered = request.param == "an address of its own"
     back = [str(ip_network(source[family])) for source in (OWN, SHARED, LAX1, LAX2) for family in (4, 6)]
     with Cable(lab.gw, lab.net, "tun0"):
@@ -61,7 +62,7 @@ def is_numbered(lab: Lab) -> bool:
 
 
 def test_after_an_upgrade_from_another_scope(without_next_hop: LabGateway) -> None:
-    """An earlier version gave its addresses the scope "link"; live connections notice no change."""
+    """An earlier version added egress addresses with scope link; live connections survive the change."""
     lab, gateway = without_next_hop.lab, without_next_hop
     before = lab.gw.call(addresses.held)
     egresses = {held for held in before if str(held[1].ip) in (LAX1[4], LAX2[4])}
@@ -70,7 +71,7 @@ def test_after_an_upgrade_from_another_scope(without_next_hop: LabGateway) -> No
         own = {held[1].ip for held in egresses}
         lab.gw.call(lambda: (addresses.remove(egresses), addresses.add(egresses, own=own)))
         if is_numbered(lab):
-            # It leaves from an egress address, where the gateway is silent.
+            # The source is an egress address, at which the gateway accepts no answers.
             with pytest.raises(TimeoutError):
                 tcp_ask(lab.gw, ORIGIN2[4], timeout=1)
         gateway.start()
@@ -81,7 +82,7 @@ def test_after_an_upgrade_from_another_scope(without_next_hop: LabGateway) -> No
 
 
 def test_arp_that_nothing_answers_is_named(without_next_hop: LabGateway) -> None:
-    """The kernel can be told to keep silent about addresses of that scope."""
+    """With arp_ignore the kernel does not answer ARP for addresses of that scope."""
     gateway, setting = without_next_hop, "net.ipv4.conf.tun0.arp_ignore"
     assert gateway.json("status")["warnings"] == []
     gateway.lab.gw.sysctl(setting, 3)

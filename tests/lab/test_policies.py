@@ -1,6 +1,6 @@
-"""Policies of every selector, with real connections; what people are told about them.
+"""Tests of policies with every selector, with real connections, and of the output about them.
 
-Sessions, names and their changes have tests of their own (test_sessions.py, test_names.py).
+test_sessions.py and test_names.py test sessions, names and their changes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def to(egress: dict[int, str]) -> dict[str, str]:
 
 
 def write_regions(path: Path, countries: dict[str, tuple[str, list[str]]]) -> None:
-    """A database of countries, as GeoLite2 has them; replaced as geoipupdate does."""
+    """Write a database of countries like GeoLite2 and replace it as geoipupdate does."""
     writer = MMDBWriter(6, "GeoLite2-Country", languages=["en"], ipv4_compatible=True)
     for country, (continent, networks) in countries.items():
         record = {"country": {"iso_code": country}, "continent": {"code": continent}}
@@ -63,7 +63,7 @@ def enforced(lab: Lab, services: Services, regions: Path) -> Iterator[LabGateway
 
 
 def use(gateway: LabGateway, *policies: dict[str, Any], **changes: Any) -> None:
-    """Have these policies, and nothing else, in force; all the rest takes the shared address."""
+    """Put these policies, and no others, in force; all other traffic takes the shared address."""
     rest = policy("rest", 10**6, "default")
     gateway.reload(gateway.lab.config(policies=[*policies, rest], **changes))
 
@@ -160,7 +160,7 @@ def test_a_broken_database_changes_nothing(enforced: LabGateway, regions: Path, 
 
 @families
 def test_an_egress_ip_by_its_name(enforced: LabGateway, family: int) -> None:
-    """Both families leave from it, and without it there is no fallback."""
+    """Both families leave by it; if it is unavailable there is no fallback."""
     lab = enforced.lab
     use(
         enforced,
@@ -200,7 +200,7 @@ def test_explain_supposes_a_person(enforced: LabGateway, family: int) -> None:
         assert (ann["policy"], ann["egress"]) == ("ann", "lax-1")
         bob = enforced.json("explain", *question, "--email", BOB)
         assert (bob["policy"], bob["egress"], bob["email"]) == ("staff", "lax-2", BOB)
-        # Nothing of this is in force.
+        # The changed file is not in force.
         assert tcp_ask(lab.client, ORIGIN1[family]).address == SHARED[family]
         assert enforced.json("explain", *question)["policy"] == "rest"
     finally:
@@ -266,7 +266,7 @@ def test_policies_tell_their_hits_and_the_last_one(enforced: LabGateway, family:
 
 
 def plan_of(gateway: LabGateway, document: Document) -> list[dict[str, Any]]:
-    """What `enforcer plan` says of a file that is not applied."""
+    """`enforcer plan`'s output for a file that is not applied."""
     kept = gateway.config.read_text()
     gateway.write(document)
     try:
@@ -317,7 +317,7 @@ def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: LabGate
     try:
         sessions = [Session(lab.client, ORIGIN1[family]) for family in (4, 6) for _ in range(3)]
         sessions += [Session(lab.client2, ORIGIN2[family]) for family in (4, 6)]
-        # Another policy with the same egress decides nothing otherwise.
+        # Another policy with the same egress changes no decision.
         renamed = without(base, "policies", "one")
         renamed = added(renamed, "policies", policy("other", 2, to(LAX1), traffic="net.dst.port == 9000"))
         assert not _redecided(plan_of(enforced, renamed))
@@ -327,7 +327,7 @@ def test_plan_says_which_live_flows_would_be_decided_otherwise(enforced: LabGate
         assert _redecided(plan_of(enforced, identity)) == {CLIENT[4]: 3, CLIENT[6]: 3, CLIENT2[6]: 1}
         private = {**base, "private_networks": ["198.18.2.0/24", "2001:db8:a2::/64"]}
         assert _redecided(plan_of(enforced, private)) == {CLIENT2[4]: 1, CLIENT2[6]: 1}
-        # The prediction is what happens: opened again under the narrower policy, these leave otherwise.
+        # The prediction is right: flows that are reopened under the narrower policy get another source.
         enforced.reload(narrower)
         kept = [session.ask().address for session in sessions]
         again = [Session(lab.client, ORIGIN1[family]).seen.address for family in (4, 6)]
@@ -346,7 +346,7 @@ def _redecided(rows: list[dict[str, Any]]) -> dict[str, int]:
     return clients
 
 
-# --- what is wrong
+# --- faults
 
 LONG = "net.dst.port == 1 or " * 60_000
 BAD = {

@@ -1,4 +1,4 @@
-"""Ports that other software publishes at the shared address (docker -p): the enforcer ends none of these."""
+"""Tests of ports that other software publishes at the shared address (docker -p): they stay open."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANOTHER = {"ipv4": "198.51.100.77", "ipv6": "2001:db8:ffff::77"}
 
 @pytest.fixture(scope="module")
 def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
-    """The network behind in1 is that of the containers."""
+    """A gateway where in1 leads to the containers' network."""
     to = "; ".join(
         f"add rule inet others pre iifname out0 {ip} daddr {SHARED[family]} tcp dport {PUBLISHED} "
         f"dnat {ip} to {at(CLIENT2[family], INNER)}"
@@ -68,7 +68,7 @@ def exchange(*ends: socket.socket) -> None:
 
 
 def known(lab: Lab) -> list[conntrack.Entry]:
-    """conntrack's entries of such connections that were answered, which one begun half-way is not."""
+    """conntrack's assured entries of published connections; an entry picked up midway is not assured."""
     entries = lab.gw.call(lambda: list(conntrack.entries()))
     return [entry for entry in entries if entry.original.destination_port == PUBLISHED and entry.assured]
 

@@ -1,4 +1,4 @@
-"""The documented examples are what the commands print on the gateway of the demo; counts and times aside."""
+"""Tests of the documented examples: the demo's gateway prints the same, except for counts and times."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from lab.topology import CLIENT, ORIGIN1, RESOLVER, Lab
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/commands.md"
-# A table's columns are separated by so much; its first column may have words.
+# Columns are at least two spaces apart; the first column may contain words with single spaces.
 COLUMNS = re.compile(r"\s{2,}")
 
 
 def fenced(text: str) -> list[list[str]]:
-    """The fenced blocks that name no language."""
+    """The fenced blocks without a language."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [block.strip("\n").splitlines() for language, block in found if not language]
 
 
 def blocks(command: str) -> list[list[str]]:
-    """What the page quotes of a command: the fenced blocks below its heading."""
+    """The fenced blocks below the command's heading."""
     _, found, rest = PAGE.read_text(encoding="utf-8").partition(f"\n### enforcer {command}")
     assert found, command
     section = re.split(r"^##", rest, maxsplit=1, flags=re.MULTILINE)[0]
@@ -39,7 +39,7 @@ def blocks(command: str) -> list[list[str]]:
 
 
 def asked(block: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments of the command that a block begins with, and what it prints."""
+    """The arguments of the command on the block's first line, and the block's other lines."""
     assert block[0].startswith("$ enforcer ")
     return shlex.split(block[0])[2:], block[1:]
 
@@ -49,7 +49,7 @@ def plain(line: str) -> str:
 
 
 def quotes(block: list[str], printed: str) -> None:
-    """The block is the output; a line of dots stands for any lines."""
+    """Assert that the output matches the block, in which a line "…" stands for any lines."""
     pattern = "".join("(?:.*\n)*" if line == "…" else re.escape(plain(line)) + "\n" for line in block)
     text = "".join(plain(line) + "\n" for line in printed.splitlines())
     assert re.fullmatch(pattern, text), "\n".join(["documented:", *block, "", "printed:", text])
@@ -62,13 +62,13 @@ def config(lab: Lab) -> Document:
 
 @pytest.fixture(scope="module")
 def first(lab: Lab, config: Document) -> str:
-    """What `plan` says before anything is enforced."""
+    """`plan`'s output before the enforcer starts."""
     return LabGateway(lab, config).run("plan").stdout
 
 
 @pytest.fixture(scope="module")
 def enforced(lab: Lab, services: Services, config: Document, first: str) -> Iterator[LabGateway]:
-    """With the page's sessions and names, and three connections of the person whose policy changes."""
+    """A gateway with the page's sessions and names, and three connections that a changed policy concerns."""
     with running(lab, config) as gateway, ExitStack() as held:
         arguments, printed = asked(blocks("session add")[0])
         quotes(printed, gateway.run(*arguments).stdout)
@@ -110,7 +110,7 @@ def test_columns(enforced: LabGateway, noun: str) -> None:
 
 
 def test_policies(enforced: LabGateway) -> None:
-    """Their rows, without what was counted."""
+    """Compares the rows without counters."""
 
     def rows(lines: list[str]) -> list[list[str]]:
         return [COLUMNS.split(line.strip())[:6] for line in lines[2:]]
@@ -132,7 +132,7 @@ def test_relearn(enforced: LabGateway) -> None:
 
 
 def test_changed_policies(lab: Lab, enforced: LabGateway, config: Document) -> None:
-    """`plan` names them, and the live flows that would leave otherwise; `reload` what it has done."""
+    """`plan` names the policies and the flows that would leave differently; `reload` reports its changes."""
     person = changed(config, "policies", "person", identity='identity.email == "bob@corp.example"')
     enforced.write(without(person, "policies", "bulk"))
     quotes(blocks("plan")[1], enforced.run("plan").stdout)

@@ -1,6 +1,6 @@
-"""Resets and FINs, true and not: what no host believes ends no count; what ends is over for conntrack, too.
+"""Tests of true and forged resets and FINs: a count ends exactly when the connection ends.
 
-Both ends are real TCP; the numbers of their connections are read from the kernel (TCP_REPAIR, tcp(7)).
+Both ends are real TCP; tests read their sequence numbers from the kernel (TCP_REPAIR, tcp(7)).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lab.topology import CLIENT, ORIGIN1, Lab
 LIMIT = 3
 CLOSE = 4
 AHEAD = 1 << 20
-"""Bytes: within the windows of a connection that has been used, and far from what is expected."""
+"""Bytes: within the windows of a used connection, and far from the expected number."""
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21  # include/uapi/linux/tcp.h
 TCP_RECV_QUEUE, TCP_SEND_QUEUE, TCP_REPAIR_OFF_NO_WP = 1, 2, -1
 _ports = itertools.count(42000)
@@ -36,7 +36,7 @@ _ports = itertools.count(42000)
 
 @pytest.fixture(scope="module")
 def enforced(lab: Lab, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
-    """An origin takes three connections, and what is reset is forgotten after seconds."""
+    """A gateway with a limit of three connections, whose conntrack forgets reset ones after seconds."""
     version = impatient(tmp_path_factory.mktemp("version"))
     config = lab.config(
         limits={"connections_per_origin": LIMIT}, timers={"tcp_close": CLOSE, "tcp_time_wait": CLOSE}
@@ -51,7 +51,7 @@ def nothing_lives(enforced: LabGateway) -> None:
 
 
 def numbers(session: Session) -> tuple[int, int]:
-    """What this side sends next, and what it expects."""
+    """The next sequence number that this side sends, and the next that it expects."""
     sock, found = session.socket, []
     sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
     for queue in (TCP_SEND_QUEUE, TCP_RECV_QUEUE):
@@ -69,7 +69,7 @@ def open_session(lab: Lab, family: int, asked: int = 8) -> Session:
 
 
 def reset_of_client(lab: Lab, family: int, port: int, seq: int, checksum: int | None = None) -> None:
-    """A segment that the client's host has not sent."""
+    """Send a reset that the client's TCP has not sent."""
     segment = TCP(sport=port, dport=9000, flags="R", seq=seq & 0xFFFFFFFF)
     if checksum is not None:
         segment.chksum = checksum
@@ -93,17 +93,17 @@ def states(lab: Lab) -> list[str]:
 
 @families
 def test_a_reset_that_no_host_believes_frees_no_place(enforced: LabGateway, family: int) -> None:
-    """In the window and not exact: the origin answers it, and the connection lives (RFC 5961, 3.2)."""
+    """In the window, not exact: the origin sends a challenge ACK; the connection lives (RFC 5961, 3.2)."""
     lab = enforced.lab
     with ExitStack() as opened:
         sessions = [opened.enter_context(open_session(lab, family)) for _ in range(LIMIT)]
         for session in sessions:
             reset_of_client(lab, family, port_of(session), numbers(session)[0] + 1)
-        time.sleep(0.2)  # the origin's answers are through
+        time.sleep(0.2)  # lets the origin's challenge ACKs pass
         with pytest.raises(ConnectionRefusedError):
             open_session(lab, family)
         assert sum(counted(enforced).values()) == LIMIT
-        # Nor is the connection forgotten when it is idle for longer than a closed one is remembered.
+        # conntrack must not take it for closed: it stays longer than a closed connection does.
         time.sleep(CLOSE + 2)
         for session in sessions:
             assert session.ask() == session.seen
@@ -112,7 +112,7 @@ def test_a_reset_that_no_host_believes_frees_no_place(enforced: LabGateway, fami
 
 @families
 def test_a_forged_reset_from_outside_changes_nothing(enforced: LabGateway, family: int) -> None:
-    """Ahead of what the client expects: it stays counted, on the fast path, and when it is idle."""
+    """Its number is ahead of the expected one: the flow stays counted, fast, and alive when idle."""
     lab = enforced.lab
     with open_session(lab, family) as session:
         expected = numbers(session)[1]
@@ -132,7 +132,7 @@ def test_a_forged_reset_from_outside_changes_nothing(enforced: LabGateway, famil
 @families
 @pytest.mark.parametrize("ahead", [AHEAD, 100_000])
 def test_a_segment_ahead_makes_no_reset_exact(enforced: LabGateway, family: int, ahead: int) -> None:
-    """An acknowledgement or data beyond a gap, then a reset at its end: no host believes it."""
+    """A segment beyond a gap, then a reset at the segment's end: no host accepts that reset."""
     lab = enforced.lab
     network: Any = IP if family == 4 else IPv6
     with open_session(lab, family) as session, open_session(lab, family) as other:
@@ -151,7 +151,7 @@ def test_a_segment_ahead_makes_no_reset_exact(enforced: LabGateway, family: int,
         time.sleep(0.3)
         assert sum(counted(enforced).values()) == 2
         assert session.ask() == session.seen and other.ask() == other.seen
-        # A true reset is believed nevertheless.
+        # A true reset is accepted nevertheless.
         session.reset()
         wait_for(lambda: sum(counted(enforced).values()) == 1, "the true reset's count given back")
 
@@ -159,7 +159,7 @@ def test_a_segment_ahead_makes_no_reset_exact(enforced: LabGateway, family: int,
 @families
 @pytest.mark.parametrize("side", ["client", "origin"])
 def test_forged_fins_change_nothing(enforced: LabGateway, family: int, side: str) -> None:
-    """Two of them, ahead of what is expected: conntrack takes the connection for closed until it is told."""
+    """Two forged FINs, ahead in sequence: conntrack closes its entry until the daemon corrects it."""
     lab = enforced.lab
     network = IP if family == 4 else IPv6
     with open_session(lab, family) as session:
@@ -174,7 +174,7 @@ def test_forged_fins_change_nothing(enforced: LabGateway, family: int, side: str
                 forged = TCP(**ports, flags="FA", seq=seq & 0xFFFFFFFF, ack=sent)
                 _send(lab.origin1, network, ORIGIN1[family], session.seen.address, forged)
         wait_for(lambda: states(lab) == ["ESTABLISHED"], "conntrack told")
-        # Nor is it forgotten when it is idle for longer than a closed one is remembered.
+        # The corrected entry stays longer than a closed connection does.
         time.sleep(CLOSE + 2)
         assert session.ask() == session.seen
         assert agree(enforced).total() == 1
@@ -186,7 +186,7 @@ def test_forged_fins_change_nothing(enforced: LabGateway, family: int, side: str
 def test_an_exact_reset_after_the_fast_path_is_over_for_conntrack_too(
     enforced: LabGateway, family: int, side: str
 ) -> None:
-    """It compares numbers with packets that it has not seen; the next sweep tells it."""
+    """conntrack has not seen the fast packets and rejects the reset; the next sweep ends its entry."""
     lab = enforced.lab
     sessions = [open_session(lab, family, asked=40) for _ in range(LIMIT)]
     for session in sessions:
@@ -205,7 +205,7 @@ def test_an_exact_reset_after_the_fast_path_is_over_for_conntrack_too(
 
 @families
 def test_what_goes_on_after_a_reset_counts_again(enforced: LabGateway, family: int) -> None:
-    """A reset with a wrong checksum is exact for us, and nothing for conntrack and the origin."""
+    """A reset with a wrong checksum is exact for the programs; conntrack and the origin ignore it."""
     lab = enforced.lab
     with open_session(lab, family) as session:
         reset_of_client(lab, family, port_of(session), numbers(session)[0], checksum=0xBAD)
@@ -234,7 +234,7 @@ def wait_until_fast_again(enforced: LabGateway, session: Session) -> None:
 
 @families
 def test_what_goes_on_after_a_reset_is_reset_if_its_place_is_taken(enforced: LabGateway, family: int) -> None:
-    """A client cannot hold more connections by resets that its origin does not get."""
+    """A client cannot hold more connections by resets that its origin ignores."""
     lab = enforced.lab
     with ExitStack() as opened:
         first = opened.enter_context(open_session(lab, family))

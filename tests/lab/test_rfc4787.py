@@ -1,4 +1,4 @@
-"""RFC 4787, what a NAT should do with UDP: see docs/rfc-compliance.md."""
+"""Tests of RFC 4787, requirements for NAT of UDP; see docs/rfc-compliance.md."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 
 def ask(sock: socket.socket, address: str, port: int = 9000) -> Seen:
-    """What a reporter sees of this unconnected socket."""
+    """A reporter's view of this unconnected socket."""
     sock.sendto(b"?\n", (address, port))
     return Seen(**json.loads(sock.recv(2000)))
 
 
 @families
 def test_rfc4787_req1_a_mapping_is_for_one_origin(enforced: LabGateway, family: int) -> None:
-    """It stays the same towards that origin; towards another port it is another, by chance."""
+    """The mapping to an origin is stable; the mapping to another port is independent and random."""
     ports = set()
     for _ in range(4):
         with datagrams(enforced.lab.client, CLIENT[family]) as sock:
@@ -124,7 +124,7 @@ def test_rfc4787_req6_packets_of_either_direction_refresh(enforced: LabGateway, 
             return entry(lab, UDP, CLIENT[family], port, 9300).timeout
 
         def refreshed_by(source: socket.socket, peer: tuple[str, int]) -> None:
-            # Some of a flow's packets may pass without conntrack; never for longer than some seconds.
+            # Packets on the fast path bypass conntrack, for a few seconds at most.
             full = left()
             age(lab, entry(lab, UDP, CLIENT[family], port, 9300), 20)
             assert left() <= 20
@@ -137,7 +137,7 @@ def test_rfc4787_req6_packets_of_either_direction_refresh(enforced: LabGateway, 
 
         sock.sendto(b"x", (ORIGIN1[family], 9300))
         peer = server.recvfrom(16)[1][:2]
-        refreshed_by(sock, (ORIGIN1[family], 9300))  # outwards, though nobody has answered
+        refreshed_by(sock, (ORIGIN1[family], 9300))  # outbound, although the origin has not answered
         server.sendto(b"x", peer)
         assert sock.recv(16) == b"x"
         refreshed_by(sock, (ORIGIN1[family], 9300))
@@ -149,7 +149,7 @@ def test_rfc4787_req6_packets_of_either_direction_refresh(enforced: LabGateway, 
 @pytest.mark.rfc7857_12
 @families
 def test_rfc4787_req9_nothing_is_hairpinned(enforced: LabGateway, family: int) -> None:
-    """One client asks at another's address outside, as the other's origin knows it: there is no answer."""
+    """A client sends to the other's mapped address, as the origin sees it, and gets no answer."""
     lab = enforced.lab
     with Session(lab.client2, ORIGIN1[family]) as session, datagrams(lab.client2, CLIENT2[family]) as sock:
         udp, before = ask(sock, ORIGIN1[family]), packets(enforced)["unsolicited"]
@@ -168,7 +168,7 @@ def test_rfc4787_req9_nothing_is_hairpinned(enforced: LabGateway, family: int) -
 @pytest.mark.rfc5382_req6
 @families
 def test_rfc4787_req10_payloads_are_nobodys_business(enforced: LabGateway, family: int) -> None:
-    """The ports that the kernel's helpers listen to, and addresses where these would look for them."""
+    """Covers ports of the kernel's conntrack helpers and payloads with addresses that these would change."""
     lab = enforced.lab
     address = CLIENT[family]
     sip = (
@@ -204,7 +204,7 @@ def test_rfc4787_req10_payloads_are_nobodys_business(enforced: LabGateway, famil
 @pytest.mark.rfc4787_req12a
 @families
 def test_rfc4787_req12_no_icmp_error_ends_a_mapping(enforced: LabGateway, family: int) -> None:
-    """Of any kind, and from anywhere: here from a host that is not on the way."""
+    """Covers all kinds of errors, from a host that is not on the path."""
     from scapy.layers.inet import UDP as Udp
 
     lab = enforced.lab
@@ -228,7 +228,7 @@ def test_rfc4787_req12_no_icmp_error_ends_a_mapping(enforced: LabGateway, family
 
 
 def test_rfc4787_req13a_pieces_leave_in_order(enforced: LabGateway) -> None:
-    """IPv4: nobody but the sender cuts a packet of IPv6."""
+    """IPv4 only: in IPv6 only the sender fragments a packet."""
     lab = enforced.lab
     for role, interface in (("gw", "out0"), ("net", "gw0")):
         lab.namespaces[role].ip(f"link set {interface} mtu 1300")
@@ -252,14 +252,14 @@ def test_rfc4787_req13a_pieces_leave_in_order(enforced: LabGateway) -> None:
         lab.client.run("ip", "route", "flush", "cache")
 
 
-# The kernel's memory for fragments that wait, in bytes, and how long they may.
+# The kernel's memory limit for incomplete fragments, in bytes, and their timeout.
 MEMORY = {4: "net.ipv4.ipfrag_high_thresh", 6: "net.netfilter.nf_conntrack_frag6_high_thresh"}
 PATIENCE = {4: "net.ipv4.ipfrag_time", 6: "net.netfilter.nf_conntrack_frag6_timeout"}
 
 
 @contextlib.contextmanager
 def impatient(namespace: Namespace, family: int) -> Iterator[None]:
-    """Fragments are given up after a second."""
+    """Reduce the timeout of incomplete fragments to a second."""
     before = namespace.run("sysctl", "-n", PATIENCE[family]).stdout.strip()
     namespace.sysctl(PATIENCE[family], 1)
     try:
@@ -280,7 +280,7 @@ def test_rfc4787_req14a_a_flood_of_fragments_takes_only_their_own_room(
     lab = enforced.lab
     mac = json.loads(lab.gw.run("ip", "-j", "link", "show", "dev", "in0").stdout)[0]["address"]
     room = int(lab.gw.run("sysctl", "-n", MEMORY[family]).stdout)
-    count = 2 * room // 2048  # each takes more than 1,400 bytes
+    count = 2 * room // 2048  # each fragment takes more than 1,400 bytes
     ethernet = Ether(dst=mac, src="02:00:00:00:00:01")
     piece = Udp(sport=7, dport=9000) / bytes(1392)
     if family == 4:
@@ -290,7 +290,7 @@ def test_rfc4787_req14a_a_flood_of_fragments_takes_only_their_own_room(
         frame = bytes(ethernet / IPv6(src=CLIENT[6], dst=ORIGIN1[6]) / header / piece)
 
     def numbered(number: int) -> bytes:
-        """With an identification of its own, so that none completes another."""
+        """The frame with an identification of its own, so no fragment completes another's packet."""
         if family == 6:
             return frame[:58] + number.to_bytes(4, "big") + frame[62:]
         head = bytearray(frame[14:34])
@@ -301,7 +301,7 @@ def test_rfc4787_req14a_a_flood_of_fragments_takes_only_their_own_room(
         return frame[:14] + bytes(head) + frame[34:]
 
     def waiting() -> int:
-        """Bytes that wait."""
+        """The bytes of incomplete fragments."""
         name = "FRAG" if family == 4 else "FRAG6"
         text = lab.gw.run("cat", "/proc/net/sockstat" if family == 4 else "/proc/net/sockstat6").stdout
         (line,) = [line for line in text.splitlines() if line.startswith(f"{name}:")]
@@ -317,7 +317,7 @@ def test_rfc4787_req14a_a_flood_of_fragments_takes_only_their_own_room(
             assert session.ask() == session.seen
             assert tcp_ask(lab.client, ORIGIN1[family]).address == seen.address
         time.sleep(1.5)
-        # And once they are given up, fragments too pass again.
+        # After the timeout fragments pass again, too.
         payload = b"x" * 4000 + b"\n"
         wait_for(lambda: _echoed(sock, ORIGIN1[family], payload), "fragments", patience=5)
     assert not entries(lab, UDP, CLIENT[family], 7)

@@ -1,4 +1,4 @@
-"""RFC 5382, what a NAT should do with TCP: see docs/rfc-compliance.md."""
+"""Tests of RFC 5382, requirements for NAT of TCP; see docs/rfc-compliance.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def stream(namespace: Namespace, address: str, port: int = 0) -> socket.socket:
 
 @families
 def test_rfc5382_req1_a_mapping_is_for_one_origin(enforced: LabGateway, family: int) -> None:
-    """Connections from one port to two ports of an origin leave from two ports, by chance."""
+    """Connections from one port to two ports of an origin get independent random ports."""
     lab = enforced.lab
     pairs = set()
     with stream(lab.origin1, ORIGIN1[family], PORT) as listener:
@@ -60,7 +60,7 @@ def test_rfc5382_req1_a_mapping_is_for_one_origin(enforced: LabGateway, family: 
 
 
 def test_rfc5382_req5_nor_less_while_data_is_not_acknowledged(enforced: LabGateway) -> None:
-    """conntrack has a shorter timer for that, which it starts after three repetitions."""
+    """conntrack has a shorter timer for unacknowledged data, which starts after three retransmissions."""
     lab = enforced.lab
     with Session(lab.client, ORIGIN1[4]) as one, Session(lab.client, ORIGIN1[6]) as two:
         lab.net.run(
@@ -71,7 +71,7 @@ def test_rfc5382_req5_nor_less_while_data_is_not_acknowledged(enforced: LabGatew
         try:
             for session in (one, two):
                 session.socket.sendall(b"\n")
-            time.sleep(2)  # repeated after 0.2, 0.6 and 1.4
+            time.sleep(2)  # retransmissions after 0.2, 0.6 and 1.4 seconds
             for family, session in ((4, one), (6, two)):
                 flow = entry(lab, TCP, CLIENT[family], session.socket.getsockname()[1], 9000)
                 assert flow.state == "ESTABLISHED"
@@ -82,7 +82,7 @@ def test_rfc5382_req5_nor_less_while_data_is_not_acknowledged(enforced: LabGatew
 
 @families
 def test_rfc5382_req2_half_closed_connections_go_on(enforced: LabGateway, family: int) -> None:
-    """Either side may close first, and hear for as long as it likes."""
+    """Either side may close first and still receive."""
     lab = enforced.lab
     for first_is_client in (True, False):
         with (
@@ -107,7 +107,7 @@ def test_rfc5382_req2_half_closed_connections_go_on(enforced: LabGateway, family
 
 @contextlib.contextmanager
 def deaf(namespace: Namespace, port: int) -> Iterator[None]:
-    """First segments of connections to this port do not arrive."""
+    """Drop the SYN segments to this port."""
     namespace.run(
         "nft",
         "add table inet deaf; add chain inet deaf input { type filter hook input priority 0; }; "
@@ -121,7 +121,7 @@ def deaf(namespace: Namespace, port: int) -> Iterator[None]:
 
 @families
 def test_rfc5382_req2a_both_sides_open_at_once(enforced: LabGateway, family: int) -> None:
-    """The SYNs cross: what the origin gets of the client's is only its source."""
+    """The origin's host drops the client's SYN, so its own SYN crosses it."""
     lab = enforced.lab
     with (
         stream(lab.client, CLIENT[family]) as client,
@@ -146,7 +146,7 @@ def test_rfc5382_req2a_both_sides_open_at_once(enforced: LabGateway, family: int
 
 
 def test_rfc5382_req4_an_unasked_syn_gets_silence_for_six_seconds(enforced: LabGateway) -> None:
-    """Nor does it hinder the client's own, to the same origin, later. Both families at once: they wait."""
+    """The SYN does not block the client's later connection to that origin. Both families wait in parallel."""
     lab = enforced.lab
     before = packets(enforced)["unsolicited"]
     fates: dict[int, BaseException] = {}
@@ -168,7 +168,7 @@ def test_rfc5382_req4_an_unasked_syn_gets_silence_for_six_seconds(enforced: LabG
             thread.join()
     assert [type(fates.get(family)) for family in (4, 6)] == [TimeoutError, TimeoutError]
     assert outside.packets() == []
-    assert packets(enforced)["unsolicited"] - before >= 6  # repeated after 1 and 3 seconds
+    assert packets(enforced)["unsolicited"] - before >= 6  # retransmissions after 1 and 3 seconds
     for family in (4, 6):
         with (
             stream(lab.origin1, ORIGIN1[family], PORT + 1) as listener,
@@ -181,7 +181,7 @@ def test_rfc5382_req4_an_unasked_syn_gets_silence_for_six_seconds(enforced: LabG
 
 @families
 def test_rfc5382_req10_no_icmp_error_ends_a_connection(enforced: LabGateway, family: int) -> None:
-    """With numbers that the client's own stack takes for its own, of every kind and from elsewhere."""
+    """Covers all kinds of errors, from another host, with sequence numbers that the client's TCP accepts."""
     from scapy.layers.inet import TCP as Tcp
 
     lab = enforced.lab

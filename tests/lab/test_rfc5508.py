@@ -1,4 +1,4 @@
-"""RFC 5508, what a NAT should do with ICMP: see docs/rfc-compliance.md."""
+"""Tests of RFC 5508, requirements for NAT of ICMP; see docs/rfc-compliance.md."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from lab.topology import CLIENT, CLIENT2, GATEWAY, ORIGIN1, ORIGIN2, SHARED, Lab
 
 UDP = socket.IPPROTO_UDP
 PORT = 9500
-MESSAGES = "icmp or (icmp6 and (ip6[40] < 130 or ip6[40] > 137))"  # neighbour discovery left out
+MESSAGES = "icmp or (icmp6 and (ip6[40] < 130 or ip6[40] > 137))"  # without neighbour discovery
 ONE_HOP = {
     4: (socket.IPPROTO_IP, socket.IP_TTL, 1),
     6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1),
 }
-START = {4: 14 + 20, 6: 14 + 40}  # of the ICMP header in a frame
+START = {4: 14 + 20, 6: 14 + 40}  # offset of the ICMP header in a frame
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 @pytest.fixture
 def flow(lab: Lab, family: int) -> Iterator[tuple[socket.socket, tuple[str, int]]]:
-    """A client's socket, and address and port that its origin knows it by; both have sent."""
+    """A client's UDP socket, and its translated address and port; both ends have sent."""
     with (
         datagrams(lab.client, CLIENT[family]) as client,
         datagrams(lab.origin1, ORIGIN1[family], PORT) as origin,
@@ -62,31 +62,31 @@ def flow(lab: Lab, family: int) -> Iterator[tuple[socket.socket, tuple[str, int]
 
 
 def inside(lab: Lab, role: str = "client") -> Capture:
-    """What a client is sent by ICMP."""
+    """A capture of the ICMP messages that reach the client."""
     return Capture(lab.namespaces[role], "eth0", lab.directory, expression=MESSAGES, direction="in", snap=512)
 
 
 def outside(lab: Lab) -> Capture:
-    """What the gateway lets out by ICMP."""
+    """A capture of the ICMP messages that the gateway sends outside."""
     return Capture(lab.net, "gw0", lab.directory, expression=MESSAGES, direction="in", snap=512)
 
 
 def kinds(capture: Capture, family: int, wanted: int = 0) -> list[tuple[int, int]]:
-    """Type and code of what was caught, once so many came; a test sends last what is to pass."""
+    """Type and code of the captured messages, after ``wanted`` arrived. The last message sent must pass."""
     wait_for(lambda: len(list(capture.frames())) >= wanted, f"{wanted} messages")
     capture.stop()
     return [(frame[START[family]], frame[START[family] + 1]) for frame in capture.frames()]
 
 
 def quoted(peer: tuple[str, int], family: int, **fields: object) -> bytes:
-    """The packet that the origin got, as an error about it quotes it."""
+    """The packet that the origin received, as an ICMP error quotes it."""
     from scapy.layers.inet import UDP as Udp
 
     return packet(peer[0], ORIGIN1[family], Udp(sport=peer[1], dport=PORT) / b"x", **fields)
 
 
 def answer_quoted(client: socket.socket, family: int, **fields: object) -> bytes:
-    """The packet that the client got of the origin."""
+    """The packet that the client received from the origin, as an ICMP error quotes it."""
     from scapy.layers.inet import UDP as Udp
 
     header = Udp(sport=PORT, dport=client.getsockname()[1])
@@ -101,7 +101,7 @@ def echo(family: int, number: int, destination: str) -> bytes:
 def test_rfc5508_req1a_an_identifier_is_for_one_host(
     enforced: LabGateway, services: Services, family: int
 ) -> None:
-    """The same identifier towards two hosts: each sees another, by chance."""
+    """The same identifier towards two hosts gets independent random identifiers."""
     lab = enforced.lab
     for number in range(700, 704):
         send(lab.client, echo(family, number, ORIGIN1[family]), echo(family, number, ORIGIN2[family]))
@@ -110,7 +110,7 @@ def test_rfc5508_req1a_an_identifier_is_for_one_host(
         wait_for(lambda role=role: len(_echoes(services, role, family)) >= 4, "four echo requests")
         pairs[role] = [seen.peer_port for seen in _echoes(services, role, family)[-4:]]
     assert pairs["origin1"] != pairs["origin2"]
-    # The answers come back with the client's own.
+    # The answers have the client's own identifier.
     for number in range(700, 704):
         found = entries(lab, ICMP[family], CLIENT[family], number)
         assert len(found) == 2
@@ -135,7 +135,7 @@ def test_rfc5508_req3_a_wrong_checksum_is_dropped(
 
 
 def test_rfc5508_req3a_the_quoted_headers_checksum_is_not_looked_at(enforced: LabGateway, lab: Lab) -> None:
-    """IPv4: IPv6 has none."""
+    """IPv4 only: the IPv6 header has no checksum."""
     with datagrams(lab.client, CLIENT[4]) as client, datagrams(lab.origin1, ORIGIN1[4], PORT) as origin:
         client.sendto(b"x", (ORIGIN1[4], PORT))
         peer = origin.recvfrom(16)[1]
@@ -151,7 +151,7 @@ def test_rfc5508_req3a_the_quoted_headers_checksum_is_not_looked_at(enforced: La
 def test_rfc5508_req3b_options_of_the_quoted_packet_are_passed_over(
     enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
-    """IPv4 options and IPv6 extension headers; the error is a parameter problem, as these would cause."""
+    """Covers IPv4 options and IPv6 extension headers, in the parameter problem that these would cause."""
     from scapy.layers.inet import UDP as Udp
     from scapy.layers.inet import IPOption_RR
     from scapy.layers.inet6 import IPv6ExtHdrDestOpt, PadN
@@ -176,13 +176,13 @@ def test_rfc5508_req3b_options_of_the_quoted_packet_are_passed_over(
 def test_rfc5508_req3c_the_quoted_transports_checksum_is_not_looked_at(
     enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
-    """Nor what is behind it: half of the data is missing, and an extension (RFC 4884) follows."""
+    """Nor does the rest matter: half of the data is missing, and an extension (RFC 4884) follows."""
     lab, (_, peer) = enforced.lab, flow
     body = bytearray(quoted(peer, family))
-    body[-2] ^= 0x55  # the checksum's, or its data's: one byte of data follows it
+    body[-2] ^= 0x55  # a byte of the checksum or, with one byte of data behind it, next to it
     padded = bytes(body).ljust(128, b"\0") + bytes.fromhex("2000dfff") + bytes.fromhex("000801010000a000")
     what = TIME_EXCEEDED[family]
-    length = 32 << 16 if family == 4 else 16 << 24  # of the quotation, in words of 32 and 64 bits
+    length = 32 << 16 if family == 4 else 16 << 24  # the quotation's, in words of 32 and 64 bits
     with inside(lab) as got:
         send(lab.origin1, icmp(ORIGIN1[family], peer[0], what, padded, rest=length))
         assert kinds(got, family, 1) == [what]
@@ -208,7 +208,7 @@ def test_rfc5508_req4_an_error_about_no_flow_does_not_enter(enforced: LabGateway
 def test_rfc5508_req5_an_error_from_inside_leaves_in_the_flows_words(
     enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
-    """Whoever sends it: the client, or another host inside, as a router on the way to it would."""
+    """The sender is the client, or another inside host, as a router on the client's path would be."""
     lab, (client, peer) = enforced.lab, flow
     body = answer_quoted(client, family)
     errors = [PORT_UNREACHABLE[family], TIME_EXCEEDED[family], PARAMETER_PROBLEM[family]]
@@ -230,7 +230,7 @@ def test_rfc5508_req5_an_error_from_inside_leaves_in_the_flows_words(
 def test_rfc5508_req5_an_error_whose_quotation_has_extension_headers(
     enforced: LabGateway, flow: tuple[socket.socket, tuple[str, int]], family: int
 ) -> None:
-    """Or, in IPv4, options."""
+    """In IPv4: options."""
     from scapy.layers.inet import UDP as Udp
     from scapy.layers.inet import IPOption_NOP
     from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
@@ -270,7 +270,7 @@ def test_rfc5508_req6_an_error_neither_refreshes_nor_ends_a_query(
     wait_for(lambda: entries(lab, ICMP[family], CLIENT[family], number), "an entry")
     asked = entry(lab, ICMP[family], CLIENT[family], number)
     age(lab, asked, 30)
-    known = asked.reply.source_port  # the identifier outside
+    known = asked.reply.source_port  # the translated identifier
     body = icmp(SHARED[family], ORIGIN1[family], ECHO_REQUEST[family], b"abcdefgh", rest=known << 16 | 1)
     with inside(lab) as got:
         send(lab.origin1, icmp(ORIGIN1[family], SHARED[family], TIME_EXCEEDED[family], body))
@@ -281,7 +281,7 @@ def test_rfc5508_req6_an_error_neither_refreshes_nor_ends_a_query(
 
 
 def test_rfc5508_req10b_timestamps_pass(enforced: LabGateway, services: Services) -> None:
-    """IPv4: ICMPv6 has none."""
+    """IPv4 only: ICMPv6 has no timestamps."""
     with inside(enforced.lab) as got:
         send(enforced.lab.client, icmp(CLIENT[4], ORIGIN1[4], (13, 0), bytes(12), rest=900 << 16 | 1))
         assert kinds(got, 4, 1) == [(14, 0)]
@@ -290,7 +290,7 @@ def test_rfc5508_req10b_timestamps_pass(enforced: LabGateway, services: Services
 
 
 def test_rfc5508_req10c_what_is_obsolete_gets_no_answer(enforced: LabGateway) -> None:
-    """IPv4: an information request to the gateway. ICMPv6 never had such."""
+    """IPv4 only: ICMPv6 has no information requests."""
     with inside(enforced.lab) as got:
         send(enforced.lab.client, icmp(CLIENT[4], GATEWAY[4], (15, 0), b"", rest=901 << 16 | 1))
         send(enforced.lab.client, echo(4, 901, GATEWAY[4]))
@@ -301,7 +301,7 @@ def test_rfc5508_req10c_what_is_obsolete_gets_no_answer(enforced: LabGateway) ->
 def test_rfc5508_req10d_errors_of_the_gateway_are_marked_as_control(
     enforced: LabGateway, family: int
 ) -> None:
-    """IPv4: class selector 6 (RFC 1812, 4.3.2.5). Linux leaves those of ICMPv6 at the default."""
+    """IPv4: class selector 6 (RFC 1812, 4.3.2.5). Linux leaves ICMPv6 errors at the default."""
     lab = enforced.lab
     with inside(lab) as got, datagrams(lab.client, CLIENT[family]) as sock:
         sock.setsockopt(*ONE_HOP[family])
@@ -326,15 +326,15 @@ def test_rfc5508_req10e_errors_are_not_answered_with_errors(enforced: LabGateway
 
 @families
 def test_rfc5508_req10f_errors_are_limited(enforced: LabGateway, family: int) -> None:
-    """By the kernel's setting: after a burst of six, one in so many milliseconds to each host.
+    """After a burst of six the kernel sends one error per host in each interval of its setting.
 
-    It is 1,000 where nobody changes it; these tests switch it off but here.
+    The default is 1,000 ms; the lab disables the limit in other tests.
     """
     lab = enforced.lab
     setting = "net.ipv4.icmp_ratelimit" if family == 4 else "net.ipv6.icmp.ratelimit"
     lab.gw.sysctl(setting, 100)
     try:
-        time.sleep(0.3)  # room for three
+        time.sleep(0.3)  # lets three errors of the burst accumulate
         with inside(lab) as got, datagrams(lab.client, CLIENT[family]) as sock:
             sock.setsockopt(*ONE_HOP[family])
             for _ in range(100):
@@ -347,7 +347,7 @@ def test_rfc5508_req10f_errors_are_limited(enforced: LabGateway, family: int) ->
 
 @families
 def test_rfc5508_req11_other_messages_do_not_leave(enforced: LabGateway, family: int) -> None:
-    """Router solicitation, a photuris failure, experiments (RFC 4727); ICMPv6: the same numbers' like."""
+    """Router solicitation, Photuris, experiments (RFC 4727), and their counterparts in ICMPv6."""
     lab = enforced.lab
     others = [(10, 0), (40, 0), (253, 0)] if family == 4 else [(133, 0), (155, 0), (200, 0)]
     before = packets(enforced)["conntrack-invalid"]

@@ -1,4 +1,4 @@
-"""RFC 6888, what a carrier's NAT should do: see docs/rfc-compliance.md."""
+"""Tests of RFC 6888, requirements for carrier-grade NAT; see docs/rfc-compliance.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lab.configuration import added, changed
 from lab.services import Services
 from lab.topology import CLIENT, ORIGIN1, ORIGIN2, Lab
 
-# Neither of them next to any other, in the lab's routes to the gateway.
+# Neither address is adjacent to another one in the lab's routes to the gateway.
 FAR = [
     {"name": "far-1", "location": "lax", "ipv4": "198.18.129.7", "ipv6": "2001:db8:1abc::/64"},
     {"name": "far-2", "location": "lax", "ipv4": "198.18.255.250", "ipv6": "2001:db8:1001:8::/80"},
@@ -20,7 +20,7 @@ FAR = [
 @pytest.mark.rfc6888_req12
 @pytest.mark.rfc6888_req14
 def test_rfc6888_req3_addresses_come_from_anywhere(lab: Lab, services: Services) -> None:
-    """Of any networks, and of ranges of any length; and the daemon's output names no connection."""
+    """Egress addresses may be in any network and range; the daemon's output names no connection."""
     config = added(lab.config(), "egress_ips", *FAR)
     for name, port, each in (("bank", 9000, FAR[0]), ("shop", 8443, FAR[1])):
         traffic = f"net.dst.port == {port}"

@@ -1,4 +1,4 @@
-"""RFC 7857, updates of what a NAT should do: see docs/rfc-compliance.md."""
+"""Tests of RFC 7857, updates to the NAT requirements; see docs/rfc-compliance.md."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def states(lab: Lab, family: int, port: int) -> set[str]:
 
 @families
 def test_rfc7857_2_2_a_reset_is_passed_on_for_four_minutes(enforced: LabGateway, family: int) -> None:
-    """The first may be lost: the same again still leaves with the connection's address and port."""
+    """The first reset may be lost: a repeated one still leaves with the connection's address and port."""
     from scapy.layers.inet import TCP as Tcp
 
     lab = enforced.lab
@@ -57,7 +57,7 @@ def test_rfc7857_2_2_a_reset_is_passed_on_for_four_minutes(enforced: LabGateway,
         assert flow.timeout >= 235
         sent.stop()
         (reset,) = [frame for frame in sent.packets() if frame[Tcp].sport == port]
-        del reset[Tcp].chksum  # captured before an interface would have filled it in
+        del reset[Tcp].chksum  # captured before checksum offload filled it in
         inject(lab, [bytes(reset)])
         wait_for(lambda: len(list(outside.frames())) >= 2, "the second")
         outside.stop()
@@ -69,7 +69,7 @@ def test_rfc7857_2_2_a_reset_is_passed_on_for_four_minutes(enforced: LabGateway,
 @pytest.mark.rfc6888_req13
 @families
 def test_rfc7857_3_one_port_serves_several_origins(enforced: LabGateway, family: int) -> None:
-    """Twice 1,500 of 64,512 ports, chosen by chance: some 35 are taken twice."""
+    """Twice 1,500 random ports of 64,512: some 35 are expected to occur in both sets."""
     lab = enforced.lab
     with contextlib.ExitStack() as stack:
         used = []
@@ -79,7 +79,7 @@ def test_rfc7857_3_one_port_serves_several_origins(enforced: LabGateway, family:
                 Hammer(lab.client, ORIGIN1[family], port, sources=[CLIENT[family]], capacity=1500)
             )
             assert hammer.open(1500).opened == 1500
-            assert hammer.probe().answered == 1500  # so the last is accepted, too
+            assert hammer.probe().answered == 1500  # the origin has accepted the last one, too
             used.append(set(holders.peers()))
             assert len(used[-1]) == 1500
         assert {address for each in used for address, _ in each} == {leaves_from(LAX1, family)}
@@ -89,7 +89,7 @@ def test_rfc7857_3_one_port_serves_several_origins(enforced: LabGateway, family:
 
 @families
 def test_rfc7857_7_1_an_error_or_a_reset_does_not_refresh(enforced: LabGateway, family: int) -> None:
-    """An error of the client's leaves its flow's entry as it is, a reset shortens it."""
+    """A client's error leaves its flow's entry unchanged; a reset shortens its timeout."""
     from scapy.layers.inet import UDP as Udp
 
     lab = enforced.lab
@@ -119,7 +119,7 @@ def test_rfc7857_7_1_an_error_or_a_reset_does_not_refresh(enforced: LabGateway, 
 @pytest.mark.rfc6888_req15
 @families
 def test_rfc7857_9_ports_are_chosen_at_random(enforced: LabGateway, family: int) -> None:
-    """400 in a row from ports in a row: over all of the range, none kept, no step that repeats."""
+    """400 flows from consecutive ports: ports spread over the whole range, none is kept, no step repeats."""
     lab = enforced.lab
     with (
         Holders(lab.origin1, PORT, capacity=400) as holders,
@@ -135,7 +135,7 @@ def test_rfc7857_9_ports_are_chosen_at_random(enforced: LabGateway, family: int)
         }
     assert len(set(ports)) == 400
     assert min(ports) >= 1024
-    # None of eight equal parts stays empty: the chance of it is 1 in 10^22.
+    # Each eighth of the range has a port; by chance one stays empty in 1 of 10^22 cases.
     assert {(port - 1024) * 8 // 64512 for port in ports} == set(range(8))
     assert sum(one == other for one, other in pairs) < 5
     in_order = [outside for _, outside in sorted(pairs)]
@@ -147,9 +147,9 @@ def test_rfc7857_9_ports_are_chosen_at_random(enforced: LabGateway, family: int)
 def test_rfc7857_10_equal_identifications_meet_no_confusion_at_the_gateway(
     enforced: LabGateway, family: int
 ) -> None:
-    """Two clients behind one address, datagrams in pieces with the same identification, at the same time.
+    """Two clients share an address and send fragmented datagrams with one identification at the same time.
 
-    The gateway keeps the identification and sends each datagram's pieces one after the other.
+    The gateway keeps the identification and sends the fragments of each datagram consecutively.
     """
     from scapy.layers.inet import IP, fragment
     from scapy.layers.inet import UDP as Udp
@@ -186,7 +186,7 @@ def test_rfc7857_10_equal_identifications_meet_no_confusion_at_the_gateway(
 
 @families
 def test_rfc7857_11_a_querys_mapping_ends_with_it(enforced: LabGateway, family: int) -> None:
-    """A query's entry in conntrack is its mapping: after it, the next has an identifier of its own."""
+    """A query's conntrack entry is its mapping; the next query gets another identifier."""
     lab, kind = enforced.lab, (8, 0) if family == 4 else (128, 0)
     query = icmp(CLIENT[family], ORIGIN1[family], kind, b"abcd", rest=950 << 16 | 1)
     identifiers = set()

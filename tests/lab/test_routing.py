@@ -1,4 +1,4 @@
-"""A good router: fragments, options, hop limits, path-MTU discovery, offloads, neighbours."""
+"""Tests of routing: fragments, options, hop limits, path-MTU discovery, offloads, neighbours."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 def opened(
     namespace: Namespace, family: int, kind: int, address: str | None = None, port: int = 0
 ) -> contextlib.closing[socket.socket]:
-    """A socket with patience, bound if an address is given."""
+    """A socket with a timeout, bound (TCP: and listening) if an address is given."""
     made = namespace.socket(family_of(CLIENT[family]), kind)
     made.settimeout(10)
     if address is not None:
@@ -72,7 +72,7 @@ def opened(
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
-    """So many bytes, or what came before the end."""
+    """This number of bytes, or fewer if the stream ends."""
     received = bytearray()
     while len(received) < size and (part := sock.recv(65536)):
         received += part
@@ -85,7 +85,7 @@ def gateway_mac(lab: Lab) -> str:
 
 
 def fragments(lab: Lab, family: int, port: int, payload: bytes, number: int) -> list[bytes]:
-    """The frames of one datagram to origin1, cut into pieces of at most 1,000 bytes."""
+    """The frames of one datagram to origin1, in fragments of at most 1,000 bytes."""
     from scapy.layers.inet import IP, UDP, fragment
     from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, fragment6
     from scapy.layers.l2 import Ether
@@ -97,7 +97,7 @@ def fragments(lab: Lab, family: int, port: int, payload: bytes, number: int) -> 
         pieces = fragment(IP(src=CLIENT[4], dst=ORIGIN1[4], id=number) / udp, fragsize=1000)
     else:
         whole = IPv6(src=CLIENT[6], dst=ORIGIN1[6]) / IPv6ExtHdrFragment(id=number) / udp
-        # Only a datagram as a whole can have its checksum.
+        # scapy computes the checksum only of a whole datagram.
         pieces = fragment6(IPv6(raw(whole)), 1062)
     return [raw(ethernet / piece) for piece in pieces]
 
@@ -135,7 +135,7 @@ def test_fragments_arrive_whole_and_from_the_right_address(
             payload, peer = server.recvfrom(65536)
             assert peer[0] == leaves_from(LAX1, family)
             received[payload] = peer
-            server.sendto(payload, peer)  # the answer is in fragments as well
+            server.sendto(payload, peer)  # the answer is fragmented as well
         assert set(received) == set(sent)
         for client, payload in zip((one, two), sent, strict=True):
             assert client.recv(65536) == payload
@@ -158,7 +158,7 @@ def test_big_datagrams_of_a_real_stack(enforced: LabGateway, family: int) -> Non
     agree(enforced)
 
 
-# IPv4: no operations, padded; record route with room for one. IPv6: padding as an extension header.
+# IPv4: no-operation; record route with room for one. IPv6: padding as an extension header.
 OPTIONS = {
     "IPv4 no operation": (4, socket.IPPROTO_IP, socket.IP_OPTIONS, bytes([1, 1, 1, 0])),
     "IPv4 record route": (4, socket.IPPROTO_IP, socket.IP_OPTIONS, bytes([7, 7, 4, 0, 0, 0, 0, 0])),
@@ -189,7 +189,7 @@ def test_ip_options_pass(enforced: LabGateway, kind: int, option: tuple[int, int
             client.send(b"x")
             _, peer = server.recvfrom(16)
         assert peer[0] == leaves_from(LAX1, family)
-    # They were there, and still are.
+    # The header with options or extension arrives unchanged.
     own = socket.inet_pton(family_of(peer[0]), peer[0])
     frames = [frame for frame in wire.frames() if own in frame[14:54] and frame.find(own) < 40]
     assert frames
@@ -200,7 +200,7 @@ def test_ip_options_pass(enforced: LabGateway, kind: int, option: tuple[int, int
 @pytest.mark.rfc5508_req10d
 @families
 def test_what_a_router_must_do_to_a_header(enforced: LabGateway, family: int) -> None:
-    """One off the hop limit at each router, and the traffic class stays (RFC 2474, RFC 3168)."""
+    """Each router decrements the hop limit, and the traffic class stays (RFC 2474, RFC 3168)."""
     lab = enforced.lab
     with (
         opened(lab.origin1, family, socket.SOCK_DGRAM, ORIGIN1[family], PORT) as server,
@@ -245,7 +245,7 @@ def test_a_hop_limit_of_1_ends_here_and_is_not_admitted(enforced: LabGateway, fa
 def test_an_answer_whose_hops_are_used_up_is_reported_to_the_origin(
     enforced: LabGateway, family: int
 ) -> None:
-    """In the words of the origin: the header inside the error has the egress address."""
+    """The header inside the error has the egress address, as the origin knows the flow."""
     lab = enforced.lab
     level = socket.IPPROTO_IP if family == 4 else socket.IPPROTO_IPV6
     with (
@@ -266,7 +266,7 @@ def test_an_answer_whose_hops_are_used_up_is_reported_to_the_origin(
 
 
 def read_error(sock: socket.socket) -> tuple[IcmpError, str]:
-    """The oldest ICMP error that the kernel matched to this socket, and who sent it."""
+    """The oldest ICMP error that the kernel matched to this socket, and its sender."""
     _, ancillary, _, _ = sock.recvmsg(1, 512, socket.MSG_ERRQUEUE)
     data = ancillary[0][2]
     _, _, kind, code, _, info, _ = struct.unpack_from("=IBBBBII", data)
@@ -277,7 +277,7 @@ def read_error(sock: socket.socket) -> tuple[IcmpError, str]:
 
 @contextlib.contextmanager
 def mtu(lab: Lab, size: int, *ends: tuple[str, str]) -> Iterator[None]:
-    """A smaller link."""
+    """Reduce the MTU of these links."""
     for role, interface in ends:
         lab.namespaces[role].ip(f"link set {interface} mtu {size}")
     try:
@@ -290,8 +290,8 @@ def mtu(lab: Lab, size: int, *ends: tuple[str, str]) -> Iterator[None]:
                 host.run("ip", version, "route", "flush", "cache")
 
 
-BEHIND = (("net", "origin2"),)  # on the internet; its own end would tell TCP
-OUTSIDE = (("gw", "out0"), ("net", "gw0"))  # the gateway's own
+BEHIND = (("net", "origin2"),)  # on the internet; from origin2's own end TCP would learn the MSS
+OUTSIDE = (("gw", "out0"), ("net", "gw0"))  # the gateway's own link
 
 
 @pytest.mark.rfc4787_req13
@@ -331,7 +331,7 @@ def test_a_smaller_mtu_is_found_by_tcp(
 @pytest.mark.rfc4787_req13a
 @families
 def test_a_packet_that_may_be_cut_is_cut(enforced: LabGateway, family: int) -> None:
-    """By the gateway in IPv4; in IPv6 by the sender, once it was told."""
+    """The gateway fragments in IPv4; in IPv6 the sender does after a "packet too big"."""
     lab = enforced.lab
     with (
         mtu(lab, 1300, *OUTSIDE),
@@ -376,7 +376,7 @@ def test_an_origin_learns_of_a_smaller_mtu_inside(enforced: LabGateway, family: 
 
 @families
 def test_a_download_over_a_smaller_mtu_inside(enforced: LabGateway, family: int) -> None:
-    """The client says that it takes large segments, as one behind another small link would."""
+    """The client advertises a large MSS, as a client behind another small link would."""
     lab = enforced.lab
     router = "10.0.1.1" if family == 4 else "fd00:1::1"
     lab.client.ip(f"route change default via {router} advmss {1460 if family == 4 else 1440}")
@@ -389,14 +389,14 @@ def test_a_download_over_a_smaller_mtu_inside(enforced: LabGateway, family: int)
 
 
 def learnt(namespace: Namespace, destination: str) -> int | None:
-    """The path's MTU that a host was told of."""
+    """The path MTU that a host has learnt; None without one."""
     (route,) = json.loads(namespace.run("ip", "-j", "route", "get", destination).stdout)
     found = [metrics["mtu"] for metrics in route.get("metrics", []) if "mtu" in metrics]
     return int(found[0]) if found else None
 
 
 def transfer(lab: Lab, family: int, role: str, address: str, size: int = 500_000) -> str:
-    """The same bytes there and back over one connection; returns the peer's address as the origin saw it."""
+    """Send the same bytes there and back over one connection; returns the source that the origin saw."""
     payload = os.urandom(size)
     seen: list[str] = []
     with opened(lab.namespaces[role], family, socket.SOCK_STREAM, address, PORT) as server:
@@ -432,7 +432,7 @@ def test_with_offloads_and_without(enforced: LabGateway, services: Services, fam
             assert curl(lab.client, url(ORIGIN1[family], 443, "https"))[0] == 200
             assert services.iperf["origin1"].measure(lab.client, ORIGIN1[family], "-R")
             agree(enforced)
-        # Mixed, so that checksums must be completed in the middle.
+        # Mixed settings force the kernel to complete checksums on the path.
         for number, (role, interface) in enumerate(LINKS):
             lab.namespaces[role].offload(interface, bool(number % 2))
         assert transfer(lab, family, "origin1", ORIGIN1[family], 1_000_000)
@@ -451,7 +451,7 @@ def test_an_on_link_range_is_answered_for(enforced: LabGateway, family: int) -> 
             with pytest.raises(TimeoutError):
                 tcp_ask(lab.client, ORIGIN2[6], timeout=2)
         else:
-            assert tcp_ask(lab.client, ORIGIN2[4]).address == NEAR[4]  # ARP needs no wish
+            assert tcp_ask(lab.client, ORIGIN2[4]).address == NEAR[4]  # ARP works without on_link
         before = packets(enforced)["neighbour"]
         enforced.reload(with_near(lab, on_link=True))
         lab.net.ip("neigh flush dev gw0")
@@ -460,7 +460,7 @@ def test_an_on_link_range_is_answered_for(enforced: LabGateway, family: int) -> 
             seen = tcp_ask(lab.client, ORIGIN2[family], source=source)
             assert seen.address == leaves_from(NEAR, family, source)
         assert (packets(enforced)["neighbour"] > before) == (family == 6)
-        # An answer for nobody's address is an answer too many.
+        # The gateway must not answer for unassigned addresses.
         with Capture(lab.net, "gw0", lab.directory, expression="icmp6", direction="in", snap=200) as answers:
             lab.net.run("ping", "-c", "1", "-W", "1", "2001:db8:8::5", check=False)
             lab.net.run("ping", "-c", "1", "-W", "1", "2001:db8:9::7", check=False)
@@ -476,7 +476,7 @@ def test_an_on_link_range_is_answered_for(enforced: LabGateway, family: int) -> 
 
 @families
 def test_what_was_taken_away_is_not_answered_for(enforced: LabGateway, family: int) -> None:
-    """Another gateway may have it now."""
+    """Another gateway may have the address."""
     lab, address = enforced.lab, {4: NEAR[4], 6: "2001:db8:9::7"}[family]
 
     def answers() -> bool:
@@ -499,12 +499,12 @@ def test_what_was_taken_away_is_not_answered_for(enforced: LabGateway, family: i
         assert answers()
     finally:
         enforced.reload(lab.config())
-        # What was added by hand is not the enforcer's to remove.
+        # The test added it by hand, so the enforcer does not remove it.
         lab.gw.run("ip", *what.format("del").split(), check=False)
 
 
 def announced(capture: Capture) -> set[str]:
-    """The addresses that were announced by ARP (RFC 5227, 3: sender and target are the same)."""
+    """The addresses that ARP announcements contain (RFC 5227, 3: sender and target are equal)."""
     return {
         str(IPv4Address(frame[28:32]))
         for frame in capture.frames()
@@ -513,7 +513,7 @@ def announced(capture: Capture) -> set[str]:
 
 
 def test_addresses_are_announced_when_they_are_taken(enforced: LabGateway) -> None:
-    """And once more when the daemon starts; what else the interface holds, too."""
+    """Covers the start and a reload. The start may also announce the interface's own address."""
     lab = enforced.lab
     enforced.down()
     with Capture(lab.net, "gw0", lab.directory, expression="arp", direction="in") as wire:

@@ -1,4 +1,4 @@
-"""Sessions decide: set by command or by the watched file, ended by hand or by time, as the origin sees."""
+"""Tests of sessions: set by command or by the watched file, ended by command or by time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SELECTORS = {
 }
 POSTURE = 'any(device_posture.checks.passed[*] in {"disk-encrypted"})'
 
-# One session for each selector: what of it the policy asks for.
+# For each selector, the session options that its policy matches.
 MATCHING: dict[str, tuple[str, ...]] = {
     "email": ("--email", "ann@corp.example"),
     "name": ("--name", "Ann Example"),
@@ -59,7 +59,7 @@ def rest() -> dict[str, Any]:
 
 
 def by_email(lab: Lab, **changes: Any) -> Document:
-    """ann leaves from lax-1, ops from lax-2, others from the shared address."""
+    """Policies: ann leaves by lax-1, ops by lax-2, the rest by the shared address."""
     policies = [
         policy("ann", 10, LAX1, identity=SELECTORS["email"]),
         policy("ops", 20, LAX2, identity=SELECTORS["group name"]),
@@ -88,7 +88,7 @@ def half_done(lab: Lab) -> bool:
 
 
 def until(check: Callable[[], bool], patience: float) -> float:
-    """Seconds until it is true; AssertionError after ``patience``."""
+    """The seconds until the check is true; AssertionError after ``patience``."""
     start = time.perf_counter()
     while not check():
         assert time.perf_counter() - start < patience
@@ -97,7 +97,7 @@ def until(check: Callable[[], bool], patience: float) -> float:
 
 @pytest.fixture
 def sessions(lab: Lab, services: Services, gateway: LabGateway, tmp_path: Path) -> Iterator[Path]:
-    """The enforcer, running with policies by session and a watched file that is not there yet."""
+    """A running enforcer with policies by session; the path of its watched file, which does not exist yet."""
     file = tmp_path / "sessions" / "sessions.jsonl"
     file.parent.mkdir()
     gateway.write(by_email(lab, sessions={"file": str(file)}))
@@ -111,7 +111,7 @@ def lines(*entries: dict[str, Any]) -> str:
 
 
 def replace(file: Path, text: str) -> None:
-    """As editors and tools do: a new file in the old one's place."""
+    """Replace the file by a new one, as editors and tools do."""
     new = file.with_suffix(".new")
     new.write_text(text)
     new.rename(file)
@@ -152,7 +152,7 @@ def test_sessions_by_command(lab: Lab, gateway: LabGateway, sessions: Path, fami
     assert gateway.json("sessions") == []
     options = ("--email", "ann@corp.example", "--name", "Ann", "--group", "id=g1,name=staff", "--ttl", "3600")
     assert gateway.run("session", "add", client, *options).stdout == f"added a session for {client}\n"
-    # Nothing said is no wish to know nothing.
+    # A session without facts is an error, not a session that removes them.
     said = gateway.run("session", "add", client, "--ttl", "60", check=False)
     assert said.returncode == 2 and "no fact of the client is given" in said.stderr
     assert [row["client"] for row in gateway.json("sessions")].count(client) == 1
@@ -234,7 +234,7 @@ def test_the_watched_file(
     until(lambda: leaves_from(seen(lab, 4), LAX1), 5)
     assert [row["client"] for row in gateway.json("sessions")] == [CLIENT[4]]
 
-    # What is gone or wrong changes nothing, and is said.
+    # A missing or invalid file changes nothing and is logged.
     sessions.unlink()
     eventual(gateway, f"{sessions} is not there", 2)
     assert leaves_from(seen(lab, 4), LAX1)
@@ -247,7 +247,7 @@ def test_the_watched_file(
     assert leaves_from(seen(lab, 4), LAX1)
     assert [row["client"] for row in gateway.json("sessions")] == [CLIENT[4]]
 
-    # No file in the configuration: its sessions end.
+    # Without a file in the configuration its sessions end.
     gateway.run("session", "add", CLIENT[6], "--email", "ann@corp.example")
     gateway.reload(by_email(lab))
     assert seen(lab, 4) == SHARED[4]
@@ -293,7 +293,7 @@ def test_sessions_outlive_the_daemon(lab: Lab, gateway: LabGateway, sessions: Pa
     assert gateway.json("sessions") == rows[:1]
     assert leaves_from(seen(lab, 4), LAX1)
     assert seen(lab, 6) == SHARED[6]
-    # A reload makes the bank of policies anew: sessions are in it from the start.
+    # A reload rebuilds the policy bank, with the sessions in it from the start.
     gateway.reload(by_email(lab, proxy={"tcp": True, "udp": False}))
     assert leaves_from(seen(lab, 4), LAX1)
     assert seen(lab, 6) == SHARED[6]
@@ -343,7 +343,7 @@ def write_many(path: Path, count: int, email: Callable[[int], str]) -> None:
 def test_a_hundred_thousand_sessions(
     lab: Lab, gateway: LabGateway, sessions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The figures are printed: how busy the machine is just now is not judged."""
+    """The test prints durations and asserts none, because the machine may be busy."""
     bulk = sessions.with_name("bulk.jsonl")
     count = 60_000
     write_many(bulk, count, lambda index: f"user{index}@corp.example")
@@ -368,7 +368,7 @@ def test_a_hundred_thousand_sessions(
     replace(sessions, lines({"client": CLIENT[6], "groups": [{"name": "ops"}]}))
     until(lambda: leaves_from(seen(lab, 6), LAX2), 5)
     figures.append(f"one by the file in {(time.perf_counter() - start) * 1000:.1f} ms")
-    # The same again as the watched file: what was set by command becomes the file's.
+    # The same sessions by the watched file: it takes over those set by command.
     start = time.perf_counter()
     bulk.rename(sessions)
     eventual(gateway, f"sessions of {sessions}: {count + 2:,}")
@@ -387,7 +387,7 @@ def test_a_hundred_thousand_sessions(
 def test_a_reload_is_waited_for_and_does_not_hold_up_others(
     lab: Lab, gateway: LabGateway, sessions: Path
 ) -> None:
-    """A command is answered while a process applies the file; the reload's caller gets its answer after."""
+    """The daemon answers other commands while a process applies the file, and the reload afterwards."""
     changed = by_email(lab, sessions={"file": str(sessions)}, proxy={"tcp": True, "udp": False})
     gateway.write(changed)
     reloads = [
@@ -401,7 +401,7 @@ def test_a_reload_is_waited_for_and_does_not_hold_up_others(
     assert "switch policies and settings\n" in answers
     assert answers.count("nothing changed\n") >= 1
     assert leaves_from(seen(lab, 4), LAX1)
-    # An end that is asked for while the gateway is changed comes after the reload.
+    # A stop requested during a reload follows the reload.
     gateway.write(by_email(lab))
     last = subprocess.Popen([*gateway.enforcer, "reload"], stdout=subprocess.PIPE, text=True)
     until(lambda: half_done(lab), 10)
@@ -413,7 +413,7 @@ def test_a_reload_is_waited_for_and_does_not_hold_up_others(
 
 
 def test_sets_of_rules_that_different_processes_add(lab: Lab, gateway: LabGateway, sessions: Path) -> None:
-    """The daemon and the process that loads a large file number their sets of rules without a clash."""
+    """The daemon and the process that loads a large file number their rule sets without a clash."""
     gateway.run("session", "add", "10.0.1.9", "--group", "none")
     bulk = sessions.with_name("bulk.jsonl")
     write_many(bulk, 9000, lambda index: f"user{index}@{'x' * 60}.example")
@@ -432,13 +432,13 @@ def test_sets_of_rules_that_different_processes_add(lab: Lab, gateway: LabGatewa
 def test_facts_that_are_lost_leave_nobody_with_anothers(
     lab: Lab, gateway: LabGateway, sessions: Path, family: int
 ) -> None:
-    """The store is begun anew, as after a crash: what the kernel still has of clients is nobody's."""
+    """The facts store is lost, as after a crash: other clients must not match old entries in the kernel."""
     gateway.run("session", "add", CLIENT[family], "--email", "ann@corp.example")
     assert is_from(lab, family, LAX1)
     gateway.kill()
     for file in Instance(lab.gw.cookie()).directory.glob("facts.db*"):
         file.unlink()
-    assert is_from(lab, family, LAX1)  # the kernel goes on
+    assert is_from(lab, family, LAX1)  # the kernel still has the session
     gateway.start()
     assert seen(lab, family) == SHARED[family]
     other = f"{CLIENT[family][:-1]}3"
@@ -448,7 +448,7 @@ def test_facts_that_are_lost_leave_nobody_with_anothers(
 
 
 def test_more_kinds_of_clients_than_there_was_room_for(lab: Lab, gateway: LabGateway, sessions: Path) -> None:
-    """Each client matches rules of its own: the tables are made anew with more room, then the file loads."""
+    """Each client matches its own set of rules: the tables get more room, then the file loads."""
     teams = [policy(f"team {n}", n, LAX1 if n % 2 else LAX2, identity=_member(n)) for n in range(100)]
     gateway.reload(lab.config(policies=[*teams, rest()], sessions={"file": str(sessions)}))
     entries = []

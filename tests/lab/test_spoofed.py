@@ -1,4 +1,4 @@
-"""A client of one network that takes another's addresses gets nothing out, judged by what the origin saw."""
+"""Tests of a client that uses another network's addresses: it gets nothing out, as the origin sees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, SERVERS, SHARED, Lab
 
 ANN = CLIENT
-"""Whose egress is lax-1; everybody else's is lax-2."""
+"""Her egress IP is lax-1; all others leave by lax-2."""
 BEHIND = {4: "10.9.0.5", 6: "fd09::5"}
 """A client behind a router on client2's network."""
 PORT = 9000
@@ -46,7 +46,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 
 def forge(lab: Lab, family: int) -> Capture:
-    """What origin1 gets of what client2 sends in ann's name: a SYN, a datagram, an echo request."""
+    """A capture at origin1 while client2 sends from ann's address: a SYN, a datagram, an echo request."""
     address, sockets = ORIGIN1[family], []
     expression = (
         f"dst {address} and not src {SERVERS['origin1'][1 if family == 4 else 2]}"  # the router's own
@@ -61,7 +61,7 @@ def forge(lab: Lab, family: int) -> Capture:
                 one.send(b"in ann's name\n")
             sockets.append(one)
         ping(lab.client2, address, ANN[family])
-        # What was sent before this has arrived before its answer, or not at all.
+        # This answer comes after everything that the gateway forwards of the packets above.
         assert udp_ask(lab.client2, address, PORT, CLIENT2[family]).address == leaves_from(
             LAX2, family, CLIENT2[family]
         )
@@ -115,7 +115,7 @@ def test_explain_says_where_a_source_is_believed(enforced: LabGateway, family: i
 def test_switched_off_for_a_network(
     lab: Lab, enforced: LabGateway, family: int, switch: bool | dict[str, bool]
 ) -> None:
-    """Then her egress is had by whoever claims her address, and the echo request is shared."""
+    """Without the check, client2 gets ann's egress IP; its echo request gets the shared address."""
     try:
         enforced.reload(document(lab, check_source=switch))
         before = packets(enforced)

@@ -1,4 +1,4 @@
-"""Two gateways with the same addresses: the standby's link comes up when the first one's is cut."""
+"""Tests of two gateways with the same addresses: the standby's links come up when the first one's go down."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def numbered(device: str, addresses: dict[int, str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pair(lab: Lab, services: Services) -> Iterator[tuple[Lab, Lab]]:
-    """The lab as the first gateway has it, and as the standby does; their router is behind a switch."""
+    """The lab with the first gateway and the lab with the standby; a switch connects both to their router."""
     standby = copy.copy(lab)
     standby.gw = lab.namespaces["standby"] = Namespace(f"{lab.prefix}-standby")
     create(standby.gw)
@@ -55,7 +55,7 @@ def pair(lab: Lab, services: Services) -> Iterator[tuple[Lab, Lab]]:
 
 
 def takes(lab: Lab, origin: dict[int, str], source: str, egress: dict[int, str]) -> float:
-    """How many seconds a new connection takes, from the address that it should have."""
+    """The seconds that a new connection takes; asserts its source address."""
     family = 6 if ":" in source else 4
     began = time.monotonic()
     seen = tcp_ask(lab.client, origin[family], source=source, timeout=60)
@@ -64,7 +64,7 @@ def takes(lab: Lab, origin: dict[int, str], source: str, egress: dict[int, str])
 
 
 def take_over(first: Lab, standby: Lab) -> None:
-    """The first one's links are cut; clients and router find the standby in its place."""
+    """Cut the first gateway's links; clients and router then reach the standby."""
     first.gw.ip("link set out0 down", "link set in0 down")
     standby.gw.ip(
         "link set out0 up",

@@ -1,4 +1,4 @@
-"""conntrack's timers: those that the RFCs ask for, as the file says, kept so and put back at the end."""
+"""Tests of conntrack's timers: the RFCs' values or the file's, kept in force and restored at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lab.topology import CLIENT, ORIGIN1, Lab
 DEFAULTS = Timers().model_dump()
 PORT = 7000
 CONNTRACK = "net.netfilter.nf_conntrack_"
-# conntrack counts whole seconds, and some have passed before it is asked.
+# conntrack counts whole seconds, and some pass before the test reads a timer.
 PASSED = 10
 
 
@@ -36,7 +36,7 @@ def enforced(lab: Lab) -> Iterator[LabGateway]:
 
 
 def in_force(gateway: LabGateway, timers: dict[str, int]) -> dict[str, str]:
-    """What conntrack has of the sysctls for these timers."""
+    """The values in force of the sysctls for these timers."""
 
     def read() -> dict[str, str]:
         return {name: (Path("/proc/sys") / name).read_text().strip() for name in sysctls(timers)}
@@ -45,7 +45,7 @@ def in_force(gateway: LabGateway, timers: dict[str, int]) -> dict[str, str]:
 
 
 def idle_times(gateway: LabGateway) -> dict[str, int]:
-    """The map `timeouts`: what a flow may be idle, in seconds, by conntrack's names."""
+    """The map `timeouts`: the seconds that a flow may be idle, by conntrack's names."""
 
     def read(source: Any) -> dict[str, int]:
         _, rows = source.maps.timeouts.items()
@@ -55,7 +55,7 @@ def idle_times(gateway: LabGateway) -> dict[str, int]:
 
 
 def expected(timers: dict[str, int]) -> dict[str, int]:
-    """The same as the file's timers want it."""
+    """The map's expected content for the file's timers."""
     found = {"tcp_syn_sent2": 120 + int(GRACE)}  # conntrack has no setting for it
     for path, value in sysctls(timers).items():
         name = path.rpartition("nf_conntrack_")[2]
@@ -65,14 +65,14 @@ def expected(timers: dict[str, int]) -> dict[str, int]:
 
 
 def left(lab: Lab, family: int, protocol: str, state: str = "") -> int:
-    """Seconds after which conntrack forgets the newest connection in this state."""
+    """The seconds until conntrack forgets the newest connection in this state."""
     said = lab.gw.run("conntrack", "-L", "-f", f"ipv{family}", "-p", protocol).stdout
     pattern = rf"^{protocol}\s+\d+ (\d+) {state}\b" if state else rf"^{protocol}\s+\d+ (\d+) "
     return max(int(seconds) for seconds in re.findall(pattern, said, re.MULTILINE))
 
 
 def about(seconds: int) -> Any:
-    """A timer that began to run a moment ago."""
+    """A timer that started a moment ago."""
     return pytest.approx(seconds - PASSED / 2, abs=PASSED / 2)
 
 
@@ -92,7 +92,7 @@ def test_rfc4787_req5_udp_mappings_live_for_five_minutes(enforced: LabGateway, f
 def test_rfc5382_req5_connections_live_for_two_hours_and_four_minutes(
     enforced: LabGateway, family: int
 ) -> None:
-    """Those that one side has closed too: data may still go the other way."""
+    """Covers half-closed connections, too: the other direction may still send data."""
     lab = enforced.lab
     with (
         Holders(lab.origin1, PORT, capacity=10) as holders,
@@ -184,7 +184,7 @@ def test_timers_below_the_rfcs_minima_are_refused_with_their_line(enforced: LabG
             refused = enforced.run(command, check=False)
             assert refused.returncode == 2
             for name, seconds in timers.items():
-                # `proxy` has a key of the same name before.
+                # `proxy` has a key of the same name on an earlier line.
                 line = max(number for number, text in enumerate(lines, 1) if f"{name}:" in text)
                 (said,) = [text for text in refused.stderr.splitlines() if f"timers.{name}:" in text]
                 assert said.startswith(f"{enforced.config}:{line}:")
@@ -195,7 +195,7 @@ def test_timers_below_the_rfcs_minima_are_refused_with_their_line(enforced: LabG
 
 
 def test_a_timer_that_somebody_changed_is_put_back(enforced: LabGateway) -> None:
-    """At the next event at the latest, and our own idle times with it."""
+    """The daemon restores it and the map's idle times at the next event at the latest."""
     gw = enforced.lab.gw
     said = len(enforced.said())
     gw.sysctls({f"{CONNTRACK}udp_timeout": 10, f"{CONNTRACK}tcp_be_liberal": 0})
@@ -207,7 +207,7 @@ def test_a_timer_that_somebody_changed_is_put_back(enforced: LabGateway) -> None
 
 
 def often(bpf: Path) -> None:
-    """A version that looks every second instead of every minute."""
+    """A version that audits the settings every second instead of every minute."""
     reconciler = bpf.parent / "daemon" / "reconciler.py"
     text = reconciler.read_text()
     assert text.count("_AUDIT_EVERY = 60.0") == 1
@@ -216,7 +216,7 @@ def often(bpf: Path) -> None:
 
 @pytest.fixture
 def apart(machine: None, tmp_path: Path) -> Iterator[LabGateway]:
-    """A gateway of a lab of its own, not started."""
+    """A gateway in a lab of its own, not started."""
     with Lab(f"lab-timers-{tmp_path.name[-12:]}") as lab:
         gateway = LabGateway(lab)
         yield gateway
@@ -233,7 +233,7 @@ def test_no_event_is_needed_for_that(apart: LabGateway, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["down", "kill -9"])
 def test_down_puts_timers_back_as_they_were_found(apart: LabGateway, end: str) -> None:
-    """Whatever they were changed to since, by the file or by somebody."""
+    """Neither the file's changes nor those of other software matter."""
     gw = apart.lab.gw
     gw.sysctls({f"{CONNTRACK}udp_timeout": 77, f"{CONNTRACK}tcp_timeout_fin_wait": 7445})
     before = snapshot(gw)

@@ -1,4 +1,4 @@
-"""The lab itself: what stands on it must be able to trust it. The gateway is plain nft here."""
+"""Tests of the lab itself, on which all other tests rely; the gateway is plain nft here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ families = pytest.mark.parametrize("family", [4, 6])
 
 
 def translate(lab: Lab) -> None:
-    """A stand-in for the enforcer: one address for everything."""
+    """A stand-in for the enforcer, which translates everything to one address."""
     lab.gw.ip(f"addr add {EGRESS[4]}/32 dev out0", "route add local 2001:db8:1::/64 dev lo")
     lab.gw.run("nft", "-f", "-", text=MASQUERADE)
 
@@ -287,7 +287,7 @@ def test_the_standing_lab(own_lab: Lab) -> None:
 
 
 def wait_for(condition: Callable[[], bool], patience: float = 3.0) -> None:
-    """Wait until something is so, or fail."""
+    """Wait until the condition is true; AssertionError after ``patience`` seconds."""
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "it never became so"

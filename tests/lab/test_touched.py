@@ -1,6 +1,6 @@
-"""Packets that others change or count on their way: what they do to the first is done to all.
+"""Tests of other software's rules that change or count packets: they apply to every packet of a connection.
 
-Judged by what arrives: each packet of a connection, on whichever path, is as others' rules want it.
+The tests judge by the packets that arrive, on the kernel's path and on the fast path.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def ruled(lab: Lab, rule: str) -> Iterator[None]:
 
 
 def talk(gateway: LabGateway, family: int) -> int:
-    """Exchanges on one connection; how many of its packets were fast."""
+    """Exchange data on one connection; returns the number of its fast packets."""
     port = next(_ports)
     with Session(gateway.lab.client, ORIGIN1[family], source_port=port) as session:
         for _ in range(EXCHANGES):
@@ -87,7 +87,7 @@ def test_dscp(enforced: LabGateway, family: int, rule: str, back: bool) -> None:
     with ruled(lab, f"{rule} {IP[family]} dscp set cs5"), seen:
         talk(enforced, family)
     assert {tos for tos, _ in fields(seen, family)} == {0xA0}
-    # What was changed to what it was is no change.
+    # A rule that sets the value that is already there changes nothing.
     with ruled(lab, f"{rule} {IP[family]} dscp set cs0"):
         assert talk(enforced, family) > 0
 
@@ -116,7 +116,7 @@ def test_hop_limit(enforced: LabGateway, family: int) -> None:
 def test_what_queues_tell_packets_apart_by(
     enforced: LabGateway, family: int, change: str, carried: str
 ) -> None:
-    """A class of a shaper's, by priority or by a mark of others: seen at the device."""
+    """A shaper's class by priority or by another software's mark, which the outside device's hook shows."""
     lab = enforced.lab
     lab.gw.run(
         "nft",
@@ -133,7 +133,7 @@ def test_what_queues_tell_packets_apart_by(
 
 
 def counted(lab: Lab, table: str) -> int:
-    """Packets of a table's counter."""
+    """The packets that a table's counters have counted."""
     found = json.loads(lab.gw.run("nft", "-j", "list", "table", *table.split()).stdout)["nftables"]
     expressions = [one["rule"]["expr"] for one in found if "rule" in one]
     return sum(int(part["counter"]["packets"]) for rule in expressions for part in rule if "counter" in part)
@@ -142,7 +142,7 @@ def counted(lab: Lab, table: str) -> int:
 @families
 @pytest.mark.parametrize("kind", ["nft", "tc"])
 def test_filters_of_others_as_packets_arrive(enforced: LabGateway, family: int, kind: str) -> None:
-    """A policer or a counter behind our program sees every packet."""
+    """A policer or counter behind our ingress program sees every packet."""
     lab = enforced.lab
     if kind == "tc":
         lab.gw.run("tc", "qdisc", "replace", "dev", "in0", "clsact")

@@ -1,4 +1,4 @@
-"""Tunnels over an outside interface: what is inside has its egress address, the outer packets their own."""
+"""Tests of tunnels over an outside interface: inner packets have an egress address, outer ones do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNDERLAY = {
 
 @families
 def test_a_tunnels_outer_packets(lab: Lab, services: Services, family: int) -> None:
-    """They have the mark of what is inside, and leave from the tunnel's own address."""
+    """The outer packets inherit the inner packet's mark and still leave from the tunnel's own address."""
     local, remote, length = UNDERLAY[family]
     nodad = " nodad" if family == 6 else ""
     lab.gw.ip(f"addr add {local}/{length} dev out0{nodad}")
@@ -35,7 +35,7 @@ def test_a_tunnels_outer_packets(lab: Lab, services: Services, family: int) -> N
             outer = Capture(lab.net, "gw0", lab.directory, direction="in", expression="udp dst port 4789")
             with outer:
                 for inner in (4, 6):
-                    for _ in range(8):  # some of them on the fast path
+                    for _ in range(8):  # the later ones take the fast path
                         assert tcp_ask(lab.client, PRIVATE[inner]).address == SHARED[inner]
                         assert tcp_ask(lab.client, ORIGIN2[inner]).address != SHARED[inner]
             assert set(outer.sources()) == {local}

@@ -1,4 +1,4 @@
-"""The daemon with no other privileges than those that its systemd unit gives it."""
+"""Tests of the daemon with the privileges of its systemd unit only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ UNIT = Path(__file__).resolve().parents[2] / "packaging/enforcer.service"
 
 
 def capabilities() -> str:
-    """The unit's bounding set as setpriv(1) takes it."""
+    """The unit's bounding set in the syntax of setpriv(1)."""
     found = re.search(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return ",".join("+" + name.removeprefix("CAP_").lower() for name in found[1].split())
 
 
 class Confined(LabGateway):
-    """A gateway whose every process has the unit's capabilities alone."""
+    """A gateway whose processes have the unit's capabilities only."""
 
     def __init__(self, lab: Lab):
         super().__init__(lab)
@@ -66,7 +66,7 @@ def test_the_capabilities_of_the_unit_are_enough(lab: Lab, services: Services, c
 
 
 def with_another_egress(lab: Lab) -> dict[str, object]:
-    """The lab's configuration with another address to put on and announce."""
+    """The lab's configuration with another egress IP to add and announce."""
     document = lab.config()
     extra = {"name": "lax-3", "location": "lax", "ipv4": "203.0.113.12", "ipv6": "2001:db8:4::/64"}
     document["egress_ips"].append(extra)

@@ -1,6 +1,6 @@
-"""What would leave by an interface that is in no list: nothing, unless `interfaces.other` lists it.
+"""Tests of traffic that would leave by an unlisted interface: none does, unless `interfaces.other` lists it.
 
-The second network, behind in1, is the second uplink here: client2 stands where its router would be.
+The second network, behind in1, is the second uplink here; client2 is its router.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def enforced(lab: Lab, services: Services) -> Iterator[LabGateway]:
 
 @pytest.fixture
 def moved(enforced: LabGateway, family: int) -> Iterator[None]:
-    """Origin 2 is reached by the second uplink."""
+    """Route origin 2 by the second uplink."""
     move(enforced, family)
     yield
     enforced.lab.gw.ip(f"route del {NETWORK[family]}")
@@ -43,7 +43,7 @@ def move(enforced: LabGateway, family: int) -> None:
 
 
 def second_uplink(lab: Lab, family: int) -> Capture:
-    """What comes out there for origin 2."""
+    """A capture of the packets to origin 2 on the second uplink."""
     expression = f"dst {ORIGIN2[family]}"
     return Capture(lab.client2, "eth0", lab.directory, direction="in", expression=expression)
 
@@ -61,12 +61,12 @@ def test_new_connections_are_dropped_by_name(enforced: LabGateway, family: int, 
     for protocol in ("tcp", "udp", "icmp"):
         said = foretold(enforced, ORIGIN2[family], protocol, 9000 if protocol != "icmp" else 0)
         assert (said["verdict"], said["reason"]) == ("blocked", "unlisted"), protocol
-    # The others are as ever.
+    # Other connections work as before.
     assert tcp_ask(lab.client, ORIGIN1[family]).address != CLIENT[family]
 
 
 def end_of(connection: Session | UdpFlow) -> OSError | None:
-    """What a connection ends with that goes on."""
+    """The error that ends a connection in use; None if it ends with silence."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
@@ -80,16 +80,16 @@ def end_of(connection: Session | UdpFlow) -> OSError | None:
 
 @families
 def test_live_connections_are_refused(enforced: LabGateway, family: int) -> None:
-    """A backup line takes over: what had an egress address has none there."""
+    """A backup line takes over: flows with an egress address do not leave by it."""
     lab, before = enforced.lab, packets(enforced)["astray"]
     with Session(lab.client, ORIGIN2[family]) as session, UdpFlow(lab.client, ORIGIN2[family]) as flow:
-        for _ in range(8):  # on the fast path by now
+        for _ in range(8):  # enough exchanges for the fast path
             session.ask()
             flow.ask()
         move(enforced, family)
         try:
             with second_uplink(lab, family) as seen:
-                # What is on the fast path stays on its way until the daemon has noticed.
+                # Fast-path packets keep their old route until the daemon invalidates the entries.
                 assert isinstance(end_of(session), ConnectionError)
                 assert end_of(flow) is not None
             assert not seen.sources()
@@ -100,12 +100,12 @@ def test_live_connections_are_refused(enforced: LabGateway, family: int) -> None
 
 @families
 def test_where_it_is_meant(enforced: LabGateway, family: int) -> None:
-    """An interface of `interfaces.other`: what leaves by it is none of ours, and so is what comes back."""
+    """Traffic by an interface in `interfaces.other` and its answers are not the enforcer's."""
     lab, before = enforced.lab, packets(enforced)["other"]
     enforced.reload(lab.config(interfaces=SIDES | {"other": ["in1"]}))
     move(enforced, family)
     try:
-        # No host on the second uplink has origin 2's address, so no answer comes.
+        # No host on the second uplink has origin 2's address, so no answer arrives.
         with second_uplink(lab, family) as seen, pytest.raises(TimeoutError):
             udp_ask(lab.client, ORIGIN2[family], timeout=0.5)
         assert set(seen.sources()) == {CLIENT[family]}
@@ -123,7 +123,7 @@ UPLINK = {4: ("192.168.77.1", "192.168.77.2", 30), 6: ("fd77::1", "fd77::2", 64)
 
 @contextlib.contextmanager
 def one_way(enforced: LabGateway, family: int) -> Iterator[None]:
-    """The second uplink leads to origin 2, whose answers come back by the outside interface."""
+    """The second uplink leads to origin 2, whose answers arrive on the outside interface."""
     lab, (near, far, length) = enforced.lab, UPLINK[family]
     lab.client2.ip(f"link add up0 type veth peer name up0 netns {lab.origin2.name}")
     nodad = "nodad" if family == 6 else ""
@@ -146,7 +146,7 @@ def one_way(enforced: LabGateway, family: int) -> Iterator[None]:
 
 @families
 def test_answers_that_come_back_by_the_outside_interface(enforced: LabGateway, family: int) -> None:
-    """Asymmetric routing: they pass untranslated while routes lead to an interface of `interfaces.other`."""
+    """Asymmetric routing: answers pass untranslated while routes lead to an interface in `other`."""
     lab, before = enforced.lab, packets(enforced)["inbound"]
     with one_way(enforced, family), Session(lab.client, ORIGIN2[family]) as session:
         assert session.seen.address == CLIENT[family]
@@ -161,10 +161,10 @@ def test_answers_that_come_back_by_the_outside_interface(enforced: LabGateway, f
             origin.sendto(b"!", address)
             assert client.recv(10) == b"!"
             assert packets(enforced)["inbound"] == before
-            with socket_at(lab.origin2, ORIGIN2[family]) as stranger:  # conntrack does not know it
+            with socket_at(lab.origin2, ORIGIN2[family]) as stranger:  # not in conntrack
                 stranger.sendto(b"stranger", address)
             wait_for(lambda: packets(enforced)["inbound"] == before + 1, "the stranger's packet dropped")
-            # conntrack knows this one, but a connection that leaves elsewhere has no such answers.
+            # In conntrack, but its connection no longer leaves by an interface in `other`.
             lab.gw.ip(f"route del {NETWORK[family]}")
             origin.sendto(b"late", address)
             wait_for(lambda: packets(enforced)["inbound"] == before + 2, "the late answer dropped")

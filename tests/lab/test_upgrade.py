@@ -1,4 +1,4 @@
-"""Upgrades from the version whose maps and fields had other names: connections, counts and egress stay."""
+"""Tests of upgrades from the version with other names of maps and fields: connections and counts stay."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lab.services import Services
 from lab.topology import CLIENT, CLIENT2, ORIGIN1, ORIGIN2, RESOLVER, SHARED, Lab
 
 BEFORE = "0bb1c29d4db6833aa131fbfcaa3e7b627604223b"
-"""The last commit before maps and fields got the names of enforcer/datapath/former_names.py."""
+"""The last commit before the renaming of maps and fields (enforcer/datapath/former_names.py)."""
 ANN, SITE = "ann@corp.example", "bank.lab"
 OTHER = {4: "10.0.1.3", 6: "fd00:1::3"}
 """The client's second address, which has no session."""
@@ -37,7 +37,7 @@ COUNTRIES = {
     "FR": ("EU", ["198.18.2.0/24", "2001:db8:a2::/48"]),
 }
 QUESTION = ("--src", CLIENT[4], "--dst", ORIGIN1[4], "--protocol", "tcp", "--dport", "9000")
-# What passes or ages without an event.
+# Columns that change without an event.
 _VOLATILE = {
     "age",
     "idle",
@@ -55,13 +55,13 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The version before."""
+    """The program of the version before."""
     return version_at(BEFORE, tmp_path_factory.mktemp("earlier"))
 
 
 @pytest.fixture
 def config(lab: Lab, tmp_path: Path) -> Document:
-    """A session's policy, a host's, a country's; what none of them matches takes the nearest egress IP."""
+    """Policies by session, host and country; the rest takes the nearest egress IP."""
     database = tmp_path / "countries.mmdb"
     write_regions(database, COUNTRIES)
     lax1, lax2 = ({"ipv4": egress[4], "ipv6": egress[6]} for egress in (LAX1, LAX2))
@@ -79,7 +79,7 @@ def config(lab: Lab, tmp_path: Path) -> Document:
 
 @pytest.fixture
 def before(lab: Lab, services: Services, gateway: LabGateway, config: Document, earlier: Path) -> LabGateway:
-    """A gateway that the version before enforces: with sessions, and a name that was asked for."""
+    """A gateway that the version before enforces, with sessions and a learnt name."""
     use_copy(gateway, earlier)
     gateway.write(config)
     gateway.start()
@@ -90,13 +90,13 @@ def before(lab: Lab, services: Services, gateway: LabGateway, config: Document, 
 
 
 def present(gateway: LabGateway) -> None:
-    """The gateway's commands and its next daemon are of this version."""
+    """Make the gateway's commands and its next daemon use this version."""
     gateway.enforcer = gateway.enforcer[4:]
     gateway.argv = [*gateway.enforcer, "run"]
 
 
 class Live:
-    """Connections of every policy, both protocols and families: each keeps its address and port."""
+    """Connections of every policy, both protocols and families: each must keep its address and port."""
 
     def __init__(self, lab: Lab, stack: contextlib.ExitStack):
         self.flows: list[Session | UdpFlow] = []
@@ -117,11 +117,11 @@ class Live:
                     assert leaves_from(self.seen[-1].address, *egresses)
 
     def check(self) -> None:
-        """Each is seen from where it was."""
+        """Assert that the origins see each connection from its first address and port."""
         assert [flow.ask() for flow in self.flows] == self.seen
 
     def wait_until_fast(self, gateway: LabGateway) -> None:
-        """Every one is on the fast path."""
+        """Wait until every connection is on the fast path."""
 
         def are_fast() -> bool:
             for _ in range(4):
@@ -138,7 +138,7 @@ class Live:
 
 @pytest.fixture
 def live(lab: Lab, before: LabGateway) -> Iterator[Live]:
-    """They are open before the upgrade, and on the fast path."""
+    """Connections that are open before the upgrade."""
     with contextlib.ExitStack() as stack:
         yield Live(lab, stack)
 
@@ -153,7 +153,7 @@ def without_age(row: Row) -> Row:
 
 
 def facts(gateway: LabGateway, live: Live) -> dict[str, list[Row]]:
-    """The live flows, counts of origins, hits of policies, sessions, names."""
+    """The live flows, origins' counts, policies' hits, sessions and names."""
     found = {noun: gateway.json(noun) for noun in ("flows", "origins", "policies", "sessions", "hosts")}
     ports = live.ports
     found["flows"] = [
@@ -164,12 +164,12 @@ def facts(gateway: LabGateway, live: Live) -> dict[str, list[Row]]:
 
 
 def sticky(lab: Lab) -> list[str]:
-    """The egress of new connections of a client without a policy."""
+    """The source addresses of new connections of a client without a policy."""
     return [tcp_ask(lab.client, ORIGIN2[family], 9000, OTHER[family]).address for family in (4, 6)]
 
 
 def check_new(lab: Lab) -> None:
-    """New connections: by session, by name without another look-up, by country."""
+    """Assert the egress of new connections by session, by name without another look-up, and by country."""
     for family in (4, 6):
         for ask in (tcp_ask, udp_ask):
             assert leaves_from(ask(lab.client, ORIGIN1[family]).address, LAX1)
@@ -178,7 +178,7 @@ def check_new(lab: Lab) -> None:
 
 
 def is_refused(lab: Lab, family: int) -> bool:
-    """Whether there is room for no other connection of the session's client to origin1."""
+    """Whether the limit refuses another connection of the session's client to origin1."""
     try:
         tcp_ask(lab.client, ORIGIN1[family])
     except OSError as error:
@@ -220,7 +220,7 @@ def test_the_limit_goes_on(lab: Lab, before: LabGateway, live: Live, family: int
 
 
 def test_commands_read_the_version_before(lab: Lab, before: LabGateway, live: Live) -> None:
-    """Until the daemon is started again the commands of this version work on its maps."""
+    """Until the daemon restarts, this version's commands work on the earlier version's maps."""
     gateway = before
     live.wait_until_fast(gateway)
     agree(gateway)
@@ -258,7 +258,7 @@ def test_down_takes_the_version_before_away(
 def test_a_package_that_is_replaced_under_the_daemon(
     lab: Lab, before: LabGateway, live: Live, earlier: Path, tmp_path: Path
 ) -> None:
-    """Its processes are of this version then, which cannot upgrade for it; a restart can."""
+    """Its new processes are of this version and cannot upgrade for the old daemon; a restart can."""
     gateway = before
     gateway.stop()
     present(gateway)

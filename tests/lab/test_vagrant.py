@@ -1,4 +1,4 @@
-"""The scripts of vagrant/ in three network namespaces in place of three machines."""
+"""Tests of the scripts in vagrant/, with three network namespaces in place of three machines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ families = pytest.mark.parametrize("family", [4, 6])
 
 
 def macs() -> dict[str, str]:
-    """The Vagrantfile's addresses of interfaces."""
+    """The MAC addresses of the Vagrantfile's interfaces."""
     text = (VAGRANT / "Vagrantfile").read_text(encoding="utf-8")
     found = dict(re.findall(r'"([a-z-]+)" +=> "([0-9a-f]{12})"', text))
     return {name: ":".join(re.findall("..", mac)) for name, mac in found.items()}
@@ -33,7 +33,7 @@ def macs() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def machines(machine: None) -> Iterator[dict[str, Namespace]]:
-    """Three namespaces, wired as the Vagrantfile says; interfaces are named by nobody yet."""
+    """Three namespaces with the Vagrantfile's links, whose interfaces have no final names yet."""
     made = {role: Namespace(f"{PREFIX}-{role}") for role in ROLES}
     behind = [Namespace(f"{PREFIX}-{role}") for role in SERVERS]
     mac = macs()
@@ -48,7 +48,7 @@ def machines(machine: None) -> Iterator[dict[str, Namespace]]:
             f"link add enp8 address {mac['gateway-out']} type veth "
             f"peer name enp7 address {mac['origin']} netns {made['origin'].name}",
         )
-        for role in (*ROLES, *ROLES):  # a second run changes nothing and is no error
+        for role in (*ROLES, *ROLES):  # a second run must change nothing and succeed
             made[role].run("bash", str(VAGRANT / "network.sh"), role, PREFIX)
         yield made
     finally:
@@ -76,7 +76,7 @@ def origin(machines: dict[str, Namespace], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def gateway(machines: dict[str, Namespace], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The daemon, with the configuration that the gateway is provisioned with."""
+    """The daemon with the provisioned configuration."""
     directory = tmp_path_factory.mktemp("gateway")
     file = directory / "enforcer.yaml"
     file.write_text(execute([sys.executable, str(VAGRANT / "configuration.py")]).stdout, encoding="utf-8")

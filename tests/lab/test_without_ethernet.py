@@ -1,9 +1,9 @@
-"""Interfaces without Ethernet (tun, WireGuard, PPP) on either side: every packet arrives whole, of any size.
+"""Tests of interfaces without Ethernet (tun, WireGuard, PPP) on either side: all packets arrive whole.
 
-With offloads packets cross the tun without their checksums, and with many segments in one.
+With offloads packets cross the tun without checksums and with many segments in one.
 
-An Ethernet frame is padded to 60 bytes, and what pads it is cut off. A packet of 60 bytes that came without
-Ethernet has no padding.
+Ethernet pads frames to 60 bytes, and the gateway removes that padding. A packet of 60 bytes that arrives
+without Ethernet has no padding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LENGTH = {4: 32, 6: 128}
 
 
 class Reached(NamedTuple):
-    """The client whose packets go over the tun, and whether that has offloads."""
+    """The client whose packets cross the tun, the tun, and whether it has offloads."""
 
     client: Namespace
     cable: Cable
@@ -51,7 +51,7 @@ def end(namespace: Namespace, address: str, length: str) -> None:
     ids=["inside", "inside with offloads", "outside", "outside with offloads"],
 )
 def reached(request: pytest.FixtureRequest, lab: Lab, services: Services) -> Iterator[Reached]:
-    """The gateway with a tun on one side, over which origin 1 is reached."""
+    """The gateway with a tun on one side; the route to origin 1 crosses it."""
     side, offloads = request.param
     plan, far = (INSIDE, lab.client2) if side == "inside" else (OUTSIDE, lab.net)
     with Cable(lab.gw, far, "tun0", offloads=offloads) as cable:
@@ -95,7 +95,7 @@ def test_datagrams_of_every_size(reached: Reached, lab: Lab, family: int) -> Non
 
 @families
 def test_tcp_without_timestamps(reached: Reached, lab: Lab, family: int) -> None:
-    """Its acknowledgements have 60 bytes in IPv6; Windows sends none with timestamps by default."""
+    """Without timestamps, the default of Windows, an IPv6 acknowledgement has 60 bytes."""
     client = reached.client
     for host in (client, lab.origin1):
         host.sysctl("net.ipv4.tcp_timestamps", 0)
@@ -121,7 +121,7 @@ def test_transfers_with_offloads_of_all_other_links(
             assert transfer.finish() >= 2 * LEAST
             peer = ip_address(transfer.peer[0])
         assert any(peer in ip_network(egress[family]) for egress in (LAX1, LAX2))
-        # Many segments in one packet, or none of them.
+        # With offloads a packet carries many segments, without them one.
         assert (reached.cable.largest > 2 * 1500) == reached.offloads
     finally:
         for role, interface in LINKS:

@@ -1,4 +1,4 @@
-"""Connections that other software puts into conntrack's zones: counts, limits and what `down` leaves."""
+"""Tests of connections in conntrack zones of other software: counts, limits and what `down` leaves."""
 
 from __future__ import annotations
 

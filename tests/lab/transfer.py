@@ -1,4 +1,4 @@
-"""Bytes that go both ways over one connection for as long as a test likes, and are compared at the end."""
+"""A TCP connection with continuous data in both directions, which the end compares byte by byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.netns import Namespace
 
 PORT = 7100
 CHUNK = 1 << 18
-# A second and direction: several transfers at once leave a busy machine time for what they are a test of.
+# Bytes per second and direction: several transfers at once leave processor time to the tests' subject.
 PACE = 128 << 20
 PATIENCE = 30.0
 SO_MAX_PACING_RATE = 47  # include/uapi/asm-generic/socket.h
@@ -26,7 +26,7 @@ SO_MAX_PACING_RATE = 47  # include/uapi/asm-generic/socket.h
 class Transfer:
     """A TCP connection from ``client`` to ``server`` at ``address``; both send ``least`` bytes or more.
 
-    They go on until :meth:`finish`, which raises what went wrong, if a stall of half a minute among it.
+    They send until :meth:`finish`, which raises the first failure, including a stall of half a minute.
     """
 
     def __init__(self, client: Namespace, server: Namespace, address: str, least: int, port: int = PORT):
@@ -67,7 +67,7 @@ class Transfer:
         self._opened.close()
 
     def finish(self) -> int:
-        """Have both sides end, and return how many bytes have arrived, each of them as it was sent."""
+        """End both directions and return the number of bytes that arrived unchanged."""
         self._enough.set()
         deadline = time.monotonic() + 2 * PATIENCE
         for thread in self._threads:
@@ -91,7 +91,7 @@ class Transfer:
         digest, sent = hashlib.sha256(), 0
         chunk = bytearray(os.urandom(CHUNK))
         while sent < self.least or not self._enough.is_set():
-            # No two are equal.
+            # Each chunk is different.
             chunk[:8] = sent.to_bytes(8, "big")
             connection.sendall(chunk)
             digest.update(chunk)

@@ -1,4 +1,4 @@
-"""What tests of traffic compare: what `explain` foretold, what an origin saw, what conntrack holds."""
+"""Helpers that compare traffic: `explain`'s prediction, the origin's view and conntrack's entries."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from lab.topology import CLIENT, Lab
 Result = TypeVar("Result")
 families = pytest.mark.parametrize("family", [4, 6])
 
-# Connections that conntrack remembers but that are over; our counts and the kernel's leave them out.
+# States of ended connections that conntrack still holds; neither our counts nor these helpers include them.
 OVER = {"TIME_WAIT", "CLOSE"}
 PROTOCOLS = {6: "tcp", 17: "udp"}
 
 
 class Origin(NamedTuple):
-    """The limit's key."""
+    """The key of the limit."""
 
     egress: str
     protocol: str
@@ -46,7 +46,7 @@ class Origin(NamedTuple):
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A process is stopped meanwhile (SIGSTOP): it has not ended, and answers nothing."""
+    """Stop a process meanwhile (SIGSTOP), so it lives and answers nothing."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -56,9 +56,9 @@ def stopped(pid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(lab: Lab, config: Document | None = None, version: Path | None = None) -> Iterator[LabGateway]:
-    """The enforcer on the lab's gateway, or another version of it; gone afterwards, whatever happened.
+    """An enforcer on the lab's gateway, of this or another version; removed in any case at the end.
 
-    The kernel limits ICMP errors to one peer to one a second after a burst; these tests ask for more.
+    It runs without the kernel's ICMP rate limit (one error a second per peer), because tests need more.
     """
     lab.gw.sysctls({"net.ipv4.icmp_ratelimit": 0, "net.ipv6.icmp.ratelimit": 0})
     gateway = LabGateway(lab, config)
@@ -72,7 +72,7 @@ def running(lab: Lab, config: Document | None = None, version: Path | None = Non
 
 
 def leaves_from(egress: dict[int, str], family: int, client: str | None = None) -> str:
-    """The address that a client's connection leaves from: in IPv6 its host bits within the range."""
+    """The source address of a client's connection: in IPv6 the client's host bits within the range."""
     if family == 4 or "/" not in egress[family]:
         return egress[family]
     network = IPv6Network(egress[6])
@@ -81,12 +81,12 @@ def leaves_from(egress: dict[int, str], family: int, client: str | None = None) 
 
 
 def dedicated(family: int, client: str | None = None) -> set[str]:
-    """Where a client's connection may leave from when no policy matches."""
+    """The possible source addresses of a client's connection that matches no policy."""
     return {leaves_from(egress, family, client) for egress in (LAX1, LAX2)}
 
 
 def look(gateway: LabGateway, view: Callable[[GatewayReader], Result]) -> Result:
-    """What a command would show, without the half second that starting one takes."""
+    """What a command would show, without the half second that starting the command takes."""
     reader = GatewayReader(Instance(gateway.lab.gw.cookie()))
     try:
         return gateway.lab.gw.call(lambda: view(reader))
@@ -97,7 +97,7 @@ def look(gateway: LabGateway, view: Callable[[GatewayReader], Result]) -> Result
 def foretold(
     gateway: LabGateway, destination: str, protocol: str, port: int = 0, source: str | None = None
 ) -> dict[str, Any]:
-    """What `enforcer explain` says of a connection of the client's."""
+    """`enforcer explain`'s answer about a client's connection."""
     to = ip_address(destination)
     question = Question(ip_address(source or CLIENT[to.version]), to, protocol, 49152, port)
     return look(gateway, lambda source: explain(source, question))
@@ -114,12 +114,12 @@ def egresses(gateway: LabGateway) -> dict[str, dict[str, Any]]:
 
 
 def counted(gateway: LabGateway) -> Counter[Origin]:
-    """`active` of every origin that has a live connection, as `enforcer origins` says."""
+    """`active` of every origin with live connections, as in `enforcer origins`."""
     return Counter({_origin(row): row["active"] for row in origins(gateway) if row["active"]})
 
 
 def tracked(lab: Lab) -> Counter[Origin]:
-    """The same from a dump of conntrack: translated connections that are not over."""
+    """The same by conntrack's entries: translated connections that have not ended."""
     found: Counter[Origin] = Counter()
     for entry in lab.gw.call(lambda: list(conntrack.entries())):
         translated = entry.original.source != entry.reply.destination
@@ -145,7 +145,7 @@ def agree(gateway: LabGateway, patience: float = 20.0) -> Counter[Origin]:
 
 
 def row_of(gateway: LabGateway, origin: Origin) -> dict[str, Any]:
-    """The row of `enforcer origins` that tells of this one."""
+    """The row of `enforcer origins` for this origin."""
     for row in origins(gateway):
         if _origin(row) == origin:
             return row
@@ -153,25 +153,25 @@ def row_of(gateway: LabGateway, origin: Origin) -> dict[str, Any]:
 
 
 def packets(gateway: LabGateway) -> Counter[str]:
-    """`enforcer reasons`: packets by reason."""
+    """Packets by reason, as in `enforcer reasons`."""
     return Counter({row["reason"]: row["packets"] for row in look(gateway, view_reasons)})
 
 
 @contextlib.contextmanager
 def uncounted(gateway: LabGateway) -> Iterator[None]:
-    """Nothing in here may become a flow of ours."""
+    """Assert that the enforcer admits no flow meanwhile."""
     before = total(gateway)
     yield
     assert total(gateway) == before
 
 
 def total(gateway: LabGateway) -> int:
-    """Connections ever admitted."""
+    """All connections admitted so far."""
     return sum(row["total"] for row in origins(gateway))
 
 
 def inject(lab: Lab, frames: Iterable[bytes]) -> None:
-    """Send frames from the client's interface as they are."""
+    """Send complete frames from the client's interface."""
     with contextlib.closing(lab.client.socket(socket.AF_PACKET, socket.SOCK_RAW)) as raw:
         raw.bind(("eth0", 0))
         for frame in frames:
@@ -179,7 +179,7 @@ def inject(lab: Lab, frames: Iterable[bytes]) -> None:
 
 
 def wait_for(condition: Callable[[], bool], what: str = "it", patience: float = 20.0) -> None:
-    """Wait until something is so, or fail."""
+    """Wait until the condition is true; AssertionError after ``patience`` seconds."""
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, f"{what} never became so"

@@ -1,4 +1,4 @@
-"""Other versions of the program, made of copies of the package."""
+"""Other versions of the program, made from copies of the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.gateway import LabGateway
 
 
 def program_copy(target: Path, edit: Callable[[Path], None]) -> Path:
-    """Another version of the program: a copy of the package in which ``edit`` changed the BPF sources."""
+    """A copy of the package after ``edit`` changed it; ``edit`` gets the copy's ``bpf`` directory."""
     copy = target / "enforcer"
     ignored = shutil.ignore_patterns("__pycache__", "bpf")
     shutil.copytree(Path(enforcer.__file__).parent, copy, ignore=ignored)
@@ -25,7 +25,7 @@ def program_copy(target: Path, edit: Callable[[Path], None]) -> Path:
 
 
 def version_at(commit: str, target: Path) -> Path:
-    """The program as it was at a commit of this repository, whose history has to be there."""
+    """The program at a commit of this repository; requires its history."""
     repository = Path(__file__).parents[2]
     archive = ["git", "-c", "safe.directory=*", "-C", str(repository), "archive", commit, "enforcer", "bpf"]
     done = subprocess.run(archive, capture_output=True, check=False)
@@ -36,7 +36,7 @@ def version_at(commit: str, target: Path) -> Path:
 
 
 def impatient(target: Path) -> Path:
-    """A version that takes any timer: no test waits for the RFCs' minutes. Its BPF programs are the same."""
+    """A version that accepts any timer, so tests need not wait for minutes; its BPF programs are the same."""
 
     def edit(bpf: Path) -> None:
         models = bpf.parent / "config" / "models.py"
@@ -48,7 +48,7 @@ def impatient(target: Path) -> Path:
 
 
 def use_copy(gateway: LabGateway, place: Path) -> None:
-    """Have the gateway's daemon and commands run from that copy."""
+    """Make the gateway's daemon and commands run from that copy."""
     paths = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH")]))
     prefix = ["env", "-C", str(place), f"PYTHONPATH={paths}"]
     gateway.enforcer = [*prefix, *gateway.enforcer]

@@ -1,4 +1,4 @@
-"""Rules of other software that put connections into conntrack's zones."""
+"""Rules of other software that put connections into conntrack zones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from lab.topology import Lab
 
-# Seconds after which sweeps ask conntrack about a silent flow, and a sweep more.
+# Seconds until sweeps look a silent flow up in conntrack, plus one sweep.
 QUIET = 8.0
 
 
 @contextlib.contextmanager
 def zoned(lab: Lab, statement: str) -> Iterator[None]:
-    """The statement for every packet, before conntrack sees it."""
+    """Apply an nftables statement to every packet before conntrack sees it."""
     lab.gw.run(
         "nft",
         "-f",

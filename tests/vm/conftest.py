@@ -1,6 +1,6 @@
-"""One lab for all of these tests: in an emulated machine, starting anything is what takes the time.
+"""Fixtures of the VM tests. All share one lab, because programs start slowly in an emulated machine.
 
-These run on any kernel; scripts/test-vm.sh runs them under Debian's stock one.
+The tests run on any kernel; scripts/test-vm.sh runs them under Debian's stock one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PERSON = "ann@corp.example"
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """The lab. What it lacks is a failure here, not a skip: this kernel is the one that gateways run."""
+    """The lab. A missing feature is a failure here, not a skip: gateways run this kernel."""
     assert features.missing() == []
     netns.PATIENCE = program.PATIENCE = PATIENCE
     with Lab(f"vm{os.getpid()}") as built:
@@ -33,7 +33,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def services(lab: Lab) -> Iterator[Services]:
-    """The servers that the rows ask."""
+    """The servers that the rows need."""
     services = Services(lab)
     start_all([*services.reporter.values(), services.nginx["origin2"], services.resolver])
     yield services
@@ -42,7 +42,7 @@ def services(lab: Lab) -> Iterator[Services]:
 
 @pytest.fixture(scope="session")
 def config(lab: Lab) -> Document:
-    """The lab's configuration, and in it a person and a name."""
+    """The lab's configuration with a person and a host name."""
     person = {
         "name": "person",
         "precedence": 1,
@@ -60,7 +60,7 @@ def config(lab: Lab) -> Document:
 
 @pytest.fixture(scope="session")
 def gateway(lab: Lab, config: Document) -> Iterator[LabGateway]:
-    """The enforcer, running with the configuration."""
+    """A running enforcer with that configuration."""
     with LabGateway(lab, config) as gateway:
         yield gateway
         gateway.down()

@@ -1,4 +1,4 @@
-"""WireGuard, VLANs, MACsec, bonds and tunnels on either side, with and without offloads: what origins see."""
+"""Tests of WireGuard, VLANs, MACsec, bonds and tunnels on either side, with and without offloads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHOLE = {4: 32, 6: 128}
 
 
 def ends(lab: Lab, side: str) -> tuple[End, End]:
-    """The gateway's and the other's."""
+    """The gateway's end and the other one."""
     if side == "inside":
         return End(lab.gw, "in1", GATEWAY2), End(lab.client2, "eth0", CLIENT2)
     return End(lab.gw, "out0", SHARED), End(lab.net, "gw0", NET)
@@ -36,7 +36,7 @@ def name_of(side: str, kind: str) -> str:
 
 
 def addresses(side: str, kind: str, family: int) -> tuple[str, str]:
-    """The gateway's on the link, and the other's."""
+    """The addresses of the gateway's end and of the other one."""
     number = list(KINDS).index(kind) + 1
     networks = {"inside": ("10.7", "fd07"), "outside": ("198.19", "2001:db8:f7")}
     if family == 4:
@@ -46,7 +46,7 @@ def addresses(side: str, kind: str, family: int) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def linked(gateway: LabGateway, config: Document) -> Iterator[LabGateway]:
-    """A link of each kind on either side, all of them in the configuration."""
+    """A gateway with a configured link of each kind on either side."""
     lab = gateway.lab
     interfaces = copy.deepcopy(config["interfaces"])
     for first, side in ((1, "inside"), (101, "outside")):
@@ -71,7 +71,7 @@ def linked(gateway: LabGateway, config: Document) -> Iterator[LabGateway]:
 
 
 def routed(lab: Lab, side: str, kind: str, family: int, *, back: bool = False) -> None:
-    """Origin 1 is reached over the link; or no more."""
+    """Route origin 1 over the link, or remove that route (``back``)."""
     name, (near, far) = name_of(side, kind), addresses(side, kind, family)
     origin = f"{ORIGIN1[family]}/{WHOLE[family]}"
     do = "del" if back else "replace"
@@ -106,14 +106,14 @@ def test_a_link(linked: LabGateway, services: Services, kind: str, side: str) ->
 def test_an_inside_vlan_on_top_of_another_interface(
     gateway: LabGateway, config: Document, lower: str
 ) -> None:
-    """Its tagged frames pass the lower interface's programs, which have nothing to say of them."""
+    """The VLAN's tagged frames pass the lower interface's programs, which ignore them."""
     with on_top(gateway, config, lower, "vlan id 300"):
         for family in (4, 6):
             passes(gateway, family)
 
 
 def offload(end: End, name: str, on: bool) -> None:
-    """Of the link itself; some kinds have features that cannot be changed."""
+    """Switch the link's own offloads; some kinds have fixed features."""
     words = [
         word
         for feature in ("rx", "tx", "sg", "tso", "gso", "gro")

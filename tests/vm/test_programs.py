@@ -1,4 +1,4 @@
-"""The verifier takes every program: Debian's 6.1 is older and stricter than what programs are written on."""
+"""Tests of the verifier: Debian's 6.1, older and stricter than other kernels, accepts all programs."""
 
 from __future__ import annotations
 

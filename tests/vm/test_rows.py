@@ -1,4 +1,4 @@
-"""The main kinds of traffic, judged by the source address that the origin sees."""
+"""Tests of the main kinds of traffic by the source address that the origin sees."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_name_is_learnt_before_its_first_connection(
     kind = "A" if family == 4 else "AAAA"
     assert dig(client, RESOLVER[family], "www.lab", kind, source=source) == [ORIGIN2[family]]
     assert tcp_ask(client, ORIGIN2[family], source=source).address == SHARED[family]
-    # Debian's kernel has nftables' own expression for it.
+    # Debian's kernel supports nftables' own queue expression.
     assert "queue flags bypass to" in gateway.lab.gw.run("nft", "list", "ruleset").stdout
 
 
@@ -139,7 +139,7 @@ def test_explain_agrees(gateway: LabGateway, family: int) -> None:
 
 
 def test_down_leaves_nothing(gateway: LabGateway, services: Services) -> None:
-    """The last one: the gateway is as it was found."""
+    """Runs last: nothing of the enforcer is left."""
     gateway.down()
     assert gateway.lab.gw.run("nft", "list", "ruleset").stdout == ""
     for interface in ("in0", "out0"):

@@ -1,4 +1,4 @@
-"""Ports of a VRF and of Open vSwitch with real links: nothing leaves by them, and `check` refuses them."""
+"""Tests of ports of a VRF and of Open vSwitch: no traffic leaves by them, and `check` refuses them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CMD_NEW, CMD_DEL = 1, 2
 OVS_DP_ATTR_NAME, OVS_DP_ATTR_UPCALL_PID = 1, 2
 OVS_VPORT_ATTR_TYPE, OVS_VPORT_ATTR_NAME, OVS_VPORT_ATTR_UPCALL_PID = 2, 3, 5
 OVS_VPORT_TYPE_NETDEV = 1
-DATAPATH, VPORT = ("ovs_datapath", 2), ("ovs_vport", 1)  # and their versions
+DATAPATH, VPORT = ("ovs_datapath", 2), ("ovs_vport", 1)  # names and versions of the generic netlink families
 
 
 def number(kind: int, value: int) -> bytes:
@@ -46,7 +46,7 @@ def name(kind: int, value: str) -> bytes:
 
 
 def switch(family: tuple[str, int], command: int, datapath: int, *attributes: bytes) -> None:
-    """One command to Open vSwitch's kernel module, in the present namespace; skips without the module."""
+    """Send one command to Open vSwitch's kernel module in the present namespace; skip without the module."""
     with Channel(NETLINK_GENERIC, "asking Open vSwitch") as channel:
         asked = struct.pack("=BBH", CTRL_CMD_GETFAMILY, 1, 0) + name(CTRL_ATTR_FAMILY_NAME, family[0])
         (answer,) = channel.ask([Message(GENL_ID_CTRL, REQUEST, asked)])
@@ -61,7 +61,7 @@ def switch(family: tuple[str, int], command: int, datapath: int, *attributes: by
 
 @contextmanager
 def taken(namespace: Namespace, kind: str) -> Iterator[str]:
-    """The interface is a port of a link of this kind, whose name is given."""
+    """Make the interface a port of a link of this kind; yields that link's name."""
     if kind == "vrf":
         try:
             namespace.ip("link add vrf9 type vrf table 99")
@@ -96,7 +96,7 @@ def test_a_port_is_refused_in_the_file(lab: Lab, tmp_path: Path, kind: str) -> N
         load(file, interfaces=lab.gw.call(links.links))
     wrong = f'"{PORT}" is a port of {taker}, which takes its packets; expected {INSTEAD[kind]}'
     assert wrong in str(refused.value)
-    lab.gw.ip(f"addr replace {IPV6} dev {PORT} nodad")  # a VRF takes the IPv6 addresses of what leaves it
+    lab.gw.ip(f"addr replace {IPV6} dev {PORT} nodad")  # leaving a VRF removed them
     assert load(file, interfaces=lab.gw.call(links.links))
 
 
@@ -110,7 +110,7 @@ def test_a_port(gateway: LabGateway, services: Services, kind: str) -> None:
     ):
         wait_for(lambda: f"{PORT} is a port of {taker} now" in gateway.said().removeprefix(said), patience=60)
         for family in (4, 6):
-            with pytest.raises(OSError):  # the kernel may answer: the VRF has no route
+            with pytest.raises(OSError):  # the kernel may send an error: the VRF has no route
                 udp_ask(lab.client2, ORIGIN1[family], timeout=2)
         assert kind == "vrf" or packets(gateway)["taken"] >= before + 2
         with pytest.raises(LabError) as refused:
@@ -119,7 +119,7 @@ def test_a_port(gateway: LabGateway, services: Services, kind: str) -> None:
             refused.value
         )
     assert not {source for source in leaving.sources() if source in CLIENT2.values()}
-    # A VRF takes the IPv6 addresses of an interface that leaves it.
+    # An interface that leaves a VRF loses its IPv6 addresses.
     lab.gw.ip(f"addr replace {IPV6} dev {PORT} nodad")
     wait_for(lambda: f"{PORT} is no port of {taker} any more" in gateway.said(), patience=60)
     for family in (4, 6):
