@@ -234,7 +234,7 @@ def test_what_was_planned_holds(change: Change) -> None:
 
 @given(changes())
 def test_the_table_comes_first(change: Change) -> None:
-    """The table closes the gateway: no operation precedes its installation unless the former one is intact."""
+    """The table closes the gateway: unless the former one is intact, it is installed before anything else."""
     operations = change.operations
     tables = positions(operations, InstallTable)
     if tables and tables[0]:
