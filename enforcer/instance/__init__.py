@@ -67,7 +67,7 @@ class Instance:
     def create(self) -> None:
         """Creates the directory. Raises UntrustedError, PrivilegeError."""
         try:
-            # Private: a user who can open the lock files could hold the locks.
+            # Private: users with access to the lock files could hold the locks.
             RUN.mkdir(mode=0o755, exist_ok=True)
             trust.make_directory(self.directory)
         except FileNotFoundError:
