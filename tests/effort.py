@@ -1,4 +1,4 @@
-"""How much a call does, in numbers that no other load on the machine changes."""
+"""Measures the work of a call, independently of the machine's load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 def calls(act: Callable[[], object]) -> int:
-    """How many functions ``act`` calls, of Python and of C."""
+    """The number of functions that ``act`` calls, of Python and of C."""
     count = 0
 
     def seen(frame: FrameType, event: str, _: object) -> None:

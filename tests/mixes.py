@@ -1,4 +1,4 @@
-"""Random policies of every selector, and connections that lie near the policies' edges.
+"""Random policies of every selector, and connections near the edges of their networks and ranges.
 
 ``chance`` is a random.Random: a seeded one for millions of comparisons, hypothesis's own for shrinking.
 """
@@ -17,7 +17,7 @@ Address = IPv4Address | IPv6Address
 
 @dataclass(frozen=True)
 class Rule:
-    """A policy."""
+    """A policy, with the attributes that the language reads."""
 
     name: str
     precedence: int
@@ -123,7 +123,7 @@ def _packet_comparison(chance: random.Random) -> str:
 
 
 def expression(chance: random.Random, leaves: int) -> str:
-    """An expression of so many comparisons."""
+    """An expression of at most ``leaves`` comparisons."""
     if leaves == 1 or chance.random() < 0.2:
         return comparison(chance)
     left = chance.randrange(1, leaves)
@@ -133,7 +133,7 @@ def expression(chance: random.Random, leaves: int) -> str:
 
 
 def policy(chance: random.Random, index: int, precedence: int) -> Rule:
-    """A policy, of one to three expressions."""
+    """A policy of one to three expressions."""
     texts = [expression(chance, chance.randrange(1, 6))]
     for _ in range(2):
         texts.append(expression(chance, chance.randrange(1, 3)) if chance.random() < 0.2 else "")
@@ -141,7 +141,7 @@ def policy(chance: random.Random, index: int, precedence: int) -> Rule:
 
 
 def edges(texts: list[str], extra: list[str]) -> dict[int, list[Address]]:
-    """The ends of networks and ranges and what lies beside them, by family."""
+    """The first and last addresses of networks and ranges and the addresses beside them, by family."""
     found: dict[int, set[int]] = {4: set(), 6: set()}
     for text in extra:
         found[ip_address(text).version].add(int(ip_address(text)))
@@ -167,7 +167,7 @@ DESTINATION_EDGES[6] = [
 
 
 def session(chance: random.Random) -> Facts:
-    """What is known of a client with a session."""
+    """Random facts of a client with a session."""
     members = [chance.choice(GROUPS) for _ in range(chance.randrange(3))]
     facts: dict[str, tuple[str, ...]] = {
         "identity.groups.id": tuple(members),
@@ -190,7 +190,7 @@ def session(chance: random.Random) -> Facts:
 
 @dataclass
 class World:
-    """Who the clients are, where addresses lie and which names they have."""
+    """The facts of addresses: sessions of clients, regions and host names."""
 
     sessions: dict[Address, Facts] = field(default_factory=dict)
     regions: list[tuple[str | None, str | None]] = field(default_factory=list)
@@ -200,14 +200,14 @@ class World:
     names: dict[Address, tuple[str, ...]] = field(default_factory=dict)
 
     def region(self, address: Address) -> tuple[str | None, str | None]:
-        """Where an address lies."""
+        """The region of an address: country and continent."""
         for first, past, index in self.networks.get(address.version, ()):
             if first <= int(address) < past:
                 return self.regions[index]
         return None, None
 
     def connection(self, packet: Connection) -> Connection:
-        """The packet with all that is known about it."""
+        """The packet with all facts about it."""
         return packet._replace(
             source_region=region_facts("src", *self.region(packet.src)),
             destination_region=region_facts("dst", *self.region(packet.dst)),
@@ -217,7 +217,7 @@ class World:
 
 
 def world(chance: random.Random) -> World:
-    """Half of the clients have a session, half of the addresses a region, a third a name or several."""
+    """A random world: half of the clients have a session, a third of the destinations one or two names."""
     made = World(regions=[("DE", "EU"), ("FR", "EU"), ("US", "NA"), (None, "EU"), ("US", None)])
     for family in (4, 6):
         for address in SOURCE_EDGES[family]:
@@ -237,7 +237,7 @@ def world(chance: random.Random) -> World:
 
 
 def packet(chance: random.Random) -> Connection:
-    """A connection near the edges, with nothing known about it."""
+    """A connection near the edges, without facts."""
     family = chance.choice((4, 6))
     protocol = chance.choice((6, 6, 6, 17, 17, 17, 1, 58, 132))
     return Connection(

@@ -1,4 +1,4 @@
-"""The least that a gateway can be made to do."""
+"""A minimal desired state of a gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requirements that docs/rfc-compliance.md answers for, and the keywords that tests carry for them.
+"""The RFC requirements that docs/rfc-compliance.md lists, and the keywords of their tests.
 
 A test proves a requirement when its name begins with the keyword (``test_rfc4787_req5_…``) or when it is
 marked with it (``@pytest.mark.rfc4787_req5c``): ``pytest -k rfc4787_req5`` finds both.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Lettered parts are requirements of their own. Where a number says nothing without its letters (RFC 5508,
-# REQ-10; RFC 6888, REQ-11), it is left out. RFC 7857 does not number its updates: its sections do.
+# Lettered parts are separate requirements. Numbers without text of their own (RFC 5508, REQ-10; RFC 6888,
+# REQ-11) are left out. RFC 7857 does not number its updates: the numbers are its sections.
 REQUIREMENTS = {
     4787: "1 2 3 3a 4 5 5a 5b 5c 6 6a 7 8 8a 9 9a 10 10a 11 12 12a 12b 13 13a 14 14a",
     5382: "1 2 2a 3 3a 3b 4 4a 5 5a 6 7 8 8a 9 10",
@@ -23,12 +23,12 @@ _KEYWORD = re.compile(r"rfc\d+_(?:req\d+[a-z]?|\d+(?:_\d+)?)(?![a-z0-9])")
 
 
 def label(rfc: int, number: str) -> str:
-    """How the page calls it: ``REQ-5a``, and of RFC 7857 the section, ``2.1``."""
+    """The page's name of a requirement: ``REQ-5a``, or for RFC 7857 the section, ``2.1``."""
     return number if rfc == 7857 else f"REQ-{number}"
 
 
 def keyword(rfc: int, number: str) -> str:
-    """How tests call it: ``rfc4787_req5a``, ``rfc7857_2_1``."""
+    """The tests' name of a requirement: ``rfc4787_req5a``, ``rfc7857_2_1``."""
     return f"rfc{rfc}_{number.replace('.', '_')}" if rfc == 7857 else f"rfc{rfc}_req{number}"
 
 
@@ -38,7 +38,7 @@ KEYWORDS = {
 
 
 def carried(name: str, marks: Iterable[str]) -> set[str]:
-    """The keywords of a test by its function's name and marks, whether or not there are such requirements."""
+    """The keywords in a test's function name and marks, also those of no known requirement."""
     found = {mark for mark in marks if mark.startswith("rfc")}
     if name.startswith("test_rfc") and (match := _KEYWORD.match(name, len("test_"))):
         found.add(match[0])

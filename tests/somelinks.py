@@ -1,4 +1,4 @@
-"""Interfaces that a file may name, without a kernel."""
+"""Builds descriptions of interfaces for tests without a kernel."""
 
 from __future__ import annotations
 

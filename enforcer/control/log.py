@@ -1,4 +1,4 @@
-"""Log lines of the daemon and of its worker processes: on stderr, with levels where that is the journal.
+"""Writes log lines of the daemon and of its worker processes to stderr, with level prefixes in the journal.
 
 A line's level is its prefix ``<N>`` (sd-daemon(3)), which systemd strips and stores as the line's priority:
 `journalctl -p warning` shows the lines of that level and above. On a terminal or in a file lines are plain.
@@ -15,7 +15,7 @@ NOTICE = 25
 """Between INFO and WARNING: normal but significant (syslog(3), LOG_NOTICE)."""
 logging.addLevelName(NOTICE, "NOTICE")
 
-# syslog(3)'s priorities: the first whose level a record reaches.
+# syslog(3) priorities by the least log level; a record has the first one whose level it reaches.
 _PRIORITIES = (
     (logging.CRITICAL, 2),
     (logging.ERROR, 3),
@@ -30,7 +30,7 @@ _STDERR = 2
 def is_journal(descriptor: int = _STDERR) -> bool:
     """Whether the descriptor is the stream that JOURNAL_STREAM names, ``DEVICE:INODE`` (systemd.exec(5)).
 
-    A process inherits the variable, but may have its stderr redirected: the variable alone does not tell.
+    A process inherits the variable, but may have its stderr redirected: the variable alone proves nothing.
     """
     stream = os.environ.get("JOURNAL_STREAM")
     try:
@@ -41,7 +41,7 @@ def is_journal(descriptor: int = _STDERR) -> bool:
 
 
 def prefixed(text: str, level: int) -> str:
-    """The text as it is written to stderr: each line with the level's prefix if stderr is the journal."""
+    """The text in the form for stderr: each line with the level's prefix if stderr is the journal."""
     if not is_journal():
         return text
     priority = next((priority for least, priority in _PRIORITIES if level >= least), _DEBUG)

@@ -53,7 +53,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def accept(server: socket.socket) -> socket.socket | None:
-    """The next connection; None if another user's was closed."""
+    """The next connection; None if it was closed, because another user opened it."""
     connection, _ = server.accept()
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     _, user, _ = _UCRED.unpack(credentials)
@@ -101,7 +101,7 @@ class ControlConnection:
         return request if isinstance(request, dict) else {}
 
     def has_left(self) -> bool:
-        """Whether the client has hung up after its request, which revokes it."""
+        """Whether the client has closed its side after the request, which revokes the request."""
         try:
             return not self._connection.recv(1 << 16)
         except BlockingIOError:
@@ -110,7 +110,7 @@ class ControlConnection:
             return True
 
     def answer(self, result: dict[str, Any]) -> None:
-        """Sends the answer and hangs up; errors are ignored, since the client may have ended."""
+        """Sends the answer and closes the connection; ignores errors, since the client may have ended."""
         try:
             self._connection.settimeout(5.0)
             self._connection.sendall(json.dumps(result).encode() + b"\n")
@@ -119,7 +119,7 @@ class ControlConnection:
         self.close()
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         self._connection.close()
 
 
@@ -160,7 +160,7 @@ def ask(
 
 
 def _answer(connection: socket.socket, request: str, patience: float, revocable: bool) -> bytes:
-    """Reads the answer to a sent request. Hanging up revokes a revocable one too."""
+    """Reads the answer to a sent request. Closing the connection also revokes a revocable one."""
     try:
         with connection.makefile("rb") as answers:
             try:

@@ -23,7 +23,7 @@ STATE_FORMAT = 2
 a version of format 1 refuses format 2 instead of losing flows."""
 AGAIN, START, PROGRESS = "--again", "--start", "--progress"
 READS = f"--reads={STATE_FORMAT}"
-"""What the daemon that starts a process can read; the process may be of a later version, after an upgrade."""
+"""The state format that the starting daemon reads; after an upgrade the process may be of a later version."""
 CHANGING = "changing"
 """The progress line after which the process changes the gateway, under the change lock."""
 
@@ -82,7 +82,7 @@ class WorkerProcess:
     def look(self) -> bool:
         """Checks for progress and kills a process that hangs; to be called at least once a second.
 
-        False: it was killed and does not end; it is not to be waited for.
+        Returns False if the killed process does not end; the caller must not wait for it.
         """
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, _LONGEST_LOOK), now
@@ -105,12 +105,12 @@ class WorkerProcess:
         self._process.kill()
 
     def interrupt(self) -> None:
-        """Asks the process to end (SIGTERM), which it does if it has not begun to change anything."""
+        """Sends SIGTERM, which ends the process unless it has begun to change anything."""
         self._process.terminate()
 
     @property
     def interrupted(self) -> bool:
-        """Whether the process ended by that signal."""
+        """Whether SIGTERM ended the process."""
         return self._process.returncode == -signal.SIGTERM
 
     def result(self) -> dict[str, Any]:
@@ -174,10 +174,10 @@ def _processor_time(pid: int) -> int:
 
 
 def start(file: Path, *options: str) -> WorkerProcess:
-    """Starts to apply the file."""
+    """Starts a process that applies the file."""
     return WorkerProcess("enforcer.workers.apply", str(file), PROGRESS, READS, *options)
 
 
 def start_again() -> WorkerProcess:
-    """Starts to apply the configuration in force again, or to complete or revert an interrupted plan."""
+    """Starts a process that reapplies the configuration in force, or completes or reverts a plan."""
     return WorkerProcess("enforcer.workers.apply", AGAIN, PROGRESS, READS)

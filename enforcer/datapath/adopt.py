@@ -57,8 +57,7 @@ def adopt(
     """The TCP and UDP connections translated to an address in ``slots``, as flows.
 
     ``types`` are the flow map's (key, value). ``timeouts`` are nanoseconds by state, ``now`` is nanoseconds
-    of
-    CLOCK_MONOTONIC: a flow's last packet is dated so that it expires together with the conntrack entry.
+    of CLOCK_MONOTONIC: a flow's last packet is dated so that it expires together with the conntrack entry.
     """
     ours = [
         (entry, slot)

@@ -1,9 +1,8 @@
 """Policy banks: two sets of match tables in the kernel, of which one is in force.
 
-The other bank gets new inner maps, then one write of the map `settings` switches the banks. A packet reads
-the
-bank's number once, so it never sees a mixture. While a bank is in force, rule sets for new clients and hosts
-are added to it; existing sets never change.
+The other bank gets new inner maps, then one write of the map `settings` switches the banks. The program
+reads the bank's number once per packet, so a packet never sees a mixture. While a bank is in force, rule sets
+for new clients and hosts are added to it; existing sets never change.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ class Bank:
 
     @property
     def is_in_force(self) -> bool:
-        """Whether packets are decided by exactly these tables."""
+        """Whether the programs decide by exactly these tables."""
         inner = self._maps.rule_sets.get(self.number)
         if inner is None or settings.read(self._maps).bank_number != self.number:
             return False
@@ -195,7 +194,7 @@ def write(
     region_rules: Sequence[tuple[Bits, Bits]] = (),
     room: int = ROOM,
 ) -> Bank:
-    """Fills ``bank`` (0 or 1), which must not be in force. ``actions`` has the tables' policy indexes.
+    """Fills ``bank`` (0 or 1), which must not be in force. ``actions`` is indexed by policy.
 
     ``regions`` is a table, or the number of the bank whose table is reused. ``region_rules`` are the rules by
     source and by destination of each region from number 1 on. ``room`` is the number of rule sets to reserve
@@ -338,7 +337,7 @@ def with_private(
             above.pop()
         inherited_set, inherited_flag = (above[-1][1], above[-1][2]) if above else (0, 0)
         if network == MAPPED_NETWORK:
-            inherited_flag = 0  # an IPv6 network, however short its prefix, has no IPv4 address
+            inherited_flag = 0  # no IPv6 network contains IPv4 addresses, however short its prefix
         entry = (network, sets.get(network, inherited_set), int(network in flagged or inherited_flag))
         above.append(entry)
         result.append(entry)

@@ -2,8 +2,7 @@
 
 Each network namespace has a directory named by the namespace's cookie, which is unique until the next boot.
 Each mount of a bpffs is a separate instance, and ``ip netns exec`` hides the machine's: so the mount
-namespaces
-of process 1 (which a container may deny) and of the parent processes are searched too.
+namespaces of process 1 (which a container may deny) and of the parent processes are searched too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Carries the contents of former maps over into new ones, after a change of layout or size or a loss.
 
-Flows come from the former map, or from conntrack if it is lost (enforcer/datapath/adopt.py). Origins and
-clients get the counts that the flows add up to, whatever the former maps say.
+Flows come from the former map, or from conntrack if it is lost (enforcer/datapath/adopt.py). The live
+counts of origins and clients are computed from the flows, not copied.
 """
 
 from __future__ import annotations

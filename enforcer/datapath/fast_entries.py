@@ -27,7 +27,7 @@ def by_flow(maps: Maps) -> dict[bytes, EntryUse]:
     """The use of entries by the bytes of the flow's key; flows without entries are missing."""
     rows = _rows(maps)
     now = jiffies()
-    # An expired entry carries nothing.
+    # An expired entry forwards no packets, so the time since its expiry is a lower bound.
     idle = np.maximum(0, -_left(rows, now)) * TICK
     columns = (rows["packets"], rows["bytes"], _are_valid(maps, rows, now), idle)
     found: dict[bytes, EntryUse] = {}

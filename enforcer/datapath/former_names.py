@@ -3,7 +3,7 @@
 Every reader of maps gets present names for them (enforcer/datapath/maps.py). So flows, counts and clients are
 carried into new maps field by field, and commands and the daemon work on maps of an earlier version until an
 upgrade replaces these. A map or a field that gets another name in bpf/maps.h gets a line here, and the state
-file another format (enforcer/control/worker.py), so that the version before refuses what it cannot read.
+file another format (enforcer/control/worker.py), so that the previous version refuses what it cannot read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 """Present names of fields in keys and values, by former name, for each map by its present name."""
 
 INNER = "_inner"
-"""What the description of a policy bank's tables has behind the name of the map that holds them."""
+"""Suffix in the descriptions of a policy bank's tables, after the name of the map that holds them."""
 
 
 def present(name: str) -> str:

@@ -1,8 +1,7 @@
 """Holds file descriptors of all pinned objects, which survive the loss of their pins and can be repinned.
 
 A link without pin and descriptor is freed and its program detached. While a process holds descriptors,
-removing
-pins or unmounting their file system detaches nothing.
+removing pins or unmounting their file system detaches nothing.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Reads jiffies, the kernel's tick count, by which fast-path entries expire; no file or system call has
-it."""
+"""Reads jiffies, the kernel's tick count, by which fast-path entries expire.
+
+No file or system call provides it, so a small BPF program reads it.
+"""
 
 from __future__ import annotations
 

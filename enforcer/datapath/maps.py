@@ -154,7 +154,7 @@ class Map:
 class Maps:
     """A gateway's maps by name, opened when they are first used.
 
-    Maps and fields of an earlier version have the names of this one here, and keep theirs in the file system.
+    Maps and fields of an earlier version have this version's names here; their pins keep the former names.
     """
 
     def __init__(self, directory: Path, layouts: dict[str, Any]):

@@ -5,11 +5,9 @@ refuse an origin's connections, or void a limit, permanently.
 
 Flows are opened and closed while they are read, so a difference is not yet an error. If a counter was `a`
 before reading and `b` afterwards and `n` flows were admitted meanwhile, then `m = a + n - b` were released;
-and
-if `c` live flows were read, between `c - n` and `c + m` were alive before. A counter outside these bounds is
-wrong. It is corrected when two consecutive sweeps prove the error, because a flow is counted a moment before
-it
-is created.
+and if `c` live flows were read, between `c - n` and `c + m` were alive before. A counter outside these bounds
+is wrong. It is corrected when two consecutive sweeps prove the error, because a flow is counted a moment
+before it is created.
 """
 
 from __future__ import annotations
@@ -107,7 +105,7 @@ class Recount:
         run_on(pins, "recount", _corrections(wrong, [("key", origin), ("slot", "<u4"), ("by", "<i4")]))
         fields = [("key", client), ("flows", "<i4"), ("unanswered", "<i4")]
         run_on(pins, "recount_clients", _corrections(wrong_clients, fields))
-        # Corrected counters start afresh; the next sweep finds remaining errors.
+        # The errors of corrected counters are dropped; the next sweep finds remaining ones.
         self._origins = {key: errors for key, errors in origins.items() if key not in wrong}
         self._clients = {key: errors for key, errors in clients.items() if key not in wrong_clients}
         return len(wrong) + len(wrong_clients)
@@ -118,8 +116,7 @@ def _looks(maps: Maps) -> tuple[Look, Look]:
 
 
 def _corrections(errors: Errors, fields: list[tuple[str, Any]]) -> np.ndarray:
-    """The arguments of `recount` and `recount_clients` (bpf/sweep.h): a key, and corrections in the last
-    fields."""
+    """The arguments of `recount` and `recount_clients` (bpf/sweep.h): a key, then the corrections."""
     rows = np.zeros(len(errors), dtype=fields)
     rows["key"] = np.frombuffer(b"".join(errors), dtype=fields[0][1])
     for position, values in enumerate(errors.values()):

@@ -22,9 +22,9 @@ class Settings:
     proxy_tcp: bool
     proxy_udp: bool
     bank: int = field(default=0, compare=False)
-    """The policy bank in force, and what its rules ask about (BankBits)."""
+    """The policy bank in force, and the dimensions that its rules use (BankBits)."""
     ready: bool = field(default=False, compare=False)
-    """False: the tables are not filled, and nothing may leave."""
+    """False: the tables are not filled, and no packet may leave."""
 
     @property
     def mark_shift(self) -> int:

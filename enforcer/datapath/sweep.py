@@ -16,8 +16,8 @@ from enforcer.datapath.maps import Map, Maps
 from enforcer.datapath.program_runs import run_on, run_once
 from enforcer.datapath.programs import Pins
 
-# Seconds. conntrack confirms a connection when its first packet has left, microseconds after we create the
-# flow.
+# Seconds. conntrack confirms a connection when its first packet has left, microseconds after the program
+# creates the flow.
 _SETTLED = 2.0
 _QUIET = 5.0
 _FORGET_AFTER = 600.0
@@ -38,7 +38,7 @@ class Sweep:
     answered, or of a state that conntrack does not know."""
     untold: Mapping[int, np.ndarray]
     """By state, the keys of connections in a state that conntrack does not know: after a reset whose sequence
-    number only the fast path could judge, or traffic after one."""
+    number only the fast path could check, or traffic after one."""
     seconds: float
 
 
@@ -55,8 +55,7 @@ def sweep(
 
     ``timeouts`` are nanoseconds by state. Unanswered flows are returned once: those created after
     ``asked_since`` (seconds of CLOCK_MONOTONIC). Silent flows are returned as a random ``sample``, so that
-    each
-    has its turn eventually. ``look`` is called with all flows, chunk by chunk.
+    each is looked up eventually. ``look`` is called with all flows, chunk by chunk.
     """
     began = time.monotonic()
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -102,14 +101,13 @@ def some(keys: np.ndarray, number: int) -> np.ndarray:
 def reap(pins: Pins, keys: np.ndarray, *, unknown: bool = False) -> int:
     """Deletes the flows that are idle beyond their timeout; returns how many.
 
-    ``unknown``: conntrack does not know them, so flows that are unanswered or silent for a second are
-    deleted.
+    ``unknown``: conntrack does not know them, so those unanswered or silent for a second are deleted.
     """
     return run_on(pins, "reap", keys, REAP_UNKNOWN if unknown else 0)
 
 
 def told(pins: Pins, keys: np.ndarray, state: int) -> int:
-    """Records that conntrack has got this state of these flows; returns how many are still in it."""
+    """Records that conntrack has this state of the flows; returns how many are still in it."""
     return run_on(pins, "told", keys, state)
 
 

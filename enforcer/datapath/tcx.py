@@ -1,8 +1,8 @@
-"""TCX: attaches programs to an interface's TC hooks without a qdisc (Linux 6.6, net/core/dev.c,
-sch_handle_ingress).
+"""TCX: attaches programs to an interface's TC hooks without a qdisc, since Linux 6.6.
 
-clsact and its classifier cost some 40 ns more per hook. A link holds the program and a pin holds the link, so
-tc(8) does not detach it; it ends with its interface. Standard library only.
+The kernel runs them in sch_handle_ingress and sch_handle_egress (net/core/dev.c). clsact and its classifier
+cost some 40 ns more per hook. A link holds the program and a pin holds the link, so tc(8) does not detach it;
+it ends with its interface. Standard library only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Finds TCX links of ours whose pins are unreachable, in a bpffs that another one is mounted over.
 
 Their programs still decide about packets, so they must be found before programs are attached again. The
-kernel
-lists the ids at a hook; opening by id requires CAP_SYS_ADMIN.
+kernel lists the ids at a hook; opening by id requires CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations

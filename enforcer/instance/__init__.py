@@ -1,8 +1,7 @@
 """The identity of one gateway, its directories, and its locks.
 
 A gateway is a network namespace, identified by the namespace's cookie (SO_NETNS_COOKIE), which is unique
-until
-the next boot. So several gateways on one machine are independent.
+until the next boot. So several gateways on one machine are independent.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Instance:
 
     @property
     def state_file(self) -> Path:
-        """The file that describes what was applied (enforcer/gateway/state.py)."""
+        """The file that describes the applied state (enforcer/gateway/state.py)."""
         return self.directory / "state.json"
 
     @property
@@ -68,7 +67,7 @@ class Instance:
     def create(self) -> None:
         """Creates the directory. Raises UntrustedError, PrivilegeError."""
         try:
-            # Private: a user who can open the lock files could hold the locks.
+            # Private: users with access to the lock files could hold the locks.
             RUN.mkdir(mode=0o755, exist_ok=True)
             trust.make_directory(self.directory)
         except FileNotFoundError:

@@ -1,9 +1,9 @@
 """Applies a configuration file to the gateway of this network namespace.
 
-Run as a process of its own (`python -m enforcer.workers.apply FILE`), which ends when it is done: with it go
-the compiler and the validating library, 200 MB that a daemon at rest has no use for. --start: no daemon
-watched before, so the nftables table is written again, whatever it claims to hold. --again, instead of a
-file: the configuration in force is applied once more. The result is one JSON document on stdout:
+It runs as a process (`python -m enforcer.workers.apply FILE`), whose end frees the compiler and the
+validation library: 200 MB that an idle daemon does not need. --start: no daemon watched the nftables table,
+so it is written again, whatever its digest. --again, instead of a file: applies the configuration in force
+once more. The result is one JSON document on stdout:
 {"operations": […], "restored": […], "warnings": […]} or {"error": …, "hint": …, "exit_code": …}; with
 --progress, lines that begin with "#" come before it (enforcer/control/worker.py).
 
@@ -151,7 +151,7 @@ def _put_back(gateway: Gateway, before: State | None, progress: Progress) -> Non
 
 
 def _heal_first(gateway: Gateway, progress: Progress) -> list[str]:
-    """Heals an unfinished plan before another one; if that fails, the other plan removes its remains."""
+    """Heals an unfinished plan before the new one; if that fails, the new plan removes its remains."""
     state = gateway.state
     if state is None or state.half_done is None or not state.config:
         return []
@@ -177,7 +177,7 @@ def _heal(gateway: Gateway, prepared: PreparedConfig, progress: Progress) -> lis
 
 
 def _refuse_earlier_daemon() -> None:
-    """Until it is restarted after an upgrade of the package: it cannot read what this version writes."""
+    """Raises EnforcerError for a daemon of an earlier version, which cannot read the state of this one."""
     state = State.load(Instance(netns_cookie()).state_file)
     if state is not None and state.format < FORMAT:
         raise EnforcerError(

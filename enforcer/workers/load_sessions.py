@@ -111,7 +111,7 @@ def load_file(path: Path, origin: str, name: str, now: float | None) -> dict[str
     with Store(instance.facts_file, create=False) as store:
         store.prepare_bulk_load()
         tables, room = KernelFacts(maps, store), maps.sessions.info.entries
-        # From here on the whole file is loaded; before, the daemon may end this (WorkerProcess.interrupt).
+        # From here on the load is not interrupted; before, the daemon may end it (WorkerProcess.interrupt).
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         found = loading.load(store, tables, [row[:3] for row in rows], origin, room)
     return loading.report(found)

@@ -1,1 +1,1 @@
-"""Tests that need no network namespace, in the rooms of the tree."""
+"""Unit tests, which need no network namespace; the directories mirror those of enforcer/."""

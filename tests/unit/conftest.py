@@ -1,4 +1,4 @@
-"""Tests here make no network namespace and enter none: `make test-unit` needs none."""
+"""Fails unit tests that make or enter a network namespace: `make test-unit` must run without one."""
 
 from __future__ import annotations
 

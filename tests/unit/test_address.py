@@ -1,4 +1,4 @@
-"""Addresses as the maps hold them."""
+"""Conversion of addresses, prefixes and ports to the form in the maps and back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_mapped_form() -> None:
     assert address.unpack(np.frombuffer(bytes(10) + b"\xff\xff\xc0\x00\x02\x01", "<u4")) == ip_address(
         "192.0.2.1"
     )
-    # One bit less is no IPv4 address.
+    # With another bit in the prefix it is no mapped IPv4 address.
     assert address.unpack(np.frombuffer(bytes(10) + b"\xff\xfe\xc0\x00\x02\x01", "<u4")).version == 6
 
 

@@ -1,4 +1,4 @@
-"""The documents say what the program has."""
+"""The documents list the reasons, commands, modules and tests of the tree."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_rooms_are_those_of_the_tree() -> None:
 
 
 def test_where_to_look_names_what_is_there() -> None:
-    """In the answers, each path is followed to its file, and the names before it occur there."""
+    """In each answer, the names before a path occur in the file at that path."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     section = text[text.index("\n## Where to look\n") : text.index("\n## Glossary\n")]
     answers = [row.split(" | ")[1] for row in section.splitlines() if row.startswith("| ") and "`" in row]
@@ -88,7 +88,7 @@ def module_tests() -> dict[str, list[str]]:
 
 
 def defines(path: Path) -> bool:
-    """Whether a module has functions or classes of its own."""
+    """Whether a module defines functions or classes."""
     return any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.parse(path.read_text()).body)
 
 

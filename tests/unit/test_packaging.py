@@ -1,4 +1,4 @@
-"""What is around the program: scripts, the unit, the virtual lab, the package's list of its parts."""
+"""Shell scripts, the Makefile, the systemd unit, the Vagrant lab, and the package list of setup.cfg."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNIT = ROOT / "packaging/enforcer.service"
 
 
 def run(*argv: str | Path, cwd: Path = ROOT, **environment: str) -> str:
-    """The output of a program; the test is skipped where there is none of that name."""
+    """The output of a program; skips the test if the program is not installed."""
     program = shutil.which(str(argv[0]))
     if program is None:
         pytest.skip(f"{argv[0]} is not installed")
@@ -41,7 +41,7 @@ def run(*argv: str | Path, cwd: Path = ROOT, **environment: str) -> str:
 
 
 def unit() -> dict[str, list[str]]:
-    """The unit's settings; one that stands several times has several values."""
+    """The unit's settings, each with the list of its values."""
     settings: dict[str, list[str]] = {}
     for line in UNIT.read_text(encoding="utf-8").splitlines():
         if "=" in line and not line.startswith("#"):
@@ -69,7 +69,7 @@ def test_help_names_every_target() -> None:
 
 
 def test_every_package_is_named_in_setup_cfg() -> None:
-    """A package that is not listed is missing from an installation, and from nothing else."""
+    """Only an installation, not a checkout, lacks a package that is not listed."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = set(setup["options"]["packages"].split()) - {"enforcer.bpf"}
@@ -87,7 +87,7 @@ def test_schema_in_docs_is_that_of_the_models() -> None:
 
 
 def test_unit_verifies(tmp_path: Path) -> None:
-    """systemd wants the program to be there: a copy of the unit names one that is."""
+    """systemd-analyze checks that the program exists: a copy of the unit names /bin/true."""
     copy = tmp_path / UNIT.name
     text = UNIT.read_text(encoding="utf-8").replace("/opt/enforcer/bin/enforcer", "/bin/true")
     copy.write_text(text, encoding="utf-8")
@@ -116,17 +116,17 @@ def seconds(setting: str) -> float:
 
 
 def test_unit_waits_for_what_is_under_way() -> None:
-    """A change that hangs at the end, and what heals it then: waiting for the lock, preparing, changing."""
+    """TimeoutStopSec covers a hung change and its healing: waiting for the lock, preparing, changing."""
     hung = worker._STILL_CHANGING + worker._UNKILLABLE
     healed = instance.PATIENCE + instance._KILLED + worker._STILL_PREPARING + hung
     assert seconds("TimeoutStopSec") > hung + healed
-    assert seconds("TimeoutStartSec") > protocol.PATIENCE  # of ExecReload, too (systemd.service(5))
+    assert seconds("TimeoutStartSec") > protocol.PATIENCE  # applies to ExecReload too (systemd.service(5))
     at_start = daemon._ATTEMPTS * (worker._STILL_PREPARING + worker._UNKILLABLE)
     assert seconds("TimeoutStartSec") > at_start
 
 
 def test_unit_tries_again_what_is_wrong() -> None:
-    """Without end, but seldom: an interface that is late is a fault of the file, with its exit code."""
+    """Without limit, at intervals of 10 s or more: an interface that appears late makes the file faulty."""
     with pytest.raises(ConfigError, match="does not exist") as late:
         load(ROOT / "docs/enforcer.sample.yaml", interfaces={})
     assert late.value.exit_code == 2

@@ -1,4 +1,4 @@
-"""The list of reasons, which C and Python share."""
+"""The list of reasons (bpf/reasons.h) that C and Python share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_line_is_read() -> None:
 def test_numbers_fit_the_map_and_order_the_verdicts() -> None:
     """The programs compare numbers: refused from 20, blocked from 30, untouched from 40.
 
-    From 70 on they are the table's, which compares none.
+    Those from 70 on are reasons of the nftables table, which compares no numbers.
     """
     bounds = {"dedicated": (1, 20), "shared": (1, 20), "refused": (20, 30), "untouched": (40, 70)}
     for number, reason in reasons().items():

@@ -1,4 +1,4 @@
-"""docs/rfc-compliance.md answers for every requirement, and the tests that it names are there."""
+"""docs/rfc-compliance.md has a row for every requirement, and the tests that it names exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "rfc-compliance.md"
 STATUSES = ("met", "deliberately not", "not applicable")
 
-# Writes what pytest collects: by test (file::function) the keywords that it carries.
+# Prints the keywords of each collected test (file::function) as JSON.
 COLLECT = """
 import json, sys, pytest
 from collections import defaultdict
@@ -94,7 +94,7 @@ def test_every_requirement_has_one_row_in_the_rfcs_order(rfc: int) -> None:
 def test_every_row_says_how_or_why() -> None:
     assert {row.status for row in rows()} == set(STATUSES)
     assert [row.keyword for row in rows() if not row.words or not row.how] == []
-    # Who reads that something is not done wants a reason.
+    # A requirement that is not met has a reason of several words.
     assert [row.keyword for row in rows() if row.status != "met" and len(row.how.split()) < 5] == []
 
 

@@ -77,7 +77,7 @@ def test_readme_leads_there() -> None:
 
 
 def test_python_is_started_in_one_way() -> None:
-    """Without the current directory and a user's own packages; by nothing but ``PYTHON``."""
+    """Only ``PYTHON`` starts processes: without the current directory and the user's site directory."""
     assert set(PYTHON[1:]) == {"-P", "-s"}
     assert [str(path) for path in SOURCES if "sys.executable" in path.read_text()] == []
     setup = (ROOT / "scripts/setup.sh").read_text()
@@ -85,12 +85,12 @@ def test_python_is_started_in_one_way() -> None:
 
 
 def test_a_bpf_file_system_is_mounted_closed() -> None:
-    """Wherever it is said, or done, how to mount one."""
+    """Every mount command in code and documents sets mode=700."""
     mounts = [
         (path.name, words)
         for path in TEXTS
         for words in re.findall(r"mount (?:-o \S+ )?-t bpf.*", path.read_text(encoding="utf-8"))
-        if path.name not in ("test_local_users.py",)  # which shows what happens otherwise
+        if path.name not in ("test_local_users.py",)  # shows the effect of another mode
     ]
     assert len(mounts) >= 3
     assert [one for one in mounts if "mode=700" not in one[1]] == []

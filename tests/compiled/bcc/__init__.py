@@ -1,10 +1,10 @@
-"""Stands before BCC on the path of a test run's processes: each text is compiled once a run.
+"""Replaces BCC in the processes of a test run, so that each text is compiled once per run.
 
-Compiling takes seconds of a processor, and a run starts hundreds of gateways. BCC compiles the first of each
-kind (text, flags, headers); the instructions, maps and BTF that it made are written to the directory in
-``ENFORCER_TEST_COMPILED``. When the same is asked for again, the same instructions are loaded on maps with
-the same attributes, and the kernel's verifier looks at each program. What fails here is left to BCC, which
-loads it or says why not. ``tests/kernel/datapath/test_compiled.py`` compares the two ways.
+Compiling takes seconds of CPU time, and a run starts hundreds of gateways. BCC compiles the first of each
+kind (text, flags, headers); its instructions, maps and BTF are written to the directory in
+``ENFORCER_TEST_COMPILED``. Later processes load the same instructions on maps with the same attributes, and
+the kernel's verifier checks each program. If that fails, BCC compiles the text and loads the programs or
+reports the error. ``tests/kernel/datapath/test_compiled.py`` compares the results of both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["BPF", "lib"]
 
 
 class BPF:
-    """What ``enforcer.datapath.compiler`` uses of BCC's class."""
+    """The part of BCC's class that ``enforcer.datapath.compiler`` uses."""
 
     SCHED_CLS, XDP = 3, 6
 
@@ -42,11 +42,11 @@ class BPF:
 
     @property
     def module(self) -> Any:
-        """What ``lib`` is asked with."""
+        """The first argument of the functions in ``lib``."""
         return self._replayed or self._real.module
 
     def load_func(self, name: str, kind: int) -> Any:
-        """A loaded program, its descriptor in ``fd``."""
+        """A loaded program; ``fd`` is its descriptor."""
         if self._replayed is not None:
             try:
                 return self._replayed.load(name, kind)
@@ -56,7 +56,7 @@ class BPF:
 
 
 class _Library:
-    """What ``enforcer.datapath.compiler`` asks of libbcc, of a module of either kind."""
+    """The functions of libbcc that ``enforcer.datapath.compiler`` calls, for modules of both kinds."""
 
     def __getattr__(self, name: str) -> Any:
         def ask(module: Any, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The calls of bpf(2) that make again what BCC had made (include/uapi/linux/bpf.h)."""
+"""The bpf(2) calls that describe and recreate maps, programs and BTF (include/uapi/linux/bpf.h)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOAD_DOUBLE, _PSEUDO_MAP = 0x18, 1
 
 @dataclass(frozen=True)
 class MapInformation:
-    """``struct bpf_map_info``: what a map is made with."""
+    """``struct bpf_map_info``: the attributes of a map."""
 
     kind: int
     key_size: int
@@ -31,7 +31,7 @@ class MapInformation:
 
 
 def map_information(fd: int) -> MapInformation:
-    """Of a map, by its descriptor."""
+    """The attributes of the map with this descriptor."""
     buffer = _information(fd, 88)
     kind, _, key, value, entries, flags, name = struct.unpack_from("<6I16s", buffer)
     return MapInformation(kind, key, value, entries, flags, name, *struct.unpack_from("<3I", buffer, 64))
@@ -60,7 +60,7 @@ def load_program(name: str, kind: int, instructions: bytes, license: bytes) -> i
 
 
 def btf(identifier: int) -> bytes:
-    """The BTF of this id; none has the id 0."""
+    """The BTF with this id; empty for 0, which means no BTF."""
     if not identifier:
         return b""
     fd = syscall.call(_BTF_GET_FD_BY_ID, struct.pack("<I", identifier))
@@ -74,13 +74,13 @@ def btf(identifier: int) -> bytes:
 
 
 def load_btf(content: bytes) -> int:
-    """The descriptor of a BTF."""
+    """Loads BTF; returns its descriptor."""
     buffer = ctypes.create_string_buffer(content, len(content))
     return syscall.call(_BTF_LOAD, struct.pack("<QQI", syscall.address(buffer), 0, len(content)))
 
 
 def with_maps(instructions: bytes, maps: Mapping[int, int]) -> bytes:
-    """The instructions with other numbers in place of their maps' descriptors."""
+    """The instructions with each map descriptor replaced by its value in ``maps``."""
     changed = bytearray(instructions)
     at = 0
     while at < len(changed):
@@ -88,7 +88,7 @@ def with_maps(instructions: bytes, maps: Mapping[int, int]) -> bytes:
         if code == _LOAD_DOUBLE:
             if registers >> 4 == _PSEUDO_MAP:
                 struct.pack_into("<i", changed, at + 4, maps[value])
-            at += 8  # it has two words
+            at += 8  # this instruction has two words
         at += 8
     return bytes(changed)
 

@@ -1,4 +1,4 @@
-"""BCC itself, which this package hides."""
+"""Imports the BCC package that this package hides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HERE = Path(__file__).resolve().parents[1]
 
 @functools.cache
 def bcc() -> Any:
-    """Imported at the first need: a process that only loads saves the compiler's memory and time."""
+    """BCC, imported at the first call: a process that only replays saves the compiler's memory and time."""
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "bcc"}
     path = sys.path[:]
     sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != _HERE]

@@ -1,4 +1,4 @@
-"""What BCC has made of a text, as a file: instructions, maps, BTF, descriptions."""
+"""Records BCC's results for a text in a file: instructions, maps, BTF, descriptions."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _PIN = re.compile(r'-D(\w*PIN\w*)="(.+)"')
 
 @dataclass(frozen=True)
 class Table:
-    """A map of the module's: its attributes, its BTF, where it is pinned, BCC's descriptions."""
+    """A map of the module: its attributes, BTF and pin, and BCC's descriptions."""
 
     name: str
     information: kernel.MapInformation
     btf: bytes
     inner: str | None
     pin: tuple[str, str] | None
-    """The flag that names a directory or a file, and the name in the directory."""
+    """The compiler flag that names a directory or a file, and the file name in that directory."""
     key: bytes
     value: bytes
 
 
 @dataclass(frozen=True)
 class Record:
-    """One compiled text: tables in BCC's order; instructions by function, with tables' numbers for maps."""
+    """One compiled text: tables in BCC's order; instructions by function, with table indexes for maps."""
 
     tables: list[Table]
     functions: dict[str, bytes]
@@ -46,12 +46,12 @@ class Record:
 
 
 def pins(flags: Iterable[str]) -> dict[str, str]:
-    """The paths that flags name for pins."""
+    """The pin paths in the flags, by macro name."""
     return {found[1]: found[2] for flag in flags if (found := _PIN.fullmatch(flag))}
 
 
 def find(text: str, flags: list[str]) -> Record | None:
-    """What is kept of this text."""
+    """The record of this text, or None."""
     file = file_of(text, flags)
     try:
         return pickle.loads(file.read_bytes()) if file else None
@@ -60,7 +60,7 @@ def find(text: str, flags: list[str]) -> Record | None:
 
 
 def keep(text: str, flags: list[str], module: Any) -> None:
-    """Writes what BCC made, for this run's other processes."""
+    """Writes the record of a module for the other processes of this run."""
     file = file_of(text, flags)
     if file is not None:
         new = file.with_suffix(f".{os.getpid()}")
@@ -69,7 +69,7 @@ def keep(text: str, flags: list[str], module: Any) -> None:
 
 
 def file_of(text: str, flags: list[str]) -> Path | None:
-    """Named by all that the result depends on; not by where maps are pinned and where headers lie."""
+    """The path of a record: a hash of text, kernel, flags and headers, but not of the paths of pins."""
     directory = os.environ.get(DIRECTORY)
     if not directory:
         return None
@@ -120,7 +120,7 @@ def _record(module: Any, places: dict[str, str]) -> Record:
 
 
 def _pinned(places: dict[str, str]) -> dict[int, tuple[str, str]]:
-    """Where each map is pinned, by its id."""
+    """The pin of each map, by the map's id."""
     found = {}
     for flag, place in places.items():
         for path in Path(place).iterdir() if Path(place).is_dir() else [Path(place)]:

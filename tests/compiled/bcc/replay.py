@@ -1,4 +1,4 @@
-"""The maps and programs of a record, made in the kernel as BCC makes them."""
+"""Creates the maps and loads the programs of a record as BCC does."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Function:
 
 
 class Replayed:
-    """A record's maps, opened where they are pinned or made; its programs, as they are asked for.
+    """A record's maps, opened by their pins or created, and its programs, loaded on request.
 
-    Raises OSError. The descriptors are closed with it.
+    Raises OSError. The descriptors are closed when the object is freed.
     """
 
     def __init__(self, record: Record, pins: dict[str, str]):
@@ -33,7 +33,7 @@ class Replayed:
         self._btf: dict[bytes, int] = {b"": 0}
         self._maps: dict[str, int] = {}
         try:
-            # Prototypes first.
+            # Inner maps first: a map of maps is created with one as its prototype.
             for table in sorted(record.tables, key=lambda table: table.inner is not None):
                 self._maps[table.name] = self._keep(self._map(table))
         except BaseException:
@@ -71,25 +71,22 @@ class Replayed:
         return fd
 
     def load(self, name: str, kind: int) -> Function:
-        """One program, verified by the kernel. Raises OSError, KeyError."""
+        """Loads a program. Raises OSError, also for an error of the verifier, and KeyError."""
         numbers = dict(enumerate(self._maps[table.name] for table in self._record.tables))
         instructions = kernel.with_maps(self._record.functions[name], numbers)
         return Function(self._keep(kernel.load_program(name, kind, instructions, self._record.license)))
 
     def bpf_num_tables(self) -> int:
-        """As libbcc's function of this name."""
+        """As libbcc's function of this name, like the following ones."""
         return len(self._record.tables)
 
     def bpf_table_name(self, number: int) -> bytes:
-        """As libbcc's."""
         return self._record.tables[number].name.encode()
 
     def bpf_table_key_desc(self, name: bytes) -> bytes:
-        """As libbcc's."""
         return self._table(name).key
 
     def bpf_table_leaf_desc(self, name: bytes) -> bytes:
-        """As libbcc's."""
         return self._table(name).value
 
     def _table(self, name: bytes) -> Table:

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, its packets' description, its configurations and its report."""
+"""The benchmark's arithmetic, packet streams, configurations and report."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_packets_of_established_flows_are_as_short_as_ethernet_has_them() -> Non
 
 def test_learning_anew_has_its_share_of_the_price() -> None:
     assert steady(700, 700, 40_000) == pytest.approx(700)
-    # In 4 s a packet each 1000 ns or so: 40,000 of 4,000,000 cost 2000 ns more.
+    # At about 1000 ns per packet, 40,000 of the 4,000,000 packets in 4 s cost 2000 ns more.
     assert steady(1000, 3000, 40_000) == pytest.approx(1020.4, abs=0.1)
     assert steady(1000, 3000, 1) == pytest.approx(1000, abs=0.01)
 
@@ -142,7 +142,7 @@ def compiled(policies: list[dict[str, Any]]) -> MatchTables:
 
 
 def traffic() -> Iterator[Connection]:
-    """Some of what the generator sends."""
+    """A sample of the generator's connections."""
     for family in (4, 6):
         for origin in range(0, traffic_facts.ORIGINS, 3):
             for client in range(0, traffic_facts.CLIENTS, 7):

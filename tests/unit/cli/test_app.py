@@ -1,4 +1,4 @@
-"""The commands in-process: what they print of what the library returns, and of what it raises."""
+"""The commands in-process: their output for results and errors of the library."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ FAULTS = [
 
 @pytest.fixture(autouse=True)
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Instance:
-    """A gateway that nobody has ever touched, in a directory of its own."""
+    """A gateway without state, with its run directory below ``tmp_path``."""
     monkeypatch.setattr(instances, "RUN", tmp_path / "run")
     monkeypatch.setattr(namespace, "netns_cookie", lambda: COOKIE)
-    # No command here may act on this machine's own network.
+    # No command may change the machine's network.
     monkeypatch.setattr(gateway.Gateway, "apply", raising(AssertionError("applied")))
     monkeypatch.setattr(teardown, "remove_everything", raising(AssertionError("down")))
     return Instance(COOKIE)
@@ -164,7 +164,7 @@ def test_errors_of_bpf(number: int, kind: type[EnforcerError], word: str) -> Non
 
 
 def test_a_state_without_maps(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No bpffs: for root the maps are out of reach, for others they cannot be seen."""
+    """Without a bpffs the error for root is a lost pin; for other users it is a lack of privileges."""
     from enforcer.gateway.state import State
 
     instance.create()
@@ -202,7 +202,7 @@ def test_relearn_says_what_it_did(monkeypatch: pytest.MonkeyPatch, flows: int | 
 
 
 def test_relearn_where_nothing_is_enforced(instance: Instance) -> None:
-    """It leaves nothing behind."""
+    """The command creates no directory."""
     result = run("relearn")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: nothing is enforced on this gateway\n")
@@ -210,7 +210,7 @@ def test_relearn_where_nothing_is_enforced(instance: Instance) -> None:
 
 
 class Answering:
-    """Stands in for a daemon: its lock, and a socket that gives one answer."""
+    """Stands in for a daemon: holds its lock and sends one answer on its socket."""
 
     def __init__(self, instance: Instance, answer: bytes | None):
         self.instance = instance
@@ -292,7 +292,7 @@ def test_ctrl_c_ends_down_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_daemon_that_does_not_answer_in_time(
     instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has been asked, and goes on when it comes to it."""
+    """The daemon has the request and executes it later."""
     monkeypatch.setitem(protocol.ask.__kwdefaults__, "patience", 0.2)
     with instance.daemon_lock(), closing(protocol.listen(instance.control_socket)):
         result = run("reload")
@@ -341,7 +341,7 @@ def test_requests_that_make_no_sense(request_: bytes) -> None:
         theirs.shutdown(socket.SHUT_WR)
         caller = protocol.ControlConnection(ours)
         request = caller.receive()
-        while request is None:  # its end comes by itself
+        while request is None:  # data and end arrive separately
             request = caller.receive()
         assert request in ({}, {"request": "sing"})
 
@@ -370,7 +370,7 @@ def test_watchdog_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     assert systemd.watchdog_interval() == 15
 
 
-# --- how things are written
+# --- formatting
 
 
 @pytest.mark.parametrize(
@@ -403,14 +403,14 @@ def test_a_table_has_a_row_for_each_row_and_dashes_for_nothing(capsys: pytest.Ca
     output.print_table(rows, columns, "nothing")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["Name", "Count"]
-    # A pipe has no width: nothing is folded.
+    # A pipe has no width, so no line is folded.
     assert [line.split() for line in lines if line.strip()][-2:] == [["x" * 300, "1,234"], ["-", "5"]]
     output.print_table([], columns, "There is nothing.")
     assert capsys.readouterr().out == "There is nothing.\n"
 
 
 def test_markup_in_a_value_is_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Policies' names are the user's: rich must not take [bold] or [/] for its own."""
+    """Users choose the names of policies: rich must print [bold] and [/] as text."""
     columns = (output.Column("name", "Name"),)
     output.print_table([{"name": "[bold]x[/]"}, {"name": "[/]"}], columns, "")
     assert "[bold]x[/]" in capsys.readouterr().out

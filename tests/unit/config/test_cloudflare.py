@@ -1,4 +1,4 @@
-"""`enforcer import cloudflare`: what an export becomes, and that nothing is lost without a word."""
+"""`enforcer import cloudflare`: the policies and notes for an export; each loss has a note."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ geoip: {database: REGIONS}
 
 
 def configuration(tmp_path: Path, policies: str) -> Configuration:
-    """What is read of the file that an import is put into."""
+    """The configuration of a file that contains the imported policies."""
     regions = tmp_path / "regions.mmdb"
     regions.touch()
     path = tmp_path / "enforcer.yaml"
@@ -146,7 +146,7 @@ def test_json(tmp_path: Path) -> None:
     assert {note["kind"] for note in found["notes"]} == {"other", "left out", "changed", "to do"}
 
 
-# --- single things
+# --- details
 
 
 def test_exit_codes(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_egress_ips_whose_other_half_is_not_said(tmp_path: Path) -> None:
     assert '#   - {name: egress-3, location: ?, ipv4: 203.0.113.3, ipv6: "?"}' in render(found)
 
 
-# --- files that are none
+# --- invalid files
 
 
 @pytest.mark.parametrize(
@@ -364,11 +364,11 @@ def test_a_file_that_is_too_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "is larger than" in run(tmp_path, b"[" + b" " * 20 + b"]").stderr
 
 
-# --- anything
+# --- arbitrary input
 
 
 def check(imported: Imported) -> None:
-    """The text is one that the configuration's reader takes, and says what was meant."""
+    """The text parses as YAML to the imported policies and lists, and each policy is valid."""
     data = document.parse(render(imported), "x").data
     policies = [{"enabled": True, **policy} for policy in data["policies"]]
     assert policies == imported.policies

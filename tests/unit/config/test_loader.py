@@ -1,4 +1,4 @@
-"""Bad configuration files: one message per fault, with file, line, value and what would be right."""
+"""Faulty configuration files: one message per fault, with file, line, value and what is expected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GOOD: dict[str, Any] = {
 }
 
 ABSENT = object()
-"""Takes a key away."""
+"""Removes a key."""
 
 
 def write(path: Path, data: Any) -> Path:
@@ -54,7 +54,7 @@ def write(path: Path, data: Any) -> Path:
 
 
 def changed(*changes: tuple[str, Any]) -> dict[str, Any]:
-    """A good file with values replaced: ``("egress_ips.0.ipv4", "x")``."""
+    """A valid file with values replaced: ``("egress_ips.0.ipv4", "x")``."""
     data = copy.deepcopy(GOOD)
     for path, value in changes:
         *steps, last = (int(step) if step.isdigit() else step for step in path.split("."))
@@ -97,7 +97,7 @@ def test_the_good_file_is_good(file: Path) -> None:
 PREFIX6 = "2001:db8:1::/64"
 
 ONE_FAULT = [
-    # one change, and what its one message must contain
+    # (path, value, part of the only message)
     # keys
     ("polices", [], 'unknown key "polices"; expected policies (did you mean that?)'),
     ("zzz", 1, 'unknown key "zzz"; expected one of location, interfaces'),
@@ -119,7 +119,7 @@ ONE_FAULT = [
     ("policies.1.name", ABSENT, 'policies[1]: the key "name" is missing'),
     ("policies.1.precedence", ABSENT, 'policies[1]: the key "precedence" is missing'),
     ("locations.nyc.city", ABSENT, 'locations.nyc: the key "city" is missing'),
-    # kinds
+    # types
     ("interfaces", "in0", 'interfaces: "in0" is text; expected a group of keys'),
     ("interfaces.inside", "in0", 'interfaces.inside: "in0" is text; expected a list'),
     ("interfaces.inside.0", 5, "interfaces.inside[0]: 5 is a number"),
@@ -344,7 +344,7 @@ ONE_FAULT = [
     ("lists", {"a": ["x", None]}, "lists.a[1]: is empty; expected text"),
     ("lists", {"a": ["x", ["y"]]}, "lists.a[1]: is a list; expected text"),
     ("lists", {"a": ["x"] * 100_001}, "lists.a: has 100,001 entries; expected 100,000 at most"),
-    # where facts come from
+    # sources of facts
     ("geoip", {"databse": "/x"}, 'geoip: unknown key "databse"; expected database'),
     ("geoip", {"database": 5}, "geoip.database: 5 is a number; expected the path of a file"),
     ("geoip", {"database": "x.mmdb"}, 'geoip.database: "x.mmdb" does not begin with /; expected'),
@@ -390,7 +390,7 @@ ONE_FAULT = [
 @pytest.mark.parametrize(("path", "value", "message"), ONE_FAULT)
 def test_one_fault_is_one_message(file: Path, path: str, value: Any, message: str) -> None:
     faults = faults_of(write(file, changed((path, value))))
-    # A wrong address of an egress IP also is an address that a policy cannot name.
+    # A wrong address of an egress IP must not also fault the policy that names the right one.
     assert message in str(faults[0]), [str(fault) for fault in faults]
     assert len(faults) == 1, [str(fault) for fault in faults]
     assert faults[0].line > 0 or value is ABSENT
@@ -455,7 +455,7 @@ def test_an_interface_that_does_not_exist(file: Path, existing: Any) -> None:
 
 
 def test_a_port_of_a_bridge_or_bond(file: Path) -> None:
-    """Its packets are the bridge's: our programs would see them, routing never would."""
+    """The bridge takes a port's packets: the programs would see them, but they are not routed."""
     (fault,) = faults_of(write(file, GOOD), interfaces=some_links("br0", "out0", in0={"port_of": "br0"}))
     assert 'interfaces.inside[0]: "in0" is a port of br0' in fault.message
     assert "expected br0" in fault.message
@@ -470,14 +470,14 @@ def test_a_port_whose_packets_come_by_no_interface_to_list(file: Path, taker: st
 
 
 def test_a_vrf(file: Path) -> None:
-    """Its ports' packets arrive behind the hook of programs (vrf_ip_rcv): nothing would be marked."""
+    """vrf_ip_rcv takes packets in behind the VRF's own TC hook: a program there would mark none."""
     (fault,) = faults_of(write(file, GOOD), interfaces=some_links("out0", in0={"kind": "vrf"}))
     assert 'interfaces.inside[0]: "in0" is a VRF' in fault.message
 
 
 @pytest.mark.parametrize(("kind", "lower"), [("ipvlan", "out0"), ("ipvlan", "between"), ("ipvtap", "out0")])
 def test_an_interface_with_the_mac_address_of_one_below(file: Path, kind: str, lower: str) -> None:
-    """What one of them sends cannot be told from what the other one sends."""
+    """With equal MAC addresses the programs cannot tell the two interfaces' packets apart."""
     above = {"in0": {"kind": kind, "lower": lower}, "between": {"kind": "vlan", "lower": "out0"}}
     (fault,) = faults_of(write(file, GOOD), interfaces=some_links("out0", **above))
     assert (
@@ -579,7 +579,7 @@ def test_a_faulty_list_hides_nothing_else(file: Path) -> None:
 
 @pytest.mark.parametrize("network", ["::/0", "::/64", "::fffe:0:0/95", "::fffe:0:0/96"])
 def test_a_private_network_may_contain_mapped_addresses(network: str) -> None:
-    """IPv4 has none: such a prefix is of IPv6 alone."""
+    """A prefix that covers mapped addresses applies to IPv6 only."""
     networks = Configuration.model_validate(changed(("private_networks", [network]))).private_networks
     assert [str(each) for each in networks] == [network]
 
@@ -649,7 +649,7 @@ def test_warnings(file: Path, changes: list[tuple[str, Any]], message: str) -> N
     assert all(warning.line > 0 for warning in configuration.warnings)
 
 
-# The file as a file
+# --- the file itself
 
 
 def test_no_file(file: Path) -> None:
@@ -665,7 +665,7 @@ def test_a_directory(tmp_path: Path) -> None:
 def test_an_unreadable_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(file, GOOD).chmod(0)
     if os.geteuid() == 0:
-        # root reads everything: let open() answer as it does for others.
+        # root may read every file: opening must fail as it does for other users.
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 

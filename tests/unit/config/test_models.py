@@ -1,4 +1,4 @@
-"""Models: what a policy resolves to, JSON there and back, the schema and the sample."""
+"""Models: resolution of policies, the JSON round trip, the schema and the sample."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tests of enforcer/datapath/."""
+"""Tests of enforcer/constants/."""

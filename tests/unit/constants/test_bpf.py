@@ -26,7 +26,7 @@ TERMINATORS = {"TIMEOUTS", "EVENTS", "STAGES"}
 
 
 def test_sizes() -> None:
-    """As the compiler's flags are left out, what depends on them is not known here."""
+    """The header is read without compiler flags, so constants that depend on them are not known."""
     assert (bpf.RULES, bpf.SLOTS, bpf.NO_SLOT) == (16384, 16384, 0xFFFFFFFF)
     assert len(bpf.State) == bpf.TIMEOUTS
 

@@ -1,4 +1,4 @@
-"""What is defined once has no copy in Python: numbers of C and of standards, the reasons' texts."""
+"""Definitions without a copy in Python: numbers of C and of standards, texts of reasons."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OTHERS = {
     ("enforcer/kernel/nft/protocol.py", "REPLY"): "enum ip_conntrack_dir of the kernel",
     ("enforcer/datapath/tcx.py", "_LOOPBACK"): "LOOPBACK_IFINDEX of the kernel",
 }
-"""Names of C's that stand for something else in these files."""
+"""Names from C that have another meaning in these files."""
 
 
 UNRELATED = {"ALL", "AT_ONCE", "FORMAT"}
-"""Names that modules of the package give to numbers of their own."""
+"""Names that several modules give to unrelated numbers."""
 
 
 def assigned(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -55,7 +55,7 @@ def value_of(node: ast.expr) -> int | None:
 
 
 def copies(path: str, text: str) -> list[str]:
-    """Assignments of numbers to names that have this number in C, and those that a comment says are C's."""
+    """Assignments to names that have this number in C, and those with a comment that names a C file."""
     known = header.installed().numbers() | {
         reason.name.upper().replace("-", "_"): reason.number for reason in reasons().values()
     }
@@ -111,7 +111,7 @@ def modules() -> list[tuple[str, str]]:
 
 
 def test_no_two_modules_define_one_number() -> None:
-    """A name of a standard's or of the kernel's has its number in one module."""
+    """A constant of a standard or of the kernel is defined in one module."""
     places: dict[tuple[str, int], list[str]] = {}
     for path, text in modules():
         for name, value in {(name.lstrip("_"), value) for name, value in assigned(ast.parse(text))}:

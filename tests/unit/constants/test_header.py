@@ -1,4 +1,4 @@
-"""The reader of C's numbers."""
+"""The reader of constants in C headers."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def run(*, stderr: int, code: str = CODE, **environment: str) -> None:
 
 
 def stream(descriptor: int) -> str:
-    """What systemd writes into JOURNAL_STREAM for this descriptor."""
+    """The value of JOURNAL_STREAM for this descriptor."""
     found = os.fstat(descriptor)
     return f"{found.st_dev}:{found.st_ino}"
 
@@ -55,7 +55,7 @@ def test_levels_are_prefixes_in_the_journal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("journal", ["", "1:2", "of another file"])
 def test_lines_are_plain_elsewhere(tmp_path: Path, journal: str) -> None:
-    """Also if the variable was inherited, and stderr was redirected since."""
+    """Also if JOURNAL_STREAM is inherited from a process whose stderr is the journal."""
     with (tmp_path / "lines").open("w+") as lines, (tmp_path / "other").open("w") as other:
         value = stream(other.fileno()) if journal == "of another file" else journal
         run(stderr=lines.fileno(), **({"JOURNAL_STREAM": value} if value else {}))
@@ -66,7 +66,7 @@ def test_lines_are_plain_elsewhere(tmp_path: Path, journal: str) -> None:
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_stderr_without_a_reader_ends_nothing(tmp_path: Path, closed: bool) -> None:
-    """A pipe whose reader has ended, or no descriptor at all."""
+    """stderr is a pipe whose reader has ended, or is closed."""
     done = tmp_path / "done"
     code = f"""
 import logging, os, pathlib

@@ -1,4 +1,4 @@
-"""What a command says of a daemon that does not answer in time."""
+"""The message of a command whose daemon does not answer in time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from enforcer.errors import EnforcerError
 
 @pytest.fixture
 def heard(tmp_path: Path) -> Iterator[list[bytes]]:
-    """All that a daemon that answers nothing hears until the command hangs up; its socket is "silent"."""
+    """The data that a daemon without answers receives until the connection closes; its socket is "silent"."""
     found: list[bytes] = []
 
     def listen() -> None:
@@ -45,7 +45,7 @@ def test_the_daemon_does_not_answer_in_time(
         protocol.ask(tmp_path / "silent", "session load", patience=0.6, revocable=revocable, file="f")
     assert error.value.message == f"the daemon has not answered for 1 s and {fate}"
     assert error.value.hint and "enforcer status" in error.value.hint
-    # What asks it to take the request back is that the command hangs up.
+    # Closing the connection revokes the request.
     for _ in range(100):
         if heard[-1:] == [b""]:
             break

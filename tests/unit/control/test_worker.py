@@ -1,4 +1,4 @@
-"""Processes that work for the daemon: their progress, their result, and those that are killed or hang."""
+"""Worker processes: progress, results, and processes that are killed or hang."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from enforcer.control.worker import LostError, WorkerProcess
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The text of the module that is run; every limit is short."""
+    """The path of the module that the process runs; the time limits are short."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(applying, "_STILL_PREPARING", 3.0)
     monkeypatch.setattr(applying, "_STILL_CHANGING", 1.0)
@@ -80,7 +80,7 @@ def test_a_process_that_hangs_is_ended(module: Path, text: str, seconds: int) ->
 
 
 def test_a_process_that_works_is_left_alone(module: Path) -> None:
-    """However long it says nothing: it uses its processor."""
+    """A process that reports no progress but uses CPU time is not killed."""
     text = 'end = time.monotonic() + 3\nwhile time.monotonic() < end: pass\nprint("{}")'
     assert work(module, f'print("# changing", flush=True)\n{text}').wait() == {}
 
@@ -92,7 +92,7 @@ def test_a_process_that_computes_without_end_is_ended(module: Path, monkeypatch:
 
 
 def test_what_cannot_be_killed_is_not_waited_for(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits in the kernel, for a disk that is gone."""
+    """For example a process that blocks in the kernel on a removed disk."""
     monkeypatch.setattr(applying, "_UNKILLABLE", 1.0)
     begun = work(module, "time.sleep(1000)")
     kill = begun._process.kill

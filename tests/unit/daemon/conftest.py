@@ -1,4 +1,4 @@
-"""The log of the parts of a daemon under test."""
+"""Fixtures that collect log lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 class Lines(logging.Handler):
-    """Keeps the lines that are logged, and their levels."""
+    """Stores the logged lines and their levels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,5 +34,5 @@ def lines() -> Iterator[Lines]:
 
 @pytest.fixture
 def said(lines: Lines) -> list[str]:
-    """The lines that are logged."""
+    """The logged lines."""
     return lines.said

@@ -1,4 +1,4 @@
-"""What the neighbours are told, and how often; the rest is in tests/lab/test_announcing.py."""
+"""Which addresses are announced, and how often; tests/lab/test_announcing.py tests the packets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELD: list[Address] = [IPv4Address("203.0.113.10"), IPv6Address("2001:db8:ffff::
 
 
 class LinkWatch(Events):
-    """Stands for the kernel's: ``arrived`` is what the next :meth:`drain` gives."""
+    """Stands in for the kernel's link events: ``arrived`` is the result of the next :meth:`drain`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class LinkWatch(Events):
 
 
 class Machine:
-    """``told`` are the announcements; ``flows`` what a look finds."""
+    """An announcer: ``told`` are the announcements, ``flows`` the content of the flow map."""
 
     def __init__(self, loop: Loop, arrivals: LinkWatch):
         self.loop = loop
@@ -64,7 +64,7 @@ class Machine:
         return len(addresses)
 
     def run(self, seconds: float) -> list[tuple[str, Address]]:
-        """What is announced in this time."""
+        """Runs the loop; returns the announcements of this time."""
         self.told = []
         end = time.monotonic() + seconds
         tick = self.loop.timer(lambda: 0.01, 0.0)
@@ -125,7 +125,7 @@ def test_each_source_that_is_on_link_once(machine: Machine) -> None:
     assert sources(machine, 0.2) == ["2001:db8:9::2"]
     machine.flows = flows((ON_LINK, "2001:db8:9::3"), (ON_LINK, "2001:db8:9::2"))
     assert sources(machine, 0.2) == ["2001:db8:9::3"]
-    # A new MAC address is news of all of them, and each time that it is repeated.
+    # An event of the link (a new MAC address) repeats the announcements of all sources.
     machine.arrivals.arrived = {"out0"}
     machine.arrivals.happen()
     assert sorted(sources(machine, 0.6)) == ["2001:db8:9::2"] * 3 + ["2001:db8:9::3"] * 3
@@ -155,7 +155,7 @@ OTHER = IPv6Network("2001:db8:a::/64")
 
 
 def test_a_range_that_was_removed(machine: Machine) -> None:
-    """Another gateway may have it; live flows keep their source when their egress IP gets another range."""
+    """Live flows keep their source after their egress IP got another range; another gateway may have it."""
     machine.run(0.6)
     machine.held.add(OTHER)
     machine.wanted.ours[0].ipv6 = OTHER
@@ -177,7 +177,7 @@ def test_a_range_that_is_removed_before_its_turn(machine: Machine, monkeypatch: 
 
 
 def test_a_range_that_other_software_removes(machine: Machine) -> None:
-    """It is announced when the gateway has it again."""
+    """Sources in the range are announced when the gateway has the range again."""
     machine.run(0.6)
     (range_,) = [egress.ipv6 for egress in machine.wanted.ours if egress.on_link]
     machine.held.remove(range_)
@@ -201,7 +201,7 @@ def test_a_source_without_flows_is_news_when_it_is_back(
 
 
 def test_many_are_announced_at_a_pace(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more are remembered than there is room for; the rest has its turn with a later look."""
+    """At most ``_MOST`` sources are remembered; later looks announce the others."""
     monkeypatch.setattr(announcer, "_AT_ONCE", 4)
     monkeypatch.setattr(announcer, "_MOST", 8)
     machine.run(0.6)
@@ -211,7 +211,7 @@ def test_many_are_announced_at_a_pace(machine: Machine, monkeypatch: pytest.Monk
 
 
 def test_an_interface_that_has_gone_down(machine: Machine) -> None:
-    """It keeps the others' neighbours from nothing."""
+    """A failed announcement on one interface does not prevent those on the others."""
     machine.run(0.6)
     machine.flows = flows((ON_LINK, "2001:db8:9::2"))
     machine.run(0.1)

@@ -1,4 +1,4 @@
-"""ConntrackZones: when a flow that conntrack does not find is gone."""
+"""ConntrackZones: which flows that conntrack does not find count as gone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keys(ports: Iterable[int]) -> np.ndarray:
 
 
 class Kernel:
-    """Client ports in zones; ``used`` is how many entries there are."""
+    """Stands in for conntrack: client ports by zone; ``used`` is the number of entries."""
 
     def __init__(self, zones: dict[int, set[int]], used: int = 0):
         self.there = zones
@@ -71,7 +71,7 @@ def test_what_is_in_no_zone_and_what_is_nowhere(
 ) -> None:
     kernel = use(monkeypatch, Kernel({0: {1, 2, 3}}, used=5000))
     assert gone(tracked, [1], [2, 3]) == set()
-    assert kernel.sampled == 0  # a table without zones costs nothing
+    assert kernel.sampled == 0  # all flows are in zone 0: no zones are read
     assert gone(tracked, [1, 8], [2, 3, 9]) == {8, 9}
     assert gone(tracked, [], []) == set()
     assert said == tracked.warnings == []
@@ -92,7 +92,7 @@ def test_most_of_a_sample_is_missing(
     kernel = use(monkeypatch, Kernel({0: {1, 2}}, used=1000))
     assert gone(tracked, [7], many) == set()
     assert len(said) == len(tracked.warnings) == 1
-    assert gone(tracked, [8], [100, 101, 1]) == set()  # not until most are there again
+    assert gone(tracked, [8], [100, 101, 1]) == set()  # suspended until most are found again
     assert len(said) == 1
     assert gone(tracked, [], []) == set()
     assert tracked.warnings
@@ -105,7 +105,7 @@ def test_most_of_a_sample_is_missing(
 def test_they_are_gone_if_conntrack_has_few_entries(
     tracked: ConntrackZones, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`conntrack -F`, or a table that was full."""
+    """Entries were flushed (`conntrack -F`), or the table was full."""
     use(monkeypatch, Kernel({}, used=500))
     many = set(range(100, 100 + MANY))
     assert gone(tracked, [], many, flows=1000) == many
@@ -115,7 +115,7 @@ def test_they_are_gone_if_conntrack_has_few_entries(
 def test_unanswered_ones_alone_say_nothing(
     tracked: ConntrackZones, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another firewall drops them."""
+    """Another firewall may drop their packets, so they prove no unknown zone."""
     use(monkeypatch, Kernel({0: {1}}, used=5000))
     many = set(range(100, 300))
     assert gone(tracked, many, [1]) == many

@@ -1,4 +1,4 @@
-"""What was learnt is made stale at once, and not more often than the kernel's way can bear."""
+"""FastPathInvalidator: events invalidate the fast-path entries at once, but at a limited rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from enforcer.errors import KernelError
 
 
 class Events:
-    """Stands for the kernel's events: readable while there are some; ``matter`` says whether these do."""
+    """Stands in for the kernel's events: readable while any wait; ``matter``: whether they change a path."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -40,7 +40,7 @@ class Events:
 
 
 class Machine:
-    """``done`` are the times at which all was made stale; ``failures`` is how often that fails yet."""
+    """``done`` are the times of invalidations; the next ``failures`` invalidations fail."""
 
     def __init__(self, loop: Loop, events: Events):
         self.loop = loop
@@ -83,7 +83,7 @@ def test_the_first_event_is_not_waited_with(machine: Machine) -> None:
 
 
 def test_events_without_end(machine: Machine) -> None:
-    """Each is heeded within a tenth of a second, and no more often."""
+    """Invalidations follow within a tenth of a second, at intervals of ``_REST`` or more."""
 
     def tick() -> float:
         machine.events.happen()
@@ -126,7 +126,7 @@ def test_an_event_that_could_not_be_heeded_is_not_lost(machine: Machine) -> None
 def test_what_is_in_force_says_whether_it_is_on(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, on: bool
 ) -> None:
-    """A process that was killed while it changed the gateway may have left it off."""
+    """A killed applying process may have left the fast path off."""
     switched: list[tuple[object, bool]] = []
     monkeypatch.setattr(
         fast_path_invalidator.fast_path, "set_enabled", lambda maps, *, on: switched.append((maps, on))

@@ -1,4 +1,4 @@
-"""What else the loop serves: drained once when it is set up, and due when it says so."""
+"""Feeds: drained once when they are set up, then at the times that they return."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_drained_once_and_due_when_it_says_so(loop: Loop, monkeypatch: pytest.Mo
     runtime: Any = SimpleNamespace(store=None, tables=None, config={})
     with closing(Feeds(loop, runtime)) as opened:
         opened.activate()
-        assert one.calls == ["drain"]  # what it raises is said, and ends nothing
+        assert one.calls == ["drain"]  # the error is logged; the daemon continues
         opened.activate()
         assert one.calls == ["drain", "use", "drain"]
         one.due = [0.0, 5.0]
         assert opened._tick() == 0.0
         assert opened._tick() == 1.0
-        assert opened._tick() == 1.0  # it has failed
+        assert opened._tick() == 1.0  # after an error
 
 
 def test_it_comes_again_for_what_is_not_readable(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

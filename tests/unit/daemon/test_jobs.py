@@ -1,4 +1,4 @@
-"""Work in processes of its own: one at a time, in order, and an answer to everybody who waits."""
+"""Jobs: worker processes run one at a time, in order, and every caller gets an answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from enforcer.errors import EnforcerError
 
 
 class Waiting:
-    """Stands for a caller."""
+    """Stands in for a caller's connection."""
 
     def __init__(self) -> None:
         self.answers: list[dict[str, Any]] = []
@@ -31,7 +31,7 @@ class Waiting:
 
 
 class Machine:
-    """A loop with jobs, each a process that gives its number; ``log`` has what happened."""
+    """A loop with jobs, each a process that returns its number; ``log`` lists begins and ends."""
 
     def __init__(self, loop: Loop, said: list[str], directory: Path):
         self.loop = loop
@@ -101,7 +101,7 @@ def no_process() -> WorkerProcess:
 def test_a_job_that_cannot_begin(
     machine: Machine, begin: Callable[[], WorkerProcess], answer: str, line: str
 ) -> None:
-    """Its callers hear of it, and those behind it have their turn."""
+    """Its callers get the error, and the following jobs run."""
     wrong = machine.add(begin)
     right = machine.add(lambda: machine.work(1))
     machine.run()
@@ -138,7 +138,7 @@ def test_the_end_waits_for_what_is_under_way(machine: Machine) -> None:
     assert machine.log == ["begin 0", "finish 0"]
 
 
-# --- callers that go away
+# --- callers that disconnect
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def caller() -> Iterator[tuple[socket.socket, ControlConnection]]:
 
 
 def sleeping(seconds: float, *, ignores: bool) -> WorkerProcess:
-    """A process that takes its time and gives no result; it can be ended meanwhile, or not any more."""
+    """A process without a result that ends after ``seconds``, or at SIGTERM unless it ``ignores`` that."""
     ignore = ["import signal", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"] if ignores else []
     return WorkerProcess("timeit", "-n1", "-r1", *ignore, "import time", f"time.sleep({seconds})")
 
@@ -181,7 +181,7 @@ def test_what_is_under_way_ends_if_it_can(
 ) -> None:
     here, there = caller
     began = time.monotonic()
-    # Time enough to begin, and for who is ended not to end by itself.
+    # Long enough to start, and for SIGTERM to end the process before it ends by itself.
     add_revocable(machine, lambda: sleeping(5 if ignores else 60, ignores=ignores), there)
 
     def go_away() -> None:

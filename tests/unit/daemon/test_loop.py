@@ -1,4 +1,4 @@
-"""The daemon's loop: what fails holds up nothing else."""
+"""The daemon's loop: a failing handler delays no other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from enforcer.errors import KernelError
 
 
 class Machine:
-    """A loop, what it logged, and pairs of sockets that are closed in the end."""
+    """A loop, its log lines, and pairs of sockets that are closed at the end."""
 
     def __init__(self, stack: ExitStack, said: list[str]):
         self.said = said
@@ -31,7 +31,7 @@ class Machine:
         return self.stack.enter_context(ours), self.stack.enter_context(theirs)
 
     def run(self, seconds: float, going: Callable[[], bool] = lambda: True) -> None:
-        """For so long, or until ``going`` says no."""
+        """Runs the loop for ``seconds``, or until ``going`` returns False."""
         end = time.monotonic() + seconds
         self.loop.timer(lambda: None, seconds)
         self.loop.run(lambda: time.monotonic() < end and going())
@@ -67,11 +67,11 @@ def test_a_task_that_failed_is_due_again(machine: Machine) -> None:
     machine.loop.timer(failing(KernelError("no"), calls), 0.0)
     machine.run(1.3)
     assert calls == ["failed"] * 2
-    assert machine.said == ["error: no"]  # the same is not said twice
+    assert machine.said == ["error: no"]  # an equal error is not logged again
 
 
 def test_a_source_that_fails_holds_up_no_task(machine: Machine) -> None:
-    """It stays readable; what is due has its turn all the same, and the source is asked again."""
+    """The source stays readable: due timers run nevertheless, and its handler is called again later."""
     ours, theirs = machine.pair()
     theirs.send(b"x")
     calls: list[str] = []
@@ -85,11 +85,11 @@ def test_a_source_that_fails_holds_up_no_task(machine: Machine) -> None:
     machine.run(0.5)
     assert calls.count("tick") >= 7
     assert 2 <= calls.count("failed") <= 4
-    machine.loop.unwatch(ours)  # wherever it is just now
+    machine.loop.unwatch(ours)  # also while the loop pauses it
 
 
 def test_what_was_closed_is_not_read(machine: Machine) -> None:
-    """Two sources are readable at once, and the first to have its turn closes the other."""
+    """Two sources are readable at once, and the first handler closes both."""
     pairs = [machine.pair(), machine.pair()]
     read: list[int] = []
 
@@ -127,7 +127,7 @@ def test_a_start_moves_what_is_due(machine: Machine) -> None:
 
 
 def test_a_cancelled_timer_is_not_due(machine: Machine) -> None:
-    """Not even if it was due at once, and is cancelled by a timer that was due before it."""
+    """Also if it was due already and the handler of an earlier timer cancels it."""
     done: list[str] = []
     late = machine.loop.timer(lambda: done.append("late"), 0.05)
     late.cancel()
@@ -156,7 +156,7 @@ def test_a_stdout_without_a_reader_ends_nothing(capfd: pytest.CaptureFixture[str
 
 
 def test_the_daemon_is_lean() -> None:
-    """What needs the compiler or the models runs in processes that end."""
+    """Modules that need the compiler or the models run in processes that end."""
     code = """
 import pkgutil, sys
 import enforcer.cli.run, enforcer.daemon, enforcer.dns.learner

@@ -1,4 +1,4 @@
-"""Reconciler: what the kernel says is followed, after a reload and after an error too."""
+"""Reconciler: it follows events of the kernel, also after reloads and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .conftest import Lines
 
 
 class Events:
-    """Stands for the kernel's events: readable as long as there are some."""
+    """Stands in for the kernel's events: readable while any wait."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -52,7 +52,7 @@ class Events:
 
 
 class Machine(Reconciler):
-    """``done`` has what was done; ``failures`` is how often restoring fails yet."""
+    """``done`` lists the actions; the next ``failures`` restores fail."""
 
     def __init__(self, loop: Loop, events: Events) -> None:
         self.done: list[str] = []
@@ -105,7 +105,7 @@ def test_an_event(machine: Machine, events: Events, kind: str, done: list[str]) 
 def test_a_table_that_others_change_all_the_time_is_written_once_a_tick(
     machine: Machine, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is gone is restored each time."""
+    """Missing tables are restored at each event."""
     monkeypatch.setattr(reconciler, "_TICK", 0.3)
     end = time.monotonic() + 1.0
 
@@ -162,7 +162,7 @@ def test_events_of_a_reload_come_after_it(machine: Machine, events: Events) -> N
 
 
 def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch, events: Events) -> None:
-    """The loop waits for nothing meanwhile; not while a process changes the gateway."""
+    """A timer repeats the look without blocking the loop, but not while a process changes the gateway."""
     turns = iter([LinkStatus({}, frozenset(), uncertain=uncertain) for uncertain in (True, True, False)])
     looked: list[LinkStatus] = []
 
@@ -197,7 +197,7 @@ def test_what_could_not_be_read_has_another_turn(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_sweep_comes_between_two_reloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However short the time between them."""
+    """Also if the time between them is short."""
     reloading = True
     swept: list[bool] = []
 
@@ -227,7 +227,7 @@ START = {"lo": 1, "in0": 2, "out0": 3}
 
 
 def made_again(*looks: dict[str, int], listed: tuple[str, ...] = LISTED) -> list[set[str]]:
-    """What is found made again at each look, by the links' indexes."""
+    """The interfaces that each look finds made again; looks have the indexes of links."""
     seen = LastSeen(START)
     return [seen.made_again(listed, look) for look in looks]
 
@@ -238,7 +238,7 @@ GONE = {"lo": 1, "in0": 2}
 @pytest.mark.parametrize(
     "looks",
     [
-        [GONE | {"out0": 7}],  # not seen to be gone
+        [GONE | {"out0": 7}],  # no look finds it missing
         [GONE, GONE | {"out0": 7}],
         [GONE, GONE | {"out0": 3}],  # from another network namespace
         [GONE, GONE | {"wan0": 3}, GONE | {"out0": 3}],
@@ -265,7 +265,7 @@ def test_links_that_are_not_made_again(looks: list[dict[str, int]]) -> None:
 
 
 def test_a_link_that_comes_into_the_file_is_known_from_before() -> None:
-    """It may be made again while the file is applied."""
+    """Its link may be made again while the file is applied."""
     seen = LastSeen(START)
     assert seen.made_again(LISTED, START | {"out1": 4}) == set()
     assert seen.made_again((*LISTED, "out1"), START | {"out1": 5}) == {"out1"}
@@ -274,7 +274,7 @@ def test_a_link_that_comes_into_the_file_is_known_from_before() -> None:
 
 
 def test_what_is_logged_of_a_renamed_link(monkeypatch: pytest.MonkeyPatch, lines: Lines) -> None:
-    """The log says that a link has its name back only if that very link has it."""
+    """``has its name back`` is logged only if the same link has the name again."""
     renamed = RenamedLink(3, "wan0", "out0")
     looks = iter(
         [
@@ -310,7 +310,7 @@ def test_what_is_logged_of_a_renamed_link(monkeypatch: pytest.MonkeyPatch, lines
 
 
 def test_levels_of_availability(monkeypatch: pytest.MonkeyPatch, lines: Lines) -> None:
-    """What becomes unavailable, in either family, is a warning; what is available again is none."""
+    """A loss of availability in either family is a warning; its return is not."""
     looks = iter([(True, True), (True, False), (False, False), (False, True), (True, True)])
     monkeypatch.setattr(
         availability,

@@ -1,4 +1,4 @@
-"""Reloads: asked for by many, done once; what fails is tried again, and not all the time."""
+"""Reloader: requests during a reload share the next one; failed steps are repeated at intervals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .conftest import Lines
 
 
 class Waiting:
-    """Stands for a caller."""
+    """Stands in for a caller's connection."""
 
     def __init__(self) -> None:
         self.answers: list[dict[str, Any]] = []
@@ -35,7 +35,7 @@ class Waiting:
 
 
 class Machine:
-    """``result`` is what the process says; ``begun`` counts processes, ``taken`` what was taken up."""
+    """``result`` is the output of processes, ``begun`` their number, ``taken`` the number of activations."""
 
     def __init__(self, loop: Loop, said: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch):
         self.loop = loop
@@ -44,7 +44,7 @@ class Machine:
         self.begun = self.taken = self.failures = 0
         self.crowded = self.lost = False
         self.files: list[Path | None] = []
-        """What was applied; None: what was in force."""
+        """The applied files; None: the configuration in force."""
         self.jobs = Jobs(loop)
         self._file = directory / "result"
         monkeypatch.setattr(worker, "start", self._start)
@@ -85,7 +85,7 @@ def machine(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_many_ask_while_one_runs(machine: Machine) -> None:
-    """The one that runs may have read the file before it changed: one more comes after it, for all."""
+    """The running reload may have read the former file: one more follows, for all later requests."""
     first = machine.ask()
     machine.run(going=lambda: not machine.jobs.runs("reload"))
     others = [machine.ask() for _ in range(5)]
@@ -120,7 +120,7 @@ def test_tables_without_room_ask_for_a_reload(machine: Machine) -> None:
     machine.crowded = False
     machine.run()
     assert (machine.begun, machine.taken) == (1, 1)
-    assert machine.files == [None]  # a file that somebody is writing must not come into force by that
+    assert machine.files == [None]  # must not apply a file that is being edited
 
 
 def test_tables_without_room_and_a_wrong_file_do_not_reload_all_the_time(machine: Machine) -> None:
@@ -198,5 +198,5 @@ def test_lines_of_a_worker_keep_their_level(lines: Lines) -> None:
         ("WARNING", "restored: attach it"),
         ("INFO", "switch"),
     ]
-    log_report({"operations": ["switch"], "warnings": []})  # of an earlier version
+    log_report({"operations": ["switch"], "warnings": []})  # the report of an earlier version
     assert lines.said[3:] == ["switch"]

@@ -1,4 +1,4 @@
-"""Requests to the daemon: each gets its answer, whatever it asks."""
+"""Requests to the daemon: each gets an answer, also invalid ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_request_is_handled_by_name(path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="missing: root, to ask as another user")
 def test_another_user_is_not_heard(said: list[str]) -> None:
-    """Even where directory and socket are open to it; root is heard meanwhile."""
+    """Also if the modes of directory and socket admit it; root's requests are answered."""
     with (
         tempfile.TemporaryDirectory(prefix="control-") as place,
         closing(Loop()) as loop,
@@ -111,7 +111,7 @@ def test_who_asks_nothing_is_hung_up_on(path: Path) -> None:
         connection.connect(str(path))
         connection.settimeout(10)
         start = time.monotonic()
-        assert protocol.ask(path, "echo") == {"request": "echo"}  # a slow caller holds up no other
+        assert protocol.ask(path, "echo") == {"request": "echo"}  # a slow caller delays no other
         assert time.monotonic() - start < 1
         assert connection.recv(1) == b""
         assert 1.9 < time.monotonic() - start < 5
@@ -129,13 +129,13 @@ def test_a_request_comes_in_parts(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/a\0b", "/\ud800"])
 def test_a_file_that_cannot_be(name: str) -> None:
-    """Not from a command line; but the socket takes any text."""
+    """A command line cannot contain such names, but a request can."""
     with pytest.raises(UsageError, match="cannot be a file"):
         is_large(Path(name), name)
 
 
 def test_a_request_without_an_end_is_none(path: Path) -> None:
-    """Of a command that was interrupted while it asked."""
+    """The command was interrupted while it sent the request."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(path))
         connection.settimeout(10)

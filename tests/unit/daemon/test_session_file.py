@@ -1,4 +1,4 @@
-"""The watched session file: what is in force in the end is what it says last, whatever came in between."""
+"""The watched session file: its last content is in force in the end, whatever events come between."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOADED = {"sessions": 1, "changed": 1, "replaced": 0, "removed": 0, "taken_over"
 
 
 class Machine:
-    """``loads`` has the content of each load, with the way that it was loaded."""
+    """``loads`` lists the loads: ``daemon`` or ``process``, and the content."""
 
     def __init__(self, loop: Loop, said: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch):
         self.loop = loop
@@ -97,7 +97,7 @@ def test_many_changes_are_one_load(machine: Machine) -> None:
 
 
 def test_a_change_during_a_load_comes_after_it(machine: Machine) -> None:
-    """A small file too: the process would otherwise go on to write what the file said before."""
+    """Also that of a small file: otherwise the process would overwrite it with the former content."""
     machine.write(LARGE)
     machine.run(lambda: not machine.loads)
     machine.write("small")

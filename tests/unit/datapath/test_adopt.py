@@ -1,4 +1,4 @@
-"""conntrack's entries as flows."""
+"""Rows of the flow map from conntrack entries."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def entry(
     left: int = 0,
     client: str | None = None,
 ) -> Entry:
-    """A connection of a client's that leaves from ``source``."""
+    """A client's connection that is translated to ``source``."""
     six = ":" in source
     inside = pack(ip_address(client or ("fd00:1::2" if six else "10.0.1.2")))
     origin = pack(ip_address("2001:db8:a1::10" if six else "198.18.1.10"))

@@ -1,4 +1,4 @@
-"""What the policy banks are filled with, against brute force."""
+"""The contents of policy banks, compared with brute-force searches."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_private_ipv4_networks_lie_among_mapped_prefixes() -> None:
 
 
 def test_a_private_network_of_ipv6_holds_no_ipv4() -> None:
-    """However short its prefix: ::ffff:0:0/96 are IPv4's addresses."""
+    """Also if its prefix covers ::ffff:0:0/96, the mapped IPv4 addresses."""
     destination = [(IPv6Network("::/0"), 1), (IPv6Network("::ffff:0:0/96"), 2)]
     for network in ("::/0", "::/16"):
         merged = {prefix: flag for prefix, _, flag in with_private(destination, [ip_network(network)])}

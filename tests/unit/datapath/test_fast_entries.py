@@ -1,4 +1,4 @@
-"""What user space reads of the fast path, and its switch: on real maps, as small as they can be."""
+"""Fast-path entries as user space reads them, and the switch of the fast path, on small real maps."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def key(row: dict[str, Any]) -> bytes:
 
 
 def learn(maps: Any, *rows: dict[str, Any], left: float = 3.0) -> None:
-    """As the programs do: a row to a set, in the generation in force unless it says another."""
+    """Writes entries, one per bucket; their generation is that in force unless the row has another."""
     for number, row in enumerate(rows):
         table = np.zeros((), dtype=maps.fast_buckets.value)
         entry = table["entry"][number % 4 : number % 4 + 1]
@@ -194,7 +194,7 @@ def test_generations_have_sixteen_bits_and_are_never_none(maps: Any) -> None:
 
 
 def test_who_switches_off_is_not_overtaken_by_who_relearns(maps: Any) -> None:
-    """Events go on while a process applies a file: what it switched off must be off when all are through."""
+    """Concurrent invalidations by events must not switch the fast path on again."""
     for _ in range(50):
         fast_path.set_enabled(maps, on=True)
         start = threading.Barrier(3)

@@ -78,13 +78,13 @@ def test_pins_keep_their_names() -> None:
 
 
 def words() -> set[str]:
-    """All identifiers of the file that defines maps and structures."""
+    """All identifiers of bpf/maps.h."""
     return set(re.findall(r"\w+", (Path(str(files("enforcer.bpf"))) / "maps.h").read_text()))
 
 
 @pytest.mark.parametrize("names", [former_names.MAPS, *former_names.FIELDS.values()])
 def test_present_names_are_those_of_the_sources(names: Mapping[str, str]) -> None:
-    """So a name that changes once more is followed here."""
+    """So a second rename requires an update of the table."""
     assert set(names.values()) <= words()
 
 

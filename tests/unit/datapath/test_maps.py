@@ -1,4 +1,4 @@
-"""Typed views of maps: real small ones, made by bpf(2) and gone with their file descriptors."""
+"""Typed access to small real maps, which end with their file descriptors."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_all_elements_of_a_hash(hashed: Map, count: int) -> None:
 
 @pytest.mark.parametrize("size", [64, 100, 1000, 65536])
 def test_chunks_of_a_hash(hashed: Map, size: int) -> None:
-    """A chunk never cuts a bucket: each element comes once, and chunks are no larger than asked for."""
+    """A chunk never splits a bucket: each element occurs once, and chunks have at most ``size`` elements."""
     keys, values = rows(5000)
     hashed.put_many(keys, values)
     seen: list[int] = []

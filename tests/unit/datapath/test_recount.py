@@ -1,4 +1,4 @@
-"""What two looks at the counters, and a look at the flows between them, prove."""
+"""The counter errors that two looks at the counters and the flows between them prove."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def key(number: int) -> np.ndarray:
 
 
 def look(**rows: tuple[int, int]) -> Look:
-    """By names such as o7: a counter and how many flows were ever admitted."""
+    """A look, by names such as o7: the counter, and the number of flows ever admitted."""
     keys = np.array([key(int(name[1:])) for name in rows], dtype=KEY)
     values = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 2)
     return Look(keys, values[:, :1], values[:, 1])
@@ -42,16 +42,16 @@ def errors(found: Errors) -> dict[int, int]:
         ((3, 3), (3, 3), 3, 0),
         ((3, 3), (3, 3), 2, 1),
         ((3, 3), (3, 3), 5, -2),
-        # One came while the flows were read: it may have been read or not.
+        # One flow was admitted during reading: it may be among those read.
         ((3, 3), (4, 4), 3, 0),
         ((3, 3), (4, 4), 4, 0),
         ((3, 3), (4, 4), 2, 1),
-        # One went.
+        # One flow was released.
         ((3, 3), (2, 3), 2, 0),
         ((3, 3), (2, 3), 3, 0),
         ((3, 3), (2, 3), 1, 1),
         ((3, 3), (2, 3), 4, -1),
-        # Two came, two went.
+        # Two flows were admitted and two released.
         ((3, 3), (3, 5), 1, 0),
         ((3, 3), (3, 5), 5, 0),
         ((3, 3), (3, 5), 0, 1),
@@ -65,10 +65,10 @@ def test_what_no_coming_and_going_explains(
 
 
 def test_counters_that_come_and_go() -> None:
-    """An origin without flows may be deleted, and another one made."""
+    """An origin without flows may be deleted, and another one created."""
     assert proven(look(o1=(0, 9)), look(o2=(1, 1)), flows(o2=1)) == {}
     assert proven(look(), look(o2=(1, 1)), flows()) == {}
-    # Flows whose origin is not counted at all.
+    # Flows of an origin without a counter.
     assert errors(proven(look(), look(), flows(o3=2))) == {3: -2}
     assert proven(look(), look(), flows()) == {}
 
@@ -82,7 +82,7 @@ def test_only_what_two_sweeps_prove_is_corrected() -> None:
 
 
 def test_true_counters_are_never_corrected() -> None:
-    """Whatever comes and goes between the looks, and wherever in between a flow is read."""
+    """For random admissions and releases between the looks, and a random time of reading each flow."""
     chance = random.Random(7)
     for _ in range(2000):
         drift = chance.choice([0, 0, 0, 1, 4, -2])
@@ -90,7 +90,7 @@ def test_true_counters_are_never_corrected() -> None:
         before = (max(0, live + drift), 100)
         total, read = 100, 0
         present = ["old"] * live
-        # Each flow is read at a moment of its own, if it is there then.
+        # Each flow is read at a random time, if it exists then.
         for _ in range(chance.randrange(0, 8)):
             if present and chance.random() < 0.5:
                 gone = present.pop(chance.randrange(len(present)))
@@ -130,7 +130,7 @@ def test_sums() -> None:
 
 
 def test_addresses_that_differ_in_high_bits_are_not_one() -> None:
-    """Whatever the seed: a client chooses the addresses that it connects to."""
+    """For any seed: clients choose the addresses that they connect to."""
     kind = np.dtype(
         [("egress_address", "<u4", 4), ("origin", "<u4", 4), ("origin_port", "<u2"), ("pad", "u1", 6)]
     )

@@ -1,4 +1,4 @@
-"""The settings and their row: also that of a layout with fewer fields."""
+"""The settings and their map row, also in a layout with fewer fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which flows a sweep names: idle ones to be reaped, unanswered ones to ask conntrack about."""
+"""The flows that a sweep finds: idle ones to reap, unanswered and silent ones to look up in conntrack."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_some_of_the_silent_ones_are_asked_about(reaped: list[int]) -> None:
 
 
 def test_connections_picked_up_midway_are_named_when_they_are_over(reaped: list[int]) -> None:
-    """conntrack takes them for established, and would keep them for hours."""
+    """conntrack has them as established and would keep them for hours."""
     rows: list[dict[str, float]] = [
         {"idle": 11, "timeout": 0, "replied": 0},
         {"idle": 9, "timeout": 0, "replied": 0},
@@ -127,7 +127,7 @@ def test_connections_picked_up_midway_are_named_when_they_are_over(reaped: list[
 
 
 def test_conntrack_is_told_what_it_cannot_know(reaped: list[int]) -> None:
-    """While the connection is remembered; afterwards its entry goes, if nothing has told conntrack before."""
+    """conntrack gets the state while the flow lives; after expiry without that its entry is deleted."""
     rows: list[dict[str, float]] = [
         {"idle": 11, "timeout": 0, "state": CLOSE, "tell": 1},
         {"idle": 9, "timeout": 0, "state": CLOSE, "tell": 1},
@@ -142,7 +142,7 @@ def test_conntrack_is_told_what_it_cannot_know(reaped: list[int]) -> None:
 
 
 def test_seen_after_the_sweep_began(reaped: list[int]) -> None:
-    """Another processor's clock may be a little ahead; nothing wraps."""
+    """Times of another CPU may be slightly in the future; differences must not wrap."""
     assert run([{"idle": -1, "age": -1, "replied": 0}]).unanswered.tolist() == []
     assert reaped == []
 

@@ -1,4 +1,4 @@
-"""Which packets are held for too long."""
+"""Detection of packets that are held for too long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients take turns, and none has more than its share."""
+"""FairQueue and TimeBudget: clients take turns, and none exceeds its share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLOOD, OTHER, THIRD = b"flood", b"other", b"third"
 
 
 def filled(**counts: int) -> FairQueue[str]:
-    """So many items of each client, each as costly as half a turn; none is fresh any more."""
+    """A queue with this number of items by client, each of half a turn's cost; no client is new to it."""
     queue: FairQueue[str] = FairQueue()
     for client in counts:
         assert queue.put(client, client, 1)
@@ -23,7 +23,7 @@ def filled(**counts: int) -> FairQueue[str]:
 
 
 def turns(queue: FairQueue[str]) -> list[list[str]]:
-    """All that are left."""
+    """The items of all remaining turns."""
     found = []
     while queue:
         found.append(queue.next_turn())
@@ -46,7 +46,7 @@ def test_a_newcomer_comes_before_a_backlog() -> None:
 
 
 def test_to_come_and_go_is_of_no_advantage() -> None:
-    """A client of which nothing waits whenever it has had its turn has no more turns than others."""
+    """A client that queues one item after each of its turns has no more turns than others."""
     queue = filled(a=20)
     order = []
     while queue:
@@ -89,7 +89,7 @@ def test_shares_are_by_cost_and_not_by_number() -> None:
 
 def test_an_item_larger_than_a_turn_has_its_turn() -> None:
     queue: FairQueue[bytes] = FairQueue()
-    assert queue.put(FLOOD, FLOOD, 10 * BACKLOG)  # alone it may be larger than everything
+    assert queue.put(FLOOD, FLOOD, 10 * BACKLOG)  # the only item may exceed the backlog
     assert not queue.put(FLOOD, FLOOD, 1)
     assert queue.put(OTHER, OTHER, 10)
     assert queue.next_turn() == [OTHER]
@@ -103,7 +103,7 @@ def test_what_waits_is_bounded_for_each_and_for_all(monkeypatch: pytest.MonkeyPa
     assert queue.put(OTHER, OTHER, 1000)
     monkeypatch.setattr(fair_queue, "BACKLOG_OF_ALL", BACKLOG + 2000)
     assert sum(queue.put(OTHER, OTHER, 1000) for _ in range(10)) < 3
-    assert queue.put(THIRD, THIRD, 1000)  # the first of a client always
+    assert queue.put(THIRD, THIRD, 1000)  # the first item of a client is always accepted
     while queue:
         queue.next_turn()
     assert sum(queue.put(FLOOD, FLOOD, 1000) for _ in range(1000)) == BACKLOG // 1000
@@ -121,7 +121,7 @@ def test_a_client_that_may_not_keeps_what_waits() -> None:
 def test_a_client_has_its_share_of_time_and_no_more() -> None:
     budget = TimeBudget()
     now = used = 0.0
-    for _ in range(10_000):  # a hundred seconds in which the client asks for all of it
+    for _ in range(10_000):  # 100 s in which the client uses all time that it gets
         if budget.has(FLOOD, now):
             budget.spend([(FLOOD, 7)], 0.01, now)
             used += 0.01

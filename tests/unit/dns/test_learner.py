@@ -1,4 +1,4 @@
-"""What is learnt of packets, and what becomes of the rest."""
+"""Names that the learner takes from packets, and the counters of the other packets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def answer(to: dns.message.Message, *addresses: str, ttl: int = 60) -> dns.messa
 
 
 class Wire:
-    """A client and a resolver before a reader."""
+    """Passes questions of a client and answers of a resolver to a reader."""
 
     def __init__(self, **dns: Any) -> None:
         self.reader = Reader(learning_config({**CONFIG, "dns": {**CONFIG["dns"], **dns}}))
@@ -184,7 +184,7 @@ def test_what_is_not_learnt(word: str, how: dict[str, Any]) -> None:
     wire.ask(query())
     assert wire.answer(**{"message": answer(query(), "198.18.1.10"), **how}) == []
     assert wire.counts == {word: 1}
-    # What may be a forgery takes nothing from the true answer.
+    # A possible forgery leaves the question open for the true answer.
     true = wire.answer(answer(query(), "198.18.1.10"))
     assert bool(true) == (word in ("unasked", "mismatched", "malformed"))
 
@@ -268,7 +268,7 @@ def test_tcp_pipelined_answered_out_of_order_and_in_pieces() -> None:
     asking("PA", 41, data[30:])
     data = framed(*(answer(queries[n], f"198.18.1.{n}") for n in (2, 0, 1)))
     assert [one.name for one in answering("A", 21, data[:60])] == ["n2.lab"]
-    assert answering("A", 90, data[69:]) == []  # one is missing before it
+    assert answering("A", 90, data[69:]) == []  # the segment before it is missing
     assert [one.name for one in answering("A", 81, data[60:69])] == ["n0.lab", "n1.lab"]
     assert reader.streams == 2
     answering("FA", 21 + len(data))
@@ -286,7 +286,7 @@ def test_nothing_raises(data: bytes) -> None:
 
 
 class Held:
-    """In the place of the kernel's queue and log."""
+    """Stands in for the kernel's queue and log."""
 
     def __init__(self, *_: Any, fail_open: bool = True) -> None:
         self.packets: list[Any] = []
@@ -318,7 +318,7 @@ class Held:
 
 
 class Watched:
-    """In the place of the process that lets go what is held too long."""
+    """Stands in for the watchdog process, which releases packets that are held for too long."""
 
     def __init__(self) -> None:
         self.passes: list[bool] = []
@@ -341,7 +341,7 @@ class Tables:
 
     def update_names(self, names: ChangedNames) -> None:
         self.fails(names)
-        assert not self.held.accepted  # learnt first, let go then
+        assert not self.held.accepted  # an answer is released after it is learnt
         self.hosts.update(names.hosts)
 
 
@@ -351,14 +351,14 @@ class Scene:
         self.alive = LiveDestinations(set(), set())
 
     def bring(self, *names: str, ttl: int = 60) -> None:
-        """A question and an answer for each; the address is the name's first number."""
+        """Delivers a question and an answer for each name; the number in the name is part of the address."""
         self.held.accepted.clear()
         for number, name in enumerate(names):
             self.come(name, number, CLIENT, ttl)
         self.learner.drain()
 
     def come(self, name: str, number: int, client: str, ttl: int = 60) -> None:
-        """A question is copied and its answer held."""
+        """Queues a copied question and its held answer."""
         log = self.learner._log
         assert isinstance(log, Held)
         server = SERVER6 if ":" in client else SERVER
@@ -456,7 +456,7 @@ def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest
     monkeypatch.setattr(scene.store, "transaction", lambda patience: tries.append(1) or begin(patience))
     names = [f"n{number}.lab." for number in (1, 3, 4, 5, 6, 7, 2, 8)]
     scene.bring(*names)
-    # Halves: the first, [6 7 2 8], [6 7], [2 8], [2]; then it is not asked again for a second.
+    # Tries: all, the first half, [6 7 2 8], [6 7], [2 8], [2]; after that none for a second.
     assert scene.names() == {f"n{number}.lab" for number in (1, 3, 4, 5, 6, 7)}
     assert len(tries) == 6
     assert scene.held.accepted == [*range(8)]
@@ -470,7 +470,7 @@ def test_a_full_table_refuses_what_is_new_only(scene: Scene, monkeypatch: pytest
     scene.bring("n8.lab.")
     assert "n8.lab" in scene.names()
     scene.bring("n2.lab.")
-    assert len(scene.said) == 1  # said once a minute
+    assert len(scene.said) == 1  # logged once a minute
 
 
 def test_another_change_that_does_not_end(scene: Scene) -> None:
@@ -561,12 +561,12 @@ FLOODING = pytest.mark.parametrize(
 def test_what_is_above_a_clients_share_is_not_learnt(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, flooding: str, other: str, when_down: str
 ) -> None:
-    """Another client's answer that came last is learnt in the same turn."""
+    """Another client's answer, the last in the queue, is learnt in the same turn."""
     scene.learner.use(scene.store, scene.tables, {**CONFIG, "dns": {**CONFIG["dns"], "when_down": when_down}})
     for number in range(400):
         scene.come(f"n{number % 200}.lab.", number, flooding)
     scene.come("n201.lab.", 400, other)
-    scene.tables.held = Held()  # some go at once
+    scene.tables.held = Held()  # excess answers are released before learning
     assert scene.learner.drain() == 0.0
     assert "n201.lab" in scene.names()
     over = scene.learner.counts["answer-backlog"]
@@ -680,7 +680,7 @@ def test_names_are_forgotten_but_those_of_live_flows(scene: Scene, monkeypatch: 
     assert scene.tables.hosts[ANY_CLIENT, origin] != 0
     scene.alive = LiveDestinations(set(), set())
     scene.learner.tick()
-    assert scene.names() == {"n2.lab", "n3.lab"}  # looked at again in ten seconds
+    assert scene.names() == {"n2.lab", "n3.lab"}  # the next pass is in ten seconds
     monkeypatch.setattr(learner, "_PASS_INTERVAL", 0.0)
     scene.learner._next_pass = 0.0
     scene.learner.tick()
@@ -693,7 +693,7 @@ def test_destinations_of_flows() -> None:
     keys["origin"][:, 0] = np.arange(1000) % 2
     keys["client"][:, 3] = np.arange(1000) % 900 % 2
     values = np.ones(1000, dtype=[("counted", "u1")])
-    values["counted"][np.arange(1000) % 300 == 7] = 0  # over, and kept for late segments
+    values["counted"][np.arange(1000) % 300 == 7] = 0  # ended flows, kept for late segments
 
     class Flows:
         def chunks(self) -> Iterator[Any]:

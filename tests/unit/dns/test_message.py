@@ -1,4 +1,4 @@
-"""What a DNS message leads to, against messages that dnspython writes."""
+"""The parser of DNS messages, on messages that dnspython writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def address(text: str) -> bytes:
 
 
 def answer(kind: str, *records: str, name: str = "www.example.lab.") -> bytes:
-    """Each record as "owner TTL type data"."""
+    """A response; each record is "owner TTL type data"."""
     made = dns.message.make_response(dns.message.make_query(name, kind))
     for record in records:
         owner, ttl, rtype, data = record.split(maxsplit=3)

@@ -1,4 +1,4 @@
-"""Packets from their IP header on, as scapy builds them."""
+"""The parser of IP packets, on packets that scapy builds."""
 
 from __future__ import annotations
 

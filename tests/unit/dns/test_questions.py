@@ -1,4 +1,4 @@
-"""Questions that wait for their answers."""
+"""The table of open questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DNS over TCP, cut into segments in every way."""
+"""DNS over TCP in segments of any order, size and overlap."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_out_of_order_comes_with_what_was_missing() -> None:
     data = framed(ONE, TWO)
     assert streams.feed(KEY, segment(130, data[30:60])) == []
     assert streams.feed(KEY, segment(160, data[60:])) == []
-    assert streams.feed(KEY, segment(100, data[:35])) == [ONE, TWO]  # overlaps what was early
+    assert streams.feed(KEY, segment(100, data[:35])) == [ONE, TWO]  # overlaps an early segment
 
 
 def test_retransmissions_give_nothing_twice() -> None:
@@ -156,7 +156,7 @@ def test_who_is_silent_is_forgotten() -> None:
     streams.expire(SILENCE)
     assert (len(streams), counts) == (1, {"tcp-silent": 1})
     assert streams.feed(1, segment(142, framed(TWO)), SILENCE) == [TWO]
-    assert streams.feed(2, segment(100, framed(ONE)), SILENCE) == [ONE]  # where a message begins
+    assert streams.feed(2, segment(100, framed(ONE)), SILENCE) == [ONE]  # resumes at the start of a message
 
 
 def test_all_together_are_bounded() -> None:
@@ -169,7 +169,7 @@ def test_all_together_are_bounded() -> None:
         streams.feed(number, segment(100, b"\xff\xff" + bytes(998)))
     assert counts["tcp-full"] == 5
     assert len(streams) == 5
-    # The last to speak are those that stay.
+    # The most recently active streams stay.
     assert streams.feed(11, segment(1100, bytes(64537))) == [bytes(65535)]
     streams.feed(3, segment(100, flags=RST))
     streams.feed(3, segment(99, flags=SYN))
@@ -205,7 +205,7 @@ def test_any_segmentation(messages: list[bytes], start: int, chance: random.Rand
     while offset < len(data):
         size = chance.randint(1, 200)
         pieces.append((offset, data[offset : offset + size]))
-        if chance.random() < 0.3:  # again, otherwise cut
+        if chance.random() < 0.3:  # retransmitted with other bounds
             back = chance.randint(0, offset)
             pieces.append((back, data[back : offset + chance.randint(1, size)]))
         offset += size

@@ -1,4 +1,4 @@
-"""Countries and continents from MaxMind DB files that the tests write themselves."""
+"""Countries and continents from MaxMind DB files that the tests write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNTRIES = {"DE": "EU", "FR": "EU", "US": "NA", "CA": "NA", "JP": "AS", "AU": "
 
 
 def country(code: str | None, continent: str | None = None, **more: Any) -> dict[str, Any]:
-    """A record as GeoLite2-Country has them; GeoLite2-City has more beside it."""
+    """A record in the form of GeoLite2-Country; GeoLite2-City has more fields."""
     record: dict[str, Any] = {"registered_country": {"iso_code": "XX", "names": {"en": "Elsewhere"}}, **more}
     if code:
         record["country"] = {"geoname_id": 1, "iso_code": code, "names": {"en": f"Land {code}"}}
@@ -43,7 +43,7 @@ def city(code: str, name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def record_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes the writer use records of a size; by itself it takes the smallest that does."""
+    """Makes the writer use records of a given size instead of the smallest sufficient one."""
 
     def use(bits: int) -> None:
         def adjust(writer: Any) -> None:
@@ -56,7 +56,7 @@ def record_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def insert(writer: MMDBWriter, network: Network, leaf: Any) -> None:
-    """Set one prefix; the writer's own way takes far longer. Later ones must not cover earlier ones."""
+    """Sets one prefix, faster than the writer's method. Later prefixes must not cover earlier ones."""
     width, value = (128, int(network.network_address))
     length = network.prefixlen
     if writer.ip_version == 4:
@@ -89,7 +89,7 @@ def enumerate_(entries: Sequence[tuple[str, Any]]) -> list[tuple[str, int]]:
 
 
 def region_of(record: Any) -> Region:
-    """What maxminddb has read."""
+    """The region in a record that maxminddb has read."""
     if not isinstance(record, dict):
         return UNKNOWN_REGION
     return record.get("country", {}).get("iso_code"), record.get("continent", {}).get("code")
@@ -100,7 +100,7 @@ def every(country: str | None, continent: str | None) -> bool:
 
 
 class Trie:
-    """What the kernel's longest-prefix match would find."""
+    """Longest-prefix match as in the kernel's LPM trie."""
 
     def __init__(self, found: RegionPrefixes):
         self.regions = [UNKNOWN_REGION, *found.regions]
@@ -198,7 +198,7 @@ def test_only_what_is_wanted_costs(tmp_path: Path) -> None:
 
 
 def test_neighbours_of_one_region_are_one_prefix(tmp_path: Path) -> None:
-    """A city database has a prefix for every quarter of a town."""
+    """A city database has several prefixes for each town."""
     entries = [(f"5.5.{n}.0/24", city("DE", f"Town {n}")) for n in range(256)]
     entries += [(f"2a01:{n:x}::/32", city("FR", f"Ville {n}")) for n in range(0x100, 0x200)]
     path = write(tmp_path / "x.mmdb", entries, kind="GeoLite2-City")
@@ -268,7 +268,7 @@ def _network(version: int, value: int, length: int) -> Network:
     return kind((value >> (width - length) << (width - length), length))
 
 
-# Few different leading bits, so that prefixes meet.
+# Few different leading bits, so that prefixes overlap.
 networks = st.one_of(
     st.builds(
         _network,
@@ -509,7 +509,7 @@ def test_the_digest_tells_files_apart(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(
     tmp_path: Path, record_size: Callable[[int], None], data: st.DataObject, version: int, bits: int
 ) -> None:
-    """Whatever is in a file: regions, or one error of ours."""
+    """Any file has regions or raises DatabaseError."""
     record_size(bits)
     entries = ENTRIES if version == 6 else ENTRIES[:8]
     content = bytearray(write(tmp_path / "x.mmdb", entries, version=version).read_bytes())
@@ -536,6 +536,6 @@ def test_a_tree_that_runs_in_circles(tmp_path: Path, record_size: Callable[[int]
             if int.from_bytes(content[node * 8 + side : node * 8 + side + 4], "big") == nodes:
                 content[node * 8 + side : node * 8 + side + 4] = (200).to_bytes(4, "big")
     path.write_bytes(content)
-    # A tree of 128 levels that is walked from each node has no end.
+    # Without a check, walking 128 levels of a cyclic tree would not end.
     assert calls(lambda: refused(path)) < 1_000_000
     assert "broken" in refused(path)

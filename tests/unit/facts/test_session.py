@@ -1,4 +1,4 @@
-"""Sessions as JSON and files of them: what they mean, and every way that they can be wrong."""
+"""Sessions in JSON and files of sessions: their meaning and every kind of fault."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "sessions.jsonl"
 
 
-# --- what is right
+# --- valid sessions
 
 
 def test_a_session_with_everything(file: Path) -> None:
@@ -113,7 +113,7 @@ def test_ends(file: Path) -> None:
     )
     os.utime(file, (now - 10, now - 10))
     ends = {str(session.unpack_client(row.client)): row.expires for row in read_file(file)}
-    # ttl counts from the file's last change: reading it again makes no session longer.
+    # ttl counts from the file's last change: reading the file again extends no session.
     assert ends == {
         "10.0.0.1": pytest.approx(now + 50, abs=0.01),
         "10.0.0.3": 4102538645.5,
@@ -135,7 +135,7 @@ def test_texts_that_are_fine(file: Path, text: str) -> None:
     assert read_file(write(file, f'{{"client": "10.0.0.1", "name": "{text}"}}'))
 
 
-# --- what is wrong
+# --- faults
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 class Tables:
-    """The kernel's side, as a dictionary."""
+    """Stands in for the kernel's tables."""
 
     def __init__(self) -> None:
         self.clients: dict[bytes, int] = {}
@@ -414,7 +414,7 @@ def test_bulk_loading(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatc
 
 
 class Meddling(Tables):
-    """While sessions are loaded, somebody else adds one."""
+    """Tables; during a load another process adds a session, or the tables are full."""
 
     def __init__(self, store: Store, other: NewSession):
         super().__init__()

@@ -153,7 +153,7 @@ def test_sessions_of_the_file(store: Store) -> None:
 
 
 def _loaded(store: Store, *rows: NewSession) -> loading.Loaded:
-    """What the watched file's reader does with the store."""
+    """Loads rows as the reader of the watched session file does."""
 
     class Tables:
         def put_sessions(self, sessions: ChangedSessions) -> None: ...
@@ -281,7 +281,7 @@ def test_an_address_of_too_many_names_keeps_the_longest_lived(
     found = learn(store, *(LearntName(A, ORIGIN, f"n{index}.example", 100.0 + index) for index in range(5)))
     assert found.sets == [(1, ("n2.example", "n3.example", "n4.example"))]
     assert store.names_at(A, ORIGIN) == ("n2.example", "n3.example", "n4.example")
-    # Whoever has learnt a name connects now: a new one stays, however short it lives.
+    # The client of a new name connects soon: the new name stays, also with a short TTL.
     with store.transaction() as transaction:
         transaction.learn([LearntName(A, ORIGIN, "short.example", 1.0)])
         assert transaction.crowded_out == ["n2.example"]
@@ -322,7 +322,7 @@ def test_a_client_of_ipv6_is_a_64(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 
 def caused(payer: bytes, where: bytes, name: str, expires: float) -> list[LearntName]:
-    """An answer's two rows: for the client, and for anybody."""
+    """The two rows of an answer: for the client, and for all clients."""
     return [LearntName(who, where, name, expires, client_prefix(payer)) for who in (payer, ANY_CLIENT)]
 
 
@@ -341,14 +341,14 @@ def test_rows_for_anybody_are_charged_to_who_caused_them(
     assert hosts_of(store, A) == left
     assert hosts_of(store, ANY_CLIENT) == left | {address(100)}
     assert hosts_of(store, B) == {address(100)}
-    # The kernel is told of all of it.
+    # The kernel's table has all rows.
     assert {host for host, _ in store.hosts()} == {(row.client, row.address) for row in store.names()}
 
 
 def test_a_common_name_is_charged_to_the_client_with_the_least(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that fills its share takes no name from others that were told it too."""
+    """A client that exceeds its share evicts no name that other clients have learnt too."""
     monkeypatch.setattr(names, "BYTES_OF_CLIENT", 6 * size_of("n0.example"))
     learn(store, *caused(A, ORIGIN, "common.example", 1.0))
     learn(store, *caused(A, ORIGIN6, "only-a.example", 1.0))
@@ -358,7 +358,7 @@ def test_a_common_name_is_charged_to_the_client_with_the_least(
     assert ORIGIN not in hosts_of(store, A)
     assert store.names_at(ANY_CLIENT, ORIGIN) == store.names_at(B, ORIGIN) == ("common.example",)
     assert store.names_at(ANY_CLIENT, ORIGIN6) == ()
-    # And not by confirming it when it has more than they.
+    # Nor if it confirms the name while it has more than the others.
     learn(store, *caused(A, ORIGIN, "common.example", 2.0))
     for number in range(20):
         learn(store, *caused(A, address(number), f"m{number % 10}.example", 100.0))
@@ -378,7 +378,7 @@ def test_of_all_together_the_largest_makes_room(store: Store, monkeypatch: pytes
 
 
 def accounts(path: Path) -> tuple[dict[bytes, int], int, dict[str, int]]:
-    """What each client is charged, what all are, and how many rows use each name."""
+    """Bytes charged to each client, their sum, and the number of rows by name."""
     with closing(sqlite3.connect(path)) as file:
         charges = dict(file.execute("SELECT payer, bytes FROM charges"))
         (total,) = file.execute("SELECT value FROM meta WHERE key = 'charged'").fetchone()
@@ -425,7 +425,7 @@ def test_learning_costs_the_same_however_much_a_client_has(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def steps(rows: int) -> int:
-        """Of sqlite's machine, in hundreds."""
+        """Hundreds of instructions of sqlite's virtual machine."""
         monkeypatch.setattr(names, "BYTES_OF_CLIENT", rows * size_of("n00000.example"))
         for start in range(0, rows, 200):
             answers = [
@@ -553,7 +553,7 @@ def test_a_file_of_another_format_is_begun_anew(store: Store, path: Path) -> Non
         put(store, session(A, "a"))
 
 
-# The names of format 2, as they were made.
+# The tables of names in format 2.
 FORMAT_2 = """
 DROP TABLE texts; DROP TABLE charges; DROP TABLE names; DELETE FROM meta WHERE key = 'charged';
 CREATE TABLE names (
@@ -595,7 +595,7 @@ def test_a_change_waits_for_another_and_not_for_ever(
     with Store(path) as other, store.transaction():
         with pytest.raises(BusyError, match="another change does not end"), other.transaction():
             raise AssertionError
-        assert other.count_sessions() == 0  # who looks does not wait
+        assert other.count_sessions() == 0  # readers do not wait
 
 
 ROUNDS = 100
@@ -621,7 +621,7 @@ def test_processes_contend(path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     with Store(path, create=False) as store:
-        # Each change saw what the one before it had left: none is lost.
+        # Each change saw the result of the one before it: none is lost.
         assert (store.generation, store.document) == (3 * ROUNDS, str(3 * ROUNDS).encode())
         rows = list(store.sessions())
         assert len(rows) == 3 * ROUNDS / 2
@@ -686,7 +686,7 @@ def test_a_file_that_was_removed_is_written_again(path: Path, store: Store, repl
     put(store, session(A, "ann"))
     for file in path.parent.glob("facts.db*"):
         file.unlink()
-    if replaced:  # by a process that knew nothing
+    if replaced:  # by a process without facts
         with Store(path) as other:
             put(other, session(B, "bob"))
     put(store, session(C, "cid"))

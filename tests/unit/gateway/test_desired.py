@@ -1,4 +1,4 @@
-"""What a configuration asks of the kernel."""
+"""The desired state of the kernel for a configuration."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_where_sources_are_not_checked(switch: object, unchecked: set[str]) -> N
         ("nyc", ["lax1", "nyc", "nyc"], ("e2", "e3")),
         ("nyc", ["lax1", "lon"], ("e1",)),
         ("lon", ["lax1", "nyc"], ("e2",)),
-        ("lax2", ["lax1", "lax2"], ("e2",)),  # another location at the same place
+        ("lax2", ["lax1", "lax2"], ("e2",)),  # another location with the same coordinates
     ],
 )
 def test_the_nearest_location_that_has_any(here: str, locations: list[str], nearest: tuple[str, ...]) -> None:
@@ -100,7 +100,7 @@ def test_marks_are_slots_under_the_mask() -> None:
 
 
 def test_timers_are_sysctls_of_conntrack() -> None:
-    """Those of flows that may be fast are longer by what conntrack may not have seen of them."""
+    """Timers of flows with fast-path entries are longer by the time for which conntrack may see no packet."""
     content = {**config("nyc", "nyc"), "timers": Timers().model_dump(), "fast_path": True}
     wanted = desired(content, {"e1": 1})
     assert wanted.fast_path
@@ -140,7 +140,7 @@ def test_an_earlier_versions_state_has_neither_timers_nor_a_fast_path() -> None:
 
 
 def test_what_serves_two_configurations() -> None:
-    """Every interface and egress IP of both; all else is the first one's."""
+    """Interfaces and egress IPs come from both; all other values come from the first."""
     one, other = config("lax1", "lax1", "nyc"), config("lax1", "lax1", "lax1")
     other["egress_ips"][1] |= {"name": "e3", "ipv4": "203.0.113.3", "ipv6": "2001:db8:3::/64"}
     other["interfaces"]["inside"] = ["in1"]

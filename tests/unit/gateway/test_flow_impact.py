@@ -1,4 +1,4 @@
-"""What a file would decide otherwise: live flows that would leave from another address, or not at all."""
+"""FlowImpact: live flows that would get another egress IP, or none, by another file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def before() -> State:
 
 
 class Maps:
-    """The maps of a gateway that holds both egress IPs of its location, but those in ``lost``."""
+    """The maps of a gateway with both egress IPs of its location, except the addresses in ``lost``."""
 
     def __init__(
         self, flows: Iterable[tuple[int, str]], lost: Sequence[tuple[str, int]] = (), origin_port: int = 443
@@ -96,7 +96,7 @@ BOTH = [(4, "lax-1"), (4, "lax-2"), (6, "lax-1"), (6, "lax-2")]
 
 
 def test_the_nearest_egress_ip_stays_the_nearest() -> None:
-    """Which one of them a client has depends on more than the file: any of them is what it has."""
+    """The file does not determine which of them a client gets: any of them counts as unchanged."""
     assert impact(Maps(BOTH)) == 0
     assert impact(Maps([(4, "shared"), (6, "shared")])) == 2
 
@@ -157,7 +157,7 @@ def test_dns_stays_shared_whatever_policies_say() -> None:
 
 
 def test_a_plan_without_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Applied by a version that kept none: nobody has a session, and no host a name."""
+    """The version in force stores no facts: no client has a session, and no host a name."""
     rules = policies(ipv4=LAX[0])
     rules[0]["identity"] = 'identity.email == "a" or net.fqdn.host == "b.example" or net.src.ip == 10.0.1.2'
     config = Configuration.model_validate({**DOCUMENT, "policies": rules})

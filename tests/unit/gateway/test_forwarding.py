@@ -1,4 +1,4 @@
-"""Which sysctls forwarding takes, for whom the table is closed, and that others' are left alone."""
+"""The sysctls of forwarding, the interfaces that the table closes, and sysctls that stay unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ families = pytest.mark.parametrize("family", [4, 6])
 
 
 def kernel(*on: str, off: Iterable[str] = ()) -> dict[str, str]:
-    """A kernel's sysctls as it begins, but for these."""
+    """The sysctls' defaults, with ``on`` set to 1 and ``off`` to 0."""
     found = dict.fromkeys(sysctls(WIDER, INTERFACES), "0")
     believed = {name: "1" for name in found if name.endswith(("accept_ra", "accept_redirects"))}
     return found | believed | dict.fromkeys(on, "1") | dict.fromkeys(off, "0")
@@ -36,7 +36,7 @@ def everything_on(family: int) -> list[str]:
 
 
 def written(found: Forwarding, steps: Iterable[tuple[str, str]]) -> Forwarding:
-    """What becomes of the sysctls; each has to be one that is there and another value."""
+    """The sysctls after the steps, each of which must change an existing one."""
     now, was = dict(found.now), dict(found.was)
     for name, value in steps:
         assert now[name] != value
@@ -61,7 +61,7 @@ def test_the_listed_interfaces_alone() -> None:
 
 
 def test_advertisements_are_believed_before_and_after() -> None:
-    """Except inside. Before anything is switched: the kernel forgets them at that moment."""
+    """Not on inside interfaces. accept_ra comes first: switching forwarding on removes accepted routes."""
     steps = list(Forwarding(kernel()).switch_on(PLAIN, INTERFACES))
     first = [step for step in steps if step[0].endswith("accept_ra")]
     assert first == [(accept_ra(name), "2") for name in ("in1", "out0", "ra0")]
@@ -88,7 +88,7 @@ def test_an_interface_that_is_made_again(family: int) -> None:
     begun = {forwards(family, "out0"): "0", accept_ra("out0"): "1", accept_redirects("out0"): "1"}
     again = Forwarding({**after.now, **begun}, after.was)
     steps = list(again.switch_on(PLAIN, INTERFACES))
-    # Both sysctls of the other family, whose flag it has kept here.
+    # accept_ra is written first, also if only IPv4's forwarding flag was reset.
     assert steps.index((forwards(family, "out0"), "1")) > steps.index((accept_ra("out0"), "2"))
     assert written(again, steps).now == after.now
     assert again.with_forward_drops(PLAIN.ruleset()) == after.with_forward_drops(PLAIN.ruleset())
@@ -105,7 +105,7 @@ def test_an_interface_that_is_not_there() -> None:
 
 
 def called(found: Forwarding, before: str, after: str) -> Forwarding:
-    """An interface has another name now, which its sysctls go with."""
+    """The same interface and its sysctls, under another name."""
 
     def moved(sysctls: Mapping[str, str]) -> dict[str, str]:
         return {name.replace(f"/{before}/", f"/{after}/"): value for name, value in sysctls.items()}
@@ -114,7 +114,7 @@ def called(found: Forwarding, before: str, after: str) -> Forwarding:
 
 
 def test_a_renamed_interface_stays_as_it_is() -> None:
-    """It is still one of the file's: closed, a router's, and believing advertisements."""
+    """It is still an interface of the file: closed in the table, forwarding, accepting advertisements."""
     interfaces = ["wan0" if name == "out0" else name for name in INTERFACES]
     after = called(entered(Forwarding(kernel())), "out0", "wan0")
     assert after.now[accept_ra("wan0")] == "2"
@@ -145,7 +145,7 @@ def test_an_interface_that_leaves_the_lists() -> None:
 
 
 def test_what_an_administrator_had_on_stays_on() -> None:
-    """IPv4's per interface. From there it also goes where it went."""
+    """IPv4 forwarding that was on stays on per interface, and the table does not drop its packets."""
     found = Forwarding(kernel(forwards(4, "in1"), forwards(4, "out0")))
     after = entered(found, WIDER)
     assert list(after.switch_off(PLAIN, [WIDER], INTERFACES)) == [(forwards(6, "in1"), "0")]
@@ -159,7 +159,7 @@ def test_an_uplink_that_becomes_an_inside_interface_believes_no_advertisements()
 
 
 def test_an_interface_that_others_make_a_routers_believes_no_advertisements() -> None:
-    """A bridge of containers, say: what is behind it must not become the gateway's router."""
+    """For example a container bridge: a host behind it must not become the gateway's router."""
     after = entered(Forwarding(kernel()))
     theirs = Forwarding({**after.now, forwards(6, "ra0"): "1"}, after.was)
     assert list(theirs.switch_on(PLAIN, INTERFACES)) == [(accept_ra("ra0"), "1")]
@@ -168,7 +168,7 @@ def test_an_interface_that_others_make_a_routers_believes_no_advertisements() ->
 
 
 def test_ip_forward_is_others() -> None:
-    """Switched on by another program, all of it is that program's until it is off again."""
+    """Forwarding that another program switched on belongs to that program until it is off again."""
     after = entered(Forwarding(kernel()))
     theirs = Forwarding(after.now | dict.fromkeys(everything_on(4), "1"), after.was)
     assert (

@@ -1,4 +1,4 @@
-"""What a configuration meets on its machine, in sentences."""
+"""Warnings about the machine that a configuration is applied to."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FORBIDDEN = PrivilegeError("reading the nftables chains: Operation not permitted
 def test_what_cannot_be_looked_at_is_one_warning(
     monkeypatch: pytest.MonkeyPatch, error: EnforcerError
 ) -> None:
-    """All else is looked at."""
+    """The other checks still run."""
 
     def fail(*_: object) -> list[str]:
         raise error

@@ -1,4 +1,4 @@
-"""Which of the connections from the shared address are clients'; the rest is in tests/lab/test_marks.py."""
+"""Which connections from the shared address are those of clients; see also tests/lab/test_marks.py."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_routes_tell_what_is_no_flow(
     shared = AddressSet.of([ip_address(SHARED[family])], ())
     assert Clients(shared, (), {INSIDE, OUTSIDE}).own([found]) == [found] * ours
     assert asked == [pack(ip_address(CONTAINER[family]))]
-    # One that is a flow, and one from an egress IP, are the enforcer's wherever they are from.
+    # A connection with a flow belongs to the enforcer, wherever its client is routed.
     flow = tuple_of(CONTAINER[family], ORIGIN[family])
     assert Clients(shared, {flow}, {INSIDE, OUTSIDE}).own([found]) == [found]
     dedicated = make(CONTAINER[family], DEDICATED[family], ORIGIN[family])

@@ -60,7 +60,7 @@ POOL = tuple(
 
 @st.composite
 def wanted(draw: st.DrawFn) -> Desired:
-    """A configuration: some of the pool, here or elsewhere, on some of the interfaces."""
+    """A configuration with some egress IPs of the pool, here or elsewhere, and some of the interfaces."""
     names = draw(st.permutations(INTERFACES))
     inside = draw(st.integers(1, 3))
     outside = draw(st.integers(1, 2))
@@ -97,12 +97,12 @@ NOTHING_HELD: dict[str, Any] = dict.fromkeys(("held", "ranges", "our_addresses",
 
 @st.composite
 def untouched(draw: st.DrawFn) -> Actual:
-    """A kernel that knows nothing of us, with addresses, ranges and settings of its own."""
+    """A kernel without anything of the enforcer, with other addresses, ranges and settings."""
     present = draw(st.lists(st.sampled_from(INTERFACES), unique=True))
     held = {("out0", IPv4Interface("198.51.100.1/24"))} if draw(st.booleans()) else set()
     if draw(st.booleans()):
         held.add(("out0", IPv4Interface("203.0.113.1/32")))
-    # conntrack may not be loaded yet.
+    # The conntrack module may be missing yet.
     settings = dict.fromkeys(CONNTRACK if draw(st.booleans()) else (), ("0", "1", "60"))
     settings |= dict.fromkeys(FOR_ALL.values(), ("0", "1"))
     for name in (*present, DEFAULT):
@@ -122,7 +122,7 @@ def untouched(draw: st.DrawFn) -> Actual:
 
 
 def carry_out(actual: Actual, operation: Operation, desired: Desired, tables: str) -> Actual:
-    """What the kernel holds after one operation."""
+    """The state of the kernel after one operation."""
     match operation:
         case InstallTable(ruleset=ruleset):
             return replace(actual, table=ruleset.digest())
@@ -165,7 +165,7 @@ def carry_out(actual: Actual, operation: Operation, desired: Desired, tables: st
 
 
 def apply(actual: Actual, operations: Iterable[Operation], desired: Desired, tables: str) -> Actual:
-    """What the kernel holds after all of them."""
+    """The state of the kernel after all operations."""
     for operation in operations:
         actual = carry_out(actual, operation, desired, tables)
     return actual
@@ -173,7 +173,7 @@ def apply(actual: Actual, operations: Iterable[Operation], desired: Desired, tab
 
 @dataclass(frozen=True)
 class Change:
-    """One step of a gateway's life: what is there, what was applied, and what shall be."""
+    """A change of a gateway: the actual, the applied and the desired state."""
 
     actual: Actual
     previous: Desired | None
@@ -187,13 +187,13 @@ class Change:
 
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
-    """A first start, a reload, a restart after somebody changed something, or an upgrade."""
+    """A first start, a reload, a restart after changes by other software, or an upgrade."""
     actual, desired = draw(untouched()), draw(wanted())
     if draw(st.booleans()):
         return Change(actual, None, desired, "new")
     previous = draw(wanted())
     actual = apply(actual, plan(previous, actual, None, "old"), previous, "old")
-    if draw(st.booleans()):  # an upgrade: what is pinned is of another version
+    if draw(st.booleans()):  # an upgrade: the pinned programs are of another version
         actual = replace(actual, programs={})
     if draw(st.booleans()):
         actual = replace(actual, table=draw(st.sampled_from((None, ""))))
@@ -212,7 +212,7 @@ def positions(operations: list[Operation], *kinds: type[Operation]) -> list[int]
 
 @given(changes())
 def test_what_was_planned_holds(change: Change) -> None:
-    """Applied, the kernel is as desired; planned again, there is nothing to do."""
+    """After the operations the kernel is in the desired state, and another plan is empty."""
     after = apply(change.actual, change.operations, change.desired, change.tables)
     assert plan(change.desired, after, change.desired, change.tables) == []
     desired = change.desired
@@ -234,11 +234,11 @@ def test_what_was_planned_holds(change: Change) -> None:
 
 @given(changes())
 def test_the_table_comes_first(change: Change) -> None:
-    """It is what closes the gateway: nothing else is done before it is there, as it was or anew."""
+    """The table closes the gateway: unless the former one is intact, it is installed before anything else."""
     operations = change.operations
     tables = positions(operations, InstallTable)
     if tables and tables[0]:
-        # It is there already, with the slots that go.
+        # The former table is intact and has the slots that are removed.
         assert change.previous is not None
         ruleset = change.actual.completed(change.previous.ruleset())
         assert change.actual.table == ruleset.digest()
@@ -249,7 +249,7 @@ def test_the_table_comes_first(change: Change) -> None:
 
 @given(changes())
 def test_what_lets_traffic_through_comes_last(change: Change) -> None:
-    """The guard is in place before clients' traffic is marked, and forwarding is switched on after all."""
+    """Programs of clients' traffic are attached last; forwarding is switched on after everything else."""
     operations = change.operations
     attached = [operation.program for operation in operations if isinstance(operation, Attach)]
     assert attached == sorted(attached, key=PROGRAMS.index)
@@ -260,11 +260,11 @@ def test_what_lets_traffic_through_comes_last(change: Change) -> None:
     end = len(operations) - len(list(last))
     for number in positions(operations, SetSysctl):
         name, value = cast(SetSysctl, operations[number]).name, cast(SetSysctl, operations[number]).value
-        if name in CONNTRACK:  # the timers are in the maps, too
+        if name in CONNTRACK:  # the maps have the timers too
             assert not switch or number < switch[0]
         elif name.endswith("forward") or (name.endswith("forwarding") and value == "1"):
             assert number >= end
-        elif number < end:  # what is off from now on
+        elif number < end:  # forwarding that is switched off
             assert switch and switch[0] < number
             assert all(number < detached for detached in positions(operations, Detach))
     for number in positions(operations, Attach):
@@ -276,7 +276,7 @@ def test_what_lets_traffic_through_comes_last(change: Change) -> None:
 
 @given(changes())
 def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
-    """Until the switch the policies lead to the slots of before; each has its translation and address."""
+    """Until the switch the policies use the former slots, which keep their translations and addresses."""
     operations = change.operations
     switch = positions(operations, SwitchTables)
     assume(change.previous is not None)
@@ -300,7 +300,7 @@ def test_nothing_is_taken_away_that_is_still_in_use(change: Change) -> None:
 
 @given(changes())
 def test_what_is_held_is_guarded(change: Change) -> None:
-    """At each moment: no service of the gateway's answers at an egress address, coming, there or going."""
+    """At no step does a service of the gateway answer at an egress address that is held."""
     actual = change.actual
     ruleset = change.previous.ruleset() if change.previous and actual.table else None
     shared = {each.shared4 for each in (change.previous, change.desired) if each is not None}
@@ -318,7 +318,7 @@ def test_what_is_held_is_guarded(change: Change) -> None:
 
 @given(changes(), st.data())
 def test_a_plan_that_ends_anywhere_is_healed(change: Change, data: st.DataObject) -> None:
-    """Before the switch what was before is put back, from then on what is wanted: nothing else is left."""
+    """Healing restores the former state before the switch, and completes the desired state after it."""
     operations = change.operations
     end = data.draw(st.integers(0, len(operations)))
     done = operations[:end]
@@ -343,7 +343,7 @@ def test_a_plan_that_ends_anywhere_is_healed(change: Change, data: st.DataObject
 
 @given(changes())
 def test_only_what_we_added_is_taken_away(change: Change) -> None:
-    """Whatever the state says: what the kernel says is ours."""
+    """Only addresses and ranges that the kernel shows as the enforcer's are removed."""
     for operation in change.operations:
         if isinstance(operation, RemoveAddress):
             assert operation.held in change.actual.our_addresses
@@ -353,7 +353,7 @@ def test_only_what_we_added_is_taken_away(change: Change) -> None:
 
 @given(changes())
 def test_addresses_that_others_took_away_stay_away_while_keeping(change: Change) -> None:
-    """The daemon puts back everything else (contract: they are unavailable from that moment)."""
+    """The daemon restores everything else; these egress IPs are unavailable from that moment."""
     after = apply(change.actual, change.operations, change.desired, change.tables)
     lost = replace(after, **NOTHING_HELD, table=None, hooks={})
     operations = plan(change.desired, lost, change.desired, change.tables, restore=())
@@ -376,7 +376,7 @@ def test_what_went_with_its_link_comes_back_with_it(change: Change) -> None:
 
 
 def test_a_shared_ipv6_address_of_ours_moves_to_lo() -> None:
-    """From the outside interface, where earlier versions held it: there before it is taken away here."""
+    """Earlier versions held it on the outside interface: it is added to lo, then removed from there."""
     desired = desired_with(1)
     actual = apply(clean(), plan(desired, clean(), None, "x"), desired, "x")
     lo, out0 = (
@@ -389,13 +389,13 @@ def test_a_shared_ipv6_address_of_ours_moves_to_lo() -> None:
     operations = plan(desired, before, desired, "x")
     moved = [one for one in operations if isinstance(one, AddAddress | RemoveAddress)]
     assert moved == [AddAddress(lo), RemoveAddress(out0)]
-    # The host's own stays, and is enough.
+    # An address of the host itself stays and suffices.
     own = replace(actual, held=actual.held - {lo} | {out0}, our_addresses=actual.our_addresses - {lo})
     assert plan(desired, own, desired, "x") == []
 
 
 def after_a_rename(actual: Actual, before: str, after: str) -> Actual:
-    """A link has another name; it had its role, and its settings were noted, under the one before."""
+    """A link with another name; its role and its noted settings have the former one."""
 
     def called(name: str) -> str:
         return after if name == before else name
@@ -420,7 +420,7 @@ def test_a_renamed_link_keeps_its_guard_and_what_is_on_it() -> None:
     desired = desired_with(1)
     actual = apply(clean(), plan(desired, clean(), None, "x"), desired, "x")
     elsewhere = after_a_rename(actual, "out0", "wan0")
-    # From outside nothing is forwarded that was not before.
+    # Only the table is replaced: it drops from wan0 what it dropped from out0.
     assert [type(one) for one in plan(desired, elsewhere, desired, "x", restore=())] == [InstallTable]
     elsewhere = replace(elsewhere, table=elsewhere.completed(desired.ruleset()).digest())
     assert plan(desired, elsewhere, desired, "x", restore=()) == []
@@ -448,7 +448,7 @@ def test_a_renamed_link_gets_new_programs() -> None:
 
 @given(changes(), st.sampled_from(INTERFACES))
 def test_a_renamed_link_that_leaves_the_file(change: Change, name: str) -> None:
-    """Nothing of ours stays on it, and what was held by it is held by the first outside interface."""
+    """No address or hook stays on it, and the first outside interface gets its addresses."""
     desired = change.desired
     after = apply(change.actual, change.operations, desired, change.tables)
     assume(name in after.links)
@@ -516,7 +516,7 @@ def test_a_first_start_in_words() -> None:
         "attach to_client to in0 egress",
         "attach from_client to in0 ingress",
         "set allmulti on out0",
-        # Others believe advertisements, too.
+        # Other interfaces continue to accept advertisements too.
         "set net.ipv6.conf.in1.accept_ra = 2",
         "set net.ipv6.conf.any0.accept_ra = 2",
         "set net.ipv6.conf.out0.accept_ra = 2",
@@ -544,7 +544,7 @@ def test_an_exchanged_egress_ip_in_words() -> None:
         "remove local range 2001:db8:1::/64",
         "end the connections of e1",
     ]
-    # Last, so that nothing answers at the address while it is held.
+    # Last, so that no service answers at the address while it is held.
     assert words[-1] == "replace nftables table inet enforcer (1 egress IPs)"
 
 
@@ -553,7 +553,7 @@ def test_a_new_inside_interface_is_in_the_maps_before_it_has_a_filter() -> None:
     actual = apply(clean(), plan(before, clean(), None, "x"), before, "x")
     operations = plan(desired, actual, before, "x")
     table = operations[0]
-    # Its old connections are not translated: conntrack must forget them.
+    # Its old connections are not translated, so their conntrack entries must be deleted.
     assert isinstance(table, InstallTable)
     assert not table.trusted
     kinds = [type(operation) for operation in operations]

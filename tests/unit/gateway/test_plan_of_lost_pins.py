@@ -1,4 +1,4 @@
-"""What a plan makes of lost pins, of a lost state, and which of old maps go into new ones."""
+"""Plans for lost pins and for a lost state, and the contents that are carried into new maps."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_lost_pins_are_loaded_again_before_anything_is_attached() -> None:
 
 
 def test_programs_of_a_gateway_whose_state_is_lost_are_taken_off_first() -> None:
-    """Slots and marks are numbered again: what is attached may use other numbers."""
+    """Slots and marks are numbered again; attached programs may use other numbers."""
     operations = plan(WANTED, replace(ACTUAL, table=""), None, "", unfinished=None)
     first = operations[: len(HOOKED)]
     assert {(one.interface, one.direction) for one in first if isinstance(one, Detach)} == set(HOOKED)
@@ -130,7 +130,7 @@ class Table:
 
 
 class Tables:
-    """Maps in memory; those named are lost."""
+    """Maps in memory; the pins of the named ones are lost."""
 
     def __init__(self, *lost: str):
         self._lost = lost
@@ -186,7 +186,7 @@ def test_what_is_over_is_not_counted() -> None:
 
 
 def old(*lost: str) -> Tables:
-    """With flows and what they add up to, a flow too many, an origin without one, and counters."""
+    """Maps with flows and counters; each origin counts one flow too many."""
     whole = carried(None, flows_of(*SOURCES))
     for name in COPIED:
         getattr(whole, name).put(0, 7)

@@ -1,4 +1,4 @@
-"""What is written of interfaces while other software changes nftables: what was known stays."""
+"""Rows of the map `interfaces` while other software changes nftables: known values stay."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LINKS = some_links("lo", "in0", "out0")
 
 
 class Maps(dict[str, Map]):
-    """The one map that is written here."""
+    """Maps with only the map `interfaces`."""
 
     @property
     def interfaces(self) -> Map:
@@ -52,7 +52,7 @@ def maps() -> Iterator[Maps]:
 
 @pytest.fixture
 def chains(monkeypatch: pytest.MonkeyPatch) -> list[Devices | None]:
-    """What each look at the chains gives, the next one first."""
+    """The results of the next looks at the chains, in order."""
     found: list[Devices | None] = []
     monkeypatch.setattr(nft_ingress, "devices", lambda: found.pop(0))
     monkeypatch.setattr(attach, "others_filter", lambda _: False)
@@ -74,7 +74,7 @@ def test_chains_that_change_while_they_are_read(maps: Maps, chains: list[Devices
 
 
 def test_a_link_that_appears_meanwhile(maps: Maps, chains: list[Devices | None]) -> None:
-    """Nothing passes filters by that may be there."""
+    """A new link counts as filtered until the chains are read: the fast path must not bypass filters."""
     chains += [None, Devices()]
     assert roles.refresh(maps, PLAIN, LINKS).uncertain
     assert filtered(maps) == {"in0": True, "out0": True}
@@ -104,7 +104,7 @@ def old_map() -> Iterator[Map]:
         ({2: "in0", 3: "wan0"}, {"wan0": "out0"}),
         ({2: "lan0", 3: "wan0"}, {"lan0": "in0", "wan0": "out0"}),
         ({2: "in0", 3: "wan0", 9: "out0"}, {"wan0": "out0"}),  # another link has the name
-        ({2: "out0", 3: "in0"}, {}),  # both are listed, each as what it is called
+        ({2: "out0", 3: "in0"}, {}),  # both names are listed
         ({3: "out0"}, {}),
     ],
 )

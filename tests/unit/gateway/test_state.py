@@ -1,4 +1,4 @@
-"""The state file, numbers that last, and the locks beside it."""
+"""The state file, lasting numbers of names, and the locks beside the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True)
 
 @given(st.lists(NAMES, min_size=1), st.integers(8, 10))
 def test_numbers_last_while_a_name_is_used(generations: list[list[str]], last: int) -> None:
-    """Through any reloads: a name keeps its number, no two share one, and a new name gets an unused one."""
+    """In any reloads a name keeps its number, no two share one, and a new name gets an unused one."""
     known: dict[str, int] = {}
     for names in generations:
         numbers = assign(names, known, last)
@@ -168,7 +168,7 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=64))
 def test_any_bytes_are_read(content: bytes) -> None:
-    """By what every command calls first; no file of a later version is made of them."""
+    """Arbitrary bytes are no state, and salvage does not change the file."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "state.json")
         path.write_bytes(content)
@@ -202,7 +202,7 @@ def test_what_another_version_says_of_a_plan_is_completed(tmp_path: Path) -> Non
 
 
 def test_every_kind_that_is_noted_is_known() -> None:
-    """What stands in the undo list and is not known would be another version's."""
+    """An unknown kind in the undo list counts as one of another version."""
     sources = [(Path(states.__file__).parent / name).read_text() for name in ("applier.py", "undo_list.py")]
     noted = set(re.findall(r'(?:"kind": |done_to\()"(\w+)"', "".join(sources)))
     assert {"sysctl", "clsact", "allmulti"} <= noted
@@ -232,7 +232,7 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Instance:
 
 
 def test_one_daemon(instance: Instance) -> None:
-    """flock(2) is by open file, so one process can play two."""
+    """flock(2) locks belong to open files, so one process can act as two."""
     assert instance.daemon_pid() is None
     with instance.daemon_lock():
         instance.state_file.write_text("{}")
@@ -300,7 +300,7 @@ with instance.Instance(0x2A).change_lock():
 
 @contextmanager
 def holding(instance: Instance) -> Iterator[subprocess.Popen[str]]:
-    """Another process changes the gateway."""
+    """A process that holds the change lock."""
     command = [sys.executable, "-c", HOLD, str(instances.RUN)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
@@ -334,7 +334,7 @@ def test_a_process_that_hangs_under_the_lock_is_killed(instance: Instance) -> No
 
 
 def test_the_number_in_the_file_is_nobodys_death(instance: Instance) -> None:
-    """It may be another process's by now: the kernel knows who holds the lock."""
+    """The pid may have been reused: /proc/locks has the process that holds the lock."""
     with subprocess.Popen(["sleep", "1000"]) as innocent:
         try:
             with holding(instance) as other:

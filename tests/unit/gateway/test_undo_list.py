@@ -1,4 +1,4 @@
-"""The undo list: what it says of a link is said of that link, whatever it is called."""
+"""The undo list: entries about a link follow it when its name changes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BEFORE = some_links("lo", "in0", "out0")
 
 
 def called(**names: str) -> dict[str, Link]:
-    """The links of before, some under other names; one that is called nothing is gone."""
+    """The links of ``BEFORE``, some renamed; a link with an empty name is removed."""
     links = {names.get(name, name): link for name, link in BEFORE.items()}
     return {name: Link(**(vars(link) | {"name": name})) for name, link in links.items() if name}
 
 
 def noted(found: Mapping[str, Link] = BEFORE, interface: str = "out0", was: str = "0") -> list[Entry]:
-    """Settings of an interface and of no interface, and what else is done to a link."""
+    """Entries of an interface's setting, of a general setting, and of two other changes of a link."""
     settings = (f"net/ipv4/conf/{interface}/forwarding", "net/ipv6/conf/default/forwarding")
     entries = [undo_list.setting(name, was, found) for name in settings]
     return [
@@ -50,7 +50,7 @@ def test_a_renamed_link() -> None:
 
 
 def test_another_link_under_the_name() -> None:
-    """What was found of the first one is not put back there, and what is done to it is noted."""
+    """Entries of the first link do not apply to it, and changes of it get new entries."""
     entries, found = noted(), called(out0="wan0", in0="out0")
     assert names(undo_list.at_present(entries, found))[0] == "net/ipv4/conf/wan0/forwarding"
     assert undo_list.of(entries, "clsact", found["out0"]) == []
@@ -59,7 +59,7 @@ def test_another_link_under_the_name() -> None:
 
 
 def test_a_link_that_is_gone() -> None:
-    """Another one of its name begins again."""
+    """A new link of this name gets new entries."""
     entries, gone = noted(), called(out0="")
     assert names(undo_list.at_present(entries, gone)) == ["net/ipv6/conf/default/forwarding"]
     assert undo_list.relisted(entries, ["out0"], gone) == entries[1:2]

@@ -1,4 +1,4 @@
-"""`enforcer policy test`: expectations as they are read, and as they are judged."""
+"""`enforcer policy test`: parsing and evaluation of expectations."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_reasons_are_those_of_the_kernel_side() -> None:
     assert set(REASONS) <= by_name().keys()
 
 
-# --- what is shown
+# --- output
 
 
 def test_a_failure_is_shown_with_the_reason(config: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_json(config: Path, tmp_path: Path) -> None:
     } in bad["trace"]
 
 
-# --- what is wrong with a file
+# --- invalid files
 
 
 def test_all_faults_at_once(config: Path, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_any_entry_is_judged_or_named(
     config: Path, tmp_path: Path, changes: dict[str, Any], whole: bool
 ) -> None:
     changed = {**entry(), **changes} if whole else changes
-    path = tmp_path / "e.json"  # JSON is YAML, but for what JSON has no word for
+    path = tmp_path / "e.json"  # JSON is YAML, except for NaN and Infinity
     path.write_text(
         json.dumps({"expectations": [changed]}).replace("NaN", ".nan").replace("Infinity", ".inf")
     )

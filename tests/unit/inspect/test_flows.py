@@ -1,4 +1,4 @@
-"""`flows`: what the kernel's way and the fast path have counted, together and apart."""
+"""`flows`: the counters of the kernel's path and of the fast path, as sums and separately."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def shown(
     replied: bool = True,
     way: int = 0,
 ) -> dict[str, Any]:
-    """The row of one flow, seen three seconds ago, of which so much is learnt.
+    """The row of one flow, last seen three seconds ago; ``learnt``: the use of its fast-path entries.
 
-    ``reply``: where conntrack expects answers; None if it does not know the connection. ``way``: the port
-    that the fast path writes.
+    ``reply``: the destination of answers in conntrack; None if it does not have the connection. ``way``: the
+    port that the fast path writes.
     """
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     key, value = np.zeros(1, dtype=FLOW_KEY), np.zeros(1, dtype=FLOW)

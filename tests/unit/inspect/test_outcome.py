@@ -1,4 +1,4 @@
-"""What a verdict leaves out."""
+"""Details that the commands add to a verdict: the kind of address, the unavailable egress IP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
     [
         ("203.0.113.10", True, "unsolicited"),
         ("2001:db8:1::5", True, "unsolicited"),
-        ("203.0.113.20", True, "local"),  # another location's
+        ("203.0.113.20", True, "local"),  # of another location
         ("10.0.1.1", True, "local"),
         ("192.0.2.1", False, "unrouted"),
         ("224.0.0.251", False, "local"),
@@ -83,7 +83,7 @@ def test_what_the_program_calls_local(
         ("by name", 6, "lax-2", "2001:db8:3::/64 of lax-2 is not among the local routes"),
         ("far by name", 6, "nyc-1", "nyc-1 is at nyc, this gateway at lax"),
         (None, 6, None, "no policy matches"),
-        # Between the program's answer and this question the file has another policy of that name, or none.
+        # The file changed between the program's answer and this look-up.
         ("shared", 4, None, "the configuration has changed meanwhile, and with it policy shared"),
         ("gone", 6, None, "the configuration has changed meanwhile, and with it policy gone"),
     ],

@@ -1,4 +1,4 @@
-"""Directories, links and files that another local user may have prepared are not used."""
+"""Directories, links and files that another local user may have prepared are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root, to giv
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory of root's that other users can look into: pytest's own are root's alone."""
+    """A directory of root that other users may read, unlike those of pytest."""
     with tempfile.TemporaryDirectory(prefix="trust-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -49,7 +49,7 @@ def link(path: Path, target: Path | str) -> Path:
     return path
 
 
-# --- directories of the enforcer's own
+# --- the enforcer's directories
 
 
 def test_a_directory_of_root_s_is_used(place: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_ours_is_made_in_may_be_sticky(place: Path) -> None:
             trust.check_mount(path)
 
 
-# --- taking a directory away
+# --- removing a directory
 
 
 def test_removing_follows_no_link(place: Path) -> None:
@@ -148,7 +148,7 @@ def refused(path: Path) -> str:
 
 
 def test_files_that_are_read(place: Path) -> None:
-    """Root's, by root's links, relative ones too; another user's where root or only that user may write."""
+    """Files of root, also by root's links; files of another user where only that user or root may write."""
     path = file(place / "file")
     given = give(file(place / "given", 0o600))
     theirs = give(directory(place / "theirs"))
@@ -166,14 +166,14 @@ def test_files_that_are_read(place: Path) -> None:
 
 
 def test_a_link_of_another_user_is_not_followed(place: Path) -> None:
-    """Neither as the last name nor on the way, whatever it leads to."""
+    """Neither as the last name nor as a directory of the path, for any target."""
     secret = file(place / "secret", 0o600)
     theirs = give(directory(place / "theirs"))
     said = refused(give(link(theirs / "sessions.jsonl", secret)))
     assert said == f"{theirs}/sessions.jsonl is reached by a link that the user 65534 made"
     give(link(theirs / "current", place))
     assert "is reached by a link" in refused(theirs / "current" / "secret")
-    # Root's link to theirs.
+    # root's link to a link of another user
     assert "is reached by a link" in refused(link(place / "ours", theirs / "sessions.jsonl"))
 
 
@@ -188,7 +188,7 @@ def test_a_hard_link_in_another_user_s_directory(place: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
 def test_a_directory_that_every_user_may_write(place: Path, mode: int) -> None:
-    """Where it is sticky, another user cannot replace a file of root's, but can have made any other."""
+    """In a sticky directory another user cannot replace a file of root, but may have made any other file."""
     open_to_all = directory(place / "all", mode)
     own, theirs = file(open_to_all / "own"), give(file(open_to_all / "theirs"))
     assert "directory that every user may write" in refused(theirs)
@@ -230,7 +230,7 @@ def test_pipes_devices_and_directories_are_not_opened(place: Path, strict: bool)
 
 
 def test_without_privileges_any_link_is_followed(place: Path) -> None:
-    """For `policy test` in the directory of a CI that every user may write, for example."""
+    """For example `policy test` in a CI directory that every user may write."""
     path = give(link(place / "link", file(place / "file", 0o666)))
     assert trust.read_file(path, 100, strict=False) == b"content"
     child = os.fork()
@@ -245,7 +245,7 @@ def test_without_privileges_any_link_is_followed(place: Path) -> None:
 
 
 def test_capabilities_are_a_privilege(place: Path) -> None:
-    """A daemon with capabilities is as strict as one of root's."""
+    """A process with capabilities is as strict as one of root."""
     path = give(link(place / "link", file(place / "file")))
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""The language of policies: what it accepts, what it means, and what it says of the rest."""
+"""The language of policies: valid expressions and their meaning, and messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def every(field: str, *values: str) -> TextIn:
         ("net.src.port == 80", PortIn("source", ((80, 80),))),
         ("net.dst.port in {80 443 8000..8999}", ports((80, 80), (443, 443), (8000, 8999))),
         ("net.dst.port in {0..65535}", ports((0, 65535))),
-        ('net.dst.port == "80"', WEB),  # as Cloudflare's own documents have it
+        ('net.dst.port == "80"', WEB),  # as in Cloudflare's documents
         ("net.dst.port == 0x50", WEB),
         ("net.dst.port < 80", ports((0, 79))),
         ("net.dst.port lt 80", ports((0, 79))),
@@ -118,7 +118,7 @@ def every(field: str, *values: str) -> TextIn:
         ("net.dst.ip < 64.0.0.0", AddressIn("destination", networks("0.0.0.0/2"))),
         ("net.dst.ip >= 8000::", AddressIn("destination", networks("8000::/1"))),
         ("net.dst.ip < 0.0.0.0", AddressIn("destination", ())),
-        # a field of one value is a list of one
+        # a field with one value is a list with one element
         ("any(net.dst.ip[*] in {10.0.0.0/8})", AddressIn("destination", networks("10.0.0.0/8"))),
         ("all(net.dst.ip[*] in {10.0.0.0/8})", AddressIn("destination", networks("10.0.0.0/8"))),
         ("net.src.ip[*] in {10.0.0.0/8}", AddressIn("source", networks("10.0.0.0/8"))),
@@ -483,7 +483,7 @@ def test_the_values_of_a_list_are_read_once() -> None:
             with pytest.raises(ListError):
                 parse(f"net.fqdn.host in $names and net.dst.port == {port}", lists)
 
-    # To read them a second time would double it.
+    # Reading the lists once per expression would multiply the calls.
     assert calls(lambda: parsed(50)) < 2 * calls(lambda: parsed(1))
 
 
@@ -636,7 +636,7 @@ PEOPLE = Lists(
     ],
 )
 def test_a_large_list_in_many_terms_is_refused_soon(term: str) -> None:
-    """A value costs too, or such an expression takes minutes and gigabytes."""
+    """Values count towards the limit: otherwise such an expression takes minutes and gigabytes."""
     expression = parse(" and ".join(term.replace("{}", str(number)) for number in range(60)), PEOPLE)
 
     def refused() -> None:

@@ -1,4 +1,4 @@
-"""The nearest place, and which client goes where within it."""
+"""The nearest location, and the distribution of clients over its egress IPs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_names_must_be_distinct_and_some(names: list[str]) -> None:
 
 
 def test_a_bucket_costs_the_same_whatever_names_there_are() -> None:
-    """One step for all names at once: a look at each would be four million."""
+    """All names are handled in one step: a step per name and bucket would be four million."""
     names = [f"egress-{i}" for i in range(4000)]
     assert len(buckets(names, 1024)) == 1024
     assert calls(lambda: buckets(names, 1024)) < 50_000

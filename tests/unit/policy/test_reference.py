@@ -1,4 +1,4 @@
-"""What policies mean: three-valued logic, names of a destination, the first match, and why others failed."""
+"""The reference: three-valued logic, names of a destination, the first match, reasons of failures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ KNOWN = BARE._replace(
         ('any(identity.groups[*].name != "All")', True, None),
         ('all(identity.groups[*].name != "All")', False, None),
         ('all(identity.groups[*].name matches "l|F")', True, None),
-        # an empty list has none of which something is true, and none of which it is not
+        # in an empty list no element matches, and none fails to match
         ('any(identity.groups[*].id == "1")', False, None),
         ('any(identity.groups[*].id != "1")', False, None),
         ('all(identity.groups[*].id == "1")', True, None),
@@ -69,7 +69,7 @@ KNOWN = BARE._replace(
         ('identity.saml_attributes["dept"] != "y"', False, None),
         ('any(identity.saml_attributes["dept"] != "y")', True, None),
         ('identity.saml_attributes["other"] != "y"', None, None),
-        # what is unknown decides only if nothing else does
+        # an unknown value decides only if no other value does
         ('identity.name == "A" or net.dst.port == 443', True, True),
         ('identity.name == "A" or net.dst.port == 80', None, None),
         ('identity.name == "A" and net.dst.port == 80', False, False),
@@ -258,7 +258,7 @@ def test_why_a_policy_failed(text: str, selector: str, reason: str) -> None:
     ],
 )
 def test_why_is_asked_of_the_name_that_fits(text: str, selector: str) -> None:
-    """KNOWN goes by two names; that one of them is another is not why the policy failed."""
+    """KNOWN has two names; the reason is not the name that does not match."""
     (step,) = trace([Policy("p", 1, text)], KNOWN)
     assert (step.outcome, step.selector) == ("failed", selector)
 

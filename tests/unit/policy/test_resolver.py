@@ -1,4 +1,4 @@
-"""The resolvers' document: small, the same in every process, and what is remembered is bounded."""
+"""The resolvers' document: its size, equal text in every process, and bounded caches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_document_of_another_kind(document: list[object]) -> None:
 
 
 def test_every_process_dumps_the_same() -> None:
-    """Strings hash differently in each, and with them the parts of a predicate are in another order."""
+    """Hashes of strings differ between processes, and so the order of sets of parts."""
     said = set()
     for seed in ("1", "2", "3", "4"):
         paths = str(Path(__file__).parents[2])

@@ -1,4 +1,4 @@
-"""Policies that never decide are named, with those that decide instead; none is named that does."""
+"""Shadowed policies: each named one never decides, and the policies that decide instead are named."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_all_three_texts_count() -> None:
 @given(st.randoms(use_true_random=False), st.integers(0, 2**32))
 @settings(max_examples=200)
 def test_what_is_hidden_never_decides(chance: random.Random, seed: int) -> None:
-    """Of any policies and a copy of one behind them, which the search does not find in every draw."""
+    """Random policies and a copy of one behind them; the search does not find the copy in every draw."""
     policies = [mixes.policy(chance, i, 100 - i) for i in range(chance.randrange(1, 6))]
     policies.append(replace(chance.choice(policies), name="copy", precedence=1000))
     try:
@@ -185,7 +185,7 @@ for text in (" or ".join(alternatives), f'any({group} in {{"a" "b"}}) and any({g
 
 
 def test_every_process_tries_the_same_connections() -> None:
-    """Strings hash differently in each: what depends on that would be a warning that comes and goes."""
+    """Hashes of strings differ between processes; warnings must not depend on them."""
     said = set()
     for seed in range(8):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Match tables agree with the reference on every packet near an edge, in both families."""
+"""Match tables agree with the reference on packets near edges, in both families."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ V4, V6 = edges()
 @given(st.randoms(use_true_random=False), st.integers(0, 2**32))
 @settings(max_examples=600, deadline=None)
 def test_tables_agree_with_the_reference(chance: random.Random, seed: int) -> None:
-    # Precedences descend in the list, so that the order is the tables' work.
+    # Precedences descend in the list, so that the tables must sort.
     policies = [mixes.policy(chance, i, 100 - i) for i in range(chance.randrange(7))]
-    # What shrinks are the policies.
+    # hypothesis shrinks the policies only.
     rest = random.Random(seed)
     world = mixes.world(rest)
     try:
@@ -82,7 +82,7 @@ def test_tables_agree_with_the_reference(chance: random.Random, seed: int) -> No
 @settings(max_examples=300, deadline=None)
 def test_a_policy_and_its_negation_share_all_that_is_known(chance: random.Random, seed: int) -> None:
     text = mixes.expression(chance, chance.randrange(1, 6))
-    # What shrinks are the policies.
+    # hypothesis shrinks the policies only.
     rest = random.Random(seed)
     world = mixes.world(rest)
     try:
@@ -97,7 +97,7 @@ def test_a_policy_and_its_negation_share_all_that_is_known(chance: random.Random
 
 
 def check_shape(tables: MatchTables) -> None:
-    """What the kernel side relies on."""
+    """Checks the properties that the BPF programs rely on."""
     assert tables.sets[0] == 0
     assert len(set(tables.sets)) == len(tables.sets)
     assert all(bits < 1 << len(tables.rules) for bits in tables.sets) or not tables.rules
@@ -132,7 +132,7 @@ def test_first_match_in_ascending_precedence(source: str, destination: str) -> N
     found = decide(policies, packet)
     assert found is not None and found.name == "early"
     index = compile_tables(policies).decide(packet)
-    # The index counts all policies, the disabled one too.
+    # The index counts all policies, also disabled ones.
     assert index == 2 and in_order(policies)[index].name == "early"
     assert decide([replace(policy, enabled=False) for policy in policies], packet) is None
 
