@@ -106,7 +106,6 @@ def down(stage: Stage, screen: Screen, found: dict[str, list[str]]) -> None:
         stage.gateway.down()
     stage.lab.gw.ip(*_BY_HAND["del"])
     left = footprint(stage.lab.gw)
-    print([(w, set(found[w]) ^ set(left[w])) for w in found])
     different = [what for what in found if found[what] != left[what]]
     screen.check(
         not different,
