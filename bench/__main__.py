@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--rounds N] [--only NAME] [--write]`."""
+"""The command `python -m bench [--quick] [--rounds N] [--only NAME] [--write]`: measures, prints, writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m lab up`` leaves a lab standing to play in; ``… down`` takes it away."""
+"""``python -m lab up`` builds a lab for interactive use; ``python -m lab down`` removes it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def down(prefix: str) -> None:
 
 
 def guide(lab: Lab, gateway: LabGateway) -> str:
-    """How to play in a standing lab."""
+    """Instructions for a running lab."""
     enforcer = " ".join(gateway.enforcer)
     state = f"runs (pid {gateway.pid})." if gateway.alive else f"is not started:\n  {enforcer} run"
     again = (

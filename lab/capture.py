@@ -1,4 +1,4 @@
-"""tcpdump on an interface of the lab, and readers of what it caught."""
+"""tcpdump on an interface of the lab, and readers of its captures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ IPV4 = 0x0800
 IPV6 = 0x86DD
 _HEADER = 24  # bytes of struct pcap_file_header
 _RECORD = struct.Struct("=IIII")  # seconds, microseconds, bytes kept, bytes on the wire
-_numbers = itertools.count()  # of captures: none finds another's file, or is ready by another's word
+_numbers = itertools.count()  # of captures: each has its own file and its own output
 
 
 class Capture(Program):
     """A running capture. ``direction`` is seen from the interface: in, out or inout.
 
-    What a gateway let out is what arrives at the other end of its link:
+    To capture what a gateway sends, capture what arrives at the other end of its link:
     ``Capture(lab.net, "gw0", lab.directory, direction="in")``.
     """
 
@@ -42,7 +42,7 @@ class Capture(Program):
         self.pcap = directory / f"{namespace.name.rpartition('-')[2]}-{interface}-{number}.pcap"
         super().__init__(
             namespace,
-            # -Z root: it would become a user who may not write here.
+            # -Z root: otherwise tcpdump becomes a user that may not write here.
             f"tcpdump -i {interface} -w {self.pcap} -Q {direction} -s {snap} -n -p -U --immediate-mode "
             f"-B 32768 -Z root {expression}".split(),
             directory,
@@ -51,7 +51,7 @@ class Capture(Program):
         )
 
     def stop(self, patience: float = 10.0) -> int | None:
-        """End it; LabError if the kernel had to drop packets, as then nothing is proved by what is there."""
+        """End it; LabError if the kernel dropped packets, as an incomplete capture proves nothing."""
         self._drain(patience)
         code = super().stop(patience)
         if "\n0 packets dropped by kernel" not in self.said():
@@ -59,7 +59,7 @@ class Capture(Program):
         return code
 
     def _drain(self, patience: float) -> None:
-        """Wait until it has read what was sent so far: each packet wakes it, so then it sleeps."""
+        """Wait until tcpdump sleeps: each packet wakes it, so it has then read all that was sent so far."""
         deadline = time.monotonic() + patience
         while self.alive and time.monotonic() < deadline:
             state = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
@@ -68,7 +68,7 @@ class Capture(Program):
             time.sleep(0.005)
 
     def frames(self) -> Iterator[bytes]:
-        """Each frame as far as it was kept, from the Ethernet header on."""
+        """Each frame from the Ethernet header on, as far as tcpdump kept it."""
         data = self.pcap.read_bytes()
         offset = _HEADER
         while offset + _RECORD.size <= len(data):
@@ -78,9 +78,9 @@ class Capture(Program):
             offset += kept
 
     def sources(self) -> Counter[str]:
-        """How many packets each IP source address sent; link-local ones (neighbour discovery) left out.
+        """Packets by IP source address, without link-local and unspecified ones (neighbour discovery).
 
-        About 1 µs a packet: fit for captures of many connections.
+        About 1 µs per packet: fast enough for captures of many connections.
         """
         seen: Counter[bytes] = Counter()
         for frame in self.frames():
@@ -97,7 +97,7 @@ class Capture(Program):
         )
 
     def packets(self) -> list[Any]:
-        """All frames as scapy packets; slow (0.1 ms each), for a close look at a few."""
+        """All frames as scapy packets; slow (0.1 ms per frame), for captures of a few packets."""
         from scapy.layers.l2 import Ether
 
         return [Ether(frame) for frame in self.frames()]

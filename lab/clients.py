@@ -1,7 +1,7 @@
-"""What a user's device does: ask something, from a namespace, and tell what came back.
+"""Clients in a namespace: each helper sends a request and returns the answer.
 
-Every helper takes the namespace first. Sockets are made in the namespace and used from here, so a test
-can keep as many connections open as it likes.
+Every helper takes the namespace first. Sockets belong to that namespace and are used from this process, so a
+test can keep many connections open.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def family_of(address: str) -> socket.AddressFamily:
 
 
 class Session:
-    """A TCP connection to a reporter, held open: it can be asked again at any time.
+    """A TCP connection to a reporter that stays open and can be asked again at any time.
 
-    ConnectionError and TimeoutError are the connection's own fate and are passed on.
+    ConnectionError and TimeoutError come from the connection itself and are passed on.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Session:
         self.close()
 
     def ask(self) -> Seen:
-        """Send a line, and return what the server says of this connection's peer."""
+        """Send a line and return the server's report on this connection's peer."""
         self.socket.sendall(b"\n")
         return self._read()
 
@@ -108,13 +108,13 @@ class Session:
 def tcp_ask(
     namespace: Namespace, address: str, port: int = 9000, source: str | None = None, timeout: float = TIMEOUT
 ) -> Seen:
-    """What a reporter sees of a TCP connection; OSError is the connection's fate."""
+    """What a reporter sees of a TCP connection; OSError if the connection fails."""
     with Session(namespace, address, port, source, timeout=timeout) as session:
         return session.seen
 
 
 class UdpFlow:
-    """A connected UDP socket to a reporter; an ICMP error comes out as OSError or by ``error``."""
+    """A connected UDP socket to a reporter; an ICMP error appears as OSError or in ``error``."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class UdpFlow:
         self.socket.close()
 
     def ask(self, payload: bytes = b"?\n") -> Seen:
-        """Send a datagram and return what the server says of its source."""
+        """Send a datagram and return the server's report on its source."""
         self.socket.send(payload)
         return Seen(**json.loads(self.socket.recv(65536)))
 
@@ -175,7 +175,7 @@ class UdpFlow:
 def udp_ask(
     namespace: Namespace, address: str, port: int = 9000, source: str | None = None, timeout: float = TIMEOUT
 ) -> Seen:
-    """What a reporter sees of a datagram; OSError (TimeoutError for silence) is its fate."""
+    """What a reporter sees of a datagram; OSError after an ICMP error, TimeoutError without an answer."""
     with UdpFlow(namespace, address, port, source, timeout=timeout) as flow:
         return flow.ask()
 
@@ -183,7 +183,7 @@ def udp_ask(
 def ttl_probe(
     namespace: Namespace, address: str, ttl: int, port: int = 33434, timeout: float = 2.0
 ) -> IcmpError | Seen | None:
-    """One step of a traceroute: a datagram with this TTL, and the error or answer; None for silence."""
+    """One step of a traceroute: sends a datagram with this TTL; the error or answer, None without either."""
     with UdpFlow(namespace, address, port, ttl=ttl, timeout=timeout) as flow:
         try:
             return flow.ask()
@@ -249,7 +249,7 @@ def dig(
 
 @dataclass(frozen=True)
 class Pings:
-    """What ping said."""
+    """The result of ping; true if every request was answered."""
 
     sent: int
     received: int
@@ -278,7 +278,7 @@ def ping(
 
 
 def ssh_banner(namespace: Namespace, address: str, port: int = 22, source: str | None = None) -> str:
-    """The first line that an SSH server says."""
+    """The first line that an SSH server sends."""
     with namespace.socket(family_of(address), socket.SOCK_STREAM) as client:
         client.settimeout(TIMEOUT)
         if source:
@@ -288,7 +288,7 @@ def ssh_banner(namespace: Namespace, address: str, port: int = 22, source: str |
 
 
 def fate(error: BaseException) -> str:
-    """One word for what became of a connection: refused, prohibited, silence, unreachable, or the errno."""
+    """One word for the outcome of a failed connection: silence, refused, prohibited, or the errno's name."""
     if isinstance(error, TimeoutError):
         return "silence"
     if isinstance(error, ConnectionRefusedError | ConnectionResetError):

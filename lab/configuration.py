@@ -1,4 +1,4 @@
-"""A configuration file that fits the lab, and small edits of it.
+"""A configuration for the lab, and small edits of it.
 
 A document is plain dicts and lists, as YAML reads it. The edits return a copy.
 """

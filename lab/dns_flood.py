@@ -1,10 +1,10 @@
-"""A resolver with a zone of many addresses, and a client that asks for it without end.
+"""A resolver with a zone of many addresses, and a client that queries it continuously.
 
     python -m lab.dns_flood serve ADDRESS...        a resolver on port 53 of each address
     python -m lab.dns_flood ask SOURCE RESOLVER RATE
 
-The resolver answers for names below ``flood.`` with 64 addresses that it makes up, for a day. Any other name
-``nNUMBER.…`` has one address for a minute: the NUMBERth of the pool (POOL).
+The resolver answers for names below ``flood.`` with 64 random addresses and a TTL of a day. Any other name
+``nNUMBER.…`` has one address with a TTL of a minute: the NUMBERth of the pool (POOL).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SOCKETS = 8
 
 
 def serve(addresses: list[str]) -> None:
-    """Answers until the process is ended."""
+    """Answers queries until the process is ended."""
     servers = []
     for address in addresses:
         server = socket.socket(family_of(address), socket.SOCK_DGRAM)
@@ -48,7 +48,7 @@ def serve(addresses: list[str]) -> None:
 
 
 def answer(query: bytes) -> bytes:
-    """To a query without EDNS."""
+    """The answer to a query without EDNS."""
     end = 12
     labels = []
     while size := query[end]:
@@ -69,14 +69,14 @@ def answer(query: bytes) -> bytes:
 
 
 def _made_up(kind: int) -> bytes:
-    """An address that anything may be at."""
+    """A random address in 45.0.0.0/8 or 2a00::/16."""
     if kind == _A:
         return bytes([45]) + os.urandom(3)
     return bytes.fromhex("2a00") + os.urandom(14)
 
 
 def ask(source: str, resolver: str, rate: float) -> None:
-    """Asks so often a second, a new name each time, until the process is ended; reads no answer."""
+    """Sends ``rate`` queries a second, each for a new name, until the process is ended; reads no answer."""
     sockets = []
     for _ in range(_SOCKETS):
         asking = socket.socket(family_of(source), socket.SOCK_DGRAM)

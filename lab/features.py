@@ -1,4 +1,4 @@
-"""What the lab needs of the machine, asked before anything is built."""
+"""What the lab needs of the machine, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TRIALS = {
 
 
 def missing() -> list[str]:
-    """Names of what is missing, for people; empty if the lab can be built here. Takes about 50 ms."""
+    """Descriptions of what is missing; empty if the lab can be built here. Takes about 50 ms."""
     return list(_missing())
 
 

@@ -16,7 +16,7 @@ from lab.topology import Lab
 
 
 class LabGateway(Program):
-    """``start()`` runs the daemon and waits for its ready line; every command is run as a user would."""
+    """``start()`` runs the daemon and waits for its ready line; commands run as on a user's command line."""
 
     def __init__(self, lab: Lab, config: Document | str | None = None):
         self.lab = lab
@@ -34,7 +34,7 @@ class LabGateway(Program):
         self._said_before = 0
 
     def command(self) -> list[str]:
-        """Started outside: the daemon enters the namespace itself."""
+        """The plain arguments, started outside: the daemon enters the namespace itself."""
         return self.argv
 
     def launch(self) -> LabGateway:
@@ -43,11 +43,11 @@ class LabGateway(Program):
         return super().launch()
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """One command of the enforcer, to its end; LabError if ``check`` and it failed."""
+        """Run one command of the enforcer to its end; LabError if ``check`` and it failed."""
         return execute([*self.enforcer, *arguments], check=check)
 
     def json(self, *arguments: str) -> Any:
-        """What a noun says in JSON."""
+        """The JSON output of a noun."""
         text = self.run(*arguments, "--json").stdout
         try:
             return json.loads(text)
@@ -59,19 +59,19 @@ class LabGateway(Program):
         self.lab.write_config(config, self.config.name)
 
     def reload(self, config: Document | str | None = None) -> str:
-        """Have the daemon read the file, with ``config`` in it if given; what the command printed."""
+        """Reload the file, with ``config`` written to it if given; return what the command printed."""
         if config is not None:
             self.write(config)
         return self.run("reload").stdout
 
     def kill(self) -> None:
-        """End the daemon with SIGKILL: enforcement stays."""
+        """End the daemon with SIGKILL: the kernel continues to enforce."""
         if self.process is not None and self.alive:
             self._signal(signal.SIGKILL)
             self.process.wait()
 
     def down(self) -> str:
-        """End the daemon and take everything away that was installed; what the command printed."""
+        """End the daemon and remove all that it installed; return what the command printed."""
         self.stop()
         return self.run("down").stdout
 

@@ -1,17 +1,17 @@
-"""Thousands of real connections: one process of the client's side, or of the origin's.
+"""One process with thousands of real connections, as their client or as their origin.
 
-``python -m lab.hammer client tcp|udp ADDRESS PORT SOURCE…`` opens connections when told to;
+``python -m lab.hammer client tcp|udp ADDRESS PORT SOURCE…`` opens connections on command;
 ``python -m lab.hammer origin PORT`` accepts and holds them (TCP and UDP, both families) and
-sends back what it gets. Each takes commands on stdin, one a line, and answers each with one line of JSON;
+echoes what it receives. Each takes commands on stdin, one a line, and answers each with one line of JSON;
 the first line on stdout is ``"ready"``. Several origin processes share one port (SO_REUSEPORT), as no
-process may have more than 20,000 files open. lab.load drives them.
+process may have more than 20,000 files open. lab.load starts and commands them.
 
 ============ =============================================================================
 command      answer
 ============ =============================================================================
 open N       client: {"opened": n, "failed": {what: n}, "seconds": s}; what is an errno's name or "timeout"
 probe        client: {"answered": n, "failed": {what: n}}: a byte goes each way on every connection
-count        {"held": n}: connections that live; origin: {"tcp": n, "udp": n}
+count        {"held": n}: connections that are alive; origin: {"tcp": n, "udp": n}
 close N      {"closed": n}: the oldest N, with a FIN
 reset N      {"closed": n}: the oldest N, with a RST
 peers        origin: {"tcp": [[address, port], …], "udp": […]}
@@ -39,7 +39,7 @@ Answer = dict[str, Any]
 
 FILES = 20_000  # RLIMIT_NOFILE cannot always be raised past this
 CAPACITY = FILES - 100  # connections that one process holds
-WINDOW = 128  # attempts under way at once
+WINDOW = 128  # attempts that are open at once
 TIMEOUT = 8.0  # seconds for an attempt; TCP has sent its SYN four times by then
 BATCH = 256  # events taken from epoll at once
 
@@ -75,7 +75,7 @@ class Client:
         self.held: deque[socket.socket] = deque()
 
     def open(self, count: int) -> Answer:
-        """Open ``count`` more, at most WINDOW at once; a UDP flow is open when its datagram came back."""
+        """Open ``count`` more, at most WINDOW at once; a UDP flow is open when its datagram has come back."""
         failed: Counter[str] = Counter()
         waiting: dict[int, tuple[socket.socket, float]] = {}  # by file number, oldest first
         began = time.monotonic()
@@ -157,7 +157,7 @@ class Client:
         return {"answered": answered, "failed": failed}
 
     def count(self) -> Answer:
-        """Drop what has died and count the rest."""
+        """Drop connections that have ended and count the rest."""
         living = deque(connection for connection in self.held if alive(connection))
         for connection in set(self.held) - set(living):
             connection.close()
@@ -165,7 +165,7 @@ class Client:
         return {"held": len(self.held)}
 
     def close(self, count: int) -> Answer:
-        """Close the oldest with a FIN (a UDP flow: just forget it)."""
+        """Close the oldest with a FIN; of a UDP flow, only the socket is closed."""
         return self._end(count, socket.socket.close)
 
     def reset(self, count: int) -> Answer:
@@ -186,12 +186,12 @@ class Client:
 
 
 class Origin:
-    """Accepts, holds and echoes; learns at once when a peer closes."""
+    """Accepts and holds connections and echoes data; drops a connection when its peer closes it."""
 
     def __init__(self, port: int):
         self.poll = select.epoll()
         self.held: dict[int, tuple[socket.socket, tuple[str, int]]] = {}  # by file number, oldest first
-        self.asked: dict[tuple[str, int], int] = {}  # peers of UDP and their datagrams
+        self.asked: dict[tuple[str, int], int] = {}  # UDP peers and the number of their datagrams
         self.listeners: dict[int, socket.socket] = {}
         self.datagrams: dict[int, socket.socket] = {}
         for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
@@ -230,7 +230,7 @@ class Origin:
                 connection, peer = listener.accept()
             except BlockingIOError:
                 return
-            except OSError:  # out of files, or the peer is gone already: the client will count it
+            except OSError:  # out of files, or the peer has already closed: the client counts it
                 return
             connection.setblocking(False)
             self.held[connection.fileno()] = connection, (peer[0], peer[1])
@@ -263,11 +263,11 @@ class Origin:
                 continue  # an earlier answer's ICMP error
 
     def count(self) -> Answer:
-        """How many connections are held, and how many peers sent datagrams."""
+        """The number of connections held, and of peers that sent datagrams."""
         return {"tcp": len(self.held), "udp": len(self.asked)}
 
     def peers(self) -> Answer:
-        """Everybody's address and port."""
+        """The address and port of every peer."""
         return {"tcp": [peer for _, peer in self.held.values()], "udp": list(self.asked)}
 
     def close(self, count: int) -> Answer:
@@ -288,12 +288,12 @@ class Origin:
 
 
 def read_line(number: int) -> str:
-    """One command; the driver sends the next only when this one is answered. Empty at the end."""
+    """One command; the driver sends the next only after the answer to this one. Empty at the end."""
     return os.read(number, 4096).decode()
 
 
 def carry_out(worker: Client | Origin, line: str) -> bool:
-    """Carry out one command and print its answer; false if it was to quit."""
+    """Carry out one command and print its answer; false after quit."""
     command, *arguments = line.split() or ["quit"]
     if command == "quit":
         return False
@@ -303,7 +303,7 @@ def carry_out(worker: Client | Origin, line: str) -> bool:
 
 
 def raise_file_limit() -> None:
-    """Allow as many files as the system lets us have, up to FILES."""
+    """Raise the limit on open files to FILES, or as far as the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard >= FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
@@ -315,7 +315,7 @@ def raise_file_limit() -> None:
 
 
 def main(role: str, *arguments: str) -> None:
-    """Be one side, and say "ready" when commands are welcome."""
+    """Run one side; print "ready" when it takes commands."""
     raise_file_limit()
     worker: Client | Origin
     if role == "origin":

@@ -1,6 +1,6 @@
-"""Links of other kinds than veth, over a link that two namespaces have: tunnels, VLANs, MACsec, bonds.
+"""Links of other kinds than veth, over a link between two namespaces: tunnels, VLANs, MACsec, bonds.
 
-The kernel must have them as modules; Debian's has.
+The kernel must have them as modules, as Debian's kernel does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEPT_ALIVE = 25  # seconds
 
 @dataclass(frozen=True)
 class End:
-    """What one namespace has already: the device that the other is reached by, and its addresses there."""
+    """One end of the existing link: a namespace, its device, and its addresses on that link."""
 
     namespace: Namespace
     device: str
@@ -30,14 +30,14 @@ Builder = Callable[[str, int, End, End], None]
 
 
 def build(kind: str, name: str, number: int, one: End, other: End) -> None:
-    """A link of a kind, called ``name`` at both ends, and up; no two of a kind have the same ``number``."""
+    """Create a link ``name`` at both ends and set it up; ``number`` differs between links of a kind."""
     KINDS[kind][0](name, number, one, other)
     for end in (one, other):
         end.namespace.ip(f"link set {name} up")
 
 
 def remove(kind: str, name: str, one: End, other: End) -> None:
-    """Take away what :func:`build` made."""
+    """Remove what :func:`build` made."""
     for end in (one, other):
         end.namespace.ip(f"link del {name}")
     if kind == "bond":
@@ -45,7 +45,7 @@ def remove(kind: str, name: str, one: End, other: End) -> None:
 
 
 def families(kind: str) -> tuple[int, ...]:
-    """Whose packets a link of this kind carries."""
+    """The address families that a link of this kind carries."""
     return KINDS[kind][1]
 
 
@@ -60,7 +60,7 @@ def _vlan(name: str, number: int, *ends: End) -> None:
 
 
 def _macsec(name: str, number: int, *ends: End) -> None:
-    """One key in each direction; a number is a port of 16 bits, of which a device has many."""
+    """One key in each direction; ``number`` is the 16-bit port, so a device can have many such links."""
     keys = [secrets.token_hex(16) for _ in ends]
     macs = [_mac(end) for end in ends]
     for here, mine, theirs, far in zip(ends, keys, reversed(keys), reversed(macs), strict=True):

@@ -1,4 +1,4 @@
-"""Drives the hammer's processes: both sides of tens of thousands of real connections.
+"""Starts and commands hammer processes: both sides of tens of thousands of real connections.
 
 ::
 
@@ -27,7 +27,7 @@ PORT = 7000
 
 @dataclass(frozen=True)
 class Opened:
-    """What became of attempts: how many are open, how many failed of what, the slowest process's time."""
+    """The outcome of attempts: connections opened, failures by cause, and the slowest process's time."""
 
     opened: int
     failed: Counter[str]
@@ -36,7 +36,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Probed:
-    """On how many connections a byte came back, and what the others failed of."""
+    """Connections on which a byte came back, and failures of the others by cause."""
 
     answered: int
     failed: Counter[str]
@@ -44,14 +44,14 @@ class Probed:
 
 @dataclass(frozen=True)
 class Held:
-    """Connections that origins hold: TCP now, UDP peers ever seen."""
+    """What origins hold: TCP connections that are open, UDP peers that have sent a datagram."""
 
     tcp: int
     udp: int
 
 
 class Workers:
-    """Processes in one namespace that take commands together. They end with their stdin, so with us."""
+    """Processes in one namespace that take commands together. They end when their stdin closes."""
 
     def __init__(self, namespace: Namespace, arguments: Iterable[Sequence[str]]):
         self.processes: list[subprocess.Popen[str]] = []
@@ -81,7 +81,7 @@ class Workers:
         self.stop()
 
     def tell(self, commands: str | Sequence[str]) -> list[Any]:
-        """Send each process its command (or all the same) and gather the answers; they work side by side."""
+        """Send each process its command (or all the same) and return the answers; they work in parallel."""
         if isinstance(commands, str):
             commands = [commands] * len(self.processes)
         for process, command in zip(self.processes, commands, strict=True):
@@ -109,7 +109,7 @@ class Workers:
         return json.loads(line)
 
     def _split(self, command: str, held: Sequence[int], count: int) -> list[Any]:
-        """Tell each to do its share of ``count``, as far as it has something."""
+        """Send each process its share of ``count``, at most the number of connections that it holds."""
         parts = shares(min(count, sum(held)), list(held))
         return self.tell([f"{command} {part}" for part in parts])
 
@@ -117,7 +117,7 @@ class Workers:
 class Hammer(Workers):
     """A client's side: connections from ``sources`` of a namespace to one origin.
 
-    ``capacity`` is how many it must be able to hold; processes are started accordingly.
+    ``capacity`` is the number of connections that it can hold; it determines the number of processes.
     """
 
     def __init__(
@@ -130,12 +130,12 @@ class Hammer(Workers):
         protocol: str = "tcp",
         capacity: int = 40_000,
     ):
-        # One more than needed: with only two cores, more would not be faster.
+        # Room for one connection more; on two cores, more processes would not be faster.
         count = -(-(capacity + 1) // CAPACITY)
         super().__init__(namespace, [("client", protocol, address, str(port), *sources)] * count)
 
     def open(self, count: int) -> Opened:
-        """Open ``count`` more connections; returns when the fate of each is known."""
+        """Open ``count`` more connections; returns when each has succeeded or failed."""
         rooms = [CAPACITY - each["held"] for each in self.tell("count")]
         if count > sum(rooms):
             raise LabError(f"no room for {count} connections, only for {sum(rooms)}")
@@ -156,15 +156,15 @@ class Hammer(Workers):
         return Probed(sum(answer["answered"] for answer in answers), failed)
 
     def count(self) -> int:
-        """How many connections live: neither closed nor reset by the other side."""
+        """Connections that are alive: neither closed nor reset by the other side."""
         return sum(self._held())
 
     def close(self, count: int) -> int:
-        """Close the oldest ``count`` with a FIN; returns how many there were to close."""
+        """Close the oldest ``count`` with a FIN; returns the number that existed."""
         return sum(answer["closed"] for answer in self._split("close", self._held(), count))
 
     def reset(self, count: int) -> int:
-        """Close the oldest ``count`` with a RST; returns how many there were to close."""
+        """Close the oldest ``count`` with a RST; returns the number that existed."""
         return sum(answer["closed"] for answer in self._split("reset", self._held(), count))
 
     def _held(self) -> list[int]:
@@ -172,24 +172,23 @@ class Hammer(Workers):
 
 
 class Holders(Workers):
-    """An origin's side: accepts and holds TCP connections, answers and remembers datagrams."""
+    """An origin's side: accepts and holds TCP connections, answers datagrams and records their peers."""
 
     def __init__(self, namespace: Namespace, port: int = PORT, capacity: int = 40_000):
-        # The kernel spreads connections over the processes by hash: leave each a tenth to spare.
+        # The kernel spreads connections over the processes by hash: each has a tenth of its room to spare.
         count = -(-capacity * 11 // (10 * CAPACITY))
         super().__init__(namespace, [("origin", str(port))] * count)
 
     def count(self) -> Held:
-        """How many are held."""
         answers = self.tell("count")
         return Held(sum(answer["tcp"] for answer in answers), sum(answer["udp"] for answer in answers))
 
     def peers(self, protocol: str = "tcp") -> list[tuple[str, int]]:
-        """Address and port of every peer, as the origin sees them; duplicates would show."""
+        """Address and port of every peer as the origin sees them, duplicates included."""
         return [(peer[0], peer[1]) for answer in self.tell("peers") for peer in answer[protocol]]
 
     def addresses(self, protocol: str = "tcp") -> Counter[str]:
-        """How many connections come from each address."""
+        """The number of connections from each address."""
         return Counter(address for address, _ in self.peers(protocol))
 
     def close(self, count: int) -> int:
@@ -205,5 +204,5 @@ class Holders(Workers):
 
 
 def client_sources(family: int, network: int = 1) -> list[str]:
-    """All addresses of a client: ``network`` 1 is client's, 2 is client2's; ``family`` 4 or 6."""
+    """All addresses of a client: ``network`` 1 belongs to client, 2 to client2; ``family`` is 4 or 6."""
     return [f"10.0.{network}.{host}" if family == 4 else f"fd00:{network}::{host:x}" for host in HOSTS]

@@ -1,6 +1,6 @@
-"""A client's use of names: look-ups over UDP and connections on the answers, many a second.
+"""A client that looks names up over UDP and connects to the answers, many times a second.
 
-Runs in the calling thread's network namespace; what it starts is in the same.
+All runs in the calling thread's network namespace, threads that it starts included.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def look_up(server: socket.socket, name: str, kind: str, number: int) -> list[st
 
 
 def visit(server: socket.socket, name: str, kind: str, port: int, number: int = 1) -> Visit:
-    """Looks a name up and connects to its first address, where a reporter tells who asks."""
+    """Looks a name up and connects to its first address, where a reporter answers with the source address."""
     began = time.perf_counter()
     address = look_up(server, name, kind, number)[0]
     took = time.perf_counter() - began
     with socket.socket(family_of(address), socket.SOCK_STREAM) as client:
         client.settimeout(TIMEOUT)
-        # The kernel's port goes back at once: ten thousand in TIME_WAIT are not what is tested.
+        # A RST frees the kernel's port at once: ten thousand in TIME_WAIT are not what is tested.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.connect((address, port))
         seen = json.loads(client.makefile("rb").readline())["address"]
@@ -58,7 +58,7 @@ def visit(server: socket.socket, name: str, kind: str, port: int, number: int = 
 def visit_all(
     resolver: str, names: Sequence[tuple[str, str]], port: int = 9000, workers: int = 8
 ) -> list[Visit]:
-    """Visits (name, A or AAAA), several at a time, each worker by a socket of its own."""
+    """Visits pairs (name, A or AAAA), several at a time; each worker has its own socket to the resolver."""
 
     def work(share: Sequence[tuple[str, str]]) -> list[Visit]:
         with socket.socket(family_of(resolver), socket.SOCK_DGRAM) as server:
@@ -73,7 +73,7 @@ def visit_all(
 
 
 def with_resolver(directory: Path, resolver: str) -> Callable[[Namespace, list[str]], list[str]]:
-    """How to run a program whose system resolver (resolv.conf) is this one, as its own mounts tell it."""
+    """Returns a function whose command runs a program with this system resolver, mounted as resolv.conf."""
     file = directory / f"resolv-{resolver.replace(':', '-')}.conf"
     file.write_text(f"nameserver {resolver}\noptions timeout:2 attempts:2\n", encoding="ascii")
 

@@ -1,7 +1,7 @@
-"""A network namespace by name: make it, run programs in it, make sockets in it, set it up.
+"""Named network namespaces: creation and removal, programs and sockets in them, their settings.
 
 Entering is setns(CLONE_NEWNET) alone. ``ip netns exec`` would also give the program a /sys of its own,
-where the BPF file system's pins are not to be seen.
+which does not show the pins of the BPF file system.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Namespace:
         return self.path.exists()
 
     def command(self, argv: Iterable[str]) -> list[str]:
-        """The arguments that run ``argv`` in here; nsenter execs, so the process id stays the program's."""
+        """The arguments that run ``argv`` in here; nsenter execs, so its process id is the program's."""
         return ["nsenter", f"--net={self.path}", "--", *argv]
 
     def run(
@@ -76,7 +76,7 @@ class Namespace:
         return execute(self.command(argv), text, check)
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """Call ``function`` in here, in a thread of its own, so that the caller's thread never moves."""
+        """Call ``function`` in here, in a new thread, so that the caller's thread stays in its namespace."""
 
         def entered() -> Result:
             namespace.enter(self.name)
@@ -86,7 +86,7 @@ class Namespace:
             return pool.submit(entered).result()
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """A socket of this namespace: a socket stays where it was made, whoever uses it."""
+        """A socket of this namespace: it belongs to the namespace that created it, in any thread."""
         return self.call(lambda: socket.socket(family, kind, protocol))
 
     def ip(self, *lines: str) -> None:
@@ -99,7 +99,7 @@ class Namespace:
         self.call(lambda: path.write_text(f"{value}\n", encoding="ascii"))
 
     def sysctls(self, settings: dict[str, str | int]) -> None:
-        """Set several, in one visit."""
+        """Set several settings in one call."""
 
         def write() -> None:
             for key, value in settings.items():
@@ -114,17 +114,17 @@ class Namespace:
         self.run("ethtool", "-K", interface, *(word for feature in features for word in (feature, state)))
 
     def cookie(self) -> int:
-        """The kernel's number for this namespace, never used twice while the machine runs."""
+        """The kernel's number for this namespace, which is not reused while the machine runs."""
         return self.call(namespace.netns_cookie)
 
 
 def create(*namespaces: Namespace) -> None:
-    """Make namespaces; nothing else of the lab, the tests or the benchmark makes one."""
+    """Create namespaces; lab, tests and benchmark create all of theirs here."""
     execute(["ip", "-batch", "-"], "".join(f"netns add {namespace.name}\n" for namespace in namespaces))
 
 
 def delete(*namespaces: Namespace) -> None:
-    """Take away those that are there."""
+    """Delete those of the namespaces that exist."""
     gone = "".join(f"netns del {namespace.name}\n" for namespace in namespaces if namespace.exists)
     if gone:
         execute(["ip", "-force", "-batch", "-"], gone)
@@ -132,7 +132,7 @@ def delete(*namespaces: Namespace) -> None:
 
 @contextmanager
 def temporary(*namespaces: Namespace) -> Iterator[None]:
-    """Have namespaces for as long as the block runs."""
+    """Create namespaces and delete them after the block."""
     try:
         create(*namespaces)
         yield
@@ -142,7 +142,7 @@ def temporary(*namespaces: Namespace) -> Iterator[None]:
 
 @contextmanager
 def inside(name: str) -> Iterator[None]:
-    """Have the calling thread in a namespace, by its name or a path; it comes back in any case."""
+    """Move the calling thread into a namespace, by name or path, and back after the block."""
     back = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         namespace.enter(name)
@@ -153,7 +153,7 @@ def inside(name: str) -> Iterator[None]:
 
 
 def veth(name: str, near: Namespace, peer: str, far: Namespace) -> str:
-    """A line of ip(8): two veth interfaces, made where they belong. The root namespace never sees one."""
+    """A line of ip(8) that creates a veth pair directly in two namespaces, never in the root namespace."""
     return f"link add {name} netns {near.name} type veth peer name {peer} netns {far.name}"
 
 

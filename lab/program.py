@@ -18,15 +18,15 @@ from lab.netns import LabError, Namespace
 
 PATIENCE = 60.0  # seconds; a server in an emulated machine takes many to start
 
-# Loopback of each family, as a program in the namespace is reached.
+# Loopback address of each family, at which readiness checks reach a program in the namespace.
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 class Program:
     """A process in a namespace. Its output is in ``<directory>/<name>.out``.
 
-    It runs in a session of its own: Ctrl-C at the terminal reaches the lab only, which then ends it.
-    ``ready`` is asked every 10 ms; ``start`` raises LabError if the process ends or patience does.
+    It runs in a session of its own: Ctrl-C at the terminal reaches only the lab, which then ends the process.
+    ``ready`` is called every 10 ms; ``start`` raises LabError if the process ends or PATIENCE is exceeded.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Program:
         return self.launch().wait()
 
     def stop(self, patience: float = 3.0) -> int | None:
-        """End it, killed if it does not within ``patience`` seconds; its exit code, None if never started."""
+        """End it, with SIGKILL after ``patience`` seconds; return its exit code, None if never started."""
         if self.process is None:
             return None
         if self.alive:
@@ -115,7 +115,7 @@ class Program:
             os.kill(self.pid, number)
 
     def said(self) -> str:
-        """All that it has written to its output."""
+        """The whole output of the program so far."""
         return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
 
 

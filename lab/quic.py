@@ -21,7 +21,7 @@ from aioquic.quic.events import ProtocolNegotiated, QuicEvent
 
 
 class Server(QuicConnectionProtocol):
-    """One connection of a client's: every request gets the address that its datagrams come from."""
+    """One connection of a client: every request is answered with the source address of its datagrams."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -29,12 +29,12 @@ class Server(QuicConnectionProtocol):
         self._peer: tuple[str, int] = ("", 0)
 
     def datagram_received(self, data: bytes | str, addr: Any) -> None:
-        """Remember whom it came from before it is worked on."""
+        """Store the sender's address before the datagram is processed."""
         self._peer = addr[0].removeprefix("::ffff:"), addr[1]  # one socket serves both families
         super().datagram_received(data, addr)
 
     def quic_event_received(self, event: QuicEvent) -> None:
-        """Answer a request as soon as its headers are there."""
+        """Answer a request as soon as its headers have arrived."""
         if isinstance(event, ProtocolNegotiated):
             self._http = H3Connection(self._quic)
         if self._http is None:
@@ -70,7 +70,7 @@ class Client(QuicConnectionProtocol):
         return await self._answer
 
     def quic_event_received(self, event: QuicEvent) -> None:
-        """Gather the body."""
+        """Collect the body."""
         for http_event in self._http.handle_event(event):
             self._gather(http_event)
 
@@ -87,7 +87,7 @@ async def request(address: str, port: int, source: str | None, timeout: float) -
         is_client=True, alpn_protocols=H3_ALPN, verify_mode=ssl.CERT_NONE, idle_timeout=timeout
     )
     v6 = ":" in address
-    # aioquic compares this with what the socket tells of an answer's sender: all four parts in IPv6.
+    # aioquic compares this with the sender address that the socket reports: all four parts in IPv6.
     server = (address, port, 0, 0) if v6 else (address, port)
     transport, client = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: Client(QuicConnection(configuration=configuration)),

@@ -1,10 +1,10 @@
-"""A server that tells everybody who it thinks they are.
+"""A server that answers each client with the address that it sees.
 
 ``python -m lab.reporter LOG PORT…`` serves TCP and UDP on each port in both families, or one of
 the two for ``tcp:PORT`` and ``udp:PORT``. A TCP connection is answered with one JSON line at once and with
-the same line again for each line it sends; a datagram is answered with one line. Echo requests (ICMP, the
-kernel answers them) are noticed too. Everything seen is appended to LOG, one JSON line per connection,
-datagram or echo request.
+the same line again for each line it sends; a datagram is answered with one line. The server also sees echo
+requests (ICMP), which the kernel answers. It appends one JSON line to LOG for each connection, datagram or
+echo request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Reporter:
         self.selector = selectors.DefaultSelector()
 
     def tell(self, protocol: str, peer: tuple[str, int], port: int) -> bytes:
-        """Log what was seen and return it as the line of the answer."""
+        """Log what was seen and return it as the answer's line."""
         line = (
             json.dumps({"protocol": protocol, "address": peer[0], "peer_port": peer[1], "port": port}) + "\n"
         )
@@ -61,12 +61,12 @@ class Reporter:
             self.watch(sock, partial(self.datagram, sock, port))
 
     def notice_echo(self, family: socket.AddressFamily) -> None:
-        """Log echo requests of a family; the kernel goes on answering them."""
+        """Log echo requests of a family, which the kernel still answers."""
         sock = socket.socket(family, socket.SOCK_RAW, ICMP[family])
         self.watch(sock, partial(self.echo, sock, family))
 
     def accept(self, listener: socket.socket, port: int) -> None:
-        """Greet a new connection with its line."""
+        """Accept a connection and send its line."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             connection, peer = listener.accept()
             answer = self.tell("tcp", peer, port)
@@ -74,7 +74,7 @@ class Reporter:
             connection.send(answer)
 
     def again(self, connection: socket.socket, answer: bytes) -> None:
-        """Repeat the line for each line received; close when the peer has."""
+        """Repeat the line for each line received; close when the peer has closed."""
         try:
             received = connection.recv(65536)
             if received:
@@ -94,7 +94,7 @@ class Reporter:
             sock.sendto(self.tell("udp", peer, port), peer)
 
     def echo(self, sock: socket.socket, family: socket.AddressFamily) -> None:
-        """Log an echo request; an IPv4 raw socket gives the IP header as well."""
+        """Log an echo request; an IPv4 raw socket also receives the IP header."""
         with contextlib.suppress(OSError):
             packet, peer = sock.recvfrom(65536)
             start = (packet[0] & 15) * 4 if family == socket.AF_INET else 0
@@ -109,7 +109,7 @@ class Reporter:
 
 
 def main(log: str, *ports: str) -> None:
-    """Open everything, say so on stdout, serve."""
+    """Open all sockets, print "ready", serve."""
     with Path(log).open("a", encoding="utf-8") as output:
         reporter = Reporter(output)
         for family in (socket.AF_INET, socket.AF_INET6):

@@ -1,6 +1,6 @@
-"""The lab's servers, each as a Program: real ones (nginx, unbound, sshd, iperf3) and our own.
+"""The lab's servers, each as a Program: nginx, unbound, sshd, iperf3, and two of this package.
 
-Everything that they need (configuration, keys, logs) is in the lab's directory and goes with it.
+Their files (configuration, keys, logs) are in the lab's directory and are removed with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = {"bank.lab": ORIGIN1, "shop.lab": ORIGIN2, "www.lab": ORIGIN2}
 
 @dataclass(frozen=True)
 class Seen:
-    """What a server saw of one request: the peer's address is the one that counts."""
+    """What a server saw of one request; ``address`` is the peer's."""
 
     protocol: str
     address: str
@@ -38,9 +38,9 @@ class Seen:
 def logged(
     log: Callable[[], list[Entry]], act: Callable[[], object], count: int = 1, patience: float = 5.0
 ) -> list[Entry]:
-    """What a server's log has got by ``act``: waited for until so many came, or as many as did by then.
+    """The entries that ``act`` adds to a server's log: waits for ``count``, at most ``patience`` seconds.
 
-    A log may be behind the answer: the kernel answers echo requests, nginx logs what it has answered.
+    A log may lag behind the answer: the kernel answers echo requests, and nginx logs after it has answered.
     """
     before = len(log())
     act()
@@ -51,7 +51,7 @@ def logged(
 
 
 class Reporter(Program):
-    """Our server that answers with the peer's address (see lab.reporter)."""
+    """The server of lab.reporter, which answers with the peer's address."""
 
     def __init__(self, namespace: Namespace, directory: Path, ports: Sequence[int | str] = (9000,)):
         self.log = directory / f"reporter-{namespace.name.rpartition('-')[2]}.log"
@@ -71,7 +71,7 @@ class Reporter(Program):
 
 
 class QuicServer(Program):
-    """HTTP/3 that answers with the peer's address (see lab.quic)."""
+    """The HTTP/3 server of lab.quic, which answers with the peer's address."""
 
     def __init__(self, namespace: Namespace, directory: Path, port: int = 443):
         certificate, key = make_certificate(directory)
@@ -143,7 +143,7 @@ http {{
 
 
 class Unbound(Program):
-    """unbound with a log of queries: it knows the lab's names, or forwards to a resolver that does.
+    """unbound with a log of queries: it has the lab's names, or forwards to a resolver that has them.
 
     ``records`` (lines of a zone file) are those of the zone ``example.lab``: chains of CNAMEs, service
     records, answers too large for a datagram, any TTL.
@@ -203,13 +203,13 @@ class Unbound(Program):
         )
 
     def queries(self) -> list[tuple[str, str, str]]:
-        """Every query so far, in order: the asker's address, the name, the type."""
+        """Every query so far, in order: the client's address, the name, the type."""
         text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
         return re.findall(r"info: (\S+) (\S+)\. (\S+) IN$", text, re.MULTILINE)
 
 
 def _zone(file: Path, records: Sequence[str]) -> str:
-    """Writes the zone's file; the lines of unbound.conf that serve it."""
+    """Write the zone's file; returns the lines of unbound.conf that serve it."""
     head = [
         "$ORIGIN example.lab.",
         "@ 60 IN SOA ns hostmaster 1 3600 600 86400 60",
@@ -225,7 +225,7 @@ def _zone(file: Path, records: Sequence[str]) -> str:
 
 
 class Sshd(Program):
-    """sshd, as it runs on any gateway; its output names each connection's address."""
+    """sshd as it runs on any gateway; its output has each connection's address."""
 
     def __init__(self, namespace: Namespace, directory: Path, port: int = 22):
         key = directory / "ssh_host_key"
@@ -257,7 +257,7 @@ class Iperf(Program):
             ["iperf3", "-s", "-p", str(port), "--forceflush"],
             directory,
             "iperf3",
-            # A connection of ours would count as a test: read what it says instead.
+            # iperf3 would count a probe's connection as a test: read its output instead.
             ready=lambda: "listening" in self.said(),
             stop_signal=signal.SIGINT,
         )

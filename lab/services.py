@@ -1,4 +1,4 @@
-"""The servers that the demo, the standing lab and most tests want, all at once.
+"""The servers that the demo, the interactive lab and most tests use, started together.
 
 ======== ==========================================================================================
 where    what
@@ -26,7 +26,7 @@ REPORTED = (9000, 53, "udp:8081", "udp:8082", "udp:8443")
 
 
 class Services:
-    """All of them, in dictionaries by role where several are alike; 0.3 s to start."""
+    """All servers, in dictionaries by role where several are alike; they start in 0.3 s."""
 
     def __init__(self, lab: Lab):
         namespaces, directory = lab.namespaces, lab.directory
@@ -42,7 +42,6 @@ class Services:
 
     @property
     def programs(self) -> list[Program]:
-        """Every one."""
         return [
             *self.nginx.values(),
             *self.quic.values(),
@@ -67,6 +66,5 @@ class Services:
         return self
 
     def stop(self) -> None:
-        """End them all."""
         for program in self.programs:
             program.stop()

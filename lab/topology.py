@@ -43,13 +43,13 @@ HOSTS = tuple(range(2, 10))
 SHARED = {4: "198.51.100.1", 6: "2001:db8:ffff::1"}
 CLIENT = {4: "10.0.1.2", 6: "fd00:1::2"}
 CLIENT2 = {4: "10.0.2.2", 6: "fd00:2::2"}
-GATEWAY = {4: "10.0.1.1", 6: "fd00:1::1"}  # what client calls its gateway: resolver and sshd listen there
+GATEWAY = {4: "10.0.1.1", 6: "fd00:1::1"}  # client's default gateway, with a resolver and sshd
 ORIGIN1 = {4: "198.18.1.10", 6: "2001:db8:a1::10"}
 ORIGIN2 = {4: "198.18.2.10", 6: "2001:db8:a2::10"}
 RESOLVER = {4: "198.18.53.53", 6: "2001:db8:53::53"}
 PRIVATE = {4: "10.20.0.10", 6: "fd20::10"}
 
-# Who hangs on the internet's router: network of each family; the router is host 1 (and ::1).
+# Servers behind the internet's router: their addresses, and the router's: host 1 (and ::1) of each network.
 SERVERS = {
     "origin1": (ORIGIN1, "198.18.1.1", "2001:db8:a1::1"),
     "origin2": (ORIGIN2, "198.18.2.1", "2001:db8:a2::1"),
@@ -57,11 +57,11 @@ SERVERS = {
     "private": (PRIVATE, "10.20.0.1", "fd20::1"),
 }
 
-# Ctrl-C raises KeyboardInterrupt by itself; these are made to raise SystemExit, so that __exit__ runs.
+# SIGINT raises KeyboardInterrupt by default; handlers raise SystemExit for these, so that __exit__ runs.
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 _SETTINGS: dict[str, str | int] = {
-    # The greater of all and the interface's own counts, and an interface starts as default says.
+    # The kernel uses the greater value of "all" and the interface, which starts with that of "default".
     "net.ipv6.conf.all.accept_dad": 0,
     "net.ipv6.conf.default.accept_dad": 0,
     "net.ipv6.conf.default.router_solicitations": 0,
@@ -79,8 +79,8 @@ _HOST: dict[str, str | int] = {
     "net.core.somaxconn": 65535,
     "net.ipv4.tcp_max_syn_backlog": 65535,
 }
-# The gateway keeps the kernel's limits on ICMP errors; whom it talks to does not, or a test that
-# provokes several in a second would see only some.
+# Only the gateway keeps the kernel's limits on ICMP errors: with limits on the others, a test that provokes
+# several errors in a second would see only some.
 _TALKATIVE: dict[str, str | int] = {
     "net.ipv4.icmp_ratelimit": 0,
     "net.ipv6.icmp.ratelimit": 0,
@@ -88,9 +88,9 @@ _TALKATIVE: dict[str, str | int] = {
 
 
 class Lab:
-    """One lab by its prefix; as a context manager it is built on entry and is gone on exit.
+    """One lab by its prefix; a context manager that builds it on entry and removes it on exit.
 
-    Raises LabError if ip(8) refuses a step; what was built until then is taken away again.
+    Raises LabError if ip(8) refuses a step, and removes what was built until then.
     """
 
     def __init__(self, prefix: str = "lab", outside: int = 1):
@@ -111,7 +111,7 @@ class Lab:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(ValueError):  # not the main thread: no signals come here
+        with contextlib.suppress(ValueError):  # not the main thread, which alone gets signals
             self._handlers = {number: signal.signal(number, _exit_on_signal) for number in _ENDING}
         return self.up()
 
@@ -134,7 +134,7 @@ class Lab:
         return self
 
     def down(self) -> None:
-        """Take everything away: processes, namespaces, the gateway's pins and state, logs. Idempotent."""
+        """Remove all of it: processes, namespaces, the gateway's pins and state, logs. Idempotent."""
         with _uninterrupted():
             _end(list(self.namespaces.values()))
             if self.gw.exists:
@@ -145,7 +145,7 @@ class Lab:
                 STATE.rmdir()
 
     def _remove_traces(self) -> None:
-        """What an enforcer that was killed has left of its pins and its state."""
+        """Remove pins and state that an enforcer left when it was killed."""
         instance = Instance(self.gw.cookie())
         mount = bpffs.find_bpffs()
         if mount is not None:
@@ -187,7 +187,7 @@ class Lab:
             )
 
     def replug(self) -> None:
-        """The first uplink goes and another one comes under its name, as with PPPoE, USB or a new router."""
+        """Replace the first uplink with a new interface of its name, as with PPPoE, USB or a new router."""
         self.gw.ip("link del out0")
         execute(["ip", "-batch", "-"], self._pair("gw", "out0", "net", "gw0") + "\n")
         self.net.ip(*_DOWNLINK)
@@ -197,7 +197,7 @@ class Lab:
         return veth(name, self.namespaces[role], peer_name, self.namespaces[peer_role])
 
     def _links(self) -> Iterator[str]:
-        """Each pair of interfaces."""
+        """A line of ip(8) for each pair of interfaces."""
         pairs = [("client", "eth0", "gw", "in0"), ("client2", "eth0", "gw", "in1")]
         pairs += [("gw", name, "net", f"gw{index}") for index, name in enumerate(self.outside)]
         pairs += [(role, "eth0", "net", role) for role in SERVERS]
@@ -233,7 +233,7 @@ class Lab:
 
 
 def stale_labs(start: str = "lab") -> list[str]:
-    """Prefixes ``<start><pid>-<n>`` of labs whose process is no more."""
+    """Prefixes ``<start><pid>-<n>`` of labs whose process has ended."""
     stale = set()
     names = [path.name for path in RUN_NETNS.iterdir()] if RUN_NETNS.exists() else []
     for name in names:
@@ -280,7 +280,7 @@ _DOWNLINK = [
 
 
 def _end(namespaces: list[Namespace], patience: float = 3.0) -> None:
-    """End every process in these namespaces: asked first, killed after ``patience`` seconds."""
+    """End every process in these namespaces, by SIGTERM and after ``patience`` seconds by SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + patience
         asked = processes_in(namespaces)
@@ -296,7 +296,7 @@ def _end(namespaces: list[Namespace], patience: float = 3.0) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process lives; one that has ended and waits for its parent does not."""
+    """Whether a process runs; a zombie does not."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
     try:
@@ -312,7 +312,7 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and its like back until the block has ended: half a teardown helps nobody."""
+    """Block Ctrl-C, SIGTERM and SIGHUP until the block has ended, so that the teardown is complete."""
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDING})
     try:
         yield

@@ -1,4 +1,4 @@
-"""Two tun devices with a cable between them: interfaces without Ethernet, as those of WireGuard and PPP."""
+"""Two connected tun devices: interfaces without Ethernet headers, as those of WireGuard and PPP."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LARGEST = _HEADER + 65_535
 
 
 class Cable:
-    """A tun device of the same name in each of two namespaces; as a context manager they end with it.
+    """Connected tun devices of the same name in two namespaces; a context manager that removes them.
 
-    With ``offloads`` checksums are left out, and packets not cut into segments, on the whole way.
+    With ``offloads``, packets pass it without complete checksums and without segmentation.
     """
 
     def __init__(self, one: Namespace, other: Namespace, name: str, *, offloads: bool = False):

@@ -1,1 +1,1 @@
-"""What is measured: a module a figure."""
+"""The figures that the benchmark measures, one module each."""

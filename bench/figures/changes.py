@@ -1,4 +1,4 @@
-"""How soon other policies, sessions and regions are in force."""
+"""The time until changed policies, sessions and regions are in force."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PATIENCE = 30.0
 
 
 class Figures:
-    """Samples by what they are of, in the order of their first."""
+    """Samples by subject, in the order of each subject's first sample."""
 
     def __init__(self, figure: str):
         self.figure = figure
@@ -45,13 +45,13 @@ class Figures:
         self._limits: dict[str, float] = {}
 
     def keep(self, what: str, seconds: float, limit: float | None = None) -> None:
-        """One sample; ``limit`` is the row's, in seconds."""
+        """Adds a sample; ``limit`` is the limit of its row, in seconds."""
         self._found.setdefault(what, []).append(Sample(seconds))
         if limit is not None:
             self._limits[what] = limit
 
     def into(self, bench: Bench) -> None:
-        """Everything as rows, and the limits as claims."""
+        """Adds the samples to the results as rows, and the limits as claims."""
         rows = [Row(self.figure, "", what, "s", tuple(samples)) for what, samples in self._found.items()]
         bench.add(
             rows,
@@ -64,7 +64,7 @@ class Figures:
 
 
 def policies(bench: Bench) -> None:
-    """Compiling and switching by themselves; a reload as a user waits for it; with many sessions too."""
+    """Measures compiling and switching alone, and a whole `enforcer reload`; also with many sessions."""
     figures = Figures(POLICIES)
     regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     sessions = _session_file(bench.directory / "many.jsonl", range(1, MANY + 1))
@@ -76,7 +76,7 @@ def policies(bench: Bench) -> None:
                 daemon.run("session", "load", str(sessions))
             for count, limit in ((1000, None),) if many else ((1000, 0.5), (4000, 2.0)):
                 bench.say(f"{POLICIES}: {count:,}{known_of}")
-                reloads = bench.few if count == 1000 else 1  # of 4,000, reading the file takes seconds
+                reloads = bench.few if count == 1000 else 1  # reading a file of 4,000 policies takes seconds
                 for chosen in islice(_alternately(documents.policies(count)), reloads):
                     daemon.write(documents.located(chosen, regions))
                     took = daemon.run("reload")
@@ -98,7 +98,7 @@ def _alternately(policies: list[dict[str, Any]]) -> Iterable[list[dict[str, Any]
 
 
 def _switch(daemon: Daemon) -> tuple[float, float]:
-    """Fills the other bank with the policies in force and switches to it; timed in the child that does it."""
+    """Fills the other bank with the policies in force and switches to it, in a child; returns both times."""
     took = json.loads(daemon.namespace.run(*PYTHON, "-m", "bench.figures.switch").stdout)
     return took["compile"], took["switch"]
 
@@ -107,7 +107,7 @@ def _switch(daemon: Daemon) -> tuple[float, float]:
 
 
 def _session_file(path: Path, numbers: Iterable[int]) -> Path:
-    """Sessions as JSON Lines, each of another person."""
+    """Writes sessions as JSON Lines, each of another user."""
     path.write_text("".join(json.dumps(_session(number)) + "\n" for number in numbers))
     return path
 
@@ -130,7 +130,7 @@ def _session(number: int) -> dict[str, Any]:
 
 
 def sessions(bench: Bench) -> None:
-    """A file of many loaded, and one changed while there are so many: until the classifier's map has it."""
+    """Measures loading many sessions and changing one of them, until the classifier's map has the change."""
     figures = Figures(SESSIONS)
     regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     many = _session_file(bench.directory / "many.jsonl", range(1, MANY + 1))
@@ -163,7 +163,7 @@ def sessions(bench: Bench) -> None:
 
 
 def _watch_many(bench: Bench, figures: Figures, regions: Path, count: int) -> None:
-    """A watched file of many, in which one session is another one: all of it is read."""
+    """Measures changing one session in a watched file of many: the daemon reads the whole file again."""
     numbers = range(1, count + 1)
     watched = _session_file(bench.directory / "watched.jsonl", numbers)
     document = documents.located(documents.policies(1000), regions, sessions={"file": str(watched)})
@@ -201,7 +201,7 @@ def _profile(maps: Maps, client: str) -> int:
 
 
 def _ask(daemon: Daemon, maps: Maps, number: int, email: str) -> float:
-    """From connecting until the daemon says that it is done, which is when a look-up finds other facts."""
+    """Seconds from connecting until the daemon reports success; LabError if the map has no new facts then."""
     client = _client(1 + number)
     before = _profile(maps, client)
     socket = Instance(daemon.namespace.cookie()).control_socket
@@ -214,7 +214,7 @@ def _ask(daemon: Daemon, maps: Maps, number: int, email: str) -> float:
 
 
 def _rewrite(maps: Maps, file: Path, numbers: range, email: str) -> float:
-    """From the rename of a file in which the first session is another one until a look-up finds that."""
+    """Seconds from the rename of a file whose first session has changed until a look-up finds the change."""
     client = _client(numbers[0])
     before = _profile(maps, client)
     lines = [_session(number) for number in numbers]
@@ -231,7 +231,7 @@ def _rewrite(maps: Maps, file: Path, numbers: range, email: str) -> float:
 
 
 def regions(bench: Bench) -> None:
-    """From `reload` until the addresses of a large database decide; policies name every country in it."""
+    """Measures `reload` with a large database of regions; the policies name every country in it."""
     figures = Figures(REGIONS)
     bench.say(f"{REGIONS}: writing a database")
     small = traffic_facts.write_regions(bench.directory / "small.mmdb", prefixes=1000)

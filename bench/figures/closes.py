@@ -1,8 +1,8 @@
-"""How many closes a second one origin bears while it has as many live connections as it may.
+"""The rate of closes that one origin sustains while 40,000 other connections to it stay open.
 
-A closed connection holds its port for as long as the timer of TIME_WAIT says (docs/timers.md). From Linux
-6.5 on its port is given to a new one before that if there is no free one (nf_nat_core.c,
-nf_nat_used_tuple_harder): there no SYN is lost, and what is borne is what opening and closing costs.
+A closed connection holds its port until conntrack's timer of TIME_WAIT expires (docs/timers.md). Since Linux
+6.5 conntrack gives such a port to a new connection earlier if no port is free (nf_nat_core.c,
+nf_nat_used_tuple_harder): no SYN is lost there, and the cost of opening and closing limits the rate.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LIVE = 40_000
 PORTS = 64_512  # from 1024 up
 CLOSES = f"Closes at an origin with {LIVE:,} live connections"
 _AT_ONCE = 500
-_ENOUGH = 1.2  # closes, by ports that are free: the later ones meet only taken ports
+_ENOUGH = 1.2  # closes divided by free ports: the last connections find every port taken
 _TIMER = "net/netfilter/nf_conntrack_tcp_timeout_time_wait"
 _COUNT = "net/netfilter/nf_conntrack_count"
-# A connection in TIME-WAIT holds its client's port, too: with eight addresses there are enough. In IPv6
-# their host bits are the same, and so is the address that they leave with.
+# A connection in TIME-WAIT also holds its client's port: eight addresses have enough. The IPv6 addresses
+# have equal host bits, so they leave with the same address.
 _SOURCES = {
     4: [f"10.11.{number}.2" for number in range(1, 9)],
     6: [f"fd00:b:{number}::2" for number in range(1, 9)],
@@ -38,18 +38,18 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class _Closed:
-    """Connections that were opened and closed beside the live ones, until a SYN was lost or it was enough."""
+    """Connections opened and closed beside the live ones, until a SYN was lost or _ENOUGH was reached."""
 
     closes: int
     seconds: float
     lost: int
-    """SYNs that had to be sent again: no port was found for them."""
+    """Retransmitted SYNs: no port was found for them."""
     held: int
-    """Ports that closed connections held in the end."""
+    """Ports that closed connections hold at the end."""
 
 
 def closes(bench: Bench) -> None:
-    """Real connections: opened, closed with a FIN from both sides, and again, until ports run out."""
+    """Measures real connections that are opened and closed by a FIN from both sides until ports run out."""
     for prefix in stale_labs():
         Lab(prefix).down()
     with Lab(f"lab{os.getpid()}-closes") as lab, ExitStack() as stack:
@@ -65,7 +65,7 @@ def closes(bench: Bench) -> None:
         for family in (4, 6):
             bench.say(f"{CLOSES}: IPv{family}")
             found = _close(lab, family)
-            # Where a SYN was lost: so many closes in the time for which the first of them holds its port.
+            # A lost SYN means that all ports are held: one period of the timer allows this number of closes.
             borne = found.closes / (timer if found.lost else found.seconds)
             case = f"IPv{family}"
             figures = [

@@ -1,4 +1,4 @@
-"""What a new flow costs at an origin that has many."""
+"""The cost of a new flow at an origin that already has many flows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CROWDED = "New flow at an origin that has many"
 LEVELS = (1000, 10000, 40000, 45000)
 _LIMIT = 50000
 _MANY, _FEW, _SLOW = 4500, 1200, 750
-"""Flows around a level, of all rounds: at an origin that has many; that has few; of a peer that walks through
-all there are."""
+"""Flows around a level, all rounds together: at an origin with many flows; at one with few; of a peer that
+walks through all flows of the origin."""
 _TIMED = 0.8
-"""Share of them that is timed, after others that warm the caches."""
+"""Share of these flows that is timed; the flows before them warm the caches."""
 _FLAT = 1.15
 _PATIENCE = 40000
-"""Flows up to which those take part that walk through all there are: getting there takes the square of it."""
+"""The highest level for peers that walk through all flows: filling an origin takes them quadratic time."""
 
 
 def _around(peer: Peer, level: int) -> int:
@@ -32,7 +32,7 @@ def _around(peer: Peer, level: int) -> int:
 
 
 class Origin:
-    """One origin at all peers, which is filled step by step."""
+    """One origin behind each peer, filled with flows level by level."""
 
     def __init__(self, bench: Bench, peers: Sequence[Peer], family: int):
         self.bench = bench
@@ -46,7 +46,7 @@ class Origin:
         return run
 
     def at(self, level: int) -> list[Row]:
-        """Nanoseconds a new flow: those that are measured lie around the level, as many below as above."""
+        """Nanoseconds per new flow; half of the measured flows lie below the level, half above it."""
         self.bench.say(f"{CROWDED}: {self.stream.case}, {level:,}")
         peers = [peer for peer in self.peers if not isinstance(peer, Limited) or level <= _PATIENCE]
         for peer in peers:
@@ -66,7 +66,7 @@ class Origin:
 
 
 def crowded(bench: Bench) -> None:
-    """At each level all flows are admitted: the limit is above."""
+    """Measures each level; the limit is above all of them, so every flow is admitted."""
     for family in (4, 6):
         with ExitStack() as stack:
             document = documents.gateway(limits={"connections_per_origin": _LIMIT})

@@ -43,14 +43,14 @@ _PACKETS = 49152
 _WARM = 256
 _STRIDE = 15733
 _AT_ONCE = 2
-"""Peers that have flows in conntrack's one hash table."""
+"""Peers that are measured at a time if they have flows in conntrack, which has one hash table for all."""
 _ROUNDS = 2
-"""Times the rounds of other figures, for UDP: these runs are short, and peers differ by little."""
+"""Factor on the number of rounds for UDP, whose runs are short and whose peers differ by little."""
 VALID, RENEWED = "enforcer, entries valid", "enforcer, entries renewed"
 
 
 def stream_of(family: int, protocol: int, flows: int) -> Stream:
-    """Frames of 64 bytes; TCP has no room for its header in those of IPv6, which have 74."""
+    """Returns a stream of 64-byte frames; those of TCP over IPv6 have 74 bytes, for the headers."""
     transport = _FRAME - _HEADERS[family]
     if protocol == TCP:
         transport = max(transport, TRANSPORT)
@@ -67,7 +67,7 @@ def stream_of(family: int, protocol: int, flows: int) -> Stream:
 
 
 def steady(valid: float, renewed: float, flows: int) -> float:
-    """Nanoseconds a packet while a generator sends without a pause.
+    """Nanoseconds per packet while a generator sends without a pause.
 
     In an entry's lifetime one packet of each flow renews it, and the others use it.
     """
@@ -87,7 +87,7 @@ class Subject:
 
 
 def measured(bench: Bench, subject: Subject) -> Sample:
-    """Nanoseconds a packet."""
+    """Nanoseconds per packet."""
     peer, stream = subject.peer, subject.stream
     bench.generator.send(peer.wire, stream, max(stream.flows, _WARM), timed=False)
     count = _PACKETS
@@ -100,11 +100,11 @@ def measured(bench: Bench, subject: Subject) -> Sample:
 
 
 def established(bench: Bench) -> None:
-    """1 flow and 40,000; all peers for UDP, those that targets name for TCP.
+    """Measures 1 flow and 40,000 flows: all peers for UDP, the peers that have targets for TCP.
 
-    Limits are installed when the flows are there, which makes no difference to them: only new ones are
-    counted. The flows of all peers lie in one hash table of conntrack's, and make each other's look-ups
-    longer. So two that have flows there are measured at a time.
+    Limits are installed after the flows exist, which does not affect them: only new flows are counted.
+    conntrack keeps the flows of all peers in one hash table, where they lengthen each other's look-ups. So
+    only two peers that have flows there are measured at a time.
     """
     with ExitStack() as stack:
         off = documents.gateway(fast_path=False)
@@ -151,7 +151,7 @@ def established(bench: Bench) -> None:
 
 
 def _compare(bench: Bench, case: str, stream: Stream, peers: Sequence[Peer], rounds: int) -> list[Row]:
-    """The last row is the enforcer's, including the cost of renewing entries."""
+    """Measures the peers; the enforcer's row comes last and includes the cost of renewing entries."""
     subjects = []
     for peer in peers:
         if isinstance(peer, Limited):

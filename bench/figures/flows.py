@@ -1,4 +1,4 @@
-"""What a new flow costs."""
+"""The cost of a new flow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEW = "New flow"
 
 
 def new(bench: Bench) -> None:
-    """Every packet begins a flow, to 8 origins. Peers that limit are in :mod:`bench.figures.crowded`."""
+    """Each packet begins a flow to one of 8 origins. :mod:`bench.figures.crowded` has peers with limits."""
     with ExitStack() as stack:
         plain: list[type[Peer]] = [Floor, Peer, Snat, RandomSnat, Stateful, FullyRandomSnat]
         peers = entered(

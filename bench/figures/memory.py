@@ -1,4 +1,4 @@
-"""What the kernel side takes: memory of its maps, and instructions that the verifier looked at."""
+"""The memory of the kernel maps, and the number of instructions that the verifier processes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from lab.netns import LabError
 MEMORY = "Memory and verifier"
 _FLOWS = 100_000
 _BY_FLOWS = ("flows", "fast_buckets", "bucket_locks")
-"""Maps as large as limits.flows says."""
+"""Maps whose size follows limits.flows."""
 _VERIFIED = 216  # offset of verified_insns in struct bpf_prog_info
 _INFORMATION = 232
 
 
 def memory(bench: Bench) -> None:
-    """Of a gateway with the default limits, beside what the run before has found."""
+    """Measures a gateway with the default limits; the rows also have the values of the run before."""
     bench.say(MEMORY)
     with ExitStack() as stack:
         (peer,) = entered([Enforcer(bench.programs, bench.directory, documents.gateway())], stack)
@@ -77,7 +77,7 @@ def _size(path: Path) -> float:
 
 
 def map_memory(fd: int) -> float:
-    """MiB that a map takes, as the kernel says it (bpf_map_show_fdinfo)."""
+    """MiB that a map takes, as the kernel reports it (bpf_map_show_fdinfo)."""
     for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
         if line.startswith("memlock"):
             return int(line.split()[1]) / 2**20
@@ -85,7 +85,7 @@ def map_memory(fd: int) -> float:
 
 
 def _verified(programs: list[Path]) -> dict[str, int]:
-    """Instructions that the verifier went through, by program; it gives up after a million."""
+    """Instructions that the verifier processed, by program; its limit is one million."""
     found = {}
     for path in sorted(programs):
         fd = syscall.get(str(path))

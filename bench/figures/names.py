@@ -1,8 +1,8 @@
-"""Names learnt from DNS answers on their way to a client.
+"""The rate and the delay of learning names from DNS answers that pass the gateway.
 
-Client and resolver are this process, with a raw socket on either side of the gateway: what it sends are
-frames, so neither has a network stack that would take time. Each question comes from a port of its own, as
-those of stub resolvers do.
+This process is both client and resolver, with a raw socket on either side of the gateway. It sends whole
+frames, so no network stack of a client or a resolver takes time. Each query has its own source port, as
+those of stub resolvers have.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lab.netns import LabError
 NAMES = "Names learnt from DNS answers"
 _MANY, _FEW = 10_000, 300
 _AT_ONCE = 128
-"""Questions without an answer at any time."""
+"""Queries that have no answer yet, at any time."""
 _FIRST_PORT = 10_000
 _A, _AAAA = 1, 28
 _DNS_PORT = 53
@@ -46,7 +46,7 @@ _HEADERS = _ETHERNET + _IP + _UDP
 
 
 def names(bench: Bench) -> None:
-    """Many new names, the same ones again; how long one answer takes, with and without anybody learning."""
+    """Measures new names, the same names again, and single answers, with and without policies on names."""
     regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     mixed = documents.located(documents.policies(1000), regions)
     bench.say(NAMES)
@@ -82,7 +82,7 @@ def _address(name: int) -> bytes:
 
 
 def _is_learnt(maps: Maps, name: int) -> None:
-    """Raises LabError if the classifier would not find the name of one in a hundred."""
+    """Looks one name in a hundred up in the classifier's map; LabError if the map lacks it."""
     if name % 100:
         return
     key = np.zeros((), dtype=maps.hosts.key)
@@ -108,14 +108,13 @@ class Resolver:
         return opened
 
     def close(self) -> None:
-        """Ends both."""
         self._near.close()
         self._far.close()
 
     def ask(self, wanted: range, at_once: int, seen: Callable[[int], None] = lambda _: None) -> list[float]:
-        """Asks for names by number; how long each answer took, in seconds. Raises LabError if some stay away.
+        """Asks for names by number; returns the seconds that each answer took.
 
-        ``seen`` is called with each name when its answer has come.
+        ``seen`` is called with each name when its answer arrives. Raises LabError if an answer is missing.
         """
         took: list[float] = []
         open_: dict[int, float] = {}
@@ -139,7 +138,7 @@ class Resolver:
 
     @staticmethod
     def _received(source: socket.socket) -> list[bytes]:
-        """DNS messages that came in; not what this process sent there."""
+        """UDP frames that arrived at the socket's interface, without those that this process sent there."""
         found: list[bytes] = []
         while True:
             try:
@@ -155,7 +154,7 @@ class Resolver:
 
 
 def question(name: int, number: int, port: int) -> bytes:
-    """The client's frame that asks for a name, from a port."""
+    """The frame of the client's query for a name, from a source port."""
     labels = f"n{name}.{traffic_facts.site(name % 200)}".split(".")
     written = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
     message = struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + written
@@ -164,7 +163,7 @@ def question(name: int, number: int, port: int) -> bytes:
 
 
 def answer(frame: bytes) -> bytes:
-    """The frame with which the resolver answers a question's."""
+    """The frame of the resolver's answer to the query in ``frame``."""
     source, destination = frame[_ETHERNET + 12 : _ETHERNET + 16], frame[_ETHERNET + 16 : _ETHERNET + 20]
     ports = struct.unpack_from("!2H", frame, _ETHERNET + _IP)
     asked = frame[_HEADERS:]
@@ -180,7 +179,7 @@ def answer(frame: bytes) -> bytes:
 def _frame(
     macs: tuple[str, str], addresses: tuple[bytes, bytes], ports: tuple[int, int], message: bytes
 ) -> bytes:
-    """An Ethernet frame of one UDP datagram, without the checksum that IPv4 does not ask for."""
+    """An Ethernet frame of one UDP datagram over IPv4, without the optional checksum (RFC 768)."""
     size = _UDP + len(message)
     ip = struct.pack("!BBHHHBBH", 0x45, 0, _IP + size, 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
     ip += addresses[0] + addresses[1]

@@ -1,4 +1,4 @@
-"""What starting and asking take, and what the daemon takes at rest."""
+"""The time that starting and commands take, and what the daemon uses at rest."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _MAP_ENTRIES = 1_048_576
 _POLICIES = 1000
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SWEEP_COMES = 300.0
-_SWEEP_TAKES = 0.1  # seconds; one of a million flows takes more, and all else that the daemon does less
+_SWEEP_TAKES = 0.1  # seconds; a sweep of a million flows takes more, the daemon's other work less
 
 
 class Daemon(Program):
-    """`enforcer run` on a gateway, and commands of the same."""
+    """`enforcer run` on a gateway, and commands with the same configuration file."""
 
     def __init__(self, wire: Wire, directory: Path, document: Document):
         self.wire = wire
@@ -48,17 +48,17 @@ class Daemon(Program):
         return any(line.startswith("ready") for line in self.said().splitlines())
 
     def write(self, document: Document) -> None:
-        """Puts another configuration into the file."""
+        """Replaces the content of the configuration file."""
         self.file.write_text(dump(document))
 
     def run(self, *arguments: str) -> float:
-        """One command, to its end; seconds."""
+        """Runs one command to its end; returns the seconds that it took."""
         began = time.monotonic()
         execute(self.namespace.command([*self.enforcer, *arguments]))
         return time.monotonic() - began
 
     def down(self) -> None:
-        """Everything away, so that the next start is a first one."""
+        """Ends the daemon and removes what it installed, so that the next start is a cold one."""
         self.stop()
         self.run("down")
         self.output.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class Daemon(Program):
 
 @contextmanager
 def running(bench: Bench, name: str, document: Document, *, sinks: bool = True) -> Iterator[Daemon]:
-    """A gateway whose daemon ends with the block; the block starts it."""
+    """A daemon on a gateway of its own; the block starts it, and it is stopped after the block."""
     with Wire(name, bench.programs, sinks=sinks) as wire:
         daemon = Daemon(wire, bench.directory, document)
         try:
@@ -76,7 +76,7 @@ def running(bench: Bench, name: str, document: Document, *, sinks: bool = True) 
 
 
 def start(bench: Bench) -> None:
-    """From nothing to ready, the compiler's work included; then status with 1,000 policies."""
+    """Measures a cold start until ready, compilation included, and status with 1,000 policies."""
     bench.say(START)
     regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     many = documents.located(documents.policies(_POLICIES), regions)
@@ -106,7 +106,7 @@ def start(bench: Bench) -> None:
 
 
 def rest(bench: Bench) -> None:
-    """Memory and processor time of a daemon that only sweeps."""
+    """Measures memory and processor time of a daemon that only sweeps."""
     bench.say(REST)
     document = documents.gateway(limits={"connections_per_origin": 40000, "flows": _MAP_ENTRIES})
     with running(bench, "rest", document) as daemon:
@@ -123,7 +123,7 @@ def rest(bench: Bench) -> None:
         sweeps = []
         for _ in range(bench.few):
             result = sweep.sweep(maps, gateway.pins, timeouts, time.monotonic(), sample=250)
-            # The daemon has given back some: conntrack, asked about a sample, has none of them.
+            # The daemon has released some flows: its sweep takes a sample, of which conntrack has none.
             if result.flows < 0.99 * MILLION or result.reaped:
                 raise LabError(f"swept {result.flows} flows and reaped {result.reaped}")
             sweeps.append(Sample(result.seconds))
@@ -139,7 +139,7 @@ def rest(bench: Bench) -> None:
 
 
 def fill(maps: Maps, count: int) -> None:
-    """Enters established flows that were active just now."""
+    """Adds established TCP flows with the current time as their last activity."""
     keys = np.zeros(count, dtype=maps.flows.key)
     number = np.arange(count, dtype=np.uint32)
     keys["client"][:, 2] = 0xFFFF0000
@@ -157,10 +157,10 @@ def fill(maps: Maps, count: int) -> None:
 
 
 def _share(pid: int) -> float:
-    """Per cent of one core that the daemon takes, from the end of one sweep to that of the next.
+    """Percent of one core that the daemon takes from the end of one sweep to the end of the next.
 
-    It works for a part of a second and then rests for a hundred times as long: any other stretch of time
-    would hold too many sweeps, or none.
+    A sweep takes a part of a second and the pause after it a hundred times as long: any other interval
+    contains too many sweeps, or none.
     """
     _next_sweep(pid)
     before, began = _processor_time(pid), time.monotonic()
@@ -169,7 +169,7 @@ def _share(pid: int) -> float:
 
 
 def _next_sweep(pid: int) -> None:
-    """Returns when the daemon has taken processor time for a sweep and rests again."""
+    """Returns when the daemon has taken processor time for a sweep and is idle again."""
     deadline = time.monotonic() + _SWEEP_COMES
     before = now = _processor_time(pid)
     while now - before < _SWEEP_TAKES or _processor_time(pid) > now:
@@ -180,13 +180,13 @@ def _next_sweep(pid: int) -> None:
 
 
 def _processor_time(pid: int, *, children: bool = False) -> float:
-    """Seconds, of user and system together (proc_pid_stat(5)); with those of children that have ended."""
+    """Seconds of user and system time together (proc_pid_stat(5)); with those of children that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(int(value) for value in fields[11 : 15 if children else 13]) / _TICKS
 
 
 def _resident(pid: int) -> float:
-    """MiB."""
+    """Resident memory in MiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1024

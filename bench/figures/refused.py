@@ -1,4 +1,4 @@
-"""What a connection costs that an origin's limit refuses."""
+"""The cost of a connection that an origin's limit refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MANY = 8192
 
 
 def refused(bench: Bench) -> None:
-    """SYNs to an origin at its limit, each answered with a reset, against SYNs to another with room."""
+    """Compares SYNs to an origin at its limit, each answered with a reset, with SYNs to other origins."""
     with ExitStack() as stack:
         (peer,) = entered([Enforcer(bench.programs, bench.directory, documents.gateway())], stack)
         for family in (4, 6):

@@ -1,8 +1,8 @@
-"""Switches between two generations of policies every 100 ms: run inside a gateway's namespace.
+"""A program inside a gateway's namespace that switches between two generations of policies every 100 ms.
 
-``python -m bench.figures.reloads POLICIES REGIONS`` compiles both, says "ready", switches until its standard
-input ends, and prints when each switch was in force, in seconds since the first began, as JSON. A reload with
-all that a user waits for takes longer than 100 ms; its switch is what packets could notice.
+``python -m bench.figures.reloads POLICIES REGIONS`` compiles both and prints "ready". It switches until its
+standard input is readable, then prints as JSON when each switch was in force, in seconds since the first one
+began. A complete reload takes longer than 100 ms; the switch is the part of it that can affect packets.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ EVERY = 0.1
 
 
 def generations(count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The policies of both: of the second, all but the last are in the opposite order, with the other egress.
+    """The policies of both; in the second, all but the last are in reverse order, with the other egress.
 
-    So a rule's number of one generation, taken as the other's, is another policy.
+    So a rule number of one generation means another policy in the other generation.
     """
     one = documents.policies(count)
     other = documents.swapped(one)
@@ -35,7 +35,7 @@ def generations(count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def main(count: int, regions: Path) -> None:
-    """Until standard input ends."""
+    """Switches until standard input is readable."""
     gateway = gateway_here()
     with gateway.instance.change_lock():
         aims = [

@@ -1,4 +1,4 @@
-"""What many policies and many egress IPs cost a new flow."""
+"""The cost of a new flow by number of policies and by number of egress IPs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLICIES = (1, 100, 1000, 4000)
 _LIMITS = {1000: 1.2, 4000: 1.5}
 _PACKET_POLICIES = (1000, 4000)
 _FEW = 2048
-"""Flows of a run in which each passes thousands of rules."""
+"""Flows of a run in which each flow passes thousands of rules."""
 _EGRESS_IPS = (1, 4000)
 
 
@@ -27,7 +27,7 @@ def _named(count: int) -> str:
 
 
 def policies(bench: Bench) -> None:
-    """Selectors of all kinds; the traffic goes to 256 origins that different policies decide about."""
+    """Measures policies with selectors of all kinds; the traffic's 256 origins match different policies."""
     regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     with ExitStack() as stack:
         peers = entered(
@@ -57,7 +57,7 @@ def policies(bench: Bench) -> None:
 
 
 def packet_policies(bench: Bench) -> None:
-    """The enforcer against nftables, as far as that can say policies (:mod:`bench.rig.rulesets`)."""
+    """Compares the enforcer with nftables for policies that both can express (:mod:`bench.rig.rulesets`)."""
     with ExitStack() as stack:
         found: list[Peer] = []
         for count in _PACKET_POLICIES:
@@ -87,7 +87,7 @@ def packet_policies(bench: Bench) -> None:
 
 
 def egress_ips(bench: Bench) -> None:
-    """No policies: clients are spread over all egress IPs of the location."""
+    """Measures a gateway without policies: clients are spread over all egress IPs of the location."""
     with ExitStack() as stack:
         peers = entered(
             [

@@ -1,11 +1,11 @@
-"""How long a flow's packets wait while connections flood an origin that is at its limit.
+"""The delay of one flow's packets while new connections flood an origin that is at its limit.
 
-Both come in by one receive queue: every 13th packet of the generator's is one of a neighbour, an answered
-UDP flow to another origin; the rest are SYNs that begin connections and are all refused. The kernel takes
-packets from a queue in batches of 64, as a network card's driver does (NAPI), so a neighbour's packet waits
-for those before it in its batch. It carries the time at which it was written, and the sink tells how long ago
-that was: what is measured is the whole way from the receive queue to the far wire, waiting included. The
-generator has the processor for itself.
+Both use one receive queue: every 13th packet of the generator belongs to a neighbour, an answered UDP flow
+to another origin; the rest are SYNs of new connections and are all refused. The kernel takes packets from a
+queue in batches of 64, as a network card's driver does (NAPI), so a neighbour's packet waits for those before
+it in its batch. The packet carries the time at which the generator wrote it, and the sink subtracts this from
+the current time: the delay covers the path from the receive queue to the far wire, waiting included. The
+generator has the processor to itself.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ TARGET = 1.0
 """Milliseconds."""
 _EVERY = 13
 _PROBES, _SLOW_PROBES = 10_000, 300
-"""Of a round. A flood of 13 times as many takes a peer that walks through all connections a second."""
+"""Probes per round: of most peers; of those that walk through all connections, whose flood takes a second."""
 
 
 def stall(bench: Bench) -> None:
-    """The enforcer, ct count, and plain forwarding, which has no limit and only shows the batches."""
+    """Measures the enforcer, ct count, and plain forwarding, which only shows the cost of batches."""
     with ExitStack() as stack:
         peers = entered(
             [

@@ -1,4 +1,4 @@
-"""Policies switched again and again under full load: what packets and flows notice of it."""
+"""The effect on packets and flows of repeated policy switches under full load."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _LOST, _CHANGED, _WRONG = (
 )
 _POLICIES = 100
 _OLD, _NEW = 16384, 512
-"""Packets of established flows, then new flows, again and again: conntrack has room for some 200,000."""
+"""Packets of established flows and new flows, sent in alternation: conntrack has room for some 200,000."""
 _ORIGINS = 256
 _SECONDS = 3.0
 
 
 class Storm:
-    """The switching process; a context manager."""
+    """The process that switches policies; a context manager."""
 
     def __init__(self, peer: Enforcer, regions: Path):
         command = [*PYTHON, "-m", "bench.figures.reloads", str(_POLICIES), str(regions)]
@@ -64,7 +64,7 @@ class Storm:
         self._process.communicate()
 
     def end(self) -> list[float]:
-        """When each switch was in force, in seconds."""
+        """Ends the process; returns when each switch was in force, in seconds since the first one began."""
         said, _ = self._process.communicate("end\n", timeout=30)
         if self._process.returncode:
             raise LabError(f"the process that switches ended with exit code {self._process.returncode}")
@@ -72,7 +72,7 @@ class Storm:
 
 
 def storm(bench: Bench) -> None:
-    """Old flows keep their egress, new ones are decided by one generation or the other, all packets leave."""
+    """Counts lost packets, old flows whose egress changed, and new flows that neither generation decided."""
     bench.say(STORM)
     regions = traffic_facts.write_regions(bench.directory / "regions.mmdb", prefixes=1000)
     generations = reloads.generations(_POLICIES)
@@ -139,7 +139,7 @@ def _rage(bench: Bench, peer: Enforcer, family: int, *, regions: Path, maps: Map
 
 
 Decision = tuple[int, int, bytes, int]
-"""Policy, slot, source address, when the flow began."""
+"""Policy, slot, source address, and time of the flow's creation."""
 
 
 def _decided(maps: Maps) -> dict[bytes, Decision]:
@@ -156,7 +156,7 @@ def _decided(maps: Maps) -> dict[bytes, Decision]:
 
 
 class Judge:
-    """Says whether a decision is one that the policies of a generation make."""
+    """Compares decisions with those that the policies of each generation make."""
 
     def __init__(self, generations: tuple[list[dict[str, Any]], ...], peer: Enforcer):
         state = State.load(peer.instance.state_file)
@@ -173,7 +173,7 @@ class Judge:
             self._generations.append((compile_tables(config.policies), outcomes))
 
     def allows(self, key: bytes, decision: Decision) -> bool:
-        """Whether one of the generations decides so."""
+        """Whether one of the generations makes this decision."""
         connection = self._connection(key)
         for tables, outcomes in self._generations:
             index = tables.decide(connection)

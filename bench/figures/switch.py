@@ -1,8 +1,8 @@
-"""Compiling policies and switching to them, timed: run inside a gateway's namespace, prints JSON.
+"""A program inside a gateway's namespace that times compiling policies and switching to them.
 
-What `reload` does besides (starting Python, reading and checking the file, reading the kernel's state) can
-take as long as it likes: packets don't notice. {"compile": from the texts to tables, with nothing remembered
-of having parsed them before; "switch": from the first map written to the one that decides}, in seconds.
+The other work of `reload` (starting Python, reading and checking the file, reading the kernel's state) does
+not affect packets, so it is not timed. The program prints JSON, in seconds: {"compile": from the texts to
+tables, with empty parser caches; "switch": from the first map written to the one that puts them in force}.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def compiled_for(gateway: Gateway, config: Configuration) -> CompiledConfig:
 
 
 def switch(gateway: Gateway, target: CompiledConfig) -> None:
-    """The switch alone."""
+    """Carries out the switch alone, without the other operations of a reload."""
     gateway.apply([SwitchTables()], target.wanted, target.contents, target.state)
 
 
 def main() -> None:
-    """Switches to the policies that are in force already."""
+    """Compiles the policies that are in force and switches to them."""
     gateway = gateway_here()
     with gateway.instance.change_lock():
         assert gateway.state is not None
         config = Configuration.model_validate(gateway.state.config)
-        for cached in (parse, rules_of, compiled):  # reading the configuration has parsed its policies
+        for cached in (parse, rules_of, compiled):  # reading the configuration has filled these caches
             cached.cache_clear()
         began = time.monotonic()
         wanted = compiled_for(gateway, config)

@@ -17,7 +17,7 @@ _SECONDS = 1
 
 
 def iperf(bench: Bench) -> None:
-    """1, 8 and 64 TCP streams from client to origin; what the origin received."""
+    """Measures 1, 8 and 64 TCP streams from client to origin by the rate at which the origin received."""
     with ExitStack() as stack:
         peers = compared(bench, stack)
         servers = {peer: stack.enter_context(Iperf(hosts(peer).origin, bench.directory)) for peer in peers}

@@ -1,8 +1,8 @@
-"""Short connections: HTTP requests by wrk, a connection each, to an nginx behind the gateway.
+"""Short connections: HTTP requests by wrk to an nginx behind the gateway, one connection per request.
 
-A connection is ten packets: three to open, request and answer with their acknowledgements, the rest to
-close. All that conntrack and the enforcer remember is forgotten before each run, or the ports in TIME_WAIT
-would run out.
+A connection has ten packets: three to open, the request and the answer with their acknowledgements, the rest
+to close. The tables of conntrack and the enforcer are emptied before each run; otherwise connections in
+TIME_WAIT would use up the ports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECONDS = 1
 
 
 def short(bench: Bench) -> None:
-    """Requests a second, from one thread with 32 connections at a time."""
+    """Measures requests per second, from one thread with 32 connections at a time."""
     with ExitStack() as stack:
         peers = compared(bench, stack)
         for peer in peers:
@@ -53,7 +53,7 @@ def short(bench: Bench) -> None:
 
 
 def requests(said: str) -> Sample:
-    """Requests a second as wrk says them, and the share of those that failed."""
+    """Requests per second in wrk's output, and the share of requests that failed."""
     rate = re.search(r"^Requests/sec: +([\d.]+)$", said, re.MULTILINE)
     done = re.search(r"^ +(\d+) requests in", said, re.MULTILINE)
     if not rate or not done:

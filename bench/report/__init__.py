@@ -1,1 +1,1 @@
-"""What was measured: tables, plots, the page."""
+"""The output of the benchmark: tables, plots, the documentation's page."""

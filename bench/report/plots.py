@@ -1,4 +1,4 @@
-"""The pictures of the documentation, as SVG: equal results make equal files."""
+"""The documentation's plots, as SVG; equal results give equal files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Picture:
     name: str
     title: str
     figure: str
-    """Of which rows it is."""
+    """The figure whose rows the plot shows."""
     panel: Callable[[Axes, int, Sequence[Row]], None]
     height: float = 4.0
 
@@ -41,7 +41,7 @@ def draw(results: Results, directory: Path) -> list[Picture]:
 
 
 def _draw(picture: Picture, rows: Sequence[Row], path: Path) -> None:
-    # Text stays text; identifiers come from the salt, not from chance.
+    # Text stays text, and identifiers come from the salt: equal results give equal files.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "enforcer", "font.size": 9}):
         figure = Figure(figsize=(11, picture.height), layout="constrained")
         figure.suptitle(picture.title)
@@ -52,12 +52,12 @@ def _draw(picture: Picture, rows: Sequence[Row], path: Path) -> None:
 
 
 def _ranges(rows: Sequence[Row]) -> list[list[float]]:
-    """As error bars: how far below and above the median."""
+    """Error bars: the distance from the median to the lowest and to the highest value."""
     return [[row.median - row.low for row in rows], [row.high - row.median for row in rows]]
 
 
 def _bars(axes: Axes, rows: Sequence[Row], groups: dict[str, str], unit: str) -> None:
-    """Horizontal bars of medians with their range: of each subject one for each group, which is a case."""
+    """Draws horizontal bars of medians with their ranges, one per subject and group; a group is a case."""
     subjects = list(dict.fromkeys(row.subject for row in rows if row.case in groups))
     width = 0.8 / len(groups)
     for number, (case, label) in enumerate(groups.items()):
@@ -116,7 +116,7 @@ def _crowded(axes: Axes, family: int, rows: Sequence[Row]) -> None:
 
 
 def _flows(case: str) -> int:
-    """``IPv4 TCP, 1,000 flows`` has 1,000."""
+    """The number of flows in a case: 1,000 in ``IPv4 TCP, 1,000 flows``."""
     return int(case.partition(", ")[2].split()[0].replace(",", ""))
 
 

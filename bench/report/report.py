@@ -1,4 +1,4 @@
-"""The results for people (tables), for programs (JSON) and for the documentation (Markdown)."""
+"""The results as tables for the terminal, as JSON, and as Markdown for the documentation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT_TITLES = ("figure", "case", "what", "measured", "range", "limit", "")
 
 
 def number(value: float, unit: str) -> str:
-    """A figure with its unit, three digits that mean something; a count (no unit) is whole."""
+    """A figure with its unit, in about three significant digits; a count (no unit) is an integer."""
     if not unit:
         return f"{value:,.0f}"
     if unit == "ns":
@@ -45,7 +45,7 @@ def row_cells(row: Row) -> tuple[str, ...]:
 
 
 def row_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The titles and rows of a figure's table; without columns in which nothing stands."""
+    """The titles and rows of a figure's table, without empty columns."""
     cells = [row_cells(row) for row in rows]
     kept = [column for column in range(len(ROW_TITLES)) if any(one[column] for one in cells)]
     return (
@@ -71,7 +71,7 @@ def claim_cells(claim: Claim) -> tuple[str, ...]:
 
 
 def show(results: Results, console: Console) -> None:
-    """Prints everything as tables."""
+    """Prints the results as tables."""
     for figure, rows in groupby(results.rows, key=lambda row: row.figure):
         titles, cells = row_table(list(rows))
         table = Table(*titles, title=figure, title_justify="left")

@@ -1,4 +1,4 @@
-"""What was measured and what it is held against, as plain values."""
+"""Measured values and their limits, as plain data classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOLERATED_LOSS = 0.001
 
 @dataclass(frozen=True)
 class Sample:
-    """One round's figure; ``lost`` is the share of packets that did not arrive as they should."""
+    """One round's figure; ``lost`` is the share of packets that did not arrive as expected."""
 
     value: float
     lost: float = 0.0
@@ -21,7 +21,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """One thing's figures over all rounds."""
+    """The figures of one subject in one case, over all rounds."""
 
     figure: str
     case: str
@@ -33,35 +33,34 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Of all rounds."""
         return median(sample.value for sample in self.samples)
 
     @property
     def low(self) -> float:
-        """The best round."""
+        """The lowest value of all rounds."""
         return min(sample.value for sample in self.samples)
 
     @property
     def high(self) -> float:
-        """The worst round."""
+        """The highest value of all rounds."""
         return max(sample.value for sample in self.samples)
 
     @property
     def lost(self) -> float:
-        """The worst round's loss."""
+        """The largest loss of all rounds."""
         return max(sample.lost for sample in self.samples)
 
     @property
     def is_lost(self) -> bool:
-        """Whether packets died on the way: the figure is then of nothing."""
+        """Whether more packets were lost than tolerated, which makes the figure invalid."""
         return self.lost > TOLERATED_LOSS
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure that has a limit; ``value`` is None if it could not be measured.
+    """A figure that has a limit; ``value`` is None if packets were lost.
 
-    ``at_least``: the limit is the least that it may be. ``target``: one of those that a release must reach.
+    ``at_least``: the limit is a minimum. ``target``: a release must reach the limit.
     """
 
     figure: str
@@ -77,7 +76,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the value is within the limit."""
+        """Whether the value is within the limit; False without a value."""
         if self.value is None:
             return False
         return self.value >= self.limit if self.at_least else self.value <= self.limit
@@ -85,7 +84,7 @@ class Claim:
 
 @dataclass
 class Results:
-    """Everything of one run."""
+    """All results of one run."""
 
     machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -122,7 +121,7 @@ class Results:
 def ratio(
     row: Row, base: Row, limit: float, text: str = "", *, at_least: bool = False, target: bool = False
 ) -> Claim:
-    """``row`` against ``base``: medians, and the range of the ratios within each round."""
+    """A limit on ``row`` divided by ``base``: medians, and the range of the ratios within each round."""
     text = text or f"{row.subject} / {base.subject}"
     value = low = high = None
     if not (row.is_lost or base.is_lost):
@@ -132,11 +131,11 @@ def ratio(
 
 
 def bound(row: Row, limit: float, text: str, *, target: bool = False) -> Claim:
-    """The median of ``row`` against a limit in its own unit."""
+    """A limit on the median of ``row``, in the row's unit."""
     return Claim(row.figure, row.case, text, row.unit, row.median, limit, row.low, row.high, target=target)
 
 
 def rotated(items: Sequence[Any], by: int) -> list[Any]:
-    """The same items beginning with another one: nobody is always measured after the same neighbour."""
+    """The items rotated by ``by`` places, so that each round begins with another one."""
     by %= len(items)
     return [*items[by:], *items[:by]]

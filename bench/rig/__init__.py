@@ -1,1 +1,1 @@
-"""What it is measured with: namespaces, peers, the packet generator."""
+"""The equipment of a measurement: namespaces, peers, the packet generator."""

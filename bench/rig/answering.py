@@ -1,4 +1,4 @@
-"""Flows that have been answered: only they are established, and only they are learnt."""
+"""Flows that an origin has answered: only they are established and have fast-path entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.rig.peers import Peer
 from lab.netns import LabError
 
 _TURNS = 3
-"""A flow's packets until its way is learnt: the first, one after the answer, and one for the way back."""
+"""Packets of a flow until both its entries exist: the first, one after the answer, one for replies."""
 
 
 def establish(generator: Generator, peer: Peer, stream: Stream) -> Stream:

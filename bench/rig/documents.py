@@ -1,4 +1,4 @@
-"""Configurations that fit the benchmark's gateways."""
+"""Configurations for the benchmark's gateways."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LAX1 = {"ipv4": "203.0.113.10", "ipv6": "2001:db8:1::/64"}
 LAX2 = {"ipv4": "203.0.113.11", "ipv6": "2001:db8:2::/64"}
 EGRESSES = (LAX1, LAX2)
 FLOWS = 262144
-"""The table's size if the file doesn't say."""
+"""The default of limits.flows, the size of the flow table."""
 NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 _LAST = 1_000_000
 _TCP_UDP = 'net.protocol in {"tcp" "udp"}'
-# All of it is asked of no packet of the benchmark, and yet each field has its look-up.
+# No packet of the benchmark matches this, but deciding it takes a look-up of each field.
 _NEVER = """ or (
     net.src.ip in {192.0.2.0/24 2001:db8:dead::/48} and net.src.port in {1..9} and net.dst.port == 9
     and net.src.geo.country == "AQ" and net.dst.geo.country == "AQ"
@@ -29,10 +29,10 @@ _NEVER = """ or (
 def gateway(
     policies: list[dict[str, Any]] | None = None, limits: Mapping[str, int] = NO_LIMITS, **changes: object
 ) -> Document:
-    """One inside and one outside interface; everything leaves by the first egress IP if nothing is said.
+    """One inside and one outside interface; all TCP and UDP leaves by the first egress IP by default.
 
-    A client may have as many flows as there is room for: a handful of clients make all of a measurement's,
-    and none is answered.
+    The limits per client equal the size of the flow table: few clients open all flows of a measurement, and
+    none of the flows is answered.
     """
     room = limits.get("flows", FLOWS)
     caps = {"flows_per_client": room, "unanswered_per_client": room}
@@ -46,22 +46,22 @@ def gateway(
 
 
 def located(policies: list[dict[str, Any]], regions: Path, **changes: Any) -> Document:
-    """With a database of regions, which policies that ask about countries need."""
+    """A configuration with a database of regions, which policies on countries need."""
     return gateway(policies, geoip={"database": str(regions)}, **changes)
 
 
 def everything(more: str = "") -> dict[str, Any]:
-    """A last policy for all TCP and UDP."""
+    """The last policy, which matches all TCP and UDP traffic."""
     return {"name": "everything", "precedence": _LAST, "traffic": _TCP_UDP + more, "egress": LAX1}
 
 
 def policies(count: int) -> list[dict[str, Any]]:
     """``count`` policies with selectors of every kind; the last one matches everything.
 
-    Many fit the benchmark's traffic, its clients' sessions, its origins' names and regions, so that different
-    policies decide about it. The last one, which is the only one of ``policies(1)``, asks about everything
-    that the others ask about: with any number of policies a new flow takes the same look-ups, and what is
-    compared is what their number costs.
+    Many match the benchmark's traffic, its clients' sessions, its origins' names and regions, so that
+    different policies decide. The last one, the only one of ``policies(1)``, uses every field that the others
+    use: a new flow takes the same look-ups with any number of policies, and only the cost of the number
+    differs.
     """
     chance = random.Random(count)
     found = []
@@ -86,19 +86,19 @@ Texts = dict[str, str]
 
 
 def _origin(chance: random.Random) -> str:
-    """One of a thousand addresses, a quarter of which the traffic goes to."""
+    """One of 1,024 addresses in each family; the traffic goes to a quarter of them."""
     host = chance.randrange(1024)
     return f"198.18.{host >> 8}.{host & 255} 2001:db8:a::{host:x}"
 
 
 def _networks(chance: random.Random) -> str:
-    """Some of the internet."""
+    """One of 4,096 networks in each family, none of which contains an origin."""
     number = chance.randrange(4096)
     return f"172.{16 + number // 256}.{number % 256}.0/24 2001:db8:{0x1000 + number:x}::/48"
 
 
 def _clients(chance: random.Random) -> str:
-    """A network of clients; in one of 16 are four of those that send, in the others many that don't."""
+    """A network of clients: one in 16 contains four clients of the traffic, the others contain none."""
     number = chance.randrange(16)
     if number == 0:
         first = 4 * chance.randrange(32)
@@ -107,7 +107,7 @@ def _clients(chance: random.Random) -> str:
 
 
 def _ports(chance: random.Random) -> str:
-    """Three ports and a range; for one in four that of the traffic too."""
+    """Three ports and a range; in one of four results the traffic's port, too."""
     first = chance.randrange(1024, 65000)
     listed = " ".join(str(port) for port in sorted(chance.sample(range(1, 65536), 3)))
     return f"{listed} {first}..{first + chance.randrange(1, 500)}" + (

@@ -1,8 +1,8 @@
-"""The generator inside the kernel: BPF_PROG_TEST_RUN with live frames (Documentation/bpf/bpf_prog_run.rst).
+"""The packet generator in the kernel: BPF_PROG_TEST_RUN, live frames (Documentation/bpf/bpf_prog_run.rst).
 
 Frames enter the receive path of the gateway's inside interface on the calling processor, pass the stack and
-end in the sinks before the call returns. A timed run has the processor for itself (SCHED_FIFO): what others
-do on the machine is not in the figure.
+end in the sinks before the call returns. A timed run has the processor to itself (SCHED_FIFO), so the figure
+does not include the work of other processes.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ _BATCH = 64
 _PART = 65536
 SYN, ACK = 0x02, 0x10
 TRANSPORT = 20
-"""Bytes of a TCP header; the generator's UDP datagrams are as long if nothing is said."""
+"""Bytes of a TCP header, and the default length of the generator's UDP datagrams."""
 STAMPED_PORT = 8002
-"""Packets to it are stamped (traffic.c)."""
+"""The origin port whose packets carry a time stamp (traffic.c)."""
 _STAMPS = 65536
-_SETTLE = 0.05  # seconds that a straggler may take to the sink
+_SETTLE = 0.05  # seconds to wait for the last packets at the sinks
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Packets each of which begins a flow, or with ``flows`` belongs to one of so many.
+    """Packets that each begin a flow, or with ``flows`` belong to one of that number of flows.
 
-    Flow n goes to origin n % origins, from client n // origins % clients; ports follow.
+    Flow n goes to origin n % origins, from client n // origins % clients and port
+    FIRST_PORT + n // origins // clients.
     """
 
     family: int
@@ -57,29 +58,29 @@ class Stream:
     first_origin: IPAddress | None = None
     origin_port: int = 8000
     flags: int = SYN
-    """Of TCP: SYN, or ACK within connections that an origin has answered."""
+    """TCP flags: SYN, or ACK within connections that an origin has answered."""
     transport: int = TRANSPORT
     """Bytes after the IP header."""
     stride: int = 1
-    """Packet n belongs to flow n * stride % flows, so that what comes one after the other does not lie so in
-    tables. It has no divisor in common with ``flows``: every flow has its turn."""
+    """Packet n belongs to flow n * stride % flows, so that consecutive packets do not use neighbouring table
+    entries. It is coprime to ``flows``, so that every flow gets packets."""
     one_source: bool = False
-    """All clients leave a gateway by one address: those of IPv6 have the same host bits, which it keeps."""
+    """All clients leave a gateway by one address: their IPv6 host bits, which it keeps, are equal."""
 
     @property
     def case(self) -> str:
-        """As tables name it."""
+        """The stream's name in tables."""
         name = f"IPv{self.family} {'TCP' if self.protocol == TCP else 'UDP'}"
         return name if self.origins == 1 else f"{name}, {self.origins} origins"
 
     @property
     def capacity(self) -> int:
-        """Flows before the first comes again."""
+        """Number of different flows."""
         return self.flows or self.clients * self.origins * _PORTS
 
     @property
     def frame(self) -> int:
-        """Bytes of a frame."""
+        """Bytes of a frame, Ethernet header included."""
         return 14 + (20 if self.family == 4 else 40) + self.transport
 
     def row(self, layout: np.dtype, start: int) -> np.ndarray:
@@ -108,14 +109,14 @@ def _mac(text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run sent, what became of it, and the time it took."""
+    """The packets that one run sent, as the sinks counted them, and the time per packet."""
 
     sent: int
     translated: int
     untranslated: int
     answered: int
     each: float
-    """Nanoseconds a packet: the median of its parts, so that an interruption is not in it."""
+    """Nanoseconds per packet: the median of the run's parts, which excludes an interruption."""
 
 
 class Generator:
@@ -125,7 +126,7 @@ class Generator:
         self._programs = programs
         self.cpu = cpu
         self.alone = True
-        """Whether timed runs had the processor for themselves."""
+        """Whether timed runs had the processor to themselves."""
 
     def send(
         self,
@@ -139,7 +140,7 @@ class Generator:
     ) -> Run:
         """Sends ``count`` packets from flow ``start`` on and counts them at the sinks.
 
-        ``within``: another stream, of frames as long, and that every so many-th packet is one of its own.
+        ``within``: another stream of frames of the same length, and n: every n-th packet belongs to it.
         """
         if not stream.flows and start + count > stream.capacity:
             raise ValueError(f"{start + count} flows of {stream.capacity}")
@@ -155,8 +156,8 @@ class Generator:
         return Run(count, int(seen[0]), int(seen[1]), int(seen[2]), took)
 
     def delays(self, wire: Wire, send: Callable[[], Run]) -> tuple[Run, np.ndarray]:
-        """What ``send`` returns, and of its stamped packets that arrived (65,536 at most) the nanoseconds
-        from their writing to the sink: generator, gateway and both devices."""
+        """Returns the run of ``send``, and the nanoseconds from writing to sink of each stamped packet that
+        arrived (65,536 at most): through the generator, the gateway and both devices."""
         delays = self._programs.maps.delays
         numbers = np.arange(_STAMPS, dtype=np.uint32)
         delays.put_many(numbers, np.zeros(_STAMPS, dtype=np.uint64))
@@ -174,7 +175,7 @@ class Generator:
         return np.array([np.asarray(seen.get(kind)).sum() for kind in range(4)], dtype=np.int64)
 
     def _settled(self, before: np.ndarray, count: int) -> np.ndarray:
-        """The counters when all packets have come, or no more will."""
+        """The counters when ``count`` more packets have arrived, or after _SETTLE seconds."""
         deadline = time.monotonic() + _SETTLE
         while True:
             seen = self._seen()
@@ -183,14 +184,14 @@ class Generator:
             time.sleep(0.002)
 
     def _run(self, size: int, count: int, timed: bool) -> float:
-        """In a thread of the gateway's namespace: interface indexes are the caller's."""
+        """Runs in a thread of the gateway's namespace, where the kernel looks the interface index up."""
         os.sched_setaffinity(0, {self.cpu})
         if timed:
             try:
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
             except OSError:
                 self.alone = False
-        # Setting up a part's frames takes 20 ms: what is not timed is one part.
+        # Setting up the frames of a part takes 20 ms, so an untimed run is one part.
         shares = parts(count) if timed else [count]
         each = [live_frames(self._programs.fds["generate"], size, share) for share in shares]
         with contextlib.suppress(OSError):
@@ -199,7 +200,7 @@ class Generator:
 
 
 def parts(count: int) -> list[int]:
-    """``count`` in parts of about _PART."""
+    """``count`` divided into parts of about _PART."""
     number = max(1, count // _PART)
     return [count // number + (index < count % number) for index in range(number)]
 
@@ -207,8 +208,8 @@ def parts(count: int) -> list[int]:
 def live_frames(program: int, size: int, count: int) -> int:
     """Runs an XDP program ``count`` times on frames of ``size`` bytes that arrive at the inside interface.
 
-    Returns nanoseconds a frame as the kernel measures them: without setting up and taking down the frames'
-    pool, which waits for RCU and takes 20 ms (net/bpf/test_run.c, bpf_test_run_xdp_live).
+    Returns nanoseconds per frame as the kernel measures them: without setting up and releasing the pool of
+    frames, which waits for RCU and takes 20 ms (net/bpf/test_run.c, bpf_test_run_xdp_live).
     """
     frame = np.zeros(size, dtype=np.uint8)
     # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex

@@ -4,8 +4,8 @@
 
     client ── in0 [gateway] out0 ── origin
 
-The devices are veth as they come: checksums and segmentation are left to them, so that one packet of up to
-64 KiB passes the gateway for many.
+The devices are veth with default offloads: the hosts leave checksums and segmentation to them, so the gateway
+forwards packets of up to 64 KiB.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _HOST: dict[str, str | int] = {
     "net.ipv4.ip_local_port_range": "1024 65535",
     "net.core.somaxconn": 4096,
 }
-# It remembers no closed connection. Translated clients are one address with ports at random: while a port is
-# in TIME-WAIT at the origin, a SYN from it may be taken for an old one (PAWS), and is sent again in a second.
+# The origin keeps no TIME-WAIT state. Translated clients share one address with random ports: a SYN from a
+# port in TIME-WAIT at the origin may be taken for an old one (PAWS), and is sent again after a second.
 _ORIGIN: dict[str, str | int] = _HOST | {
     "net.ipv6.conf.all.disable_ipv6": 0,
     "net.ipv4.tcp_max_tw_buckets": 0,
-    # Above a minute, or FIN-WAIT-2 is a kind of TIME-WAIT, too (tcp_input.c, tcp_rcv_state_process).
+    # Above 60 s: up to that, FIN-WAIT-2 is kept as TIME-WAIT (tcp_input.c, tcp_rcv_state_process).
     "net.ipv4.tcp_fin_timeout": 120,
 }
 
 
 class Hosts(Wire):
-    """The namespaces of one gateway and its two hosts; a context manager that leaves nothing."""
+    """The namespaces of one gateway and its two hosts; a context manager that removes them."""
 
     def __init__(self, name: str, programs: Programs):
         super().__init__(name, programs, sinks=False)
@@ -70,7 +70,7 @@ class Hosts(Wire):
 
 
 def compared(bench: Bench, stack: ExitStack) -> list[Peer]:
-    """Plain forwarding, SNAT and the enforcer between hosts, standing until the stack unwinds."""
+    """Plain forwarding, SNAT and the enforcer between hosts, removed when the stack unwinds."""
     peers: list[Peer] = [
         Peer(bench.programs),
         FullyRandomSnat(bench.programs),
@@ -83,6 +83,6 @@ def compared(bench: Bench, stack: ExitStack) -> list[Peer]:
 
 
 def hosts(peer: Peer) -> Hosts:
-    """The hosts on both sides of a peer that stands between hosts."""
+    """The hosts on both sides of a peer from :func:`compared`."""
     assert isinstance(peer.wire, Hosts)
     return peer.wire

@@ -1,4 +1,4 @@
-"""The machine that the figures are of."""
+"""A description of the machine that the benchmark runs on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.rig.generator import Generator
 
 
 def machine(generator: Generator) -> dict[str, Any]:
-    """Kernel, processor, date, and what else bears on the figures."""
+    """Kernel, processor, date, and other facts that affect the figures."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernel": os.uname().release,

@@ -1,4 +1,4 @@
-"""The rounds: every round measures all that is compared, one after the other."""
+"""The rounds of a measurement: each measures all compared subjects, one after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOWS = 16384
 
 @dataclass
 class Bench:
-    """What the figures share."""
+    """Programs, generator, options and results, which all figures share."""
 
     programs: Programs
     generator: Generator
@@ -33,7 +33,6 @@ class Bench:
     """Medians of the run that was written last, by figure, case and subject."""
 
     def add(self, rows: Sequence[Row] = (), claims: Sequence[Claim] = ()) -> None:
-        """Keeps figures."""
         self.results.rows += rows
         self.results.claims += claims
 
@@ -45,7 +44,7 @@ class Bench:
         warm: bool = True,
         rounds: int | None = None,
     ) -> list[tuple[Measured, ...]]:
-        """The samples of each subject, in its order; one round before is not counted if ``warm``."""
+        """Measures all subjects in each round; returns their samples. ``warm``: an uncounted round first."""
         samples: list[list[Measured]] = [[] for _ in subjects]
         for number in range(-1 if warm else 0, rounds or self.rounds):
             for index in rotated(range(len(subjects)), number):
@@ -56,7 +55,7 @@ class Bench:
 
     @property
     def few(self) -> int:
-        """Rounds of a figure that no target is about."""
+        """Rounds of a figure that has no target."""
         return min(self.rounds, 3)
 
     def new_flows(
@@ -67,7 +66,7 @@ class Bench:
         flows: int = FLOWS,
         rounds: int | None = None,
     ) -> list[Row]:
-        """Nanoseconds a new flow, all peers' tables empty before each run."""
+        """Measures nanoseconds per new flow; a peer's tables are empty before each run."""
         self.say(f"{figure}: {stream.case}")
 
         def measure(peer: Peer) -> Sample:
@@ -84,12 +83,12 @@ class Bench:
 
 
 def sample(peer: Peer, run: Run) -> Sample:
-    """A run as a sample of the peer's."""
+    """The run's time per packet and the share of packets that the peer lost."""
     return Sample(run.each, 1 - peer.delivered(run) / run.sent)
 
 
 def entered(peers: Sequence[Peer], stack: ExitStack) -> Sequence[Peer]:
-    """The peers, standing until the stack unwinds."""
+    """Enters the peers, which are left when the stack unwinds; returns them."""
     for peer in peers:
         stack.enter_context(peer)
     return peers

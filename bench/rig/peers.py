@@ -1,4 +1,4 @@
-"""The ways through a gateway that are compared."""
+"""The peers that are compared: gateways that forward, translate or limit in different ways."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ table inet bench_limit {{
 
 
 class Peer:
-    """A gateway that forwards in its way; the base class forwards plainly."""
+    """A gateway that forwards in one way; the base class forwards without translation."""
 
     name = "plain forwarding"
     key = "plain"
@@ -85,20 +85,20 @@ class Peer:
         self.wire.__exit__()
 
     def prepare(self) -> None:
-        """Installs what this way needs."""
+        """Installs what the peer needs in its gateway."""
 
     def reset(self) -> None:
-        """Forgets all flows."""
+        """Deletes all flows."""
         if self.tracks:
             self.wire.gateway.run("conntrack", "-F")
 
     def delivered(self, run: Run) -> int:
-        """Packets that left as they should."""
+        """Packets that left as they should: translated, or unchanged if the peer does not translate."""
         return run.translated if self.translates else run.untranslated
 
 
 class Floor(Peer):
-    """A program that redirects and knows nothing: what the generator, both devices and the sink cost.
+    """A program that only redirects: the cost of the generator, both devices and the sink.
 
     It is attached as the enforcer's programs are.
     """
@@ -108,7 +108,6 @@ class Floor(Peer):
     _link: int | None = None
 
     def prepare(self) -> None:
-        """Attaches the program."""
         fd = self.programs.fds["redirect"]
 
         if tcx.supported():
@@ -124,26 +123,25 @@ class Floor(Peer):
 
 
 class ClassifierFloor(Floor):
-    """The same as a filter of a clsact qdisc: a redirect as tc(8) attaches it."""
+    """The same program as a filter of a clsact qdisc: a redirect as tc(8) attaches it."""
 
     name = "bare bpf_redirect, by clsact"
     key = "clsact"
 
     def prepare(self) -> None:
-        """Attaches the program."""
         fd = self.programs.fds["redirect"]
 
         self.wire.gateway.call(lambda: by_clsact(fd))
 
 
 def by_clsact(program: int) -> None:
-    """Attaches a program to the inside interface of this namespace."""
+    """Attaches a program to the inside interface of this namespace, as a clsact filter."""
     filters.ensure_clsact(INSIDE_INDEX)
     filters.attach(INSIDE_INDEX, "ingress", program, "enforcer/redirect")
 
 
 class Snat(Peer):
-    """One nftables rule: source NAT that keeps the client's port while it can."""
+    """One nftables rule: source NAT that keeps the client's port if it is free."""
 
     name = "nft SNAT"
     key = "nft"
@@ -156,55 +154,50 @@ class Snat(Peer):
         return _snat()
 
     def prepare(self) -> None:
-        """Installs the table."""
         self.wire.gateway.run("nft", "-f", "-", text=self.rules)
 
 
 class RandomSnat(Snat):
-    """The same with ports at random where the client's is taken."""
+    """The same with nft's flag ``random``."""
 
     name = "nft SNAT random"
     key = "random"
 
     @property
     def rules(self) -> str:
-        """The ruleset."""
         return _snat("random")
 
 
 class FullyRandomSnat(Snat):
-    """The same with ports that are always random, as the enforcer's are: what it is measured against."""
+    """The same with ports that are always random, as the enforcer's are; its targets refer to this peer."""
 
     name = "nft SNAT fully-random"
     key = "fully"
 
     @property
     def rules(self) -> str:
-        """The ruleset."""
         return _snat("fully-random")
 
 
 class Stateful(Snat):
-    """The same behind a forward chain that asks for conntrack's state, as firewalls do."""
+    """The same behind a forward chain that checks conntrack's state, as firewalls do."""
 
     name = "nft SNAT fully-random, ct state"
     key = "states"
 
     @property
     def rules(self) -> str:
-        """The ruleset."""
         return _snat("fully-random") + _STATES
 
 
 class Limited(FullyRandomSnat):
-    """Some peer that limits an origin's connections."""
+    """Base of the peers that limit an origin's connections."""
 
     def __init__(self, programs: Programs, limit: int = 40000):
         super().__init__(programs)
         self.limit = limit
 
     def prepare(self) -> None:
-        """Installs translation and limit."""
         super().prepare()
         self.restrict()
 
@@ -212,39 +205,36 @@ class Limited(FullyRandomSnat):
         """Installs the limit."""
 
     def relax(self) -> None:
-        """Takes the limit away. Without it many flows are there soon; then :meth:`restrict`."""
+        """Removes the limit, without which many flows open fast; :meth:`restrict` installs it again."""
 
 
 class Count(Limited):
-    """A limit per origin as nftables has it."""
+    """A limit per origin with ct count of nftables."""
 
     name = "nft SNAT fully-random, ct count"
     key = "count"
 
     def restrict(self) -> None:
-        """Installs the limit."""
         self.wire.gateway.run("nft", "-f", "-", text=_count(self.limit))
 
     def relax(self) -> None:
-        """Takes it away."""
         self.wire.gateway.run("nft", "delete table inet bench_limit")
 
 
 class Connlimit(Limited):
-    """A limit per origin as iptables has it. It is keyed by address alone; the port is another condition."""
+    """A limit per origin with connlimit of iptables, which counts by address; a port is another condition."""
 
     name = "iptables SNAT --random-fully, connlimit"
     key = "iptables"
 
     def prepare(self) -> None:
-        """Installs the rules, by Debian's default iptables."""
+        """Installs the rules with Debian's default iptables."""
         for command, source in (("iptables", "203.0.113.10"), ("ip6tables", "2001:db8:1::10")):
             snat = f"-t nat -A POSTROUTING -o out0 -j SNAT --to-source {source} --random-fully"
             self.wire.gateway.run(command, *snat.split())
         self.restrict()
 
     def restrict(self) -> None:
-        """Installs the limit."""
         rule = (
             "-A FORWARD -i in0 -m conntrack --ctstate NEW -m connlimit --connlimit-daddr"
             f" --connlimit-above {self.limit} -j DROP"
@@ -253,13 +243,12 @@ class Connlimit(Limited):
             self.wire.gateway.run(command, *rule.split())
 
     def relax(self) -> None:
-        """Takes it away."""
         for command in ("iptables", "ip6tables"):
             self.wire.gateway.run(command, "-F", "FORWARD")
 
 
 class Ruleset(Snat):
-    """Some ruleset of nftables."""
+    """A given nftables ruleset."""
 
     def __init__(self, programs: Programs, suffix: str, name: str, text: str):
         super().__init__(programs, suffix)
@@ -267,12 +256,11 @@ class Ruleset(Snat):
         self.text = text
 
     def prepare(self) -> None:
-        """Installs it."""
         self.wire.gateway.run("nft", "-f", "-", text=self.text)
 
 
 class Enforcer(Peer):
-    """This program, its daemon not running: packets don't meet it."""
+    """The enforcer; its daemon does not run, as packets do not pass it."""
 
     name = "enforcer"
     key = "enforcer"
@@ -297,7 +285,6 @@ class Enforcer(Peer):
         self.informed = informed
 
     def prepare(self) -> None:
-        """Applies the configuration."""
         self.file.write_text(dump(self.document))
         if self.informed:
             self.instance.create()
@@ -313,11 +300,11 @@ class Enforcer(Peer):
         return Instance(self.wire.gateway.cookie())
 
     def maps(self) -> Maps:
-        """The gateway's maps, to be closed."""
+        """The gateway's maps; the caller closes them."""
         return Gateway(self.instance).maps()
 
     def reset(self) -> None:
-        """Forgets all flows and counts."""
+        """Deletes all flows and counts."""
         super().reset()
         with closing(self.maps()) as maps:
             for name in ("flows", "origins", "client_prefixes", "clients"):

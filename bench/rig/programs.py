@@ -1,7 +1,7 @@
-"""The generator, the sinks and the floor, compiled in a child and held by file descriptor.
+"""The BPF programs of generator, sinks and floor, compiled in a child and held by file descriptor.
 
 ``python -m bench.rig.programs DIRECTORY`` compiles, pins everything in DIRECTORY and prints the maps'
-layouts; BCC's compiler ends with it.
+layouts as JSON; BCC's compiler ends with that process.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Programs:
 
 
 def main(directory: Path) -> None:
-    """The child: compile, pin, tell the layouts."""
+    """Runs in the child: compiles and pins the programs, and prints the layouts."""
     text = files("bench.rig").joinpath("traffic.c").read_text()
     flags = [f'-DPIN_DIRECTORY="{directory}"', f"-DOUTSIDE_INDEX={OUTSIDE_INDEX}"]
     compiled = compiler.compile_text(text, flags, KINDS)

@@ -1,16 +1,16 @@
-"""Policies that nftables can say too: as expressions, as a chain of rules, and as maps.
+"""Policies that nftables can express, too: as policy expressions, as a chain of rules, and as maps.
 
 nftables knows addresses, ports and protocols. It has no sessions, no names and no regions, so none of the
-policies here ask about them.
+policies here use them.
 
 The chain has a rule for each policy and family, in order: the first that matches sets the mark and ends the
-search. It decides as the policies do, and a flow that only the last one matches has met all the others.
+search. It decides as the policies do, and a flow that only the last one matches passes all the others.
 
-The maps have one look-up for each shape of policy (what it asks about), whatever their number. They cannot
-say everything: the order holds only among the shapes, not among the policies (one of the second shape never
-comes before one of the first); what one map holds must not overlap, so of policies that do only the first is
-in it; a port that is excluded is written as the ranges beside it. So they do not decide as the policies do,
-and stand here as what nftables can reach.
+The maps have one look-up for each shape of policy (the fields that it uses), for any number of policies. They
+cannot express everything: order holds only among the shapes, not among the policies (one of the second shape
+never precedes one of the first); the elements of a map must not overlap, so of overlapping policies it has
+only the first; an excluded port is written as the ranges beside it. So the maps do not decide as the policies
+do; they show the speed that nftables can reach.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _LAST_MARK = 1
 
 @dataclass(frozen=True)
 class Match:
-    """What a policy asks about: all that is given. Addresses as (IPv4, IPv6)."""
+    """The conditions of a policy, all of which must hold. Addresses are pairs (IPv4, IPv6)."""
 
     source: tuple[str, str] | None = None
     destination: tuple[str, str] | None = None
     protocol: str = ""
     ports: Ports = ()
     excluded: Ports = ()
-    """Ports of the destination that do not match."""
+    """Destination ports that do not match."""
 
     @property
     def expression(self) -> str:
-        """In the language of policies."""
+        """The conditions in the language of policies."""
         parts = []
         for field, networks in (("net.src.ip", self.source), ("net.dst.ip", self.destination)):
             if networks:
@@ -56,7 +56,7 @@ class Match:
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """What it asks about, as nftables' concatenations name it; ``ip`` stands for either family."""
+        """The fields of the conditions, as nftables' concatenations name them; ``ip`` is either family."""
         asked = {
             "ip saddr": self.source,
             "ip daddr": self.destination,
@@ -66,7 +66,7 @@ class Match:
         return tuple(name for name, value in asked.items() if value)
 
     def rule(self, family: int, word: str) -> str:
-        """As conditions of a rule."""
+        """The conditions of an nftables rule; ``word`` is ip or ip6."""
         index = 0 if family == 4 else 1
         parts = []
         for field, networks in (("saddr", self.source), ("daddr", self.destination)):
@@ -81,7 +81,7 @@ class Match:
         return " ".join(parts)
 
     def elements(self, family: int) -> Iterator[tuple[tuple[str, ...], tuple[int, int] | None]]:
-        """As keys of a map: everything but the port, and a range of ports if any is asked about."""
+        """Keys of a map: the fields except the port, and a range of ports, or None without ports."""
         index = 0 if family == 4 else 1
         values = [networks[index] for networks in (self.source, self.destination) if networks]
         fixed = (*values, self.protocol) if self.protocol else tuple(values)
@@ -94,7 +94,7 @@ def _listed(ports: Ports, between: str, to: str) -> str:
 
 
 def _others(excluded: Ports) -> Ports:
-    """The ranges beside these."""
+    """The ranges of all other ports."""
     if not excluded:
         return ()
     ends = [(0, -1), *sorted(excluded), (65536, 65536)]
@@ -117,7 +117,7 @@ def _clients(chance: random.Random) -> tuple[str, str]:
 
 
 def _ports(chance: random.Random) -> Ports:
-    """Three ports and a range; for one in four that of the traffic too."""
+    """Three ports and a range; in one of four results the traffic's port, too."""
     first = chance.randrange(10000, 60000)
     single = {(port, port) for port in chance.sample(range(1, 8000), 3)}
     fitting = {(8000, 8000)} if chance.random() < 0.25 else set()
@@ -135,13 +135,13 @@ _SHAPES: list[Callable[[random.Random], Match]] = [
 
 
 def matches(count: int) -> list[Match]:
-    """What ``count`` policies ask about; the last one, which is not among them, matches everything."""
+    """The conditions of ``count`` policies, without the last policy, which matches everything."""
     chance = random.Random(count)
     return [_SHAPES[number % len(_SHAPES)](chance) for number in range(count - 1)]
 
 
 def policies(count: int) -> list[dict[str, Any]]:
-    """The policies, for a configuration."""
+    """The policies as a configuration has them."""
     found = [
         {
             "name": f"policy {number}",
@@ -155,7 +155,7 @@ def policies(count: int) -> list[dict[str, Any]]:
 
 
 def _mark(number: int) -> int:
-    """The egress IP of policy ``number``, from 1."""
+    """The mark of the egress IP of policy ``number``, from 1."""
     return number % len(EGRESSES) + 1
 
 
@@ -209,7 +209,7 @@ def _map(
 
 
 def _table(lines: list[str]) -> str:
-    """With the chains that call: only a flow's first packet is decided, as the enforcer does."""
+    """A table with the chains that call: they decide only a flow's first packet, as the enforcer does."""
     prefixes = [egress["ipv6"].removesuffix("/64") + "10" for egress in EGRESSES]
     to = {
         "ip": ", ".join(f"{number} : {egress['ipv4']}" for number, egress in enumerate(EGRESSES, 1)),

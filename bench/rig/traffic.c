@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The packets of the benchmark: where they come from, and where they are counted.
+ * The benchmark's BPF programs: they generate packets, answer them and count them.
  *
  *   generate     XDP, run by BPF_PROG_TEST_RUN with live frames: writes the next packet of the stream
- *   sink_far     XDP on the wire behind the gateway: counts what was forwarded and drops it
- *   sink_timed   the same, and notes how long ago a stamped packet was written
- *   pass_far     the same, and lets it go on to
- *   reflect      TC ingress behind that: sends it back as the origin's answer
- *   sink_near    XDP on the clients' side: counts what came out of the gateway there and drops it
+ *   sink_far     XDP on the wire behind the gateway: counts forwarded packets and drops them
+ *   sink_timed   the same, and stores the delay of a stamped packet since it was written
+ *   pass_far     counts as sink_far, and passes the packet on to reflect
+ *   reflect      TC ingress after pass_far: sends the packet back as the origin's answer
+ *   sink_near    XDP on the clients' side: counts packets that leave the gateway there and drops them
  *   redirect     TC ingress of a gateway that does nothing else: the floor
  *
- * Frames come back from the stack as it left them, so every header is written anew. Addresses are in
- * network order, four words; IPv4 uses the last one.
+ * The kernel reuses frames as the stack left them, so generate writes every header each time. Addresses are
+ * in network order, four words; IPv4 uses the last one.
  */
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -25,23 +25,26 @@
 	BPF_TABLE_PINNED(type, key, value, name, entries, PIN_DIRECTORY "/" #name, 0)
 
 enum {
-	TRANSPORT_WORDS = 5,     /* a TCP header, or a UDP header and 12 bytes: what is written of a packet's transport */
-	UDP_WORDS = 2,           /* a UDP header: the same where there is not room for more */
+	TRANSPORT_WORDS = 5,     /* words written of the transport: a TCP header, or a UDP header and 12 bytes */
+	UDP_WORDS = 2,           /* a UDP header: written where there is no room for more */
 	CLIENT_ISN = 0x01020304,
 	ORIGIN_ISN = 0x05060708,
 	SYN = 0x02,
 	ACK = 0x10,
-	STAMPED_PORT = 8002,     /* an origin's port: packets to it carry their number and when they were written */
+	STAMPED_PORT = 8002,     /* an origin's port: its packets carry their number and the time of writing */
 	STAMPS = 65536,
 };
 
-/* Flow n goes to origin n % origins, from client n / origins % clients, and so on with the ports. */
+/*
+ * Flow n goes to origin n % origins, from client n / origins % clients and port
+ * first_port + n / origins / clients.
+ */
 struct stream {
-	u32 client[4];           /* the first one; the others follow by their last word, or by_network */
+	u32 client[4];           /* the first one; the others differ in the last word, or see by_network */
 	u32 origin[4];
 	u32 clients;
 	u32 origins;
-	u64 flows;               /* after so many the stream begins anew */
+	u64 flows;               /* number of flows; then the stream begins again */
 	u64 next;                /* number of the next packet */
 	u64 stride;              /* packet n belongs to flow n * stride % flows */
 	u16 first_port;
@@ -50,15 +53,15 @@ struct stream {
 	u8 router[6];
 	u8 ipv6;
 	u8 protocol;
-	u16 transport;           /* bytes after the IP header; zeros follow what is written of them */
+	u16 transport;           /* bytes after the IP header; zeros follow the written words */
 	u8 flags;                /* TCP's: SYN, or ACK once the connection is there */
 	u8 by_network;           /* IPv6 clients differ in the second word: their host bits are the same */
 	u8 pad[2];
-	u32 every;               /* every so many-th packet is the other stream's; 0: none */
+	u32 every;               /* every n-th packet belongs to the other stream; 0: none */
 	u32 written;
 	u32 pad2;
 };
-/* The stream, and the other one that runs within it. */
+/* The stream, and the other stream within it. */
 PINNED("array", int, struct stream, stream, 2);
 /* Nanoseconds from the writing of a stamped packet to the sink, by its number. */
 PINNED("array", int, u64, delays, STAMPS);
@@ -82,7 +85,7 @@ static __always_inline u16 fold(s64 sum)
 	return ~sum;
 }
 
-/* Both sums: conntrack calls a packet with a wrong one INVALID, and a reset answers none. */
+/* Writes the checksum, too: with a wrong one conntrack calls a packet INVALID, and no reset answers it. */
 static __always_inline void fill_transport(u32 *words, const struct stream *s, u16 port, u32 *pseudo, u32 size)
 {
 	s64 sum = bpf_csum_diff(0, 0, pseudo, size, 0);
@@ -189,7 +192,7 @@ int generate(struct xdp_md *ctx)
 	}
 }
 
-/* Clients are 10.0.0.0/8 and fd00::/8; nobody else's packets have their protocols on these wires. */
+/* Clients are 10.0.0.0/8 and fd00::/8; on these wires only the benchmark's packets have these protocols. */
 static __always_inline int look(struct xdp_md *ctx, bool far)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -282,7 +285,7 @@ int redirect(struct __sk_buff *skb)
 	return bpf_redirect(OUTSIDE_INDEX, 0);
 }
 
-/* The transport's words of the answer. Addresses and ports only change places, which no sum notices. */
+/* Turns the transport header into the answer's. Swapping addresses or ports does not change a checksum. */
 static __always_inline int answer(u32 *words, void *end, u32 protocol)
 {
 	u32 was[TRANSPORT_WORDS], is[TRANSPORT_WORDS], syn;

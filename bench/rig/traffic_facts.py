@@ -1,4 +1,4 @@
-"""What no packet carries: sessions of the traffic's clients, names of its origins, and where they all lie.
+"""Facts about the traffic that no packet carries: its clients' sessions, its origins' names, all regions.
 
 Every other client has a session, and half of the origins have names.
 """
@@ -26,7 +26,7 @@ CONTINENT = "EU"
 CLIENTS = 64
 ORIGINS = 256
 _FOR_GOOD = 1e11
-"""Unix seconds: a name that does not expire while a benchmark runs."""
+"""Unix seconds: the expiry of a name that is valid for the whole benchmark."""
 
 
 def user(number: int) -> str:
@@ -55,7 +55,7 @@ def endpoint(number: int) -> str:
 
 
 def site(number: int) -> str:
-    """A domain that several hosts lie in."""
+    """A domain that contains several hosts."""
     return f"site-{number}.example"
 
 
@@ -65,7 +65,7 @@ def host(number: int) -> str:
 
 
 def session(number: int) -> Facts:
-    """The facts of client ``number``, from 1."""
+    """The session's facts of client ``number``, from 1."""
     return {
         "identity.email": (user(number),),
         "identity.name": (f"User {number}",),
@@ -83,7 +83,7 @@ def _has_session(client: int) -> bool:
 
 
 def _names(origin: int) -> Iterator[tuple[int | None, str]]:
-    """The names of origin ``origin``, from 1, each with the client that was told it; None: whichever."""
+    """The names of origin ``origin``, from 1, each with the client that received it; None: any client."""
     if origin % 2:
         yield None, host(origin)
     if origin % 8 == 1:
@@ -92,7 +92,7 @@ def _names(origin: int) -> Iterator[tuple[int | None, str]]:
 
 
 def remember(store: Store) -> None:
-    """Puts sessions and names into a gateway's store; they are in force with the next switch of policies."""
+    """Puts sessions and names into a gateway's store; the next switch of policies puts them in force."""
     sessions, names = [], []
     for family in (4, 6):
         first_client, first_origin = (
@@ -112,7 +112,7 @@ def remember(store: Store) -> None:
 
 @cache
 def traffic_regions() -> tuple[tuple[IPNetwork, str], ...]:
-    """Networks of 8 clients and of 16 origins, each in a country; one in four is in none."""
+    """Networks of 8 clients and of 16 origins, each in a country; one in four is in no country."""
     chance = random.Random(1)
     found: list[tuple[IPNetwork, str]] = []
     for first, count, each in ((FIRST_CLIENT, CLIENTS + 1, 3), (FIRST_ORIGIN, ORIGINS + 1, 4)):
@@ -126,8 +126,8 @@ def traffic_regions() -> tuple[tuple[IPNetwork, str], ...]:
 
 
 def write_regions(path: Path, prefixes: int = 0) -> Path:
-    """A database of the traffic's regions, and and of as many other prefixes, none of which can be joined."""
-    from mmdb_writer import MMDBWriter, SearchTreeLeaf  # an extra that installed gateways do without
+    """Writes a database of the traffic's regions and of ``prefixes`` other prefixes that cannot be merged."""
+    from mmdb_writer import MMDBWriter, SearchTreeLeaf  # an extra that installed gateways do not have
 
     leaves = {
         code: SearchTreeLeaf({"country": {"iso_code": code}, "continent": {"code": CONTINENT}})
@@ -143,7 +143,7 @@ def write_regions(path: Path, prefixes: int = 0) -> Path:
 
 
 def _elsewhere(count: int) -> Iterator[tuple[IPNetwork, str]]:
-    """Seven of ten are IPv4, as they are in GeoLite2."""
+    """Prefixes outside the traffic; seven of ten are IPv4, as in GeoLite2."""
     chance = random.Random(2)
     four = count * 7 // 10
     codes = _no_neighbours(chance, COUNTRIES)
@@ -161,7 +161,7 @@ def _no_neighbours(chance: random.Random, values: Sequence[str]) -> Iterator[str
 
 
 def _insert(tree: Any, network: IPNetwork, leaf: Any) -> None:
-    """One prefix of those that don't overlap; MMDBWriter.insert_network takes ten times as long."""
+    """Inserts a prefix that overlaps no other one; MMDBWriter.insert_network takes ten times as long."""
     from mmdb_writer import SearchTreeNode
 
     value, length = int(network.network_address), network.prefixlen + (96 if network.version == 4 else 0)
@@ -176,7 +176,7 @@ def _insert(tree: Any, network: IPNetwork, leaf: Any) -> None:
 
 
 def connection(src: IPAddress, dst: IPAddress, port: int, protocol: int) -> Connection:
-    """What policies see of a connection of the traffic's to port 8000, with all that is known."""
+    """One of the traffic's connections to port 8000 as policies see it, with all its facts."""
     family = src.version
     client = int(src) - int(ip_address(FIRST_CLIENT[family])) + 1
     origin = int(dst) - int(ip_address(FIRST_ORIGIN[family])) + 1

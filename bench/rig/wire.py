@@ -4,10 +4,10 @@
 
     near ── in0 [gateway] out0 ── far
 
-The generator makes frames arrive at in0; near and far are only sinks, so they share one namespace. For a
-while far can answer instead, as the origins. Every
-gateway has the same interface indexes and MAC addresses, and its neighbours are static: nothing is resolved
-while a measurement runs. Clients are 10.64.0.0/10 and fd64::/16, behind a router on in0.
+The generator injects frames at in0; near and far are only sinks, so they share one namespace. Within
+:meth:`Wire.answering`, far answers as the origins. Every gateway has the same interface indexes and MAC
+addresses, and its neighbours are static, so no address resolution runs during a measurement. Clients are
+10.64.0.0/10 and fd64::/16, behind a router on in0.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _GATEWAY: dict[str, str | int] = {
 
 
 class Wire:
-    """The namespaces of one gateway; a context manager that leaves nothing."""
+    """The namespaces of one gateway; a context manager that removes them."""
 
     def __init__(self, name: str, programs: Programs, *, sinks: bool = True):
-        """Without ``sinks`` what comes out of the gateway reaches sockets in ``ends``."""
+        """Without ``sinks``, packets that leave the gateway reach sockets in ``ends``."""
         self.gateway = Namespace(f"{PREFIX}-{os.getpid()}-{name}")
         self.ends = Namespace(f"{PREFIX}-{os.getpid()}-{name}-ends")
         self._programs = programs
@@ -103,7 +103,7 @@ class Wire:
             self.ends.call(self._answer)
 
     def attach(self, end: str, program: str) -> None:
-        """Gives ``near`` or ``far`` another XDP program."""
+        """Replaces the XDP program of ``near`` or ``far``."""
 
         def attach() -> None:
             with IPRoute() as route:
@@ -114,7 +114,7 @@ class Wire:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """What arrives at far comes back as its origin's answer."""
+        """Within the block, a packet that arrives at far comes back as its origin's answer."""
         self.attach("far", "pass_far")
         try:
             yield
@@ -128,7 +128,7 @@ class Wire:
 
 
 def remove(namespaces: list[Namespace]) -> None:
-    """Takes namespaces away, and what an enforcer left for them: state, pins."""
+    """Ends the namespaces' processes and deletes them, with the state and pins of an enforcer in them."""
     for pid in processes_in(namespaces):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
@@ -144,7 +144,7 @@ def remove(namespaces: list[Namespace]) -> None:
 
 
 def stale() -> Iterator[Namespace]:
-    """Namespaces of benchmarks whose process is no more."""
+    """Namespaces of benchmarks whose process has ended."""
     for path in sorted(RUN_NETNS.glob(f"{PREFIX}-*")) if RUN_NETNS.exists() else []:
         pid = path.name.split("-")[1]
         if pid.isdigit() and not Path("/proc", pid).exists():

@@ -1,1 +1,1 @@
-"""`make demo`: real programs through a real gateway, and what the other side saw of each."""
+"""`make demo`: sends real programs' traffic through a gateway and shows what the origin saw of each."""

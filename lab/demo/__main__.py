@@ -1,4 +1,4 @@
-"""``python -m lab.demo``: the whole demo, in a lab of its own that is gone afterwards."""
+"""``python -m lab.demo``: the whole demo, in a lab of its own that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lab.services import Services
 from lab.topology import Lab, stale_labs
 
 PREFIX = "demo"
-INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 
 @click.command()
@@ -38,7 +38,7 @@ def main(connections: int) -> None:
     """
     if lacking := features.missing():
         raise LabError(f"the demo needs {'; '.join(lacking)}")
-    for prefix in stale_labs(PREFIX):  # of demos that were killed
+    for prefix in stale_labs(PREFIX):  # left by demos that were killed
         Lab(prefix).down()
     screen = Screen()
     try:
@@ -47,13 +47,13 @@ def main(connections: int) -> None:
     except KeyboardInterrupt:
         click.echo("Interrupted; the lab is gone.", err=True)
         sys.exit(INTERRUPTED)
-    except OSError as error:  # a connection that the demo's course needs
+    except OSError as error:  # a connection failed that the next steps need
         raise LabError(f"the demo cannot go on: {error}") from error
     sys.exit(0 if screen.good else 1)
 
 
 def play(lab: Lab, screen: Screen, connections: int) -> None:
-    """The demo's parts, in a lab that has been built."""
+    """Run the demo's parts in a lab that is built."""
     services = Services(lab)
     with screen.working("starting nginx, unbound, sshd, HTTP/3 and the other servers"):
         services.start()

@@ -1,4 +1,4 @@
-"""The enforcer's own commands on the lab's gateway, with their output as it is."""
+"""The enforcer's own commands on the lab's gateway, with their unchanged output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NEW = {"name": "lax-3", "location": "lax", "ipv4": "203.0.113.12", "ipv6": "2001
 
 
 def show(stage: Stage, screen: Screen) -> None:
-    """Every noun, and `plan` for a file that has one more egress IP."""
+    """Show the output of the nouns, and of `plan` for a file with one more egress IP."""
     screen.heading("What the commands say")
     explain = ["explain", *Question(ORIGIN1, "tcp", 443).arguments(4)]
     for arguments in (["status"], ["policies"], ["egress"], ["origins"], ["flows"], ["reasons"], explain):

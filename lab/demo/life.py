@@ -1,4 +1,4 @@
-"""What a live connection notices of the daemon's life: nothing. And what `down` leaves behind: nothing."""
+"""Live connections through reload, kill and restart of the daemon, and what `down` leaves on the gateway."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _BY_HAND = {
     change: (f"addr {change} {LAX1[4]}/32 dev out0", f"route {change} local {LAX1[6]} dev lo table local")
     for change in ("add", "del")
 }
-PATIENCE = 10.0  # seconds until a change of addresses must have been noticed
+PATIENCE = 10.0  # seconds within which a change of addresses must take effect
 
 
 def addresses_away(stage: Stage, screen: Screen) -> None:
-    """Take lax-1's addresses off the gateway, as an administrator might."""
+    """Remove lax-1's addresses from the gateway, as an administrator might."""
     stage.lab.gw.ip(*_BY_HAND["del"])
     _noticed(stage, screen, "lax-1's addresses were taken off the gateway", LAX2)
 
 
 def addresses_back(stage: Stage, screen: Screen) -> None:
-    """Give them back by hand: they are the administrator's then, and `enforcer down` will not take them."""
+    """Add them by hand: the administrator then owns them, and `enforcer down` does not remove them."""
     stage.lab.gw.ip(*_BY_HAND["add"])
     _noticed(stage, screen, "lax-1's addresses are back", LAX1)
 
 
 def show(stage: Stage, screen: Screen) -> None:
-    """A session in each family, through reload, kill -9 and restart."""
+    """Hold a session in each family through reload, kill -9 and restart."""
     screen.heading("A live connection through the daemon's life")
     moved = changed(stage.config, "policies", "bank", egress={"ipv4": LAX2[4], "ipv6": LAX2[6]})
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def show(stage: Stage, screen: Screen) -> None:
 
 
 def footprint(gateway: Namespace) -> dict[str, list[str]]:
-    """What `enforcer down` must leave as it was found: the machine's own commands' output, by subject."""
+    """The state that `enforcer down` must restore, as sorted lines by subject."""
     commands = {
         "addresses": "ip -o addr",
         "IPv4 routes": "ip -4 route show table all",
@@ -101,7 +101,7 @@ def _settings() -> list[str]:
 
 
 def down(stage: Stage, screen: Screen, found: dict[str, list[str]]) -> None:
-    """`enforcer down` against what was there before the first `run`."""
+    """Compare the state after `enforcer down` with that before the first `run`."""
     with screen.working("enforcer down"):
         stage.gateway.down()
     stage.lab.gw.ip(*_BY_HAND["del"])

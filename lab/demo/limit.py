@@ -1,4 +1,4 @@
-"""The limit with real connections: full at two origins at once, the next one refused, one for one."""
+"""The limit with real connections: two origins reach it, the next is refused, one closed admits one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DEFAULT_LIMIT = 40_000
 UDP_LIMIT = 1_000
 ATTEMPTS = 5
 PROMPT = 100.0  # milliseconds; a time-out would take 1,000 and more
-PATIENCE = 10.0  # seconds for what takes a moment: an origin's accept, a closed connection's return
+PATIENCE = 10.0  # seconds for an origin to accept, and for a closed connection to be released
 _RIGHT = {"tcp": "refused", "udp": "prohibited"}
 _WORDS = {"refused": "TCP reset", "prohibited": "ICMP administratively prohibited"}
 
 
 def show(stage: Stage, screen: Screen, limit: int) -> None:
-    """Both parts; the configuration in force afterwards is the stage's again."""
+    """Show the UDP and the TCP part; afterwards the stage's configuration is in force again."""
     screen.heading(f"The limit: {limit:,} connections per egress address and origin")
     if limit < DEFAULT_LIMIT:
         screen.line(
@@ -87,7 +87,7 @@ def _tcp(stage: Stage, screen: Screen, limit: int) -> None:
 
 
 def _accepted(holder: Holders, count: int) -> dict[str, int]:
-    """How many connections the origin holds from each address, once it has accepted what is open."""
+    """Connections that the origin holds by source address, once it has accepted ``count``."""
     deadline = time.monotonic() + PATIENCE
     while holder.count().tcp < count and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -106,7 +106,7 @@ def _next_is_refused(stage: Stage, screen: Screen, protocol: str, address: str) 
 
 
 def _attempt(client: Namespace, protocol: str, address: str) -> tuple[str, float]:
-    """What becomes of one more connection, in a word, and the milliseconds until that is known."""
+    """The outcome of one more connection in one word, and the milliseconds until it is known."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     with client.socket(clients.family_of(address), kind) as attempt:
         attempt.settimeout(clients.TIMEOUT)
@@ -123,7 +123,7 @@ def _attempt(client: Namespace, protocol: str, address: str) -> tuple[str, float
 
 
 def _agrees_with_conntrack(stage: Stage, screen: Screen, address: str, limit: int) -> None:
-    """`enforcer origins` against the kernel's own table."""
+    """Compare `enforcer origins` with conntrack's table."""
     [row] = [
         row
         for row in stage.gateway.json("origins")

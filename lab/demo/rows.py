@@ -1,4 +1,4 @@
-"""The kinds of traffic: what is sent, what the origin must see of it, what `explain` must have said."""
+"""The kinds of traffic: what is sent, what the origin must see of it, what `explain` must report."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ Drive = Callable[[Stage, int], list[str]]
 
 @dataclass(frozen=True)
 class Should:
-    """What must be seen, by family: one of these networks' addresses, or exactly this word."""
+    """What must be seen, by family: an address in one of these networks, or exactly this word."""
 
     values: tuple[dict[int, str], ...]
     text: str = ""
 
     def shown(self, family: int) -> str:
-        """For people."""
+        """The expectation as the demo prints it."""
         value = self.values[0][family]
         return self.text or (f"one of {value}" if "/" in value else value)
 
     def met(self, family: int, saw: Iterable[str]) -> bool:
-        """Whether this was seen, and the same each time."""
+        """Whether all observations are equal and meet the expectation."""
         seen = set(saw)
         return len(seen) == 1 and any(_within(next(iter(seen)), value[family]) for value in self.values)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of traffic. ``said`` is the verdict and the reason that `explain` must give."""
+    """One kind of traffic. ``said`` is the verdict and the reason that `explain` must report."""
 
     title: str
     program: str
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one row in one family."""
+    """The outcome of one row in one family."""
 
     family: int
     saw: str
@@ -64,7 +64,7 @@ class Result:
 
 
 def play(stage: Stage, row: Row) -> Iterator[Result]:
-    """Ask `explain`, then send the traffic, in both families."""
+    """Run `explain`, then send the traffic, in both families."""
     answers = stage.explain(row.question) if row.question else {}
     for family in FAMILIES:
         try:
@@ -82,7 +82,7 @@ def play(stage: Stage, row: Row) -> Iterator[Result]:
 
 
 def _agrees(row: Row, answer: dict[str, Any], saw: list[str]) -> bool:
-    """Whether `explain` gave the right reason, and the address that the origin then saw."""
+    """Whether `explain` reported the expected reason, and the address that the origin then saw."""
     if (answer["verdict"], answer["reason"]) != row.said:
         return False
     return answer["source_ip"] is None or not _is_address(saw[0]) or answer["source_ip"] == saw[0]
@@ -117,7 +117,7 @@ def _within(text: str, value: str) -> bool:
 
 
 def web(origin: dict[int, str], port: int = 80, scheme: str = "http", times: int = 1) -> Drive:
-    """curl asks nginx, which answers with the address that it sees."""
+    """Run curl against nginx, which answers with the address that it sees."""
 
     def drive(stage: Stage, family: int) -> list[str]:
         return [_fetch(stage.lab.client, clients.url(origin[family], port, scheme)) for _ in range(times)]
@@ -133,7 +133,7 @@ def _fetch(namespace: Namespace, url: str) -> str:
 
 
 def quic(origin: dict[int, str], times: int = 1) -> Drive:
-    """An HTTP/3 request; the body is the address that the server sees."""
+    """Send an HTTP/3 request; the body is the address that the server sees."""
 
     def drive(stage: Stage, family: int) -> list[str]:
         return [clients.quic_ask(stage.lab.client, origin[family]).address for _ in range(times)]
@@ -142,7 +142,7 @@ def quic(origin: dict[int, str], times: int = 1) -> Drive:
 
 
 def as_person(stage: Stage, family: int) -> list[str]:
-    """A session for the client's address; without it the origin sees another address."""
+    """Send a request under a session for the client's address; without it the origin sees another address."""
     stage.gateway.run("session", "add", CLIENT[family], "--email", PERSON, "--ttl", "60")
     try:
         return web(ORIGIN1)(stage, family)
@@ -151,7 +151,7 @@ def as_person(stage: Stage, family: int) -> list[str]:
 
 
 def by_name(stage: Stage, family: int) -> list[str]:
-    """A question to the resolver, and right after its answer the first connection."""
+    """Query the resolver, and open the first connection right after its answer."""
     client, source = stage.lab.client, READER[family]
     kind = {4: "A", 6: "AAAA"}[family]
     (address,) = clients.dig(client, RESOLVER[family], SITE, kind, source=source)
@@ -159,7 +159,7 @@ def by_name(stage: Stage, family: int) -> list[str]:
 
 
 def dns(tcp: bool) -> Drive:
-    """dig asks unbound, whose log of queries names the asker."""
+    """Run dig against unbound, whose query log has the client's address."""
 
     def drive(stage: Stage, family: int) -> list[str]:
         client, resolver = stage.lab.client, stage.services.resolver
@@ -170,19 +170,19 @@ def dns(tcp: bool) -> Drive:
 
 
 def other_dns(stage: Stage, family: int) -> list[str]:
-    """A datagram to port 53 of a server that is no resolver of ours."""
+    """Send a datagram to port 53 of a server that is not one of the lab's resolvers."""
     return [clients.udp_ask(stage.lab.client, ORIGIN1[family], 53).address]
 
 
 def ping(stage: Stage, family: int) -> list[str]:
-    """ping; a raw socket at the origin notices the request."""
+    """Ping the origin, where a raw socket receives the request."""
     client, reporter = stage.lab.client, stage.services.reporter["origin1"]
     seen = logged(lambda: reporter.seen("icmp"), lambda: clients.ping(client, ORIGIN1[family]))
     return [each.address for each in seen]
 
 
 def icmp_error(ttl: int, expected: dict[int, tuple[int, int]]) -> Drive:
-    """A datagram to a closed port that ends on its way or there.
+    """Send a datagram to a closed port; it expires on the path, or the origin rejects it.
 
     The client's kernel hands an error to the socket only if the packet quoted in it is that socket's own:
     its addresses and ports translated back.
@@ -203,7 +203,7 @@ def _error(answer: object, expected: tuple[int, int]) -> str:
 
 
 def refused(stage: Stage, family: int) -> list[str]:
-    """A policy without an egress IP that is here: refused, and one more is counted."""
+    """Send a request whose policy has its egress IP at another location: refused, and counted once."""
     before = stage.counted("unavailable")
     saw = web(ORIGIN2, ABROAD_PORT)(stage, family)
     counted = stage.counted("unavailable") - before
@@ -211,27 +211,27 @@ def refused(stage: Stage, family: int) -> list[str]:
 
 
 def between(stage: Stage, family: int) -> list[str]:
-    """A session with the other inside network, which `flows` must not list."""
+    """Open a session with the other inside network, which `flows` must not list."""
     with clients.Session(stage.lab.client, CLIENT2[family]) as session:
         listed = any(row["origin_ip"] == CLIENT2[family] for row in stage.gateway.json("flows"))
         return [session.seen.address + (", counted" if listed else "")]
 
 
 def gateway_dns(stage: Stage, family: int) -> list[str]:
-    """The gateway's own resolver and its log."""
+    """Query the gateway's own resolver; the address is from its log."""
     client, resolver = stage.lab.client, stage.services.gateway_resolver
     queries = logged(resolver.queries, lambda: clients.dig(client, GATEWAY[family]))
     return [asker for asker, _, _ in queries]
 
 
 def gateway_ssh(stage: Stage, family: int) -> list[str]:
-    """The gateway's own sshd and its log."""
+    """Connect to the gateway's own sshd; the address is from its log."""
     client, sshd = stage.lab.client, stage.services.sshd
     return [each.address for each in logged(sshd.seen, lambda: clients.ssh_banner(client, GATEWAY[family]))]
 
 
 def from_gateway(stage: Stage, family: int) -> list[str]:
-    """curl on the gateway itself."""
+    """Run curl on the gateway itself."""
     return [_fetch(stage.lab.gw, clients.url(ORIGIN1[family]))]
 
 

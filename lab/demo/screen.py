@@ -1,4 +1,4 @@
-"""What the demo prints: plain lines that can be piped to a file; colour and a spinner on a terminal."""
+"""The demo's output: plain lines that can be piped to a file; colour and a spinner on a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAW, _SHOULD = 24, 26  # columns
 
 
 class Screen:
-    """Prints, and counts what was as it should be and what wasn't."""
+    """Prints rows and checks, and counts those that are as expected."""
 
     def __init__(self) -> None:
         self.console = Console(soft_wrap=True, highlight=False)
@@ -24,25 +24,25 @@ class Screen:
 
     @property
     def good(self) -> bool:
-        """Whether everything so far was as it should be."""
+        """Whether all rows and checks so far are as expected."""
         return bool(self.rows) and all(self.rows) and all(self.checks)
 
     def line(self, text: str = "", style: str = "") -> None:
-        """One line as it is; cut at the edge of a terminal, whole in a file."""
+        """Print one line: cut at the edge of a terminal, whole in a file."""
         shown = Text(text, style)
         if self.console.is_terminal:
             shown.truncate(self.console.width, overflow="ellipsis")
         self.console.print(shown)
 
     def heading(self, text: str) -> None:
-        """The start of a part of the demo."""
+        """Print the heading of a part of the demo."""
         self.line()
         self.line(text, "bold")
         self.line("─" * len(text), "bold")
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """Says what takes a moment while it does, and afterwards how long it took."""
+        """Print ``what`` while the block runs, and afterwards the time that it took."""
         began = time.monotonic()
         if self.console.is_terminal:
             with self.console.status(f"{what} …"):
@@ -53,28 +53,28 @@ class Screen:
         self.line(f"{what}: {time.monotonic() - began:.1f} s", "dim")
 
     def columns(self) -> None:
-        """Headings of the rows that follow."""
+        """Print the headings of the rows that follow."""
         self.line(
             f"{'':10}{'seen by the origin':{_SAW}}{'should be':{_SHOULD}}enforcer explain had said", "dim"
         )
 
     def title(self, title: str, program: str) -> None:
-        """The kind of traffic that the next results are of."""
+        """Print the kind of traffic that the next results belong to."""
         self.line(f"{title} [{program}]")
 
     def result(self, result: Result) -> None:
-        """One kind of traffic in one family."""
+        """Print the result of one kind of traffic in one family."""
         self.rows.append(result.good)
         text = f"IPv{result.family}  {result.saw:{_SAW - 1}} {result.should:{_SHOULD - 1}} {result.said}"
         self._marked(result.good, text)
 
     def check(self, good: bool, text: str) -> None:
-        """Something shown besides the rows."""
+        """Print a check that is not one of the rows."""
         self.checks.append(good)
         self._marked(good, text)
 
     def summary(self) -> None:
-        """The last line."""
+        """Print the last line, with the counts of rows and checks."""
         self.line()
         rows = f"{sum(self.rows)} of {len(self.rows)} rows as they should be"
         checks = f"{sum(self.checks)} of {len(self.checks)} other checks"

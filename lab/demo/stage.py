@@ -1,4 +1,4 @@
-"""What every part of the demo works with: the lab, its servers, the gateway, the screen."""
+"""What every part of the demo uses: the lab, its servers, the gateway, the configuration."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lab.topology import CLIENT, Lab
 
 FAMILIES = (4, 6)
 PERSON, SITE = "ann@corp.example", "bank.lab"
-# A second address of the client's, which asks for the site by its name.
+# A second address of the client, from which it looks the site's name up.
 READER = {4: "10.0.1.5", 6: "fd00:1::5"}
 
 
 def configuration(lab: Lab) -> Document:
-    """The lab's configuration, and in it: bank has a fallback, the port of the limit takes lax-1, and there
-    are a person and a site that leave from lax-2.
+    """The lab's configuration with a fallback for bank, lax-1 for the limit's port, and a person and a site
+    that leave from lax-2.
     """
     bank = {"ipv4": LAX1[4], "ipv4_fallback": LAX2[4], "ipv6": LAX1[6]}
     bulk = {
@@ -50,7 +50,7 @@ def configuration(lab: Lab) -> Document:
 
 @dataclass(frozen=True)
 class Question:
-    """What `enforcer explain` is asked of: an origin by family, a protocol, a port, and what is supposed."""
+    """A question for `enforcer explain`: an origin by family, a protocol, a port, a client, and overrides."""
 
     origin: dict[int, str]
     protocol: str
@@ -59,7 +59,7 @@ class Question:
     supposed: tuple[str, ...] = ()
 
     def arguments(self, family: int) -> list[str]:
-        """The command's arguments."""
+        """The command's arguments for one family."""
         asked = ["--src", self.client[family], "--dst", self.origin[family], "--protocol", self.protocol]
         asked += [] if self.port is None else ["--dport", str(self.port)]
         return [*asked, *self.supposed]
@@ -75,7 +75,7 @@ class Stage:
     config: Document
 
     def explain(self, question: Question) -> dict[int, dict[str, Any]]:
-        """What the command says beforehand, by family; both are asked side by side."""
+        """The answers of `enforcer explain` by family; both commands run in parallel."""
         with ThreadPoolExecutor(len(FAMILIES)) as pool:
             answers = pool.map(
                 lambda family: self.gateway.json("explain", *question.arguments(family)), FAMILIES
@@ -83,7 +83,7 @@ class Stage:
             return dict(zip(FAMILIES, answers, strict=True))
 
     def counted(self, reason: str) -> int:
-        """The flows that `enforcer reasons` has counted of one reason."""
+        """The flows that `enforcer reasons` counts for one reason."""
         for row in self.gateway.json("reasons"):
             if row["reason"] == reason:
                 return int(row["flows"])

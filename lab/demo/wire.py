@@ -1,4 +1,4 @@
-"""The outside wire: what left the gateway during the whole demo, and with which sources."""
+"""The outside wire: the packets that left the gateway during the whole demo, by source address."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PLANNED = {
 
 
 def capture(lab: Lab) -> Capture:
-    """A capture where the internet's router gets what the gateway let out; not started."""
+    """A capture, not started, of what the internet's router receives from the gateway."""
     return Capture(lab.net, "gw0", lab.directory, direction="in")
 
 
 def show(caught: Capture, screen: Screen) -> None:
-    """Ends the capture and sorts its packets by who they came from."""
+    """End the capture and count its packets by the owner of their source address."""
     screen.heading("The outside wire during all of this")
     with screen.working("reading the capture"):
         caught.stop()
