@@ -62,9 +62,9 @@ def _bars(axes: Axes, rows: Sequence[Row], groups: dict[str, str], unit: str) ->
     width = 0.8 / len(groups)
     for number, (case, label) in enumerate(groups.items()):
         found = {row.subject: row for row in rows if row.case == case}
-        shown = [(place, found[subject]) for place, subject in enumerate(subjects) if subject in found]
+        shown = [(index, found[subject]) for index, subject in enumerate(subjects) if subject in found]
         axes.barh(
-            [place + (number - (len(groups) - 1) / 2) * width for place, _ in shown],
+            [index + (number - (len(groups) - 1) / 2) * width for index, _ in shown],
             [row.median for _, row in shown],
             width,
             xerr=_ranges([row for _, row in shown]),

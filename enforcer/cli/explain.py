@@ -79,12 +79,12 @@ def command(
     enforcer explain --src 10.0.1.2 --dst 198.51.100.7 --protocol tcp --dport 443 --trace
     """
     from enforcer.gateway.reader import GatewayReader
-    from enforcer.inspect.explain import Question, Supposed, explain
+    from enforcer.inspect.explain import Overrides, Question, explain
 
     if dport is None and protocol != "icmp":
         raise click.UsageError(f"--dport is needed for {protocol}")
     question = Question(src, dst, protocol, sport, dport or 0, interface)
-    found = explain(GatewayReader(options.instance), question, Supposed(email, host), trace=trace)
+    found = explain(GatewayReader(options.instance), question, Overrides(email, host), trace=trace)
     if as_json:
         print_json(found)
         return

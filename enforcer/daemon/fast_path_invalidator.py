@@ -38,7 +38,7 @@ class FastPathInvalidator:
             return
         self._loop.unwatch(self._watch)
         self._listening.start(_REST)
-        if not self._loop.guard(self._relearn):
+        if not self._loop.attempt(self._relearn):
             self._retry.start(_REST)
 
     def _listen(self) -> None:

@@ -90,7 +90,7 @@ class Feeds:
                 self._timers[name] = self._loop.timer(partial(self._drain, name))
                 self._loop.watch(self._open[name], partial(self._drain, name))
             # Opening or switching a feed may have read messages, so its descriptor does not become readable.
-            self._loop.guard(partial(self._drain, name))
+            self._loop.attempt(partial(self._drain, name))
 
     def report(self, name: str) -> dict[str, Any]:
         """The report of a feed; empty if it is not open."""
@@ -116,5 +116,5 @@ class Feeds:
     def _tick(self) -> float:
         due = [_TICK]
         for feed in self._open.values():
-            self._loop.guard(lambda feed=feed: due.append(feed.tick()))  # type: ignore[misc]
+            self._loop.attempt(lambda feed=feed: due.append(feed.tick()))  # type: ignore[misc]
         return min(due)

@@ -91,7 +91,7 @@ class Loop:
             for readable, (until, act) in list(self._aside.items()):
                 if until <= now:
                     del self._aside[readable]
-                    self.guard(partial(self.watch, readable, act))
+                    self.attempt(partial(self.watch, readable, act))
             for timer in sorted(self._due, key=self._due.__getitem__):
                 # A timer before it in this round may have cancelled or restarted it.
                 if self._due.get(timer, math.inf) <= now:
@@ -106,7 +106,7 @@ class Loop:
         return self._selector.get_map().get(key.fd) is key
 
     def _read(self, key: selectors.SelectorKey) -> None:
-        if not self.guard(key.data) and self._is_watched(key):
+        if not self.attempt(key.data) and self._is_watched(key):
             # It is still readable, and its handler would fail again at once.
             self._selector.unregister(key.fileobj)
             self._aside[cast(Readable, key.fileobj)] = (time.monotonic() + _ASIDE, key.data)
@@ -119,10 +119,10 @@ class Loop:
             if after is not None:
                 timer.start(after)
 
-        if not self.guard(act):
+        if not self.attempt(act):
             timer.start(_RETRY_AFTER)
 
-    def guard(self, act: Callable[[], object]) -> bool:
+    def attempt(self, act: Callable[[], object]) -> bool:
         """Calls ``act``; whether it raised nothing. Logs any error, also one that is a bug of the daemon.
 
         A daemon that ended would leave idle flows counted and sessions unexpired, which is worse than one

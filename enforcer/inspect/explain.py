@@ -50,7 +50,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Supposed:
+class Overrides:
     """Facts that a question assumes instead of the known ones; None: the known ones apply."""
 
     email: str | None = None
@@ -60,21 +60,21 @@ class Supposed:
 
 
 def explain(
-    reader: GatewayReader, question: Question, supposed: Supposed | None = None, *, trace: bool = False
+    reader: GatewayReader, question: Question, overrides: Overrides | None = None, *, trace: bool = False
 ) -> dict[str, Any]:
     """The verdict and its reasons. Raises UsageError for an inconsistent question.
 
     With ``trace``, the key ``trace`` has the outcome of every policy in order, by the reference evaluator.
     """
-    supposed = supposed or Supposed()
+    overrides = overrides or Overrides()
     if question.source.version != question.destination.version:
         raise UsageError(
             "source and destination are of different families", "Give two IPv4 or two IPv6 addresses."
         )
     known = FactsReader(reader)
-    client, session = _client(known, question, supposed)
-    names = (supposed.host,) if supposed.host else known.names(question.source, question.destination)
-    interface, found = _ask(reader, known, question, supposed, client)
+    client, session = _client(known, question, overrides)
+    names = (overrides.host,) if overrides.host else known.names(question.source, question.destination)
+    interface, found = _ask(reader, known, question, overrides, client)
     said = reason_of(int(found["reason"]))
     reason = by_name().get(in_the_end(reader.config, said.name, question.destination), said)
     translated = reason.verdict in ("dedicated", "shared") or reason.name == "limit"
@@ -100,19 +100,19 @@ def explain(
     return answer
 
 
-def _client(known: FactsReader, question: Question, supposed: Supposed) -> tuple[Facts, str]:
+def _client(known: FactsReader, question: Question, overrides: Overrides) -> tuple[Facts, str]:
     """The client's facts and their source, as `session` shows it."""
-    if supposed.email is None:
+    if overrides.email is None:
         own = known.client(question.source)
         return own, "own" if own else "none"
-    person = known.person(supposed.email)
+    person = known.person(overrides.email)
     if person is not None:
         return person, "supposed: a session with this email"
-    return {**_NO_MEMBERSHIPS, EMAIL: (supposed.email,)}, "supposed: the email alone, which no session has"
+    return {**_NO_MEMBERSHIPS, EMAIL: (overrides.email,)}, "supposed: the email alone, which no session has"
 
 
 def _ask(
-    reader: GatewayReader, known: FactsReader, question: Question, supposed: Supposed, client: Facts
+    reader: GatewayReader, known: FactsReader, question: Question, overrides: Overrides, client: Facts
 ) -> tuple[str, Any]:
     """(interface, verdict) of the first inside interface where the source is valid, else of the first one."""
     spoofed = by_name()["spoofed"].number
@@ -121,7 +121,7 @@ def _ask(
     answers = []
     fd = reader.pins.program("explain")
     try:
-        with _supposing(reader, known, supposed, client) as control:
+        with _written_overrides(reader, known, overrides, client) as control:
             for link in arrivals:
                 frame = _packet(question, link)
                 syscall.test_run(fd, frame, ifindex=link.index, control=control)
@@ -138,21 +138,23 @@ def _ask(
 
 
 @contextmanager
-def _supposing(reader: GatewayReader, known: FactsReader, supposed: Supposed, client: Facts) -> Iterator[int]:
+def _written_overrides(
+    reader: GatewayReader, known: FactsReader, overrides: Overrides, client: Facts
+) -> Iterator[int]:
     """Writes the rule sets of the assumed facts into the map `overrides`; yields the program's control word.
 
     Questions are serialised: the maps for overrides and verdict have one element, that for packets one per
     CPU.
     """
     with known.store.transaction():  # excludes a switch of banks
-        if supposed.email is None and supposed.host is None:
+        if overrides.email is None and overrides.host is None:
             yield 0
             return
         in_force = KernelFacts(reader.maps, known.store)
-        rules = in_force.rules_of_client(client), in_force.rules_of_host((supposed.host or "",))
+        rules = in_force.rules_of_client(client), in_force.rules_of_host((overrides.host or "",))
         reader.maps.overrides.put_many(np.arange(2), rule_sets(rules, reader.maps.overrides.value))
-        client_bit = Override.OVERRIDE_CLIENT if supposed.email is not None else 0
-        yield client_bit | (Override.OVERRIDE_HOST if supposed.host is not None else 0)
+        client_bit = Override.OVERRIDE_CLIENT if overrides.email is not None else 0
+        yield client_bit | (Override.OVERRIDE_HOST if overrides.host is not None else 0)
 
 
 def _connection(question: Question) -> Connection:

@@ -56,8 +56,8 @@ def _cause(config: Config, entry: Mapping[str, Any], family: str) -> str:
     name, here = entry["name"], config["location"]
     if entry["location"] != here:
         return f"{name} is at {entry['location']}, this gateway at {here}"
-    place = "on no interface" if family == "ipv4" else "not among the local routes"
-    return f"{entry[family]} of {name} is {place}"
+    where = "on no interface" if family == "ipv4" else "not among the local routes"
+    return f"{entry[family]} of {name} is {where}"
 
 
 def _ours(config: Config) -> list[Mapping[str, Any]]:

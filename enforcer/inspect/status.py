@@ -36,7 +36,7 @@ def status(instance: Instance) -> dict[str, Any]:
     except NotInstalledError:
         return _down(pid) | {"half_done": _half_done(instance, State.load(instance.state_file))}
     rows = egress(reader)
-    tally = reasons(reader)
+    counters = reasons(reader)
     config = reader.config
     _, values = reader.origins
     return {
@@ -52,8 +52,8 @@ def status(instance: Instance) -> dict[str, Any]:
         },
         "policies": len(config["policies"]),
         "flows": int(values["active"].sum()),
-        "refused": sum(row["flows"] for row in tally if row["verdict"] == "refused"),
-        "leaks_prevented": packets_of(tally, *LEAKS),
+        "refused": sum(row["flows"] for row in counters if row["verdict"] == "refused"),
+        "leaks_prevented": packets_of(counters, *LEAKS),
         "daemon_pid": pid,
         "versions": {
             "enforcer": __version__,

@@ -76,14 +76,14 @@ def setters() -> list[Setter]:
     with Channel(netlink.NETLINK_NETFILTER, "reading the nftables rules") as channel:
         every = struct.pack(">BBH", NFPROTO_UNSPEC, 0, 0)
         bases = dict(map(_hooked, channel.snapshot(GETCHAIN, every)))
-        chains: dict[ChainKey, _Chain] = {place: _Chain() for place in bases}
+        chains: dict[ChainKey, _Chain] = {key: _Chain() for key in bases}
         for message in channel.snapshot(GETRULE, every):
             _read(message, chains)
     found: dict[Setter, None] = {}
-    for place in _reachable(bases, chains):
-        family, table, name = place
+    for key in _reachable(bases, chains):
+        family, table, name = key
         where = f"chain {name} of nftables table {FAMILIES[family]} {table}"
-        found |= {Setter(where, mark): None for mark in chains[place].setters}
+        found |= {Setter(where, mark): None for mark in chains[key].setters}
     for path in LEGACY:
         with suppress(OSError):
             if "mangle" in path.read_text().split():
@@ -93,32 +93,32 @@ def setters() -> list[Setter]:
 
 def _hooked(message: bytes) -> tuple[ChainKey, int | None]:
     parts = netlink.attributes(message, len(protocol.NFGEN))
-    place = message[0], netlink.text(parts[NFTA_CHAIN_TABLE]), netlink.text(parts[NFTA_CHAIN_NAME])
+    key = message[0], netlink.text(parts[NFTA_CHAIN_TABLE]), netlink.text(parts[NFTA_CHAIN_NAME])
     number = netlink.attributes(parts.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
-    return place, None if number is None else int.from_bytes(number, "big")
+    return key, None if number is None else int.from_bytes(number, "big")
 
 
 def _reachable(bases: dict[ChainKey, int | None], chains: dict[ChainKey, _Chain]) -> list[ChainKey]:
     """The chains of other tables that arriving packets can reach."""
-    waiting = [place for place, hook in bases.items() if hook in ARRIVAL.get(place[0], ())]
+    waiting = [key for key, hook in bases.items() if hook in ARRIVAL.get(key[0], ())]
     found: dict[ChainKey, None] = {}
     while waiting:
-        place = waiting.pop()
-        family, table, _ = place
-        if place in found or place not in chains or (family, table) == (protocol.NFPROTO_INET, nft.TABLE):
+        key = waiting.pop()
+        family, table, _ = key
+        if key in found or key not in chains or (family, table) == (protocol.NFPROTO_INET, nft.TABLE):
             continue
-        found[place] = None
-        waiting += [(family, table, name) for name in chains[place].jumps]
-        if chains[place].maps:
-            waiting += [other for other, hook in bases.items() if hook is None and other[:2] == place[:2]]
+        found[key] = None
+        waiting += [(family, table, name) for name in chains[key].jumps]
+        if chains[key].maps:
+            waiting += [other for other, hook in bases.items() if hook is None and other[:2] == key[:2]]
     return list(found)
 
 
 def _read(message: bytes, chains: dict[ChainKey, _Chain]) -> None:
     """Records the marks and jumps of one rule."""
     parts = netlink.attributes(message, len(protocol.NFGEN))
-    place = message[0], netlink.text(parts[NFTA_RULE_TABLE]), netlink.text(parts[NFTA_RULE_CHAIN])
-    chain = chains.setdefault(place, _Chain())
+    key = message[0], netlink.text(parts[NFTA_RULE_TABLE]), netlink.text(parts[NFTA_RULE_CHAIN])
+    chain = chains.setdefault(key, _Chain())
     registers = _Registers()
     for _, element in netlink.each_attribute(parts.get(NFTA_RULE_EXPRESSIONS, b"")):
         outer = netlink.attributes(element)

@@ -270,7 +270,7 @@ MAIN = (
         "enforcer session, curl, nginx",
         as_person,
         _lax2,
-        Question(ORIGIN1, "tcp", 80, supposed=("--email", PERSON)),
+        Question(ORIGIN1, "tcp", 80, overrides=("--email", PERSON)),
         ("dedicated", "policy"),
     ),
     Row(

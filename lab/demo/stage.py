@@ -56,13 +56,13 @@ class Question:
     protocol: str
     port: int | None = None
     client: dict[int, str] = field(default_factory=lambda: CLIENT)
-    supposed: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     def arguments(self, family: int) -> list[str]:
         """The command's arguments for one family."""
         asked = ["--src", self.client[family], "--dst", self.origin[family], "--protocol", self.protocol]
         asked += [] if self.port is None else ["--dport", str(self.port)]
-        return [*asked, *self.supposed]
+        return [*asked, *self.overrides]
 
 
 @dataclass(frozen=True)
