@@ -106,7 +106,7 @@ static __always_inline void map_ipv4(__be32 *address, __be32 ipv4)
 	address[3] = ipv4;
 }
 
-/* Whether the address is an IPv4 address in its mapped form. No IPv6 packet on the wire has such an address (RFC 4291,
+/* Whether the address is an IPv4 address in its mapped form. An IPv6 packet must not have such an address (RFC 4291,
  * 2.5.5.2); the programs would take it for an IPv4 address. */
 static __always_inline bool is_mapped(const __be32 *address)
 {
