@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What each client takes of the tables, so that one client cannot take the room of all (RFC 6888, REQ-4). */
+/* Counts and limits of each client, so that one client cannot fill the tables (RFC 6888, REQ-4). */
 
 static __always_inline void client_prefix_of(struct client_key *key, const __be32 *client)
 {
@@ -11,7 +11,7 @@ static __always_inline void client_prefix_of(struct client_key *key, const __be3
 	key->client[3] = ipv4 ? client[3] : 0;
 }
 
-/* The reason for which a client may open no flow now, or 0. */
+/* The reason why a client may not open a flow at present, or 0. */
 static __always_inline int client_refusal(const struct client_prefix *client, const struct settings *s)
 {
 	if (client->flows >= s->flows_per_client)
@@ -20,7 +20,7 @@ static __always_inline int client_refusal(const struct client_prefix *client, co
 }
 
 /* Counts a flow for its client. 0, or the reason of the refusal. While the table is full, flows of clients
- * that are not in it are not counted for them: a full table must not keep anyone from the gateway. */
+ * without an entry are not counted: a full table must not cut clients off the gateway. */
 static __always_inline int count_client(const struct flow_key *tuple, u32 unanswered, const struct settings *s, u64 now)
 {
 	struct client_key key;
@@ -57,7 +57,7 @@ static __always_inline int count_client(const struct flow_key *tuple, u32 unansw
 	return reason;
 }
 
-/* Takes `flows` flows, and `unanswered` of those without an answer, off a client's counts. */
+/* Subtracts `flows` live flows and `unanswered` unanswered flows from a client's counts. */
 static __always_inline void uncount_client(const struct flow_key *tuple, u32 flows, u32 unanswered)
 {
 	struct client_prefix *client;
@@ -75,7 +75,7 @@ static __always_inline void uncount_client(const struct flow_key *tuple, u32 flo
 	bpf_spin_unlock(&client->lock);
 }
 
-/* Deletes a client's entry that counts nothing. */
+/* Deletes a client's entry if it counts nothing. True: the entry is deleted. */
 static __always_inline bool forget_client(struct client_key *key)
 {
 	struct client_prefix *client = client_prefixes.lookup(key);

@@ -2,9 +2,9 @@
 /*
  * The kernel side of the enforcer: the programs, in the order in which a packet meets them.
  *
- *   from_client   TC ingress, inside    gives a packet of a known flow its mark
- *   decide        tail call             else: which egress IP?
- *   open_flow     its second half       is there room? gives a packet of a new flow its mark
+ *   from_client   TC ingress, inside    marks a packet of a known flow
+ *   decide        tail call             for any other packet: chooses the egress
+ *   open_flow     its second half       admits a new flow and marks its packet
  *   (kernel)      routing; nftables: refuse, forward, translate by the mark
  *   to_origin     TC egress, outside    the leak guard: no source but egress addresses
  *   from_origin   TC ingress, outside   answers neighbour solicitations for on-link ranges
@@ -58,7 +58,7 @@ int from_client(struct __sk_buff *skb)
 		return block(REASON_NOT_READY);
 	p = &w->packet;
 	__builtin_memset(p, 0, sizeof(*p));
-	/* Marks and tags that came with the packet are not ours. */
+	/* These programs did not set a mark or tag that arrives with the packet. */
 	set_mark(skb, s, 0);
 	skb->tc_index = 0;
 	reason = parse(skb, p);
@@ -81,7 +81,7 @@ int from_client(struct __sk_buff *skb)
 static __always_inline int open_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
 				     struct verdict *v, u64 now);
 
-/* A packet of no known flow: which egress, if any? Also answers explain. */
+/* Chooses the egress, if any, of a packet that belongs to no known flow. Also answers explain. */
 int decide(struct __sk_buff *skb)
 {
 	u32 question = skb->cb[0] & SCRATCH_EXPLAIN;
@@ -111,7 +111,7 @@ int decide(struct __sk_buff *skb)
 	return open_flow(skb, s, p, &v, w->now);
 }
 
-/* TCP and UDP become flows. Packets of other protocols are only marked, each by itself. */
+/* Admits a flow of TCP or UDP. Packets of other protocols are only marked, each separately. */
 static __always_inline int open_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
 				     struct verdict *v, u64 now)
 {
@@ -119,7 +119,8 @@ static __always_inline int open_flow(struct __sk_buff *skb, const struct setting
 
 	if (v->policy)
 		count_policy_hit(v->policy, now);
-	/* The flow's address may be available while the shared one, which other ICMP leaves from, is not. */
+	/* The address of the error's flow may be available while the shared one, from which other ICMP leaves, is
+	 * not. */
 	if (is_icmp(p) && !is_blocked(v->reason)) {
 		struct flow *about = flow_of_error(skb, p);
 
@@ -152,7 +153,7 @@ int to_origin(struct __sk_buff *skb)
 	struct settings *s;
 	struct interface *in;
 
-	/* The packet from which its entry was created has passed here. */
+	/* The packet from which the entry was created has passed this check. */
 	if (skb->tc_index == TAG_REDIRECTED) {
 		skb->tc_index = 0;
 		return PASS;
@@ -165,11 +166,11 @@ int to_origin(struct __sk_buff *skb)
 			claim_port(skb, family, slot_of_mark(skb, s));
 		else if (skb->tc_index && skb->tc_index != TAG_MARKED)
 			create_original_entry(skb, family);
-		/* A tunnel's outer packet would keep the tag. */
+		/* Otherwise a tunnel's outer packet would keep the tag. */
 		skb->tc_index = 0;
 		return PASS;
 	}
-	/* The gateway's own packets came in by no interface; those of other interfaces are not egress. */
+	/* The gateway's own packets have no incoming interface; those of other interfaces are not egress. */
 	in = interfaces.lookup(&ifindex);
 	if (!(in && in->role == INSIDE) && !(s && ifindex && is_marked_by_us(skb, s)))
 		return PASS;
@@ -185,7 +186,7 @@ int from_origin(struct __sk_buff *skb)
 	struct fast_packet g;
 	int result;
 
-	/* The verifier does not see that a tag means that the fast path has parsed the packet. */
+	/* Set for the verifier, which does not know that the fast path has parsed a packet with a tag. */
 	skb->tc_index = 0;
 	g.tos = 0;
 	g.hop_limit = 0;
@@ -193,7 +194,7 @@ int from_origin(struct __sk_buff *skb)
 	if (result)
 		return result;
 	s = get_settings();
-	/* From here on a mark of ours means that from_client has classified the packet. */
+	/* From here on the enforcer's mark means that from_client has classified the packet. */
 	if (s)
 		set_mark(skb, s, 0);
 	if (skb->tc_index)
@@ -208,7 +209,7 @@ int from_origin(struct __sk_buff *skb)
 		result = parse(skb, &w->packet);
 		if (interface->unfit)
 			return block_by_unfit(skb, interface, &w->packet, result);
-		/* For to_client, as the fast path gives it to the packets that it parses. */
+		/* The tag for to_client, which the fast path sets on the packets that it parses. */
 		if (!result && w->packet.tuple.origin_port != TAG_REDIRECTED)
 			skb->tc_index = w->packet.tuple.origin_port;
 	}
@@ -235,7 +236,7 @@ int to_client(struct __sk_buff *skb)
 	flow = flows.lookup(&p.tuple);
 	if (!flow)
 		return pass_unknown(skb, &p);
-	/* A client could send itself an origin's packets, and so end what is counted for it. */
+	/* A client could send itself packets in an origin's name, and so end its own counts. */
 	in = interfaces.lookup(&ifindex);
 	if (in && in->role == INSIDE)
 		return PASS;
@@ -245,8 +246,8 @@ int to_client(struct __sk_buff *skb)
 	return PASS;
 }
 
-/* A packet to a client that the nftables table has marked: the opening of a connection that a conntrack helper expects,
- * which becomes a flow of the egress IP that the mark names, or an untranslated answer. */
+/* Handles a packet to a client that the nftables table has marked: the opening of a connection that a conntrack helper
+ * expects, which becomes a flow of the egress IP that the mark names, or an untranslated reply. */
 int expect(struct __sk_buff *skb)
 {
 	struct settings *s = get_settings();

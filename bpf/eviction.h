@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Room in a table that is full. Of the origins those go first that have no live flow. Of the flows those go that no
- * origin has answered and those that are over, the oldest before others; what is alive and answered never goes.
+ * Eviction from a full table. Origins without a live flow are evicted first; then flows that are unanswered or over,
+ * the oldest first. A live, answered flow is never evicted.
  *
- * A flow stands in the queue from its creation until it is found there alive and answered, and again when it is over.
+ * A flow enters the queue when it is created, leaves it when eviction finds it alive and answered, and enters it again
+ * when it is over.
  */
 
 enum {
-	TRIES = 16,        /* elements looked at for a new flow */
-	KEPT_AT_ONCE = 64, /* flows that a run of keep_evictable looks at */
+	TRIES = 16,        /* queue elements examined for a new flow */
+	KEPT_AT_ONCE = 64, /* flows that a run of keep_evictable examines */
 };
 
-/* Under the flow's lock. Of a flow with fast-path entries these would have to be removed; a flow that is over soon has none. A question of DNS is
- * over with its answer, and whatever comes after is decided alike. */
+/* Under the flow's lock. Eviction does not remove fast-path entries, so a flow that has some is not evictable; a
+ * flow that is over soon has none. A DNS query is over with its answer, and any later packet gets the same verdict. */
 static __always_inline bool is_evictable(const struct flow *flow)
 {
 	bool over = is_closed(flow->state) || flow->reason == REASON_DNS;
@@ -20,7 +21,7 @@ static __always_inline bool is_evictable(const struct flow *flow)
 	return (!is_answered(flow) || over) && !flow->egress_port;
 }
 
-/* Deletes a flow that may go; true: it is gone. `key` becomes its origin's. */
+/* Deletes a flow if it is evictable. True: the flow is deleted. `key` receives the key of its origin. */
 static __always_inline bool evict_flow(const struct flow_key *tuple, struct origin_key *key)
 {
 	struct flow *flow = flows.lookup((void *)tuple);
@@ -72,7 +73,7 @@ static __always_inline bool forget_unused_origin(void)
 	return false;
 }
 
-/* True: there is room for one more in the table that `reason` says is full. */
+/* True: the table that `reason` names as full has room for one more element. */
 static __always_inline bool make_room(int reason)
 {
 	bool for_origin = reason == REASON_ORIGINS_FULL;
@@ -80,9 +81,10 @@ static __always_inline bool make_room(int reason)
 	return (for_origin && forget_unused_origin()) || make_room_for_flow(for_origin);
 }
 
-/* keep_evictable: takes flows from the head of the queue and puts those at its end that may still go; the order stays. A
- * first run (mark 1) puts a key of no protocol at the end, at which the last one stops. Then the queue holds no others, and
- * a new flow finds room at once. Returns how many flows it took; fewer than it might have: that was all. */
+/* keep_evictable: pops flows from the head of the queue and pushes those that are still evictable to its end, in the
+ * same order. The first run of a pass (mark 1) pushes a key without a protocol, at which the last run stops. After
+ * the pass the queue holds evictable flows only, and a new flow finds room at once. Returns how many flows it
+ * popped; fewer than KEPT_AT_ONCE means that the pass is complete. */
 int keep_evictable(struct __sk_buff *skb)
 {
 	struct flow_key tuple = {};

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The program explain, which user space runs with BPF_PROG_TEST_RUN (`enforcer explain`): what from_client would do
- * with this packet, decided by the same program, with nothing created, counted or sent. The verdict is written into
- * the map `explained`. On entry skb->cb[0] has the overrides (enum override).
+ * The program explain, which user space runs with BPF_PROG_TEST_RUN (`enforcer explain`). It stores the verdict on a
+ * packet from a client in the map `explained`. The program decide determines it as for from_client, but creates, counts
+ * and sends nothing. On entry skb->cb[0] contains the overrides (enum override).
  */
 
 static __always_inline int store_verdict(struct verdict *v)
@@ -12,7 +12,7 @@ static __always_inline int store_verdict(struct verdict *v)
 	return explained.update(&zero, v);
 }
 
-/* In decide: the limits that the flow would meet are added to the verdict. */
+/* Called by decide: adds the limits that apply to the flow to the verdict, and stores it. */
 static __always_inline int answer_question(const struct settings *s, const struct packet *p, struct verdict *v)
 {
 	v->limit = s->limit;

@@ -1,25 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Creation of fast-path entries, and their removal. The entry of the original direction is created in to_origin: a tag
- * that the packet carries through the kernel (in_flight) tells how it arrived. The entry of the reply direction is
- * created in to_client: how the reply arrived follows from the other entry.
+ * Creation and removal of fast-path entries. to_origin creates the entry of the original direction: a tag that the
+ * packet carries through the kernel (in_flight) leads to the packet's values on arrival. to_client creates the entry of
+ * the reply direction: the address and port at which the reply arrived follow from the other entry.
  */
 
 enum {
-	TAGS = 128,             /* packets on their way through the kernel at once, on one processor */
-	IN_FLIGHT_JIFFIES = 25, /* that a packet may take through the kernel */
+	TAGS = 128,             /* packets in the kernel at once, on one processor */
+	IN_FLIGHT_JIFFIES = 25, /* longest time that a packet may take through the kernel */
 	NEXT_HOP_TRIES = 8,
-	NEXT_HOP_OUTLIVES = 1, /* lifetimes that a next hop is valid for beyond its entries */
+	NEXT_HOP_OUTLIVES = 1, /* lifetimes for which a next hop is valid beyond its entries */
 	MACS = 12,
-	EMPTY_ONES = 3, /* from this packet of a TCP flow on, one without data may create an entry */
+	EMPTY_ONES = 3, /* from this packet of a TCP flow on, a packet without data may create an entry */
 };
 
-/* ns that a held FIN keeps its flow off the fast path, so that the answer is seen. Signed, as what it is compared with; an
- * enumerator of this size would make all of its enum unsigned. */
+/* ns for which a held FIN keeps its flow off the fast path, so that track() sees the answer. Signed, as the value
+ * that it is compared with; an enumerator of this size would make its whole enum unsigned. */
 #define FIN_PATIENCE 5000000000LL
 
-/* A packet of a flow on its way through the kernel, by its tag. Tags are given in sequence on all processors, so that
- * one which leaves on another than it came on finds nothing. */
+/* A packet of a flow that is in the kernel, by its tag. Tags are assigned in sequence across all processors, so a
+ * packet that leaves on another processor than it arrived on finds no record. */
 struct in_flight {
 	u32 tag;
 	u32 since; /* jiffies */
@@ -34,7 +34,7 @@ struct in_flight {
 BPF_PERCPU_ARRAY(in_flight, struct in_flight, TAGS);
 BPF_ARRAY(next_tag, u64, 1);
 
-/* Whether a flow's packets may take the fast path from now on. */
+/* Whether packets of the flow may take the fast path from now on. */
 static __always_inline bool is_offloadable(const struct flow *flow, const struct flow_key *tuple)
 {
 	/* Clocks of two processors may differ by a tick. */
@@ -44,15 +44,15 @@ static __always_inline bool is_offloadable(const struct flow *flow, const struct
 	       (tuple->protocol == IPPROTO_UDP || flow->state == ESTABLISHED);
 }
 
-/* An entry that an acknowledgement without data creates fits no packet with data. Short connections end before it
- * pays; a side that only acknowledges gets its entry from a later packet. */
+/* An entry that is created from an acknowledgement without data matches no packet with data. A short connection ends
+ * before such an entry pays off; a side that only acknowledges gets its entry from a later packet. */
 static __always_inline bool is_worth_offloading(const struct flow *flow, const struct packet *p,
 						enum direction direction)
 {
 	return p->tuple.protocol == IPPROTO_UDP || p->payload || flow->packets[direction] >= EMPTY_ONES;
 }
 
-/* Tags the packet, so that to_origin creates an entry from what the kernel has made of it. */
+/* Tags the packet, so that to_origin can create an entry from the packet as the kernel has routed and translated it. */
 static __always_inline void track_in_flight(struct __sk_buff *skb, const struct flow *flow, const struct packet *p)
 {
 	struct fast_path *f = get_active_fast_path();
@@ -86,14 +86,14 @@ static __always_inline void track_in_flight(struct __sk_buff *skb, const struct 
 	skb->tc_index = tag;
 }
 
-/* An answer on its way, by the port that it came to; a later one of the same may take its place. */
+/* A reply that is in the kernel, by the port at which it arrived; a later one with the same index replaces it. */
 struct arrival {
 	u32 port;
 	struct traits traits;
 };
 BPF_PERCPU_ARRAY(arrivals, struct arrival, TAGS);
 
-/* In from_origin: an answer goes the kernel's path. */
+/* Called by from_origin: records a reply that takes the kernel's path. */
 static __always_inline void note_arrival(struct __sk_buff *skb, const struct fast_packet *g)
 {
 	int index = skb->tc_index % TAGS;
@@ -108,7 +108,7 @@ static __always_inline void note_arrival(struct __sk_buff *skb, const struct fas
 	one->traits.priority = skb->priority;
 }
 
-/* In to_client: whether no other software has changed the answer since it arrived. */
+/* Called by to_client: whether no other software has changed the reply since it arrived. */
 static __always_inline bool is_as_it_arrived(struct __sk_buff *skb, u32 family, const struct fast_packet *g, u32 port)
 {
 	int index = port % TAGS;
@@ -117,20 +117,20 @@ static __always_inline bool is_as_it_arrived(struct __sk_buff *skb, u32 family, 
 	return one && one->port == port && is_unchanged(skb, family, g, &one->traits);
 }
 
-/* What was stored before is seen by others before anything is read after (a locked instruction). */
+/* Makes earlier stores visible to other processors before any later load (a locked instruction). */
 static __always_inline void full_barrier(struct flow *flow)
 {
 	__sync_fetch_and_add(&flow->fast_packets[ORIGINAL], 0);
 }
 
-/* Removes an entry: its flow gets what it knew. False: there was none. */
+/* Removes an entry and adds its counts and sequence number to its flow. False: there was no entry. */
 static __always_inline bool remove_entry(const struct fast_path *f, struct flow *flow, const struct flow_key *tuple,
 					 u32 bucket, enum direction direction, struct entry_state *last)
 {
 	if (!delete_entry(bucket, tuple, direction, last))
 		return false;
 	add_counts(flow, last, direction);
-	/* How far a side has come tells a true reset from a forged one. */
+	/* The end of a side's data distinguishes a genuine reset from a forged one. */
 	bpf_spin_lock(&flow->lock);
 	if (before(flow->end[direction], last->end))
 		flow->end[direction] = last->end;
@@ -138,7 +138,7 @@ static __always_inline bool remove_entry(const struct fast_path *f, struct flow 
 	return true;
 }
 
-/* The flow's packets take the kernel's path again. */
+/* Removes both entries: the flow's packets take the kernel's path again. */
 static __always_inline void remove_entries(struct flow *flow, const struct flow_key *tuple)
 {
 	struct fast_path *f = get_fast_path();
@@ -155,7 +155,7 @@ static __always_inline void remove_entries(struct flow *flow, const struct flow_
 	remove_entry(f, flow, tuple, bucket_of_flow(f, tuple, flow->egress_address, port, REPLY), REPLY, &last);
 }
 
-/* A flow's packet as it leaves: translated. */
+/* A flow's packet as it leaves, after translation. */
 struct egress_packet {
 	u32 family;
 	u32 slot;
@@ -179,7 +179,7 @@ static __always_inline bool is_same_next_hop(const struct next_hop *a, const str
 	       *(u32 *)&a->ethernet[4] == *(u32 *)&b->ethernet[4] && *(u32 *)&a->ethernet[8] == *(u32 *)&b->ethernet[8];
 }
 
-/* The number of a next hop, which stays valid for longer than an entry created now; negative: there is no room. */
+/* The index of a next hop, which remains valid for longer than an entry created now; negative: there is no room. */
 static __always_inline int put_next_hop(const struct fast_path *f, const struct next_hop *next_hop, u32 now)
 {
 	u64 hash = mix(mix(mix(f->seed, (u64)next_hop->in << 32 | next_hop->out), *(u64 *)&next_hop->ethernet[0]),
@@ -214,8 +214,9 @@ static __always_inline int put_next_hop(const struct fast_path *f, const struct 
 	return -1;
 }
 
-/* True: the flow may still have entries, with this port. Ending a flow sets `closing`, and another port is set, before its
- * entries are removed; creation re-checks both after inserting one. So no entry outlives its flow. */
+/* Whether the flow may still have entries with this port. Ending a flow sets `closing`, and removing entries clears
+ * `egress_port`, before an entry is deleted; creation re-checks both after inserting one. So no entry outlives its
+ * flow. */
 static __always_inline bool is_still_offloadable(const struct flow_key *tuple, __be16 port)
 {
 	struct flow *flow = flows.lookup((void *)tuple);
@@ -223,7 +224,7 @@ static __always_inline bool is_still_offloadable(const struct flow_key *tuple, _
 	return flow && is_offloadable(flow, tuple) && flow->egress_port == port;
 }
 
-/* A packet of the flow is leaving, translated: creates the entry of its direction. */
+/* Creates an entry from a translated packet of the flow that is leaving in this direction. */
 static __always_inline void create_entry(struct __sk_buff *skb, const struct fast_path *f, const struct fast_packet *g,
 					 struct flow *flow, const struct flow_key *tuple, __be16 port, u32 in,
 					 u32 generation, enum direction direction)
@@ -266,7 +267,8 @@ static __always_inline void create_entry(struct __sk_buff *skb, const struct fas
 		delete_entry(bucket, tuple, direction, &last);
 }
 
-/* conntrack has given the port to this flow: the flow that had it before has lost it there, and loses its entries. */
+/* conntrack has assigned the port to a flow, so the flow that held it before loses its entries. `but`: the flow that
+ * keeps its entries, or null. */
 static __always_inline void invalidate_port_owner(const struct fast_path *f, const struct egress_packet *d,
 						  const struct flow_key *but)
 {
@@ -306,7 +308,7 @@ static __always_inline bool parse_fast_any(struct __sk_buff *skb, u32 family, st
 	return family == IPV4 ? parse_fast(skb, IPV4, g) : parse_fast(skb, IPV6, g);
 }
 
-/* In to_origin: the kernel has made this of a packet in flight. */
+/* Called by to_origin with a tagged packet: creates the entry of the original direction. */
 static __always_inline void create_original_entry(struct __sk_buff *skb, u32 family)
 {
 	u32 tag = skb->tc_index;
@@ -326,7 +328,7 @@ static __always_inline void create_original_entry(struct __sk_buff *skb, u32 fam
 	    !parse_fast_any(skb, family, &g))
 		return;
 	flow = flows.lookup((void *)tuple);
-	/* A connection tracking helper may have changed its contents: then each packet must meet it. */
+	/* If a conntrack helper has changed the contents, that helper must see every packet: no entry. */
 	if (!flow || !is_equal_in(family, g.to, tuple->origin) || !is_equal_in(family, g.from, flow->egress_address) ||
 	    g.to_port != tuple->origin_port || g.protocol != tuple->protocol || g.sequence != from->sequence ||
 	    g.ack != from->ack || g.total != from->total || !is_unchanged(skb, family, &g, &from->traits))
@@ -349,7 +351,7 @@ static __always_inline void create_original_entry(struct __sk_buff *skb, u32 fam
 	create_entry(skb, f, &g, flow, tuple, g.from_port, from->in, from->generation, ORIGINAL);
 }
 
-/* False: where its ports are is not known. Without Ethernet there are no entries, and none is found. */
+/* False: the offset of the ports is unknown. An interface without Ethernet has no entries, and none is found. */
 static __always_inline bool parse_egress(struct __sk_buff *skb, u32 family, struct egress_packet *d)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -378,8 +380,8 @@ static __always_inline bool parse_egress(struct __sk_buff *skb, u32 family, stru
 	return d->protocol == IPPROTO_TCP || d->protocol == IPPROTO_UDP;
 }
 
-/* In to_origin: a packet of a flow that has not been answered. Answers to its port are for this flow alone; it may
- * have been another's until now, whose entry conntrack has deleted by command or for want of room. */
+/* Called by to_origin with a packet of an unanswered flow. Replies to its port are for this flow alone; the port may
+ * have been another flow's until now, if conntrack's entry of that flow was deleted by command or for lack of room. */
 static __always_inline void claim_port(struct __sk_buff *skb, u32 family, u32 slot)
 {
 	struct egress_packet d = { .slot = slot };
@@ -389,7 +391,7 @@ static __always_inline void claim_port(struct __sk_buff *skb, u32 family, u32 sl
 		invalidate_port_owner(f, &d, 0);
 }
 
-/* In to_client: an answer of this flow is leaving for its client. */
+/* Called by to_client with a reply of this flow: creates the entry of the reply direction. */
 static __always_inline void create_reply_entry(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	const struct flow_key *tuple = &p->tuple;

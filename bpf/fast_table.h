@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The table of fast-path entries: which bucket holds a tuple's entry, and how an entry is written while others read it.
+ * The table of fast-path entries: the bucket of a tuple, and the writing of an entry while other processors read it.
  *
  * Readers hold no lock. A writer makes the entry invalid first (`until` 0) and valid last; a reader compares
- * tuple and `until` once more after it has read the rest. Stores become visible in their order on the machines that
- * this runs on; where they didn't, a packet could get the port of another flow.
+ * tuple and `until` again after it has read the rest. Stores become visible in their order on the machines that the
+ * enforcer runs on; if they did not, a packet could get the port of another flow.
  */
 
 enum {
@@ -30,9 +30,9 @@ static __always_inline u8 kind_of(u32 family, u8 protocol)
 	return family == IPV4 ? protocol : protocol | IPV6_KIND;
 }
 
-/* The number of a tuple's bucket, in network order throughout; `near` is the client, or the
- * address that it has been given, `far` the origin. Sixteen buckets are a page of memory, and 32 ports in sequence share
- * it: what a processor pays for many flows is as much the pages as the lines. */
+/* The index of a tuple's bucket; addresses and ports are in network order. `near` is the client or its egress
+ * address, `far` the origin. Sixteen buckets are a page of memory, which 32 consecutive ports share: with many
+ * flows, the number of pages costs a processor as much as the number of cache lines. */
 static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, const __be32 *near, const __be32 *far,
 				     __be16 near_port, __be16 far_port, u8 protocol)
 {
@@ -48,7 +48,7 @@ static __always_inline u32 bucket_of(const struct fast_path *f, u32 family, cons
 	return (mix(hash, 0) >> 32 << BUCKETS_SHIFT | (port & ((1 << BUCKETS_SHIFT) - 1))) & (FAST_BUCKETS - 1);
 }
 
-/* Where in its bucket a tuple is looked for first: others of these ports are elsewhere. */
+/* The position in its bucket at which a search begins; it differs between ports that share a bucket. */
 static __always_inline u32 first_of(__be16 near_port)
 {
 	return be16(near_port) >> BUCKETS_SHIFT & (BUCKET_ENTRIES - 1);
@@ -59,7 +59,7 @@ static __always_inline bool is_equal(const __be32 *a, const __be32 *b)
 	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
 }
 
-/* Of one family; of IPv4 addresses the last word says it all. */
+/* Compares two addresses of one family; IPv4 addresses differ in the last word only. */
 static __always_inline bool is_equal_in(u32 family, const __be32 *a, const __be32 *b)
 {
 	return family == IPV4 ? a[3] == b[3] : is_equal(a, b);
@@ -79,7 +79,7 @@ static __always_inline bool is_entry_of(const struct fast_entry *entry, const st
 	       (entry->reason == REASON_REPLY) == (direction == REPLY);
 }
 
-/* The bucket of one direction of a flow; its egress address and port are known. */
+/* The bucket of one direction of a flow whose egress address and port are known. */
 static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struct flow_key *tuple,
 					  const __be32 *address, __be16 egress_port, enum direction direction)
 {
@@ -91,8 +91,8 @@ static __always_inline u32 bucket_of_flow(const struct fast_path *f, const struc
 	return bucket_of(f, family, address, tuple->origin, egress_port, tuple->origin_port, tuple->protocol);
 }
 
-/* Whether an entry that expires at `until` is valid now; false for one so old that the clock has wrapped. An entry that is
- * created twice within a jiffy is valid for one jiffy more. */
+/* Whether an entry that expires at `until` is valid now; false for one so old that the clock has wrapped. An entry
+ * that is created twice within a jiffy is valid for one jiffy more. */
 static __always_inline bool is_valid(u32 until, u32 now, const struct fast_path *f)
 {
 	return until && until - now - 1 <= f->lifetime;
@@ -117,7 +117,7 @@ static __always_inline void tuple_of(struct flow_key *tuple, const struct fast_e
 	tuple->pad[2] = 0;
 }
 
-/* What an entry knows that its flow does not. */
+/* The values of an entry that its flow does not have. */
 struct entry_state {
 	u32 packets;
 	u32 bytes;
@@ -153,8 +153,8 @@ static __always_inline void count_reply_entries(struct bucket_lock *bucket_lock,
 		bucket_lock->reply_entries--;
 }
 
-/* Under the bucket's lock: where in it this direction of the flow may be written, at `first` if that is free; negative:
- * all entries are valid and others'. */
+/* Under the bucket's lock: the position at which the entry of this direction may be written, `first` if that is free;
+ * negative: all entries are valid and belong to other flows. */
 static __always_inline int find_room(const struct fast_path *f, const struct fast_bucket *bucket,
 				     const struct flow_key *tuple, enum direction direction, u32 first, u32 now)
 {
@@ -169,13 +169,13 @@ static __always_inline int find_room(const struct fast_path *f, const struct fas
 	}
 #pragma unroll
 	for (i = 0; i < BUCKET_ENTRIES; i++)
-		/* Another processor has inserted it meanwhile. */
+		/* Another processor has inserted this entry in the meantime. */
 		if (is_entry_of(&bucket->entry[i], tuple, direction))
 			at = i;
 	return at;
 }
 
-/* Inserts an entry; the flow has none in this direction. Does nothing if the bucket is full of valid ones. */
+/* Inserts an entry; the flow has none in this direction. Does nothing if the bucket is full of valid entries. */
 static __always_inline void insert_entry(const struct fast_path *f, u32 number, const struct flow_key *tuple,
 					 struct fast_entry *entry, enum direction direction, u32 now)
 {
@@ -203,7 +203,7 @@ static __always_inline void insert_entry(const struct fast_path *f, u32 number, 
 			tuple_of(&displaced, there);
 			copy_entry_state(&last, there);
 		}
-		/* A reader takes two entries with equal `until` for the same. */
+		/* A reader cannot distinguish two entries with equal `until`. */
 		until += until == there->until;
 		count_reply_entries(bucket_lock, there->until && side == REPLY, direction == REPLY);
 		there->until = 0;
@@ -220,7 +220,7 @@ static __always_inline void insert_entry(const struct fast_path *f, u32 number, 
 		add_counts(flow, &last, side);
 }
 
-/* Deletes a flow's entry of one direction. True: there was one, and `last` is what it knew. */
+/* Deletes a flow's entry of one direction. True: there was one, and `last` contains its values. */
 static __always_inline bool delete_entry(u32 number, const struct flow_key *tuple, enum direction direction,
 					 struct entry_state *last)
 {

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The fast path: packets of a flow that the kernel has routed and translated before are rewritten the same way
- * and redirected, past routing, netfilter and neighbour code.
+ * The fast path: rewrites packets of a flow as the kernel has routed and translated an earlier one, and redirects them
+ * past routing, netfilter and the neighbour code.
  *
- * Others may change a packet on its way through the kernel: its DSCP, hop limit, priority or mark. That is not replayed,
- * so no entry is created from a packet that leaves with others than the kernel by itself gives it (struct traits).
+ * Other software in the kernel may change a packet's DSCP, hop limit, priority or mark. The fast path does not replay
+ * such changes, so no entry is created from a packet that leaves with other values than the kernel alone sets (struct
+ * traits).
  *
- * What may pass is what nf_flowtable lets pass (nf_flow_table_ip.c): no fragments, no IP options, no extension
- * headers, a TTL to spare, segments no larger than have passed before, neither SYN, FIN nor RST. Everything
- * else takes the kernel's path, and may create an entry there.
+ * The fast path accepts what nf_flowtable accepts (nf_flow_table_ip.c): no fragments, no IP options, no extension
+ * headers, a TTL above 1, segments no larger than those that have passed before, neither SYN, FIN nor RST. All other
+ * packets take the kernel's path, and may create an entry there.
  */
 
 enum {
 	MOST_BYTES = 1 << 30,   /* after which an entry is created again, before its counter overflows */
-	TTL_DECREASED = 0xfffe, /* ones' complement of 1, and of 0x100: the field as part of a 16-bit word */
+	TTL_DECREASED = 0xfffe, /* ones' complement of 1, and of 0x100: the field less one, as part of a 16-bit word */
 	HOPS_DECREASED = 0xfeff,
 	IP_VERSION_AND_LENGTH = 0x45,
 	NETWORK4 = sizeof(struct iphdr),
@@ -22,7 +23,7 @@ enum {
 	CHECK_UDP = 6,
 };
 
-/* skb->priority by the TOS field's four old bits, as ip_forward sets it (route.c, ip_tos2prio). */
+/* skb->priority by the four TOS bits of RFC 1349, as ip_forward sets it (route.c, ip_tos2prio). */
 #define PRIORITIES 0x4444666622220000ULL
 
 static __always_inline struct fast_path *get_fast_path(void)
@@ -40,7 +41,7 @@ static __always_inline struct fast_path *get_active_fast_path(void)
 	return f && f->generation ? f : 0;
 }
 
-/* Ones' complement sums (RFC 1071) of words as they were loaded: their byte order doesn't matter. */
+/* Ones' complement sums (RFC 1071) of words as loaded: the byte order does not matter. */
 static __always_inline u32 fold16(u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -54,7 +55,7 @@ static __always_inline u64 sum_address(const __be32 *a, u32 family)
 	return family == IPV4 ? a[3] : (u64)a[0] + a[1] + a[2] + a[3];
 }
 
-/* What the fast path leaves as it is, or sets as the kernel by itself would. */
+/* Values that the fast path does not change, or sets as the kernel alone would. */
 struct traits {
 	u32 tos; /* IPv4 TOS, or IPv6 traffic class and flow label in network order */
 	u32 mark;
@@ -62,7 +63,7 @@ struct traits {
 	u32 hop_limit;
 };
 
-/* What the fast path must know of a packet, all of it within the first bytes. */
+/* The fields of a packet that the fast path needs, all within its first bytes. */
 struct fast_packet {
 	__be32 from[4];
 	__be32 to[4];
@@ -80,7 +81,7 @@ struct fast_packet {
 	u32 end; /* TCP: the sequence number after the segment */
 };
 
-/* Both ports, the translated one and the slot: a word that is read at once. */
+/* Both ports, the translated port and the slot, in one word that is read at once. */
 union numbers {
 	u64 word;
 	struct {
@@ -91,7 +92,7 @@ union numbers {
 	};
 };
 
-/* An Ethernet frame has 60 bytes at least: what follows a shorter packet is padding. The kernel cuts it off, too. */
+/* Cuts off the padding after a packet shorter than the 60 bytes of the smallest Ethernet frame, as the kernel does. */
 static __always_inline void trim_padding(struct __sk_buff *skb, u32 family)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -106,13 +107,13 @@ static __always_inline void trim_padding(struct __sk_buff *skb, u32 family)
 		total = NETWORK6 + be16(((struct ipv6hdr *)(data + ETH_HLEN))->payload_len);
 	if (total < NETWORK4 + sizeof(struct udphdr) || total >= ETH_ZLEN - ETH_HLEN)
 		return;
-	/* Without an Ethernet header what was read here is none of the packet's length. */
+	/* Without an Ethernet header the bytes read above are not the packet's length. */
 	interface = interfaces.lookup(&ifindex);
 	if (interface && interface->ethernet)
 		bpf_skb_change_tail(skb, ETH_HLEN + total, 0);
 }
 
-/* False: a fragment, with options, or with a hop limit that the kernel answers. */
+/* False: a fragment, a packet with IP options, or one whose hop limit ends here, which the kernel answers. */
 static __always_inline bool parse_fast_ip(void *network, u32 family, struct fast_packet *g)
 {
 	if (family == IPV4) {
@@ -142,7 +143,7 @@ static __always_inline bool parse_fast_ip(void *network, u32 family, struct fast
 	return true;
 }
 
-/* The TCP header's length in bytes, or 0: a segment that opens or ends its connection, or none that is whole. */
+/* The TCP header's length in bytes, or 0: the segment opens or ends its connection, or is incomplete. */
 static __always_inline u32 parse_fast_tcp(struct tcphdr *tcp, void *end, u32 network, struct fast_packet *g)
 {
 	u32 header;
@@ -162,7 +163,8 @@ static __always_inline u32 parse_fast_tcp(struct tcphdr *tcp, void *end, u32 net
 	return header;
 }
 
-/* The UDP header's length in bytes, or 0. The inner headers of a tunnel's segments are not known here. */
+/* The UDP header's length in bytes, or 0. A GSO packet gets 0: the inner headers of a tunnel's segments are unknown
+ * here. */
 static __always_inline u32 parse_fast_udp(struct udphdr *udp, u32 family, u32 network, struct fast_packet *g)
 {
 	if (network + be16(udp->len) != g->total || (family == IPV6 && !udp->check) || g->gso_size)
@@ -174,7 +176,7 @@ static __always_inline u32 parse_fast_udp(struct udphdr *udp, u32 family, u32 ne
 	return sizeof(*udp);
 }
 
-/* False: the packet is not for the fast path. */
+/* False: the packet is not eligible for the fast path. */
 static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct fast_packet *g)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -185,7 +187,7 @@ static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct
 	g->gso_size = skb->gso_size;
 	if (transport + sizeof(struct udphdr) > end || !parse_fast_ip(data + ETH_HLEN, family, g))
 		return false;
-	/* Neither padded nor cut short, nor too long for the field (BIG TCP). */
+	/* The packet is neither padded nor cut short, nor too long for the length field (BIG TCP). */
 	if (skb->len != ETH_HLEN + g->total)
 		return false;
 	g->from_port = *(u16 *)transport;
@@ -202,13 +204,13 @@ static __always_inline bool parse_fast(struct __sk_buff *skb, u32 family, struct
 	return true;
 }
 
-/* As ip_forward gives it to a packet; IPv6 has no such thing. */
+/* The priority that ip_forward sets; ip6_forward sets none. */
 static __always_inline u32 priority_of(u32 family, u32 tos, u32 before)
 {
 	return family == IPV4 ? PRIORITIES >> ((tos & 0x1e) >> 1) * 4 & 15 : before;
 }
 
-/* Whether a packet that arrived with these traits leaves with those that ip_forward or ip6_forward gives it. */
+/* Whether a packet that arrived with these traits leaves with those that ip_forward or ip6_forward sets. */
 static __always_inline bool is_unchanged(const struct __sk_buff *skb, u32 family, const struct fast_packet *g,
 					 const struct traits *before)
 {
@@ -216,7 +218,7 @@ static __always_inline bool is_unchanged(const struct __sk_buff *skb, u32 family
 	       skb->priority == priority_of(family, before->tos, before->priority);
 }
 
-/* The IP header as the kernel forwards it: its source (to the origin) or destination becomes `address`. */
+/* Rewrites the IP header as the kernel does: its source (to the origin) or destination becomes `address`. */
 static __always_inline void rewrite_ip(struct __sk_buff *skb, void *network, u32 family, enum direction direction,
 				       const struct fast_packet *g, const __be32 *address, u32 address_change)
 {
@@ -243,8 +245,9 @@ static __always_inline void rewrite_ip(struct __sk_buff *skb, void *network, u32
 
 /*
  * Updates a TCP or UDP checksum at `check`, which is `check_at` bytes into the packet, by the changes of address and
- * port. `pseudo` is the sum of the pseudo header before the change. Where the sender left the checksum to the device
- * (CHECKSUM_PARTIAL), the field holds that sum; a program cannot see CHECKSUM_PARTIAL, but another number is a checksum.
+ * port. `pseudo` is the sum of the pseudo header before the change. If the sender left the checksum to the device
+ * (CHECKSUM_PARTIAL), the field contains that sum; a program cannot see CHECKSUM_PARTIAL, but any other value is a
+ * checksum.
  */
 static __always_inline void update_checksum(struct __sk_buff *skb, u32 family, const struct fast_packet *g, u16 *check,
 					    u32 check_at, u32 address_change, u32 port_change, u64 pseudo)
@@ -256,8 +259,8 @@ static __always_inline void update_checksum(struct __sk_buff *skb, u32 family, c
 
 		sum = (u16)~sum;
 		*check = !tcp && !sum ? 0xffff : sum;
-		/* For a device that has summed up the whole packet (CHECKSUM_COMPLETE). IPv4's own checksum makes
-		 * up for its header's change. */
+		/* For a device that has summed up the whole packet (CHECKSUM_COMPLETE). The IPv4 header checksum
+		 * compensates for the changes of its header. */
 		bpf_csum_update(skb, family == IPV4 ? (u16)~address_change : HOPS_DECREASED);
 		return;
 	}
@@ -279,7 +282,7 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	u32 address_change, port_change, check_at;
 	u16 *check;
 
-	/* Both in one branch: the verifier of Linux 6.1 does not connect the results of two. */
+	/* One branch sets both: the verifier of Linux 6.1 does not relate the results of two branches. */
 	if (g->protocol == IPPROTO_TCP) {
 		check = transport + CHECK_TCP;
 		check_at = ETH_HLEN + network + CHECK_TCP;
@@ -302,7 +305,7 @@ static __always_inline bool rewrite(struct __sk_buff *skb, u32 family, enum dire
 	return true;
 }
 
-/* Whether the entry is the packet's. Whether the packet is addressed to the egress address is compared later. */
+/* Whether the entry matches the packet. forward_by_entry compares the egress address of a reply later. */
 static __always_inline bool entry_matches(const struct fast_entry *entry, u32 family, enum direction direction,
 					  const struct fast_packet *g, union numbers *numbers)
 {
@@ -325,7 +328,7 @@ static __always_inline void count_fast_packet(const struct __sk_buff *skb, struc
 	count(entry->reason, 0);
 }
 
-/* The packet's entry, with its numbers read at once; or null. */
+/* The packet's entry, with its ports and slot read at once; or null. */
 static __always_inline struct fast_entry *find_entry(const struct fast_path *f, u32 family, enum direction direction,
 						     const struct fast_packet *g, union numbers *n)
 {
@@ -355,7 +358,7 @@ static __always_inline bool is_usable(const struct fast_entry *entry, u32 until,
 	       g->segment <= entry->largest && entry->bytes <= MOST_BYTES;
 }
 
-/* The entry's client, and the egress address that it has; of IPv4 addresses the last word alone. False: there is none. */
+/* Reads the entry's client and egress address; of IPv4 addresses only the last word. False: there is no address. */
 static __always_inline bool read_addresses(const struct fast_entry *entry, u32 slot, u32 family, __be32 *client,
 					   __be32 *address)
 {
@@ -366,7 +369,7 @@ static __always_inline bool read_addresses(const struct fast_entry *entry, u32 s
 	return egress_address_of(slot, family, client, address, family == IPV4 ? 3 : 0);
 }
 
-/* 0: the packet must take the kernel's path. Else what the program returns. */
+/* 0: the packet must take the kernel's path. Otherwise the value that the program returns. */
 static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, enum direction direction,
 					    struct fast_packet *g)
 {
@@ -384,7 +387,7 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	trim_padding(skb, family);
 	if (!parse_fast(skb, family, g))
 		return 0;
-	/* A reply entry is created from an answer that carries the port to which it came. */
+	/* to_client creates a reply entry from a reply whose tag is the port at which it arrived. */
 	if (direction == REPLY && g->to_port != TAG_REDIRECTED)
 		skb->tc_index = g->to_port;
 	entry = find_entry(f, family, direction, g, &n);
@@ -400,7 +403,7 @@ static __always_inline int forward_by_entry(struct __sk_buff *skb, u32 family, e
 	if (!read_addresses(entry, n.slot, family, client, address) ||
 	    (direction == REPLY && !is_equal_in(family, address, g->to)))
 		return 0;
-	/* Another processor may have written another flow's entry here meanwhile. */
+	/* Another processor may have written another flow's entry here in the meantime. */
 	if (*(volatile u64 *)&entry->client_port != n.word || *(volatile u32 *)&entry->until != until)
 		return 0;
 	if (!rewrite(skb, family, direction, g, next_hop, direction == ORIGINAL ? address : client,

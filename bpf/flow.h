@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A flow's life, told as conntrack tells it, so that our counts and conntrack's are the same:
- * nf_conntrack_proto_tcp.c's states and its judgement of resets, nf_conntrack_proto_udp.c's streams. Windows are not
- * followed: of a fast flow conntrack sees only some packets, so it is told to be liberal (nf_conntrack_tcp_be_liberal,
- * nf_conntrack_tcp_ignore_invalid_rst).
+ * The states of a flow, as conntrack defines them, so that the enforcer's counts equal conntrack's: the states and the
+ * judgement of resets of nf_conntrack_proto_tcp.c, the streams of nf_conntrack_proto_udp.c. Windows are not tracked:
+ * conntrack sees only some packets of a flow on the fast path, so it is configured to be liberal
+ * (nf_conntrack_tcp_be_liberal, nf_conntrack_tcp_ignore_invalid_rst).
  */
 
 enum {
@@ -18,7 +18,7 @@ static __always_inline bool is_closed(u32 state)
 	return state == TIME_WAIT || state == CLOSE;
 }
 
-/* A segment by its flags, PSH, ECE and CWR aside. NOTHING: a combination that conntrack calls INVALID. */
+/* The kind of a segment by its flags without PSH, ECE and CWR. NOTHING: a combination that conntrack calls INVALID. */
 static __always_inline u32 segment_of(u32 flags)
 {
 	const u64 valid = 1ULL << TCP_SYN | 1ULL << (TCP_SYN | TCP_URG) | 1ULL << (TCP_SYN | TCP_ACK) |
@@ -35,7 +35,7 @@ static __always_inline u32 segment_of(u32 flags)
 	return flags & TCP_FIN ? A_FIN : AN_ACK;
 }
 
-/* A segment that may begin a connection: SYN, or (picked up midway) a plain ACK. */
+/* Whether a segment may begin a connection: a SYN, or (picked up midway) a plain ACK. */
 static __always_inline bool begins(const struct packet *p)
 {
 	u32 segment = segment_of(p->tcp_flags);
@@ -43,20 +43,20 @@ static __always_inline bool begins(const struct packet *p)
 	return p->tuple.protocol != IPPROTO_TCP || segment == A_SYN || segment == AN_ACK;
 }
 
-/* A client opens another connection on the tuple of a closed one. */
+/* Whether a client opens another connection on the tuple of a closed one. */
 static __always_inline bool reopens(const struct flow *flow, const struct packet *p)
 {
 	return is_closed(flow->state) && segment_of(p->tcp_flags) == A_SYN;
 }
 
-/* The next states by the present one, of which SYN_SENT is the first: the rows of tcp_conntracks. */
+/* The next states by the present state, SYN_SENT first: the rows of tcp_conntracks. */
 #define ROW(ss, sr, es, fw, cw, la, tw, cl, s2)                                                              \
 	((u64)(ss) | (u64)(sr) << 4 | (u64)(es) << 8 | (u64)(fw) << 12 | (u64)(cw) << 16 | (u64)(la) << 20 | \
 	 (u64)(tw) << 24 | (u64)(cl) << 28 | (u64)(s2) << 32)
 
 enum {
-	IGNORED = 14, /* conntrack lets it through and remembers it */
-	INVALID = 15, /* conntrack has nothing to do with it: it is dropped behind us */
+	IGNORED = 14, /* conntrack accepts the segment and remembers it */
+	INVALID = 15, /* conntrack does not accept the segment: the nftables table drops it */
 };
 
 static __always_inline u32 next_state(u32 state, u32 segment, enum direction direction)
@@ -86,18 +86,18 @@ static __always_inline u32 next_state(u32 state, u32 segment, enum direction dir
 	return row >> (state - SYN_SENT) * 4 & 15;
 }
 
-/* What one segment does to its flow beyond its state. */
+/* The effect of one segment on its flow beyond the state. */
 enum fate {
-	STAYS, /* nothing, not even the start of its idle time */
+	STAYS, /* no effect, not even on the start of its idle time */
 	MOVES,
-	DIES,    /* conntrack forgets it at once */
-	GOES_ON, /* both sides have sent after a reset, and this is the client's turn again */
+	DIES,    /* conntrack deletes its entry at once */
+	GOES_ON, /* both sides have sent after a reset, and this segment is the client's */
 };
 
 struct segment {
 	u32 kind;
 	u32 direction;
-	u32 end; /* sequence number after it */
+	u32 end; /* sequence number after the segment */
 };
 
 static __always_inline bool follows(const struct flow *flow, u32 kind, u32 direction)
@@ -111,9 +111,10 @@ static __always_inline bool was_established(u32 state)
 }
 
 /*
- * A reset with the number that its receiver expects: a host believes no other (RFC 5961, 3.2) but answers it, and the
- * connection lives on. The number is the last one that the receiver has acknowledged, or if not everything has been
- * acknowledged yet the one that the sender has reached, in all or with the segment before the reset.
+ * Whether a reset has the sequence number that its receiver expects: a host answers any other reset without accepting
+ * it (RFC 5961, 3.2), and the connection continues. The expected number is the last one that the receiver has
+ * acknowledged or, while data is unacknowledged, the one that the sender has reached, in total or with the segment
+ * before the reset.
  */
 static __always_inline bool is_exact(const struct flow *flow, const struct packet *p, u32 direction)
 {
@@ -128,9 +129,9 @@ static __always_inline bool is_exact(const struct flow *flow, const struct packe
 }
 
 /*
- * A FIN that does not follow on what its side has sent. Its receiver ignores it until the gap is filled, and so does
- * the flow, until the receiver acknowledges it: the gap may be of a segment that was lost before the gateway, or the FIN
- * is forged. One before the end is forged in any case. conntrack believes both (it is liberal).
+ * Whether a FIN directly follows the data that its side has sent. A receiver ignores a FIN after a gap until the gap is
+ * filled; the flow ignores it until the receiver acknowledges it: the gap may be a segment that was lost before the
+ * gateway, or the FIN may be forged. A FIN before the end is always forged. conntrack accepts both (it is liberal).
  */
 static __always_inline bool is_in_place(const struct flow *flow, const struct packet *p, const struct segment *s)
 {
@@ -152,11 +153,11 @@ static __always_inline void hold_fin(struct flow *flow, const struct packet *p, 
 	flow->fin_seen = now;
 }
 
-/* The peer acknowledges a FIN that was held: it moves the flow now. */
+/* Applies a held FIN to the state when the peer acknowledges it. */
 static __always_inline void confirm_fin(struct flow *flow, const struct packet *p, u32 direction)
 {
 	u32 peer = !direction, side = 1 << peer, next;
-	/* How long the segment of a first fragment is, it does not say. */
+	/* A first fragment does not tell the length of its segment. */
 	u32 at_most = flow->fins & A_CUT_FIN << peer ? LARGEST_SEGMENT : 0;
 
 	if (!(flow->fins & side) || !(p->tcp_flags & TCP_ACK) || p->ack - flow->fin_end[peer] > at_most)
@@ -171,10 +172,10 @@ static __always_inline void confirm_fin(struct flow *flow, const struct packet *
 		flow->flags |= ENDED_BY_PEER;
 }
 
-/* How conntrack sees a reset. */
+/* conntrack's judgement of a reset. */
 enum reset {
-	CHALLENGED, /* the state stays, until the peer has answered */
-	CHECKED,    /* believed if its acknowledgement can be true */
+	CHALLENGED, /* the state stays until the peer has answered */
+	CHECKED,    /* accepted if its acknowledgement can be right */
 	BELIEVED,
 };
 
@@ -192,7 +193,7 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 			return CHECKED;
 		verdict = CHALLENGED;
 	}
-	/* The answer to a SYN or to an ACK that was ignored. */
+	/* The reset answers a SYN, or an ACK that was ignored. */
 	if (flow->last_direction != direction &&
 	    ((flow->replied && flow->last == A_SYN) || (!(flow->flags & ASSURED) && flow->last == AN_ACK)) &&
 	    p->ack == flow->last_end)
@@ -202,8 +203,8 @@ static __always_inline enum reset judge_reset(const struct flow *flow, const str
 	return verdict;
 }
 
-/* A gap in which a segment was lost before the gateway, or passed by the fast path, ends with an acknowledgement
- * beyond it. */
+/* Records the end of a segment. A gap, left by a segment that was lost before the gateway or took the fast path,
+ * ends with an acknowledgement beyond it. */
 static __always_inline void note_end(struct flow *flow, const struct packet *p, const struct segment *s)
 {
 	u32 direction = s->direction & 1, seen = 1 << direction;
@@ -218,8 +219,8 @@ static __always_inline void note_end(struct flow *flow, const struct packet *p, 
 	flow->seen_sides |= seen;
 }
 
-/* The highest sequence number, and acknowledgement, of each side. What acknowledges more than was seen is not
- * noted: a true one comes again. */
+/* Records the highest sequence number and acknowledgement of each side. An acknowledgement of more than was seen,
+ * without a gap, is not recorded: a genuine one is repeated. */
 static __always_inline void note_numbers(struct flow *flow, const struct packet *p, const struct segment *s)
 {
 	u32 direction = s->direction & 1, peer = !direction;
@@ -243,7 +244,7 @@ static __always_inline void note_numbers(struct flow *flow, const struct packet 
 	}
 }
 
-/* Let through without being believed: but what is said to it later counts. */
+/* Records a segment that passes without changing the state: a later answer to it may change the state. */
 static __always_inline void remember_ignored(struct flow *flow, const struct packet *p, const struct segment *s)
 {
 	flow->last = s->kind;
@@ -259,8 +260,8 @@ static __always_inline void remember_ignored(struct flow *flow, const struct pac
 		flow->last_ack = p->ack;
 }
 
-/* The timeout of a flow that has just moved: what is believed half-dead, and a connection that was picked up midway
- * and that nobody answers, don't last as long as one that is established. */
+/* The timeout of a flow after a segment that moved it. After a reset, and for a connection that was picked up midway
+ * and is not answered, it is shorter than that of an established connection. */
 static __always_inline u32 timeout_of(const struct flow *flow, const struct segment *s)
 {
 	if (s->kind == A_RESET)
@@ -268,17 +269,17 @@ static __always_inline u32 timeout_of(const struct flow *flow, const struct segm
 	return flow->state == ESTABLISHED && !flow->replied && s->direction == ORIGINAL ? SYN_SENT : flow->state;
 }
 
-/* What was established is closed by a reset: for now, until both sides go on as if there had been none. */
+/* A reset closes an established connection, until both sides continue as if there had been no reset. */
 static __always_inline void close_by_reset(struct flow *flow, u32 state)
 {
 	flow->flags |= TRANSITORY;
 	flow->spoken = 0;
-	/* conntrack compares a reset's number with packets that it has not seen. */
+	/* conntrack compares the reset's number with the packets that it saw; those of the fast path are missing. */
 	if (state == ESTABLISHED && flow->fast_packets[ORIGINAL] + flow->fast_packets[REPLY])
 		flow->flags |= TELL_CONNTRACK;
 }
 
-/* The hosts have opened a new connection with the SYN that was ignored. */
+/* Whether the hosts have opened a new connection with the SYN that was ignored. */
 static __always_inline bool answers_ignored_syn(const struct flow *flow, const struct packet *p,
 						const struct segment *s)
 {
@@ -295,8 +296,8 @@ static __always_inline void restart_numbers(struct flow *flow)
 	flow->flags &= ~CHALLENGING;
 }
 
-/* The state after the segment, a reset's judgement aside; INVALID: the segment changes no state. A FIN that is held
- * counts as an ACK until then. */
+/* The state after the segment, without the judgement of a reset; INVALID: the segment does not change the state. A
+ * FIN that is held counts as an ACK until the peer acknowledges it. */
 static __always_inline u32 state_after(struct flow *flow, const struct packet *p, struct segment *s, u64 now)
 {
 	u32 state = flow->state;
@@ -329,8 +330,8 @@ static __always_inline u32 state_after(struct flow *flow, const struct packet *p
 	return next;
 }
 
-/* Whether the segment ends the connection. A client could send an end that only the gateway sees: only an origin's
- * segment, or a reset that the origin must believe (`exact`), ends a count before its timeout. */
+/* Records whether the segment ends the connection. A client could send a FIN or reset that only the gateway sees: so
+ * only an origin's segment, or a reset that the origin must accept (`exact`), ends the count before the timeout. */
 static __always_inline void note_end_of_connection(struct flow *flow, const struct segment *s, u32 state, bool exact)
 {
 	bool closed = s->kind == A_RESET && flow->state == CLOSE;
@@ -373,7 +374,7 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	if (!flow->replied) {
 		if (s.kind == A_RESET)
 			return DIES;
-		/* A client that repeats its SYN does not keep its entry. */
+		/* A client that repeats its SYN does not extend the timeout. */
 		if (s.kind == A_SYN && state == SYN_SENT)
 			return STAYS;
 	}
@@ -383,8 +384,8 @@ static __always_inline enum fate track_tcp(struct flow *flow, const struct packe
 	return s.kind == AN_ACK && direction == ORIGINAL && flow->spoken == BOTH_SIDES ? GOES_ON : MOVES;
 }
 
-/* A 64-bit number for the tuple. Equal ones are rare, and are no harm unless a flow's memory becomes the other
- * flow's at the very moment in which a packet of it is looked at. */
+/* A 64-bit hash of the tuple. Collisions are rare, and harmless unless the memory of one flow becomes the other's
+ * while a program handles a packet of the first. */
 static __always_inline u64 identity_of(const struct flow_key *tuple)
 {
 	u64 ports = pair(tuple->client_port, tuple->origin_port) ^ (u64)tuple->protocol << 16;
@@ -396,7 +397,7 @@ static __always_inline u64 identity_of(const struct flow_key *tuple)
 	return identity ?: 1;
 }
 
-/* Under the flow's lock: whether the memory still is this flow's, and nothing is deleting it. */
+/* Under the flow's lock: whether the memory is still this flow's, and no program is deleting it. */
 static __always_inline bool is_current(struct flow *flow, u64 identity)
 {
 	if (flow->deleting)
@@ -406,23 +407,24 @@ static __always_inline bool is_current(struct flow *flow, u64 identity)
 	return flow->identity == identity;
 }
 
-/* A connection whose handshake is not complete has no answer yet: a host that only sends SYNs gets SYN/ACKs, too. */
+/* A TCP flow is answered when its handshake is complete, because a host that only sends SYNs gets SYN/ACKs, too; a
+ * UDP flow with the first reply. */
 static __always_inline bool is_answered(const struct flow *flow)
 {
-	/* Without a branch, for the verifier of Linux 6.1 (eviction.h has this in a loop). */
+	/* Without a branch, for the verifier of Linux 6.1 (eviction.h calls this in a loop). */
 	return (flow->flags & ASSURED) | (flow->replied & (flow->state < SYN_SENT));
 }
 
 enum {
-	UNANSWERED = 1, /* so the client's count of unanswered flows goes down, too */
-	GONE = 2,       /* the flow has been deleted since it was looked up, or a new one takes its place */
-	COUNTED = 4,    /* it was counted until now, and is to be released by the caller */
-	DELETED = 8,    /* it is to leave the map: the same */
-	ANSWERED = 16,  /* by this packet (is_answered) */
-	RETURNS = 32,   /* both sides have gone on after a reset: it is to be admitted again */
+	UNANSWERED = 1, /* the client's count of unanswered flows decreases, too */
+	GONE = 2,       /* the flow was deleted after its lookup, or a new flow replaces it */
+	COUNTED = 4,    /* the flow was counted until now: the caller releases it */
+	DELETED = 8,    /* the flow is to leave the map: the caller deletes it */
+	ANSWERED = 16,  /* the flow became answered with this packet (is_answered) */
+	RETURNS = 32,   /* both sides have continued after a reset: the caller admits the flow again */
 };
 
-/* Under the flow's lock: nothing is counted for the flow any more. */
+/* Under the flow's lock: the flow is no longer counted. */
 static __always_inline u32 uncount(struct flow *flow)
 {
 	u32 ended = flow->counted ? COUNTED : 0;
@@ -431,7 +433,7 @@ static __always_inline u32 uncount(struct flow *flow)
 	return ended | !is_answered(flow);
 }
 
-/* Under the flow's lock. DELETED is said once, and the flow must not be used after end_flow. */
+/* Under the flow's lock. DELETED is returned once, and the flow must not be used after end_flow. */
 static __always_inline u32 begin_deletion(struct flow *flow)
 {
 	flow->closing = 1;
@@ -439,7 +441,7 @@ static __always_inline u32 begin_deletion(struct flow *flow)
 	return uncount(flow) | DELETED;
 }
 
-/* After the lock: what `ended` says is done. */
+/* After the lock is released: deletes and releases the flow as `ended` says. */
 static __always_inline void end_flow(struct flow *flow, const struct flow_key *tuple, u32 ended)
 {
 	__be32 address[4];
@@ -451,7 +453,7 @@ static __always_inline void end_flow(struct flow *flow, const struct flow_key *t
 		release(tuple, address, ended & UNANSWERED, false);
 }
 
-/* What one more packet means for its flow. COUNTED, DELETED and ANSWERED are said once. */
+/* Applies one more packet to its flow and returns the flags above. COUNTED, DELETED and ANSWERED are returned once. */
 static __always_inline u32 track(struct flow *flow, const struct packet *p, enum direction direction, u64 identity,
 				 u64 now)
 {
@@ -493,8 +495,8 @@ unlock:
 	return result;
 }
 
-/* Both sides have gone on after a reset (RFC 6146, 3.5.2.2: from TRANS back to ESTABLISHED). 0, or the reason why the
- * flow cannot come back: others have taken its room. */
+/* Admits a flow again whose sides have both continued after a reset (RFC 6146, 3.5.2.2: from TRANS back to
+ * ESTABLISHED). 0, or the reason of the refusal: other flows have taken its room. */
 static __always_inline int return_flow(struct flow *flow, const struct flow_key *tuple, u64 identity,
 				       const struct settings *s, u64 now)
 {
@@ -522,7 +524,7 @@ static __always_inline int return_flow(struct flow *flow, const struct flow_key 
 	return 0;
 }
 
-/* No fast-path entry may be created from now on. False: the flow has been deleted since it was looked up. */
+/* Prevents the creation of fast-path entries from now on. False: the flow was deleted after its lookup. */
 static __always_inline bool begin_closing(struct flow *flow, u64 identity)
 {
 	bool current;
@@ -535,7 +537,7 @@ static __always_inline bool begin_closing(struct flow *flow, u64 identity)
 	return current;
 }
 
-/* Follows a packet of the flow. What track() has said; RETURNS remains to be done. */
+/* Applies a packet to its flow and carries out the result of track(), which it returns; the caller handles RETURNS. */
 static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow, const struct packet *p,
 				       enum direction direction, u64 identity, u64 now)
 {
@@ -556,8 +558,8 @@ static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow,
 		oldest_flows.push((void *)&p->tuple, BPF_EXIST);
 	__sync_fetch_and_add(&flow->packets[direction], skb->gso_segs ?: 1);
 	__sync_fetch_and_add(&flow->bytes[direction], p->total);
-	/* It may not have been believed, or was the opening. Else a packet of the other direction may have said so, too
-	 * early. */
+	/* If the state is ESTABLISHED, the segment was ignored or opened the connection: entries are allowed again.
+	 * Otherwise a packet of the other direction may have allowed them too early. */
 	if (flow->state == ESTABLISHED) {
 		if (flow->closing)
 			flow->closing = 0;
@@ -569,8 +571,8 @@ static __always_inline u32 pass_packet(struct __sk_buff *skb, struct flow *flow,
 	return result;
 }
 
-/* A new flow is entered, its count having been raised. 0, or negative: the table is full (-E2BIG), or another
- * processor has entered the same flow since it was looked for (-EEXIST). */
+/* Inserts a new flow, which is counted already. 0, or negative: the table is full (-E2BIG), or another
+ * processor has inserted the same flow since the lookup (-EEXIST). */
 static __always_inline long create_flow(struct __sk_buff *skb, const struct packet *p, const struct verdict *v,
 					enum direction direction, u64 now)
 {
@@ -591,7 +593,8 @@ static __always_inline long create_flow(struct __sk_buff *skb, const struct pack
 		flow.bytes[ORIGINAL] = p->total;
 	}
 	if (direction == REPLY) {
-		/* The origin opens it: as if both did, and its SYN came first. The packet itself is followed after this. */
+		/* The origin opens the connection: as a simultaneous open in which the client's SYN came first. The
+		 * caller applies the packet itself afterwards. */
 		flow.state = p->tuple.protocol == IPPROTO_TCP ? SYN_SENT : UDP_UNREPLIED;
 		flow.timeout = flow.state;
 	} else if (p->tuple.protocol == IPPROTO_TCP) {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The flow that an ICMP error is about, so that the error leaves with that flow's address (RFC 5508, 4.2). */
+/* The lookup of the flow that an ICMP error is about, so that the error leaves with that flow's address (RFC 5508,
+ * 4.2). */
 
-/* Null if the packet is no such error, or about no known flow. The packet inside the error came from the origin. */
+/* Null if the packet is not such an error, or its flow is unknown. The packet inside the error came from the origin. */
 static __always_inline struct flow *flow_of_error(struct __sk_buff *skb, const struct packet *p)
 {
 	struct flow_key key = {};

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Packets from outside that belong to no known flow, and those that come by an interface that is unfit. */
+/* Packets from outside that belong to no known flow, and packets that arrive by an unfit interface. */
 
 /*
- * Whether conntrack has translated the packet's destination: it came to another port than its client's, which nearly
- * all answers do. A packet that an origin addresses to a client itself has not been translated. The nftables table
+ * Whether conntrack has translated the packet's destination: it arrived at another port than its client's, as nearly
+ * all replies do. A packet that an origin addresses to a client itself has not been translated. The nftables table
  * stops such a packet too, while it knows the interface's name.
  */
 static __always_inline bool is_translated(const struct __sk_buff *skb, const struct packet *p)
@@ -12,8 +12,8 @@ static __always_inline bool is_translated(const struct __sk_buff *skb, const str
 }
 
 /*
- * An untranslated answer that came by an outside interface. It passes if the packets that it answers leave by an
- * interface of interfaces.other; the same answer of a connection between others may be a stranger's.
+ * Handles an untranslated reply that arrived by an outside interface. It passes if the packets that it answers leave by
+ * an interface of interfaces.other; in any other connection such a reply may come from an unrelated host.
  */
 static __always_inline int pass_untranslated(struct __sk_buff *skb, const struct settings *s, const struct packet *p)
 {
@@ -24,9 +24,9 @@ static __always_inline int pass_untranslated(struct __sk_buff *skb, const struct
 }
 
 /*
- * A packet to a client that belongs to no known flow. from_origin has cleared our mark, so a mark is the nftables
- * table's: conntrack takes the packet for the opening of a connection that a helper expects (chain `expected`), or, with
- * the mark of a refusal, for an untranslated answer (chain `entering`).
+ * Handles a packet to a client that belongs to no known flow. from_origin has cleared the enforcer's mark, so a mark is
+ * the nftables table's: conntrack regards the packet as the opening of a connection that a helper expects (chain
+ * `expected`) or, with the mark of a refusal, as an untranslated reply (chain `entering`).
  */
 static __always_inline int pass_unknown(struct __sk_buff *skb, const struct packet *p)
 {
@@ -45,7 +45,7 @@ static __always_inline int pass_unknown(struct __sk_buff *skb, const struct pack
 	return block(REASON_NOT_READY);
 }
 
-/* The nftables table knows outside interfaces by name and would let pass what arrives by one that is unfit. */
+/* The nftables table knows outside interfaces by name and would accept packets that arrive by an unfit one. */
 static __always_inline int block_by_unfit(struct __sk_buff *skb, const struct interface *interface,
 					  const struct packet *p, int reason)
 {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* A packet of a known flow from its client. */
+/* The handling of a packet of a known flow from its client. */
 
 enum { UNKNOWN_FLOW, KNOWN_FLOW };
 
-/* Gives the packet its flow's mark; after a reset the flow may have to be refused instead. */
+/* Marks the packet with its flow's slot; after a reset the flow may have to be refused instead. */
 static __always_inline int continue_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
 					 u64 now)
 {
@@ -15,7 +15,7 @@ static __always_inline int continue_flow(struct __sk_buff *skb, const struct set
 	if (!flow)
 		return UNKNOWN_FLOW;
 	identity = identity_of(&p->tuple);
-	/* The flow may end by this packet. */
+	/* Read first: this packet may end the flow. */
 	slot = flow->slot;
 	reason = flow->reason;
 	result = pass_packet(skb, flow, p, ORIGINAL, identity, now);

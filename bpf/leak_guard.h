@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The leak guard: what to_origin lets out of an outside interface. */
+/* The leak guard: the checks with which to_origin decides whether a packet may leave by an outside interface. */
 
 /* Whether the packet's source is the address that its mark names. */
 static __always_inline bool has_egress_address(struct __sk_buff *skb, const struct settings *s)
@@ -38,8 +38,8 @@ static __always_inline bool has_egress_address(struct __sk_buff *skb, const stru
 	return !wrong && expected->local;
 }
 
-/* A frame of an interface on top of this one, where it has been looked at: of a VLAN, a PPPoE session, MACsec or, by its
- * MAC address, a macvlan. */
+/* Whether the frame comes from an upper interface, where it has been checked already: a VLAN, a PPPoE session,
+ * MACsec or, by the frame's MAC address, a macvlan. */
 static __always_inline bool is_upper_frame(struct __sk_buff *skb)
 {
 	u32 ifindex = skb->ifindex;
@@ -62,8 +62,9 @@ static __always_inline bool is_upper_frame(struct __sk_buff *skb)
 }
 
 /*
- * from_client has let it pass, and it came by an inside interface then. The stack may take it for another one's since: for a
- * VRF's, or a bridge's whose port that interface has become. Others' marks come without a tag.
+ * Whether from_client has passed the packet, which then arrived by an inside interface. The stack may have assigned it
+ * to another interface since: to a VRF, or to a bridge whose port that interface has become. Marks of other software
+ * come without a tag.
  */
 static __always_inline bool is_marked_by_us(const struct __sk_buff *skb, const struct settings *s)
 {

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Every map, and every structure that user space reads or writes. User space takes the layouts from
- * BCC's map descriptions, so this file is their only definition.
+ * Every map, and every structure that user space reads or writes. User space takes the layouts from BCC's map
+ * descriptions, so this file is their only definition.
  *
- * Addresses are 16 bytes in network order; IPv4 is in its mapped form ::ffff:a.b.c.d (RFC 4291,
- * 2.5.5.2), so that one code path serves both families. Ports are in network order. Times are
- * nanoseconds of CLOCK_MONOTONIC, as coarse as the timer's tick (1 to 10 ms). PIN_DIRECTORY, FLOWS and ORIGINS come from
- * the compiler's flags.
+ * Addresses are 16 bytes in network order; IPv4 is in its mapped form ::ffff:a.b.c.d (RFC 4291, 2.5.5.2), so that one
+ * code path serves both families. Ports are in network order. Times are nanoseconds of CLOCK_MONOTONIC, with the
+ * resolution of the timer's tick (1 to 10 ms). PIN_DIRECTORY, FLOWS and ORIGINS come from the compiler's flags.
  */
 
 #define PINNED(type, key, value, name, entries, flags) \
@@ -22,7 +21,7 @@ enum {
 	HOSTS = 1048576,
 	NEAREST_BUCKETS = 1024,
 	CLIENTS = 65536,
-	CLIENT_PREFIXES = FLOWS / 4, /* clients that live flows are counted for; those of more are not */
+	CLIENT_PREFIXES = FLOWS / 4, /* clients for which live flows are counted; those of others are not */
 	INTERFACES = 1024,
 	NEXT_HOPS = 65536,
 	ON_LINK_RANGES = SLOTS,
@@ -40,7 +39,7 @@ struct egress_address {
 	__be32 prefix[4];
 	__be32 mask[4];
 	u32 local;     /* belongs to this gateway */
-	u32 available; /* and holds it at present */
+	u32 available; /* this gateway holds the address at present */
 };
 
 struct egress {
@@ -49,7 +48,7 @@ struct egress {
 PINNED("array", int, struct egress, egresses, SLOTS, 0);
 
 enum bank_bits {
-	BANK = 1, /* its number; the others skip a look-up that no rule needs */
+	BANK = 1, /* the bank's number; the other bits are the lookups that its rules need */
 	USES_SOURCE = 2,
 	USES_SOURCE_PORT = 4,
 	USES_PORT = 8,
@@ -63,12 +62,12 @@ struct settings {
 	u32 mark_mask;
 	u32 mark_shift;
 	u32 limit; /* connections per (egress address, protocol, origin address, origin port) */
-	u32 bank;  /* which of the two policy banks is in force, and what its rules ask about: enum bank_bits */
+	u32 bank;  /* the policy bank in force, and the lookups that its rules need: enum bank_bits */
 	u32 proxy_tcp;
 	u32 proxy_udp;
 	u32 flows_per_client;      /* live flows of one client prefix */
 	u32 unanswered_per_client; /* those of them that no origin has answered */
-	u32 ready;                 /* 0: the tables are not filled, nothing may leave */
+	u32 ready;                 /* 0: the tables are not filled, no packet may leave */
 };
 PINNED("array", int, struct settings, settings, 1, 0);
 
@@ -76,18 +75,18 @@ enum role { NO_ROLE, INSIDE, OUTSIDE, OTHER };
 enum unfit { FIT, RENAMED, TAKEN };
 struct interface {
 	u32 role;
-	u8 mac[6];      /* what a neighbour solicitation is answered with */
+	u8 mac[6];      /* the address in neighbour advertisements */
 	u16 ethernet;   /* 1: frames carry an Ethernet header */
-	u32 any_source; /* 1: sources need not lead back here */
-	u32 filtered;   /* 1: others look at packets as they arrive, which what is fast would pass by */
-	u32 unfit;      /* enum unfit: it had its role under another name, or is a port; what is egress does not pass */
+	u32 any_source; /* 1: packets from here skip the source check */
+	u32 filtered;   /* 1: other software handles arriving packets, and the fast path would bypass it */
+	u32 unfit;      /* enum unfit: it had its role under another name, or is a port; egress packets do not pass */
 	u8 name[16];    /* as the file lists it */
 };
 PINNED("hash", u32, struct interface, interfaces, INTERFACES, 0);
 
-/* The MAC addresses with which interfaces on top of one send frames through it (macvlan). */
+/* The MAC addresses with which upper interfaces send frames through a lower one (macvlan). */
 struct upper_mac_key {
-	u32 ifindex; /* of the lower one */
+	u32 ifindex; /* of the lower interface */
 	u8 mac[6];
 	u16 pad;
 };
@@ -122,19 +121,19 @@ enum state {
 enum segment_kind { NOTHING, A_SYN, A_SYN_ACK, A_FIN, AN_ACK, A_RESET };
 
 enum flow_flag {
-	ASSURED = 1,       /* TCP: established, and answered (IPS_ASSURED) */
-	ENDED_BY_PEER = 2, /* the origin has sent a FIN or a reset, or a client's reset was in its place */
+	ASSURED = 1,       /* TCP: established and answered (IPS_ASSURED) */
+	ENDED_BY_PEER = 2, /* the origin has sent a FIN or a reset, or the client a reset that the origin accepts */
 	SIMULTANEOUS = 4,  /* both sides sent a SYN (IP_CT_TCP_SIMULTANEOUS_OPEN) */
 	CHALLENGING = 8,   /* the next ACK may answer a SYN, not a FIN (IP_CT_EXP_CHALLENGE_ACK) */
-	TRANSITORY = 16,   /* a reset has closed what was established (RFC 6146, 3.5.2.2, "TRANS") */
+	TRANSITORY = 16,   /* a reset has closed an established connection (RFC 6146, 3.5.2.2, "TRANS") */
 	TELL_CONNTRACK =
-		32, /* conntrack can't know this state, for the fast path hid packets from it: a sweep tells it */
+		32, /* a sweep must tell conntrack the state, which it cannot know without the fast path's packets */
 };
 
 /*
- * A program holds a pointer to a flow without holding the map's bucket: meanwhile another processor may delete the
- * flow, and its memory may become another flow's. So every decision is made under the lock, after `identity` and
- * `deleting` have said that it is still this flow (is_current).
+ * A program holds a pointer to a flow without locking the map's bucket: another processor may delete the flow in the
+ * meantime, and its memory may become another flow's. So every decision is made under the lock, after a check of
+ * `identity` and `deleting` that the memory is still this flow's (is_current).
  */
 struct flow {
 	struct bpf_spin_lock lock; /* guards everything but the counters */
@@ -148,37 +147,37 @@ struct flow {
 	u64 bytes[2];
 	u32 end[2];   /* highest sequence number + 1 that this side sent without a gap */
 	u32 acked[2]; /* highest acknowledgement that this side sent */
-	u32 last_ack; /* of the last plain ACK, or of a segment that conntrack ignored since: */
+	u32 last_ack; /* this and last_end: of the last plain ACK, or of a later segment that conntrack ignored */
 	u32 last_end;
-	u8 last; /* enum segment_kind of the last segment that wasn't INVALID */
+	u8 last; /* enum segment_kind of the last segment that was not INVALID */
 	u8 last_direction;
 	u8 seen_sides; /* bit per direction: end[] is valid */
 	u8 has_acked;  /* bit per direction: acked[] is valid */
 	u8 flags;      /* ASSURED, … */
 	u8 state;
-	u8 timeout;         /* the state whose timeout it has */
-	u8 counted;         /* 1: the counters of its origin and its client include this flow */
-	u8 replied;         /* 1: the origin has said something */
-	u8 closing;         /* 1: a SYN, FIN or RST is being followed, no fast-path entry may be created */
-	__be16 egress_port; /* after translation; 0: the flow has no fast-path entries */
-	u8 spoken;          /* bit per direction: this side has sent after the reset (TRANSITORY) */
-	u8 gaps;            /* bit per direction: a segment has come that does not follow on end[] */
-	u8 fins; /* two bits per direction: a FIN has come that does not follow on end[]; A_CUT_FIN; its own end: */
-	u32 fin_end[2];
-	u64 fin_seen;        /* when the last of them came */
-	u64 fast_packets[2]; /* of fast-path entries that are gone; live entries have counters of their own */
+	u8 timeout;          /* the state whose timeout applies */
+	u8 counted;          /* 1: the counters of its origin and its client include this flow */
+	u8 replied;          /* 1: the origin has sent a packet */
+	u8 closing;          /* 1: a SYN, FIN or RST is being handled, no fast-path entry may be created */
+	__be16 egress_port;  /* after translation; 0: the flow has no fast-path entries */
+	u8 spoken;           /* bit per direction: this side has sent since the reset (TRANSITORY) */
+	u8 gaps;             /* bit per direction: a segment has left a gap after end[] */
+	u8 fins;             /* two bits per direction: a FIN that left a gap after end[] is held; A_CUT_FIN */
+	u32 fin_end[2];      /* sequence number after the held FIN */
+	u64 fin_seen;        /* when the last held FIN arrived */
+	u64 fast_packets[2]; /* of removed fast-path entries; present entries have counters of their own */
 	u64 fast_bytes[2];
-	u64 identity; /* of the tuple (identity_of); 0: user space entered the flow, the next packet sets it */
-	u64 deleting; /* 1: its counts are given back, it is about to leave the map. Last, as it is copied last */
+	u64 identity; /* hash of the tuple (identity_of); 0: user space inserted the flow, the next packet sets it */
+	u64 deleting; /* 1: the flow is no longer counted and leaves the map. The last field, as it is copied last */
 };
 PINNED("hash", struct flow_key, struct flow, flows, FLOWS, 0);
-/* The flows in the order in which they were created: where room is looked for when a table is full. */
+/* The flows in the order of their creation: the candidates for eviction when a table is full. */
 BPF_QUEUESTACK_PINNED("queue", oldest_flows, struct flow_key, FLOWS, 0, PIN_DIRECTORY "/oldest_flows");
 
-/* The fast path: what the kernel does to a flow's packets, recorded from one of them; an entry for each direction. A hash
- * table of buckets of four entries: packets of a flow that finds its bucket full take the kernel's path. An entry is one
- * cache line, as the cost of a packet among many flows is the number of lines that it touches. No entry outlives its
- * flow. */
+/* The fast path: the kernel's changes to a flow's packets, recorded from one of them; one entry for each direction.
+ * The entries are in a hash table of buckets of four: packets of a flow whose bucket is full take the kernel's path.
+ * An entry is one cache line, because the cost of a packet among many flows is the number of lines that it touches.
+ * No entry outlives its flow. */
 enum {
 	BUCKET_ENTRIES = 4,
 	IPV6_KIND = 0x80,
@@ -189,15 +188,15 @@ struct fast_entry {
 	__be32 origin[4];
 	__be16 client_port;
 	__be16 origin_port;
-	__be16 egress_port; /* after translation; the address follows from the slot and the client's */
+	__be16 egress_port; /* after translation; the egress address follows from slot and client */
 	u16 slot;
 	u32 until;      /* jiffies; from then on packets take the kernel's path, until one of them renews the entry */
-	u16 generation; /* valid while it equals that of struct fast_path */
+	u16 generation; /* the entry is valid while this equals that of struct fast_path */
 	u16 next_hop;
-	u16 largest; /* bytes from the network header on that have passed: of a GSO packet, a segment's */
+	u16 largest; /* bytes from the network header on of the largest packet, or GSO segment, that has passed */
 	u8 kind;     /* protocol, and IPV6_KIND */
-	u8 reason;   /* REPLY: for packets of the origin, else for those of the client */
-	u32 end;     /* TCP: as the flow's end[]; newer */
+	u8 reason;   /* REASON_REPLY for the origin's packets, the flow's reason for the client's */
+	u32 end;     /* TCP: like the flow's end[], but newer */
 	u32 packets; /* since the entry was created */
 	u32 bytes;
 };
@@ -205,31 +204,31 @@ struct fast_entry {
 struct fast_bucket {
 	struct fast_entry entry[BUCKET_ENTRIES];
 };
-/* Mappable maps begin on a page. */
+/* A mappable map begins on a page boundary. */
 PINNED("array", int, struct fast_bucket, fast_buckets, FAST_BUCKETS, BPF_F_MMAPABLE);
 
-/* From one interface to a neighbour beyond another. */
+/* Two interfaces, and the Ethernet addresses of frames from the second one to a neighbour. */
 struct next_hop {
 	u32 in;
 	u32 out;
 	u8 ethernet[12]; /* destination, source */
-	u32 until;       /* jiffies: later than that of any entry which names this next hop */
+	u32 until;       /* jiffies: later than that of any entry that names this next hop */
 };
 PINNED("array", int, struct next_hop, next_hops, NEXT_HOPS, 0);
 
-/* A write into a bucket is made under its lock; into a next hop, under the lock of the same number. The count of entries
- * for replies tells whether the bucket, whose memory is rarely in a cache, need be read at all. */
+/* Programs write a bucket under its lock, and a next hop under the lock with the same index. The count of entries
+ * for replies tells whether the bucket, whose memory is rarely in a cache, must be read at all. */
 struct bucket_lock {
 	struct bpf_spin_lock lock;
-	u32 reply_entries; /* how many of the bucket's entries are for replies */
+	u32 reply_entries; /* number of the bucket's entries that are for replies */
 };
 PINNED("array", int, struct bucket_lock, bucket_locks, FAST_BUCKETS, 0);
 
 struct fast_path {
-	u32 generation;      /* 16 bits; another one invalidates all entries; 0: the fast path is off */
+	u32 generation;      /* 16 bits; a new value invalidates all entries; 0: the fast path is off */
 	u32 lifetime;        /* jiffies for which an entry is valid */
-	u64 seed;            /* of the hash: which tuples share a bucket must not be predictable */
-	u32 last_generation; /* user space's: the generation before it was switched off */
+	u64 seed;            /* of the hash, so that collisions of tuples are not predictable */
+	u32 last_generation; /* for user space: the generation before the fast path was switched off */
 };
 PINNED("array", int, struct fast_path, fast_path, 1, 0);
 
@@ -247,34 +246,34 @@ struct origin {
 	u32 active;
 	u32 peak;
 	u32 slot;
-	u32 deleting; /* 1: about to leave the map, look it up again */
+	u32 deleting; /* 1: the entry leaves the map, repeat the lookup */
 	u32 pad;
 	u64 total;
 	u64 refused;
 	u64 used;
 };
 PINNED("hash", struct origin_key, struct origin, origins, ORIGINS, 0);
-/* Origins whose last live flow has ended, the oldest first: they may have another since. */
+/* Origins whose last live flow has ended, the oldest first; they may have live flows again. */
 BPF_QUEUESTACK_PINNED("queue", unused_origins, struct origin_key, ORIGINS, 0, PIN_DIRECTORY "/unused_origins");
 
 struct client_key {
 	__be32 client[4]; /* an address, or a prefix whose other words are 0 */
 };
 
-/* What one client takes of the tables. A client is an IPv4 address or an IPv6 /64, all of which one host may use. */
+/* The counts of one client: an IPv4 address, or an IPv6 /64, all of which one host may use. */
 struct client_prefix {
 	struct bpf_spin_lock lock;
-	u32 flows; /* live ones */
+	u32 flows; /* live flows */
 	u32 unanswered;
-	u32 deleting; /* as an origin's */
+	u32 deleting; /* as in struct origin */
 	u64 total;
 	u64 refused;
 	u64 used;
 };
 PINNED("hash", struct client_key, struct client_prefix, client_prefixes, CLIENT_PREFIXES, 0);
 
-/* Which egress a client without a matching policy stays on. Losing an entry costs nothing but this
- * stickiness, so it may be an LRU; flows and origins may not. */
+/* The egress of a client without a matching policy, which later flows keep. Losing an entry costs this stickiness
+ * only, so the map may be an LRU; flows and origins may not. */
 PINNED("lru_hash", struct client_key, u32, clients, CLIENTS, 0);
 PINNED("array", int, u32, nearest, NEAREST_BUCKETS * 2, 0); /* bucket * FAMILIES + family → slot */
 
@@ -284,17 +283,17 @@ struct prefix_key {
 };
 PINNED("lpm_trie", struct prefix_key, u32, on_link, ON_LINK_RANGES, BPF_F_NO_PREALLOC);
 
-/* Who a client is, and by which names it may know an address: numbers that user space gives to what is
- * equal for policies (a profile, a set of names). 0 is "nothing is known". */
+/* The profile of a client, and the set of names that an address has for a client. User space assigns one number to all
+ * profiles, or sets, that are equal for the policies. 0: nothing is known. */
 PINNED("hash", struct client_key, u32, sessions, SESSIONS, BPF_F_NO_PREALLOC);
 struct host_key {
-	__be32 client[4]; /* all zero: whichever client */
+	__be32 client[4]; /* all zero: every client */
 	__be32 address[4];
 };
 PINNED("hash", struct host_key, u32, hosts, HOSTS, BPF_F_NO_PREALLOC);
 
-/* The policy banks: two of each inner map, of which settings.bank says the one in force. User space
- * makes the inner maps like these prototypes, with as many elements as it needs. */
+/* The policy banks: two of each inner map; settings.bank selects the one in force. User space
+ * creates the inner maps like these prototypes, with as many elements as it needs. */
 struct destination {
 	u32 set;
 	u32 private_network;
@@ -304,7 +303,7 @@ struct region_sets {
 	u32 destination;
 };
 struct rule_set {
-	u64 summary[SUMMARY_WORDS]; /* bit w of all: words[w] is not 0 */
+	u64 summary[SUMMARY_WORDS]; /* bit w of all words: words[w] is not 0 */
 	u64 words[RULE_WORDS];
 };
 struct rule {
@@ -316,8 +315,8 @@ struct rule {
 	BPF_F_TABLE(type, key, value, name##_inner, 1, flags); \
 	PINNED("array_of_maps$" #name "_inner", int, u32, name, 2, 0)
 
-/* Before Linux 6.2 an inner map must resemble its prototype in having BTF or not, if its value is a
- * structure (bpf_map_meta_equal compares timer_off). Those that user space makes have none. */
+/* Before Linux 6.2 an inner map and its prototype must both have BTF, or neither, if the value is a
+ * structure (bpf_map_meta_equal compares timer_off). The inner maps that user space creates have none. */
 #pragma push_macro("BPF_ANNOTATE_KV_PAIR")
 #undef BPF_ANNOTATE_KV_PAIR
 #define BPF_ANNOTATE_KV_PAIR(...) struct no_btf
@@ -334,11 +333,11 @@ BANKS(rule_sets, "array", u32, struct rule_set, BPF_F_INNER_MAP);
 BANKS(rules, "array", u32, struct rule, BPF_F_INNER_MAP);
 #pragma pop_macro("BPF_ANNOTATE_KV_PAIR")
 
-/* User space's: how many of a bank's rule_sets are taken, and from 2 on, how many more found no room. */
+/* For user space: how many rule_sets of each bank are in use and, from index 2 on, how many more found no room. */
 PINNED("array", int, u32, sets_taken, 4, 0);
 /* For explain: the rules that the client, and the host, match by the question's assumptions (enum override). */
 PINNED("array", int, struct rule_set, overrides, 2, 0);
-/* What becomes of a new flow; that of the latest question (explain). */
+/* The verdict on a new flow; `explained` contains that of the latest question (explain). */
 struct verdict {
 	u32 reason;
 	u32 slot;
@@ -354,7 +353,7 @@ struct metrics {
 	u64 flows;
 };
 PINNED("percpu_array", int, struct metrics, reasons, REASON_COUNTERS, 0);
-/* What became of the tables: evicted flows, and by how much `recount` has corrected counts. */
+/* Events in the tables: the number of evicted flows, and by how much `recount` has corrected counts. */
 enum event { EVICTED_FLOWS, CORRECTED_ORIGINS, CORRECTED_CLIENTS, EVENTS };
 PINNED("array", int, u64, events, EVENTS, 0);
 struct hits {

@@ -12,7 +12,7 @@ static __always_inline struct settings *get_settings(void)
 	return settings.lookup(&zero);
 }
 
-/* Mark value 0 is "not ours", slot + 1 a slot, all ones "refused". */
+/* `value`: 0 for no mark, slot + 1 for a slot, all ones for "refused". */
 static __always_inline void set_mark(struct __sk_buff *skb, const struct settings *s, u32 value)
 {
 	skb->mark = (skb->mark & ~s->mark_mask) | ((value << s->mark_shift) & s->mark_mask);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Nothing ends without a name: the counters of reasons, and of what happens to the tables. */
+/* The counters of reasons (every outcome of a packet has one), of events in the tables, and of policy hits. */
 
 enum reason {
 #define REASON(number, name, verdict, description) REASON_##name = number,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Answers neighbour solicitations for egress ranges that are on-link (RFC 4861, 7.2.4). The kernel
- * proxies single addresses only (ndisc.c, pndisc_is_router), a range has too many of them.
+ * proxies single addresses only (ndisc.c, pndisc_is_router); a range has too many addresses.
  */
 
 enum {
@@ -46,8 +46,8 @@ struct pseudo_header {
 	__be32 source[4], destination[4], length, next;
 };
 
-/* A solicitation's checksum (RFC 4861, 7.1.1). It carries up to two options of eight bytes: the sender's
- * link-layer address and a nonce (RFC 7527). */
+/* Whether a solicitation's checksum is right (RFC 4861, 7.1.1). It carries up to two options of eight bytes: the
+ * sender's link-layer address and a nonce (RFC 7527). */
 static __always_inline bool is_intact(struct __sk_buff *skb, const struct ipv6hdr *ip)
 {
 	struct pseudo_header pseudo = { .length = be32(be16(ip->payload_len)), .next = be32(IPPROTO_ICMPV6) };
@@ -77,8 +77,8 @@ static __always_inline bool is_intact(struct __sk_buff *skb, const struct ipv6hd
 	return fold(bpf_csum_diff(0, 0, message, sizeof(message), sum)) == 0;
 }
 
-/* The frame goes back to its sender; without one (duplicate address detection) to all nodes, ff02::1 (7.2.4), whose
- * Ethernet address is built from 33:33:ff:… that the solicitation came to (RFC 2464, 7). */
+/* Addresses the frame to its sender or, if the source is unspecified (duplicate address detection), to all nodes,
+ * ff02::1 (7.2.4), whose Ethernet address is built from 33:33:ff:… at which the solicitation arrived (RFC 2464, 7). */
 static __always_inline void turn_back(struct ethhdr *ethernet, __be32 *destination, const struct ipv6hdr *ip,
 				      bool unspecified)
 {
@@ -104,7 +104,7 @@ static __always_inline u16 checksum_of(const struct advertisement *a, const stru
 	return fold(bpf_csum_diff(0, 0, message, MESSAGE, sum));
 }
 
-/* True: the packet has become the answer, and goes back where it came from. */
+/* True: the packet has become the advertisement, and the caller sends it back. */
 static __always_inline bool answer_solicitation(struct __sk_buff *skb, const struct interface *interface)
 {
 	struct advertisement a;
@@ -132,7 +132,7 @@ static __always_inline bool answer_solicitation(struct __sk_buff *skb, const str
 	a.ip.payload_len = be16(MESSAGE);
 	a.type = ND_ADVERT;
 	a.checksum = 0;
-	/* Router, and override; solicited unless the solicitation has no sender. */
+	/* Router and override; solicited unless the source is unspecified. */
 	a.flags = unspecified ? be32(0xa0000000) : be32(0xe0000000);
 	a.option = ND_TARGET_LL_ADDR;
 	a.option_length = 1;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Admitting a new flow: it is counted and created, with room made for it if a table is full. */
+/* Admission of a new flow: counts and creates it, and makes room if a table is full. */
 
 enum { CREATED, CREATED_BEFORE = -1 };
 
-/* CREATED, CREATED_BEFORE (by another processor meanwhile), or the reason why the flow is not created. */
+/* CREATED, CREATED_BEFORE (by another processor in the meantime), or the reason why the flow is not created. */
 static __always_inline int admit_flow(struct __sk_buff *skb, const struct settings *s, const struct packet *p,
 				      struct verdict *v, enum direction direction, u64 now)
 {
@@ -31,7 +31,7 @@ static __always_inline int admit_flow(struct __sk_buff *skb, const struct settin
 	}
 	if (reason)
 		return reason;
-	/* The verdict is the one of the processor that has created it since it was looked up. */
+	/* Another processor has created the flow since the lookup: its verdict applies. */
 	flow = flows.lookup((void *)&p->tuple);
 	if (!flow || flow->deleting)
 		return REASON_ENDING;

@@ -10,7 +10,7 @@ static __always_inline void origin_key_of(struct origin_key *key, const struct f
 	key->pad = 0;
 }
 
-/* The origin's entry, made if there is none. Null: the table is full. */
+/* The origin's entry, created if there is none. Null: the table is full. */
 static __always_inline struct origin *get_origin(struct origin_key *key, u32 slot, u64 now)
 {
 	struct origin *origin = origins.lookup(key);
@@ -22,7 +22,7 @@ static __always_inline struct origin *get_origin(struct origin_key *key, u32 slo
 	return origins.lookup(key);
 }
 
-/* Raises the counter. 0, or the reason of the refusal. */
+/* Increments the count. 0, or the reason of the refusal. */
 static __always_inline int count_origin(const struct flow_key *tuple, const __be32 *address, u32 slot, u32 limit,
 					u64 now)
 {
@@ -30,7 +30,7 @@ static __always_inline int count_origin(const struct flow_key *tuple, const __be
 	int attempt, result;
 
 	origin_key_of(&key, tuple, address);
-	/* An entry that is being deleted is looked up again; it is gone in a moment. */
+	/* An entry that is being deleted is about to leave the map, so the lookup is repeated. */
 	for (attempt = 0; attempt < 2; attempt++) {
 		struct origin *origin = get_origin(&key, slot, now);
 
@@ -57,7 +57,7 @@ static __always_inline int count_origin(const struct flow_key *tuple, const __be
 	return REASON_ORIGINS_FULL;
 }
 
-/* Lowers the counter. `never_was`: the flow was admitted, but could not be entered. */
+/* Decrements the count. `never_was`: the flow was admitted, but could not be created. */
 static __always_inline void uncount_origin(const struct flow_key *tuple, const __be32 *address, bool never_was)
 {
 	struct origin_key key;
@@ -79,7 +79,7 @@ static __always_inline void uncount_origin(const struct flow_key *tuple, const _
 		unused_origins.push(&key, BPF_EXIST);
 }
 
-/* Deletes an origin without a live flow. */
+/* Deletes an origin if it has no live flow. True: the origin is deleted. */
 static __always_inline bool forget_origin(struct origin_key *key)
 {
 	struct origin *origin = origins.lookup(key);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The outcome of a packet: a program passes it on, has it refused, or drops it; each is counted by its reason. */
+/* The outcomes of a packet: passed, refused or blocked, each counted by its reason. */
 
-/* The next TC filter decides too, if there is one. */
+/* Leaves the packet to the next TC filter, if there is one. */
 #define PASS TC_ACT_UNSPEC
 
 /* Marks the packet for the nftables chain `refuse`, which answers it. */
@@ -19,7 +19,7 @@ static __always_inline int block(u32 reason)
 	return TC_ACT_SHOT;
 }
 
-/* Blocks what would pass the gateway. The gateway itself can be reached. */
+/* Blocks a packet that would be forwarded. The gateway itself remains reachable. */
 static __always_inline int block_forwarded(struct __sk_buff *skb, const struct packet *p, u32 reason)
 {
 	u32 leaves_by;

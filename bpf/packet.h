@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* From bytes to a packet: both families into one structure. */
+/* The parser: from bytes to struct packet, which serves both families. */
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -8,15 +8,15 @@
 #include <linux/udp.h>
 #include <linux/if_packet.h>
 
-/* Host to network order, and back. */
+/* From host to network byte order, and back. */
 #define be16(x) __builtin_bswap16(x)
 #define be32(x) __builtin_bswap32(x)
 
 enum {
 	PULL = 192,            /* bytes made linear when a header is not */
-	EXTENSION_HEADERS = 6, /* IPv6 extension headers followed; a chain of more is malformed */
+	EXTENSION_HEADERS = 6, /* IPv6 extension headers that the parser follows; a longer chain is malformed */
 	IP_DONT_FRAGMENT = 0x4000,
-	CLASS_AND_LABEL = 0x0fffffff, /* of IPv6's first word */
+	CLASS_AND_LABEL = 0x0fffffff, /* of the first word of an IPv6 header */
 	IP_MORE_FRAGMENTS = 0x2000,
 	IP_OFFSET = 0x1fff,
 	IP6_OFFSET = 0xfff8,
@@ -48,7 +48,7 @@ struct packet {
 	u8 hop_limit;
 	u8 dont_fragment;
 	u8 fragment;       /* any fragment */
-	u8 later_fragment; /* one without the transport header */
+	u8 later_fragment; /* a fragment without the transport header */
 	u8 icmp_type;
 	u8 tcp_flags;
 	u32 payload; /* bytes of TCP payload */
@@ -62,8 +62,8 @@ static __always_inline bool before(u32 a, u32 b)
 	return (s32)(a - b) < 0;
 }
 
-/* Up to where a side has sent without a gap, after one more segment. What is beyond a gap tells nothing: it may be made
- * up, so that a reset or a FIN at its end looks as if it were in its place. */
+/* Advances `end`, up to which a side has sent without a gap, by one more segment. A segment beyond a gap is ignored:
+ * it may be forged, so that a reset or a FIN at its end appears to be in place. */
 static __always_inline void advance(u32 *end, u32 sequence, u32 segment_end)
 {
 	if (!before(*end, sequence) && before(*end, segment_end))
@@ -75,7 +75,7 @@ static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, u32
 {
 	if (bpf_skb_load_bytes_relative(skb, offset, to, length, BPF_HDR_START_NET) == 0)
 		return 0;
-	/* The helper reads the linear part alone. Pulling may copy the packet, so only when needed. */
+	/* The helper reads the linear part only. Pulling may copy the packet, so the program pulls only when needed. */
 	bpf_skb_pull_data(skb, skb->len < PULL ? skb->len : PULL);
 	return bpf_skb_load_bytes_relative(skb, offset, to, length, BPF_HDR_START_NET);
 }
@@ -91,8 +91,8 @@ static __always_inline u32 total_length(struct __sk_buff *skb, u32 said)
 	return !said && skb->gso_segs ? skb->len - ETH_HLEN : said;
 }
 
-/* The header promises more than came. At TC ingress wire_len counts from the network header (sch_handle_ingress),
- * elsewhere it has the link-layer header too, but there it is the kernel that made the packet. */
+/* Whether the packet is shorter than its header says. At TC ingress wire_len counts from the network header
+ * (sch_handle_ingress); elsewhere it includes the link-layer header, but there the kernel has made the packet. */
 static __always_inline bool is_cut(struct __sk_buff *skb, const struct packet *p)
 {
 	return p->total > skb->wire_len;
@@ -106,7 +106,8 @@ static __always_inline void map_ipv4(__be32 *address, __be32 ipv4)
 	address[3] = ipv4;
 }
 
-/* Such an address never is on the wire (RFC 4291, 2.5.5.2), and would pass for an IPv4 one here. */
+/* Whether the address is an IPv4 address in its mapped form. An IPv6 packet must not have such an address (RFC 4291,
+ * 2.5.5.2); the programs would take it for an IPv4 address. */
 static __always_inline bool is_mapped(const __be32 *address)
 {
 	return !address[0] && !address[1] && address[2] == MAPPED;
@@ -120,7 +121,7 @@ static __always_inline void copy_address(__be32 *to, const __be32 *from)
 	to[3] = from[3];
 }
 
-/* Of an answer's addresses and ports as they are in its header. */
+/* Turns the addresses and ports of a reply's header into the flow's tuple, or the tuple into those of a reply. */
 static __always_inline void invert_tuple(struct flow_key *tuple)
 {
 	struct flow_key reply = *tuple;
@@ -161,7 +162,7 @@ static __always_inline bool is_extension(u8 next)
 	       next == NEXTHDR_AUTH;
 }
 
-/* Bytes of an extension header that begins with these. */
+/* The length in bytes of an extension header that begins with `header`. */
 static __always_inline u32 extension_length(u8 kind, const u8 *header)
 {
 	if (kind == NEXTHDR_FRAGMENT)
@@ -198,7 +199,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		if (next == NEXTHDR_FRAGMENT) {
 			u16 offset_and_more = (u16)header[2] << 8 | header[3];
 
-			/* Offset 0 and nothing to follow is an atomic fragment (RFC 6946): a whole packet. */
+			/* Offset 0 and no further fragment: an atomic fragment (RFC 6946), which is a whole packet. */
 			p->fragment = (offset_and_more & (IP6_OFFSET | IP6_MORE)) != 0;
 			p->later_fragment = (offset_and_more & IP6_OFFSET) != 0;
 		}
@@ -251,13 +252,13 @@ static __always_inline bool is_ip(const struct __sk_buff *skb)
 	return skb->protocol == be16(ETH_P_IP) || skb->protocol == be16(ETH_P_IPV6);
 }
 
-/* A frame of a VLAN: the interface for that VLAN has its own programs. Number 0 is a priority, and no VLAN. */
+/* Whether the frame belongs to a VLAN, whose interface has programs of its own. Number 0 is a priority, not a VLAN. */
 static __always_inline bool is_tagged(const struct __sk_buff *skb)
 {
 	return skb->vlan_present && skb->vlan_tci & VLAN_NUMBER;
 }
 
-/* 0 and the packet, or the reason why there is none. */
+/* 0, and the packet in `p`; or the reason why the packet cannot be parsed. */
 static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 {
 	int reason;

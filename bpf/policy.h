@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Which egress a new flow gets. Exempt classes first, then the policies: per dimension one lookup
- * gives the set of rules that match there, the AND of the sets is the set of rules that match, and its
- * lowest number is the first in precedence. A dimension that no rule asks about costs no lookup.
+ * The choice of the egress of a new flow: first the exempt classes, then the policies. In each dimension one lookup
+ * gives the set of rules that match in it; the AND of the sets is the set of rules that match, and its
+ * lowest number is the first in precedence. A dimension that no rule uses costs no lookup.
  */
 
-/* The BPF back end has no count of trailing zeros, and branches would multiply the verifier's paths: so
- * the bits below the lowest one are counted (Warren, Hacker's Delight, 5-1). */
+/* The index of the lowest set bit. The BPF back end has no count of trailing zeros, and branches would multiply the
+ * verifier's paths: so this counts the bits below the lowest one (Warren, Hacker's Delight, 5-1). */
 static __always_inline u32 lowest_bit(u64 word)
 {
 	u64 below = (word & -word) - 1;
@@ -24,7 +24,8 @@ static __always_inline bool is_available(u32 slot, u32 family)
 	return egress && egress->address[family & 1].local && egress->address[family & 1].available;
 }
 
-/* The address of egress `slot` for this client, from its word `first` on; false if the slot has none here. */
+/* The address of egress `slot` for this client, from its word `first` on; false if the slot has none at this
+ * gateway. */
 static __always_inline bool egress_address_of(u32 slot, u32 family, const __be32 *client, __be32 *address, int first)
 {
 	struct egress *egress = egresses.lookup(&slot);
@@ -54,14 +55,14 @@ enum dimension {
 	MATCHES,
 };
 
-/* What a question (explain) assumes instead of what is known: the map `overrides`, by these bits' numbers. */
+/* The facts that a question (explain) replaces by assumptions: bit n stands for element n of the map `overrides`. */
 enum override { OVERRIDE_CLIENT = 1, OVERRIDE_HOST = 2 };
 
-/* The sets of rules that match, by dimension. What no rule asks about has the destination's, which changes
- * nothing in their intersection. */
+/* The sets of rules that match, by dimension. A dimension that no rule uses has the destination's set, which does
+ * not change the intersection. */
 struct matches {
 	const struct rule_set *of[MATCHES];
-	u32 missing; /* a set that should be there is not */
+	u32 missing; /* 1: a set that must exist does not */
 };
 
 static __always_inline void intersect(struct matches *m, int dimension, void *sets, const u32 *number)
@@ -99,7 +100,7 @@ static __always_inline u32 profile_of(const struct packet *p)
 	return profile ? *profile : 0;
 }
 
-/* The names that this client was told for the address; if none, those that anyone was. */
+/* The set of names that the address has for this client; if there is none, the one that it has for every client. */
 static __always_inline u32 names_of(const struct packet *p)
 {
 	struct host_key host;
@@ -208,7 +209,7 @@ static __always_inline int first_common(const struct matches *m)
 	return -1;
 }
 
-/* A policy's egress: the primary, or if that is unavailable its fallback. */
+/* A policy's egress: the primary or, if that is unavailable, its fallback. */
 static __always_inline void resolve_egress(const struct rule *rule, const struct packet *p, struct verdict *v)
 {
 	u32 slot = rule->slot[p->family & 1];
@@ -232,7 +233,7 @@ static __always_inline void resolve_egress(const struct rule *rule, const struct
 		v->reason = is_available(slot, p->family) ? REASON_FALLBACK : REASON_UNAVAILABLE;
 }
 
-/* `stay` is false for a question (explain): then nothing is remembered. */
+/* The nearest egress. `stay` is false for a question (explain): then it is not stored as the client's. */
 static __always_inline void resolve_nearest(const struct packet *p, struct verdict *v, bool stay)
 {
 	struct client_key client = {};
@@ -295,7 +296,7 @@ static __always_inline void match(u32 uses, u32 bank, const struct packet *p, co
 static __always_inline void choose(const struct settings *s, const struct packet *p, struct verdict *v, bool stay,
 				   u32 overridden)
 {
-	/* Read once: all look-ups are of one generation. */
+	/* Read once, so that all lookups use one bank. */
 	u32 uses = *(volatile const u32 *)&s->bank;
 	u32 bank = uses & BANK;
 	void *prefixes = destination_prefixes.lookup(&bank);

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Programs that user space runs on flows that a sweep has found, as those of sweep.h: reap deletes them, told notes
- * that conntrack knows their state. */
+/* Programs that user space runs on flows that a sweep has found, like those of sweep.h: reap deletes the flows, told
+ * records that conntrack knows their state. */
 
 enum {
-	REAP_UNKNOWN = 1,          /* mark: conntrack has no entry for these, delete them if unanswered or still idle */
-	REAP_SETTLED = 1000000000, /* ns: a flow silent for longer has no packet between us and conntrack */
-	REAP_EVERY = 2,            /* mark: their egress IP is gone, delete them */
+	REAP_UNKNOWN = 1, /* mark: conntrack has no entry for the flows; delete those unanswered or still idle */
+	REAP_SETTLED = 1000000000, /* ns: a flow silent for longer has no packet between these programs and conntrack */
+	REAP_EVERY = 2,            /* mark: the egress IP of the flows is gone; delete them */
 };
 
-/* Whether what the mark says is true of a flow that is not to be kept. Under its lock. */
+/* Under the flow's lock: whether the flow's idle time, or the mark, requires its deletion. */
 static __always_inline bool is_to_be_reaped(const struct flow *flow, u32 mark, u64 timeout, u64 now)
 {
 	return mark == REAP_EVERY || flow->last_seen + timeout < now ||
 	       (mark == REAP_UNKNOWN && (!flow->replied || flow->last_seen + REAP_SETTLED < now));
 }
 
-/* reap: deletes those of the flows named in the packet that are idle beyond their timeout, or that the
- * packet's mark condemns. */
+/* reap: deletes the flows named in the packet that are idle beyond their timeout or that the packet's mark selects.
+ * Returns how many. */
 int reap(struct __sk_buff *skb)
 {
 	u64 now = bpf_ktime_get_ns();
@@ -52,8 +52,8 @@ int reap(struct __sk_buff *skb)
 	return reaped;
 }
 
-/* told: conntrack has been told the state that the packet's mark says of these flows; those that still have it need not be
- * told again. */
+/* told: conntrack has received the state in the packet's mark for these flows; clears TELL_CONNTRACK of those that
+ * are still in this state. Returns how many. */
 int told(struct __sk_buff *skb)
 {
 	u32 state = skb->mark;

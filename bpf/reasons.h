@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Every way that a packet can end, once, for C and for Python (enforcer/reasons.py reads
+ * Every outcome of a packet, defined once for C and for Python (enforcer/reasons.py reads
  * this file). REASON(number, NAME, verdict, description)
  *
  *   verdict  dedicated, shared   translated onto an egress address
  *            refused             answered with a TCP reset or ICMP "administratively prohibited"
- *            blocked             dropped in silence
- *            untouched           not egress: left to the kernel as if we weren't here
+ *            blocked             dropped silently
+ *            untouched           not egress: left to the kernel as without the enforcer
  *
- * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF; UNLISTED and INBOUND by both.
+ * Numbers are never reused. Those from 70 on are counted by the nftables table, not by BPF;
+ * UNLISTED and INBOUND by both.
  */
-/* One line a reason. */
+/* One line for each reason. */
 /* clang-format off */
 REASON(1, POLICY, dedicated, "a policy names this egress IP")
 REASON(2, FALLBACK, dedicated, "the policy's primary egress IP is unavailable, its fallback is used")

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Only what leaves by an outside interface is egress: the kernel's own routing says where it goes. */
+/* The route and source checks: a packet is egress if the kernel's own routing sends it out by an outside interface. */
 
 enum {
 	LOOPBACK = 1,       /* its ifindex in every network namespace (LOOPBACK_IFINDEX) */
@@ -7,13 +7,13 @@ enum {
 	WITH_MARK = 32,     /* BPF_FIB_LOOKUP_MARK, since Linux 6.10 */
 };
 
-/* Which interface a packet would leave by, with this mark; its next hop's link-layer address is of no interest. */
+/* Looks up the interface by which a packet with this mark would leave, without the next hop's link-layer address. */
 static __always_inline long look_up_route(struct __sk_buff *skb, struct bpf_fib_lookup *fib, u32 mark)
 {
 	long result = -EINVAL;
 
 	if (mark) {
-		/* What goes in is a union with the MAC addresses that come out. */
+		/* The mark of the query is in a union with the MAC addresses of the answer. */
 		*(u32 *)fib->smac = mark;
 		result = bpf_fib_lookup(skb, fib, sizeof(*fib), SKIP_NEIGHBOUR | WITH_MARK);
 	}
@@ -22,7 +22,7 @@ static __always_inline long look_up_route(struct __sk_buff *skb, struct bpf_fib_
 	return result == -EINVAL ? bpf_fib_lookup(skb, fib, sizeof(*fib), 0) : result;
 }
 
-/* To everyone or to a group: bpf_fib_lookup would name the default route. */
+/* False for a broadcast or multicast destination: bpf_fib_lookup would return the default route. */
 static __always_inline bool is_unicast(const struct packet *p)
 {
 	u8 first = p->family == IPV4 ? p->tuple.origin[3] & 0xff : p->tuple.origin[0] & 0xff;
@@ -31,8 +31,8 @@ static __always_inline bool is_unicast(const struct packet *p)
 }
 
 /*
- * Whether a whole packet was put together from fragments before it came here, as for a bridge whose packets netfilter
- * sees (bridge-nf-call-iptables): the interface could not have brought it. The kernel takes it apart again.
+ * Whether a whole packet was reassembled from fragments before it arrived here, as on a bridge whose packets netfilter
+ * sees (bridge-nf-call-iptables): it is too large for the interface. The kernel fragments it again.
  */
 static __always_inline bool is_reassembled(struct __sk_buff *skb, const struct packet *p)
 {
@@ -46,7 +46,7 @@ static __always_inline int reason_unfit(const struct interface *interface)
 	return interface->unfit == TAKEN ? REASON_TAKEN : REASON_RENAMED;
 }
 
-/* The FIB's question for a packet with this tuple that arrives by the interface `ifindex`. */
+/* Fills a FIB query for a packet with this tuple that arrives by the interface `ifindex`. */
 static __always_inline void fill_question(struct bpf_fib_lookup *fib, const struct flow_key *tuple, u32 family,
 					  u32 ifindex)
 {
@@ -65,7 +65,7 @@ static __always_inline void fill_question(struct bpf_fib_lookup *fib, const stru
 	}
 }
 
-/* Whether the FIB has named an interface. It names none for FRAG_NEEDED if it was asked with a length. */
+/* Whether the FIB has returned an interface. With FRAG_NEEDED it returns none if the query has a length. */
 static __always_inline bool is_routed(long result)
 {
 	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||
@@ -73,8 +73,9 @@ static __always_inline bool is_routed(long result)
 }
 
 /*
- * 0: the packet will leave by the outside interface `*leaves_by`. Else the reason why it is not egress. The FIB is asked
- * with the marks of others that the packet has by now; marks that rules set later, as nftables does, are not foreseen.
+ * 0: the packet will leave by the outside interface `*leaves_by`. Otherwise the reason why it is not egress. The FIB
+ * query has the marks that other software has set so far; marks that later rules set, such as those of nftables, are
+ * unknown.
  */
 static __always_inline int route(struct __sk_buff *skb, const struct packet *p, u32 *leaves_by)
 {
@@ -90,7 +91,7 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		fib.tos = p->tos;
 	else
 		fib.flowinfo = p->tos;
-	/* A GSO packet is cut to the MTU later; 0 leaves the check to its segments' size. */
+	/* A GSO packet is segmented later; 0 leaves the check of the MTU to the size of its segments. */
 	fib.tot_len = skb->gso_segs > 1 ? 0 : p->total;
 	result = look_up_route(skb, &fib, skb->mark);
 	too_big = result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
@@ -111,7 +112,7 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 		return out->role == INSIDE ? REASON_INSIDE : REASON_OTHER;
 	if (out->unfit)
 		return reason_unfit(out);
-	/* conntrack does not see what the kernel will not forward, so it must not be admitted. */
+	/* conntrack does not see packets that the kernel will not forward, so they must not be admitted. */
 	if (p->hop_limit <= 1)
 		return REASON_TTL;
 	if (too_big && p->dont_fragment && !p->fragment && !is_reassembled(skb, p))
@@ -120,10 +121,10 @@ static __always_inline int route(struct __sk_buff *skb, const struct packet *p, 
 }
 
 /*
- * Whether an answer, arriving by the outside interface `outside`, would be routed back to the interface that the
- * packet came by: what rp_filter = 1 asks (fib_validate_source, net/ipv4/fib_frontend.c), for both families. The
- * kernel asks as if the answer were its own, from lo; here rules for an incoming interface (ip rule iif) are
- * applied as they will be. The gateway's own addresses, broadcast and blackhole routes lead back nowhere.
+ * Whether a reply that arrives by the outside interface `outside` would be routed to the interface by which the packet
+ * arrived: the check of rp_filter = 1 (fib_validate_source, net/ipv4/fib_frontend.c), for both families. The kernel
+ * queries the FIB as if the reply were its own, from lo; this query applies rules for an incoming interface (ip rule
+ * iif) as the reply will meet them. The gateway's own addresses, broadcast and blackhole routes lead to no interface.
  */
 static __always_inline bool leads_back(struct __sk_buff *skb, const struct packet *p, u32 outside)
 {
@@ -135,14 +136,15 @@ static __always_inline bool leads_back(struct __sk_buff *skb, const struct packe
 	fill_question(&fib, &answer, p->family, outside);
 	result = look_up_route(skb, &fib, 0);
 	if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) {
-		/* An uplink that takes router advertisements may have IPv6 forwarding off: then as the kernel asks. */
+		/* An uplink that takes router advertisements may have IPv6 forwarding off: then the kernel's query,
+		 * from lo. */
 		fib.ifindex = LOOPBACK;
 		result = look_up_route(skb, &fib, 0);
 	}
 	return is_routed(result) && fib.ifindex == skb->ifindex;
 }
 
-/* 0, or the reason why a packet that route() lets through has come by the wrong interface. */
+/* 0, or the reason why a packet that route() accepts arrived by the wrong interface. */
 static __always_inline int check_source(struct __sk_buff *skb, const struct packet *p, u32 outside)
 {
 	u32 ifindex = skb->ifindex;

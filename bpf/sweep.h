@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Programs that user space runs by BPF_PROG_TEST_RUN on what a sweep has found: user space only points at elements, these
- * look again under the elements' locks. The packet holds keys, or keys and differences, behind an Ethernet header's
- * room; its mark says what is to be done.
+ * Programs that user space runs by BPF_PROG_TEST_RUN on the elements that a sweep has found: user space only names the
+ * elements, the programs check them again under the elements' locks. The packet contains keys, or keys and differences,
+ * after the room of an Ethernet header; its mark selects the action.
  */
 
 enum {
-	KEYS_AT = 14, /* BPF_PROG_TEST_RUN wants an Ethernet header first */
+	KEYS_AT = 14, /* BPF_PROG_TEST_RUN requires an Ethernet header first */
 	REAP_BATCH = 16,
 };
 
-/* forget: deletes those of the origins named in the packet that have no live flow. */
+/* forget: deletes the origins named in the packet that have no live flow. Returns how many. */
 int forget(struct __sk_buff *skb)
 {
 	int i, forgotten = 0;
@@ -25,7 +25,7 @@ int forget(struct __sk_buff *skb)
 	return forgotten;
 }
 
-/* forget_clients: deletes those of the client prefixes named in the packet for which nothing is counted. */
+/* forget_clients: deletes the client prefixes named in the packet that count nothing. Returns how many. */
 int forget_clients(struct __sk_buff *skb)
 {
 	int i, forgotten = 0;
@@ -50,7 +50,7 @@ static __always_inline u32 magnitude(s32 by)
 	return by < 0 ? -by : by;
 }
 
-/* recount: corrects origins' counts by differences that user space has proven (enforcer/datapath/recount.py). */
+/* recount: corrects the counts of origins by differences that user space has proven (enforcer/datapath/recount.py). */
 struct origin_correction {
 	struct origin_key key;
 	u32 slot;

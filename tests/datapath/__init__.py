@@ -1,1 +1,1 @@
-"""The loaded programs, run by BPF_PROG_TEST_RUN and by raw frames."""
+"""Tests of the loaded programs, which BPF_PROG_TEST_RUN and raw frames run."""

@@ -1,11 +1,11 @@
-"""A gateway in a namespace of its own, for programs run by BPF_PROG_TEST_RUN and for raw frames.
+"""A gateway in a network namespace of its own, for test runs of programs (BPF_PROG_TEST_RUN) and raw frames.
 
 ::
 
     client0 ── in0  10.1.0.1/16 fd01::1/64 │ gateway │ out0  192.0.2.1/24 2001:db8:0:1::1/64 ── origin0
 
-The far ends of both links lie in the same namespace without a stack of their own: frames are put on them
-and taken from them by packet sockets. The default routes lead to origin0 by static neighbours.
+The far ends of both links lie in the same namespace without an IP stack of their own: packet sockets send
+and receive their frames. The default routes lead to origin0 through static neighbours.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ CLIENT_MAC, ROUTER_MAC = "02:00:00:00:01:99", "02:00:00:00:02:99"
 LARGEST = 4096
 
 NO_FILTER, BLOCKED, REDIRECT = 0xFFFFFFFF, 2, 7
-"""What the programs return: TC_ACT_UNSPEC (the next filter's turn), TC_ACT_SHOT, TC_ACT_REDIRECT."""
+"""Return values of the programs: TC_ACT_UNSPEC (the next filter decides), TC_ACT_SHOT, TC_ACT_REDIRECT."""
 OURS = REFUSED = 0xFFFF
-"""The bits of the mark that are ours; all of them: refused."""
+"""The enforcer's bits of the mark; all of them set: refused."""
 
 _number = itertools.count()
 
@@ -66,7 +66,7 @@ def document(**changes: object) -> Document:
 
 
 class _Context(ctypes.Structure):
-    """``struct __sk_buff``, as far as a test run reads it."""
+    """The part of ``struct __sk_buff`` that a test run reads."""
 
     _fields_ = [
         ("len", ctypes.c_uint32),
@@ -83,7 +83,7 @@ class _Context(ctypes.Structure):
 
 
 class _Attributes(ctypes.Structure):
-    """``union bpf_attr``, the part of BPF_PROG_TEST_RUN."""
+    """The part of ``union bpf_attr`` for BPF_PROG_TEST_RUN."""
 
     _fields_ = [
         ("program", ctypes.c_uint32),
@@ -103,7 +103,7 @@ class _Attributes(ctypes.Structure):
 
 
 class Program:
-    """One loaded program; calling it with a frame runs it once. A few microseconds a call."""
+    """One loaded program; a call with a frame runs it once and takes a few microseconds."""
 
     def __init__(self, fd: int, ifindex: int):
         self.fd = fd
@@ -127,7 +127,7 @@ class Program:
         self._where = ctypes.addressof(self._attributes)
 
     def __call__(self, frame: bytes, mark: int = 0) -> int:
-        """What the program returned; ``mark`` is the packet's before, ``self.mark`` the one after."""
+        """The return value; ``mark`` is the packet's mark before the run, ``self.mark`` the one after it."""
         attributes = self._attributes
         ctypes.memmove(self._in, frame, len(frame))
         attributes.size_in = len(frame)
@@ -178,7 +178,7 @@ class Tallies:
 
 
 class Counted:
-    """What was counted within a ``with`` block, by the reasons' names."""
+    """The counts within a ``with`` block, by the reasons' names."""
 
     packets: dict[str, int]
     flows: dict[str, int]
@@ -208,7 +208,7 @@ class Box:
         self._programs: dict[tuple[str, str], Program] = {}
 
     def apply(self, config: Document) -> None:
-        """Puts a configuration in force, as the daemon does."""
+        """Applies a configuration, as the daemon does."""
         file = self.directory / "enforcer.yaml"
         file.write_text(configuration.dump(config))
         done = subprocess.run(
@@ -228,7 +228,7 @@ class Box:
         self.tallies = Tallies(self.maps.reasons.fd)
 
     def program(self, name: str, interface: str = "in0") -> Program:
-        """A program, run as on this interface."""
+        """A program that runs as on this interface."""
         if (name, interface) not in self._programs:
             self._programs[name, interface] = Program(self.pins.program(name), self.index[interface])
         return self._programs[name, interface]
@@ -247,7 +247,7 @@ class Box:
                 part.delete(key)
 
     def miscounted(self) -> list[str]:
-        """Counters that are not what the flows add up to, of origins and clients: there must never be any."""
+        """The counters of origins and clients that differ from the sum of the flows; none may differ."""
         keys, flows = self.maps.flows.items()
         origins, clients = self.maps.origins, self.maps.client_prefixes
         return [
@@ -294,7 +294,7 @@ def _wire(gateway: Namespace) -> None:
 
 @contextmanager
 def new_box(config: Document) -> Iterator[Box]:
-    """A gateway with this configuration in force; everything of it is gone afterwards."""
+    """A gateway with this configuration in force; the end of the block removes all of it."""
     name = f"datapath-{os.getpid()}-{next(_number)}"
     directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     gateway = Namespace(name)

@@ -1,4 +1,4 @@
-"""Fixtures of tests that run the loaded programs: one gateway for each test module."""
+"""Fixtures for tests that run the loaded programs: one gateway for each test module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .wire import Wire
 
 @pytest.fixture(scope="module")
 def document() -> Document:
-    """The configuration in force; a module may define its own."""
+    """The configuration of the gateway; a module may define its own."""
     return boxes.document()
 
 
@@ -41,7 +41,7 @@ def wire(box: Box) -> Iterator[Wire]:
 
 @pytest.fixture(autouse=True)
 def counts_are_exact(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test: each origin's `active` is the number of its counted flows."""
+    """Checks after every test that the counters of origins and clients equal the sum of the flows."""
     yield
     if "box" in request.fixturenames:
         wrong = request.getfixturevalue("box").miscounted()

@@ -1,4 +1,4 @@
-"""Frames of an established flow, good and bad, from a description that hypothesis can choose and shrink."""
+"""Valid and invalid frames of an established flow, from a description that hypothesis chooses and shrinks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ HEADER = {4: 20, 6: 40}
 _ETHERTYPE = {4: b"\x08\x00", 6: b"\x86\xdd"}
 _TCP, _UDP = 6, 17
 _MORE, _FRAGMENT = 0x2000, 44
-SHORTEST = (
-    60  # bytes of an Ethernet frame: the trailer of a shorter packet is cut off, not left to the kernel
-)
+SHORTEST = 60  # bytes of an Ethernet frame: the fast path cuts off the trailer of a shorter packet
 _VLAN = b"\x81\x00\x00\x05"
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Addresses (packed), ports and MACs of one direction, as its sender knows them."""
+    """Addresses (packed), ports and MAC addresses of one direction, as its sender uses them."""
 
     source: bytes
     destination: bytes
@@ -40,7 +38,7 @@ class Ends:
 
 @dataclass(frozen=True, repr=False)
 class Packet:
-    """One packet. As it stands it is an ordinary one; every other value makes it special."""
+    """One packet. The defaults describe an ordinary packet; each other value makes it special."""
 
     back: bool = False
     payload: int = 0
@@ -54,21 +52,21 @@ class Packet:
     tcp_flags: int = ACK
     more_tcp_flags: int = 0  # the four bits beside the data offset
     tcp_options: bytes = b""
-    data_offset: int = 0  # added to what is true, in words
+    data_offset: int = 0  # added to the right value, in words
     sequence: int = 0
     acknowledgement: int = 0
     window: int = 65535
     urgent: int = 0
-    udp_length: int = 0  # added to what is true
-    check: int | None = 0  # added to what is true; None: the field is 0
+    udp_length: int = 0  # added to the right value
+    check: int | None = 0  # added to the right value; None: the field is 0
     aim: int | None = None  # the last word of the payload makes the checksum this
-    header_check: int = 0  # IPv4: added to what is true
+    header_check: int = 0  # IPv4: added to the right value
     trailer: int = 0  # bytes after the IP packet
     total: int = 0  # added to the length in the IP header
     version: int = 0  # added to the IP version
     another_mac: bytes = b""  # instead of the gateway's
     vlan: bool = False
-    pieces: int = 0  # cut into fragments with so many bytes of payload each
+    pieces: int = 0  # bytes of payload in each fragment; 0: the packet is whole
 
     def __repr__(self) -> str:
         special = [
@@ -80,7 +78,7 @@ class Packet:
 
     @property
     def is_wrong(self) -> bool:
-        """It is an ordinary packet but for a checksum."""
+        """Whether a checksum is wrong."""
         return bool(self.check or self.header_check)
 
     def corrected(self) -> Packet:
@@ -168,7 +166,7 @@ def _ipv6(packet: Packet, ends: Ends, body: bytes, fragment: bytes = b"") -> byt
 
 
 def frames(packet: Packet, ends: Ends) -> list[bytes]:
-    """What is put on the wire: one frame, or several if it is cut into fragments."""
+    """The frames on the wire: one, or several if the packet is cut into fragments."""
     body = transport(packet, ends)
     if not packet.pieces:
         if ends.family == 4:
@@ -195,7 +193,7 @@ def length(packet: Packet, ends: Ends) -> int:
 
 
 def is_eligible(packet: Packet, ends: Ends, largest: int) -> bool:
-    """Whether it has to take the fast path where packets of ``largest`` bytes have passed before it."""
+    """Whether the packet must take the fast path after packets of ``largest`` bytes have passed."""
     if packet.options or packet.extensions or packet.pieces or packet.fragment_field & 0x3FFF:
         return False
     if packet.total or packet.version or packet.another_mac or packet.vlan or packet.hop_limit <= 1:

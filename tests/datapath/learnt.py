@@ -1,4 +1,4 @@
-"""A flow through a box that has been learnt, and what becomes of packets with the fast path and without."""
+"""A flow with fast-path entries, and the outcome of its packets with and without the fast path."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from .frames import Ends, Packet
 from .wire import _ADDRESS, _NEIGHBOUR, ACK, SYN, Wire, _mac
 
 REPLY = by_name()["reply"].number
-"""The reason that entries for replies carry."""
+"""The reason in entries of the reply direction."""
 LARGEST = 1500
 _PACKET_VNET_HDR = 15  # linux/if_packet.h
 PLAIN = bytes(10)
-"""A virtio_net_hdr that asks for nothing."""
+"""A virtio_net_hdr that requests no offload."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of the gateway for one packet: (far, near) frames, each with its virtio header."""
+    """The frames that the gateway sends for one packet, at both ends, each with its virtio header."""
 
     far: list[bytes]
     near: list[bytes]
     fast: int = 0
-    """Packets that the entry counted."""
+    """The number of packets that the entry counted."""
 
 
 @dataclass
 class Place:
-    """Where the entry of one direction stands in the table."""
+    """The place of one direction's entry in the table."""
 
     bucket: int
     slot: int
 
 
 class OffloadWire(Wire):
-    """A wire whose frames carry a virtio_net_hdr: offloads of checksums and segmentation can be asked for."""
+    """A wire whose frames carry a virtio_net_hdr, which can request checksum and segmentation offload."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,18 +56,18 @@ class OffloadWire(Wire):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
 
     def put(self, back: bool, frames: list[bytes], header: bytes = PLAIN) -> Outcome:
-        """Put frames on one end; what came out at both."""
+        """Sends frames at one end; returns the frames that arrive at both."""
         near, far = (self.origin, self.client) if back else (self.client, self.origin)
         self.taken(near)
         self.taken(far)
         for frame in frames:
             near.send(header + frame)
-        # A busy processor may have left work for later.
+        # A busy processor may have deferred work.
         returned = self.ask("out0" if back else "in0", near)
         return Outcome(self.taken(far), returned)
 
     def ask(self, interface: str, near: socket.socket) -> list[bytes]:
-        """As settle(): what came before the answer to an ARP request."""
+        """The frames that arrive before the reply to an ARP request (Wire.settle)."""
         mac, asker, asked = _mac(MAC[interface]), _NEIGHBOUR[interface], _ADDRESS[interface]
         question = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + mac[:5] + b"\x99" + asker + bytes(6) + asked
         near.send(PLAIN + mac + mac[:5] + b"\x99" + b"\x08\x06" + question)
@@ -98,7 +98,7 @@ class OffloadWire(Wire):
 
 @dataclass
 class Learnt:
-    """An established flow of the client's to the origin."""
+    """An established flow from the client to the origin."""
 
     box: Box
     wire: OffloadWire
@@ -129,7 +129,7 @@ class Learnt:
         )
 
     def placed(self, packet: Packet) -> Packet:
-        """Sequence numbers are relative to where the connection stands."""
+        """The packet with absolute sequence numbers; those of ``packet`` are relative to the connection."""
         if packet.tcp_flags & SYN:
             return packet
         mine, theirs = (2000, 1000) if packet.back else (1000, 2000)
@@ -138,25 +138,25 @@ class Learnt:
         )
 
     def put(self, packet: Packet) -> Outcome:
-        """Send it as it is."""
+        """Sends the packet unchanged."""
         outcome = self.wire.put(packet.back, made.frames(packet, self.ends(packet.back)))
         if outcome.far and packet.tcp_flags & SYN and not packet.back:
             self._note_translation(outcome.far[0][24:])
         return outcome
 
     def _note_translation(self, packet: bytes) -> None:
-        """A connection that is opened anew has a port of its own."""
+        """Records the translated address and port: a reopened connection may get another port."""
         at, ports = (12, 20) if self.family == 4 else (8, 40)
         size = 4 if self.family == 4 else 16
         self.translated = packet[at : at + size], int.from_bytes(packet[ports : ports + 2], "big")
 
     def full(self, back: bool, size: int = LARGEST) -> Packet:
-        """An ordinary packet of so many bytes."""
+        """An ordinary packet of ``size`` bytes."""
         empty = Packet(back=back)
         return self.placed(Packet(back=back, payload=size - made.length(empty, self.ends(back))))
 
     def learn(self, size: int = LARGEST) -> None:
-        """Have both directions learnt anew from packets of this size."""
+        """Switches the fast path on and has both entries created from packets of this size."""
         fast_path.set_enabled(self.box.maps, on=True)
         for back in (False, True):
             assert self.put(self.full(back, size)).far
@@ -164,11 +164,11 @@ class Learnt:
         assert self.entries.keys() == {False, True}, "not learnt"
 
     def switch_on(self) -> None:
-        """Let the flow be learnt as it comes."""
+        """Switches the fast path on; later packets create the entries."""
         fast_path.set_enabled(self.box.maps, on=True)
 
     def forget(self) -> None:
-        """Leave everything to the kernel."""
+        """Switches the fast path off: the kernel forwards every packet."""
         fast_path.set_enabled(self.box.maps, on=False)
 
     def found(self) -> dict[bool, Place]:
@@ -193,7 +193,7 @@ class Learnt:
         return found
 
     def fast_packets(self, back: bool) -> int:
-        """All that this direction has sent by its entries."""
+        """The number of packets of this direction that took the fast path."""
         place = self.entries[back]
         bucket, flow = self.box.maps.fast_buckets.get(place.bucket), self.box.maps.flows.get(self.key())
         assert bucket is not None
@@ -214,7 +214,7 @@ class Learnt:
         return key
 
     def watched(self, packet: Packet) -> Outcome:
-        """Send it, and tell whether it took the fast path."""
+        """Sends the packet; the outcome tells whether it took the fast path."""
         before = self.fast_packets(packet.back)
         outcome = self.put(packet)
         return Outcome(outcome.far, outcome.near, self.fast_packets(packet.back) - before)

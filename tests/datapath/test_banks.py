@@ -1,4 +1,4 @@
-"""Sets of rules that are added to a bank in force: shared by processes, and bounded."""
+"""Tests of rule sets that are added to the bank in force: processes share them, their number is bounded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_processes_add_sets_without_a_clash(box: Box) -> None:
     assert len({*first, *second}) == 4
     assert one.numbers_of([0b110 << 900, 0b1001 << 900])[0] == first[1]
     assert one.room == other.room == room - 5
-    # What is there is found again, by others and later.
+    # Another process finds the existing sets.
     assert Bank(box.maps, number).numbers_of([0b111 << 900, 0b101 << 900]) == [second[0], first[0]]
     assert one.room == room - 5
 
@@ -82,7 +82,7 @@ def test_what_has_no_room_is_neither_stored_nor_in_force(box: Box) -> None:
                 current.put_sessions(transaction.put_sessions([new], COMMAND))
             assert store.session(new.client) is None
             assert not len(box.maps.sessions.items()[0])
-            # Room is made by applying the same file again.
+            # Applying the same file again makes room.
             box.apply(box.config)
             again = KernelFacts(box.maps, store)
             with store.transaction() as transaction:
@@ -95,7 +95,7 @@ def test_what_has_no_room_is_neither_stored_nor_in_force(box: Box) -> None:
 
 
 def test_what_a_change_wrote_that_was_taken_back_is_nobodys(box: Box) -> None:
-    """A number that is given again, to others' facts, is not still in the kernel for the first client."""
+    """A rolled-back session leaves no row under its number, which other facts get next."""
     rules = [{"name": "ann", "precedence": 1, "identity": 'identity.email == "ann"', "egress": "default"}]
     kept = box.config
     box.apply({**kept, "policies": rules})
@@ -123,7 +123,7 @@ def test_what_a_change_wrote_that_was_taken_back_is_nobodys(box: Box) -> None:
 
 
 def test_new_maps_take_no_places_over(box: Box, tmp_path: Path) -> None:
-    """A changed limit makes new maps, in which the bank before has no table of addresses."""
+    """A changed limit makes new maps, in which the former bank has no table of addresses."""
     database = tmp_path / "regions.mmdb"
     writer = MMDBWriter(6, "GeoLite2-Country", ipv4_compatible=True)
     writer.insert_network(IPSet(["198.18.0.0/15"]), {"country": {"iso_code": "DE"}})

@@ -1,4 +1,4 @@
-"""Flows and their counts go over to maps of another size, also those that are opened meanwhile."""
+"""Tests of the copy of flows and counts into maps of another size, while other flows open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def document() -> Document:
 
 @pytest.fixture
 def other(box: Box) -> Iterator[Maps]:
-    """Maps of another size, which no program that is attached uses."""
+    """Maps of another size, which no attached program uses."""
     box.forget_everything()
     loaded = programs.load(box.pins, 2048, 2048, fresh_maps=True)
     try:
@@ -41,7 +41,7 @@ def carry_over(old: Maps, new: Maps) -> None:
 
 
 def compare(box: Box, other: Maps) -> None:
-    """The same flows, and the same origins with the same counts."""
+    """Asserts the same flows, and the same origins with the same counts."""
     for name, fields in (
         ("flows", ("slot", "counted", "state", "egress_address")),
         ("origins", ("active", "slot")),
@@ -59,7 +59,7 @@ def test_flows_that_are_opened_while_others_are_carried(box: Box, other: Maps, f
     send(box, segment(family), segment(family, sport=1001), datagram(family))
     carry_over(box.maps, other)
     compare(box, other)
-    # One more of an origin that is known, and one of an origin that is new.
+    # One more flow of a known origin, and one of a new origin.
     send(box, segment(family, sport=1002), datagram(family, dport=500))
     assert carry.catch_up(box.maps, other) == 2
     compare(box, other)

@@ -1,4 +1,4 @@
-"""The loaded program decides as the reference evaluator does: random policies, tuples near their edges."""
+"""The loaded program against the reference evaluator: random policies, and tuples near their edges."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FOREVER = 2.0**40
 
 @pytest.fixture(scope="module")
 def document() -> Document:
-    """The worlds' clients are all on one interface, whatever their addresses."""
+    """The source check is off: the clients of a world are on one interface, with any addresses."""
     return plain_document(check_source=False)
 
 
@@ -54,7 +54,7 @@ class Verdict(NamedTuple):
 
 
 class Atlas:
-    """Stands for a database of regions."""
+    """A stand-in for a database of regions."""
 
     def __init__(self, world: World):
         self.world = world
@@ -85,7 +85,7 @@ NOBODY = World()
 
 
 def rows_of(world: World) -> tuple[list[NewSession], list[LearntName]]:
-    """What the store is told of a world."""
+    """The sessions and names of a world, in the form of the store."""
     sessions = [NewSession(pack(client), facts, None) for client, facts in world.sessions.items()]
     names = [
         LearntName(ANY_CLIENT, pack(address), name, FOREVER)
@@ -96,7 +96,7 @@ def rows_of(world: World) -> tuple[list[NewSession], list[LearntName]]:
 
 
 class Classifier:
-    """Policies in the kernel without a configuration file: banks are written and switched here."""
+    """Policies in the kernel without a configuration file: this class writes and switches the banks."""
 
     def __init__(self, box: Box, store: Store):
         self.box = box
@@ -128,7 +128,7 @@ class Classifier:
         private: list[IPNetwork],
         world: World = NOBODY,
     ) -> None:
-        """Puts policies in force; of what is known of clients and hosts one half before, the other after."""
+        """Puts policies in force; stores half of the facts before that, and the other half after."""
         bank = settings.read(self.box.maps).bank_number
         sessions, names = rows_of(world)
         with self.store.transaction() as transaction:
@@ -164,7 +164,7 @@ class Classifier:
 
 @pytest.fixture
 def classifier(box: Box, tmp_path: Path) -> Iterator[Classifier]:
-    for table in (box.maps.sessions, box.maps.hosts):  # of the store before
+    for table in (box.maps.sessions, box.maps.hosts):  # of the previous store
         for key in table.items()[0]:
             table.delete(key)
     with Store(tmp_path / "facts.db") as store:
@@ -172,7 +172,7 @@ def classifier(box: Box, tmp_path: Path) -> Iterator[Classifier]:
 
 
 class Reference:
-    """What the configuration's description says, with the policies parsed once."""
+    """The verdict according to the configuration's specification, with policies that are parsed once."""
 
     def __init__(
         self, policies: list[Rule], actions: dict[str, Action], private: list[IPNetwork], world: World
@@ -183,7 +183,7 @@ class Reference:
         self.policies = [(one, expression_of(one)) for one in in_order(policies) if one.enabled]
 
     def verdict(self, packet: Connection, available: set[int]) -> Verdict | None:
-        """None: the nearest egress, whichever it is."""
+        """None: the nearest egress, which is not named."""
         family = packet.src.version == 6
         if packet.protocol == (58 if family else 1):
             return Verdict("icmp", 0, 0)
@@ -222,7 +222,7 @@ def random_actions(chance: random.Random, box: Box, policies: list[Rule]) -> dic
 def compare(
     box: Box, classifier: Classifier, seed: int, nearest: dict[IPAddress, int], by_reason: dict[str, int]
 ) -> int:
-    """One random set of policies in one random world; how many tuples were compared."""
+    """Compares one random set of policies in one random world; returns the number of compared tuples."""
     chance = random.Random(seed)
     available = {box.slot("lax-1"), box.slot("lax-2")}
     count = chance.choice((0, 1, 1, 2, 4, 6, 10))
@@ -254,7 +254,7 @@ def compare(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kernel_and_reference_agree(box: Box, classifier: Classifier) -> None:
-    """On a million tuples. A failure names the seed of its set of policies: it belongs to DISAGREED then."""
+    """A million tuples. A failure names the seed of its set of policies, which belongs in DISAGREED."""
     seeds = random.Random(SEED)
     nearest: dict[IPAddress, int] = {}
     compared = sets = 0
@@ -266,7 +266,7 @@ def test_kernel_and_reference_agree(box: Box, classifier: Classifier) -> None:
     assert len(by_reason) == 10 or compared < 100_000
 
 
-# Seeds under which the two once disagreed. 3: names of an earlier set were left in the map.
+# Seeds of former disagreements. 3: names of an earlier set were left in the map.
 DISAGREED: list[int] = [3]
 
 
@@ -284,7 +284,7 @@ def test_no_policies(classifier: Classifier) -> None:
 
 
 def test_as_many_rules_as_fit(box: Box, classifier: Classifier) -> None:
-    """Each of 16,384 rules is found where it is the first that matches, the last word's bits too."""
+    """Each of 16,384 rules is found where it is the first match, including those of the last word."""
     policies = [Rule(f"p{i}", i, f"net.dst.port == {1000 + i}") for i in range(MAX_RULES - 1)]
     policies.append(Rule("last", 10**6, 'net.protocol == "udp"'))
     slots = box.slot("lax-1"), box.slot("lax-2")
@@ -303,7 +303,7 @@ def test_as_many_rules_as_fit(box: Box, classifier: Classifier) -> None:
 
 @pytest.mark.parametrize("only", [0, 1, 62, 63, 64, 65, 127, 128, 4095, 4096, 8191, 8192, 16320, 16383])
 def test_the_only_rule_of_many_that_matches(box: Box, classifier: Classifier, only: int) -> None:
-    """All others match in three dimensions of four."""
+    """All other rules match in three dimensions of four."""
     policies = [
         Rule(
             f"p{i}",
@@ -320,7 +320,7 @@ def test_the_only_rule_of_many_that_matches(box: Box, classifier: Classifier, on
 
 
 def test_banks_switch_at_once(box: Box, classifier: Classifier) -> None:
-    """While another process switches to and fro, every answer is wholly of one bank."""
+    """While another process switches between the banks, each verdict is entirely of one bank."""
     slot = box.slot("lax-2")
     bank = settings.read(box.maps).bank_number
     everything = compile_tables([Rule("all", 1, "")])
@@ -330,7 +330,7 @@ def test_banks_switch_at_once(box: Box, classifier: Classifier) -> None:
     classifier.switch(new)
     first = Verdict("policy", slot, 1)
     assert classifier.ask(packet) == first
-    # Writing the other bank changes nothing yet.
+    # Writing the other bank has no effect yet.
     none = Action(1, (slot, slot), (NO_SLOT, NO_SLOT))
     old = classifier.write(bank, some, [none, Action(2, (0, 0), (NO_SLOT, NO_SLOT))], [], NOBODY)
     assert classifier.ask(packet) == first

@@ -1,4 +1,4 @@
-"""The programs' compiler, with a program of two lines."""
+"""Tests of the compiler, with a program of two lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compile_it() -> Compiled:
 
 
 def test_layouts_from_another_thread(box: Box) -> None:
-    """Its memory is far beyond 4 GiB, as a process's is which has grown: pointers need all bits."""
+    """The memory of another thread is beyond 4 GiB, as in a large process: pointers need all bits."""
     with ThreadPoolExecutor(1) as thread:
         compiled = thread.submit(compile_it).result()
     assert compiled.layouts == compile_it().layouts

@@ -1,7 +1,7 @@
-"""TCP connections that end anyhow amid fast packets: with the fast path and without, all is the same.
+"""Random ends of TCP connections on the fast path, compared with the same connections without it.
 
-Each life is led twice, by two connections of one gateway: what comes out at the other side, the flow's state
-and its origin's count are compared after every segment.
+Two connections of one gateway go through each sequence: after every segment the tests compare the packet that
+arrives at the other side, the flow's state and its origin's count.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def wire(box: Box) -> Iterator[OffloadWire]:
 
 
 class Step(NamedTuple):
-    """What one side does; `back`: the origin."""
+    """One side's segment; `back`: the origin's."""
 
     what: str
     back: bool
@@ -60,7 +60,7 @@ WARM = [Step("data", False, 1400), Step("ack", True), Step("data", True, 1400), 
 
 
 class Observed(NamedTuple):
-    """What became of one step. A flow's state is None when it is gone."""
+    """The outcome of one step. The flow's state is None if the flow is deleted."""
 
     arrived: bool
     state: int | None
@@ -71,7 +71,7 @@ class Observed(NamedTuple):
 
 @dataclass
 class Life:
-    """A connection and the sequence number that each side sends next."""
+    """A connection, and the next sequence number of each side."""
 
     flow: Learnt
     next: dict[bool, int] = field(default_factory=lambda: {False: 1000, True: 2000})
@@ -81,14 +81,14 @@ class Life:
         flags, sequence, size = ACK, self.next[side], 0
         if step.what == "data":
             size = step.size
-        elif step.what == "again":  # what the other side has acknowledged long since
+        elif step.what == "again":  # data that the other side has acknowledged
             sequence = 2000 if side else 1000
-            size = max(0, min(step.size, self.next[side] - sequence))  # of what has been sent
+            size = max(0, min(step.size, self.next[side] - sequence))  # part of the data that was sent
         elif step.what == "fin":
             flags |= FIN
         elif step.what == "reset":
             flags = RST | ACK
-        elif step.what == "reset ahead":  # of more than can be under way
+        elif step.what == "reset ahead":  # beyond any data in flight
             flags, sequence = RST, sequence + 10_000_000
         elif step.what == "syn":
             flags, sequence = (SYN | ACK, sequence) if side else (SYN, sequence + 1_000_000)
@@ -114,19 +114,18 @@ class Life:
         return int(rows["active"].astype(np.int64).sum())
 
     def lead(self, steps: list[Step]) -> list[Observed]:
-        """From a warm connection on: both sides have sent full segments before."""
+        """The outcomes of the steps, after both sides have sent full segments."""
         for step in WARM:
             self.take(step)
         return [self.take(step) for step in steps]
 
 
 def clear(box: Box) -> None:
-    """End all flows."""
     sweep.end_flows(box.maps.flows, box.pins, set(range(16)))
 
 
 def end_all(box: Box) -> None:
-    """All counts are given back, and nothing learnt is left."""
+    """Ends all flows; asserts that all counts are released and no fast-path entry is left."""
     clear(box)
     assert not box.miscounted()
     assert not box.maps.origins.items()[1]["active"].any()
@@ -140,7 +139,7 @@ HOUR = 3600 * 10**9
 def test_a_held_fin_keeps_its_flow_off_the_fast_path(
     box: Box, wire: OffloadWire, family: int, since: int
 ) -> None:
-    """Clocks of two processors may differ by a tick: a FIN may have come after the flow's latest packet."""
+    """Clocks of two processors may differ by a tick: a FIN may be later than the flow's latest packet."""
     flow = Learnt(box, wire, family, TCP, next(_ports))
     row = box.maps.flows.get(flow.key())
     assert row is not None
@@ -193,8 +192,8 @@ def test_a_life_ends_as_it_would(box: Box, wire: OffloadWire, family: int, steps
     found = quick.lead(steps)
     ended = False
     for step, one, other in zip(steps, expected, found, strict=True):
-        # conntrack hasn't seen all the numbers, so it may not believe the reset that ends a connection. What
-        # it lets through after that belongs to none.
+        # conntrack has not seen all numbers, so it may reject the reset that ends a connection. Packets
+        # that it accepts afterwards belong to no connection.
         came = one._replace(arrived=other.arrived) if ended else one
         assert other == came, f"at {step} of {steps}"
         ended |= step.what == "reset"

@@ -1,7 +1,7 @@
-"""What the fast path does to a packet is what the kernel does to it, byte by byte.
+"""The fast path's changes to a packet, compared with the kernel's byte by byte.
 
-The same packets go through one gateway along the same flow twice, with the fast path off and on: so not even
-the translated port differs. Wherever a packet is one for the fast path, it must have taken it.
+The same packets of the same flow go through one gateway twice, with the fast path off and on, so that even
+the translated port is the same. A packet that is eligible for the fast path must have taken it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .watcher import Watcher
 from .wire import checksum
 
 INSIDE_MTU = 2000
-# Each ICMP error is wanted, but none about fragments that wait in vain.
+# The kernel sends every ICMP error, but none about incomplete fragments.
 SETTINGS = (
     "net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_ratemask=0 net.ipv6.icmp.ratelimit=0 net.ipv6.icmp.ratemask= "
     "net.ipv4.ipfrag_time=600 net.netfilter.nf_conntrack_frag6_timeout=600"
@@ -79,17 +79,17 @@ def flow(
     return Learnt(box, wire, request.param, protocol, 5000)
 
 
-# --- what is sent
+# --- the packets
 
 identifications = itertools.count()
 
-PADDED = 9999  # whatever makes the shortest frame
+PADDED = 9999  # as many bytes as make the shortest frame
 BYTE, WORD = st.integers(0, 0xFF), st.integers(0, 0xFFFF)
 SIZES = st.integers(0, 64) | st.integers(1380, 1432) | st.integers(0, 1432)
 TIMESTAMPS = bytes([1, 1, 8, 10]) + bytes(range(8))
 SELECTIVE = bytes([1, 1, 5, 10]) + bytes(range(8))
 TCP_OPTIONS = st.sampled_from([b"", TIMESTAMPS, SELECTIVE, TIMESTAMPS + SELECTIVE, bytes([1]) * 40, bytes(4)])
-# No operation; record route; router alert; one that no router knows; one whose length is a lie.
+# No operation; record route; router alert; an unknown option; an option with a wrong length.
 IP_OPTIONS = st.sampled_from(
     ["01010100", "0707040000000000", "94040000", "e5040000", "07ff0400"]
 ).map(bytes.fromhex)  # fmt: skip
@@ -137,7 +137,7 @@ SPECIAL = {
 
 @st.composite
 def packets(draw: st.DrawFn) -> Packet:
-    """Ordinary in all but a few respects, mostly in none or one."""
+    """Packets with a few special fields, in most cases none or one."""
     packet = draw(ordinary)
     names = draw(st.lists(st.sampled_from(sorted(SPECIAL)), max_size=2, unique=True))
     special: dict[str, Any] = {name: draw(SPECIAL[name]) for name in names}
@@ -145,7 +145,7 @@ def packets(draw: st.DrawFn) -> Packet:
 
 
 def prepared(flow: Learnt, packet: Packet) -> Packet:
-    """What makes no sense for this family or protocol is left out."""
+    """The packet without the fields that do not apply to this family or protocol."""
     if flow.family == 4:
         packet = replace(packet, extensions=())
     else:
@@ -161,12 +161,12 @@ def prepared(flow: Learnt, packet: Packet) -> Packet:
         packet = replace(packet, trailer=max(1, SHORTEST - 14 - length(packet, flow.ends(packet.back))))
     if packet.pieces:
         packet = replace(packet, fragment_field=0, extensions=(), total=0, trailer=0)
-        # One piece alone would be the whole packet.
+        # A single piece would be the whole packet.
         packet = replace(packet, payload=max(packet.payload, packet.pieces))
     if packet.check is None:
         packet = replace(packet, aim=None)
     if packet.pieces or packet.fragment_field & 0x3FFF or FRAGMENT in packet.extensions:
-        # What waits for its other half must not find another's.
+        # An incomplete packet must not be joined with a piece of another one.
         packet = replace(packet, identification=next(identifications) & 0xFFFF)
     packet = replace(packet, payload=min(packet.payload, room(flow, packet)))
     if packet.total < 0 and len(frames(packet, flow.ends(packet.back))[0]) == SHORTEST:
@@ -175,19 +175,19 @@ def prepared(flow: Learnt, packet: Packet) -> Packet:
 
 
 def room(flow: Learnt, packet: Packet) -> int:
-    """Payload that the link of this end can carry."""
+    """The largest payload in bytes that the link of this end can carry."""
     around = (
         sum(len(frame) for frame in frames(replace(packet, payload=0, pieces=0), flow.ends(packet.back))) - 14
     )
     return (LARGEST if packet.back else INSIDE_MTU) - around
 
 
-# --- and what is compared
+# --- the comparison
 
 
 def comparable(frame: bytes) -> bytes:
-    """The gateway chooses the IP ID of its own ICMP errors, and of IPv6 packets that it has cut anew."""
-    # How much of a packet lies in one piece (hdr_len) is nobody's business.
+    """The frame without the IP IDs that the gateway chooses: of its ICMP errors, and of IPv6 fragments."""
+    # hdr_len, the length of the linear part, may differ.
     header, packet = frame[:2] + bytes(2) + frame[4:OURS], frame[OURS:]
     if header[22:24] == b"\x08\x00" and packet[9] == socket.IPPROTO_ICMP:
         packet = packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
@@ -203,7 +203,7 @@ def same(kernel: Outcome, fast: Outcome, packet: object) -> None:
 
 
 def error_of(frame: bytes) -> tuple[int, int]:
-    """By how much the checksums of the IPv4 header and of the transport are wrong, modulo 65,535."""
+    """The errors of the checksums of the IPv4 header and of the transport, modulo 65,535."""
     packet = frame[14:]
     v4 = packet[0] >> 4 == 4
     head, protocol = (20, packet[9]) if v4 else (40, packet[6])
@@ -229,7 +229,7 @@ def without_checksums(frame: bytes, protocol: int) -> bytes:
 
 
 def left_wrong(flow: Learnt, packet: Packet, kernel: Outcome, right: Outcome, quick: Outcome) -> None:
-    """The kernel drops it. The fast path may pass it, exactly as wrong as it came."""
+    """The kernel drops a packet with a wrong checksum. The fast path may pass it, with the same error."""
     assert kernel.far == []
     (wanted,), (frame,) = right.far, quick.far
     (sent,) = frames(packet, flow.ends(packet.back))
@@ -260,7 +260,7 @@ def test_every_packet_becomes_what_the_kernel_makes_of_it(flow: Learnt, sent: li
             same(by_kernel, outcome, packet)
 
 
-# --- checksums and segments that a device is to make
+# --- offloads of checksums and segmentation to a device
 
 GSO = {(4, TCP): 1, (6, TCP): 4, (4, UDP): 5, (6, UDP): 5}  # linux/virtio_net.h
 GSO_ECN = 0x80
@@ -268,7 +268,7 @@ NEEDS_CHECKSUM = 1
 
 
 def offloaded(flow: Learnt, packet: Packet, segment: int, ecn: bool) -> tuple[bytes, bytes]:
-    """As a stack hands it to a device: virtio_net_hdr, and frame with the sum of the pseudo header."""
+    """The packet as a stack passes it to a device: virtio_net_hdr, and frame with the pseudo header sum."""
     ends = flow.ends(packet.back)
     (frame,) = frames(packet, ends)
     network = 20 if flow.family == 4 else 40
@@ -300,12 +300,12 @@ def test_what_is_left_to_the_device_is_left_to_it_still(
     for packet, wanted, segment, ecn in sent:
         whole = prepared(flow, packet)
         if segment is not None:
-            # More than one segment, but no more than UDP may have.
+            # More than one segment, but at most as many as UDP allows.
             size = min(max(wanted, segment + 1), segment * 60, 60_000)
             whole = replace(whole, payload=size, fragment_field=0x4000 if flow.family == 4 else 0)
         header, frame = offloaded(flow, whole, segment or 0, ecn)
         headers = len(frame) - 14 - whole.payload
-        # Segments of a tunnel would look like those of UDP.
+        # The segments of a tunnel would look like those of UDP.
         eligible = headers + (segment or whole.payload) <= LARGEST and not (segment and flow.protocol == UDP)
         ready.append((whole.back, header, frame, eligible))
     flow.forget()
@@ -320,14 +320,14 @@ def test_what_is_left_to_the_device_is_left_to_it_still(
 
 
 def test_checksums_that_look_like_something_else(flow: Learnt) -> None:
-    """One that equals the sum of the pseudo header, as if it were left to the device; those that become 0."""
+    """A checksum equal to the pseudo header sum, as if left to the device; checksums that become 0."""
     for back in (False, True):
         ends = flow.ends(back)
         base = flow.placed(Packet(back=back, payload=100))
         size = len(frames(base, ends)[0]) - 14 - (20 if flow.family == 4 else 40)
         pseudo = ~checksum(ends.pseudo(size)) & 0xFFFF
         flow.forget()
-        # What the translation adds to a checksum.
+        # The amount that the translation adds to a checksum.
         (frame,) = flow.put(base).far
         at = 14 + (20 if flow.family == 4 else 40) + (16 if flow.protocol == TCP else 6)
         (sent,) = frames(base, ends)
@@ -345,7 +345,7 @@ def test_checksums_that_look_like_something_else(flow: Learnt) -> None:
 
 @pytest.mark.parametrize("back", [False, True], ids=["out", "back"])
 def test_mark_and_priority(flow: Learnt, back: bool) -> None:
-    """The queues behind us tell packets apart by them; other software's bits of the mark stay."""
+    """Queues at the outgoing interface use both; the mark's bits of other software stay."""
     near = flow.wire.origin if back else flow.wire.client
     found = {}
     flow.learn()

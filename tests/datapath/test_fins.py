@@ -1,4 +1,4 @@
-"""FINs that do not follow on what their side has sent: nothing, until the other side acknowledges them."""
+"""Tests of FINs after a gap, which have no effect until the other side acknowledges them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKWARDS = pytest.mark.parametrize("back", [False, True], ids=["client", "origi
 
 
 class Pair:
-    """An established connection; ``back`` turns the sides around."""
+    """An established connection; ``back`` swaps the sides."""
 
     def __init__(self, wire: Wire, family: int, back: bool):
         self.connection = Connection(wire, family, next(_ports))
@@ -27,11 +27,11 @@ class Pair:
         assert self.connection.send(CLIENT_START + 1, ORIGIN_START + 1, ACK)
 
     def say(self, offset: int, acknowledges: int, flags: int, payload: bytes = b"") -> None:
-        """This side's next segment; numbers count from behind the handshake."""
+        """Sends a segment of this side, with numbers that are relative to the end of the handshake."""
         self._put(self.back, offset, acknowledges, flags, payload)
 
     def reply(self, offset: int, acknowledges: int, flags: int, payload: bytes = b"") -> None:
-        """The same of the other side."""
+        """Sends a segment of the other side."""
         self._put(not self.back, offset, acknowledges, flags, payload)
 
     def _put(self, back: bool, offset: int, acknowledges: int, flags: int, payload: bytes) -> None:
@@ -52,7 +52,7 @@ def test_forged_ones_change_nothing(box: Box, wire: Wire, family: int, back: boo
     pair.reply(0, 2 * len(DATA), ACK)
     _, ours, counted, _ = states(box, pair.connection)
     assert (ours, counted) == ("ESTABLISHED", 1)
-    # The true ones are believed nevertheless.
+    # The genuine FINs take effect.
     pair.say(2 * len(DATA), 0, FIN | ACK)
     pair.reply(0, 2 * len(DATA) + 1, FIN | ACK)
     pair.say(2 * len(DATA) + 1, 1, ACK)
@@ -62,7 +62,7 @@ def test_forged_ones_change_nothing(box: Box, wire: Wire, family: int, back: boo
 
 @BACKWARDS
 def test_a_segment_that_was_lost_before_the_gateway(box: Box, wire: Wire, family: int, back: bool) -> None:
-    """The FIN comes beyond a gap, which is filled after it: the acknowledgement of all ends it."""
+    """The FIN arrives before the segment that fills its gap: the acknowledgement of both counts."""
     pair = Pair(wire, family, back)
     pair.say(len(DATA), 0, FIN | ACK)
     pair.reply(0, 0, ACK)

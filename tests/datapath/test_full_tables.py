@@ -1,4 +1,4 @@
-"""Full tables: unanswered and closed flows make room, live ones never; a client has its share and no more."""
+"""Tests of full tables and client limits: eviction removes unanswered and closed flows, never live ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLOWS = ORIGINS = 1024
 OF_A_CLIENT, UNANSWERED = 700, 300
 OPENED = ("nearest", "policy")
 NEIGHBOUR = {4: "10.1.0.3", 6: "fd01:0:0:1::2"}
-"""Another client; in IPv6 of another /64."""
+"""Another client; for IPv6 in another /64."""
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +36,19 @@ def document() -> Document:
 
 @pytest.fixture(scope="module", autouse=True)
 def networks(box: Box) -> None:
-    """Behind a router inside: an IPv6 client is a /64."""
+    """Routes fd01::/48 through a router inside: each /64 of it is a client."""
     run(f"ip -6 route add fd01::/48 via {CLIENT[6]} dev in0")
 
 
 @pytest.fixture(autouse=True)
 def nothing_lives(box: Box) -> None:
     box.forget_everything()
-    sweep.keep_evictable(box.pins, FLOWS)  # the queue is empty now
+    sweep.keep_evictable(box.pins, FLOWS)  # empties the queue
 
 
 @cache
 def frame(family: int, client: str, kind: type, **fields: object) -> bytes:
-    """From a client to the origin, with ports 1 and 2."""
+    """A frame from a client to the origin, with ports 1 and 2."""
     ip = (IP if family == 4 else IPv6)(src=client, dst=ORIGIN[family])
     return bytes(Ether(src=CLIENT_MAC, dst=MAC["in0"]) / ip / kind(sport=1, dport=2, **fields))
 
@@ -75,12 +75,11 @@ def answered(family: int, client: str, kind: type, **fields: object) -> bytes:
 
 
 def answer(family: int, client: str, sport: int, dport: int, kind: type = UDP, **fields: object) -> bytes:
-    """As to_client sees it: translated back."""
+    """A reply as to_client receives it, with the client's address and port."""
     return with_ports(answered(family, client, kind, **fields), family, dport, sport)
 
 
 def send(box: Box, frame: bytes) -> str:
-    """The reason."""
     with box.counted() as counted:
         assert box.program("from_client")(frame) == NO_FILTER
     (reason,) = counted.packets
@@ -88,7 +87,7 @@ def send(box: Box, frame: bytes) -> str:
 
 
 def ask(box: Box, family: int, client: str, number: int, answered: bool) -> str:
-    """One more flow of a client, each to an origin of its own."""
+    """Opens one more flow of a client, to an origin of its own; returns the reason."""
     sport, dport = 2000 + number % 50000, 1000 + number % 60000
     reason = send(box, datagram(family, client, sport, dport))
     if answered and reason in OPENED:
@@ -97,7 +96,7 @@ def ask(box: Box, family: int, client: str, number: int, answered: bool) -> str:
 
 
 def clients(family: int, count: int) -> list[str]:
-    """So many clients, in IPv6 each of another /64."""
+    """The addresses of ``count`` clients, for IPv6 each in another /64."""
     return [f"10.1.1.{n + 1}" if family == 4 else f"fd01:0:0:{n + 16:x}::2" for n in range(count)]
 
 
@@ -119,7 +118,7 @@ def test_a_client_has_so_many_unanswered_flows(box: Box, family: int) -> None:
     reasons = [ask(box, family, CLIENT[family], n, answered=False) for n in range(UNANSWERED + 5)]
     assert opened(reasons) == {"opened": UNANSWERED, "client-unanswered": 5}
     assert box.program("from_client").mark == REFUSED
-    # Others are not concerned, and an answer makes room for another one.
+    # The limit does not affect other clients, and an answer makes room for another flow.
     assert opened([ask(box, family, NEIGHBOUR[family], 7, answered=False)]) == {"opened": 1}
     box.program("to_client")(answer(family, CLIENT[family], 2000, 1000))
     reasons = [ask(box, family, CLIENT[family], 5000 + n, answered=False) for n in range(2)]
@@ -127,7 +126,7 @@ def test_a_client_has_so_many_unanswered_flows(box: Box, family: int) -> None:
 
 
 def test_an_ipv6_client_is_its_64(box: Box) -> None:
-    """One host may use every address of it."""
+    """One host may use every address of its /64."""
     for n in range(UNANSWERED):
         assert opened([ask(box, 6, f"fd01::{n + 2:x}", n, answered=False)]) == {"opened": 1}
     assert ask(box, 6, "fd01::ffff:1", 9999, answered=False) == "client-unanswered"
@@ -137,7 +136,7 @@ def test_an_ipv6_client_is_its_64(box: Box) -> None:
 
 
 def test_half_open_connections_are_unanswered(box: Box, family: int) -> None:
-    """A host that sends SYNs and completes no handshake has SYN/ACKs from any origin that listens."""
+    """A host that sends SYNs and completes no handshake gets SYN/ACKs from any listening origin."""
     client, count = CLIENT[family], UNANSWERED + 5
     reasons = []
     for n in range(count):
@@ -145,7 +144,7 @@ def test_half_open_connections_are_unanswered(box: Box, family: int) -> None:
         frame = answer(family, client, 2000 + n, 443, TCP, flags="SA", seq=500, ack=101)
         box.program("to_client")(frame)
     assert opened(reasons) == {"opened": UNANSWERED, "client-unanswered": 5}
-    # One that is completed makes room for another.
+    # A completed handshake makes room for another connection.
     assert send(box, syn(family, client, 2000, 443, "A", 101, 501)) in OPENED
     assert opened([send(box, syn(family, client, 9000, 443))]) == {"opened": 1}
 
@@ -157,7 +156,7 @@ def test_a_client_has_so_many_live_flows(box: Box, family: int) -> None:
 
 
 def test_flows_that_end_are_a_clients_no_more(box: Box, family: int) -> None:
-    """By a reset, by a sweep, and by the end of their egress IP."""
+    """Flows end by a reset, by a sweep, and with their egress IP."""
     client = CLIENT[family]
     for n in range(5):
         send(box, syn(family, client, 3000 + n, 443))
@@ -173,7 +172,7 @@ def test_flows_that_end_are_a_clients_no_more(box: Box, family: int) -> None:
 
 
 def test_unanswered_flows_make_room_the_oldest_first(box: Box, family: int) -> None:
-    """Four clients fill the table; a fifth gets in, and what is answered stays."""
+    """Four clients fill the table; a fifth is admitted, and the answered flows stay."""
     before = events(box)
     live, *others = clients(family, 5)
     for n in range(200):
@@ -187,7 +186,7 @@ def test_unanswered_flows_make_room_the_oldest_first(box: Box, family: int) -> N
     assert events(box) - before == 200 + 4 * UNANSWERED - FLOWS
     rows = box.maps.flows.items()[1]
     assert int((rows["replied"] == 1).sum()) == 200
-    # The first client's oldest are gone, the last one's are all there.
+    # The oldest flows of the first client are gone, those of the last client are complete.
     keys = box.maps.flows.items()[0]
     left = Counter(key["client"].tobytes() for key in keys)
     assert sorted(left.values()) == [200, FLOWS - 200 - 2 * UNANSWERED, UNANSWERED, UNANSWERED]
@@ -206,7 +205,7 @@ def test_live_flows_make_no_room(box: Box, family: int) -> None:
 
 
 def test_closed_connections_make_room(box: Box, family: int) -> None:
-    """A client that opens and closes, with an origin of its own that plays along."""
+    """A client opens and closes connections, to an origin that cooperates."""
     client = CLIENT[family]
     for n in range(FLOWS + 50):
         sport, dport = 2000 + n % 1000, 400 + n // 1000
@@ -217,7 +216,7 @@ def test_closed_connections_make_room(box: Box, family: int) -> None:
 
 
 def test_origins_without_a_flow_make_room(box: Box, family: int) -> None:
-    """A client that opens and resets connections to ever more origins keeps no other client from new ones."""
+    """A client that opens and resets connections to many origins does not exclude new origins."""
     client = CLIENT[family]
     for n in range(ORIGINS + 200):
         assert opened([send(box, syn(family, client, 2000, 1000 + n))]) == {"opened": 1}
@@ -226,7 +225,7 @@ def test_origins_without_a_flow_make_room(box: Box, family: int) -> None:
 
 
 def test_answered_origins_stay(box: Box, family: int) -> None:
-    """One flow to each of many origins; those of others make room."""
+    """Origins with an answered flow stay; those of unanswered flows make room."""
     live, *others = clients(family, 5)
     for n in range(100):
         ask(box, family, live, n, answered=True)
@@ -239,14 +238,14 @@ def test_answered_origins_stay(box: Box, family: int) -> None:
 
 
 def test_a_full_table_of_clients_keeps_none_out(box: Box, family: int) -> None:
-    """Flows of clients for which there is no room are not counted for them; all else is."""
+    """Flows of clients for which there is no room are not counted for the client, but for the origin."""
     count = FLOWS // 4 + 20
     for n in range(count):
         client = f"10.1.{1 + n // 200}.{1 + n % 200}" if family == 4 else f"fd01:0:0:{n + 16:x}::2"
         assert opened([ask(box, family, client, n, answered=False)]) == {"opened": 1}
     assert len(box.maps.client_prefixes.items()[0]) == FLOWS // 4
     assert int(box.maps.origins.items()[1]["active"].sum()) == count
-    box.forget_everything()  # the counts are not those of the flows, as it should be here
+    box.forget_everything()  # here the counts differ from the flows, as intended
 
 
 def test_unused_clients_are_forgotten(box: Box, family: int) -> None:

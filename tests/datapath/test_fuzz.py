@@ -1,7 +1,7 @@
-"""A million random and mutated packets: each is counted, and what lives is not moved.
+"""A million random and mutated packets: each is counted, and none changes a live flow.
 
-All four programs run on the same maps. The seed is printed: set FUZZ_SEED to run it again, and
-FUZZ_PACKETS for another number.
+All four programs run on the same maps. The test prints its seed: FUZZ_SEED repeats a run, FUZZ_PACKETS sets
+the number of packets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PACKETS = int(os.environ.get("FUZZ_PACKETS", "1000000"))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.SystemRandom().getrandbits(32)
 CHUNK = 500
 TRANSLATED = {4: LAX1[4], 6: "2001:db8:1::2"}
-# The origins of what lives: no mutation of a few bytes names them.
+# The origins of the live flows: no mutation of a few bytes produces these addresses.
 ALIVE = {4: "198.19.77.1", 6: "2001:db8:77::1"}
 
 
@@ -50,7 +50,7 @@ def document() -> Document:
 
 
 def seeds() -> list[bytes]:
-    """Packets of every kind that the programs tell apart."""
+    """Packets of every kind that the programs distinguish."""
     packets = []
     for family in (4, 6):
         ip = (IP if family == 4 else IPv6)(src=CLIENT[family], dst=ORIGIN[family])
@@ -92,7 +92,7 @@ INTERESTING = (0, 1, 2, 4, 5, 6, 15, 17, 41, 43, 44, 50, 51, 58, 59, 60, 63, 64,
 
 
 def mutated(chance: random.Random, seed: bytes) -> bytes:
-    """A seed with a few bytes, mostly of its headers, changed; sometimes cut, grown or all random."""
+    """A seed with a few changed bytes, mostly of its headers; sometimes cut, extended or entirely random."""
     kind = chance.random()
     if kind < 0.03:
         return seed[:14] + chance.randbytes(chance.randrange(40, 200))
@@ -131,14 +131,14 @@ def living(box: Box) -> dict[bytes, bytes]:
 
 
 def of_living(box: Box) -> dict[bytes, bytes]:
-    """The origins' rows of what lives, their moment of last use apart."""
+    """The rows of the origins of the live flows, by key."""
     before = {}
     for key, row in zip(*box.maps.origins.items(), strict=True):
         before[key.tobytes()] = row.copy().tobytes()
     return before
 
 
-# Program, interface, where the packet came in, the reasons that it may count for each packet.
+# Program: its interface, the incoming interface, how many reasons it may count for each packet.
 HOOKS = {
     "from_client": ("in0", None, range(1, 2)),
     "to_client": ("in0", "out0", range(2)),
@@ -147,7 +147,7 @@ HOOKS = {
 }
 MAY_RETURN = {
     "from_client": {NO_FILTER, BLOCKED},
-    "to_client": {NO_FILTER, BLOCKED},  # what the table has marked as expected, and there is no room for
+    "to_client": {NO_FILTER, BLOCKED},  # blocks a connection marked as expected if the table is full
     "to_origin": {NO_FILTER, BLOCKED},
     "from_origin": {NO_FILTER, REDIRECT},
 }
@@ -163,7 +163,7 @@ def feed(box: Box, name: str, frames: list[bytes], marks: list[int]) -> None:
     for frame, mark in zip(frames, marks, strict=True):
         try:
             returned.add(program(frame, mark))
-        except OSError as error:  # a test run refuses some frames that no interface would hand up
+        except OSError as error:  # a test run refuses some frames that no interface delivers
             assert error.errno == 22
             continue
         run += 1
@@ -203,7 +203,7 @@ def test_a_million_packets(box: Box) -> None:
     assert {key: after.get(key) for key in flows} == flows
     assert {key: rows.get(key) for key in origins} == origins
     assert sum(fed.values()) == PACKETS // CHUNK * CHUNK
-    # The mutations reach what they are meant to reach.
+    # The mutations must reach these reasons.
     assert {"policy", "nearest", "dns", "icmp", "icmp-error", "malformed", "tiny-fragment"} <= reasons.keys()
     assert {"later-fragment", "out-of-state", "leak", "local", "inside", "ttl", "reply"} <= reasons.keys()
     assert {"neighbour", "not-ip", "protocol", "expected"} <= reasons.keys()
@@ -212,7 +212,7 @@ def test_a_million_packets(box: Box) -> None:
 @given(st.binary(min_size=40, max_size=300), st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06"]))
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes(box: Box, data: bytes, kind: bytes) -> None:
-    """hypothesis' own idea of a packet, through all four."""
+    """Random bytes of hypothesis, through all four programs."""
     for name, (interface, _, _) in HOOKS.items():
         frame = rewritten(bytes(12) + kind + data, interface)
         feed(box, name, [frame], [0])

@@ -1,4 +1,4 @@
-"""to_origin, the last guard: from inside to outside only with the source that the mark's egress IP plans."""
+"""Tests of to_origin, the leak guard: a packet leaves only with a source address of its mark's egress IP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .box import BLOCKED, CLIENT, MAC, NO_FILTER, ORIGIN, ROUTER_MAC, Box
 from .wire import SYN, Connection, Wire
 
 SHARED = {4: "198.51.100.1", 6: "2001:db8:ffff::1"}
-# A range's host bits are the client's.
+# In a range, the host bits are those of the client.
 IN_RANGE = {4: LAX1[4], 6: "2001:db8:1::2"}
 OF_THE_CLIENT = {4: LAX1[4], 6: "2001:db8:1:0:ffff::5"}
 OTHER = {4: LAX2[4], 6: "2001:db8:2::2"}
@@ -31,7 +31,7 @@ NOT_HERE = {4: NYC1[4], 6: "2001:db8:3::2"}
 def leaving(
     box: Box, packet: Packet, mark: int, arrived: str | None = "in0", sender: str = MAC["out0"]
 ) -> tuple[int, int]:
-    """What to_origin returned, and how many leaks it counted."""
+    """The return value of to_origin, and how many leaks it counted."""
     program = box.program("to_origin", "out0")
     program.context.ingress_ifindex = box.index[arrived] if arrived else 0
     with box.counted() as counted:
@@ -67,7 +67,7 @@ def test_marks_that_name_no_egress(box: Box, family: int) -> None:
     for mark in (0, 0xABCD0000, 0xFFFF, 200, 16384, 16385):
         for source in (CLIENT, IN_RANGE, SHARED, {4: "0.0.0.0", 6: "::"}):
             assert leaving(box, packet(family, source[family]), mark) == STOPPED, (mark, source)
-    # An egress IP of another location's.
+    # An egress IP of another location.
     assert leaving(box, packet(family, NOT_HERE[family]), box.slot("nyc-1") + 1) == STOPPED
 
 
@@ -92,7 +92,7 @@ def test_what_is_no_ip_does_not_cross(box: Box) -> None:
 
 
 def test_what_an_interface_on_top_sends(box: Box, family: int) -> None:
-    """It carries a client's packet to another inside network, say: its own program looks at that."""
+    """The program of the upper interface checks such a packet, for instance one to another inside network."""
     assert leaving(box, Dot1Q(vlan=7) / packet(family, CLIENT[family]), 0) == LET
     assert leaving(box, PPPoE(sessionid=1) / PPP() / packet(family, CLIENT[family]), 0) == LET
     assert leaving(box, packet(family, CLIENT[family]), 0) == STOPPED
@@ -100,7 +100,7 @@ def test_what_an_interface_on_top_sends(box: Box, family: int) -> None:
 
 @pytest.fixture
 def macvlan(box: Box) -> Iterator[str]:
-    """The MAC address of an interface on top of out0; the maps know of it."""
+    """The MAC address of a macvlan on out0, which the maps contain."""
     mac = "02:00:00:00:03:01"
     assert box.gateway.previous is not None
     wanted = box.gateway.previous
@@ -113,14 +113,14 @@ def macvlan(box: Box) -> Iterator[str]:
 
 
 def test_what_a_macvlan_on_top_sends(box: Box, family: int, macvlan: str) -> None:
-    """It is known by its MAC address. The lower interface may have another one since links were looked at."""
+    """The maps identify a macvlan by its MAC address. The lower interface may have changed its own."""
     assert leaving(box, packet(family, CLIENT[family]), 0, sender=macvlan) == LET
     for sender in (MAC["out0"], "02:00:00:00:02:77"):
         assert leaving(box, packet(family, CLIENT[family]), 0, sender=sender) == STOPPED
 
 
 def test_the_gateways_own_packets(box: Box, family: int) -> None:
-    """They came in by no interface, or by an outside one."""
+    """The gateway's own packets have no incoming interface, or an outside one."""
     for arrived in (None, "out0"):
         assert (
             leaving(box, packet(family, "192.0.2.1" if family == 4 else "2001:db8:0:1::1"), 0, arrived) == LET
@@ -128,12 +128,12 @@ def test_the_gateways_own_packets(box: Box, family: int) -> None:
     assert leaving(box, ARP(), 0, None) == LET
 
 
-# On the wire
+# Real packets
 
 
 @pytest.fixture
 def without_a_table(box: Box) -> Iterator[None]:
-    """As if somebody had flushed the ruleset: nothing translates, nothing else stops."""
+    """Deletes the nftables table: no rule translates or stops a packet."""
     subprocess.run(["nft", "delete", "table", "inet", "enforcer"], check=True)
     yield
     box.apply(box.config)

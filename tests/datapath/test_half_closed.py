@@ -1,6 +1,6 @@
-"""Resets of any number: what they do to a connection that is established, and to one that closes.
+"""Tests of resets with a wrong number, for an established connection and for one that closes.
 
-docs/timers.md tells of it, "Resets and FINs".
+docs/timers.md, "Resets and FINs", describes the behaviour.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AHEAD = 5000
 
 @BACKWARDS
 def test_an_established_connection_stays(box: Box, wire: Wire, family: int, back: bool) -> None:
-    """With the timer of a closed one, until its next packet."""
+    """The flow has the timeout of a closed connection until its next packet."""
     pair = Pair(wire, family, back)
     pair.say(0, 0, ACK | PSH, DATA)
     pair.reply(0, len(DATA), ACK)
@@ -34,7 +34,7 @@ def test_an_established_connection_stays(box: Box, wire: Wire, family: int, back
 @BACKWARDS
 @pytest.mark.parametrize("by_peer", [False, True], ids=["own-fin", "peers-fin"])
 def test_one_that_closes_is_closed(box: Box, wire: Wire, family: int, back: bool, by_peer: bool) -> None:
-    """It counts on where the origin has had no say: a client alone ends no count."""
+    """The flow remains counted if the origin has sent neither FIN nor reset: a client alone ends no count."""
     pair = Pair(wire, family, back)
     pair.say(0, 0, ACK | PSH, DATA)
     if by_peer:

@@ -1,4 +1,4 @@
-"""A client's ICMP errors about its flows (RFC 5508, REQ-4), also while other ICMP has no address."""
+"""Tests of a client's ICMP errors about its flows (RFC 5508, REQ-4), with and without a shared address."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def header(family: int, *, back: bool = False) -> Packet:
 
 
 def send(box: Box, packet: Packet) -> tuple[int, int, set[str]]:
-    """What from_client returned, the mark, and what was counted."""
+    """The return value of from_client, the mark, and the counted reasons."""
     program = box.program("from_client")
     with box.counted() as counted:
         returned = program(bytes(Ether(src=CLIENT_MAC, dst=MAC["in0"]) / packet))

@@ -1,4 +1,4 @@
-"""from_origin answers neighbour solicitations for on-link ranges (RFC 4861, 7.2.4), and nothing else."""
+"""Tests that from_origin answers neighbour solicitations for on-link ranges only (RFC 4861, 7.2.4)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def solicitation(target: str = TARGET, **fields: object) -> Packet:
 
 
 def bare(target: str = TARGET, **fields: object) -> Packet:
-    """Without the option."""
+    """A solicitation without the option."""
     head = {"src": ROUTER[6], "dst": GROUP, "hlim": 255, **fields}
     return Ether(src=ROUTER_MAC, dst=GROUP_MAC) / IPv6(**head) / ICMPv6ND_NS(tgt=target)
 
@@ -79,7 +79,7 @@ def test_a_solicitation_is_answered(box: Box, target: str) -> None:
 
 
 def test_a_probe_of_reachability_is_answered(box: Box) -> None:
-    """Unicast, to our own link-layer address (RFC 4861, 7.3.3)."""
+    """A unicast solicitation to the interface's link-layer address (RFC 4861, 7.3.3)."""
     question = solicitation(dst=TARGET)
     question.dst = MAC["out0"]
     answer = answered(box, bytes(question))
@@ -88,7 +88,7 @@ def test_a_probe_of_reachability_is_answered(box: Box) -> None:
 
 
 def test_duplicate_address_detection_is_answered_to_all(box: Box) -> None:
-    """RFC 4862, 5.4.3: the source is unspecified and there is no option."""
+    """A solicitation with an unspecified source and without the option (RFC 4862, 5.4.3)."""
     answer = answered(box, bytes(bare(src="::")))
     assert answer is not None
     check(answer, TARGET, "ff02::1", "33:33:00:00:00:01", solicited=False)
@@ -107,7 +107,7 @@ def test_other_targets(box: Box) -> None:
 
 
 def test_what_is_not_valid_is_left_to_the_kernel(box: Box) -> None:
-    """RFC 4861, 7.1.1, and what is no solicitation at all."""
+    """Invalid solicitations (RFC 4861, 7.1.1), and other packets."""
     assert answered(box, bytes(solicitation(hlim=254))) is None
     ip = IPv6(src=ROUTER[6], dst=GROUP, hlim=255)
     head = Ether(src=ROUTER_MAC, dst=GROUP_MAC)
@@ -143,7 +143,7 @@ def test_a_wrong_checksum_is_not_answered(box: Box, options: int) -> None:
 
 
 def test_on_the_wire(box: Box, wire: Wire) -> None:
-    """The question goes in at out0, and the answer comes back on the same link."""
+    """The solicitation arrives at out0, and the advertisement leaves on the same link."""
     wire.taken(wire.origin)
     wire.origin.send(bytes(solicitation()))
     wire.settle("in0")

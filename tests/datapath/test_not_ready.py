@@ -1,4 +1,4 @@
-"""Before the tables are filled nothing leaves, and the gateway itself can be reached."""
+"""Tests that no packet leaves before the tables are filled, and that the gateway itself is reachable."""
 
 from __future__ import annotations
 

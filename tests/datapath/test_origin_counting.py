@@ -1,4 +1,4 @@
-"""The limit is exact, and every end of a flow gives back exactly one."""
+"""Tests that the limit is exact, and that every end of a flow decrements the count once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def segment(family: int, flags: str = "S", sport: int = 1000, dport: int = 443, 
 
 
 def answer(family: int, flags: str, dport: int = 1000, sport: int = 443, **fields: object) -> bytes:
-    """As to_client sees it: translated back."""
+    """A reply as to_client receives it, with the client's address and port."""
     ip = (IP if family == 4 else IPv6)(src=ORIGIN[family], dst=CLIENT[family])
     return bytes(Ether() / ip / TCP(sport=sport, dport=dport, flags=flags, **fields))
 
@@ -54,7 +54,7 @@ def with_port(frame: bytes, family: int, port: int) -> bytes:
 
 
 def send(box: Box, *frames: bytes) -> list[str]:
-    """The reasons, in order."""
+    """The reasons of the frames, in their order."""
     found = []
     for frame in frames:
         with box.counted() as counted:
@@ -85,7 +85,7 @@ def test_the_last_one_and_the_next(box: Box, family: int) -> None:
     assert box.program("from_client").mark == REFUSED
     row = only_origin(box)
     assert (row["active"], row["peak"], row["total"], row["refused"]) == (LIMIT, LIMIT, LIMIT, 3)
-    # What lives goes on.
+    # Live flows continue.
     assert send(box, *frames[:LIMIT]) == ["policy"] * LIMIT
     assert box.program("from_client").mark == box.slot("lax-1") + 1
     assert only_origin(box)["total"] == LIMIT
@@ -133,7 +133,7 @@ def test_an_end_gives_back_one(box: Box, family: int, end: str) -> None:
     assert send(box, segment(family, sport=2000)) == ["limit"]
     ENDS[end](box, family)
     assert only_origin(box)["active"] == LIMIT - 1
-    # Said again, it gives back nothing.
+    # A repeated end does not decrement the count again.
     ENDS[end](box, family)
     assert only_origin(box)["active"] == LIMIT - 1
     assert send(box, segment(family, sport=2000), segment(family, sport=2001)) == ["policy", "limit"]
@@ -143,7 +143,7 @@ def test_a_refused_connection_gives_back_one(box: Box, family: int) -> None:
     send(box, segment(family, "S", seq=100))
     reply(box, answer(family, "RA", seq=0, ack=101))
     assert only_origin(box)["active"] == 0
-    assert not len(flow_keys(box))  # conntrack has forgotten it as well
+    assert not len(flow_keys(box))  # conntrack has deleted its entry as well
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -166,7 +166,7 @@ def test_a_tuple_used_again_must_be_admitted(box: Box, family: int) -> None:
 
 
 def age(box: Box, seconds: float) -> None:
-    """Makes all flows look as if the last packet had been so long ago."""
+    """Sets the last packet of all flows back by ``seconds``."""
     for key, flow in zip(*box.maps.flows.items(), strict=True):
         older = flow.copy()
         older["last_seen"] = int(older["last_seen"]) - int(seconds * 1e9)
@@ -188,7 +188,7 @@ def test_reaping_gives_back_one(box: Box, family: int, protocol: str) -> None:
 
 
 def test_a_flow_that_is_not_idle_is_not_reaped(box: Box, family: int) -> None:
-    """However the sweep came to name it."""
+    """The program checks the idle time of a flow that the sweep names."""
     send(box, segment(family))
     assert sweep.reap(box.pins, flow_keys(box)) == 0
     assert only_origin(box)["active"] == 1
@@ -225,7 +225,7 @@ def test_reaping_more_than_a_batch(box: Box) -> None:
 def test_forgetting_only_origins_without_flows(box: Box, family: int) -> None:
     send(box, segment(family, dport=1), segment(family, dport=2))
     send(box, segment(family, "R", dport=2, seq=0))
-    assert sweep.forget_origins(box.maps.origins, box.pins) == 2  # both were used a moment ago
+    assert sweep.forget_origins(box.maps.origins, box.pins) == 2  # both are in recent use
     keys, _ = box.maps.origins.items()
     assert run_on(box.pins, "forget", keys) == 1
     ((left, row),) = zip(*box.maps.origins.items(), strict=True)
@@ -263,7 +263,7 @@ def in_processes(work: list[tuple[int, list[bytes]]], box: Box, rounds: int) -> 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
 @pytest.mark.parametrize("same", [True, False], ids=["the same tuples", "tuples of their own"])
 def test_exact_on_two_processors(box: Box, family: int, same: bool) -> None:
-    """Both open connections to one origin, over and over; each opens and resets ten of them on the way."""
+    """Both processors repeatedly open connections to one origin, and each resets ten of them per round."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
     first, reset = segment(family), segment(family, "R")
     work = []

@@ -1,4 +1,4 @@
-"""Every packet ends in exactly one counted way: packets of all kinds through from_client."""
+"""Packets of all kinds through from_client: each is counted with exactly one reason."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def frame(packet: Packet | bytes, kind: int | None = None, to: str = MAC["in0"])
 
 
 def outcome(box: Box, data: bytes, mark: int = 0) -> tuple[str, int, int]:
-    """The one reason that was counted, what the program returned, and the mark after."""
+    """The one counted reason, the program's return value, and the mark after the run."""
     program = box.program("from_client")
     with box.counted() as counted:
         returned = program(data, mark)
@@ -57,7 +57,7 @@ def expect(box: Box, data: bytes, reason: str, mark: int = 0) -> None:
 
 
 def test_the_mark_of_a_verdict(box: Box, family: int) -> None:
-    """What others keep in the mark's upper half stays; what stood in ours goes."""
+    """The upper half of the mark, which other software uses, stays; the program sets the enforcer's bits."""
     data = frame(ip(family) / TCP(**PORT))
     assert outcome(box, data, 0xABCD1234) == ("policy", NO_FILTER, 0xABCD0000 | box.slot("lax-1") + 1)
     data = frame(ip(family) / UDP(sport=1, dport=53))
@@ -87,7 +87,7 @@ def test_other_protocols(box: Box, family: int) -> None:
     for protocol in (50, 59, 132, 255, 58 if family == 4 else 1):
         field = {"proto": protocol} if family == 4 else {"nh": protocol}
         expect(box, frame(ip(family, **field) / Raw(bytes(8))), "protocol", 1)
-    # The other family's ICMP is a protocol like any other, and no payload is a payload too.
+    # The ICMP of the other family is an ordinary protocol, and a packet without payload is valid.
     field = {"proto": 255} if family == 4 else {"nh": 255}
     expect(box, frame(ip(family, **field)), "protocol", 1)
 
@@ -113,7 +113,7 @@ def test_a_header_of_the_other_family(box: Box) -> None:
 def test_ipv4_header_lengths(box: Box) -> None:
     for ihl in range(5):
         expect(box, frame(ip(4, ihl=ihl) / TCP(**PORT)), "malformed")
-    # A header that reaches over the packet's end.
+    # A header that is longer than the packet.
     expect(box, frame(ip(4, ihl=15, len=50) / TCP(**PORT)), "malformed")
     assert outcome(box, frame(ip(4, options=[IPOption_NOP()] * 40) / TCP(**PORT)))[0] == "policy"
     assert outcome(box, frame(ip(4, options=[IPOption_Timestamp()]) / UDP(**PORT)))[0] == "policy"
@@ -128,7 +128,7 @@ def test_lengths_that_say_too_little(box: Box, family: int) -> None:
         for length in range(least):
             said = {"len": 20 + length} if family == 4 else {"plen": length}
             if family == 6 and length == 0:
-                continue  # says nothing: below
+                continue  # 0 means an unknown length: below
             expect(box, frame(ip(family, **said) / transport), "malformed")
     if family == 4:
         for length in range(20):
@@ -138,7 +138,7 @@ def test_lengths_that_say_too_little(box: Box, family: int) -> None:
 
 
 def test_lengths_that_say_too_much(box: Box, wire: Wire, family: int) -> None:
-    """The kernel drops it; a flow must not come of it."""
+    """The kernel drops such a packet, so the program must not create a flow."""
     for missing in (1, 14, 100):
         said = {"len": 20 + 20 + 100 + missing} if family == 4 else {"plen": 20 + 100 + missing}
         packet = frame(ip(family, **said) / TCP(**PORT) / Raw(bytes(100)))
@@ -153,11 +153,11 @@ def test_bytes_after_the_packet(box: Box, family: int) -> None:
 
 
 def arrives(box: Box, wire: Wire, data: bytes) -> str:
-    """The one reason counted for a frame on the wire. (A test run can't say where the packet's bytes end.)"""
+    """The one reason counted for a frame on the wire; a test run cannot set the packet's true length."""
     with box.counted() as counted:
         wire.client.send(data)
         wire.settle("in0")
-    counted.packets["not-ip"] -= 1  # the question of settle()
+    counted.packets["not-ip"] -= 1  # the ARP request of settle()
     (reason,) = (name for name, packets in counted.packets.items() if packets)
     assert counted.packets[reason] == 1
     return reason
@@ -200,7 +200,7 @@ def test_first_fragments(box: Box, family: int) -> None:
 
 
 def test_tiny_first_fragments(box: Box, family: int) -> None:
-    """RFC 1858, and RFC 7112 for IPv6: the whole transport header is in the first fragment."""
+    """The first fragment contains the whole transport header (RFC 1858, and RFC 7112 for IPv6)."""
     tcp = bytes(TCP(flags="S", **PORT))
     for length in (8, 16):
         expect(box, fragment(family, 0, True, tcp[:length]), "tiny-fragment")
@@ -216,7 +216,7 @@ def test_later_fragments(box: Box, family: int) -> None:
 
 
 def test_atomic_fragments(box: Box) -> None:
-    """RFC 6946: offset 0 and no more to come is a whole packet."""
+    """Offset 0 without further fragments is a whole packet (RFC 6946)."""
     tcp = bytes(TCP(flags="S", **PORT))
     assert outcome(box, fragment(6, 0, False, tcp))[0] == "policy"
     expect(box, fragment(6, 0, False, tcp[:16]), "malformed")
@@ -224,7 +224,7 @@ def test_atomic_fragments(box: Box) -> None:
 
 # Extension headers
 
-# By number, what stands behind the next header's number.
+# By name: the header's number, and its bytes after the number of the next header.
 EXTENSIONS = {
     "hop by hop": (0, bytes([0, 1, 4, 0, 0, 0, 0])),
     "routing": (43, bytes([0, 4, 0, 0, 0, 0, 0])),
@@ -246,7 +246,7 @@ def extended(kinds: list[str], transport: Packet) -> bytes:
 @pytest.mark.parametrize("kind", EXTENSIONS)
 @pytest.mark.parametrize("count", range(1, 9))
 def test_extension_headers(box: Box, kind: str, count: int) -> None:
-    """Six are followed."""
+    """The parser follows six extension headers."""
     data = extended([kind] * count, TCP(**PORT))
     if count > 6:
         expect(box, data, "malformed")
@@ -274,14 +274,14 @@ def test_nothing_follows(box: Box) -> None:
 
 
 def test_a_jumbogram(box: Box) -> None:
-    """RFC 2675, not supported by the kernel's forwarding: the header says nothing of a length."""
+    """A jumbogram (RFC 2675), which the kernel does not forward: its header has length 0."""
     option = struct.pack(">BBBBI", 6, 0, 0xC2, 4, 70000)
     data = bytes(Ether(dst=MAC["in0"]) / ip(6, nh=0, plen=0)) + option + bytes(TCP(**PORT)) + bytes(3000)
     expect(box, data, "malformed")
 
 
 def test_addresses_that_are_not_for_ipv6(box: Box) -> None:
-    """An IPv4-mapped address in an IPv6 header would be another family's flow."""
+    """An IPv4-mapped address in an IPv6 header would match a flow of IPv4."""
     assert outcome(box, frame(ip(4) / TCP(**PORT)))[0] == "policy"
     before = box.maps.flows.items()[1].tobytes()
     mapped = {"src": f"::ffff:{CLIENT[4]}", "dst": f"::ffff:{ORIGIN[4]}"}
@@ -291,7 +291,7 @@ def test_addresses_that_are_not_for_ipv6(box: Box) -> None:
     assert box.maps.flows.items()[1].tobytes() == before
 
 
-# Where it goes
+# Routes
 
 
 def test_to_the_gateway_and_to_everyone(box: Box, family: int) -> None:
@@ -326,7 +326,7 @@ def test_hop_limit_used_up(box: Box, family: int) -> None:
 
 @pytest.fixture
 def jumbo(box: Box) -> Iterator[None]:
-    """The inside interface brings packets that the outside one is too small for."""
+    """The inside interface receives packets that exceed the MTU of the outside interface."""
     run("ip link set in0 mtu 9000")
     yield
     run("ip link set in0 mtu 1500")
@@ -337,13 +337,13 @@ def test_larger_than_the_mtu(box: Box, family: int, jumbo: None) -> None:
     field = {"flags": "DF"} if family == 4 else {}
     expect(box, frame(ip(family, **field) / large), "too-big")
     if family == 4:
-        # May be fragmented: by the kernel, and the pieces must have their source.
+        # The kernel fragments the packet, and the fragments need the egress address.
         expect(box, frame(ip(4) / large), "policy", box.slot("lax-1") + 1)
         expect(box, frame(ip(4) / ICMP() / Raw(bytes(1600))), "icmp", 1)
 
 
 def test_larger_than_any_that_its_interface_brings(box: Box, family: int) -> None:
-    """A bridge's netfilter has put it together; the kernel takes it apart again."""
+    """The netfilter of a bridge has reassembled the packet; the kernel fragments it again."""
     field = {"flags": "DF"} if family == 4 else {}
     large = frame(ip(family, **field) / UDP(**PORT) / Raw(bytes(1600)))
     expect(box, large, "policy", box.slot("lax-1") + 1)

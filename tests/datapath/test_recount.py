@@ -1,4 +1,4 @@
-"""A counter that is wrong is corrected by two sweeps, and what is right is left alone."""
+"""Tests that two sweeps correct a wrong counter, and leave right ones unchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sweep(box: Box, recount: Recount) -> int:
 
 
 def spoil(box: Box, table: str, **by: int) -> None:
-    """Changes counters behind the programs' backs."""
+    """Changes the counters of a table without the programs."""
     part = getattr(box.maps, table)
     (key,), (row,) = part.items()
     for name, difference in by.items():
@@ -82,7 +82,7 @@ def test_what_is_right_stays(box: Box) -> None:
 
 
 def test_flows_that_user_space_entered_are_followed(box: Box, wire: Wire, family: int) -> None:
-    """A flow without an identity, as an upgrade carries it over from a version that had none."""
+    """A flow without an identity, as an upgrade copies it from a version that has none."""
     connection = Connection(wire, family, 4100)
     assert connection.send(100, 0, SYN)
     flow = flow_of(box, connection)

@@ -1,4 +1,4 @@
-"""The settings are those of struct settings, field by field."""
+"""Compares the settings in Python with struct settings, field by field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .box import Box
 
 
 def test_fields_are_those_of_the_map(box: Box) -> None:
-    """What C has besides would be written as zero."""
+    """A field that only C has would be written as zero."""
     derived = {"mark_shift"}
     assert set(box.maps.settings.value.names or ()) == {each.name for each in fields(Settings)} | derived
 

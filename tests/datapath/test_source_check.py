@@ -1,4 +1,4 @@
-"""A new flow's source must lead back to the interface it came by: forged ones, real ones, and the switch."""
+"""Tests of the source check: forged and real sources of new flows, and the setting that disables it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def frame(family: int, source: str, layer: Packet | None = None, interface: str 
 
 
 def reason_of(gateway: Box, data: bytes, interface: str = "in0") -> str:
-    """The one reason that was counted; what explain says of the same packet is the same."""
+    """The one counted reason; asserts that explain gives the same reason for the packet."""
     explain = gateway.program("explain", interface)
     explain(data)
     verdict = gateway.maps.explained.get(0)
@@ -72,7 +72,7 @@ def reason_of(gateway: Box, data: bytes, interface: str = "in0") -> str:
 
 @contextmanager
 def changed(*commands: str) -> Iterator[None]:
-    """Commands of ip(8), undone afterwards in reverse: each says add where its counterpart says del."""
+    """Runs commands of ip(8), and undoes them afterwards in reverse order, with "del" in place of "add"."""
     try:
         for command in commands:
             run(f"ip {command}")
@@ -93,7 +93,7 @@ def layers(family: int) -> dict[str, Packet]:
 
 @pytest.mark.parametrize("reason", ["policy", "dns", "icmp", "protocol"])
 def test_another_network_s_address(gateway: Box, family: int, reason: str) -> None:
-    """Whatever protocol gets an egress address, it gets it only where the client is."""
+    """A packet of any protocol gets an egress address only on the interface that leads to its source."""
     layer = layers(family)[reason]
     assert reason_of(gateway, frame(family, NEIGHBOUR[family], layer)) == "spoofed"
     assert reason_of(gateway, frame(family, NEIGHBOUR[family], layer, "in1"), "in1") == reason
@@ -155,7 +155,7 @@ def test_an_address_that_is_no_client_s(gateway: Box, family: int, source: str) 
 
 @pytest.mark.parametrize("source", ["fe80::2", "::1", "ff02::1"])
 def test_a_source_that_ipv6_never_forwards(gateway: Box, wire: Wire, source: str) -> None:
-    """The kernel refuses it (ip6_forward), with "beyond scope" where it is link-local (RFC 4443, 3.1)."""
+    """The kernel refuses it (ip6_forward), with "beyond scope" for a link-local source (RFC 4443, 3.1)."""
     data = frame(6, source)
     assert reason_of(gateway, data) == "local"
     assert not wire.from_client(data[14:])
@@ -183,7 +183,7 @@ def test_several_next_hops_on_one_network(gateway: Box, family: int) -> None:
 
 
 def test_policy_routing(gateway: Box, family: int) -> None:
-    """Rules by source, by incoming interface and for the gateway's own packets do not concern an answer."""
+    """Rules by source, by incoming interface and for the gateway's own packets do not apply to a reply."""
     own = {4: "10.1.0.0/16", 6: "fd01::/64"}[family]
     router = {4: "192.0.2.2", 6: "2001:db8:0:1::2"}[family]
     with changed(
@@ -199,7 +199,7 @@ def test_policy_routing(gateway: Box, family: int) -> None:
 
 
 def test_policy_routing_of_answers(gateway: Box, family: int) -> None:
-    """Where answers take a table of their own, that one says where a source leads."""
+    """If replies have a routing table of their own, the source check uses that table."""
     network = {4: "10.55.0.0/16", 6: "fd55::/32"}[family]
     source = {4: "10.55.0.5", 6: "fd55::5"}[family]
     assert reason_of(gateway, frame(family, source)) == "spoofed"
@@ -211,7 +211,7 @@ def test_policy_routing_of_answers(gateway: Box, family: int) -> None:
 
 
 def test_an_uplink_that_does_not_forward(gateway: Box, family: int) -> None:
-    """IPv6 goes through all the same (ip6_forward asks `all`): an uplink that takes advertisements."""
+    """An uplink that accepts router advertisements: ip6_forward reads `all`, so the kernel forwards."""
     setting = f"net.ipv{family}.conf.out0.forwarding"
     run(f"sysctl -qw {setting}=0")
     try:
@@ -232,7 +232,7 @@ def test_a_packet_larger_than_the_way_back_bears(gateway: Box, family: int) -> N
 
 
 def test_a_flow_keeps_what_it_was_given(gateway: Box, family: int) -> None:
-    """Only a flow's beginning is checked: routes may flap."""
+    """The source check applies to new flows only, because routes may flap."""
     data = frame(family, CLIENT[family], UDP(**PORTS))
     assert reason_of(gateway, data) == "policy"
     host = {4: f"{CLIENT[4]}/32", 6: f"{CLIENT[6]}/128"}[family]

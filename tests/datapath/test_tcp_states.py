@@ -1,7 +1,7 @@
-"""The TCP machine of bpf/flow.h against conntrack itself, segment by segment.
+"""The TCP states of bpf/flow.h, compared with conntrack segment by segment.
 
-Random sequences of segments of both sides go through the gateway; after each, the flow's state is
-conntrack's, and it counts exactly while conntrack calls the connection neither closed nor gone.
+Random sequences of segments of both sides go through the gateway. After each, the flow's state must equal
+conntrack's, and the flow must be counted exactly while conntrack has the connection and it is not closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .wire import ACK, FIN, PSH, RST, SYN, URG, Connection, Wire
 _ports = itertools.count(10000)
 SEQUENCES = 400
 TRANSITORY = 240
-"""Seconds that conntrack keeps what is half-open, by the default configuration."""
+"""Seconds for which conntrack keeps a half-open connection, by the default configuration."""
 HANDSHAKEN = ("SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT")
 OVER = ("TIME_WAIT", "CLOSE", None)
 
@@ -39,7 +39,7 @@ def flow_of(box: Box, connection: Connection) -> np.ndarray | None:
 
 
 def states(box: Box, connection: Connection) -> tuple[str | None, str | None, int, tuple[int, int]]:
-    """conntrack's state, ours, whether ours counts, and after how many seconds each is forgotten."""
+    """conntrack's state, the flow's state, whether the flow is counted, and both timeouts in seconds."""
     entry, flow = connection.tracked(), flow_of(box, connection)
     timeout = box.maps.timeouts.get(int(flow["timeout"])) if flow is not None else 0
     return (
@@ -51,7 +51,7 @@ def states(box: Box, connection: Connection) -> tuple[str | None, str | None, in
 
 
 def after(one: int, other: int) -> bool:
-    """Of two sequence numbers."""
+    """Whether sequence number ``one`` is after ``other``, modulo 2^32."""
     return 0 < (one - other) & 0xFFFFFFFF < 2**31
 
 
@@ -69,11 +69,11 @@ def end_of(sent: Segment) -> int:
 
 
 class Host:
-    """One side: what it sends next, and up to where it has received."""
+    """One side: its next sequence number, and the end of the data that it has received."""
 
     def __init__(self, start: int):
         self.start = self.next = start
-        self.reached: int | None = None  # without a gap, whatever is sent again
+        self.reached: int | None = None  # end of the data without a gap, including repeated segments
         self.received = 0
         self.limit = start + 1  # the other side's window ends here
 
@@ -83,11 +83,11 @@ class Host:
 
 
 class Hosts:
-    """Random segments of both sides of a connection, with numbers such as real hosts send.
+    """Random segments of both sides of a connection, with the numbers that real hosts send.
 
-    What didn't come through is sent again with the same numbers. ``wild`` is the share of the client's
-    segments with acknowledgements that no host would send. (An origin's that conntrack calls INVALID are
-    dropped before any program of ours.)
+    A host repeats a dropped segment with the same numbers. ``wild`` is the share of the client's segments
+    with numbers that no host sends. (The nftables table drops an origin's segment that conntrack calls
+    INVALID before a program follows it.)
     """
 
     def __init__(self, chance: random.Random, wild: float):
@@ -97,10 +97,10 @@ class Hosts:
             starts[0] = 0xFFFFFFF0  # wraps soon
         self.hosts = [Host(start) for start in starts]
         for host, other in zip(self.hosts, reversed(self.hosts), strict=True):
-            host.received = other.start  # what a connection picked up midway acknowledges
+            host.received = other.start  # a connection picked up midway acknowledges this
 
     def segment(self, side: int, flags: int | None, state: str | None) -> Segment | None:
-        """None: a host would have nothing to say now."""
+        """The next segment of a side; None if a host would send none."""
         chance, host = self.chance, self.hosts[side]
         if flags is None:
             flags = chance.choice(FLAGS)
@@ -114,7 +114,7 @@ class Hosts:
         if after(seq, host.limit):
             return None
         if flags & RST and state == "SYN_SENT" and chance.random() < 0.3:
-            seq = 0  # there is no connection
+            seq = 0  # as a host without the connection sends it
         if side == 0 and flags & ACK and chance.random() < self.wild:
             ack += chance.choice([-1, 1, -200, 200, -70000, 70000, 2**31 + 5])
         if side == 0 and not flags & SYN and chance.random() < self.wild:
@@ -123,20 +123,20 @@ class Hosts:
         return Segment(seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, flags, payload, window)
 
     def passed(self, side: int, sent: Segment, state: str | None) -> None:
-        """The other side has received it, if it fits; ``state`` is conntrack's before."""
+        """Records that the segment passed; ``state`` is conntrack's state before it."""
         sender, receiver = self.hosts[side], self.hosts[1 - side]
         end = end_of(sent)
         follows = sender.reached is not None and not after(sent.seq, sender.reached)
         begins = sent.flags & SYN and (state not in HANDSHAKEN or state == "TIME_WAIT")
-        follows = follows and not sent.flags & SYN  # else it is ignored
+        follows = follows and not sent.flags & SYN  # otherwise the receiver ignores it
         if sender.reached is None or begins or (follows and after(end, sender.reached)):
             sender.reached = end
         if sent.seq == (sender.start if sent.flags & SYN else sender.next):
-            if self.chance.random() < 0.9 or sent.flags & SYN:  # else it is sent again
+            if self.chance.random() < 0.9 or sent.flags & SYN:  # otherwise the host repeats it
                 sender.next = end
             receiver.received = end
         if sent.flags & (SYN | ACK) == SYN | ACK and state in HANDSHAKEN[1:]:
-            sender.limit = end  # conntrack begins anew
+            sender.limit = end  # conntrack starts the connection again
         opened = sent.ack + max(sent.window, 1)
         if sent.flags & (SYN | ACK) == ACK and state in HANDSHAKEN and after(opened, receiver.limit):
             receiver.limit = opened & 0xFFFFFFFF
@@ -157,7 +157,7 @@ OPENINGS = [
 
 
 def play(box: Box, wire: Wire, family: int, seed: int, port: int, wild: float) -> tuple[list[str], str]:
-    """What happened, and the name of the first disagreement (or nothing)."""
+    """A log of the segments, and the name of the first disagreement, or an empty string."""
     chance = random.Random(seed)
     hosts = Hosts(chance, wild)
     connection = Connection(wire, family, port)
@@ -196,7 +196,7 @@ def play(box: Box, wire: Wire, family: int, seed: int, port: int, wild: float) -
         if counted == (theirs not in OVER) and (ours == theirs or {ours, theirs} <= set(OVER)):
             picked_up = theirs is not None and (picked_up or (before is None and theirs == "ESTABLISHED"))
             if picked_up and theirs == "ESTABLISHED" and timeouts[1] - 1 == TRANSITORY:
-                continue  # a gateway doesn't keep for hours what nobody has answered
+                continue  # the gateway does not keep an unanswered connection for hours
             if theirs not in OVER and came and abs(timeouts[0] - timeouts[1]) > 5:
                 return log, "timeout"
             if side and sent.flags & SYN and before == "TIME_WAIT" and theirs is None:

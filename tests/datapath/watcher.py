@@ -1,4 +1,4 @@
-"""Mark and priority of packets as they leave: no wire carries them, and no other end sees them."""
+"""A reader of the mark and priority of outgoing packets, which are not part of a frame."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _instruction(code: int, registers: int, offset: int = 0, value: int = 0) -> 
 
 
 def _program(offset: int, shift: int) -> int:
-    """A filter that keeps so many bytes of a packet as one byte of this field says, and _FIRST."""
+    """A socket filter that truncates a packet to _FIRST bytes plus the value of one byte of a field."""
     code = (
         _instruction(_LOAD, 0x10, offset)
         + _instruction(_SHIFT, 0, 0, shift)
@@ -42,7 +42,7 @@ def _program(offset: int, shift: int) -> int:
 
 
 class Watcher:
-    """Packets that leave by an interface: their marks' first and last bytes, and their priorities."""
+    """The first and last byte of the mark, and the priority, of each packet that leaves by an interface."""
 
     def __init__(self, interface: str):
         self._sockets = []
@@ -57,7 +57,7 @@ class Watcher:
             self._sockets.append(made)
 
     def taken(self) -> list[tuple[int, ...]]:
-        """Of each TCP and UDP packet since the last time, in their order."""
+        """The three values of each TCP and UDP packet since the last call, in the order of the packets."""
         return list(zip(*(self._taken(each) for each in self._sockets), strict=True))
 
     @staticmethod

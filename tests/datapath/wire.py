@@ -1,4 +1,4 @@
-"""Frames on the far ends of a box's links, and TCP segments as a client and an origin send them."""
+"""Frames at the far ends of a box's links, and TCP segments of a client and an origin."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tcp(
     source: bytes, destination: bytes, ports: tuple[int, int], seq: int, ack: int, flags: int,
     payload: bytes = b"", window: int = 65535,
 ) -> bytes:  # fmt: skip
-    """A TCP segment with its checksum, to be put into an IP packet between these addresses."""
+    """A TCP segment with its checksum, for an IP packet between these addresses."""
     body = struct.pack(">HHIIBBHHH", *ports, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 0x50, flags, window, 0, 0)
     body += payload
     pseudo = source + destination + struct.pack(">II", len(body), socket.IPPROTO_TCP)
@@ -66,11 +66,11 @@ def ethernet(interface: str, packet: bytes) -> bytes:
 
 
 class Wire:
-    """Both far ends, by packet sockets; a frame put on one is through, or dropped, when the call returns."""
+    """Packet sockets at both far ends. When a send call returns, the frame has arrived or was dropped."""
 
     def __init__(self) -> None:
         self.client, self.origin = (self._open(name) for name in ("client0", "origin0"))
-        # Frames queue by processor: so the question below stays behind the frame before it.
+        # On one processor, which has one queue, the ARP request of settle() stays behind earlier frames.
         self._processors = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(self._processors)})
 
@@ -99,11 +99,11 @@ class Wire:
                 found.append(frame)
 
     def from_client(self, packet: bytes) -> list[bytes]:
-        """What comes out at the origin's end for a packet of the client's, without Ethernet headers."""
+        """The packets that arrive at the origin for a packet of the client, without Ethernet headers."""
         return self._through("in0", self.client, self.origin, packet)
 
     def from_origin(self, packet: bytes) -> list[bytes]:
-        """As from_client, the other way."""
+        """The packets that arrive at the client for a packet of the origin, without Ethernet headers."""
         return self._through("out0", self.origin, self.client, packet)
 
     def _through(self, interface: str, near: socket.socket, far: socket.socket, packet: bytes) -> list[bytes]:
@@ -117,7 +117,7 @@ class Wire:
         return [frame[14:] for frame in came]
 
     def settle(self, interface: str) -> None:
-        """Asks the gateway for its address by ARP: what was sent before has been dealt with at the answer."""
+        """Sends an ARP request to the gateway; at its reply all earlier frames have been handled."""
         near = self.client if interface == "in0" else self.origin
         mac, asker, asked = _mac(MAC[interface]), _NEIGHBOUR[interface], _ADDRESS[interface]
         question = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + mac[:5] + b"\x99" + asker + bytes(6) + asked
@@ -128,7 +128,7 @@ class Wire:
 
 
 class Connection:
-    """One TCP tuple through the gateway, and where it came out."""
+    """One TCP tuple through the gateway, and its translated address and port."""
 
     def __init__(self, wire: Wire, family: int, client_port: int, origin_port: int = 443):
         self.wire = wire
@@ -142,7 +142,7 @@ class Connection:
         return Tuple(socket.IPPROTO_TCP, client, origin, self.client_port, self.origin_port)
 
     def send(self, seq: int, ack: int, flags: int, payload: bytes = b"", window: int = 65535) -> bool:
-        """A segment of the client's; True if it came out."""
+        """Sends a segment of the client; True if it reached the origin's end."""
         segment = tcp(
             self.client, self.origin, (self.client_port, self.origin_port), seq, ack, flags, payload, window
         )
@@ -153,7 +153,7 @@ class Connection:
         return bool(came)
 
     def answer(self, seq: int, ack: int, flags: int, payload: bytes = b"", window: int = 65535) -> bool:
-        """A segment of the origin's; True if it came out. The client must have sent something before."""
+        """Sends a segment of the origin, after one of the client; True if it reached the client's end."""
         assert self.translated is not None
         address, port = self.translated
         segment = tcp(self.origin, address, (self.origin_port, port), seq, ack, flags, payload, window)

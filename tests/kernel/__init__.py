@@ -1,1 +1,1 @@
-"""Tests in network namespaces that hold no enforcer, in the rooms of the tree."""
+"""Tests in network namespaces without an enforcer, in directories like those of enforcer/."""

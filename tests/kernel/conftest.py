@@ -1,6 +1,6 @@
-"""A small lab for the kernel's functions: client - gateway - origin, each a network namespace.
+"""Fixtures for tests of kernel functions: client - gateway - origin, each a network namespace.
 
-Sockets belong to the namespace in which they were made, so one process drives all three.
+A socket belongs to the namespace in which it was made, so one process uses sockets of all three.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def new_namespace(role: str) -> Iterator[str]:
     made = Namespace(f"kernel-{os.getpid()}-{next(_NUMBER)}-{role}")
     with temporary(made):
         made.ip("link set lo up")
-        # Addresses are usable at once, link-local ones too.
+        # Without duplicate address detection, all addresses are usable at once.
         made.sysctl("net.ipv6.conf.default.accept_dad", 0)
         yield made.name
 

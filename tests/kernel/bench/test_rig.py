@@ -1,4 +1,4 @@
-"""The benchmark's rig in namespaces of its own: what is generated arrives, and peers forward and limit."""
+"""Tests of the benchmark's rig: generated packets arrive, and the peers forward and limit them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test run keeps of a compilation (tests/compiled/bcc) is what BCC makes."""
+"""Compares compilations that a test run keeps (tests/compiled/bcc) with the output of BCC."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compiled.bcc import kernel, record
 from enforcer.datapath import bpffs, syscall
 
 FRONT = str(Path(kernel.__file__).parents[1])
-# What the kernel says of the loaded programs; their maps stay pinned.
+# Prints the kernel's information on the loaded programs; their maps stay pinned.
 COMPILE = """
 import json, sys
 from pathlib import Path
@@ -46,7 +46,7 @@ def directory() -> Iterator[Path]:
 
 
 def compile_at(place: Path, kept: Path | None) -> dict[str, Any]:
-    """By a process of its own; without ``kept`` it has BCC alone."""
+    """Compiles in another process; without ``kept`` the process uses BCC only."""
     (place / "maps").mkdir(parents=True, exist_ok=True)
     others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment = others | ({"PYTHONPATH": FRONT, record.DIRECTORY: str(kept)} if kept else {})
@@ -57,12 +57,12 @@ def compile_at(place: Path, kept: Path | None) -> dict[str, Any]:
 
 
 def maps_at(place: Path) -> dict[str, tuple[kernel.MapInformation, bytes]]:
-    """What each pinned map was made with, and its BTF, by its pin."""
+    """The parameters and the BTF of each pinned map, by the name of its pin."""
     found = {}
     for path in (*(place / "maps").iterdir(), place / "stages"):
         fd = syscall.get(str(path))
         information = kernel.map_information(fd)
-        # It has the text's lines, with the place in them.
+        # The BTF contains source lines with the path of the directory.
         btf = re.sub(rb"enforcer-test-\d+/\w+", b"", kernel.btf(information.btf))
         found[path.name] = replace(information, btf=0), btf
         os.close(fd)
@@ -70,7 +70,7 @@ def maps_at(place: Path) -> dict[str, tuple[kernel.MapInformation, bytes]]:
 
 
 def ids_at(place: Path) -> dict[str, int]:
-    """Of each pinned map, by its pin."""
+    """The kernel's id of each pinned map, by the name of its pin."""
     found = {}
     for path in (*(place / "maps").iterdir(), place / "stages"):
         fd = syscall.get(str(path))
@@ -91,7 +91,7 @@ def test_what_is_kept_is_what_bcc_makes(directory: Path, tmp_path: Path) -> None
 
 
 def test_pinned_maps_are_taken(directory: Path, tmp_path: Path) -> None:
-    """An upgrade's programs have the maps of those before, and a table of tail calls of their own."""
+    """The programs of an upgrade use the pinned maps, and a table of tail calls of their own."""
     compile_at(directory / "run_1", tmp_path)
     ids = ids_at(directory / "run_1")
     (directory / "run_1/stages").unlink()

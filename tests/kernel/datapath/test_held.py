@@ -1,4 +1,4 @@
-"""Pins that are lost: held descriptors make them again, links out of reach are found by the kernel's ids."""
+"""Tests of lost pins: held descriptors restore them, the kernel's ids identify links without a path."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture
 def pins(directory: Path) -> Pins:
-    """With a program and a map."""
+    """A directory with a pinned program and a pinned map."""
     made = Pins(directory)
     made.programs.mkdir(parents=True)
     fd = load(0)
@@ -146,12 +146,12 @@ def test_a_link_that_was_taken_off_is_not_pinned_again(index: int, pins: Pins, h
     assert identities(pins.directory) == before
 
 
-# --- links out of reach
+# --- links without a path
 
 
 @pytest.fixture
 def out_of_reach(index: int, pins: Pins) -> Iterator[int]:
-    """A link of ours at in0's ingress, pinned out of reach; its program's id."""
+    """A link at the ingress of in0 that is pinned at another path; yields its program's id."""
     attach.attach(pins, index, "ingress", "from_client")
     aside = pins.directory / "aside"
     (pins.links / f"{index}-ingress").rename(aside)
@@ -167,7 +167,7 @@ def find(
 
 @needs_tcx
 def test_a_link_out_of_reach_is_found_by_its_programs_id(index: int, pins: Pins, out_of_reach: int) -> None:
-    assert find(pins, index) == []  # this program has no maps of ours: it may be another's
+    assert find(pins, index) == []  # a program without the enforcer's maps may be other software's
     (one,) = found = find(pins, index, out_of_reach)
     assert (one.interface, one.direction) == (index, "ingress")
     for place, fd in unreachable_links.open_links(found).items():

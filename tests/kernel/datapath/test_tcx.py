@@ -1,3 +1,5 @@
+"""Tests of attaching programs to an interface: TCX links, or filters of clsact without TCX."""
+
 from __future__ import annotations
 
 import os
@@ -23,7 +25,7 @@ DIRECTIONS: tuple[tcx.Direction, ...] = ("ingress", "egress")
 
 @pytest.fixture
 def pins() -> Iterator[Pins]:
-    """With two programs."""
+    """A directory with two pinned programs."""
     made = Pins(bpffs.mount_bpffs() / f"enforcer-test-{os.getpid()}")
     made.programs.mkdir(parents=True)
     for name, result in (("from_client", 0), ("to_client", 2)):
@@ -58,7 +60,7 @@ def test_one_of_ours_is_replaced_in_place_and_others_stay(
     assert attach.detach(pins, index, direction) is False
     assert tcx.programs(index, direction) == [syscall.program_info(other)[0]]
     os.close(held)
-    deadline = time.monotonic() + 5  # the kernel frees links a moment later
+    deadline = time.monotonic() + 5  # the kernel frees links with a delay
     while tcx.programs(index, direction) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert tcx.programs(index, direction) == []

@@ -1,4 +1,4 @@
-"""The process that lets go DNS answers which the daemon has not let go in time."""
+"""Tests of the process that releases DNS answers without a verdict of the daemon after a deadline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..conftest import Lab
 from ..kernel.test_nfqueue import Conversation, install, nothing, wait_for
 
 LONG = 1.0
-"""Seconds in which an answer must have come: twice what is promised, on a busy machine."""
+"""Seconds within which an answer must arrive on a busy machine: twice the promised time."""
 PATIENCE = 10.0
 
 
@@ -37,7 +37,7 @@ class Scene:
         stack.callback(self.watchdog.close)
         self.talk = stack.enter_context(Conversation(lab, family))
         self.talk.client.settimeout(PATIENCE)
-        # It runs once it has let something go.
+        # After the first released answer the process is running.
         self.talk.ask()
         self.talk.answer(b"first")
         soon(lambda: self.count == 0)
@@ -48,7 +48,7 @@ class Scene:
 
     @property
     def count(self) -> int:
-        """Packets held."""
+        """The number of held packets."""
         with nfqueue.LISTING.open("rb", buffering=0) as listing:
             return nfqueue.state(listing.fileno(), DNS_QUEUE)[0]
 
@@ -82,7 +82,7 @@ def test_an_answer_that_has_no_verdict_is_held_for_a_deadline(scene: Scene, dns:
     if dns == "pass":
         assert [scene.talk.client.recv(100) for _ in range(20)] == [b"%d" % number for number in range(20)]
     assert nothing(scene.talk.client)
-    # The daemon's verdicts are too late, and it knows how many were.
+    # The daemon's verdicts are too late, and the queue counts them.
     scene.held.accept([one.number for one in scene.held.receive(100)])
     scene.held.receive(100)
     assert scene.held.late == 21
@@ -127,7 +127,7 @@ def test_the_process_is_replaced(scene: Scene, how: int, monkeypatch: pytest.Mon
 
 
 def test_the_process_ends_with_the_daemon(scene: Scene, dns: Dns) -> None:
-    """It is not waited for here, as when the daemon is killed; what is held has its verdict."""
+    """Only the socket closes, as when the daemon is killed; held packets get their verdict."""
     scene.talk.answer(b"last")
     scene.watchdog._socket.close()
     if dns == "pass":

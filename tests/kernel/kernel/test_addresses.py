@@ -1,3 +1,5 @@
+"""Tests of adding and removing egress addresses, and of the links that they are on."""
+
 from __future__ import annotations
 
 import json
@@ -45,7 +47,7 @@ def test_add_and_remove_twice() -> None:
 
 
 def test_what_has_another_scope_is_added_again() -> None:
-    """An earlier version's had "link"; others' addresses stay as they are."""
+    """An earlier version added addresses with scope "link"; addresses of other software stay unchanged."""
     assert addresses.add([("out0", FOUR)], own={FOUR.ip}) == [("out0", FOUR)]
     run("ip addr add 203.0.113.11/32 dev out0 scope link")
     own = IPv4Interface("203.0.113.12/32")

@@ -1,3 +1,5 @@
+"""Tests of the announcement of addresses to neighbours."""
+
 from __future__ import annotations
 
 import json

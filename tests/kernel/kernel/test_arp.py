@@ -1,3 +1,5 @@
+"""Tests of the check whether the kernel answers ARP requests for egress addresses (arp_ignore)."""
+
 from __future__ import annotations
 
 import subprocess
@@ -35,7 +37,7 @@ def test_an_interface_that_is_not_there(netns: str) -> None:
 def test_an_interface_that_goes_while_its_setting_is_read(
     netns: str, monkeypatch: pytest.MonkeyPatch, opened: bool
 ) -> None:
-    """Before its setting is opened, or before it is read."""
+    """The interface goes before the file of the setting is opened, or before it is read."""
     run("ip link add out0 type veth peer name far0")
     run("sysctl -qw net.ipv4.conf.out0.arp_ignore=8")
     assert arp.unanswered("out0")

@@ -1,3 +1,5 @@
+"""Tests of reading and deleting entries of conntrack."""
+
 from __future__ import annotations
 
 import re

@@ -1,4 +1,4 @@
-"""Files that are watched: written, replaced, linked, gone, and there again."""
+"""Tests of watched files: written, replaced, linked, removed and created again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def watch() -> Iterator[FileWatch]:
 
 
 def changed(watch: FileWatch, patience: float = 1.0) -> set[Path]:
-    """What has changed by events, waiting for the first one."""
+    """The files that have changed according to events; waits for the first event."""
     if not select.select([watch], [], [], patience)[0]:
         return set()
     time.sleep(0.01)
@@ -61,7 +61,7 @@ def test_a_file_that_is_not_whole_yet(watch: FileWatch, tmp_path: Path) -> None:
 def test_a_link_into_another_directory(
     watch: FileWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As configuration is mounted into containers: a link to a link to a directory of that version."""
+    """A link to a link to a directory for each version, as configuration is mounted into containers."""
     for version in ("v1", "v2"):
         (tmp_path / version).mkdir()
         (tmp_path / version / "file").write_text(version)
@@ -72,10 +72,10 @@ def test_a_link_into_another_directory(
     (tmp_path / "new").symlink_to("v2")
     (tmp_path / "new").rename(tmp_path / "data")
     assert changed(watch) == {file}
-    # A change behind the link has no event here.
+    # A change of the link's target causes no event.
     (tmp_path / "v2" / "file").write_text("longer")
     assert changed(watch, 0.05) == set()
-    assert watch.look() == set()  # perhaps it is being written
+    assert watch.look() == set()  # the write may be in progress
     monkeypatch.setattr(file_watch, "_SETTLED", 0.0)
     assert watch.look() == {file}
     assert watch.look() == set()
@@ -105,7 +105,7 @@ def test_other_files_are_watched_from_now_on(watch: FileWatch, tmp_path: Path) -
     one, two = tmp_path / "one", tmp_path / "two"
     watch.watch([one])
     one.write_text("1")
-    watch.watch([one, two])  # what came before is not forgotten
+    watch.watch([one, two])  # earlier events are kept
     two.write_text("2")
     assert changed(watch) == {one, two}
     watch.watch([])

@@ -1,3 +1,5 @@
+"""Tests of programs as filters of clsact."""
+
 from __future__ import annotations
 
 import ctypes
@@ -20,7 +22,7 @@ FOREIGN = "bpf bytecode '1,6 0 0 0,'"
 
 
 def load(result: int) -> int:
-    """The descriptor of a TC program that returns ``result``."""
+    """Loads a TC program that returns ``result``; returns its descriptor."""
     code = struct.pack("=BBhi", 0xB7, 0, 0, result) + struct.pack("=BBhi", 0x95, 0, 0, 0)
     instructions, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
     attribute = struct.pack("=IIQQ", SCHED_CLS, 2, ctypes.addressof(instructions), ctypes.addressof(licence))

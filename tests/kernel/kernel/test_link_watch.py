@@ -1,3 +1,5 @@
+"""Tests of the watch for interfaces that come up."""
+
 from __future__ import annotations
 
 import select
@@ -21,7 +23,7 @@ def arrivals(netns: str) -> Iterator[LinkWatch]:
 
 
 def heard(arrivals: LinkWatch, name: str) -> bool:
-    """Whether it arrives; the kernel waits up to a second before it says so of a carrier (link_watch.c)."""
+    """Whether the interface arrives; the kernel reports a carrier up to a second late (link_watch.c)."""
     deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
         if select.select([arrivals], [], [], 0.1)[0] and name in arrivals.drain():

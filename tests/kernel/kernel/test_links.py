@@ -1,4 +1,4 @@
-"""What there is to know of an interface."""
+"""Tests of the information on interfaces that the kernel gives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_ports_of_a_bridge(netns: str) -> None:
 def test_the_ports_of_what_this_kernel_may_lack(
     netns: str, monkeypatch: pytest.MonkeyPatch, kind: str, takes: bool
 ) -> None:
-    """The kernel's message of a bridge's port, with another kind of master."""
+    """Replaces the kind of master in the kernel's message of a bridge port."""
     run("ip link add over0 type bridge")
     run("ip link add port0 type veth peer name port0p")
     run("ip link set port0 master over0")

@@ -1,3 +1,5 @@
+"""Tests of entering network namespaces, and of their sysctl settings."""
+
 from __future__ import annotations
 
 import os
@@ -58,7 +60,7 @@ def test_settings(netns: str) -> None:
 
 
 def test_a_setting_alone(netns: str) -> None:
-    """IPv6's forwarding for all, without that of each interface and of those to come."""
+    """IPv6 forwarding of `all` changes without the settings of each interface and of `default`."""
     run("ip link add one0 type veth peer name two0")
     one, other, default = (f"net/ipv6/conf/{name}/forwarding" for name in ("one0", "two0", "default"))
     for_all = "net/ipv6/conf/all/forwarding"

@@ -1,4 +1,4 @@
-"""DNS through the table's chains: questions copied, answers held, with real packets and the real queue."""
+"""Tests of the table's DNS chains with real packets and the real queue: copied questions, held answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GATEWAY = {socket.AF_INET: "10.1.0.1", socket.AF_INET6: "fd01::1"}
 
 
 def install(lab: Lab, dns: Dns = "pass") -> None:
-    """The table, with a mark for all that clients send."""
+    """Applies the table, and marks all packets of clients."""
     nft.apply(replace(ruleset(), dns=dns))
     run("nft add table inet marker")
     run("nft add chain inet marker pre '{ type filter hook prerouting priority -310; }'")
@@ -69,7 +69,7 @@ def nothing(receiver: socket.socket) -> bool:
 
 
 class Conversation:
-    """One client's UDP socket and the resolver's, forwarded or on the gateway itself."""
+    """The UDP sockets of a client and a resolver, which is the origin or the gateway itself."""
 
     def __init__(self, lab: Lab, family: int, local: bool = False, source: str = "") -> None:
         self.address = GATEWAY[family] if local else lab.ORIGIN[family]
@@ -96,7 +96,7 @@ class Conversation:
         assert got == data
 
     def answer(self, data: bytes = b"answer") -> None:
-        with contextlib.suppress(PermissionError):  # the gateway's own resolver learns of drops
+        with contextlib.suppress(PermissionError):  # a resolver on the gateway gets an error for a drop
             self.resolver.sendto(data, self.peer)
 
 
@@ -106,7 +106,7 @@ def test_a_question_is_copied_and_its_answer_held(
 ) -> None:
     with Conversation(resolver, family, local) as talk:
         talk.ask()
-        (copy,) = copies.receive(10)  # it is there before the question goes on
+        (copy,) = copies.receive(10)  # the copy exists before the question continues
         asked = packet.parse(copy)
         assert asked is not None
         talk.answer()
@@ -116,7 +116,7 @@ def test_a_question_is_copied_and_its_answer_held(
         assert one.whole
         found = packet.parse(one.data)
         assert found is not None
-        # The client's own address and the server as the client asked it, whatever is translated.
+        # The client's own address and the server's address in the client's question, before any translation.
         assert (found.source, found.source_port) == (asked.destination, asked.destination_port)
         assert (found.destination, found.destination_port) == (asked.source, asked.source_port)
         assert asked.source_port == talk.client.getsockname()[1]
@@ -210,13 +210,13 @@ def test_only_answers_of_connections_are_held(resolver: Lab, held: Queue, copies
         another.send(b"hello")
         _, peer = other.recvfrom(100)
         other.sendto(b"hello", peer)
-        assert another.recv(100) == b"hello"  # another port: nobody looks
-        # An answer that nobody asked for: to the client itself, and to the translated address.
+        assert another.recv(100) == b"hello"  # no rule for another port
+        # An unsolicited answer: to the client itself, and to the translated address.
         talk.resolver.sendto(b"forged", (resolver.CLIENT[family], 4000))
         talk.resolver.sendto(
             b"forged", ("203.0.113.1" if family == socket.AF_INET else "2001:db8:f::1", 4000)
         )
-        # To another socket of a client that asked another server.
+        # The socket of the client, which asked another server, receives no answer.
         assert nothing(talk.client)
         assert held.receive(10) == copies.receive(10) == []
 
@@ -241,7 +241,7 @@ def test_while_nobody_listens(lab: Lab, family: int, dns: Dns) -> None:
         with Queue(DNS_QUEUE, fail_open=True) as held:
             talk.answer(b"held")
             wait_for(held)
-        # What is held when the listener ends is dropped; the next goes as before.
+        # The kernel drops held packets when the listener ends; the next packet passes as before.
         talk.ask(b"again")
         talk.answer(b"next")
         if dns == "pass":
@@ -279,7 +279,7 @@ def test_too_many_held(resolver: Lab, family: int, fail_open: bool) -> None:
 def test_a_full_buffer_is_noticed(resolver: Lab, family: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "enforcer.kernel.packet_socket.RECEIVE_BUFFER", 1
-    )  # the kernel makes it a few kilobytes
+    )  # the kernel raises it to a few kilobytes
     with Queue(DNS_QUEUE, fail_open=True) as held, Conversation(resolver, family) as talk:
         talk.ask()
         for _ in range(20):
@@ -290,7 +290,7 @@ def test_a_full_buffer_is_noticed(resolver: Lab, family: int, monkeypatch: pytes
         assert held.overflows >= 1
         assert 0 < len(packets) < 20
         held.accept([one.number for one in packets])
-        for _ in range(20):  # the others passed
+        for _ in range(20):  # packets that the buffer had no room for passed
             assert len(talk.client.recv(2000)) == 1000
 
 
@@ -298,7 +298,7 @@ def test_a_full_buffer_does_not_disturb_settings(
     resolver: Lab, held: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
-        """Reports once that packets were lost."""
+        """A socket that reports once that packets were lost."""
 
         def __init__(self, real: socket.socket) -> None:
             self.real, self.lost = real, True
@@ -325,7 +325,7 @@ def test_one_listener_at_a_time(resolver: Lab, held: Queue, copies: Log) -> None
     held.close()
     Queue(DNS_QUEUE, fail_open=True).close()
     with Queue(DNS_QUEUE + 1, fail_open=True), inside(resolver.client):
-        Queue(DNS_QUEUE + 1, fail_open=True).close()  # another namespace's
+        Queue(DNS_QUEUE + 1, fail_open=True).close()  # in another namespace
 
 
 def test_letting_go_what_is_not_held_is_no_error(resolver: Lab, held: Queue) -> None:
@@ -336,7 +336,7 @@ def test_letting_go_what_is_not_held_is_no_error(resolver: Lab, held: Queue) -> 
 
 
 def test_two_questions_at_once_from_one_port(resolver: Lab, held: Queue, family: int) -> None:
-    """A resolver library's A and AAAA, of which the answers take two seconds: none may be lost."""
+    """The A and AAAA questions of a resolver library, whose answers take two seconds: none may be lost."""
     with Conversation(resolver, family) as talk:
         talk.client.send(b"A")
         talk.client.send(b"AAAA")
@@ -366,7 +366,7 @@ def test_copies_that_nobody_reads_hurt_nobody(
         assert first.payload == b"0"
 
 
-# Another host of the same client, and a client of its own.
+# Another host of the same client prefix, and another client.
 NEIGHBOUR = {socket.AF_INET: "10.1.0.2", socket.AF_INET6: "fd01::3"}
 OTHER = {socket.AF_INET: "10.1.0.3", socket.AF_INET6: "fd01:0:0:1::2"}
 
@@ -376,7 +376,7 @@ OTHER = {socket.AF_INET: "10.1.0.3", socket.AF_INET6: "fd01:0:0:1::2"}
 def test_one_clients_flood_is_not_shown(
     lab: Lab, family: int, dns: Dns, local: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Above its rate a client's questions are not copied and its answers not held; others' are."""
+    """Above its rate a client's questions are not copied and its answers not held; other clients' are."""
     burst, flood = 5, 40
     monkeypatch.setattr(expr, "DNS_RATE", 1)
     monkeypatch.setattr(expr, "DNS_BURST", burst)
@@ -389,7 +389,7 @@ def test_one_clients_flood_is_not_shown(
             for number in range(flood):
                 talk.ask(b"%d" % number)
                 talk.answer(b"%d" % number)
-            # A second or two may have passed, with a token each.
+            # Each second that has passed adds a token.
             copied, kept = len(copies.receive(100)), len(held.receive(100))
             assert burst <= copied <= burst + 3
             assert burst <= kept <= burst + 3

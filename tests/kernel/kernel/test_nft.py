@@ -1,3 +1,5 @@
+"""Tests of the nftables table: its content, replacement and effect on packets."""
+
 from __future__ import annotations
 
 import json
@@ -61,7 +63,7 @@ def big(count: int) -> Ruleset:
 
 
 def mark_by_port(unit: int) -> None:
-    """What the datapath does, by destination port; bits outside the mask are set too."""
+    """Marks packets by destination port, as the datapath would; bits outside the mask are set too."""
     values = {"shared": 1, "bank": 2, "near": 3, "missing": 9, "refused": 0xFFFF, "unmarked": 0}
     other = 0xFFFFFFFF & ~(0xFFFF * unit)
     elements = ", ".join(f"{PORTS[name]} : {value * unit | other}" for name, value in values.items())
@@ -94,7 +96,7 @@ def test_the_kernel_holds_what_was_asked(netns: str) -> None:
     assert wanted.digest() in run("nft list table inet enforcer")
     sets, maps = listed("set"), listed("map")
     assert sorted(sets["inside"]["elem"]) == ["in0", "in1"]
-    assert "outside" not in sets  # a single one is compared with, not looked up
+    assert "outside" not in sets  # a single interface is compared without a set
     assert 'oifname "out0"' in run("nft list chain inet enforcer translate")
     assert sorted(sets["dedicated4"]["elem"]) == [str(BANK4), str(NEAR4)]
     assert sorted(sets["dedicated6_64"]["elem"]) == [str(n.network_address) for n in (BANK6, NEAR6)]
@@ -144,7 +146,7 @@ def test_links_that_are_there_are_compared_by_index_first(netns: str) -> None:
 
 
 def test_from_inside_to_interfaces_in_no_list(netns: str) -> None:
-    """It ends the chain, whatever is forwarded for others."""
+    """The rule for interfaces in no list is the last one of the chain."""
     nft.apply(replace(ruleset(), other=("wg0",), renamed=("lan2",)))
     assert sorted(listed("set")["within"]["elem"]) == ["in0", "in1", "lan2"]
     assert sorted(listed("set")["listed"]["elem"]) == ["in0", "in1", "lan2", "out0", "wg0"]
@@ -186,7 +188,7 @@ def test_the_chains_for_dns(netns: str, dns: Dns) -> None:
     for protocol in ("tcp", "udp"):
         rule = f"meta l4proto {protocol} iifname @inside ct direction original log group {DNS_QUEUE}"
         assert rule in " ".join(questions.split())
-    # Native, or by nft_compat.
+    # With nft_queue, or with xt_NFQUEUE through nft_compat.
     assert run("nft list chain inet enforcer dns_answers").count("queue num") == 2
     text = " ".join(run("nft list table inet enforcer").split())
     for chain, side, counter, verdict in (
@@ -207,7 +209,7 @@ def test_the_chains_for_dns(netns: str, dns: Dns) -> None:
 
 
 def is_native() -> bool:
-    """Whether answers are held by nft_queue; nft shows a target of xtables as one, if it knows how."""
+    """Whether nft_queue holds the answers; nft may list an xtables target as a native statement."""
     return "target name NFQUEUE" not in run("nft --debug=netlink list chain inet enforcer dns_answers")
 
 
@@ -237,7 +239,7 @@ def test_a_kernel_without_nft_queue(netns: str, monkeypatch: pytest.MonkeyPatch)
     except KernelError:
         if not native:
             raise
-        # An inet table does not load the module xt_NFQUEUE, and with nft_queue nobody needs it.
+        # An inet table does not load the module xt_NFQUEUE, which a kernel with nft_queue does not need.
         pytest.skip("this kernel has nft_queue, and no xt_NFQUEUE")
     assert (
         run("nft --debug=netlink list chain inet enforcer dns_answers").count("target name NFQUEUE rev 3")
@@ -356,7 +358,7 @@ while True:
 
 
 def test_the_guard_is_never_open_while_the_table_is_replaced(gateway: Lab, family: int) -> None:
-    """A service of the gateway's at an egress address hears nothing of a flood."""
+    """A service on the gateway at an egress address receives no packet of a flood."""
     address = str(BANK4) if family == socket.AF_INET else str(BANK6[77])
     if family == socket.AF_INET:
         run(f"ip addr add {address} dev out0")
@@ -389,7 +391,7 @@ def test_counters_survive_a_change(netns: str) -> None:
 
 
 def test_4000_egress_ips(netns: str) -> None:
-    nft.apply(big(1))  # imports what it takes
+    nft.apply(big(1))  # imports the modules before the measurement
     few, many = (calls(partial(nft.apply, big(number))) for number in (400, 4000))
     sets, maps = listed("set"), listed("map")
     counts = [len(entry["elem"]) for entry in (sets["dedicated4"], sets["dedicated6_64"], *maps.values())]

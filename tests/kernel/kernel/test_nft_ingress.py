@@ -1,4 +1,4 @@
-"""The interfaces at which nftables chains of others look at packets as they arrive."""
+"""Tests of the interfaces at which ingress chains of other software handle arriving packets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def found(*names: str) -> set[str]:
 
 
 def add_chain(family: str, name: str, *devices: bytes) -> bool:
-    """A chain with attributes for its devices that nft(8) may not know; whether the kernel takes it."""
+    """Adds a chain with device attributes that nft(8) may not support; whether the kernel accepts it."""
     hook = netlink.nested(
         NFTA_CHAIN_HOOK,
         netlink.attribute(NFTA_HOOK_HOOKNUM, struct.pack(">I", NUMBERS[FAMILIES[family]])),
@@ -78,7 +78,7 @@ def test_chains_of_named_devices(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chains_of_devices_by_a_prefix(family: str) -> None:
-    """``devices = { "eth*", in0 }``, of the links that are there and of those that come."""
+    """``devices = { "eth*", in0 }`` applies to present links and to later ones."""
     run(f"nft add table {family} t")
     prefix = netlink.attribute(NFTA_DEVICE_PREFIX, b"eth\0")
     if not add_chain(family, "one", prefix, netlink.attribute(NFTA_DEVICE_NAME, b"in0\0")):
@@ -91,14 +91,14 @@ def hook(*devices: bytes) -> Devices:
 
 
 def test_a_prefix_of_linux_6_16() -> None:
-    """It is a name without its terminating zero."""
+    """Linux 6.16 writes a prefix as a name without the terminating zero."""
     devices = hook(netlink.attribute(NFTA_DEVICE_NAME, b"eth"), netlink.attribute(NFTA_DEVICE_NAME, b"in0\0"))
     assert "eth7" in devices and "in0" in devices
     assert "in01" not in devices and "out0" not in devices
 
 
 def chain(family: int, number: int, *devices: bytes) -> bytes:
-    """What the kernel tells of a chain, without the message's header."""
+    """The kernel's message of a chain, without its header."""
     hook = netlink.attribute(NFTA_HOOK_HOOKNUM, struct.pack(">I", number)) + netlink.nested(
         NFTA_HOOK_DEVS, *devices
     )
@@ -115,7 +115,7 @@ def chain(family: int, number: int, *devices: bytes) -> bytes:
 def test_messages_of_chains_with_a_prefix(
     monkeypatch: pytest.MonkeyPatch, family: int, prefix: bytes
 ) -> None:
-    """Chains of other hooks, and of families without devices, are none of these."""
+    """Chains of other hooks, and of families without devices, do not count."""
     named = netlink.attribute(NFTA_DEVICE_NAME, b"in0\0")
     egress = netlink.attribute(NFTA_DEVICE_NAME, b"out0\0")
     told = [
@@ -133,7 +133,7 @@ def test_a_list_of_devices_that_makes_no_sense_has_an_end() -> None:
 
 
 def test_chains_that_change_while_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another look is up to the caller: nothing is waited for, and half a list is not believed."""
+    """The function returns None without a retry or a wait: an incomplete list is not used."""
     chains = "".join(f"add chain inet t number{number}\n" for number in range(2000))
     run(f"nft -f - <<'END'\nadd table inet t\n{chains}END")
     receive, changed = Channel._receive, []

@@ -1,4 +1,4 @@
-"""Rules of others that set marks on arrival, and the rules of policy routing that look at these."""
+"""Tests of rules of other software that set marks on arrival, and of policy routing by these marks."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def in_chain(name: str, mark: int | None, table: str = "inet fw") -> Setter:
         ("meta mark set meta mark xor 0x50", 0x50),
         ("meta mark set meta mark and 0xff", None),
         ("meta mark set ct mark", None),
-        # What is combined with constants is not the packet's mark, of which all bits are known.
+        # The constants apply to another value than the packet's mark, whose bits are all known.
         ("meta mark set ct mark and 0xff00 or 0x1", None),
         ("meta mark set ct mark or 0x1", None),
         ("meta mark set numgen random mod 4 or 0x2", None),
         ("meta mark set jhash ip saddr mod 4 or 0x2", None),
-        # A constant is in the same register first.
+        # The register contains a constant first.
         ("ct mark set 0x10 meta mark set ct mark", None),
         ("meta priority set 0x10 meta mark set numgen random mod 4", None),
         ("ct mark set 0x10 meta mark set jhash ip saddr mod 4", None),
@@ -78,7 +78,7 @@ def test_chains_that_are_reached() -> None:
     run("nft add rule inet fw output meta mark set 8")
     assert setters() == {in_chain("two", 2)}
     run("nft 'add rule inet fw pre tcp dport vmap { 81 : jump three }'")
-    assert in_chain("never", 9) in setters()  # where a verdict map leads is not looked up
+    assert in_chain("never", 9) in setters()  # the targets of a verdict map are unknown
     assert in_chain("forward", 7) not in setters()
 
 

@@ -1,4 +1,4 @@
-"""Events after which packets may go another way: what is one, and what is not."""
+"""Tests of the events after which packets may take another path."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def watch(link: str) -> Iterator[PathWatch]:
 
 
 def quiet(watch: PathWatch) -> None:
-    """Until the kernel has said all about what came before."""
+    """Reads the events of all earlier changes."""
     while select.select([watch], [], [], 0.1)[0]:
         watch.drain()
 
@@ -113,7 +113,7 @@ def test_other_namespaces_are_no_matter(watch: PathWatch) -> None:
 
 
 def test_any_number_of_routes_is_one_piece_of_news(watch: PathWatch) -> None:
-    """Those for which there was no room cost no time, and the last ones are heard of too."""
+    """Events that do not fit into the queue take no time, and later events arrive as well."""
     lines = "".join(f"route add 10.{n >> 8}.{n & 255}.0/24 dev out0\n" for n in range(5000))
     subprocess.run(["ip", "-batch", "-"], input=lines, text=True, check=True)
     assert watch.drain() is True
@@ -140,7 +140,7 @@ def test_a_neighbour_with_another_address(watch: PathWatch, family: int) -> None
 
 
 def test_a_neighbour_from_before(link: str, family: int) -> None:
-    """What it was when somebody began to listen is known."""
+    """The watch knows the neighbours that existed before it."""
     router = ROUTER[family]
     run(f"ip neigh add {router} lladdr {A} dev out0 nud permanent")
     with PathWatch() as watch:
@@ -161,7 +161,7 @@ def test_a_neighbour_that_vanishes(watch: PathWatch, family: int, end: str) -> N
 
 
 def test_a_neighbour_that_answers_no_more(watch: PathWatch, family: int) -> None:
-    """The kernel finds that out itself; it says so once more for each packet."""
+    """The kernel detects the failure itself, and repeats the event for each packet."""
     router = ROUTER[family]
     run("sysctl -qw net.ipv4.neigh.out0.retrans_time_ms=50 net.ipv6.neigh.out0.retrans_time_ms=50")
     run(f"ip neigh add {router} lladdr {A} dev out0 nud probe")

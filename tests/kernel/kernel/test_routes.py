@@ -1,3 +1,5 @@
+"""Tests of the lookup of the interface that leads to an address."""
+
 from __future__ import annotations
 
 import socket

@@ -1,3 +1,5 @@
+"""Tests of the watch for changes of routes, filters and nftables."""
+
 from __future__ import annotations
 
 import select
@@ -118,14 +120,14 @@ LARGE = Ruleset(
 
 @pytest.fixture
 def narrow(netns: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """Its queue is too small for the events of one large table."""
+    """A watch whose queue is too small for the events of one large table."""
     monkeypatch.setattr(watching, "RECEIVE_BUFFER", 1)
     with Watch() as opened:
         yield opened
 
 
 def overflows(watch: Watch) -> bool:
-    """Whether there was no room for events; discards them."""
+    """Whether events were lost; discards the others."""
     return None in list(events.received(watch._nft))
 
 
@@ -152,7 +154,7 @@ def test_an_overflow_by_our_own_table_is_no_news(narrow: Watch) -> None:
         "nft flush chain inet enforcer forward",
         "nft add element inet enforcer dedicated4 '{ 203.0.113.9 }'",
         "nft flush map inet enforcer source6",
-        "nft add table inet other",  # what it was is lost
+        "nft add table inet other",  # the content of this event is lost
     ],
 )
 def test_a_change_of_others_beside_an_overflow_by_our_own(narrow: Watch, before: bool, command: str) -> None:
@@ -160,7 +162,7 @@ def test_a_change_of_others_beside_an_overflow_by_our_own(narrow: Watch, before:
     nft.apply(LARGE)
     narrow.drain()
     if before:
-        nft.apply(LARGE)  # then there is no room for others' events
+        nft.apply(LARGE)  # leaves no room for events of other changes
     run(command)
     nft.apply(LARGE)
     assert narrow.drain() == {"nft", "filter"}
