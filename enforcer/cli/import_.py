@@ -25,8 +25,8 @@ def cloudflare(ctx: click.Context, file: Path, as_json: bool) -> None:
     enforcer import cloudflare rules.json > policies.yaml
 
     The YAML goes to stdout. stderr names, one per line, what could not be converted and what the
-    configuration
-    file needs besides (egress IPs, lists). A rule whose expression is refused is kept as a comment.
+    configuration file needs besides (egress IPs, lists). A rule whose expression is refused is kept as a
+    comment.
 
     Exit code 0: every egress rule was converted unchanged; rules of other kinds are only named. 1: a rule was
     left out or changed. 2: FILE cannot be read.

@@ -14,8 +14,7 @@ def command(options: GlobalOptions) -> None:
     """Invalidate all fast-path entries.
 
     Connections continue: their next packets take the kernel's path, which creates new entries. The daemon
-    does
-    the same when a route, a link, an address, a neighbour or an nftables rule changes.
+    does the same when a route, a link, an address, a neighbour or an nftables rule changes.
     """
     from enforcer.gateway.invalidate_fast_path import invalidate_entries
 

@@ -251,7 +251,7 @@ def _check_policy_egress_name(draft: Draft, path: KeyPath, name: str) -> None:
         draft.fault(path, "is an address where a name stands", f'{{{family}: "{name}"}}')
         return
     if None not in known:
-        # With such entries, this name may belong to one that has a fault already.
+        # An entry without a valid name, which has its own fault, may be the one that is meant.
         draft.fault(path, "is the name of no egress IP", nearest(name, ["default", *filter(None, known)]))
 
 
@@ -284,7 +284,7 @@ def _note_unowned(draft: Draft, path: KeyPath, field: str, value: IPv4Address | 
             draft.fault(path, f"is not the range of {name}", str(block))
             return
     if known and all(family in each for each in draft.egress_ips.values()):
-        # With such entries, the owner may be one that has a fault already.
+        # An entry without a valid address, which has its own fault, may be the one that is meant.
         draft.fault(path, "belongs to no egress IP", nearest(str(value), map(str, known)))
 
 

@@ -327,7 +327,7 @@ def _connection(entry: Entry, client: IPv4Address | IPv6Address, session: Facts)
 
 
 def _explain(error: ErrorDetails, path: KeyPath) -> str:
-    """Put one of pydantic's errors into words."""
+    """Return the message for one of pydantic's errors."""
     model: type[BaseModel] = Expected if "expect" in path[2:-1] else Entry
     key, where = str(path[-1]), messages.dotted(path[:-1])
     if error["type"] == "missing":

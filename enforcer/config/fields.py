@@ -315,7 +315,7 @@ _EGRESS_NAME = WithJsonSchema(
 )
 EgressName = Annotated[str, PlainValidator(_egress_name), _EGRESS_NAME]
 NamedEgress = Annotated[str, _EGRESS_NAME]
-"""Text that is to be the name of an egress IP; what it may be is seen where all names are known."""
+"""A policy's egress IP by name. enforcer/config/checks.py checks it, since it knows all names."""
 Title = Annotated[
     str, PlainValidator(_title), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 128})
 ]

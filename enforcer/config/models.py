@@ -44,7 +44,7 @@ from enforcer.policy.lists import MAX_VALUES, NO_LISTS, Lists
 from enforcer.policy.tables import MatchTables, compile_tables
 
 SHARED: Final = "shared"
-"""Stands for the shared address in place of an egress IP's name, which it therefore cannot be."""
+"""Stands for the shared address where an egress IP is named; no egress IP can have this name."""
 
 
 class _Model(BaseModel):

@@ -1,4 +1,6 @@
-"""The daemon: applies the file and keeps the kernel so. It is never in a packet's path.
+"""The daemon: applies the configuration file and keeps the kernel in that state.
+
+Only DNS answers wait for it (enforcer/dns/); all other packets are handled in the kernel.
 
 One thread runs one loop (loop.py): signals, the control socket, events of the kernel and of files, expiry of
 sessions, sweeps. Work that takes long, or needs the compiler or the configuration's models, runs in worker

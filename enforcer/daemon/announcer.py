@@ -1,9 +1,9 @@
 """Announces the gateway's addresses to neighbours on the outside: gratuitous ARP, unsolicited advertisements.
 
-A neighbour that has an address in its cache with another MAC address uses that for 15 to 45 seconds, and
-needs some more seconds to discard it (RFC 4861, 7.3). So the addresses are announced when an interface comes
-up or changes its MAC address. Of an on-link range (``on_link: true``) the gateway does not know which
-addresses are in neighbours' caches: it announces each when it sees the address's first flow.
+A neighbour whose cache has an outdated MAC address uses it for 15 to 45 seconds, and needs some more seconds
+to discard it (RFC 4861, 7.3). So the addresses are announced when an interface comes up or changes its MAC
+address. For an on-link range (``on_link: true``) the gateway does not know which addresses neighbours have in
+their caches: it announces each address when it sees its first flow.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Announcer:
         self._next_reading = loop.timer(self._read_flows)
 
     def activate(self) -> None:
-        """Takes the configuration in force. A range that is newly on-link may be in caches of neighbours."""
+        """Reads the configuration in force. Neighbours' caches may hold addresses of a new on-link range."""
         slots = {egress.slot: egress.ipv6 for egress in self._runtime.wanted.ours if egress.on_link}
         if slots != self._slots:
             self._slots = dict(slots)
@@ -86,7 +86,7 @@ class Announcer:
                 continue
             if now - self._announced.get(address, -_FORGET_AFTER) >= _FORGET_AFTER:
                 if len(self._queue) >= _MOST:
-                    continue  # the next reading finds it again
+                    continue  # the next reading finds the address again
                 self._queue[address] = None
             self._announced[address] = now
         if self._queue:
@@ -100,7 +100,7 @@ class Announcer:
             self._announcement.start()
 
     def _announce(self) -> float | None:
-        """Announces the addresses of interfaces that have arrived, and restarts the window; repeats that."""
+        """Announces the addresses of arrived interfaces and restarts the window; so does each repetition."""
         wanted = self._runtime.wanted
         apart = [address for address in announce.settled(LOOPBACK) if address == wanted.shared6]
         for name in self._arrived.intersection(wanted.outside):

@@ -1,8 +1,8 @@
-"""Finds flows in conntrack's zones, and decides when a lookup that fails is not trusted.
+"""Finds flows in conntrack's zones, and decides when a failed look-up is not trusted.
 
 Rules of other software may put connections into zones (`ct zone set`, iptables' CT target, Open vSwitch),
-and a flow does not tell in which zone its entry is. A flow that is in none of the known zones is looked up in
-the zones of a sample of conntrack's entries.
+and a flow's key does not contain the zone of its conntrack entry. A flow without an entry in the known zones
+is looked up in the zones of a sample of conntrack's entries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _SAMPLE = 2000
 # Zones in which flows are looked up, at about 10 µs for each flow and zone.
 MOST_ZONES = 16
-# If fewer flows than this are not found, they are gone, whatever their share of the sample is.
+# If fewer idle flows than this are missing, they count as gone, whatever their share of the idle flows is.
 MANY = 16
 
 
@@ -43,9 +43,10 @@ class ConntrackZones:
         """The keys of those flows that conntrack does not have; none while its answer is not trusted.
 
         ``unanswered`` and ``idle`` are keys; ``flows`` is the number of all flows. An unanswered flow may
-        never have become a connection, if a later hook drops it. An idle flow has been one. So if most idle
-        flows are not found although conntrack has entries enough for all ``flows``, their entries may be in a
-        zone that is not looked in; so may any entry while there are more than MOST_ZONES zones.
+        never have had a conntrack entry, if a later hook dropped its packet; an idle flow has had one. So the
+        answer is not trusted if most idle flows are missing although conntrack has at least ``flows``
+        entries: theirs may be in a zone that is not searched. For the same reason it is not trusted while
+        there are more than MOST_ZONES zones.
         """
         asked = np.concatenate([unanswered, idle])
         missing = self._missing([conntrack.Tuple.of(key) for key in asked])
@@ -83,7 +84,7 @@ class ConntrackZones:
         return [missing[position] for position in still]
 
     def _why(self, missing: int, idle_ones: int, idle: int, flows: int) -> str:
-        """Why a flow that is missing may not be gone; empty if it is gone."""
+        """The reason why missing flows may still have an entry; empty if conntrack's answer is trusted."""
         if missing and self._crowded:
             return f"it has connections in more than {MOST_ZONES} zones"
         if idle_ones >= MANY and 2 * idle_ones > idle and conntrack.fill()[0] >= flows:

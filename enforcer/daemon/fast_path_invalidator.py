@@ -25,7 +25,8 @@ class FastPathInvalidator:
     def activate(self) -> None:
         """Switches the fast path on or off as the configuration in force says, and invalidates all entries.
 
-        The process that was to switch it may have been killed, and no event was read before for these maps.
+        The process that should have switched it may have been killed, and events that arrived before this
+        call have not invalidated entries of these maps.
         """
         fast_path.set_enabled(self._runtime.maps, on=self._runtime.wanted.fast_path)
 

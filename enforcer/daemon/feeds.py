@@ -43,7 +43,7 @@ class Feed(Protocol):
 
 
 Maker = Callable[[Runtime], Callable[[], Feed] | None]
-"""Returns what opens a feed if the configuration in force needs it, else None."""
+"""Returns a function that opens the feed, or None if the configuration in force does not need it."""
 
 
 def _names(runtime: Runtime) -> Callable[[], Feed] | None:
@@ -72,11 +72,11 @@ class Feeds:
         self._runtime = runtime
         self._open: dict[str, Feed] = {}
         self._timers: dict[str, Timer] = {}
-        """What drains each again though it is not readable."""
+        """Timers by name: each drains a feed that has more to do without being readable."""
         loop.timer(self._tick, _TICK)
 
     def activate(self) -> None:
-        """Opens and closes feeds as the configuration in force needs them. Raises what opening one raises."""
+        """Opens and closes feeds as the configuration in force needs them. Raises the errors of opening."""
         runtime = self._runtime
         for name, maker in FEEDS.items():
             opener = maker(runtime)
@@ -97,7 +97,7 @@ class Feeds:
         return self._open[name].report() if name in self._open else {}
 
     def close(self) -> None:
-        """Closes all."""
+        """Closes all feeds."""
         for name in list(self._open):
             self._close(name)
 

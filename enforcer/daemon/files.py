@@ -14,7 +14,7 @@ from enforcer.kernel.file_watch import FileWatch, stamp
 
 _log = logging.getLogger(__name__)
 
-# Seconds between looks at the files: inotify does not report changes on every file system.
+# Seconds between polls of the files: inotify does not report changes on every file system.
 _LOOK_EVERY = 5.0
 
 

@@ -116,7 +116,7 @@ class FlowSweeper:
         self._look(keys, flows)
 
     def _tell(self, pins: Pins, untold: Mapping[int, np.ndarray]) -> None:
-        """Sets states in conntrack of which it has seen no packet; else their ports stay taken for hours."""
+        """Sets in conntrack the states that it does not know; else these connections hold ports for hours."""
         for state, keys in untold.items():
             some = keys[:_TELL]
             if len(some):

@@ -25,7 +25,7 @@ class Job:
 
     name: str
     begin: Callable[[], WorkerProcess | dict[str, Any]]
-    """Starts the process; returns a result instead if there is nothing to do any more."""
+    """Starts the process; returns a result instead if there is nothing left to do."""
     finish: Callable[[WorkerProcess], dict[str, Any]]
     """Returns the answer. An error that it raises is the answer too, and the loop logs it."""
     callers: list[ControlConnection] = field(default_factory=list)

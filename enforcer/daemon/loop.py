@@ -25,7 +25,7 @@ _ASIDE = 0.2
 _SILENCE = 60.0
 
 Task = Callable[[], float | None]
-"""What a timer calls; returns in how many seconds it is due again, or None: not before it is started."""
+"""A timer's function: returns the seconds until it is due again; None: not before :meth:`Timer.start`."""
 
 
 class Readable(Protocol):
@@ -43,16 +43,16 @@ class Timer:
         self.task = task
 
     def start(self, after: float = 0.0) -> None:
-        """Makes it due in ``after`` seconds, and not when it was due before."""
+        """Makes the task due in ``after`` seconds, instead of at any time set before."""
         self._due[self] = time.monotonic() + after
 
     def cancel(self) -> None:
-        """Makes it not due; allowed at any time."""
+        """Makes the task not due; has no effect if it is not."""
         self._due.pop(self, None)
 
 
 class Loop:
-    """Descriptors and timers. An error of a handler is logged and ends nothing; the loop calls it again."""
+    """Descriptors and timers. A handler's error is logged; the loop continues and calls the handler again."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -93,7 +93,7 @@ class Loop:
                     del self._aside[readable]
                     self.attempt(partial(self.watch, readable, act))
             for timer in sorted(self._due, key=self._due.__getitem__):
-                # A timer before it in this round may have cancelled or restarted it.
+                # An earlier timer of this round may have cancelled or restarted this one.
                 if self._due.get(timer, math.inf) <= now:
                     self._expire(timer)
 
@@ -102,12 +102,12 @@ class Loop:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _is_watched(self, key: selectors.SelectorKey) -> bool:
-        """False if a handler before it in this round has closed it."""
+        """False if an earlier handler of this round has closed the descriptor."""
         return self._selector.get_map().get(key.fd) is key
 
     def _read(self, key: selectors.SelectorKey) -> None:
         if not self.attempt(key.data) and self._is_watched(key):
-            # It is still readable, and its handler would fail again at once.
+            # The descriptor is still readable, and its handler would fail again at once.
             self._selector.unregister(key.fileobj)
             self._aside[cast(Readable, key.fileobj)] = (time.monotonic() + _ASIDE, key.data)
 
@@ -122,11 +122,11 @@ class Loop:
         if not self.attempt(act):
             timer.start(_RETRY_AFTER)
 
-    def attempt(self, act: Callable[[], object]) -> bool:
-        """Calls ``act``; whether it raised nothing. Logs any error, also one that is a bug of the daemon.
+    def guard(self, act: Callable[[], object]) -> bool:
+        """Calls ``act``; returns False if it raised. Logs every error, also one that is a bug of the daemon.
 
-        A daemon that ended would leave idle flows counted and sessions unexpired, which is worse than one
-        task that is not done.
+        Without the daemon, idle flows stay counted and sessions do not expire: that is worse than one failed
+        task.
         """
         try:
             act()

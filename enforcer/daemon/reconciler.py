@@ -28,9 +28,9 @@ from enforcer.kernel.watch import FILTER, NFT, ROUTE, Watch
 
 _log = logging.getLogger(__name__)
 
-# Seconds between looks at what no event reports.
+# Seconds between checks of what no event reports.
 _AUDIT_EVERY = 60.0
-# Seconds between looks at hooks, and until the next attempt while a process changes the gateway.
+# Seconds between checks of hooks, and until the next attempt while a process changes the gateway.
 _TICK = 1.0
 # Seconds between two requests to apply the configuration in force again.
 _REAPPLY_EVERY = 60.0
@@ -39,7 +39,7 @@ _LOCK_PATIENCE = 0.2
 
 
 class LastSeen:
-    """The index of the last link of each name: tells a link that was made again from one that was renamed.
+    """The index of the last link of each name: distinguishes a recreated link from a renamed one.
 
     ``indexes`` are the indexes of all links by name at the start.
     """
@@ -49,7 +49,7 @@ class LastSeen:
         self._gone: set[str] = set()
 
     def made_again(self, listed: Iterable[str], indexes: Mapping[str, int]) -> set[str]:
-        """The listed names whose link is another one than at the last call, or was gone since."""
+        """The listed names whose link has been recreated since the last call."""
         listed = set(listed)
         again = {
             name
@@ -109,7 +109,7 @@ class Reconciler:
             if there.links.indexes.get(link.listed) == link.index
         }
         again = self._last_seen.made_again((*wanted.inside, *wanted.outside), there.links.indexes)
-        # A link that was made again has lost its filters and sysctls; one that was renamed still has them.
+        # A recreated link has lost its filters and sysctls; a renamed one still has them.
         self._made_again |= again - back
         now = {f"egress {name}": pair for name, pair in there.egresses.items()}
         now["the shared address"] = there.shared
@@ -181,7 +181,7 @@ class Reconciler:
         return _TICK
 
     def _look_again(self) -> float | None:
-        """Reads again what changed while it was read."""
+        """Repeats :meth:`refresh` after nftables chains changed while they were read."""
         if self._reloading():
             return _TICK
         self.refresh()

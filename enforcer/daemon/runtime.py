@@ -29,7 +29,7 @@ _LOCK_PATIENCE = 0.2
 
 
 class Runtime:
-    """Raises EnforcerError; to be closed."""
+    """State, maps, pins and facts of the gateway in force. Raises EnforcerError; the owner closes it."""
 
     gateway: Gateway
     wanted: Desired
@@ -167,7 +167,7 @@ class Runtime:
 
 
 def _identity(file: Path) -> tuple[int, ...]:
-    """Changes whenever the file is replaced or written to; empty if there is none."""
+    """(inode, change time in ns, size), different for a replaced or rewritten file; empty without a file."""
     try:
         found = file.stat()
     except FileNotFoundError:

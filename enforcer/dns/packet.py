@@ -1,6 +1,6 @@
 """Parses packets from the IP header on: addresses, ports and payload, for both families.
 
-It skips IPv6 extension headers (RFC 8200, 4.1) and does not verify checksums (:mod:`enforcer.kernel.queue`
+It skips IPv6 extension headers (RFC 8200, 4.1) and does not verify checksums (:mod:`enforcer.kernel.nfqueue`
 gives the reason).
 """
 

@@ -29,8 +29,9 @@ TIMEOUT_NAMES = {State.UDP_UNREPLIED: "udp", State.UDP_STREAM: "udp_stream"} | {
 }
 """Names of conntrack's timeouts by flow state."""
 _TIMEOUT_OF_SYN_SENT2 = 120.0  # seconds; conntrack has no sysctl for it
-# Seconds added to conntrack's timeouts. A flow that ended before its conntrack entry would be decided again
-# while the former translation still applies. conntrack counts in jiffies of up to 10 ms.
+# Seconds added to conntrack's timeouts, which conntrack counts in jiffies of up to 10 ms. If a flow ended
+# before its conntrack entry, its next packet would be decided again while conntrack still applies the
+# former translation.
 GRACE = 1.0
 
 
@@ -45,7 +46,7 @@ class AddressSet:
 
     @classmethod
     def of(cls, single: Iterable[IPAddress], ranges: Iterable[IPv6Network]) -> AddressSet:
-        """From plain addresses and ranges."""
+        """The set of these addresses and ranges."""
         made = cls(())
         made._take(single, ranges)
         return made

@@ -106,7 +106,7 @@ def _regions(bank: int, contents: BankContents, before: dict[str, Any]) -> _Regi
             or destination.rules(region_facts("dst", country, continent)) != destination.unknown
         )
 
-    # Which regions matter depends on the predicates alone: those of which a predicate is true.
+    # The predicates alone decide which regions matter: those for which one of them is true.
     asked = [
         f"{name} {predicate}"
         for name in ("source_region", "destination_region")

@@ -70,7 +70,7 @@ class Desired:
         return (*self.inside, *self.outside, *self.other)
 
     def still_listed(self, former: Mapping[str, str]) -> dict[str, str]:
-        """Renamed links (former name by present name) that only their former name lists on a side."""
+        """Renamed links (former name by present name) of which the former name alone is inside or outside."""
         sides = {*self.inside, *self.outside}
         return {now: before for now, before in former.items() if before in sides and now not in sides}
 

@@ -1,17 +1,14 @@
 """Decides which forwarding sysctls to set: on for the listed interfaces, unchanged for all others. Pure.
 
 IPv4: the kernel checks the ingress interface's setting (net/ipv4/route.c, ip_route_input_slow), so each
-listed
-interface is switched on. ``ip_forward`` is not written: that would write the setting of every interface
-(net/ipv4/devinet.c, inet_forward_change).
+listed interface is switched on. ``ip_forward`` is not written: that would write the setting of every
+interface (net/ipv4/devinet.c, inet_forward_change).
 
 IPv6: the kernel checks ``conf/all`` (net/ipv6/ip6_output.c, ip6_forward; since Linux 6.17 also the
-interface's
-force_forwarding). An interface's own setting makes it a router interface or a host interface: Linux accepts
-router advertisements on a host interface, and on a router interface with accept_ra = 2 (ip-sysctl.rst). So
-``conf/all`` is set and the settings that the kernel changes with it are restored, the listed interfaces
-become
-router interfaces, and the others keep their role.
+interface's force_forwarding). An interface's own setting makes it a router interface or a host interface:
+Linux accepts router advertisements on a host interface, and on a router interface with accept_ra = 2
+(ip-sysctl.rst). So ``conf/all`` is set and the settings that the kernel changes with it are restored, the
+listed interfaces become router interfaces, and the others keep their role.
 
 The loopback interface is switched on with the listed ones: the source check looks routes up from there where
 an uplink's setting is off (route.h).
@@ -163,7 +160,7 @@ class Forwarding:
         name, default = forwards(family, interface), forwards(family, DEFAULT)
         if name in self.was:
             return self.was[name]
-        # An interface that appeared after an earlier version had switched all on started with that.
+        # After an earlier version had switched forwarding on for all, new interfaces started with it on.
         if FOR_ALL[family] in self.was and self.was.get(default) == "0":
             return "0"
         return self.now.get(name, "0")

@@ -39,8 +39,7 @@ class Clients:
     That address may be an interface's own, which MASQUERADE rules for containers use too. A client's TCP or
     UDP connection is in the flow map, whose keys ``flows`` has. Another connection (ICMP, for instance) is a
     client's unless the route to its source leaves by an interface that is not in ``sides``, the indexes of
-    the
-    inside and outside interfaces (after the inside interface was removed, the route leaves by an outside
+    the inside and outside interfaces (after the inside interface was removed, the route leaves by an outside
     one).
     """
 

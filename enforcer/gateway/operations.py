@@ -141,7 +141,7 @@ class DetachUnknown(Detach):
 
 @dataclass(frozen=True)
 class EndFlows(Operation):
-    """Ends the connections of removed egress IPs: their packets have no address, and they must not count."""
+    """Ends the connections of removed egress IPs, which have no source address left and must not count."""
 
     egresses: tuple[Egress, ...]
 

@@ -50,11 +50,11 @@ def plan(
     unfinished: Desired | None = None,
     restore: Container[str] | None = None,
 ) -> list[Operation]:
-    """The operations, in an order in which nothing leaks and no live flow is lost, wherever they end.
+    """The operations, in an order in which nothing leaks and no live flow is lost, wherever execution ends.
 
     ``previous`` is in force. ``unfinished`` is the other side of an interrupted plan; parts of it may be
     installed. ``tables`` is the digest of the desired policy bank. ``restore`` names the interfaces to which
-    missing addresses are added (None: all); addresses missing on others stay unavailable (contract). State of
+    missing addresses are added (None: all); addresses missing on other interfaces stay unavailable. State of
     the enforcer that is in the kernel and not desired is removed.
     """
     return list(_operations(desired, actual, previous, tables, unfinished=unfinished, restore=restore))

@@ -1,11 +1,9 @@
-"""Interface roles by index: maintains the map `interfaces`, which the programs look packets' interfaces up
-in.
+"""Interface roles by index: maintains the map `interfaces`, where the programs find a packet's interface.
 
 The configuration lists names, the programs use indexes. A renamed link keeps its role, so that its packets
 are checked, but new egress flows are refused (struct interface.unfit), because nftables rules match the
-listed
-name. The same holds for a link that has become a port of a bridge, bond or VRF: the kernel attributes its
-packets to the master.
+listed name. The same holds for a link that has become a port of a bridge, bond or VRF: the kernel attributes
+its packets to the master.
 """
 
 from __future__ import annotations
@@ -104,10 +102,10 @@ def find_renamed(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) ->
 
 
 def former_names(interfaces: Map, wanted: Desired, found: Mapping[str, Link]) -> dict[str, str]:
-    """The names by which links got their role, by the present ones, where these differ.
+    """The former name, by which a link got its role, of each renamed link, by present name.
 
-    An earlier version's map has no names. A link in it that is unlisted now had one of the names of its role
-    that no link in it has now: the first one, in the order of indexes.
+    An earlier version's map has no names. Its unlisted links then get, in the order of their indexes, the
+    listed names of their role that none of its links has.
     """
     rows = by_index(interfaces)
     there = {name: rows[link.index] for name, link in found.items() if link.index in rows}

@@ -27,7 +27,7 @@ _LARGEST = 1 << 28
 LAST_SLOT = SLOTS - 1
 LAST_POLICY = MAX_POLICIES
 LOST = {"kind": "lost"}
-"""Entry of the undo list: the entries of before are lost with their state file."""
+"""Entry of the undo list: the earlier entries were lost with their state file."""
 
 
 UNDO: Mapping[str, tuple[str, ...]] = {
@@ -74,7 +74,7 @@ class State:
     """The plan under way or interrupted: since, pid, operations, and its other side (OTHER_SIDE): the state
     to put in force, or after the switch the former one."""
     format: int = FORMAT
-    """What the file was read as; it is written in this version's."""
+    """The format in which the file was read; :meth:`save` writes this version's format."""
 
     @property
     def foreign(self) -> list[str]:

@@ -44,7 +44,7 @@ def at_present(entries: Iterable[Entry], found: Links) -> list[Entry]:
 
 
 def relisted(entries: Iterable[Entry], listed: Collection[str], found: Links) -> list[Entry]:
-    """As :func:`at_present`, but unlisted links keep their noted name, by which they may be listed."""
+    """As :func:`at_present`, but unlisted links keep their noted name, which may be a listed name."""
     return _named(entries, found, listed)
 
 

@@ -54,7 +54,7 @@ class Overrides:
     """Facts that a question assumes instead of the known ones; None: the known ones apply."""
 
     email: str | None = None
-    """The client has this person's session; without one, a session with this email alone."""
+    """The client has the session with this email; if there is none, a session with the email alone."""
     host: str | None = None
     """The origin has this name."""
 

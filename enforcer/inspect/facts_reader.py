@@ -36,7 +36,7 @@ class FactsReader:
         return None
 
     def names(self, client: IPAddress, address: IPAddress) -> tuple[str, ...]:
-        """What an address goes by for a client: what it was told itself, or else what anybody was."""
+        """The names of an address: from the client's own DNS answers, else from those of all clients."""
         packed = pack(address)
         return self.store.names_at(pack(client), packed) or self.store.names_at(ANY_CLIENT, packed)
 

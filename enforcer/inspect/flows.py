@@ -22,8 +22,7 @@ def flows(reader: GatewayReader) -> list[Row]:
 
     conntrack does not know a flow whose packets other rules dropped after the egress was chosen; nothing has
     left then. ``path`` is "fast" while a direction's packets bypass routing, conntrack and netfilter.
-    ``idle``
-    may be a few seconds too small after packets on that path, which record no time.
+    ``idle`` may be a few seconds too small after packets on that path, which record no time.
     """
     # Read before conntrack's table, so that a connection opened between the two is found there.
     chunks = list(reader.maps.flows.chunks())

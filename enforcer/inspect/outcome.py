@@ -1,5 +1,4 @@
-"""Completes a verdict of the program: the final reason after routing and nftables, and the missing
-address."""
+"""Completes a program's verdict: the final reason after routing and nftables, and the missing address."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def missing(config: Config, policy: str | None, version: int) -> tuple[str | Non
         return named["name"], _cause(config, named, family)
     if not isinstance(wanted, Mapping):
         return None, f"the configuration has changed meanwhile, and with it policy {policy}"
-    # A policy that names one family's address means the other's of the same egress IP.
+    # If a policy names one family's address only, the other family uses the same egress IP.
     primary = wanted[family] or wanted["ipv4"] or wanted["ipv6"]
     by_address = {address: each for each in config["egress_ips"] for address in (each["ipv4"], each["ipv6"])}
     why = _cause(config, by_address[primary], family)

@@ -1,2 +1,1 @@
-"""Access to the kernel except BPF: nftables, addresses, routes, TC filters, sysctls, conntrack, queues,
-events."""
+"""Access to the kernel except BPF: nftables, addresses, routes, filters, sysctls, conntrack, NFQUEUE."""

@@ -12,7 +12,7 @@ from enforcer.kernel import netlink
 # include/uapi/linux/rtnetlink.h (enum rtnetlink_groups)
 LINK, NEIGHBOUR, TRAFFIC_CONTROL, IPV4_ADDRESS, IPV4_ROUTE, IPV4_RULE = 1, 3, 4, 5, 7, 8
 IPV6_ADDRESS, IPV6_ROUTE, IPV6_RULE, NEXT_HOP = 9, 11, 19, 32
-IPV4_NETCONF, IPV6_NETCONF = 24, 25  # forwarding was switched
+IPV4_NETCONF, IPV6_NETCONF = 24, 25  # forwarding was switched on or off
 # include/uapi/linux/netfilter/nfnetlink.h (enum nfnetlink_groups)
 NFTABLES = 7
 

@@ -1,5 +1,4 @@
-"""Policy routing rules that match packet marks (ip-rule(8), net/core/fib_rules.c), and warnings about
-them."""
+"""Policy routing rules that match packet marks (ip-rule(8), net/core/fib_rules.c), and their warnings."""
 
 from __future__ import annotations
 
@@ -40,7 +39,8 @@ class MarkRule:
     def uses(self, bits: int) -> bool:
         """Whether marks within ``bits`` can change whether the rule matches.
 
-        An inverted rule whose mark has bits outside of ``bits`` matches every mark within them, and none.
+        An inverted rule whose mark has bits outside of ``bits`` matches unmarked packets and those with any
+        mark within ``bits`` alike.
         """
         if self.inverted and self.mark & ~bits:
             return False

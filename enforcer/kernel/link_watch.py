@@ -1,8 +1,7 @@
 """Watches for interfaces that come up or change their MAC address, so that addresses can be announced.
 
 The kernel announces by itself only if arp_notify and ndisc_notify are set (ip-sysctl.rst), not for ranges,
-and
-not when a carrier returns. Standard library only.
+and not when a carrier returns. Standard library only.
 """
 
 from __future__ import annotations

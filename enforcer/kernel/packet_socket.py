@@ -69,7 +69,7 @@ class PacketSocket(ABC):
                 try:
                     data = self._socket.recv(_LARGEST)
                 except OSError as error:
-                    if error.errno != errno.ENOBUFS:  # TimeoutError too
+                    if error.errno != errno.ENOBUFS:  # including TimeoutError
                         raise
                     self.overflows += 1
                     continue

@@ -30,8 +30,7 @@ GROUPS = (
 )
 
 # A small buffer: one event is enough, and lost ones cost no time. A routing daemon that loads its table
-# causes
-# 100,000 events a second.
+# causes 100,000 events a second.
 _LITTLE_ROOM = 1 << 13
 _ROOM = 1 << 20
 # Neighbours remembered, at some 200 bytes each; the kernel keeps 1,024 of a family by default.

@@ -40,7 +40,7 @@ def nearest(here: Coordinates, candidates: Mapping[str, Coordinates]) -> list[st
 
 
 def nearest_of(used: Collection[str], here: str, locations: Mapping[str, Coordinates]) -> str:
-    """Name the location of ``used`` that is nearest to ``here``, one of all ``locations`` by name."""
+    """Return the location in ``used`` nearest to ``here``; ``locations`` has the coordinates of all."""
     if here in used:  # another location may have the same coordinates
         return here
     return nearest(locations[here], {name: locations[name] for name in used})[0]

@@ -164,7 +164,7 @@ def _refuse_mapped(network: Network) -> None:
 
 
 def ordered_networks(operator: str, bound: IPv4Address | IPv6Address) -> tuple[Network, ...]:
-    """Return the addresses of the bound's family that compare so with it."""
+    """Return the addresses of the bound's family for which the comparison with it is true."""
     everything: Network = IPv4Network((0, 0)) if bound.version == 4 else IPv6Network((0, 0))
     number, top = int(bound), int(everything.broadcast_address)
     first, last = ordered(operator, number, top)
@@ -175,7 +175,7 @@ def ordered_networks(operator: str, bound: IPv4Address | IPv6Address) -> tuple[N
 
 
 def ordered(operator: str, bound: int, top: int) -> tuple[int, int]:
-    """Return first and last of 0 … ``top`` that compare so with ``bound``; first > last if none does."""
+    """Return the range within 0 … ``top`` for which the comparison is true; first > last if it is empty."""
     return {
         "<": (0, bound - 1),
         "<=": (0, bound),

@@ -45,8 +45,7 @@ def apply(ruleset: Ruleset, counters: Mapping[str, tuple[int, int]] | None = Non
     """Replaces the table's contents by ``ruleset`` atomically.
 
     ``counters`` are the initial values (packets, bytes), by default those of the present table. Packets
-    counted
-    between reading and committing (0.1 s with 4,000 egress IPs) are not carried over.
+    counted between reading and committing (0.1 s with 4,000 egress IPs) are not carried over.
     """
     from enforcer.kernel.nft import messages as contents
 
@@ -64,7 +63,7 @@ def apply(ruleset: Ruleset, counters: Mapping[str, tuple[int, int]] | None = Non
 
 
 def _commit(channel: Channel, messages: list[Message]) -> list[Refusal]:
-    """Send a transaction; returns what was refused, and then nothing has changed."""
+    """Sends a transaction; returns the refused messages. If one is refused, nothing has changed."""
     refused = channel.transact(messages)
     OWN.count += not refused
     return refused

@@ -1,5 +1,4 @@
-"""Expressions of nftables rules: loads, comparisons, look-ups, statements (nft(8), "EXPRESSIONS",
-"STATEMENTS").
+"""Expressions of nftables rules: loads, comparisons, look-ups, statements (nft(8)).
 
 Values are loaded into register 1, from which the next expression reads them.
 """
@@ -76,7 +75,7 @@ def meta(key: int, value: bytes) -> list[Expression]:
 
 
 def set_mark() -> Expression:
-    """The packet's mark becomes what register 1 has."""
+    """Sets the packet's mark to the value of register 1."""
     return expression("meta", NFTA_META_KEY=META_MARK, NFTA_META_SREG=REG_1)
 
 
@@ -94,7 +93,7 @@ def lookup(name: str, destination: int | None = None) -> Expression:
 
 
 def padded(interface: str) -> bytes:
-    """An interface's name as sets hold it."""
+    """An interface's name as sets hold it: padded with zeros."""
     return interface.encode().ljust(IFNAMSIZ, b"\0")
 
 
@@ -136,7 +135,7 @@ def direction(direction: int) -> list[Expression]:
 
 
 def source_untranslated() -> list[Expression]:
-    """Of a connection whose source conntrack does not translate."""
+    """Matches packets of connections whose source conntrack does not translate."""
     return [load("ct", CT_STATUS), masked(wire.host32(IPS_SRC_NAT)), compare(EQUAL, bytes(4))]
 
 
@@ -182,7 +181,7 @@ def over_rate(rates: str) -> Expression:
 
 
 def constant(value: bytes) -> Expression:
-    """This value in register 1."""
+    """Loads this value into register 1."""
     return expression("immediate", NFTA_IMMEDIATE_DREG=REG_1, NFTA_IMMEDIATE_DATA=_data(value))
 
 

@@ -22,17 +22,16 @@ interface too: other software uses the same bits, and a tunnel's outer packet in
 packets that another firewall drops at the usual priorities (0 to 225), nor packets that conntrack does not
 recognise as answers. Questions are copied (NFLOG), answers are held (NFQUEUE) until user space accepts them.
 Holding questions too would lose answers: a resolver library sends the questions for A and AAAA at once from
-one
-port. Held before conntrack has confirmed an entry, each is translated separately, and the second entry lives
-for one second (nf_conntrack_core.c, nf_ct_resolve_clash_harder): with a slower resolver its answer is lost.
+one port. Held before conntrack has confirmed an entry, each is translated separately, and the second entry
+lives for one second (nf_conntrack_core.c, nf_ct_resolve_clash_harder): with a slower resolver its answer is
+lost.
 
 A dynamic set holds a token bucket for each client seen within DNS_RATE_TIMEOUT, so that one client's flood
 fills neither the queue nor the log's buffer. Packets above the rate are counted and bypass user space.
 
 A kernel without nft_queue gets the xtables target NFQUEUE by nft_compat. ``nft list ruleset`` then shows the
 rules of ``dns_answers`` without a verdict and warns that iptables-nft manages the table, which is wrong:
-nft(8)
-cannot print such a target (``nft --debug=netlink list ruleset`` can).
+nft(8) cannot print such a target (``nft --debug=netlink list ruleset`` can).
 
 Linux 5.10 suffices. pyroute2 encodes everything but the set elements, of which there are five for each egress
 IP: it takes 40 µs for one.
@@ -306,16 +305,17 @@ class _Table:
             yield self._rule("forward", *expr.family(NFPROTO_IPV6), *stay)
 
     def _mark_untranslated(self) -> Message:
-        """An untranslated answer may be one to what left by an `other` interface; to_client asks the routes.
+        """Marks untranslated answers for the program to_client (bpf/inbound.h).
 
-        Its mark is that of a refusal, which no packet from outside has. One with a mark of others gets none.
+        It passes an answer if the packets that it answers leave by an `other` interface. The mark is that of
+        a refusal, which no other packet from outside has. A packet with other software's mark bits gets none.
         """
         answer = [*expr.direction(REPLY), *expr.source_untranslated(), *self._marks_of_others(EQUAL)]
         refused = expr.constant(wire.host32(self._ruleset.mark_mask))
         return self._rule("entering", *answer, refused, expr.set_mark())
 
     def _marks_of_others(self, comparison: int) -> list[Expression]:
-        """Whether bits that are not ours are all zero, or with NOT_EQUAL some are not."""
+        """Matches packets whose mark has no bits outside of ours (EQUAL), or has some (NOT_EQUAL)."""
         others = wire.host32(~self._ruleset.mark_mask & 0xFFFFFFFF)
         return [expr.load("meta", META_MARK), expr.masked(others), expr.compare(comparison, bytes(4))]
 

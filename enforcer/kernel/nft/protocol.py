@@ -34,7 +34,7 @@ STATE_INVALID, STATE_RELATED, STATE_NEW, STATE_UNTRACKED = 1, 4, 8, 64
 # The original direction's destination address, as conntrack knows it (Linux 4.17).
 CT_DESTINATION = {NFPROTO_IPV4: 20, NFPROTO_IPV6: 22}
 PAYLOAD_NETWORK_HEADER, PAYLOAD_TRANSPORT_HEADER = 1, 2
-# Where the addresses are in the header.
+# Offsets of the addresses in the IP header.
 SOURCE, DESTINATION = {NFPROTO_IPV4: 12, NFPROTO_IPV6: 8}, {NFPROTO_IPV4: 16, NFPROTO_IPV6: 24}
 EQUAL, NOT_EQUAL = 0, 1
 DROP, ACCEPT, JUMP, GOTO, RETURN = 0, 1, -3, -4, -5
@@ -42,7 +42,7 @@ REJECT_TCP_RESET, REJECT_ICMPX, ADMIN_PROHIBITED = 1, 2, 3
 SNAT = 0
 SET_MAP, SET_TIMEOUT, SET_EVAL = "NFT_SET_MAP", "NFT_SET_TIMEOUT", "NFT_SET_EVAL"
 DYNSET_UPDATE, LIMIT_OVER, LIMIT_PACKETS = 1, 1, 0
-# 16-byte registers: of a range of addresses the first lands in the one, the last in the other.
+# 16-byte registers. Of a range of addresses, REG_1 holds the first one and REG_2 the last one.
 VERDICT, REG_1, REG_2 = 0, 1, 2
 QUEUE_BYPASS = 1  # NFT_QUEUE_FLAG_BYPASS, NFQ_FLAG_BYPASS
 

@@ -20,8 +20,8 @@ Each network namespace has numbers of its own; other programs begin at 0.
 DNS_RATE, DNS_BURST = 2000, 500
 """DNS packets per second and burst of one client, for questions and answers each.
 
-Packets above the rate bypass the learner of names, so that one client cannot fill its queue or buffer.
-A client is an IPv4 address or an IPv6 /64 (:func:`enforcer.facts.names.client_prefix`).
+Packets above the rate bypass the learner of names, so that one client cannot fill its queue or buffer. A
+client is an IPv4 address or an IPv6 /64 (:func:`enforcer.facts.names.client_prefix`).
 """
 
 Dns = Literal["", "pass", "drop"]
@@ -47,14 +47,11 @@ class Ruleset:
     ``mark_mask`` selects the enforcer's bits of the packet mark; all of them set means "refused". ``source4``
     and ``source6`` map ``mark & mark_mask`` (not shifted) to the translated source; an IPv6 client keeps its
     host bits within the range. Packets to ``dedicated4`` and ``dedicated6`` that belong to no flow are
-    dropped.
-    ``dns`` passes clients' DNS to the learner of names (enforcer/dns); without a listener, and above
-    DNS_RATE,
-    answers "pass" unlearnt or "drop".
+    dropped. ``dns`` passes clients' DNS to the learner of names (enforcer/dns). Its value is what happens to
+    answers without a listener, and above DNS_RATE: "pass" (they are not learnt) or "drop".
 
     Packets from inside are forwarded to listed interfaces only, and so are IPv4 packets from ``opened4``.
-    With
-    ``closed6``, IPv6 is forwarded from and to listed interfaces only, and between ports of the bridges
+    With ``closed6``, IPv6 is forwarded from and to listed interfaces only, and between ports of the bridges
     ``bridged6``. ``renamed`` are the present names of renamed inside interfaces: their packets are not
     translated but may go to inside networks. ``indexes`` are those of the existing listed interfaces by name:
     a rule by index comes before the same rule by name, which serves a link that was recreated.
