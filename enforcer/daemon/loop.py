@@ -122,7 +122,7 @@ class Loop:
         if not self.attempt(act):
             timer.start(_RETRY_AFTER)
 
-    def guard(self, act: Callable[[], object]) -> bool:
+    def attempt(self, act: Callable[[], object]) -> bool:
         """Calls ``act``; returns False if it raised. Logs every error, also one that is a bug of the daemon.
 
         Without the daemon, idle flows stay counted and sessions do not expire: that is worse than one failed
