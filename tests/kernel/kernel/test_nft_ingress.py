@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,7 +146,8 @@ def test_chains_that_change_while_they_are_read(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Channel, "_receive", change_and_receive)
     waited: list[float] = []
-    monkeypatch.setattr(netlink.time, "sleep", waited.append)
+    clock = SimpleNamespace(sleep=waited.append)
+    monkeypatch.setattr(netlink, "time", clock)
     assert nft_ingress.devices() is None
     assert waited == []
     monkeypatch.undo()
