@@ -6,7 +6,7 @@ import itertools
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from socket import IPPROTO_RAW, SOCK_RAW
 
 import pytest
@@ -85,14 +85,17 @@ def test_picked_up_midway_and_the_client_goes_on(enforced: LabGateway, family: i
 def test_a_reset_of_a_fast_connection(enforced: LabGateway, family: int) -> None:
     """conntrack rejects the reset, and a late segment would extend its entry by hours."""
     lab = enforced.lab
-    with Transfer(lab.client, lab.origin1, ORIGIN1[family], 1 << 20) as transfer:
-        wait_for(lambda: any(row["fast_packets"] > 100 for row in look(enforced, flows)), "the fast path")
-        (row,) = (row for row in look(enforced, flows) if row["client_port"] == transfer.client_port)
-    wait_for(lambda: not counted(enforced), "the count given back")
+    with ExitStack() as stack:
+        with Transfer(lab.client, lab.origin1, ORIGIN1[family], 1 << 20) as transfer:
+            wait_for(lambda: any(row["fast_packets"] > 100 for row in look(enforced, flows)), "the fast path")
+            (row,) = (row for row in look(enforced, flows) if row["client_port"] == transfer.client_port)
+            stack.enter_context(stopped(enforced.pid))  # a sweep could end conntrack's entry first
+        wait_for(lambda: not counted(enforced), "the count given back")
+        paused = stack.pop_all()
     with silent(lab), closing(lab.origin1.socket(family_of(ORIGIN1[family]), SOCK_RAW, IPPROTO_RAW)) as raw:
         network = (IP if family == 4 else IPv6)(src=ORIGIN1[family], dst=row["source_ip"])
         late = TCP(sport=PORT, dport=row["source_port"], flags="A", seq=1, ack=1)
-        with stopped(enforced.pid):  # without a sweep, which could end the entry first
+        with paused:
             raw.sendto(bytes(network / late), (row["source_ip"], 0))
             said = lab.gw.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp").stdout
         assert "ESTABLISHED" in said and int(said.split()[2]) > 7000
