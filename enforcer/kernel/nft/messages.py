@@ -305,7 +305,7 @@ class _Table:
             yield self._rule("forward", *expr.family(NFPROTO_IPV6), *stay)
 
     def _mark_untranslated(self) -> Message:
-        """Marks untranslated answers for the program to_client (bpf/inbound.h).
+        """Marks untranslated answers for the program expect (bpf/inbound.h).
 
         It passes an answer if the packets that it answers leave by an `other` interface. The mark is that of
         a refusal, which no other packet from outside has. A packet with other software's mark bits gets none.
@@ -458,7 +458,7 @@ class _Table:
         """Matches of "from inside", cheapest first: by index, if such an interface exists, then by name.
 
         The kernel copies the name for each comparison (nft_meta_store_ifname, net/netfilter/nft_meta.c): two
-        comparisons of names in each of three chains cost 2 % of a new flow.
+        comparisons of names in each of three chains cost 4 % of a new flow.
         """
         indexes = self._ruleset.indexes_of(self._ruleset.inside)
         by_index = expr.interface_index(META_IIF, "inside_index", indexes) if indexes else []
