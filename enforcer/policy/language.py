@@ -302,7 +302,6 @@ _READERS: dict[fields.Kind, Callable[[str], Any]] = {
     "host": values.host,
     "text": values.text,
 }
-_NOUNS = {"address": values.ADDRESS, "port": values.PORT, "protocol": values.PROTOCOL}
 
 T = TypeVar("T")
 

@@ -49,4 +49,3 @@ QUEUE_BYPASS = 1  # NFT_QUEUE_FLAG_BYPASS, NFQ_FLAG_BYPASS
 # Types as nft(8) numbers them, so that `nft list` can print the sets (nftables: include/datatype.h).
 TYPE_IPV4, TYPE_IPV6, TYPE_MARK, TYPE_IFINDEX, TYPE_IFNAME = 7, 8, 19, 20, 41
 HOST_ORDER, NETWORK_ORDER = 1, 2
-UDATA_KEY_ORDER, UDATA_DATA_ORDER, UDATA_DATA_INTERVAL = 0, 1, 6
